@@ -1,0 +1,67 @@
+"""Reinforcement learning for flow-matching generators: a minimal core, everything else is a plugin.
+
+What authors of plugins need is importable from here; importing this module imports neither torch nor pydantic.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from flowfactory.errors import RunError, UserError
+from flowfactory.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from flowfactory.config import AlgorithmConfig, ComponentConfig, DynamicsConfig, LocalPath, ModelConfig
+    from flowfactory.policy import Policy
+    from flowfactory.types import (
+        Conditions,
+        Evaluation,
+        Experience,
+        Loss,
+        Prompt,
+        RunInfo,
+        Runtime,
+        Samples,
+        SamplingPlan,
+        Step,
+        Trainable,
+        Trajectory,
+    )
+
+__all__ = [
+    "AlgorithmConfig",
+    "ComponentConfig",
+    "Conditions",
+    "DynamicsConfig",
+    "Evaluation",
+    "Experience",
+    "LocalPath",
+    "Loss",
+    "ModelConfig",
+    "Policy",
+    "Prompt",
+    "RunError",
+    "RunInfo",
+    "Runtime",
+    "Samples",
+    "SamplingPlan",
+    "Step",
+    "Trainable",
+    "Trajectory",
+    "UserError",
+    "hookimpl",
+]
+
+_HOME = {
+    "AlgorithmConfig": "config",
+    "ComponentConfig": "config",
+    "DynamicsConfig": "config",
+    "LocalPath": "config",
+    "ModelConfig": "config",
+    "Policy": "policy",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"flowfactory.{_HOME.get(name, 'types')}"), name)

@@ -1,0 +1,215 @@
+"""``flowfactory``: run, plugins, sample, eval, report, schema."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flowfactory.errors import Interrupted, RunError, UserError
+
+if TYPE_CHECKING:
+    from flowfactory.config import RunConfig
+    from flowfactory.loop import Run
+
+app = typer.Typer(
+    help="Train image and video generators with reinforcement learning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+plugins_app = typer.Typer(help="What is installed.", no_args_is_help=True)
+app.add_typer(plugins_app, name="plugins")
+
+Plugins = Annotated[list[Path] | None, typer.Option("--plugin", metavar="FILE", help="A one-file plugin. May repeat.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=value", help="Override a key; YAML. May repeat.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Iteration = Annotated[int | None, typer.Option("--checkpoint", metavar="N", help="The iteration; the newest when left out.")]
+
+
+@app.command()
+def run(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a bundled example.")],
+    sets: Sets = None,
+    plugin: Plugins = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory; runs/<name of the config> when left out.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the run directory.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the resolved config; read no weights.")] = False,
+) -> None:
+    """Train as CONFIG says."""
+    from flowfactory import config as configs
+
+    resolved = configs.load(config, sets or [], plugin or [], out)
+    if dry_run:
+        from flowfactory.assembly import Assembly
+
+        Assembly(resolved)
+        typer.echo(configs.dump(resolved), nl=False)
+        return
+    _train(resolved, resume)
+
+
+def _train(config: RunConfig, resume: bool) -> None:
+    _quieten()
+    from rich.console import Console
+
+    from flowfactory.loop import train
+    from flowfactory.report import Terminal, write_report
+
+    terminal = Terminal(Console())
+    try:
+        directory = train(config, resume, [terminal], terminal.say)
+    finally:
+        terminal.close()
+    report = write_report(directory)
+    records = [record for record in directory.records() if any(key.startswith("eval/") for key in record)]
+    if len(records) > 1:
+        for key in (key for key in records[-1] if key.startswith("eval/")):
+            label = key.split("/")[1]
+            terminal.say(f"held-out {label}: {records[0][key]:.4f} before, {records[-1][key]:.4f} after")
+    terminal.say(f"report: {report}")
+
+
+@app.command()
+def sample(
+    directory: RunFolder,
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT…", help="What to draw.")],
+    count: Annotated[int, typer.Option(min=1, help="Pictures a prompt.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Where to; RUN/samples/drawn when left out.")] = None,
+    checkpoint: Iteration = None,
+    sets: Sets = None,
+) -> None:
+    """Draw PROMPTs with a run's weights."""
+    from flowfactory.evaluation import evaluate
+    from flowfactory.rundir import RunDirectory, save_picture
+    from flowfactory.types import Prompt
+
+    restored, _ = _restored(directory, checkpoint, sets)
+    wanted = [Prompt(text, index) for index, text in enumerate(prompts)]
+    folder = out or RunDirectory(directory).samples / "drawn"
+    folder.mkdir(parents=True, exist_ok=True)
+    media = evaluate(restored.sampler, restored.assembly, restored.config, wanted, count, score=False).media
+    number = 0
+    for medium in media:
+        while (file := folder / f"{number:03d}.png").exists():
+            number += 1
+        save_picture(medium, file)
+        typer.echo(str(file))
+
+
+@app.command(name="eval")
+def evaluate_run(directory: RunFolder, checkpoint: Iteration = None, sets: Sets = None) -> None:
+    """Score a run's weights on its held-out prompts."""
+    import json
+
+    from flowfactory.evaluation import evaluate
+
+    restored, path = _restored(directory, checkpoint, sets)
+    if not restored.heldout:
+        raise UserError(f"{directory}: prompts.heldout is not set; give one with --set prompts.heldout=FILE")
+    result = evaluate(restored.sampler, restored.assembly, restored.config, restored.heldout)
+    typer.echo(json.dumps({"checkpoint": str(path), "pictures": len(result.prompts), **result.metrics()}))
+
+
+def _restored(directory: Path, iteration: int | None, sets: list[str] | None) -> tuple[Run, Path]:
+    _quieten()
+    from flowfactory import checkpoint
+    from flowfactory.loop import prepare
+    from flowfactory.rundir import RunDirectory
+
+    where = RunDirectory(directory)
+    config = where.load_config(sets or [])
+    path = checkpoint.find(where.checkpoints, iteration)
+    restored = prepare(config)
+    restored.policy.load(path)
+    return restored, path
+
+
+@app.command()
+def report(directory: RunFolder) -> None:
+    """Write RUN/report.html anew from what is on disk."""
+    from flowfactory.report import write_report
+    from flowfactory.rundir import RunDirectory
+
+    where = RunDirectory(directory)
+    where.load_config()
+    typer.echo(str(write_report(where)))
+
+
+@app.command()
+def schema(plugin: Plugins = None) -> None:
+    """Print the JSON schema of a config, with every installed component."""
+    import json
+
+    from flowfactory.catalogue import discover
+    from flowfactory.config import schema_type
+
+    typer.echo(json.dumps(schema_type(discover(plugin or [])).model_json_schema(), indent=2))
+
+
+@plugins_app.command("list")
+def list_plugins(plugin: Plugins = None) -> None:
+    """Every component by kind, and the plugins that could not be loaded."""
+    from flowfactory.catalogue import discover
+
+    catalogue = discover(plugin or [])
+    for kind, components in catalogue.components.items():
+        for name in sorted(components):
+            typer.echo(f"{kind:<10} {name:<16} {components[name].plugin} {components[name].version}".rstrip())
+    for broken in catalogue.broken:
+        typer.echo(f"{'broken':<10} {broken.plugin:<16} {broken.reason}")
+
+
+@plugins_app.command("show")
+def show_plugin(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A component, as 'plugins list' names it.")],
+    plugin: Plugins = None,
+) -> None:
+    """What a component is, and its options."""
+    from flowfactory.catalogue import discover, suggestion
+
+    catalogue = discover(plugin or [])
+    found = [components[name] for components in catalogue.components.values() if name in components]
+    if not found:
+        everything = {known for components in catalogue.components.values() for known in components}
+        raise UserError(f"no component called {name!r}{suggestion(name, everything)}")
+    for component in found:
+        typer.echo(f"{component.kind} {component.name}, from {component.plugin} {component.version}".rstrip())
+        if component.kind == "example":
+            typer.echo(Path(component.spec).read_text(encoding="utf-8"))
+            continue
+        config = component.config_class()
+        typer.echo((config.__doc__ or "").strip())
+        for key, field in config.model_fields.items():
+            kind = (
+                str(field.annotation).replace("typing.", "")
+                if not isinstance(field.annotation, type)
+                else field.annotation.__name__
+            )
+            default = "required" if field.is_required() else f"default {field.default!r}"
+            typer.echo(f"  {key}: {kind}, {default}" + (f"; {field.description}" if field.description else ""))
+
+
+def _quieten() -> None:
+    """Libraries' own progress bars and hints would stand between the lines of a run."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+
+def main() -> None:
+    """The command line: exit code 2 for a user's mistake, 1 for a run that had to stop, 130 when asked to stop."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except RunError as error:
+        typer.echo(f"stopped: {error}", err=True)
+        sys.exit(1)
+    except Interrupted as error:
+        typer.echo(str(error), err=True)
+        sys.exit(130)

@@ -1,0 +1,507 @@
+"""YAML to strict pydantic models: unknown keys are refused with the nearest valid name."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import GenericAlias, UnionType
+from typing import Annotated, Any, ClassVar, Literal, Union, cast, get_args, get_origin
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    model_validator,
+)
+
+from flowfactory.catalogue import Catalogue, discover, suggestion
+from flowfactory.errors import UserError
+
+
+class Strict(BaseModel):
+    """Frozen, and refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def _beside_config(path: Path, info: ValidationInfo) -> Path:
+    folder = (info.context or {}).get("folder")
+    return Path(path) if folder is None else (Path(folder) / path.expanduser()).resolve()
+
+
+LocalPath = Annotated[Path, AfterValidator(_beside_config)]
+"""A path in a config; a relative one is relative to the file it stands in."""
+
+
+def _folder_or_hub_id(path: str, info: ValidationInfo) -> str:
+    local = _beside_config(Path(path), info)
+    if local.is_dir():
+        return str(local)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        raise ValueError(f"{local} is no folder, and {path!r} is no hub id (owner/name)")
+    return path
+
+
+CheckpointPath = Annotated[str, AfterValidator(_folder_or_hub_id)]
+"""A folder (relative to the config file) or a hub id; a folder that exists wins."""
+
+
+class ComponentConfig(Strict, ABC):
+    """The options of one component, and how to make it. Subclass, add fields, write ``build``.
+
+    A ``description`` of a field is what ``flowfactory plugins show`` prints.
+    """
+
+    @abstractmethod
+    def build(self, label: str) -> object:
+        """Make the component. ``label`` is the config's own name for it, which a reward returns its scores under."""
+
+    def check(self, run: RunConfig) -> None:
+        """Raise ValueError with one sentence when the rest of the config does not go with this component."""
+
+
+class LoraConfig(Strict):
+    """Low-rank adapters (arXiv:2106.09685) on the linear layers whose names end in one of ``targets``."""
+
+    rank: int = Field(32, ge=1)
+    alpha: float = Field(64, gt=0, description="the adapter's output is scaled by alpha / rank")
+    targets: tuple[str, ...] | None = Field(None, description="endings of module names; the model's own when left out")
+
+
+class LoraTraining(Strict):
+    """``train: {lora: {rank: 32}}``."""
+
+    lora: LoraConfig = LoraConfig.model_validate({})
+
+
+Training = Literal["full"] | LoraTraining
+
+
+class ModelConfig(ComponentConfig):
+    """What every model's options share."""
+
+    train: Training = Field(LoraTraining(), description="'full', or {lora: {rank, alpha, targets}}")
+
+
+class AlgorithmConfig(ComponentConfig):
+    """What every algorithm's options share."""
+
+
+class DynamicsConfig(ComponentConfig):
+    """What all dynamics' options share."""
+
+    stochastic: ClassVar[bool] = True
+    """Whether steps have a log-density, which algorithms of GRPO's kind learn from."""
+
+
+class PromptsConfig(Strict):
+    """Files with a prompt a line."""
+
+    train: LocalPath
+    heldout: LocalPath | None = Field(None, description="drawn before, during and after training, never trained on")
+    negative: str = Field("", description="the negative prompt of classifier-free guidance")
+
+    @model_validator(mode="after")
+    def _exist(self) -> PromptsConfig:
+        for path in (self.train, self.heldout):
+            if path is not None and not path.is_file():
+                raise ValueError(f"no file {path}")
+        return self
+
+
+class SamplingConfig(Strict):
+    """What one iteration draws: groups x group_size pictures."""
+
+    groups: int = Field(16, ge=1, description="prompts an iteration")
+    group_size: int = Field(8, ge=2, description="pictures a prompt, compared with one another")
+    size: tuple[int, int] = Field((512, 512), description="height, width in pixels")
+    steps: int = Field(10, ge=1, description="transformer evaluations a picture")
+    guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale; 1 is off")
+    batch_size: int = Field(8, ge=1, description="pictures drawn at once; does not change what is drawn")
+    dynamics: SerializeAsAny[DynamicsConfig]
+
+
+class AdvantagesConfig(Strict):
+    """How rewards become advantages."""
+
+    aggregate: Literal["sum", "gdpo"] = Field(
+        "sum",
+        description="sum: weigh, add, normalise in the group; gdpo (arXiv:2601.05242): normalise each reward, weigh, add",
+    )
+    spread: Literal["group", "global"] = Field("group", description="whose standard deviation divides")
+    clip: float | None = Field(5.0, gt=0, description="bound on the absolute advantage; null for none")
+
+
+class OptimizerConfig(Strict):
+    """AdamW, arXiv:1711.05101."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: float = Field(3e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+
+
+class TrainingConfig(Strict):
+    """How an iteration's pictures become optimizer steps."""
+
+    iterations: int = Field(100, ge=1)
+    updates: int = Field(1, ge=1, description="optimizer steps one pass over the pictures is divided into")
+    epochs: int = Field(1, ge=1, description="passes over the pictures of an iteration")
+    batch_size: int = Field(8, ge=1, description="pictures in one forward; gradients accumulate over the rest")
+    optimizer: OptimizerConfig = OptimizerConfig.model_validate({})
+    warmup: int = Field(0, ge=0, description="optimizer steps over which the learning rate rises linearly")
+    decay: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate after the warm-up")
+    max_grad_norm: float = Field(1.0, gt=0)
+    precision: Literal["float32", "bf16"] = Field("float32", description="what the transformer computes in")
+
+
+class EvaluationConfig(Strict):
+    """Held-out prompts with fixed noise, before training, every ``every`` iterations and at the end."""
+
+    every: int = Field(0, ge=0, description="iterations between evaluations; 0: only before and after")
+    members: int = Field(1, ge=1, description="pictures a prompt")
+    size: tuple[int, int] | None = Field(None, description="as in sampling when left out")
+    steps: int | None = Field(None, ge=1, description="as in sampling when left out")
+    guidance: float | None = Field(None, ge=0, description="as in sampling when left out")
+    batch_size: int | None = Field(None, ge=1, description="as in sampling when left out")
+    pictures: int = Field(16, ge=0, description="how many of the pictures are kept as PNG files")
+    rewards: dict[str, SerializeAsAny[ComponentConfig]] = Field({}, description="the training rewards when left out")
+
+
+class OutputConfig(Strict):
+    """Where the run directory is and what else is told."""
+
+    dir: LocalPath = Path("runs/run")
+    checkpoint_every: int = Field(20, ge=1, description="iterations")
+    trackers: tuple[SerializeAsAny[ComponentConfig], ...] = ()
+
+
+class RunConfig(Strict):
+    """A whole run. Made from a mapping by :func:`load`, which narrows each component to the one that is named."""
+
+    model: SerializeAsAny[ModelConfig]
+    algorithm: SerializeAsAny[AlgorithmConfig]
+    rewards: dict[str, SerializeAsAny[ComponentConfig]] = Field(min_length=1)
+    prompts: PromptsConfig
+    sampling: SamplingConfig
+    advantages: AdvantagesConfig = AdvantagesConfig.model_validate({})
+    training: TrainingConfig = TrainingConfig.model_validate({})
+    evaluation: EvaluationConfig = EvaluationConfig.model_validate({})
+    output: OutputConfig = OutputConfig.model_validate({})
+    plugins: tuple[LocalPath, ...] = Field((), description="one-file plugins")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 …")
+    seed: int = Field(42, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _agree(self) -> RunConfig:
+        pictures = self.sampling.groups * self.sampling.group_size
+        if self.training.updates > pictures:
+            raise ValueError(f"training.updates ({self.training.updates}) is more than the {pictures} pictures there are")
+        components = [self.model, self.algorithm, self.sampling.dynamics]
+        components += [*self.rewards.values(), *self.evaluation.rewards.values(), *self.output.trackers]
+        for component in components:
+            component.check(self)
+        if not any(reward_weight(reward) for reward in self.rewards.values()):
+            raise ValueError("every reward has weight 0: nothing would be learned")
+        return self
+
+
+def reward_weight(reward: ComponentConfig) -> float:
+    """The weight of a training reward; 0 means that it is only watched."""
+    return float(getattr(reward, "weight", 1.0))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats (``1e-4`` is a number), and a repeated key is an error rather than the last one's win."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*(?:[eE][-+]?[0-9]+)|[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The value. UserError: not YAML, with file and line."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{source}{where}: {problem}") from error
+
+
+def override(raw: dict[str, Any], assignment: str) -> dict[str, Any]:
+    """``raw`` with ``a.b=value`` set; the value is YAML. UserError: no ``=``, or a path through a list."""
+    path, equals, text = assignment.partition("=")
+    if not equals or not path:
+        raise UserError(f"--set {assignment}: write it as a.b=value")
+    keys = path.split(".")
+
+    def put(node: Any, depth: int) -> Any:
+        if depth == len(keys):
+            return parse_yaml(text, f"--set {path}")
+        if isinstance(node, list):
+            raise UserError(f"--set {assignment}: {'.'.join(keys[:depth])} is a list; set it as a whole")
+        if isinstance(node, str) and _is_component(keys[:depth]):
+            node = {"name": node}  # the shorthand of a component without options
+        inner = dict(node) if isinstance(node, dict) else {}
+        inner[keys[depth]] = put(inner.get(keys[depth]), depth + 1)
+        return inner
+
+    return cast(dict[str, Any], put(raw, 0))
+
+
+def _is_component(keys: Sequence[str]) -> bool:
+    return tuple(keys) in {("model",), ("algorithm",), ("sampling", "dynamics")} or "rewards" in keys[:-1]
+
+
+def load(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[Path] = (),
+    out: Path | None = None,
+) -> RunConfig:
+    """The config in the file ``source`` (or the bundled example of that name) with ``overrides`` set on top.
+
+    UserError: one line that names the file, the key and the nearest valid name. Reads no weights.
+    """
+    path = find(source, plugins)
+    raw = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+    if not isinstance(raw, dict):
+        raise UserError(f"{path.name}: expected a mapping at the top, got {type(raw).__name__}")
+    for assignment in overrides:
+        raw = override(raw, assignment)
+    if plugins:
+        raw["plugins"] = [*(raw.get("plugins") or []), *(str(Path(plugin).resolve()) for plugin in plugins)]
+    # --out and the default are relative to where the command was given, a path in the file to the file
+    if out is not None or "dir" not in (raw.get("output") or {}):
+        output = raw.get("output") or {}
+        if isinstance(output, dict):
+            chosen = Path(out) if out is not None else Path("runs") / path.stem
+            raw["output"] = {**output, "dir": str(chosen.absolute())}
+    return validate(raw, source=path.name, folder=path.parent, overrides=overrides)
+
+
+def find(source: str | Path, plugins: Sequence[Path] = ()) -> Path:
+    """The config file: an existing path, or the bundled example of that name. UserError: neither."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    examples = discover(plugins).components["example"]
+    if str(source) in examples:
+        return Path(examples[str(source)].spec)
+    raise UserError(f"no file {source}, and no example of that name{suggestion(str(source), examples)}")
+
+
+def validate(
+    raw: Mapping[str, Any], source: str = "config", folder: Path | None = None, overrides: Sequence[str] = ()
+) -> RunConfig:
+    """The typed config of the mapping ``raw``; relative paths are relative to ``folder``. UserError: as :func:`load`."""
+    files = raw.get("plugins") or []
+    if not isinstance(files, list | tuple):
+        raise UserError(f"{source}: plugins: expected a list of files")
+    catalogue = discover([(folder or Path()) / str(file) for file in files])
+    names: dict[str, set[str]] = {}
+    for kind, name, place in _named_components(raw, source):
+        try:
+            catalogue.find(kind, name)
+        except UserError as error:
+            raise UserError(f"{_blame(place, source, overrides)}: {error}") from error
+        names.setdefault(kind, set()).add(name)
+    schema = schema_type(catalogue, names)
+    try:
+        return schema.model_validate(raw, context={"folder": folder})
+    except ValidationError as error:
+        raise UserError(_explain(error, schema, source, overrides)) from error
+
+
+def dump(config: RunConfig) -> str:
+    """The resolved config as YAML that :func:`load` reads back to an equal one."""
+    return yaml.safe_dump(_name_first(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
+
+
+def _name_first(value: Any) -> Any:
+    if isinstance(value, dict):
+        first = [key for key in ("name", "weight") if key in value]
+        return {key: _name_first(value[key]) for key in [*first, *(key for key in value if key not in first)]}
+    if isinstance(value, list):
+        return [_name_first(item) for item in value]
+    return value
+
+
+def _named_components(raw: Mapping[str, Any], source: str) -> Iterator[tuple[str, str, str]]:
+    """(kind, name, place) of every component that ``raw`` names; what is malformed is left to pydantic."""
+
+    def section(key: str) -> Mapping[str, Any]:
+        value = raw.get(key)
+        return value if isinstance(value, Mapping) else {}
+
+    def items(value: Any) -> Iterable[tuple[str, Any]]:
+        return value.items() if isinstance(value, Mapping) else ()
+
+    trackers = section("output").get("trackers")
+    slots: list[tuple[str, str, Any]] = [(kind, kind, raw[kind]) for kind in ("model", "algorithm") if kind in raw]
+    slots += [("dynamics", "sampling.dynamics", section("sampling").get("dynamics", "ode"))]
+    slots += [("reward", f"rewards.{label}", value) for label, value in items(raw.get("rewards"))]
+    slots += [("reward", f"evaluation.rewards.{label}", value) for label, value in items(section("evaluation").get("rewards"))]
+    slots += [("tracker", f"output.trackers.{i}", value) for i, value in enumerate(trackers or [])]
+    for kind, place, value in slots:
+        if isinstance(value, str):
+            yield kind, value, place
+        elif isinstance(value, Mapping):
+            if not isinstance(value.get("name"), str):
+                raise UserError(f"{source}: {place}: say which {kind} with 'name'")
+            yield kind, value["name"], place
+        else:
+            raise UserError(f"{source}: {place}: expected the name of a {kind} or a mapping with 'name'")
+
+
+_EXTRA_FIELDS: dict[str, dict[str, Any]] = {
+    "reward": {
+        "weight": (float, Field(1.0, description="in the sum of rewards; 0 only watches")),
+    }
+}
+
+
+def _name_only(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def choice(catalogue: Catalogue, kind: str, names: Iterable[str]) -> Any:
+    """The type of a config's slot for one of the components ``names`` of ``kind``, told apart by ``name``."""
+    options: list[Any] = []
+    for name in sorted(names):
+        parent = catalogue.find(kind, name).config_class()
+        taken = {"name", *_EXTRA_FIELDS.get(kind, {})} & set(parent.model_fields)
+        if taken:
+            raise UserError(f"{kind} {name!r} has an option {taken.pop()!r}, which is flowfactory's own; rename it")
+        fields = {"name": (Literal[name], name), **_EXTRA_FIELDS.get(kind, {})}
+        options.append(create_model(parent.__name__, __base__=parent, __doc__=parent.__doc__, **fields))
+    if not options:
+        return ComponentConfig
+    annotated: Any = Annotated  # made at run time, where mypy wants types it can read
+    one_of = options[0] if len(options) == 1 else annotated[Union[tuple(options)], Field(discriminator="name")]  # noqa: UP007
+    return annotated[one_of, BeforeValidator(_name_only)]
+
+
+def schema_type(catalogue: Catalogue, names: Mapping[str, Iterable[str]] | None = None) -> type[RunConfig]:
+    """RunConfig whose slots accept the components ``names`` by kind, or all that are installed."""
+    chosen = catalogue.components if names is None else names
+
+    def slot(kind: str) -> Any:
+        return choice(catalogue, kind, chosen.get(kind, ()))
+
+    rewards: Any = GenericAlias(dict, (str, slot("reward")))
+    trackers: Any = GenericAlias(tuple, (slot("tracker"), ...))
+    sampling = create_model(
+        "SamplingConfig",
+        __base__=SamplingConfig,
+        dynamics=(slot("dynamics"), Field({"name": "ode"}, validate_default=True, description="how latents step")),
+    )
+    evaluation = create_model(
+        "EvaluationConfig",
+        __base__=EvaluationConfig,
+        rewards=(rewards, EvaluationConfig.model_fields["rewards"]),
+    )
+    output = create_model("OutputConfig", __base__=OutputConfig, trackers=(trackers, ()))
+    return create_model(
+        "RunConfig",
+        __base__=RunConfig,
+        model=(slot("model"), ...),
+        algorithm=(slot("algorithm"), ...),
+        rewards=(rewards, Field(min_length=1)),
+        sampling=(sampling, Field({}, validate_default=True)),
+        evaluation=(evaluation, Field({}, validate_default=True)),
+        output=(output, Field({}, validate_default=True)),
+    )
+
+
+def _blame(place: str, source: str, overrides: Sequence[str]) -> str:
+    """``file: key``, or ``--set key`` where the key came from the command line."""
+    for assignment in overrides:
+        path = assignment.partition("=")[0]
+        if place == path or place.startswith(path + ".") or path.startswith(place + "."):
+            return f"--set {place}"
+    return f"{source}: {place}" if place else source
+
+
+def _explain(error: ValidationError, schema: type[BaseModel], source: str, overrides: Sequence[str]) -> str:
+    problems = error.errors()
+    # of the branches of a union the one that went deepest is the one that was meant
+    first = max((p for p in problems if p["loc"][:2] == problems[0]["loc"][:2]), key=lambda p: len(p["loc"]))
+    keys, owner = _locate(schema, first["loc"])
+    blame = _blame(".".join(keys), source, overrides)
+    if first["type"] == "extra_forbidden":
+        known = owner.model_fields if owner else {}
+        message = f"unknown key{suggestion(keys[-1], known)}"
+    elif first["type"] == "value_error":
+        message = str(first["ctx"]["error"])
+    elif first["type"] == "missing":
+        message = "this key is missing"
+    else:
+        message = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+    more = len(problems) - 1
+    return f"{blame}: {message}" + (f" (and {more} more)" if more else "")
+
+
+def _locate(schema: Any, loc: Sequence[str | int]) -> tuple[list[str], type[BaseModel] | None]:
+    """The keys as the user wrote them, and the model that the last one belongs to.
+
+    pydantic puts the tag of a discriminated union and the branch of a plain one into ``loc``; those are left out.
+    """
+    keys: list[str] = []
+    owner: type[BaseModel] | None = None
+    here = _alternatives(schema)
+    for part in loc:
+        branches = [branch for branch in here if part in (_tag(branch), getattr(branch, "__name__", None))]
+        if len(here) > 1 and (branches or str(part).startswith("literal[")):
+            here = branches or here
+            continue
+        keys.append(str(part))
+        models = [branch for branch in here if isinstance(branch, type) and issubclass(branch, BaseModel)]
+        owner = next((model for model in models if part in model.model_fields), models[0] if models else None)
+        if owner is not None:
+            field = owner.model_fields.get(str(part))
+            here = _alternatives(field.annotation) if field else []
+        else:  # dict[str, Model] and tuple[Model, ...]
+            items = [argument for branch in here for argument in get_args(branch) if argument not in (str, Ellipsis)]
+            here = [alternative for item in items for alternative in _alternatives(item)]
+    return keys, owner
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return [branch for argument in get_args(annotation) for branch in _alternatives(argument)]
+    return [annotation]
+
+
+def _tag(model: Any) -> Any:
+    field = getattr(model, "model_fields", {}).get("name")
+    return field.default if field is not None else None

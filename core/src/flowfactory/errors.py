@@ -1,0 +1,13 @@
+"""The ways a run ends early, each with one sentence for the person who started it."""
+
+
+class UserError(Exception):
+    """A mistake in what the user wrote: the command line prints the sentence and exits with 2."""
+
+
+class RunError(Exception):
+    """Something is off with the training itself: the command line prints the sentence and exits with 1."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, finished its iteration and saved it: the command line exits with 130."""

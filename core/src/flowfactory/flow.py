@@ -1,0 +1,93 @@
+"""Noise, schedules, one step, and the rollout: pure functions, written once for every model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from flowfactory.types import Conditions, Evaluation, NoiseKey, SamplingPlan, Step, Velocity
+
+INITIAL = -1
+
+
+def generator(*key: int | str) -> torch.Generator:
+    """A CPU generator seeded by the whole key, the same in every process and on every machine."""
+    # not hash(): it differs from process to process
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def noise(plan: SamplingPlan, shape: Sequence[int], step: int = INITIAL, device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal [B, *shape], float32: a function of (seed, iteration, prompt, member, step) alone.
+
+    ``step`` is INITIAL for the start of the trajectory, else the step whose noise it is.
+    """
+
+    def draw(key: NoiseKey) -> Tensor:
+        source = generator("noise", plan.seed, plan.iteration, key.prompt, key.member, step)
+        return torch.randn(tuple(shape), generator=source)
+
+    return torch.stack([draw(key) for key in plan.keys]).to(device)
+
+
+def like(sigma: Tensor, latents: Tensor) -> Tensor:
+    """Sigma [B] as [B, 1...] in float32, to go with latents [B, ...]."""
+    return sigma.float().reshape(-1, *([1] * (latents.dim() - 1)))
+
+
+def log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Mean over the elements of a sample of the log-density of Normal(mean, std) at x: [B], float32."""
+    error = (x.float() - mean) / std
+    density = -0.5 * error.square() - std.log() - 0.5 * torch.log(torch.tensor(2 * torch.pi, device=x.device))
+    return density.flatten(1).mean(1)
+
+
+def euler(velocity: Tensor, latents: Tensor, sigma: Tensor, next_sigma: Tensor) -> Tensor:
+    """The next latents of the probability-flow ODE, one Euler step: latents + (next_sigma - sigma) velocity."""
+    return latents + (next_sigma - sigma) * velocity
+
+
+def evaluate(velocity: Tensor, step: Step) -> Evaluation:
+    """The velocity in float32, and for a recorded step the Gaussian it implies and its log-density [B].
+
+    ``sample`` and ``log_prob`` both come here, which is why a ratio is one before the first update.
+    """
+    velocity = velocity.float()
+    if step.next_latents is None or step.next_sigma is None:
+        return Evaluation(velocity)
+    latents = step.latents.float()
+    sigma, next_sigma = like(step.sigma, latents), like(step.next_sigma, latents)
+    transition = step.dynamics.transition(velocity, latents, sigma, next_sigma)
+    log_prob = step.dynamics.log_density(step.next_latents.float(), transition)
+    return Evaluation(velocity, transition.mean, transition.std, log_prob)
+
+
+def rollout(
+    velocity: Velocity, start: Tensor, sigmas: Tensor, conditions: Conditions, plan: SamplingPlan
+) -> tuple[Tensor, tuple[Step, ...]]:
+    """Clean latents [B, ...] and the recorded steps, from noise ``start`` [B, ...] along ``sigmas`` [steps + 1].
+
+    Steps in ``plan.stochastic`` follow ``plan.dynamics``, the others the ODE. Latents keep the dtype of ``start`` and are
+    rounded to it before their log-density is taken, so that replay sees what sampling saw.
+    """
+    latents, steps = start, []
+    for i, (now, then) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
+        sigma = torch.full((len(latents),), now, device=latents.device)
+        next_sigma = torch.full((len(latents),), then, device=latents.device)
+        v = velocity(latents, sigma, conditions, plan.guidance)
+        x, s, s_next = latents.float(), like(sigma, latents), like(next_sigma, latents)
+        if i in plan.stochastic:
+            mean, std = plan.dynamics.transition(v.float(), x, s, s_next)
+            arrived = mean + std * noise(plan, latents.shape[1:], i, latents.device)
+        else:
+            arrived = euler(v.float(), x, s, s_next)
+        arrived = arrived.to(start.dtype)
+        if i in plan.recorded:
+            step = Step(latents, sigma, conditions, plan.guidance, plan.dynamics, next_sigma, arrived)
+            steps.append(replace(step, log_prob=evaluate(v, step).log_prob))
+        latents = arrived
+    return latents, tuple(steps)

@@ -1,0 +1,109 @@
+"""Low-rank adapters: put on, switched off, saved as diffusers loads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from flowfactory.errors import RunError
+
+if TYPE_CHECKING:
+    from flowfactory.config import LoraConfig
+
+ADAPTER = "default"
+FILE = "pytorch_lora_weights.safetensors"
+
+
+def inject(module: nn.Module, config: LoraConfig, targets: Sequence[str], seed: int) -> list[str]:
+    """The names of the layers that got an adapter; the rest of ``module`` is frozen.
+
+    The adapters are float32 whatever the layer's dtype, and their start depends on ``seed`` alone.
+    RunError: no layer's name ends in a target, so that nothing would train.
+    """
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    module.requires_grad_(False)
+    wanted = list(config.targets or targets)
+    peft_config = PeftConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=wanted, lora_dropout=0.0, init_lora_weights="gaussian"
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            inject_adapter_in_model(peft_config, module, ADAPTER)
+        except ValueError as error:  # peft's own words for targets that match nothing
+            raise RunError(_no_layer(module, wanted)) from error
+    found = [name for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)]
+    if not found:
+        raise RunError(_no_layer(module, wanted))
+    for name, parameter in module.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+    # what diffusers' own add_adapter leaves behind, and its save and fuse methods look for
+    module.peft_config = {ADAPTER: peft_config}  # type: ignore[assignment]
+    module._hf_peft_config_loaded = True  # type: ignore[assignment]
+    return found
+
+
+def _no_layer(module: nn.Module, targets: Sequence[str]) -> str:
+    linear = sorted({name.rsplit(".", 1)[-1] for name, layer in module.named_modules() if isinstance(layer, nn.Linear)})
+    return (
+        f"LoRA found no layer whose name ends in {', '.join(targets)}: nothing would train; "
+        f"set model.train.lora.targets to some of {', '.join(linear)}"
+    )
+
+
+@contextmanager
+def switched_off(module: nn.Module) -> Iterator[None]:
+    """Within it the adapters of ``module`` add nothing: the weights are those that training started from."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+    trains = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter in trains:  # enable_adapters freezes on the way off
+            parameter.requires_grad_(True)
+
+
+def save(modules: Mapping[str, nn.Module], folder: Path) -> None:
+    """Write ``folder/pytorch_lora_weights.safetensors``, which ``pipeline.load_lora_weights(folder)`` reads."""
+    from peft import get_peft_model_state_dict
+
+    weights: dict[str, Tensor] = {}
+    metadata: dict[str, object] = {}
+    for name, module in modules.items():
+        state = get_peft_model_state_dict(module, adapter_name=ADAPTER)
+        weights |= {f"{name}.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
+        config = module.peft_config[ADAPTER].to_dict()  # type: ignore[index, union-attr]
+        metadata |= {f"{name}.{key}": sorted(v) if isinstance(v, set) else v for key, v in config.items()}
+    header = {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, default=str, sort_keys=True)}
+    save_file(weights, folder / FILE, metadata=header)
+
+
+def load(modules: Mapping[str, nn.Module], folder: Path) -> None:
+    """Copy the adapters that :func:`save` wrote into ``modules``, by value."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    weights = load_file(folder / FILE)
+    for name, module in modules.items():
+        state = {key.removeprefix(f"{name}."): v for key, v in weights.items() if key.startswith(f"{name}.")}
+        expected = set(get_peft_model_state_dict(module, adapter_name=ADAPTER))
+        if set(state) != expected:
+            raise RunError(f"{folder / FILE} holds other adapters of {name} than the config puts on")
+        set_peft_model_state_dict(module, state, adapter_name=ADAPTER)

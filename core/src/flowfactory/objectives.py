@@ -1,0 +1,90 @@
+"""Advantages, the clipped surrogate and divergences: pure functions in the papers' notation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-8
+
+
+def centred(rewards: Tensor, groups: Tensor) -> Tensor:
+    """Rewards [B] less the mean of their group, float64. ``groups`` [B], int64, any ids."""
+    mean, index = _group_mean(rewards.double(), groups)
+    return rewards.double() - mean[index]
+
+
+def group_std(rewards: Tensor, groups: Tensor) -> Tensor:
+    """Population standard deviation [B] of each sample's group, float64; exactly zero where a group is constant."""
+    deviation = centred(rewards, groups)
+    variance, index = _group_mean(deviation.square(), groups)
+    scale = rewards.double().abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    # a constant group's mean may be an ulp off, which division by the spread would blow up to one
+    return torch.where(variance[index].sqrt() <= 1e-7 * scale, 0.0, variance[index].sqrt())
+
+
+def normalised(rewards: Tensor, groups: Tensor, spread: Literal["group", "global"] = "group") -> Tensor:
+    """Centred rewards [B] divided by the standard deviation of the group, or of all that are centred; float64.
+
+    A group whose rewards are all equal gets zeros. GRPO, arXiv:2402.03300.
+    """
+    own = group_std(rewards, groups)
+    deviation = torch.where(own > 0, centred(rewards, groups), 0.0)
+    std = own if spread == "group" else deviation.square().mean().sqrt()
+    return torch.where(own > 0, deviation / (std + EPSILON), 0.0)
+
+
+def advantages(
+    rewards: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    groups: Tensor,
+    aggregate: Literal["sum", "gdpo"] = "sum",
+    spread: Literal["group", "global"] = "group",
+    clip: float | None = None,
+) -> Tensor:
+    """Advantages [B], float32, computed in float64, with mean zero in each group (before clipping).
+
+    ``sum`` weighs and adds the rewards, then normalises in the group. ``gdpo`` (arXiv:2601.05242) normalises each reward
+    in its group, weighs and adds, then whitens over the batch, so that no reward is drowned by another's scale.
+    """
+    used = {label: weight for label, weight in weights.items() if weight != 0}
+    if aggregate == "sum":
+        total = torch.stack([weight * rewards[label].double() for label, weight in used.items()]).sum(0)
+        result = normalised(total, groups, spread)
+    else:
+        parts = [weight * normalised(rewards[label], groups, spread) for label, weight in used.items()]
+        total = torch.stack(parts).sum(0)
+        result = total / (total.std(correction=0) + EPSILON)  # its mean is zero already
+    return (result if clip is None else result.clamp(-clip, clip)).float()
+
+
+def clipped_surrogate(ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
+    """Loss [B]: -min(ratio A, clip(ratio, 1 - c, 1 + c) A). PPO, arXiv:1707.06347, eq. 7."""
+    return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage)
+
+
+def is_clipped(ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
+    """[B], 1.0 where the surrogate's gradient is cut: the ratio is past the bound on the side the advantage pushes to."""
+    past = torch.where(advantage > 0, ratio > 1 + clip_range, (ratio < 1 - clip_range) & (advantage < 0))
+    return past.float()
+
+
+def velocity_kl(velocity: Tensor, reference: Tensor) -> Tensor:
+    """[B]: mean squared difference of two velocities, the KL of the two flows up to a time weighting."""
+    return (velocity - reference).square().flatten(1).mean(1)
+
+
+def mean_kl(mean: Tensor, reference: Tensor, std: Tensor) -> Tensor:
+    """[B]: KL of two Gaussian steps of equal std [B, 1...], mean over elements. Flow-GRPO, arXiv:2505.05470, eq. 12."""
+    return ((mean - reference).square() / (2 * std.square())).flatten(1).mean(1)
+
+
+def _group_mean(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of each group [G], and which of them is each sample's [B]."""
+    _, index = torch.unique(groups, return_inverse=True)
+    count = torch.bincount(index)
+    total = torch.zeros(len(count), dtype=values.dtype, device=values.device).index_add_(0, index, values)
+    return total / count, index

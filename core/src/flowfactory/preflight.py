@@ -1,0 +1,135 @@
+"""What a run proves about itself before its first update, in one sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowfactory.assembly import Hooks
+from flowfactory.config import RunConfig, reward_weight
+from flowfactory.errors import RunError
+from flowfactory.objectives import group_std
+from flowfactory.policy import Policy
+from flowfactory.types import Experience, Loss
+
+# a deviation of the log-density, the mean over elements, as it comes from rounding alone
+TOLERANCE = {"float32": 1e-5, "bf16": 1e-3}
+
+
+class Finding(NamedTuple):
+    """One check: whether it holds, and the sentence about it."""
+
+    holds: bool
+    sentence: str
+
+
+def preflight(experience: Experience, policy: Policy, hooks: Hooks, config: RunConfig) -> Iterator[str]:
+    """The sentences of the checks that hold. RunError: the sentence of the first that does not.
+
+    Works on the first iteration's own pictures, so that it costs one batch of training.
+    """
+    checks = (
+        trains(policy),
+        rewards_differ(experience.rewards, experience.groups, config),
+        ratio_is_one(experience, policy, TOLERANCE[config.training.precision]),
+        gradients_flow(experience, policy, hooks),
+    )
+    for finding in checks:
+        if not finding.holds:
+            raise RunError(f"preflight: {finding.sentence}")
+        yield finding.sentence
+
+
+def trains(policy: Policy) -> Finding:
+    """Something trains, and it is said what."""
+    count = sum(parameter.numel() for parameter in policy.parameters.values())
+    if policy.adapted:
+        kinds = sorted({name.rsplit(".", 1)[-1] for name in policy.adapted})
+        where = f"LoRA on {len(policy.adapted)} layers ({', '.join(kinds)})"
+    else:
+        where = f"all weights of {', '.join(policy.modules)}"
+    return Finding(count > 0, f"{where}: {count:,} trainable weights")
+
+
+def rewards_differ(rewards: Mapping[str, Tensor], groups: Tensor, config: RunConfig) -> Finding:
+    """Some reward that is trained on differs within some group; that they are finite is checked as they come in."""
+    learned = [label for label, reward in config.rewards.items() if reward_weight(reward)]
+    spread = {label: group_std(rewards[label], groups) > 0 for label in learned}
+    shares = ", ".join(f"{label} in {float(differs.double().mean()):.0%}" for label, differs in spread.items())
+    if not any(bool(differs.any()) for differs in spread.values()):
+        label = learned[0]
+        return Finding(
+            False,
+            f"rewards do not differ within any group (all of {label!r} are near {float(rewards[label].mean()):.4g}), so "
+            "that nothing would be learned; look at the pictures in samples/, and at the reward",
+        )
+    return Finding(True, f"rewards are finite and differ within groups: {shares} of the groups")
+
+
+def ratio_is_one(experience: Experience, policy: Policy, tolerance: float) -> Finding:
+    """Replaying recorded steps gives the recorded log-density."""
+    if not experience.steps:
+        return Finding(True, "no step is recorded: this algorithm needs no log-density to replay")
+    first = experience.rows(range(min(experience.batch_size, len(experience))))
+    deviations = []
+    with torch.no_grad():
+        for step in first.steps:
+            replayed = policy.evaluate(step).log_prob
+            if replayed is None or step.log_prob is None:
+                return Finding(False, "a recorded step has no log-density: its dynamics are deterministic")
+            deviations.append(float((torch.exp(replayed - step.log_prob) - 1).abs().max()))
+    worst = max(deviations)
+    sentence = f"replaying {len(deviations)} recorded steps gives a ratio of 1 within {worst:.1e}"
+    if worst <= tolerance:
+        return Finding(True, sentence)
+    return Finding(
+        False,
+        f"{sentence}, more than {tolerance:.0e}: the model does not compute the same in training as in sampling "
+        "(dropout, another dtype, or a transformer run in two ways)",
+    )
+
+
+def gradients_flow(experience: Experience, policy: Policy, hooks: Hooks) -> Finding:
+    """Every trainable weight gets a finite gradient from the loss, and every term of it has one of its own."""
+    loudest = experience.advantages.abs().argsort(descending=True)[: experience.batch_size].sort().values.tolist()
+    parameters = policy.parameters
+    losses = hooks.update(experience.rows(loudest), policy)
+    try:
+        loss = next(losses, None)
+        if loss is None:
+            return Finding(False, "the algorithm yields no loss, so that nothing would train")
+        return _gradients(loss, list(parameters), list(parameters.values()))
+    finally:
+        close = getattr(losses, "close", None)
+        if close is not None:
+            close()
+
+
+def _gradients(loss: Loss, names: list[str], parameters: list[torch.nn.Parameter]) -> Finding:
+    for name, term in loss.terms.items():
+        reached = term.requires_grad and any(
+            gradient is not None
+            for gradient in torch.autograd.grad(term.sum(), parameters, retain_graph=True, allow_unused=True)
+        )
+        if not reached:
+            return Finding(
+                False,
+                f"the term {name!r} of the loss has no gradient (computed under no_grad?), so it would do nothing",
+            )
+    if not loss.values.requires_grad:
+        return Finding(False, "the loss has no gradient (computed under no_grad?), so that nothing would train")
+    gradients = torch.autograd.grad(loss.values.sum(), parameters, allow_unused=True)
+    unreached = [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
+    if unreached:
+        return Finding(False, f"{len(unreached)} of {len(names)} trainable weights get no gradient, the first {unreached[0]}")
+    known = [gradient for gradient in gradients if gradient is not None]
+    broken = [name for name, gradient in zip(names, known, strict=True) if not gradient.isfinite().all()]
+    if broken:
+        return Finding(False, f"the gradient of {broken[0]} is not finite ({len(broken)} of {len(names)} weights)")
+    if not any(bool(gradient.any()) for gradient in known):
+        return Finding(False, "every gradient is zero, so that nothing would train")
+    terms = "".join(f", {name} too" for name in loss.terms)
+    return Finding(True, f"a finite gradient reaches all {len(names)} trainable tensors{terms}")

@@ -1,0 +1,197 @@
+"""What a person looks at: progress in the terminal, and the report page."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from flowfactory import rundir
+from flowfactory.hookspecs import hookimpl
+from flowfactory.rundir import RunDirectory
+from flowfactory.types import RunInfo
+
+
+class Terminal:
+    """Progress with pictures a second and time left on a terminal; a plain line an iteration elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._run: RunInfo | None = None
+        self._pictures = 0
+        self._bar: Progress | None = None
+
+    def say(self, sentence: str) -> None:
+        """Print one line, above the bar where there is one."""
+        self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+    @hookimpl
+    def run_started(self, run: RunInfo) -> None:
+        """Remember what is to come."""
+        self._run = run
+        self._pictures = run.config.sampling.groups * run.config.sampling.group_size
+
+    @hookimpl
+    def iteration_finished(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Move the bar, or print the line."""
+        if self._run is None or iteration == 0:
+            return
+        rewards = "  ".join(
+            f"{name.split('/')[1]} {value:.4f}"
+            for name, value in metrics.items()
+            if name.startswith("reward/") and name.endswith("/mean")
+        )
+        seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))
+        rate = f"{self._pictures / seconds:.1f} images/s" if seconds else ""
+        if self._console.is_terminal:
+            if self._bar is None:
+                self._bar = Progress(
+                    TextColumn("training"),
+                    BarColumn(),
+                    MofNCompleteColumn(),
+                    TextColumn("{task.fields[rewards]}  {task.fields[rate]}"),
+                    TimeElapsedColumn(),
+                    TextColumn("left"),
+                    TimeRemainingColumn(),
+                    console=self._console,
+                )
+                # a resumed run's bar starts where it left off, and its pace at the first iteration it makes
+                self._bar.add_task("", total=self._run.iterations, completed=iteration - 1, rewards="", rate="")
+                self._bar.start()
+            self._bar.update(self._bar.task_ids[0], completed=iteration, rewards=rewards, rate=rate)
+        else:
+            ratio = f"  ratio {metrics['ratio/mean']:.6f}" if "ratio/mean" in metrics else ""
+            self.say(f"iteration {iteration}/{self._run.iterations}  {rewards}  loss {metrics['loss']:.3e}{ratio}  {rate}")
+
+    @hookimpl
+    def run_finished(self) -> None:
+        """Take the bar away."""
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def write_report(directory: RunDirectory) -> Path:
+    """The path of ``report.html``: one page without outside parts, made from what is on disk."""
+    records = directory.records()
+    facts = json.loads(directory.facts.read_text()) if directory.facts.exists() else {}
+    rundir.write(directory.report, page(directory, records, facts))
+    return directory.report
+
+
+def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
+    """The report as HTML."""
+    rewards = _series(records, "reward/", "/mean")
+    held = _series(records, "eval/", "/mean")
+    diagnostics = {
+        name: points
+        for name in ("loss", "kl", "clip_fraction", "ratio/max_deviation", "grad_norm")
+        if (points := _points(records, name))
+    }
+    sections = [_scores(held), _charts("Reward while training", rewards), _charts("Held-out score", held)]
+    sections += [_pictures(directory, records), _charts("Diagnostics", diagnostics)]
+    versions = "".join(f"<tr><td>{html.escape(k)}<td>{html.escape(v)}" for k, v in facts.get("versions", {}).items())
+    config = html.escape(directory.config.read_text(encoding="utf-8")) if directory.config.exists() else ""
+    name = html.escape(directory.path.name)
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{name} · flowfactory</title><style>{STYLE}</style><main><h1>{name}</h1>{''.join(sections)}"
+        f"<h2>Config</h2><pre>{config}</pre><h2>Versions</h2><table>{versions}</table></main></html>\n"
+    )
+
+
+STYLE = """
+:root{color-scheme:light dark;--line:#2563eb;--faint:#8884}
+body{font:15px/1.5 system-ui,sans-serif;margin:0}main{max-width:60rem;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.6rem}h2{font-size:1.15rem;margin-top:2.2rem;border-bottom:1px solid var(--faint)}
+pre{overflow:auto;padding:1rem;background:#8881;border-radius:6px;font-size:13px}
+table{border-collapse:collapse}td,th{padding:.2rem .8rem .2rem 0;text-align:left}.big td{font-size:1.4rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(26rem,1fr));gap:1rem}figure{margin:0}
+figcaption{font-size:13px}svg{width:100%;height:auto}svg text{font-size:11px;fill:currentColor}
+.pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(13rem,1fr));gap:1rem}
+.pair{display:flex;gap:4px}.pair img{width:50%;image-rendering:pixelated;border:1px solid var(--faint)}
+"""
+
+Points = list[tuple[float, float]]
+
+
+def _points(records: Sequence[Mapping[str, Any]], name: str) -> Points:
+    return [(record["iteration"], record[name]) for record in records if name in record]
+
+
+def _series(records: Sequence[Mapping[str, Any]], prefix: str, suffix: str) -> dict[str, Points]:
+    names = dict.fromkeys(key for r in records for key in r if key.startswith(prefix) and key.endswith(suffix))
+    return {name.removeprefix(prefix).removesuffix(suffix): _points(records, name) for name in names}
+
+
+def _scores(held: Mapping[str, Points]) -> str:
+    rows = "".join(
+        f"<tr><td>{html.escape(label)}<td>{points[0][1]:.4f}<td>{points[-1][1]:.4f}<td>{points[-1][1] - points[0][1]:+.4f}"
+        for label, points in held.items()
+    )
+    return f"<h2>Held-out score</h2><table class=big><tr><th><th>before<th>after<th>change{rows}</table>" if rows else ""
+
+
+def _charts(title: str, series: Mapping[str, Points]) -> str:
+    figures = "".join(
+        f"<figure><figcaption>{html.escape(name)}</figcaption>{chart(points)}</figure>" for name, points in series.items()
+    )
+    return f"<h2>{title}</h2><div class=charts>{figures}</div>" if figures else ""
+
+
+def chart(points: Points, width: int = 440, height: int = 180) -> str:
+    """A line through ``points`` as SVG, with its range on the axes."""
+    finite = [(x, y) for x, y in points if math.isfinite(y)]
+    if not finite:
+        return ""
+    xs, ys = [x for x, _ in finite], [y for _, y in finite]
+    low, high = min(ys), max(ys)
+    left, top, right, bottom = 64, 10, width - 8, height - 22
+
+    def place(x: float, y: float) -> str:
+        across = left + (right - left) * (x - xs[0]) / ((xs[-1] - xs[0]) or 1)
+        return f"{across:.1f},{bottom - (bottom - top) * (y - low) / ((high - low) or 1):.1f}"
+
+    line = " ".join(place(x, y) for x, y in finite)
+    dots = "".join(f"<circle cx={p.split(',')[0]} cy={p.split(',')[1]} r=2.5 fill='var(--line)'/>" for p in line.split())
+    return (
+        f"<svg viewBox='0 0 {width} {height}' role=img><path d='M{left} {top}V{bottom}H{right}' fill=none stroke='#8888'/>"
+        f"<polyline points='{line}' fill=none stroke='var(--line)' stroke-width=1.8/>{dots if len(finite) < 25 else ''}"
+        f"<text x={left - 6} y={top + 6} text-anchor=end>{high:.4g}</text>"
+        f"<text x={left - 6} y={bottom} text-anchor=end>{low:.4g}</text>"
+        f"<text x={left} y={height - 6}>{xs[0]:g}</text><text x={right} y={height - 6} text-anchor=end>{xs[-1]:g}</text></svg>"
+    )
+
+
+def _pictures(directory: RunDirectory, records: Sequence[Mapping[str, Any]]) -> str:
+    evaluated = [r["iteration"] for r in records if any(key.startswith("eval/") for key in r)]
+    if len(evaluated) < 2:
+        return ""
+    before, after = directory.kept_samples(evaluated[0]), directory.kept_samples(evaluated[-1])
+    pairs = "".join(
+        f"<figure><div class=pair>{_image(old)}{_image(new)}</div><figcaption>{html.escape(old['prompt'])}<br>"
+        f"{_told(old['scores'])} → {_told(new['scores'])}</figcaption></figure>"
+        for old, new in zip(before, after, strict=False)
+    )
+    heading = f"Same prompt, same noise: after {evaluated[0]} and after {evaluated[-1]} iterations"
+    return f"<h2>{heading}</h2><div class=pictures>{pairs}</div>" if pairs else ""
+
+
+def _image(item: Mapping[str, Any]) -> str:
+    data = base64.b64encode(Path(item["path"]).read_bytes()).decode()
+    return f"<img alt='{html.escape(item['prompt'], quote=True)}' src='data:image/png;base64,{data}'>"
+
+
+def _told(scores: Mapping[str, float]) -> str:
+    return ", ".join(f"{html.escape(label)} {score:.2f}" for label, score in scores.items())

@@ -1,0 +1,131 @@
+"""The run directory: what a run leaves behind, and how it is read again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from flowfactory import config as configs
+from flowfactory.config import RunConfig
+from flowfactory.errors import UserError
+
+FREE_TO_CHANGE = ("evaluation", "output", "plugins", "device", "training.iterations")
+
+
+class RunDirectory:
+    """config.yaml, metrics.jsonl, run.json, samples/, checkpoints/ and report.html below ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.facts = path / "run.json"
+        self.samples = path / "samples"
+        self.checkpoints = path / "checkpoints"
+        self.report = path / "report.html"
+
+    def open(self, config: RunConfig, resume: bool) -> None:
+        """Make the directory, or take up the run in it.
+
+        UserError: it holds a run and ``resume`` is off, or the run in it was made with another config.
+        """
+        if self.config.exists():
+            if not resume:
+                raise UserError(f"{self.path} already holds a run; continue it with --resume, or choose another --out")
+            self._insist_on_same(config)
+        self.path.mkdir(parents=True, exist_ok=True)
+        write(self.config, configs.dump(config))
+
+    def load_config(self, overrides: Sequence[str] = ()) -> RunConfig:
+        """The run's resolved config. UserError: this is no run directory."""
+        if not self.config.is_file():
+            raise UserError(f"{self.path} is no run directory: it has no config.yaml")
+        return configs.load(self.config, overrides)
+
+    def _insist_on_same(self, config: RunConfig) -> None:
+        before = _flat(self.load_config().model_dump(mode="json"))
+        now = _flat(config.model_dump(mode="json"))
+        changed = [
+            key
+            for key in sorted({*before, *now})
+            if before.get(key) != now.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in FREE_TO_CHANGE)
+        ]
+        if changed:
+            told = ", ".join(f"{key} ({before.get(key)} then, {now.get(key)} now)" for key in changed[:3])
+            raise UserError(f"{self.path} was run with another config: {told}; resume with the same, or choose another --out")
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last one that a kill cut short is left out."""
+        if not self.metrics.exists():
+            return []
+        records = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+    def rewind(self, iteration: int) -> None:
+        """Forget the metrics after ``iteration``, which are about to be made again."""
+        kept = [record for record in self.records() if record["iteration"] <= iteration]
+        write(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def keep_samples(self, iteration: int, media: Tensor, prompts: Sequence[str], scores: Mapping[str, Tensor]) -> None:
+        """Write ``samples/<iteration>/<number>.png`` (moving pictures as animated PNG) and ``index.json``."""
+        folder = self.samples / f"{iteration:06d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        index = []
+        for i, (medium, prompt) in enumerate(zip(media, prompts, strict=True)):
+            name = f"{i:03d}.png"
+            save_picture(medium, folder / name)
+            index.append({"file": name, "prompt": prompt, "scores": {k: float(v[i]) for k, v in scores.items()}})
+        write(folder / "index.json", as_json(index))
+
+    def kept_samples(self, iteration: int) -> list[dict[str, Any]]:
+        """What :meth:`keep_samples` wrote, with ``path`` in place of ``file``."""
+        folder = self.samples / f"{iteration:06d}"
+        if not (folder / "index.json").exists():
+            return []
+        index = json.loads((folder / "index.json").read_text())
+        return [{**item, "path": folder / item["file"]} for item in index]
+
+
+def write(path: Path, text: str) -> None:
+    """Write ``text`` to a temporary name, then rename it to ``path``."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def as_json(value: object) -> str:
+    """``value`` as a file's text."""
+    return json.dumps(value, indent=1) + "\n"
+
+
+def save_picture(medium: Tensor, path: Path) -> None:
+    """Write media in [0, 1], [C, H, W], or [F, C, H, W] as an animation of 8 frames a second, as PNG."""
+    frames = medium[None] if medium.dim() == 3 else medium
+    pixels = (frames.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    pictures = [Image.fromarray(frame) for frame in pixels]
+    if len(pictures) == 1:
+        pictures[0].save(path)
+    else:
+        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=125, loop=0)
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}".lstrip(".")).items()}
+    return {prefix: value}

@@ -1,0 +1,312 @@
+"""Contract suites for authors of plugins: ``check_reward``, ``check_model`` and ``check_algorithm``.
+
+Each raises AssertionError with a sentence that names what is off. They run on the CPU in seconds.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowfactory import flow
+from flowfactory.assembly import Hooks, Rewards, manager_of
+from flowfactory.conditions import ConditionCache
+from flowfactory.config import AlgorithmConfig, ComponentConfig, ModelConfig, TrainingConfig
+from flowfactory.dynamics import ODE, FlowSDEConfig
+from flowfactory.hookspecs import hookimpl
+from flowfactory.learner import Gathered, Learner
+from flowfactory.objectives import normalised
+from flowfactory.policy import Policy
+from flowfactory.prompts import Batch, grouped
+from flowfactory.sampler import Sampler, samples_of
+from flowfactory.types import (
+    Conditions,
+    Dynamics,
+    Evaluation,
+    Experience,
+    Prompt,
+    Runtime,
+    Samples,
+    SamplingPlan,
+    Step,
+    Trainable,
+    Trajectory,
+)
+
+CPU = torch.device("cpu")
+
+
+class TwoParameterConfig(ModelConfig):
+    """The smallest flow: velocity = p x + q sigma, drawn as 4x4 pictures; gradients can be worked out by hand."""
+
+    p: float = 0.1
+    q: float = 0.0
+    train: Any = "full"
+
+    def build(self, label: str) -> TwoParameter:
+        return TwoParameter(self.p, self.q)
+
+
+class TwoParameter:
+    """A model with all hooks and two weights."""
+
+    SHAPE = (1, 4, 4)
+
+    def __init__(self, p: float, q: float) -> None:
+        self.flow = LinearFlow(p, q)
+
+    @hookimpl
+    def load(self, runtime: Runtime) -> Trainable:
+        """The two weights."""
+        return Trainable({"transformer": self.flow}, "full", (), (), "two-parameter", guided=False)
+
+    @hookimpl
+    def encode(self, prompts: Sequence[Prompt]) -> list[Mapping[str, Tensor]]:
+        """The length of the text; the velocity does not look at it."""
+        return [{"length": torch.tensor(float(len(prompt.text)))} for prompt in prompts]
+
+    @hookimpl
+    def sample(self, conditions: Conditions, plan: SamplingPlan) -> Trajectory:
+        """Grey pictures [B, 1, 4, 4]."""
+        sigmas = torch.linspace(1, 0, plan.steps + 1)
+        latents, steps = flow.rollout(self.velocity, flow.noise(plan, self.SHAPE), sigmas, conditions, plan)
+        return Trajectory((latents / 4 + 0.5).clamp(0, 1), latents, steps)
+
+    @hookimpl
+    def log_prob(self, step: Step) -> Evaluation:
+        """One forward."""
+        return flow.evaluate(self.velocity(step.latents, step.sigma, step.conditions, step.guidance), step)
+
+    def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
+        """p x + q sigma."""
+        velocity: Tensor = self.flow(latents, flow.like(sigma, latents))
+        return velocity
+
+
+class LinearFlow(nn.Module):
+    """p x + q sigma."""
+
+    def __init__(self, p: float, q: float) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor(p))
+        self.q = nn.Parameter(torch.tensor(q))
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """[B, ...]."""
+        return self.p * x + self.q * sigma
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model with its policy, sampler and plan, ready to draw."""
+
+    policy: Policy
+    sampler: Sampler
+    batch: Batch
+    plan: SamplingPlan
+    conditions: Conditions
+    entries: int
+
+    def draw(self, batch_size: int) -> Trajectory:
+        """The whole plan, ``batch_size`` at once."""
+        return self.sampler.draw(self.conditions, self.plan, batch_size)
+
+
+def bench(
+    model: ModelConfig,
+    folder: Path,
+    prompts: Sequence[str] = ("a", "bb"),
+    size: tuple[int, int] = (4, 4),
+    steps: int = 4,
+    guidance: float = 1.0,
+    group_size: int = 4,
+    dynamics: Dynamics | None = None,
+) -> Bench:
+    """``model`` on the CPU, its conditions cached in ``folder``, with a plan that records every stochastic step."""
+    hooks = Hooks(manager_of({"model": model.build("model")}))
+    trainable = hooks.load(Runtime(CPU, torch.float32))
+    policy = Policy(trainable, hooks.log_prob, CPU)
+    cache = ConditionCache(hooks.encode, trainable.encoding, folder)
+    sampler = Sampler(hooks, policy, cache, trainable.guided, "")
+    batch = grouped([Prompt(text, index) for index, text in enumerate(prompts)], group_size)
+    chosen = dynamics or FlowSDEConfig().build("dynamics")
+    window = chosen.window(steps, flow.generator("window"))
+    plan = SamplingPlan(steps, size, guidance, chosen, 0, 0, batch.keys, window, window)
+    encoded = cache.prepare(batch.prompts)
+    return Bench(policy, sampler, batch, plan, sampler.conditions(batch.prompts, guidance), encoded)
+
+
+def check_reward(
+    config: ComponentConfig, samples: Samples, pointwise: bool = True, tolerance: float = 1e-5
+) -> dict[str, Tensor]:
+    """The scores of ``samples``, after the reward has kept its contract.
+
+    It answers under its label with one finite score a sample, twice the same, leaves its input as it was, and, if
+    ``pointwise``, scores a batch as it scores its samples one by one.
+    """
+    before = samples.media.clone()
+    rewards = Rewards({"under test": config})
+    scores = rewards(samples)
+    assert torch.equal(samples.media, before), "the reward changed the pictures it was given"
+    again = rewards(samples)
+    assert torch.equal(scores["under test"], again["under test"]), "the reward gives other scores for the same pictures"
+    if pointwise:
+        for i in range(len(samples.prompts)):
+            one = Samples(
+                samples.media[i : i + 1],
+                samples.prompts[i : i + 1],
+                samples.groups[i : i + 1],
+                samples.metadata[i : i + 1],
+            )
+            alone = rewards(one)["under test"]
+            assert torch.allclose(alone, scores["under test"][i : i + 1], atol=tolerance), (
+                f"sample {i} scores {float(alone):.6g} alone and {float(scores['under test'][i]):.6g} in a batch; "
+                "pass pointwise=False if it is meant to look at the group"
+            )
+    return scores
+
+
+def check_model(
+    config: ModelConfig,
+    prompts: Sequence[str] = ("a red circle", "two blue squares"),
+    size: tuple[int, int] = (32, 32),
+    guidance: float = 1.0,
+    tolerance: float = 1e-4,
+) -> None:
+    """A model keeps its contract.
+
+    Prompts are encoded once; media lie in [0, 1]; the same plan draws the same, in one batch or in several; replaying a
+    recorded step gives a ratio of one; every trainable weight gets a finite gradient; save and load give the same weights.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        made = bench(config, folder, prompts, size, guidance=guidance)
+        assert made.entries == len(set(prompts)), "encode was not asked for each distinct prompt once"
+        assert bench(config, folder, prompts, size, guidance=guidance).entries == 0, "conditions were not found in the cache"
+        whole = made.draw(len(made.plan.keys))
+        assert whole.media.shape[0] == len(made.plan.keys), f"media have shape {list(whole.media.shape)}"
+        assert float(whole.media.min()) >= 0, "media are not in [0, 1]"
+        assert float(whole.media.max()) <= 1, "media are not in [0, 1]"
+        assert not whole.latents.requires_grad, "sampling kept a graph"
+        assert len(whole.steps) == len(made.plan.recorded), "not every step that the plan records is recorded"
+        assert torch.equal(whole.latents, made.draw(len(made.plan.keys)).latents), "the same plan drew something else"
+        pieces = made.draw(3)
+        assert torch.allclose(whole.latents, pieces.latents, atol=tolerance), "the batch size changes what is drawn"
+        for step in pieces.steps:
+            replayed = made.policy.evaluate(step).log_prob
+            assert replayed is not None
+            assert step.log_prob is not None
+            deviation = float((torch.exp(replayed - step.log_prob) - 1).abs().max().detach())
+            assert deviation <= 1e-5, f"replaying a recorded step gives a ratio that is off by {deviation:.1e}"
+        _check_gradients(made, whole)
+        _check_weights(made, config, folder)
+
+
+def _check_gradients(made: Bench, drawn: Trajectory) -> None:
+    velocity = made.policy.evaluate(drawn.steps[0]).velocity
+    assert velocity.shape == drawn.latents.shape, f"velocity has shape {list(velocity.shape)}"
+    parameters = made.policy.parameters
+    assert parameters, "nothing trains"
+    gradients = torch.autograd.grad(velocity.square().sum(), list(parameters.values()), allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        assert gradient is not None, f"{parameter} gets no gradient"
+        assert bool(gradient.isfinite().all()), f"the gradient of {parameter} is not finite"
+
+
+def _check_weights(made: Bench, config: ModelConfig, folder: Path) -> None:
+    before = {name: parameter.detach().clone() for name, parameter in made.policy.parameters.items()}
+    with torch.no_grad():
+        for parameter in made.policy.parameters.values():
+            parameter.add_(torch.randn(parameter.shape, generator=flow.generator("nudge")), alpha=0.01)
+    changed = {name: parameter.detach().clone() for name, parameter in made.policy.parameters.items()}
+    made.policy.save(folder)
+    with torch.no_grad():
+        for name, parameter in made.policy.parameters.items():
+            parameter.copy_(before[name])
+    made.policy.load(folder)
+    for name, parameter in made.policy.parameters.items():
+        assert torch.equal(parameter, changed[name]), f"{name} differs after save and load"
+
+
+def check_algorithm(
+    config: AlgorithmConfig, iterations: int = 30, lr: float = 0.02, dynamics: Dynamics | None = None
+) -> list[float]:
+    """The mean reward of each iteration on a two-parameter flow, after the algorithm has kept its contract.
+
+    Losses are [b], finite and differentiable; they reach every weight; the experience is left as it was; and ``iterations``
+    iterations with a reward for bright pictures raise the reward.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        made = bench(TwoParameterConfig(), Path(name), group_size=32, dynamics=dynamics)
+    hooks = Hooks(manager_of({"algorithm": config.build("algorithm")}))
+    hooks._hook.run_started(run=None, policy=made.policy)
+    training = TrainingConfig.model_validate({"optimizer": {"lr": lr}})
+    learner = Learner(made.policy, training)
+    history = []
+    for iteration in range(iterations):
+        plan = hooks.plan(iteration, replace(made.plan, iteration=iteration))
+        experience, reward = _bright(made, plan)
+        history.append(reward)
+        if iteration == 0:
+            _check_losses(hooks, experience, made.policy)
+        learner.step(hooks.update(experience, made.policy), Gathered())
+    early, late = sum(history[:5]) / 5, sum(history[-5:]) / 5
+    assert late > early, f"{iterations} iterations took the mean reward from {early:.4f} to {late:.4f}; it should rise"
+    return history
+
+
+def _bright(made: Bench, plan: SamplingPlan) -> tuple[Experience, float]:
+    drawn = made.sampler.draw(made.conditions, plan, 64)
+    rewards = {"bright": samples_of(drawn.media, made.batch).media.flatten(1).mean(1)}
+    experience = Experience(
+        latents=drawn.latents,
+        steps=drawn.steps,
+        conditions=made.conditions,
+        plan=plan,
+        rewards=rewards,
+        advantages=normalised(rewards["bright"], made.batch.groups).float(),
+        groups=made.batch.groups,
+        batch_size=16,
+    )
+    return experience, float(rewards["bright"].mean())
+
+
+def _check_losses(hooks: Hooks, experience: Experience, policy: Policy) -> None:
+    before = [
+        experience.latents.clone(),
+        experience.advantages.clone(),
+        *(step.latents.clone() for step in experience.steps),
+    ]
+    parameters = policy.parameters
+    count = 0
+    for loss in hooks.update(experience, policy):
+        count += 1
+        assert loss.values.dim() == 1, f"a loss has shape {list(loss.values.shape)}; yield one value a sample, [b]"
+        assert bool(loss.values.isfinite().all()), "a loss is not finite"
+        assert loss.values.requires_grad, "a loss has no gradient"
+        gradients = torch.autograd.grad(loss.values.sum(), list(parameters.values()), retain_graph=True, allow_unused=True)
+        for name, gradient in zip(parameters, gradients, strict=True):
+            assert gradient is not None, f"{name} gets no gradient"
+        for name, term in loss.terms.items():
+            assert term.requires_grad, f"the term {name!r} has no gradient"
+    assert count, "update yielded no loss"
+    after = [experience.latents, experience.advantages, *(step.latents for step in experience.steps)]
+    assert all(map(torch.equal, before, after)), "update changed the experience it was given"
+
+
+__all__ = [
+    "ODE",
+    "Bench",
+    "TwoParameter",
+    "TwoParameterConfig",
+    "bench",
+    "check_algorithm",
+    "check_model",
+    "check_reward",
+]

@@ -1,0 +1,12 @@
+"""Stable Diffusion 3 and 3.5 (arXiv:2403.03206) for flowfactory."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flowfactory import hookimpl
+
+
+@hookimpl
+def register_components(register: Callable[[str, str, Any], None]) -> None:
+    """Register ``model: {name: sd3}``."""
+    register("model", "sd3", "flowfactory_sd3.model:SD3Config")
