@@ -231,7 +231,7 @@ def _iterations(run: Run, directory: RunDirectory, done: int, say: Say) -> None:
         for sentence in preflight(experience, run.policy, hooks, config):
             say(f"preflight: {sentence}")
 
-    with stop_request() as stop:
+    with stop_request(say) as stop:
         for number in range(done + 1, config.training.iterations + 1):
             metrics = iterate(run, number - 1, check if number == done + 1 else None)
             last = number == config.training.iterations
@@ -259,7 +259,7 @@ def _observe(run: Run, directory: RunDirectory, number: int, metrics: dict[str, 
 
 
 @contextmanager
-def stop_request() -> Iterator[threading.Event]:
+def stop_request(say: Say) -> Iterator[threading.Event]:
     """Set by the first Ctrl+C or SIGTERM; the second one acts as always."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -269,6 +269,7 @@ def stop_request() -> Iterator[threading.Event]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         asked.set()
+        say("stopping after this iteration, which is saved; once more to stop at once")
         for which, handler in before.items():
             signal.signal(which, handler)
 

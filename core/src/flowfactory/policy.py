@@ -135,6 +135,8 @@ class Policy:
                 (folder / name).mkdir()
                 state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
                 save_file(state, folder / name / FULL, metadata={"format": "pt"})
+                if hasattr(module, "save_config"):  # diffusers reads the weights with the config beside them
+                    module.save_config(folder / name)
         if self._kept:
             kept = {f"{name}/{key}": value.cpu() for name, w in self._kept.items() for key, value in w.items()}
             save_file(kept, folder / "kept.safetensors")

@@ -112,13 +112,13 @@ def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], facts: M
 
 
 STYLE = """
-:root{color-scheme:light dark;--line:#2563eb;--faint:#8884}
+:root{color-scheme:light dark;--faint:#8884}
 body{font:15px/1.5 system-ui,sans-serif;margin:0}main{max-width:60rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem}h2{font-size:1.15rem;margin-top:2.2rem;border-bottom:1px solid var(--faint)}
 pre{overflow:auto;padding:1rem;background:#8881;border-radius:6px;font-size:13px}
 table{border-collapse:collapse}td,th{padding:.2rem .8rem .2rem 0;text-align:left}.big td{font-size:1.4rem}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(26rem,1fr));gap:1rem}figure{margin:0}
-figcaption{font-size:13px}svg{width:100%;height:auto}svg text{font-size:11px;fill:currentColor}
+figcaption{font-size:13px}svg{width:100%;height:auto}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(13rem,1fr));gap:1rem}
 .pair{display:flex;gap:4px}.pair img{width:50%;image-rendering:pixelated;border:1px solid var(--faint)}
 """
@@ -150,27 +150,39 @@ def _charts(title: str, series: Mapping[str, Points]) -> str:
     return f"<h2>{title}</h2><div class=charts>{figures}</div>" if figures else ""
 
 
-def chart(points: Points, width: int = 440, height: int = 180) -> str:
-    """A line through ``points`` as SVG, with its range on the axes."""
-    finite = [(x, y) for x, y in points if math.isfinite(y)]
-    if not finite:
+def chart(*lines: Points, width: int = 440, height: int = 180) -> str:
+    """``lines`` in one SVG, with their common range on the axes; empty where there is nothing finite to draw."""
+    finite = [[(x, y) for x, y in points if math.isfinite(y)] for points in lines]
+    xs, ys = [x for points in finite for x, _ in points], [y for points in finite for _, y in points]
+    if not xs:
         return ""
-    xs, ys = [x for x, _ in finite], [y for _, y in finite]
-    low, high = min(ys), max(ys)
+    (first, last), (low, high) = (min(xs), max(xs)), (min(ys), max(ys))
     left, top, right, bottom = 64, 10, width - 8, height - 22
 
-    def place(x: float, y: float) -> str:
-        across = left + (right - left) * (x - xs[0]) / ((xs[-1] - xs[0]) or 1)
-        return f"{across:.1f},{bottom - (bottom - top) * (y - low) / ((high - low) or 1):.1f}"
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = left + (right - left) * (x - first) / ((last - first) or 1)
+        return across, bottom - (bottom - top) * (y - low) / ((high - low) or 1)
 
-    line = " ".join(place(x, y) for x, y in finite)
-    dots = "".join(f"<circle cx={p.split(',')[0]} cy={p.split(',')[1]} r=2.5 fill='var(--line)'/>" for p in line.split())
+    drawn = ""
+    for points in finite:
+        places = [place(x, y) for x, y in points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        drawn += f"<polyline points='{path}' fill='none' stroke='#2563eb' stroke-width='1.8'/>"
+        if len(places) < 25:
+            drawn += "".join(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='2.5' fill='#2563eb'/>" for x, y in places)
+    axes = f"<path d='M{left} {top}V{bottom}H{right}' fill='none' stroke='#8888'/>"
+    labels = "".join(
+        f"<text x='{x}' y='{y}' text-anchor='{anchor}' font-size='11' fill='currentColor'>{value:.4g}</text>"
+        for x, y, anchor, value in (
+            (left - 6, top + 6, "end", high),
+            (left - 6, bottom, "end", low),
+            (left, height - 6, "start", first),
+            (right, height - 6, "end", last),
+        )
+    )
     return (
-        f"<svg viewBox='0 0 {width} {height}' role=img><path d='M{left} {top}V{bottom}H{right}' fill=none stroke='#8888'/>"
-        f"<polyline points='{line}' fill=none stroke='var(--line)' stroke-width=1.8/>{dots if len(finite) < 25 else ''}"
-        f"<text x={left - 6} y={top + 6} text-anchor=end>{high:.4g}</text>"
-        f"<text x={left - 6} y={bottom} text-anchor=end>{low:.4g}</text>"
-        f"<text x={left} y={height - 6}>{xs[0]:g}</text><text x={right} y={height - 6} text-anchor=end>{xs[-1]:g}</text></svg>"
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}' role='img' font-family='sans-serif'>"
+        f"{axes}{drawn}{labels}</svg>"
     )
 
 

@@ -118,7 +118,8 @@ def save_picture(medium: Tensor, path: Path) -> None:
     """Write media in [0, 1], [C, H, W], or [F, C, H, W] as an animation of 8 frames a second, as PNG."""
     frames = medium[None] if medium.dim() == 3 else medium
     pixels = (frames.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    pictures = [Image.fromarray(frame) for frame in pixels]
+    # Pillow takes grey pictures without a channel axis
+    pictures = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in pixels]
     if len(pictures) == 1:
         pictures[0].save(path)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +24,7 @@ from flowfactory import (
     Step,
     Trainable,
     Trajectory,
+    UserError,
     flow,
     hookimpl,
 )
@@ -48,20 +50,26 @@ class SD3Config(ModelConfig):
     max_sequence_length: int = Field(256, ge=1, le=512, description="tokens of the T5 encoder")
 
     def check(self, run: RunConfig) -> None:
-        """Sizes are multiples of what a latent patch covers."""
-        multiple = self._multiple()
+        """Sizes are multiples of what a latent patch covers, and within the positions the transformer has."""
+        multiple, largest = self._sides()
         for key, size in (("sampling", run.sampling.size), ("evaluation", run.evaluation.size)):
-            if size is not None and any(side < multiple or side % multiple for side in size):
-                near = [max(multiple, round(side / multiple) * multiple) for side in size]
-                raise ValueError(f"{key}.size {list(size)}: this model draws multiples of {multiple}; the nearest is {near}")
+            near = [min(max(multiple, round(side / multiple) * multiple), largest or side) for side in size or ()]
+            if near != list(size or ()):
+                known = f" up to {largest}" if largest else ""
+                raise ValueError(
+                    f"{key}.size {list(size or ())}: this model draws multiples of {multiple}{known}; the nearest is {near}"
+                )
 
-    def _multiple(self) -> int:
+    def _sides(self) -> tuple[int, int | None]:
+        """What a side of a picture is a multiple of, and the longest one; None where that is not known yet."""
         try:
             vae = json.loads((Path(self.path) / "vae" / "config.json").read_text())
             transformer = json.loads((Path(self.path) / "transformer" / "config.json").read_text())
         except FileNotFoundError:
-            return 16  # of every released checkpoint
-        return int(2 ** (len(vae["block_out_channels"]) - 1) * transformer["patch_size"])
+            return 16, None  # of every released checkpoint
+        channels = vae.get("block_out_channels") or vae["encoder_block_out_channels"]  # AutoencoderTiny writes the latter
+        multiple = int(2 ** (len(channels) - 1) * transformer["patch_size"])
+        return multiple, multiple * transformer["pos_embed_max_size"] if transformer.get("pos_embed_max_size") else None
 
     def build(self, label: str) -> SD3:
         return SD3(self)
@@ -79,7 +87,7 @@ class SD3:
     def load(self, runtime: Runtime) -> Trainable:
         """The transformer in host memory, with the VAE and the scheduler beside it."""
         self._runtime = runtime
-        self._pipeline = self._parts(without=(*ENCODERS, *TOKENIZERS), dtype=runtime.dtype)
+        self._pipeline = self._parts(dtype=runtime.dtype, **dict.fromkeys((*ENCODERS, *TOKENIZERS)))
         self._pipeline.vae.requires_grad_(False).to(runtime.device)
         return Trainable(
             modules={"transformer": self._pipeline.transformer},
@@ -100,7 +108,11 @@ class SD3:
     @hookimpl
     def encode(self, prompts: Sequence[Prompt]) -> list[Mapping[str, Tensor]]:
         """embeds [L, D] and pooled [P] of each prompt, by the pipeline's own encode_prompt."""
-        pipeline = self._parts(without=("transformer", "vae"), dtype=self._runtime.dtype).to(self._runtime.device)
+        # encode_prompt reads the width of the absent T5 encoder's zeros off the transformer
+        pipeline = self._parts(dtype=self._runtime.dtype, transformer=self._pipeline.transformer, vae=None)
+        for name in ENCODERS:
+            if getattr(pipeline, name) is not None:
+                getattr(pipeline, name).to(self._runtime.device)
         entries: list[Mapping[str, Tensor]] = []
         for start in range(0, len(prompts), ENCODE_BATCH):
             texts = [prompt.text for prompt in prompts[start : start + ENCODE_BATCH]]
@@ -109,6 +121,7 @@ class SD3:
                     texts,
                     None,
                     None,
+                    device=self._runtime.device,
                     do_classifier_free_guidance=False,
                     max_sequence_length=self._config.max_sequence_length,
                 )
@@ -178,11 +191,18 @@ class SD3:
         pictures: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
-    def _parts(self, without: Sequence[str], dtype: torch.dtype) -> Any:
+    def _parts(self, dtype: torch.dtype, **given: Any) -> Any:
+        """The pipeline with ``given`` in place of what the checkpoint has."""
         from diffusers import StableDiffusion3Pipeline
+        from diffusers.utils import logging
 
+        if not sys.stderr.isatty():
+            logging.disable_progress_bar()
         path = self._config.path
+        try:
+            index = StableDiffusion3Pipeline.load_config(path)
+        except OSError as error:
+            raise UserError(f"model.path {path}: {' '.join(str(error).split())}") from error
         # a pipeline saved without its T5 encoder reloads only when told that there is none
-        absent = [name for name, part in StableDiffusion3Pipeline.load_config(path).items() if part == [None, None]]
-        nothing = dict.fromkeys([*without, *absent])
-        return StableDiffusion3Pipeline.from_pretrained(path, torch_dtype=dtype, **nothing)
+        absent = [name for name, part in index.items() if part == [None, None]]
+        return StableDiffusion3Pipeline.from_pretrained(path, dtype=dtype, **(dict.fromkeys(absent) | given))

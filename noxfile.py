@@ -1,0 +1,102 @@
+"""Everything that is run on this repository: `nox -l` lists it."""
+
+import os
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+CORE, GRPO, SD3, TINY = "core", "plugins/flowfactory-grpo", "plugins/flowfactory-sd3", "plugins/flowfactory-tiny"
+FLUX, WAN, REWARDS = "flowfactory-flux", "flowfactory-wan", "flowfactory-rewards"
+PACKAGES = {  # what is built, by the folder of its tests
+    "core": CORE,
+    "plugins/grpo": GRPO,
+    "plugins/sd3": SD3,
+    "plugins/tiny": TINY,
+    "flux": FLUX,
+    "wan": WAN,
+    "rewards": REWARDS,
+}
+WITH_CODE = [CORE, GRPO, SD3, TINY]
+TESTING = ["hypothesis", "pytest", "pytest-timeout", "pytest-xdist"]
+PYTEST = ["pytest", "-n", "2", "--dist", "loadfile"]
+
+os.environ["PIP_CONSTRAINT"] = str(ROOT / "constraints.txt")
+os.environ["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.sessions = ["lint", "types", "tests"]
+nox.needs_version = ">=2024.4"
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def install(session: nox.Session, *extra: str) -> None:
+    """Torch on its own first, so that nothing else chooses its build; then our packages from source."""
+    session.install("torch==2.13.0")
+    session.install(*(part for package in WITH_CODE for part in ("-e", package)), *extra)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The whole default suite; what is given after -- goes to pytest."""
+    install(session, *TESTING, "tensorboard")
+    session.run(*PYTEST, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+@nox.parametrize("package", list(PACKAGES), ids=[Path(folder).name for folder in PACKAGES])
+def isolated(session: nox.Session, package: str) -> None:
+    """One package alone with core (and what it declares) in a clean environment, from built wheels; its own tests."""
+    wheels = session.create_tmp()
+    session.install("torch==2.13.0", *TESTING)
+    for folder in PACKAGES.values():
+        session.run("pip", "wheel", "-q", "--no-deps", "-w", wheels, folder, silent=True)
+    distribution = "flowfactory" if package == "core" else Path(PACKAGES[package]).name
+    session.install("--find-links", wheels, distribution)
+    session.run("flowfactory", "plugins", "list")
+    if list((ROOT / "tests" / package).glob("test_*.py")):
+        session.run(*PYTEST, f"tests/{package}", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy, strict."""
+    install(session, "mypy", "types-PyYAML", "types-tensorboard")
+    session.run("mypy", *(f"{package}/src" for package in WITH_CODE))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff: rules and format."""
+    session.install("ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """A wheel and a source distribution of every package, in dist/."""
+    session.install("build")
+    for folder in PACKAGES.values():
+        session.run("python", "-m", "build", "--outdir", "dist", folder)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The pages, in site/; a warning is an error."""
+    install(session, "sphinx", "myst-parser", "furo")
+    session.run("sphinx-build", "-W", "-b", "html", "docs", "site")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Three seeds of the quickstart; writes benchmarks/results/quickstart.json and the curve."""
+    install(session)
+    session.run("python", "benchmarks/quickstart.py", *session.posargs)
+
+
+@nox.session
+def quickstart(session: nox.Session) -> None:
+    """`flowfactory run quickstart`; what is given after -- goes to it."""
+    install(session)
+    session.run("flowfactory", "run", "quickstart", *session.posargs)
