@@ -126,12 +126,13 @@ class Hooks:
 class Assembly:
     """All components of a config, built and joined: hooks, dynamics, training and evaluation rewards."""
 
-    def __init__(self, config: RunConfig, observers: Iterable[object] = ()) -> None:
+    def __init__(self, config: RunConfig, observers: Iterable[object] = (), trackers: bool = True) -> None:
         components: dict[str, object] = {
             "model": config.model.build("model"),
             "algorithm": config.algorithm.build("algorithm"),
         }
-        components |= {f"tracker {i}": tracker.build(f"tracker {i}") for i, tracker in enumerate(config.output.trackers)}
+        if trackers:
+            components |= {f"tracker {i}": t.build(f"tracker {i}") for i, t in enumerate(config.output.trackers)}
         components |= {f"observer {i}": observer for i, observer in enumerate(observers)}
         manager = manager_of(components)
         for hook, owner in EXACTLY_ONE.items():
@@ -159,7 +160,8 @@ def manager_of(components: Mapping[str, object]) -> pluggy.PluginManager:
         try:
             manager.register(component, label)
         except ValueError as error:
-            raise UserError(f"{label}: {error}; components must compare by identity, as plain classes do") from error
+            told = " ".join(str(error).split())
+            raise UserError(f"{label}: {told}; components must compare by identity, as plain classes do") from error
         except pluggy.PluginValidationError as error:
             raise UserError(f"{label}: {' '.join(str(error).split())}") from error
     try:

@@ -6,6 +6,7 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module, metadata, util
 from pathlib import Path
@@ -74,6 +75,16 @@ class Catalogue:
 
     components: dict[str, dict[str, Component]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
     broken: list[Broken] = field(default_factory=list)
+
+    def loadable(self) -> dict[str, list[str]]:
+        """The names by kind of the components whose lazy spec imports, examples left out."""
+        found: dict[str, list[str]] = {kind: [] for kind in KINDS if kind != "example"}
+        for kind in found:
+            for name, component in self.components[kind].items():
+                with suppress(UserError):
+                    component.config_class()
+                    found[kind].append(name)
+        return found
 
     def find(self, kind: str, name: str) -> Component:
         """The component. UserError: there is none; names the nearest, and the plugins that failed to load."""

@@ -53,7 +53,6 @@ def run(
 
 
 def _train(config: RunConfig, resume: bool) -> None:
-    _quieten()
     from rich.console import Console
 
     from flowfactory.loop import train
@@ -115,7 +114,6 @@ def evaluate_run(directory: RunFolder, checkpoint: Iteration = None, sets: Sets 
 
 
 def _restored(directory: Path, iteration: int | None, sets: list[str] | None) -> tuple[Run, Path]:
-    _quieten()
     from flowfactory import checkpoint
     from flowfactory.loop import prepare
     from flowfactory.rundir import RunDirectory
@@ -123,7 +121,8 @@ def _restored(directory: Path, iteration: int | None, sets: list[str] | None) ->
     where = RunDirectory(directory)
     config = where.load_config(sets or [])
     path = checkpoint.find(where.checkpoints, iteration)
-    restored = prepare(config)
+    restored = prepare(config, trackers=False)
+    restored.assembly.hooks.run_started(restored.info, restored.policy)
     restored.policy.load(path)
     return restored, path
 
@@ -135,7 +134,7 @@ def report(directory: RunFolder) -> None:
     from flowfactory.rundir import RunDirectory
 
     where = RunDirectory(directory)
-    where.load_config()
+    where.insist()  # the config itself may be of plugins and prompts that are not on this machine
     typer.echo(str(write_report(where)))
 
 
@@ -170,6 +169,7 @@ def show_plugin(
 ) -> None:
     """What a component is, and its options."""
     from flowfactory.catalogue import discover, suggestion
+    from flowfactory.config import choice
 
     catalogue = discover(plugin or [])
     found = [components[name] for components in catalogue.components.values() if name in components]
@@ -181,16 +181,24 @@ def show_plugin(
         if component.kind == "example":
             typer.echo(Path(component.spec).read_text(encoding="utf-8"))
             continue
-        config = component.config_class()
+        config = choice(catalogue, component.kind, [component.name])
         typer.echo((config.__doc__ or "").strip())
         for key, field in config.model_fields.items():
-            kind = (
-                str(field.annotation).replace("typing.", "")
-                if not isinstance(field.annotation, type)
-                else field.annotation.__name__
-            )
-            default = "required" if field.is_required() else f"default {field.default!r}"
-            typer.echo(f"  {key}: {kind}, {default}" + (f"; {field.description}" if field.description else ""))
+            if key == "name":
+                continue
+            default = "required" if field.is_required() else f"default {_shown(field.default)}"
+            typer.echo(f"  {key}: {default}" + (f"; {field.description}" if field.description else ""))
+
+
+def _shown(value: object) -> str:
+    """A default as a user would write it in YAML."""
+    import json
+
+    from pydantic import BaseModel
+
+    if isinstance(value, BaseModel):
+        return "{" + ", ".join(f"{key}: {_shown(item)}" for key, item in value) + "}"
+    return json.dumps(value, default=str)
 
 
 def _quieten() -> None:
@@ -202,6 +210,7 @@ def _quieten() -> None:
 
 def main() -> None:
     """The command line: exit code 2 for a user's mistake, 1 for a run that had to stop, 130 when asked to stop."""
+    _quieten()
     try:
         app()
     except UserError as error:

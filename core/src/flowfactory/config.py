@@ -11,7 +11,6 @@ from typing import Annotated, Any, ClassVar, Literal, Union, cast, get_args, get
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -33,26 +32,34 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-def _beside_config(path: Path, info: ValidationInfo) -> Path:
-    folder = (info.context or {}).get("folder")
-    return Path(path) if folder is None else (Path(folder) / path.expanduser()).resolve()
+class _Typed(str):
+    """Text from the command line, where a relative path is relative to where the command was given."""
 
 
-LocalPath = Annotated[Path, AfterValidator(_beside_config)]
-"""A path in a config; a relative one is relative to the file it stands in."""
+def _absolute(path: Any, info: ValidationInfo) -> Any:
+    folder = Path.cwd() if isinstance(path, _Typed) else (info.context or {}).get("folder")
+    if folder is None or not isinstance(path, str | Path):
+        return path
+    return Path(folder).joinpath(Path(path).expanduser()).resolve()
 
 
-def _folder_or_hub_id(path: str, info: ValidationInfo) -> str:
-    local = _beside_config(Path(path), info)
+LocalPath = Annotated[Path, BeforeValidator(_absolute)]
+"""A path; a relative one is relative to the config file it stands in, or to where ``--set`` was typed."""
+
+
+def _folder_or_hub_id(path: Any, info: ValidationInfo) -> Any:
+    if not isinstance(path, str):
+        return path
+    local = Path(_absolute(path, info))
     if local.is_dir():
         return str(local)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
-        raise ValueError(f"{local} is no folder, and {path!r} is no hub id (owner/name)")
-    return path
+        raise ValueError(f"{local} is no folder, and {str(path)!r} is no hub id (owner/name)")
+    return str(path)
 
 
-CheckpointPath = Annotated[str, AfterValidator(_folder_or_hub_id)]
-"""A folder (relative to the config file) or a hub id; a folder that exists wins."""
+CheckpointPath = Annotated[str, BeforeValidator(_folder_or_hub_id)]
+"""A folder (relative as a LocalPath is) or a hub id; a folder that exists wins."""
 
 
 class ComponentConfig(Strict, ABC):
@@ -72,7 +79,7 @@ class ComponentConfig(Strict, ABC):
 class LoraConfig(Strict):
     """Low-rank adapters (arXiv:2106.09685) on the linear layers whose names end in one of ``targets``."""
 
-    rank: int = Field(32, ge=1)
+    rank: int = Field(32, ge=1, description="of the two factors of an adapter")
     alpha: float = Field(64, gt=0, description="the adapter's output is scaled by alpha / rank")
     targets: tuple[str, ...] | None = Field(None, description="endings of module names; the model's own when left out")
 
@@ -106,7 +113,7 @@ class DynamicsConfig(ComponentConfig):
 class PromptsConfig(Strict):
     """Files with a prompt a line."""
 
-    train: LocalPath
+    train: LocalPath = Field(description="prompts to train on")
     heldout: LocalPath | None = Field(None, description="drawn before, during and after training, never trained on")
     negative: str = Field("", description="the negative prompt of classifier-free guidance")
 
@@ -145,23 +152,23 @@ class OptimizerConfig(Strict):
     """AdamW, arXiv:1711.05101."""
 
     name: Literal["adamw"] = "adamw"
-    lr: float = Field(3e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    lr: float = Field(3e-4, gt=0, description="learning rate")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the two moments")
+    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled, times the learning rate")
 
 
 class TrainingConfig(Strict):
     """How an iteration's pictures become optimizer steps."""
 
-    iterations: int = Field(100, ge=1)
+    iterations: int = Field(100, ge=1, description="rounds of sampling and learning")
     updates: int = Field(1, ge=1, description="optimizer steps one pass over the pictures is divided into")
     epochs: int = Field(1, ge=1, description="passes over the pictures of an iteration")
     batch_size: int = Field(8, ge=1, description="pictures in one forward; gradients accumulate over the rest")
     optimizer: OptimizerConfig = OptimizerConfig.model_validate({})
     warmup: int = Field(0, ge=0, description="optimizer steps over which the learning rate rises linearly")
     decay: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate after the warm-up")
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0, description="bound on the norm of the gradient")
     precision: Literal["float32", "bf16"] = Field("float32", description="what the transformer computes in")
 
 
@@ -227,7 +234,12 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
+            if isinstance(key, list | dict | set):
+                problem = f"{key!r} cannot be a key; write text with braces in quotes"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
             seen.add(key)
@@ -263,7 +275,7 @@ def override(raw: dict[str, Any], assignment: str) -> dict[str, Any]:
 
     def put(node: Any, depth: int) -> Any:
         if depth == len(keys):
-            return parse_yaml(text, f"--set {path}")
+            return _typed(parse_yaml(text, f"--set {path}"))
         if isinstance(node, list):
             raise UserError(f"--set {assignment}: {'.'.join(keys[:depth])} is a list; set it as a whole")
         if isinstance(node, str) and _is_component(keys[:depth]):
@@ -273,6 +285,14 @@ def override(raw: dict[str, Any], assignment: str) -> dict[str, Any]:
         return inner
 
     return cast(dict[str, Any], put(raw, 0))
+
+
+def _typed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    return _Typed(value) if isinstance(value, str) else value
 
 
 def _is_component(keys: Sequence[str]) -> bool:
@@ -290,13 +310,17 @@ def load(
     UserError: one line that names the file, the key and the nearest valid name. Reads no weights.
     """
     path = find(source, plugins)
-    raw = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+    try:
+        raw = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path.name}: expected a mapping at the top, got {type(raw).__name__}")
     for assignment in overrides:
         raw = override(raw, assignment)
-    if plugins:
-        raw["plugins"] = [*(raw.get("plugins") or []), *(str(Path(plugin).resolve()) for plugin in plugins)]
+    listed = raw.get("plugins") or []
+    if plugins and isinstance(listed, list):
+        raw["plugins"] = [*listed, *(str(Path(plugin).resolve()) for plugin in plugins)]
     # --out and the default are relative to where the command was given, a path in the file to the file
     if out is not None or "dir" not in (raw.get("output") or {}):
         output = raw.get("output") or {}
@@ -403,34 +427,37 @@ def choice(catalogue: Catalogue, kind: str, names: Iterable[str]) -> Any:
         options.append(create_model(parent.__name__, __base__=parent, __doc__=parent.__doc__, **fields))
     if not options:
         return ComponentConfig
-    annotated: Any = Annotated  # made at run time, where mypy wants types it can read
-    one_of = options[0] if len(options) == 1 else annotated[Union[tuple(options)], Field(discriminator="name")]  # noqa: UP007
-    return annotated[one_of, BeforeValidator(_name_only)]
+    return options[0] if len(options) == 1 else Annotated[Union[tuple(options)], Field(discriminator="name")]  # noqa: UP007
 
 
 def schema_type(catalogue: Catalogue, names: Mapping[str, Iterable[str]] | None = None) -> type[RunConfig]:
-    """RunConfig whose slots accept the components ``names`` by kind, or all that are installed."""
-    chosen = catalogue.components if names is None else names
+    """RunConfig whose slots accept the components ``names`` by kind, or all that are installed and can be loaded."""
+    chosen = catalogue.loadable() if names is None else names
+
+    annotated: Any = Annotated  # made at run time, where mypy wants types it can read
 
     def slot(kind: str) -> Any:
-        return choice(catalogue, kind, chosen.get(kind, ()))
+        return annotated[choice(catalogue, kind, chosen.get(kind, ())), BeforeValidator(_name_only)]
 
     rewards: Any = GenericAlias(dict, (str, slot("reward")))
     trackers: Any = GenericAlias(tuple, (slot("tracker"), ...))
     sampling = create_model(
         "SamplingConfig",
         __base__=SamplingConfig,
+        __doc__=SamplingConfig.__doc__,
         dynamics=(slot("dynamics"), Field({"name": "ode"}, validate_default=True, description="how latents step")),
     )
     evaluation = create_model(
         "EvaluationConfig",
         __base__=EvaluationConfig,
+        __doc__=EvaluationConfig.__doc__,
         rewards=(rewards, EvaluationConfig.model_fields["rewards"]),
     )
-    output = create_model("OutputConfig", __base__=OutputConfig, trackers=(trackers, ()))
+    output = create_model("OutputConfig", __base__=OutputConfig, __doc__=OutputConfig.__doc__, trackers=(trackers, ()))
     return create_model(
         "RunConfig",
         __base__=RunConfig,
+        __doc__=RunConfig.__doc__,
         model=(slot("model"), ...),
         algorithm=(slot("algorithm"), ...),
         rewards=(rewards, Field(min_length=1)),
@@ -464,7 +491,9 @@ def _explain(error: ValidationError, schema: type[BaseModel], source: str, overr
         message = "this key is missing"
     else:
         message = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
-    more = len(problems) - 1
+    places = {tuple(_locate(schema, problem["loc"])[0]) for problem in problems}
+    # the other branches of a union complain of the whole that the deepest one has found the mistake in
+    more = sum(place != tuple(keys[: len(place)]) for place in places)
     return f"{blame}: {message}" + (f" (and {more} more)" if more else "")
 
 

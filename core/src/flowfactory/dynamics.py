@@ -95,11 +95,11 @@ class FlowSDE:
     def transition(self, velocity: Tensor, latents: Tensor, sigma: Tensor, next_sigma: Tensor) -> Transition:
         """Mean [B, ...] and standard deviation [B, 1...] of the next latents. arXiv:2505.05470, eq. 9.
 
-        At sigma 1, where the spread is infinite, the next sigma's is borrowed, as the authors' code does.
+        At sigma 1, where the spread is infinite, 1 - sigma is borrowed from the next sigma, as the authors' code does.
         """
         dt = next_sigma - sigma
         borrowed = torch.where(sigma >= 1, next_sigma, sigma)
-        spread = self.noise_level * torch.sqrt(borrowed / (1 - borrowed))
+        spread = self.noise_level * torch.sqrt(sigma / (1 - borrowed))
         drift = spread.square() / (2 * sigma)
         mean = latents * (1 + drift * dt) + velocity * (1 + drift * (1 - sigma)) * dt
         return Transition(mean, spread * torch.sqrt(-dt))

@@ -11,9 +11,7 @@ from flowfactory.assembly import Assembly
 from flowfactory.config import RunConfig
 from flowfactory.prompts import grouped
 from flowfactory.sampler import Sampler, samples_of
-from flowfactory.types import Prompt, SamplingPlan
-
-FIXED = -1
+from flowfactory.types import HELD_OUT, Prompt, SamplingPlan
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def evaluate(
         guidance=sampling.guidance if chosen.guidance is None else chosen.guidance,
         dynamics=assembly.ode,
         seed=config.seed,
-        iteration=FIXED,
+        iteration=HELD_OUT,
         keys=batch.keys,
     )
     conditions = sampler.conditions(batch.prompts, plan.guidance)

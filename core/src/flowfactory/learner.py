@@ -39,10 +39,11 @@ class Learner:
             raise RunError("the algorithm yielded no loss, so that nothing would train")
         # dividing afterwards gives the exact mean whatever the sizes of the pieces
         torch._foreach_div_([p.grad for p in self._parameters.values() if p.grad is not None], count)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm)
-        if not torch.isfinite(norm):
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters.values() if p.grad is not None])
+        if not torch.isfinite(norm):  # before clipping, which would spread a NaN to every weight
             bad = [name for name, p in self._parameters.items() if p.grad is not None and not p.grad.isfinite().all()]
             raise RunError(f"the gradient of {bad[0]} is not finite ({len(bad)} of {len(self._parameters)} weights)")
+        torch.nn.utils.clip_grads_with_norm_(self._parameters.values(), self._config.max_grad_norm, norm)
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.optimizer.lr * self._schedule()
         self._optimizer.step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -64,9 +65,9 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def prepare(config: RunConfig, observers: Sequence[object] = (), say: Say = lambda _: None) -> Run:
+def prepare(config: RunConfig, observers: Sequence[object] = (), say: Say = lambda _: None, trackers: bool = True) -> Run:
     """Components assembled, prompts read and encoded, weights on the device."""
-    assembly = Assembly(config, observers)
+    assembly = Assembly(config, observers, trackers)
     device = device_of(config.device)
     train = prompts.read(config.prompts.train)
     heldout = prompts.read(config.prompts.heldout) if config.prompts.heldout else ()
@@ -83,17 +84,18 @@ def prepare(config: RunConfig, observers: Sequence[object] = (), say: Say = lamb
 
 
 class Clock:
-    """Seconds by what they were spent on."""
+    """Seconds by what they were spent on; work that ``device`` still has to do counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
         self.seconds[f"seconds/{name}"] = time.perf_counter() - started
 
 
@@ -159,7 +161,7 @@ def shares(experience: Experience, updates: int, seed: int, epoch: int) -> Itera
 def iterate(run: Run, iteration: int, check: Callable[[Experience], None] | None = None) -> dict[str, float]:
     """The metrics of one iteration: sample, reward, advantage, update."""
     training = run.config.training
-    clock, gathered = Clock(), Gathered()
+    clock, gathered = Clock(run.policy.device), Gathered()
     experience = gather(run, iteration, clock)
     if check is not None:
         check(experience)
@@ -176,15 +178,16 @@ def iterate(run: Run, iteration: int, check: Callable[[Experience], None] | None
         "grad_norm": sum(norms) / len(norms),
         "lr": run.learner.rate,
         **clock.seconds,
-        "peak_memory_mb": peak_memory(),
+        "peak_memory_mb": peak_memory(run.policy.device),
     }
 
 
-def peak_memory() -> float:
+def peak_memory(device: torch.device) -> float:
     """Megabytes: the most that the device's allocator held, or on a CPU that the process had resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def train(config: RunConfig, resume: bool = False, observers: Sequence[object] = (), say: Say = print) -> RunDirectory:

@@ -36,7 +36,7 @@ class Policy:
         self.modules = dict(trainable.modules)
         self.adapted: list[str] = []
         self._evaluate = evaluate
-        self._device, self._precision = device, precision
+        self.device, self._precision = device, precision
         self._lora = trainable.training != "full"
         for name, module in self.modules.items():
             if self._lora:
@@ -51,7 +51,7 @@ class Policy:
     def to_device(self) -> None:
         """Move the weights to the device of the run."""
         for module in self.modules.values():
-            module.to(self._device)
+            module.to(self.device)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -67,7 +67,7 @@ class Policy:
         """The context every forward runs in, sampling and training alike."""
         if self._precision == torch.float32:
             return nullcontext()
-        return torch.autocast(self._device.type, self._precision)
+        return torch.autocast(self.device.type, self._precision)
 
     def evaluate(self, step: Step) -> Evaluation:
         """One forward of the present weights at ``step``, differentiable."""
@@ -135,8 +135,9 @@ class Policy:
                 (folder / name).mkdir()
                 state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
                 save_file(state, folder / name / FULL, metadata={"format": "pt"})
-                if hasattr(module, "save_config"):  # diffusers reads the weights with the config beside them
-                    module.save_config(folder / name)
+                write_config = getattr(module, "save_config", None)  # diffusers reads weights with their config beside them
+                if write_config is not None:
+                    write_config(folder / name)
         if self._kept:
             kept = {f"{name}/{key}": value.cpu() for name, w in self._kept.items() for key, value in w.items()}
             save_file(kept, folder / "kept.safetensors")
@@ -152,4 +153,4 @@ class Policy:
         if (folder / "kept.safetensors").exists():
             for key, value in load_file(folder / "kept.safetensors").items():
                 name, _, parameter = key.partition("/")
-                self._kept.setdefault(name, {})[parameter] = value.to(self._device)
+                self._kept.setdefault(name, {})[parameter] = value.to(self.device)

@@ -32,7 +32,7 @@ class Batch:
 def read(path: Path) -> tuple[Prompt, ...]:
     """A prompt a line; empty lines are passed over. UserError: no prompts, or not UTF-8 text."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() splits at U+2028 and others too
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts {path}: {error}") from error
     texts = [line.strip() for line in lines if line.strip()]

@@ -39,13 +39,20 @@ class RunDirectory:
             if not resume:
                 raise UserError(f"{self.path} already holds a run; continue it with --resume, or choose another --out")
             self._insist_on_same(config)
-        self.path.mkdir(parents=True, exist_ok=True)
-        write(self.config, configs.dump(config))
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write(self.config, configs.dump(config))
+        except OSError as error:
+            raise UserError(f"output.dir: {self.path} cannot be written to: {error.strerror}") from error
+
+    def insist(self) -> None:
+        """UserError: this is no run directory."""
+        if not self.config.is_file():
+            raise UserError(f"{self.path} is no run directory: it has no config.yaml")
 
     def load_config(self, overrides: Sequence[str] = ()) -> RunConfig:
         """The run's resolved config. UserError: this is no run directory."""
-        if not self.config.is_file():
-            raise UserError(f"{self.path} is no run directory: it has no config.yaml")
+        self.insist()
         return configs.load(self.config, overrides)
 
     def _insist_on_same(self, config: RunConfig) -> None:

@@ -19,6 +19,7 @@ from flowfactory.assembly import Hooks, Rewards, manager_of
 from flowfactory.conditions import ConditionCache
 from flowfactory.config import AlgorithmConfig, ComponentConfig, ModelConfig, TrainingConfig
 from flowfactory.dynamics import ODE, FlowSDEConfig
+from flowfactory.errors import RunError, UserError
 from flowfactory.hookspecs import hookimpl
 from flowfactory.learner import Gathered, Learner
 from flowfactory.objectives import normalised
@@ -31,6 +32,7 @@ from flowfactory.types import (
     Evaluation,
     Experience,
     Prompt,
+    RunInfo,
     Runtime,
     Samples,
     SamplingPlan,
@@ -106,6 +108,7 @@ class LinearFlow(nn.Module):
 class Bench:
     """A model with its policy, sampler and plan, ready to draw."""
 
+    hooks: Hooks
     policy: Policy
     sampler: Sampler
     batch: Batch
@@ -127,9 +130,13 @@ def bench(
     guidance: float = 1.0,
     group_size: int = 4,
     dynamics: Dynamics | None = None,
+    others: Mapping[str, object] | None = None,
 ) -> Bench:
-    """``model`` on the CPU, its conditions cached in ``folder``, with a plan that records every stochastic step."""
-    hooks = Hooks(manager_of({"model": model.build("model")}))
+    """``model`` on the CPU, its conditions cached in ``folder``, with a plan that records every stochastic step.
+
+    ``others`` are components that share its hooks, such as an algorithm that wraps ``sample``.
+    """
+    hooks = Hooks(manager_of({"model": model.build("model"), **(others or {})}))
     trainable = hooks.load(Runtime(CPU, torch.float32))
     policy = Policy(trainable, hooks.log_prob, CPU)
     cache = ConditionCache(hooks.encode, trainable.encoding, folder)
@@ -139,7 +146,7 @@ def bench(
     window = chosen.window(steps, flow.generator("window"))
     plan = SamplingPlan(steps, size, guidance, chosen, 0, 0, batch.keys, window, window)
     encoded = cache.prepare(batch.prompts)
-    return Bench(policy, sampler, batch, plan, sampler.conditions(batch.prompts, guidance), encoded)
+    return Bench(hooks, policy, sampler, batch, plan, sampler.conditions(batch.prompts, guidance), encoded)
 
 
 def check_reward(
@@ -151,8 +158,11 @@ def check_reward(
     ``pointwise``, scores a batch as it scores its samples one by one.
     """
     before = samples.media.clone()
-    rewards = Rewards({"under test": config})
-    scores = rewards(samples)
+    try:
+        rewards = Rewards({"under test": config})
+        scores = rewards(samples)
+    except (RunError, UserError) as error:
+        raise AssertionError(str(error)) from error
     assert torch.equal(samples.media, before), "the reward changed the pictures it was given"
     again = rewards(samples)
     assert torch.equal(scores["under test"], again["under test"]), "the reward gives other scores for the same pictures"
@@ -242,10 +252,11 @@ def check_algorithm(
     Losses are [b], finite and differentiable; they reach every weight; the experience is left as it was; and ``iterations``
     iterations with a reward for bright pictures raise the reward.
     """
+    others = {"algorithm": config.build("algorithm")}
     with tempfile.TemporaryDirectory() as name:
-        made = bench(TwoParameterConfig(), Path(name), group_size=32, dynamics=dynamics)
-    hooks = Hooks(manager_of({"algorithm": config.build("algorithm")}))
-    hooks._hook.run_started(run=None, policy=made.policy)
+        made = bench(TwoParameterConfig(), Path(name), group_size=32, dynamics=dynamics, others=others)
+    hooks = made.hooks
+    hooks.run_started(RunInfo(Path(), None, iterations), made.policy)
     training = TrainingConfig.model_validate({"optimizer": {"lr": lr}})
     learner = Learner(made.policy, training)
     history = []

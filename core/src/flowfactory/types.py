@@ -49,6 +49,9 @@ class Conditions:
         return torch.stack([entry[key] for entry in self.entries])
 
 
+HELD_OUT = -1
+
+
 class NoiseKey(NamedTuple):
     """What, beside the plan's seed and iteration, the noise of one sample depends on."""
 
@@ -82,7 +85,10 @@ class Dynamics(Protocol):
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """All that decides what is drawn, randomness included; no rank and no batch size has a part in it."""
+    """All that decides what is drawn, randomness included; no rank and no batch size has a part in it.
+
+    ``iteration`` counts from 0; the fixed noise of held-out prompts has HELD_OUT.
+    """
 
     steps: int
     size: tuple[int, int]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -53,23 +54,23 @@ class SD3Config(ModelConfig):
         """Sizes are multiples of what a latent patch covers, and within the positions the transformer has."""
         multiple, largest = self._sides()
         for key, size in (("sampling", run.sampling.size), ("evaluation", run.evaluation.size)):
-            near = [min(max(multiple, round(side / multiple) * multiple), largest or side) for side in size or ()]
-            if near != list(size or ()):
-                known = f" up to {largest}" if largest else ""
+            near = [int(min(max(multiple, round(side / multiple) * multiple), largest)) for side in size or ()]
+            if size is not None and near != list(size):
+                known = f" up to {largest}" if largest < math.inf else ""
                 raise ValueError(
-                    f"{key}.size {list(size or ())}: this model draws multiples of {multiple}{known}; the nearest is {near}"
+                    f"{key}.size {list(size)}: this model draws multiples of {multiple}{known}; the nearest is {near}"
                 )
 
-    def _sides(self) -> tuple[int, int | None]:
-        """What a side of a picture is a multiple of, and the longest one; None where that is not known yet."""
+    def _sides(self) -> tuple[int, float]:
+        """What a side of a picture is a multiple of, and the longest side there is."""
         try:
             vae = json.loads((Path(self.path) / "vae" / "config.json").read_text())
             transformer = json.loads((Path(self.path) / "transformer" / "config.json").read_text())
         except FileNotFoundError:
-            return 16, None  # of every released checkpoint
+            return 16, math.inf  # what every released checkpoint covers; its longest side is not known before it is there
         channels = vae.get("block_out_channels") or vae["encoder_block_out_channels"]  # AutoencoderTiny writes the latter
         multiple = int(2 ** (len(channels) - 1) * transformer["patch_size"])
-        return multiple, multiple * transformer["pos_embed_max_size"] if transformer.get("pos_embed_max_size") else None
+        return multiple, multiple * transformer["pos_embed_max_size"]
 
     def build(self, label: str) -> SD3:
         return SD3(self)

@@ -1,0 +1,23 @@
+"""Sphinx: Markdown pages, with the tables of options read from the config classes of this checkout."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+project = "flowfactory"
+author = "the flowfactory authors"
+copyright = "the flowfactory authors, Apache-2.0"
+version = release = "0.1"
+
+extensions = ["myst_parser", "options"]
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3
+nitpicky = True
+
+html_theme = "furo"
+html_title = "flowfactory"
+html_show_sphinx = False
+html_copy_source = False
+pygments_style = "friendly"
+pygments_dark_style = "native"

@@ -1,0 +1,213 @@
+"""The directive ``options``: a table of every key of a config class, made while the pages are built.
+
+``{options} training`` is a section of the config, ``{options} training.optimizer`` one further down, and
+``{options} algorithm grpo`` a component as ``flowfactory plugins list`` names it.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from flowfactory.catalogue import discover
+from flowfactory.config import ComponentConfig, LoraConfig, ModelConfig, schema_type
+
+UNITS = {
+    "LoraConfig.rank": "dimensions",
+    "LoraConfig.alpha": "factor",
+    "SamplingConfig.groups": "prompts",
+    "SamplingConfig.group_size": "pictures",
+    "SamplingConfig.size": "pixels",
+    "SamplingConfig.steps": "steps",
+    "SamplingConfig.guidance": "factor",
+    "SamplingConfig.batch_size": "pictures",
+    "AdvantagesConfig.clip": "standard deviations",
+    "OptimizerConfig.lr": "factor",
+    "OptimizerConfig.betas": "factors",
+    "OptimizerConfig.eps": "added to the root of the second moment",
+    "OptimizerConfig.weight_decay": "times lr, per step",
+    "TrainingConfig.iterations": "iterations",
+    "TrainingConfig.updates": "optimizer steps",
+    "TrainingConfig.epochs": "passes",
+    "TrainingConfig.batch_size": "pictures",
+    "TrainingConfig.warmup": "optimizer steps",
+    "TrainingConfig.max_grad_norm": "L2 norm of all gradients",
+    "EvaluationConfig.every": "iterations",
+    "EvaluationConfig.members": "pictures",
+    "EvaluationConfig.size": "pixels",
+    "EvaluationConfig.steps": "steps",
+    "EvaluationConfig.guidance": "factor",
+    "EvaluationConfig.batch_size": "pictures",
+    "EvaluationConfig.pictures": "pictures",
+    "OutputConfig.checkpoint_every": "iterations",
+    "RunConfig.seed": "",
+    "FlowSDEConfig.noise_level": "factor",
+    "FlowSDEConfig.sde_steps": "steps, from 0",
+    "FlowSDEConfig.num_sde_steps": "steps",
+    "GRPOConfig.clip_range": "ratio",
+    "GRPOConfig.kl": "factor",
+    "SD3Config.max_sequence_length": "tokens",
+    "TinyConfig.max_sequence_length": "tokens",
+}
+"""What a number counts, by class and key; every number of a documented class stands here."""
+
+MEANINGS = {
+    "LoraConfig.rank": "of the two factors of an adapter",
+    "PromptsConfig.train": "a file with a prompt a line",
+    "OptimizerConfig.name": "the optimizer",
+    "OptimizerConfig.lr": "learning rate",
+    "OptimizerConfig.betas": "decay of the first and second moment",
+    "OptimizerConfig.eps": "keeps the division finite",
+    "OptimizerConfig.weight_decay": "decoupled, as AdamW has it",
+    "TrainingConfig.iterations": "rounds of sample, reward, update",
+    "TrainingConfig.optimizer": "see [training.optimizer](#trainingoptimizer)",
+    "TrainingConfig.max_grad_norm": "gradients are scaled down to it",
+    "OutputConfig.dir": "the run directory; `--out` goes first",
+    "OutputConfig.trackers": "who else is told the metrics",
+    "RunConfig.model": "which model",
+    "RunConfig.algorithm": "which algorithm",
+    "RunConfig.rewards": "rewards by label",
+    "RunConfig.prompts": "see [prompts](#prompts)",
+    "RunConfig.sampling": "see [sampling](#sampling)",
+    "RunConfig.advantages": "see [advantages](#advantages)",
+    "RunConfig.training": "see [training](#training)",
+    "RunConfig.evaluation": "see [evaluation](#evaluation)",
+    "RunConfig.output": "see [output](#output)",
+    "RunConfig.seed": "decides every random number of the run",
+    "SamplingConfig.dynamics": "how latents step",
+}
+"""What a key means where its field does not say so itself."""
+
+DEFAULTS = {
+    "OutputConfig.dir": "runs/<name of the config>",
+    "SamplingConfig.dynamics": "ode",
+}
+"""Defaults that are made while a config is loaded."""
+
+SHARED: dict[str, type[BaseModel]] = {"model": ModelConfig, "lora": LoraConfig}
+"""Classes that stand in no one place of a config."""
+
+
+def rows(config: type[BaseModel]) -> list[tuple[str, str, str, str, str]]:
+    """(key, type, default, unit, meaning) of every key of ``config``."""
+    found = []
+    for key, field in config.model_fields.items():
+        if key == "name" and issubclass(config, ComponentConfig):
+            continue
+        place = f"{config.__name__}.{key}"
+        meaning = field.description or MEANINGS.get(place, "")
+        found.append((key, kind(field.annotation) + bounds(field), default(place, field), UNITS.get(place, ""), meaning))
+    return found
+
+
+def table(config: type[BaseModel]) -> list[str]:
+    """The rows as lines of Markdown."""
+    lines = ["| key | type | default | unit | meaning |", "|---|---|---|---|---|"]
+    for key, type_, value, unit, meaning in rows(config):
+        cells = [f"`{key}`", f"`{type_}`", f"`{value}`" if value not in ("", "required") else value, unit, meaning]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return lines
+
+
+def kind(annotation: Any) -> str:
+    """A type as a user of YAML reads it."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is typing.Annotated:
+        return kind(arguments[0])
+    if origin in (Union, types.UnionType):
+        if all(isinstance(argument, type) and issubclass(argument, ComponentConfig) for argument in arguments):
+            return "component"
+        return " or ".join("null" if argument is type(None) else kind(argument) for argument in arguments)
+    if origin is Literal:
+        return " or ".join(str(argument) for argument in arguments)
+    if origin is tuple:
+        inner = [kind(argument) for argument in arguments if argument is not Ellipsis]
+        return f"list of {inner[0]}" if Ellipsis in arguments else f"[{', '.join(inner)}]"
+    if origin is dict:
+        return f"mapping of {kind(arguments[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, Path):
+        return "path"
+    if isinstance(annotation, type) and issubclass(annotation, ComponentConfig):
+        return "component"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "mapping"
+    return {str: "text", int: "whole number", float: "number", bool: "true or false"}.get(annotation, "any")
+
+
+def bounds(field: FieldInfo) -> str:
+    """``, > 0`` and the like."""
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    found = [(sign, getattr(item, name, None)) for item in field.metadata for name, sign in signs.items()]
+    return "".join(f", {sign} {limit:g}" for sign, limit in found if limit is not None and limit < 2**53)
+
+
+def default(place: str, field: FieldInfo) -> str:
+    """The default as YAML; ``required`` where there is none, nothing where the key is a section of its own."""
+    if place in DEFAULTS:
+        return DEFAULTS[place]
+    if field.is_required():
+        return "required"
+    return "" if is_section(field.annotation) else written(field.default)
+
+
+def is_section(annotation: Any) -> bool:
+    """Whether a key holds a mapping that has a table of its own."""
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel) and not issubclass(annotation, ComponentConfig)
+
+
+def written(value: Any) -> str:
+    """A value as YAML."""
+    if value is None:
+        return "null"
+    if isinstance(value, BaseModel):
+        inner = {key: item for key, item in value if item is not None}
+        return "{" + ", ".join(f"{key}: {written(item)}" for key, item in inner.items()) + "}"
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(written(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {written(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, str) and Path(value).is_absolute():
+        return Path(value).name  # where it is installed is the reader's own
+    return str(value) or "''"
+
+
+def config_class(words: str) -> type[BaseModel]:
+    """The class that a directive names."""
+    first, _, name = words.partition(" ")
+    if name:
+        return discover().find(first, name).config_class()
+    if first == "run":
+        return schema_type(discover())
+    if first in SHARED:
+        return SHARED[first]
+    found: type[BaseModel] = schema_type(discover())
+    for key in first.split("."):
+        section: Any = found.model_fields[key].annotation
+        found = section
+    return found
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Add the directive."""
+    from docutils import nodes
+    from docutils.statemachine import StringList
+    from sphinx.util.docutils import SphinxDirective
+
+    class Options(SphinxDirective):
+        required_arguments = 1
+        final_argument_whitespace = True
+
+        def run(self) -> list[nodes.Node]:
+            holder = nodes.container(classes=["options"])
+            self.state.nested_parse(StringList(table(config_class(self.arguments[0])), source="options"), 0, holder)
+            return list(holder.children)
+
+    app.add_directive("options", Options)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

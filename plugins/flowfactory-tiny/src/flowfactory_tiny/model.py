@@ -1,0 +1,14 @@
+"""The embedded generator: an ordinary StableDiffusion3Pipeline folder inside this package."""
+
+from pydantic import Field
+
+from flowfactory.config import CheckpointPath
+from flowfactory_sd3.model import SD3Config
+from flowfactory_tiny import FOLDER
+
+
+class TinyConfig(SD3Config):
+    """A 1.7 M parameter Stable Diffusion 3 that draws coloured shapes at 32x32 pixels; pretrained, offline."""
+
+    path: CheckpointPath = Field(str(FOLDER / "pipeline"), description="the folder in this package")
+    max_sequence_length: int = Field(1, ge=1, le=512, description="as pretrained: there is no T5 encoder")

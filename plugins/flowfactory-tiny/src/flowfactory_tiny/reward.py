@@ -1,0 +1,52 @@
+"""The verifiable reward ``scene``: does the picture show what the prompt says?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from flowfactory import ComponentConfig, Samples, hookimpl, prompts
+from flowfactory_tiny.scenes import parse
+from flowfactory_tiny.verifier import verify
+
+if TYPE_CHECKING:
+    from flowfactory.config import RunConfig
+
+
+class SceneConfig(ComponentConfig):
+    """Checks count, colour, shape, size, relation and background, in the spirit of GenEval (arXiv:2310.11513); in [0, 1].
+
+    Prompts must be of the tiny world: ``flowfactory_tiny.scenes.parse`` reads them.
+    """
+
+    mode: Literal["strict", "partial"] = Field(
+        "strict", description="strict: 1 if every check holds, else 0; partial: graded credit, the last quarter for strict"
+    )
+
+    def check(self, run: RunConfig) -> None:
+        """Every prompt is a caption of the tiny world, which is the only thing this reward can read."""
+        for path in filter(None, (run.prompts.train, run.prompts.heldout)):
+            for prompt in prompts.read(path):
+                try:
+                    parse(prompt.text)
+                except ValueError as error:
+                    raise ValueError(f"reward scene cannot judge prompt {prompt.index + 1} of {path.name}: {error}") from error
+
+    def build(self, label: str) -> Scene:
+        return Scene(label, self.mode)
+
+
+class Scene:
+    """Scores [B] in [0, 1]; deterministic."""
+
+    def __init__(self, label: str, mode: Literal["strict", "partial"]) -> None:
+        self._label, self._mode = label, mode
+
+    @hookimpl
+    def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
+        """Verify every picture against its prompt."""
+        verdicts = verify(samples.media, samples.prompts)
+        return {self._label: torch.tensor([getattr(verdict, self._mode) for verdict in verdicts])}
