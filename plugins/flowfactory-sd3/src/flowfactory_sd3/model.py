@@ -82,13 +82,16 @@ class SD3:
     def __init__(self, config: SD3Config) -> None:
         self._config = config
         self._pipeline: Any = None
+        self._commit: str | None = None
         self._runtime = Runtime(torch.device("cpu"), torch.float32)
 
     @hookimpl
     def load(self, runtime: Runtime) -> Trainable:
         """The transformer in host memory, with the VAE and the scheduler beside it."""
         self._runtime = runtime
-        self._pipeline = self._parts(dtype=runtime.dtype, **dict.fromkeys((*ENCODERS, *TOKENIZERS)))
+        # weights that train are the master weights, and must not be rounded on the way in
+        dtypes = {"default": runtime.dtype} | ({"transformer": torch.float32} if self._config.train == "full" else {})
+        self._pipeline = self._parts(dtypes, **dict.fromkeys((*ENCODERS, *TOKENIZERS)))
         self._pipeline.vae.requires_grad_(False).to(runtime.device)
         return Trainable(
             modules={"transformer": self._pipeline.transformer},
@@ -98,6 +101,7 @@ class SD3:
             encoding=json.dumps(
                 [
                     checkpoint_identity(self._config.path, (*ENCODERS, *TOKENIZERS)),
+                    self._commit,
                     self._config.max_sequence_length,
                     str(runtime.dtype),
                     *(metadata.version(name) for name in ("flowfactory-sd3", "diffusers", "transformers")),
@@ -110,7 +114,7 @@ class SD3:
     def encode(self, prompts: Sequence[Prompt]) -> list[Mapping[str, Tensor]]:
         """embeds [L, D] and pooled [P] of each prompt, by the pipeline's own encode_prompt."""
         # encode_prompt reads the width of the absent T5 encoder's zeros off the transformer
-        pipeline = self._parts(dtype=self._runtime.dtype, transformer=self._pipeline.transformer, vae=None)
+        pipeline = self._parts(self._runtime.dtype, transformer=self._pipeline.transformer, vae=None)
         for name in ENCODERS:
             if getattr(pipeline, name) is not None:
                 getattr(pipeline, name).to(self._runtime.device)
@@ -192,7 +196,7 @@ class SD3:
         pictures: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
-    def _parts(self, dtype: torch.dtype, **given: Any) -> Any:
+    def _parts(self, dtype: torch.dtype | dict[str, torch.dtype], **given: Any) -> Any:
         """The pipeline with ``given`` in place of what the checkpoint has."""
         from diffusers import StableDiffusion3Pipeline
         from diffusers.utils import logging
@@ -201,7 +205,7 @@ class SD3:
             logging.disable_progress_bar()
         path = self._config.path
         try:
-            index = StableDiffusion3Pipeline.load_config(path)
+            index, self._commit = StableDiffusion3Pipeline.load_config(path, return_commit_hash=True)
         except OSError as error:
             raise UserError(f"model.path {path}: {' '.join(str(error).split())}") from error
         # a pipeline saved without its T5 encoder reloads only when told that there is none

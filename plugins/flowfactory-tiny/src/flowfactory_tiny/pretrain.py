@@ -200,9 +200,7 @@ def encode(pipeline: StableDiffusion3Pipeline, captions: Sequence[str]) -> tuple
     """
     options = {"padding": "max_length", "max_length": MAX_TOKENS, "truncation": True, "return_tensors": "pt"}
     tokens = pipeline.tokenizer(list(captions), **options).input_ids
-    outputs = [
-        encoder(tokens, output_hidden_states=True) for encoder in (pipeline.text_encoder, pipeline.text_encoder_2)
-    ]
+    outputs = [encoder(tokens, output_hidden_states=True) for encoder in (pipeline.text_encoder, pipeline.text_encoder_2)]
     embeddings = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
     return F.pad(embeddings, (0, 0, 0, 1)), torch.cat([output.text_embeds for output in outputs], dim=-1)
 
@@ -323,9 +321,7 @@ def pictures_of(scenes: Sequence[Scene]) -> Tensor:
     return render(scenes, SIZE) * 2 - 1
 
 
-def sample(
-    pipeline: StableDiffusion3Pipeline, captions: Sequence[str], steps: int, guidance: float, seed: int
-) -> Tensor:
+def sample(pipeline: StableDiffusion3Pipeline, captions: Sequence[str], steps: int, guidance: float, seed: int) -> Tensor:
     """Pictures [B, 3, 32, 32] in [0, 1], one a caption, by `steps` Euler steps; guidance 1 is off."""
     pictures = pipeline(
         list(captions),

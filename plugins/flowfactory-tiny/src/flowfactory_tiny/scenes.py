@@ -85,9 +85,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 COUNTS = {"two": 2, "three": 3}
 
 PLURALS = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
-WORDS = sorted(
-    {"a", "an", "on", "left", "of", "above", *SIZES, *COUNTS, *COLORS, *SHAPES, *PLURALS.values(), *BACKGROUNDS}
-)
+WORDS = sorted({"a", "an", "on", "left", "of", "above", *SIZES, *COUNTS, *COLORS, *SHAPES, *PLURALS.values(), *BACKGROUNDS})
 
 RADII: dict[Size | None, tuple[float, float]] = {"small": (0.14, 0.17), None: (0.21, 0.26), "large": (0.32, 0.38)}
 PAIR_RADII = (0.15, 0.19)
@@ -180,9 +178,7 @@ def descriptions(kind: Kind) -> Iterator[Description]:
         for count, color, shape, background in product(COUNTS.values(), COLORS, SHAPES, BACKGROUNDS):
             yield Description(background, (Noun(count, None, color, shape),))
     else:
-        for color, shape, relation, other, form, background in product(
-            COLORS, SHAPES, RELATIONS, COLORS, SHAPES, BACKGROUNDS
-        ):
+        for color, shape, relation, other, form, background in product(COLORS, SHAPES, RELATIONS, COLORS, SHAPES, BACKGROUNDS):
             yield Description(background, (Noun(1, None, color, shape), Noun(1, None, other, form)), relation)
 
 
@@ -221,9 +217,7 @@ def compose(description: Description, rng: random.Random) -> Scene:
     else:
         radii = [rng.uniform(*RADII[nouns[0].size])]
         places = _scattered_places(radii, rng)
-    items = (
-        Item(noun.shape, noun.color, x, y, radius) for noun, (x, y), radius in zip(nouns, places, radii, strict=True)
-    )
+    items = (Item(noun.shape, noun.color, x, y, radius) for noun, (x, y), radius in zip(nouns, places, radii, strict=True))
     return Scene(description.background, tuple(items), caption(description))
 
 
@@ -275,9 +269,7 @@ def _scattered_places(radii: Sequence[float], rng: random.Random) -> list[tuple[
         places = [tuple(rng.uniform(MARGIN + r, 1 - MARGIN - r) for _ in "xy") for r in radii]
         boxes = [(x, y, r) for (x, y), r in zip(places, radii, strict=True)]
         if all(
-            max(abs(x - u), abs(y - v)) >= r + s + GAP
-            for index, (x, y, r) in enumerate(boxes)
-            for u, v, s in boxes[:index]
+            max(abs(x - u), abs(y - v)) >= r + s + GAP for index, (x, y, r) in enumerate(boxes) for u, v, s in boxes[:index]
         ):
             return [(x, y) for x, y, _ in boxes]
 

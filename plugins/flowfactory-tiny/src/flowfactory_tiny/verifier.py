@@ -126,9 +126,7 @@ def judge(picture: Floats, wanted: Description) -> Verdict:
     candidates = sorted(found, key=lambda item: item.radius, reverse=True)[:MOST_CANDIDATES]
     candidates += [NOTHING] * (len(nouns) - len(candidates))
     pairings = permutations(candidates, len(nouns))
-    pairs = max(
-        (list(zip(items, nouns, strict=True)) for items in pairings), key=lambda pairs: similarity(pairs, wanted)
-    )
+    pairs = max((list(zip(items, nouns, strict=True)) for items in pairings), key=lambda pairs: similarity(pairs, wanted))
     background = ground == wanted.background and frame_share >= FRAME_SHARE
     surplus = 2 * len(nouns) / (len(nouns) + max(len(nouns), len(found)))
     return Verdict(

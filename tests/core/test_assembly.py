@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowfactory import hookimpl
+from flowfactory.assembly import Assembly, Hooks, Rewards, manager_of
+from flowfactory.config import ComponentConfig, RunConfig
+from flowfactory.dynamics import ODE, FlowSDE
+from flowfactory.errors import RunError, UserError
+from flowfactory.testing import TwoParameter
+from flowfactory.types import Conditions, Experience, Loss, Runtime, Samples, SamplingPlan, Trainable, Trajectory
+
+Load = Callable[..., RunConfig]
+SAMPLES = Samples(torch.rand(3, 1, 2, 2), ("a", "a", "b"), torch.tensor([0, 0, 1]), ({}, {}, {}))
+
+
+class Given(ComponentConfig):
+    """Builds what it is told to."""
+
+    make: Any
+
+    def build(self, label: str) -> object:
+        return self.make(label)
+
+
+class Answers:
+    """A reward that answers what it was given."""
+
+    def __init__(self, answer: Mapping[str, Any]) -> None:
+        self.answer = answer
+
+    @hookimpl
+    def compute_reward(self, samples: Samples) -> Mapping[str, Any]:
+        return self.answer
+
+
+def answering(**answers: Any) -> Rewards:
+    """Rewards of which each answers its value under its label."""
+    return Rewards({label: Given(make=lambda name, value=value: Answers({name: value})) for label, value in answers.items()})
+
+
+def two_parameters() -> TwoParameter:
+    return TwoParameter(0.1, 0.2)
+
+
+class Learns:
+    @hookimpl
+    def update(self, experience: Experience) -> Iterator[Loss]:
+        return iter(())
+
+
+def assembled(load: Load, **components: object) -> Assembly:
+    """The toy's config, with the components given in place of its own."""
+    return Assembly(load().model_copy(update={key: Given(make=lambda _, c=c: c) for key, c in components.items()}))
+
+
+def test_a_config_becomes_the_hooks_of_its_components(load: Load) -> None:
+    made = Assembly(load({"evaluation": {"rewards": {"held": "bright"}}}))
+    assert isinstance(made.dynamics, FlowSDE)
+    assert isinstance(made.ode, ODE)
+    assert made.rewards.labels == ("bright",)
+    assert made.evaluation_rewards.labels == ("held",)
+    assert isinstance(made.hooks.load(Runtime(torch.device("cpu"), torch.float32)), Trainable)
+
+
+def test_the_training_rewards_evaluate_where_no_others_are_named(load: Load) -> None:
+    made = Assembly(load())
+    assert made.evaluation_rewards is made.rewards
+
+
+def test_no_weight_is_read(load: Load) -> None:
+    class Reads(TwoParameter):
+        @hookimpl
+        def load(self, runtime: Runtime) -> Trainable:
+            raise AssertionError("weights were read")
+
+    assembled(load, model=Reads(0.1, 0.2))
+
+
+@pytest.mark.parametrize("hook", ["load", "encode", "sample", "log_prob"])
+def test_an_override_without_the_marker_is_found_out(hook: str, load: Load) -> None:
+    unmarked = type("Unmarked", (TwoParameter,), {hook: lambda self, **_: None})
+    with pytest.raises(UserError) as refused:
+        assembled(load, model=unmarked(0.1, 0.2))
+    assert str(refused.value) == f"model: Unmarked does not implement {hook}; write the method and mark it with @hookimpl"
+
+
+def test_an_algorithm_without_update_is_found_out(load: Load) -> None:
+    class Idle:
+        def update(self) -> None: ...
+
+    with pytest.raises(UserError, match=r"^algorithm: Idle does not implement update; write the method and mark it"):
+        assembled(load, algorithm=Idle())
+
+
+def test_a_reward_without_its_hook_is_found_out() -> None:
+    with pytest.raises(UserError, match=r"^glow: object does not implement compute_reward; write the method"):
+        Rewards({"glow": Given(make=lambda _: object())})
+
+
+def test_a_misspelt_hook_is_found_out(load: Load) -> None:
+    class Misspelt(Learns):
+        @hookimpl
+        def iteration_finnished(self, iteration: int) -> None: ...
+
+    with pytest.raises(UserError, match=r"^[^\n]*iteration_finnished[^\n]*there is no such hook, see flowfactory\.hookspecs$"):
+        assembled(load, algorithm=Misspelt())
+
+
+def test_a_misspelt_argument_is_found_out(load: Load) -> None:
+    class Misspelt:
+        @hookimpl
+        def update(self, experience: Experience, polcy: object) -> Iterator[Loss]:
+            return iter(())
+
+    with pytest.raises(UserError, match=r"^algorithm: [^\n]*polcy[^\n]*$"):
+        assembled(load, algorithm=Misspelt())
+
+
+def test_two_implementations_of_what_wants_one_are_found_out(load: Load) -> None:
+    class Draws(Learns):
+        @hookimpl
+        def sample(self, conditions: Conditions, plan: SamplingPlan) -> Trajectory:
+            return Trajectory(torch.zeros(1), torch.zeros(1))
+
+    with pytest.raises(UserError) as refused:
+        assembled(load, algorithm=Draws())
+    assert str(refused.value) == (
+        "sample is implemented by model and by algorithm; exactly one may, others wrap (wrapper=True)"
+    )
+
+
+def test_a_wrapper_stands_around_the_one_implementation(load: Load) -> None:
+    order = []
+
+    class Model(TwoParameter):
+        @hookimpl
+        def sample(self, conditions: Conditions, plan: SamplingPlan) -> Trajectory:
+            order.append("model")
+            return Trajectory(torch.zeros(1), torch.ones(1))
+
+    class Wraps(Learns):
+        @hookimpl(wrapper=True)
+        def sample(self, conditions: Conditions) -> Any:
+            order.append("before")
+            drawn = yield
+            order.append("after")
+            return drawn
+
+    made = assembled(load, model=Model(0.1, 0.2), algorithm=Wraps())
+    plan = SamplingPlan(2, (4, 4), 1.0, made.dynamics, 0, 0)
+    assert made.hooks.sample(Conditions(()), plan).latents.tolist() == [1.0]
+    assert order == ["before", "model", "after"]
+
+
+def test_a_wrapper_alone_is_no_implementation(load: Load) -> None:
+    class Wraps:
+        @hookimpl(wrapper=True)
+        def update(self) -> Any:
+            return (yield)
+
+    with pytest.raises(UserError, match=r"^algorithm: Wraps does not implement update"):
+        assembled(load, algorithm=Wraps())
+
+
+def test_sampling_keeps_no_graph() -> None:
+    class Model(TwoParameter):
+        @hookimpl
+        def sample(self, conditions: Conditions, plan: SamplingPlan) -> Trajectory:
+            return Trajectory(self.flow.p * torch.ones(1), torch.ones(1))
+
+    hooks = Hooks(manager_of({"model": Model(0.1, 0.2)}))
+    plan = SamplingPlan(2, (4, 4), 1.0, ODE(), 0, 0)
+    assert not hooks.sample(Conditions(()), plan).media.requires_grad
+
+
+def test_a_plan_that_no_algorithm_changes_is_itself() -> None:
+    plan = SamplingPlan(2, (4, 4), 1.0, ODE(), 0, 0)
+    assert Hooks(manager_of({"algorithm": Learns()})).plan(3, plan) is plan
+
+
+def test_components_that_are_equal_are_refused_in_a_sentence() -> None:
+    @dataclass
+    class Equal:
+        scale: float = 1.0
+
+        @hookimpl
+        def compute_reward(self, samples: Samples) -> Mapping[str, Tensor]:
+            return {}
+
+    with pytest.raises(UserError, match=r"^b: [^\n]*; components must compare by identity, as plain classes do$"):
+        Rewards({"a": Given(make=lambda _: Equal()), "b": Given(make=lambda _: Equal())})
+
+
+def test_two_of_one_reward_answer_under_two_labels(load: Load) -> None:
+    made = Assembly(load({"rewards": {"once": "bright", "twice": {"name": "bright", "scale": 2}, "bright": None}}))
+    scores = made.rewards(SAMPLES)
+    assert list(scores) == ["once", "twice"]
+    torch.testing.assert_close(scores["once"], SAMPLES.media.mean((1, 2, 3)))
+    torch.testing.assert_close(scores["twice"], 2 * scores["once"])
+
+
+def test_scores_come_in_the_order_of_the_config_as_float32_without_a_graph() -> None:
+    weight = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    scores = answering(b=torch.tensor([1, 2, 3]), a=2 * weight)(SAMPLES)
+    assert list(scores) == ["b", "a"]
+    assert [score.dtype for score in scores.values()] == [torch.float32, torch.float32]
+    assert not scores["a"].requires_grad
+    assert scores["b"].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_one_component_may_answer_for_no_other() -> None:
+    with pytest.raises(RunError, match=r"^a reward answered under 'other'; each answers once, under the label it was built"):
+        Rewards({"a": Given(make=lambda _: Answers({"other": torch.zeros(3)}))})(SAMPLES)
+
+
+def test_a_label_is_answered_once() -> None:
+    configs = {label: Given(make=lambda _: Answers({"a": torch.zeros(3)})) for label in ("a", "b")}
+    with pytest.raises(RunError, match=r"^a reward answered under 'a'; each answers once"):
+        Rewards(configs)(SAMPLES)
+
+
+def test_a_label_without_scores_is_named() -> None:
+    configs = {"a": Given(make=lambda _: Answers({"a": torch.zeros(3)})), "b": Given(make=lambda _: Answers({}))}
+    with pytest.raises(RunError, match=r"^reward 'b' gave no scores$"):
+        Rewards(configs)(SAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (torch.zeros(2), r"\[2\]"),
+        (torch.zeros(3, 1), r"\[3, 1\]"),
+        (torch.tensor(1.0), r"\[\]"),
+        ([1.0, 2.0, 3.0], "list"),
+        (0.5, "float"),
+    ],
+)
+def test_scores_of_another_shape_are_refused(value: Any, told: str) -> None:
+    with pytest.raises(RunError, match=rf"^reward 'glow' gave {told}; expected a tensor \[3\], one score a sample$"):
+        answering(glow=value)(SAMPLES)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_score_that_is_not_finite_is_an_error_and_no_zero(value: str) -> None:
+    score = torch.tensor([0.0, float(value), 1.0])
+    with pytest.raises(RunError, match=rf"^reward 'glow' gave {value} for sample 1; scores must be finite$"):
+        answering(glow=score)(SAMPLES)
+
+
+def test_futures_are_waited_for() -> None:
+    with ThreadPoolExecutor(2) as pool:
+        scores = answering(a=pool.submit(torch.ones, 3), b=torch.zeros(3), c=pool.submit(torch.zeros, 3))(SAMPLES)
+    assert {label: score.tolist() for label, score in scores.items()} == {"a": [1.0] * 3, "b": [0.0] * 3, "c": [0.0] * 3}
+
+
+def test_a_future_is_checked_as_a_score_is() -> None:
+    future: Future[Tensor] = Future()
+    future.set_result(torch.tensor([0.0, 0.0, float("nan")]))
+    with pytest.raises(RunError, match=r"^reward 'glow' gave nan for sample 2"):
+        answering(glow=future)(SAMPLES)
+
+
+def test_a_rewards_failure_is_the_runs() -> None:
+    future: Future[Tensor] = Future()
+    future.set_exception(TimeoutError("the server is away"))
+    with pytest.raises(TimeoutError, match="the server is away"):
+        answering(glow=future)(SAMPLES)

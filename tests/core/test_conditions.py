@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowfactory.conditions import ConditionCache, checkpoint_identity, default_folder
+from flowfactory.types import Conditions, Prompt
+
+PROMPTS = [Prompt("a", 0), Prompt("bb", 1), Prompt("a", 2), Prompt("ccc", 3)]
+
+
+class Encoder:
+    """Counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, prompts: Sequence[Prompt]) -> list[Mapping[str, Tensor]]:
+        self.asked += [prompt.text for prompt in prompts]
+        tall = torch.arange(12.0).reshape(3, 4)
+        return [
+            {
+                "embeds": (tall.T * len(prompt.text)).bfloat16(),  # not contiguous
+                "mask": torch.tensor([True, False]),
+                "length": torch.tensor(len(prompt.text)),
+            }
+            for prompt in prompts
+        ]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Callable[..., tuple[ConditionCache, Encoder]]:
+    def make(encoding: str = "model-1") -> tuple[ConditionCache, Encoder]:
+        encoder = Encoder()
+        return ConditionCache(encoder, encoding, tmp_path), encoder
+
+    return make
+
+
+Made = Callable[..., tuple[ConditionCache, Encoder]]
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted((folder / "conditions").iterdir())
+
+
+def test_each_distinct_prompt_is_encoded_once(made: Made, tmp_path: Path) -> None:
+    cache, encoder = made()
+    assert cache.prepare(PROMPTS) == 3
+    assert encoder.asked == ["a", "bb", "ccc"]
+    assert cache.prepare(PROMPTS) == 0
+    assert len(cache.conditions(PROMPTS)) == 4
+    assert encoder.asked == ["a", "bb", "ccc"]
+    assert [path.suffix for path in files(tmp_path)] == [".safetensors"] * 3  # nothing half-written is left
+
+
+def test_another_process_finds_what_was_encoded(made: Made) -> None:
+    made()[0].prepare(PROMPTS)
+    cache, encoder = made()
+    assert cache.prepare([*PROMPTS, Prompt("dddd")]) == 1
+    assert encoder.asked == ["dddd"]
+
+
+def test_what_is_read_is_what_was_encoded(made: Made) -> None:
+    fresh = made()[0].conditions(PROMPTS)
+    read = made()[0].conditions(PROMPTS)
+    for prompt, one, two in zip(PROMPTS, fresh.entries, read.entries, strict=True):
+        (expected,) = Encoder()([prompt])
+        for entry in (one, two):
+            assert set(entry) == set(expected)
+            for name, tensor in expected.items():
+                assert entry[name].dtype == tensor.dtype
+                assert torch.equal(entry[name], tensor)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-7], lambda b: b[:5], lambda b: b"", lambda b: b"x" * len(b)])
+def test_an_entry_that_cannot_be_read_is_made_again(damage: Callable[[bytes], bytes], made: Made, tmp_path: Path) -> None:
+    made()[0].prepare([Prompt("bb")])
+    (path,) = files(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    cache, encoder = made()
+    assert cache.prepare([Prompt("bb")]) == 1
+    assert encoder.asked == ["bb"]
+    assert torch.equal(cache.conditions([Prompt("bb")]).entries[0]["length"], torch.tensor(2))
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("prompt", "encoding"),
+    [
+        (Prompt("a "), "model-1"),
+        (Prompt("a", metadata={"image": "x.png"}), "model-1"),
+        (Prompt("a"), "model-2"),
+        (Prompt(""), "model-1a"),
+    ],
+    ids=["text", "metadata", "encoding", "boundary"],
+)
+def test_whatever_changes_the_tensors_changes_the_key(prompt: Prompt, encoding: str, made: Made) -> None:
+    made()[0].prepare([Prompt("a")])
+    assert made(encoding)[0].prepare([prompt]) == 1
+
+
+def test_what_does_not_change_the_tensors_does_not_change_the_key(made: Made) -> None:
+    made()[0].prepare([Prompt("a", 0, {"x": 1, "y": 2})])
+    assert made()[0].prepare([Prompt("a", 7, {"y": 2, "x": 1})]) == 0
+
+
+def test_the_samples_of_a_prompt_share_one_entry(made: Made) -> None:
+    cache, _ = made()
+    known = cache.conditions([Prompt("a", 0)] * 4 + [Prompt("bb", 1)] * 4, Prompt("no"))
+    assert len({id(entry) for entry in known.entries}) == 2
+    assert known.negative is not None
+    assert len(known.negative) == 8
+    assert len({id(entry) for entry in known.negative.entries}) == 1
+    again = cache.conditions([Prompt("a", 0)])
+    assert again.entries[0] is known.entries[0]
+    assert again.negative is None
+
+
+def test_rows_take_the_negative_along() -> None:
+    entries = tuple({"x": torch.tensor(float(i))} for i in range(4))
+    known = Conditions(entries, Conditions(tuple({"x": torch.tensor(float(-i))} for i in range(4))))
+    part = known.rows([2, 0])
+    assert part.stack("x").tolist() == [2.0, 0.0]
+    assert part.negative is not None
+    assert part.negative.stack("x").tolist() == [-2.0, 0.0]
+    assert Conditions(entries).rows([1]).negative is None
+
+
+def test_the_folder_is_the_environments_choice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FLOWFACTORY_CACHE", str(tmp_path / "here"))
+    assert default_folder() == tmp_path / "here"
+    monkeypatch.delenv("FLOWFACTORY_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert default_folder() == tmp_path / "xdg/flowfactory"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert default_folder() == tmp_path / "home/.cache/flowfactory"
+
+
+def test_the_identity_of_a_folder_changes_with_its_files(tmp_path: Path) -> None:
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "transformer").mkdir()
+    weights, other = tmp_path / "encoder/model.safetensors", tmp_path / "transformer/model.safetensors"
+    weights.write_bytes(b"12")
+    other.write_bytes(b"1")
+    whole, part = checkpoint_identity(str(tmp_path)), checkpoint_identity(str(tmp_path), ["encoder"])
+    assert checkpoint_identity(str(tmp_path)) == whole
+    other.write_bytes(b"123")
+    assert checkpoint_identity(str(tmp_path)) != whole
+    assert checkpoint_identity(str(tmp_path), ["encoder"]) == part
+    stat = weights.stat()
+    weights.write_bytes(b"21")
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert checkpoint_identity(str(tmp_path), ["encoder"]) != part
+
+
+def test_the_identity_of_a_hub_id_is_itself() -> None:
+    assert checkpoint_identity("owner/name") == "owner/name"

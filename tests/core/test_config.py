@@ -1,0 +1,424 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowfactory import config as configs
+from flowfactory.catalogue import discover
+from flowfactory.config import ComponentConfig, RunConfig, override, parse_yaml, schema_type
+from flowfactory.errors import UserError
+
+ConfigFile = Callable[..., Path]
+Load = Callable[..., RunConfig]
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("-1e4", -1e4),
+        ("3E+2", 300.0),
+        ("1.5e-3", 1.5e-3),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("-.inf", float("-inf")),
+        ("7", 7),
+        ("-3", -3),
+        ("1e", "1e"),
+        ("e4", "e4"),
+        ("1.2.3", "1.2.3"),
+        ("1-4", "1-4"),
+        ("'1e-4'", "1e-4"),
+    ],
+)
+def test_numbers_are_read_as_yaml_1_2_reads_them(text: str, value: Any) -> None:
+    read = parse_yaml(text, "here")
+    assert (type(read), read) == (type(value), value)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_every_float_python_prints_is_read_back_as_itself(number: float) -> None:
+    assert parse_yaml(repr(number), "here") == number
+
+
+def test_a_learning_rate_without_a_point_is_a_number(config_file: ConfigFile) -> None:
+    path = config_file()
+    path.write_text(path.read_text().replace("lr: 0.02", "lr: 1e-4"))
+    assert configs.load(path).training.optimizer.lr == 1e-4
+
+
+def test_a_repeated_key_is_refused_with_its_line(config_file: ConfigFile) -> None:
+    path = config_file()
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, "seed: 8"]))
+    with pytest.raises(UserError, match=rf"^config\.yaml line {len(lines) + 1}: key 'seed' stands twice$"):
+        configs.load(path)
+
+
+@pytest.mark.parametrize("text", ["a: [1", "a: b: c", "\tseed: 1", "a: 1\n b: 2", "? [1]\n: 2", "a: {{b}}", "a: *nowhere"])
+def test_what_is_no_yaml_is_refused_with_file_and_line(text: str) -> None:
+    with pytest.raises(UserError, match=r"^here line \d: [^\n]+$"):
+        parse_yaml(text, "here")
+
+
+def test_a_shared_part_may_be_merged_in() -> None:
+    text = "base: &base {name: bright, scale: 2}\nfirst: {<<: *base, scale: 3}\n"
+    assert parse_yaml(text, "here")["first"] == {"name": "bright", "scale": 3}
+
+
+@pytest.mark.parametrize("text", ["", "- seed", "seed"])
+def test_a_file_that_holds_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"^c\.yaml: expected a mapping at the top, got "):
+        configs.load(tmp_path / "c.yaml")
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00seed")
+    with pytest.raises(UserError, match=r"c\.yaml"):
+        configs.load(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"trainning": {}}, "config.yaml: trainning: unknown key; did you mean 'training'?"),
+        ({"model": {"pp": 1}}, "config.yaml: model.pp: unknown key; did you mean 'p'?"),
+        ({"algorithm": {"pul": 1}}, "config.yaml: algorithm.pul: unknown key; did you mean 'pull'?"),
+        ({"rewards": {"bright": {"scal": 1}}}, "config.yaml: rewards.bright.scal: unknown key; did you mean 'scale'?"),
+        ({"rewards": {"bright": {"wieght": 1}}}, "config.yaml: rewards.bright.wieght: unknown key; did you mean 'weight'?"),
+        ({"prompts": {"held_out": "x"}}, "config.yaml: prompts.held_out: unknown key; did you mean 'heldout'?"),
+        ({"sampling": {"stepps": 4}}, "config.yaml: sampling.stepps: unknown key; did you mean 'steps'?"),
+        (
+            {"sampling": {"dynamics": {"noise_levl": 1}}},
+            "config.yaml: sampling.dynamics.noise_levl: unknown key; did you mean 'noise_level'?",
+        ),
+        ({"advantages": {"agregate": "sum"}}, "config.yaml: advantages.agregate: unknown key; did you mean 'aggregate'?"),
+        ({"training": {"optimizer": {"rate": 1}}}, "config.yaml: training.optimizer.rate: unknown key; there is "),
+        (
+            {"evaluation": {"rewards": {"b": {"name": "bright", "scal": 2}}}},
+            "config.yaml: evaluation.rewards.b.scal: unknown key; did you mean 'scale'?",
+        ),
+        ({"output": {"checkpoints": 3}}, "config.yaml: output.checkpoints: unknown key; did you mean 'checkpoint_every'?"),
+        (
+            {"model": {"name": "net", "train": {"lora": {"ranc": 4}}}},
+            "config.yaml: model.train.lora.ranc: unknown key; did you mean 'rank'?",
+        ),
+        (
+            {"model": {"name": "net", "train": {"lora": {"rank": 4}, "alpha": 3}}},
+            "config.yaml: model.train.alpha: unknown key; there is lora",
+        ),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_at_every_depth(load: Load, change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as refused:
+        load(change)
+    message = str(refused.value)
+    assert message.startswith(sentence) if sentence.endswith(" ") else message == sentence
+
+
+def test_several_mistakes_are_counted(load: Load) -> None:
+    with pytest.raises(UserError, match=r"\(and 2 more\)$"):
+        load({"training": {"iterations": 0, "updates": -1}, "sampling": {"stepps": 1}})
+
+
+def test_mistakes_in_two_rewards_are_two(load: Load) -> None:
+    with pytest.raises(UserError, match=r"^config\.yaml: rewards\.bright\.scal: .*\(and 1 more\)$"):
+        load({"rewards": {"bright": {"scal": 1}, "other": {"name": "bright", "scal": 1}}})
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"model": {"name": "toi"}}, r"config\.yaml: model: no model called 'toi'; did you mean 'toy'\?"),
+        ({"algorithm": "scor"}, r"config\.yaml: algorithm: no algorithm called 'scor'; did you mean 'score'\?"),
+        ({"rewards": {"a": "bryght"}}, r"config\.yaml: rewards\.a: no reward called 'bryght'; did you mean 'bright'\?"),
+        (
+            {"evaluation": {"rewards": {"a": "zzz"}}},
+            r"config\.yaml: evaluation\.rewards\.a: no reward called 'zzz'; there is bright",
+        ),
+        (
+            {"sampling": {"dynamics": {"name": "flow_sde"}}},
+            r"config\.yaml: sampling\.dynamics: no dynamics called 'flow_sde'; did you mean 'flow-sde'\?",
+        ),
+        (
+            {"output": {"trackers": ["tensorbord"]}},
+            r"config\.yaml: output\.trackers\.0: no tracker called 'tensorbord'; did you mean 'tensorboard'\?",
+        ),
+        ({"rewards": {"a": {"weight": 1.0}}}, r"config\.yaml: rewards\.a: say which reward with 'name'"),
+        ({"rewards": {"a": 3}}, r"config\.yaml: rewards\.a: expected the name of a reward or a mapping with 'name'"),
+    ],
+)
+def test_an_unknown_component_is_refused_with_the_nearest(load: Load, change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=f"^{sentence}$"):
+        load(change)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"training": {"iterations": "many"}}, r"config\.yaml: training\.iterations: input should be a valid integer.*'many'"),
+        ({"training": 5}, r"config\.yaml: training: input should be a valid dictionary.*got 5"),
+        ({"model": None}, r"config\.yaml: model: this key is missing"),
+        ({"rewards": None}, r"config\.yaml: rewards: this key is missing"),
+        ({"rewards": {"bright": None}}, r"config\.yaml: rewards: dictionary should have at least 1 item.*"),
+        (
+            {"sampling": {"group_size": 1}},
+            r"config\.yaml: sampling\.group_size: input should be greater than or equal to 2, got 1",
+        ),
+        ({"training": {"updates": 17}}, r"config\.yaml: training\.updates \(17\) is more than the 16 pictures there are"),
+        ({"rewards": {"bright": {"weight": 0}}}, r"config\.yaml: every reward has weight 0: nothing would be learned"),
+        ({"sampling": {"dynamics": {"name": "ode"}}}, r"config\.yaml: algorithm score needs stochastic dynamics"),
+        (
+            {"sampling": {"dynamics": {"sde_steps": [4]}}},
+            r"config\.yaml: .*distinct steps from 0 to 3 \(sampling\.steps is 4\)",
+        ),
+        ({"sampling": {"dynamics": {"sde_steps": [1, 1]}}}, r"config\.yaml: .*distinct steps from 0 to 3.*"),
+        ({"sampling": {"dynamics": {"sde_steps": []}}}, r"config\.yaml: .*distinct steps from 0 to 3.*"),
+        (
+            {"sampling": {"dynamics": {"num_sde_steps": 4}}},
+            r"config\.yaml: sampling\.dynamics\.num_sde_steps \(4\) is more than the 3 candidates",
+        ),
+        (
+            {"sampling": {"steps": 1, "dynamics": {"name": "flow-sde"}}},
+            r"config\.yaml: sampling\.steps: flow-sde needs at least 2.*",
+        ),
+        ({"seed": -1}, r"config\.yaml: seed: input should be greater than or equal to 0, got -1"),
+        ({"prompts": {"train": "nowhere.txt"}}, r"config\.yaml: prompts: no file /.*/nowhere\.txt"),
+        ({"plugins": "toy.py"}, r"config\.yaml: plugins: expected a list of files"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_in_one_sentence(load: Load, change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=f"^{sentence}$"):
+        load(change)
+
+
+def test_plugins_that_are_no_list_are_refused_beside_the_command_lines_too(config_file: ConfigFile, toy: Path) -> None:
+    for value in ("toy.py", 5):
+        with pytest.raises(UserError, match=r"^config\.yaml: plugins: expected a list of files$"):
+            configs.load(config_file({"plugins": value}), plugins=[toy])
+
+
+def test_set_takes_numbers_lists_and_mappings(load: Load) -> None:
+    made = load(
+        sets=[
+            "training.optimizer.lr=1e-4",
+            "sampling.size=[8, 16]",
+            "rewards={glow: {name: bright, scale: 2.5}, other: bright}",
+            "evaluation.rewards.held.name=bright",
+            "evaluation.rewards.held.scale=3",
+            "prompts.heldout=null",
+        ]
+    )
+    assert made.training.optimizer.lr == 1e-4
+    assert made.sampling.size == (8, 16)
+    assert list(made.rewards) == ["glow", "other"]
+    assert made.rewards["glow"].model_dump()["scale"] == 2.5
+    assert made.evaluation.rewards["held"].model_dump()["scale"] == 3.0
+    assert made.prompts.heldout is None
+
+
+def test_set_opens_the_shorthand_of_a_component() -> None:
+    raw = {"model": "toy", "algorithm": "score", "rewards": {"a": "bright"}, "sampling": {"dynamics": "flow-sde"}}
+    for assignment in ("model.p=2", "algorithm.pull=3", "rewards.a.scale=4", "sampling.dynamics.noise_level=1"):
+        raw = override(raw, assignment)
+    assert raw == {
+        "model": {"name": "toy", "p": 2},
+        "algorithm": {"name": "score", "pull": 3},
+        "rewards": {"a": {"name": "bright", "scale": 4}},
+        "sampling": {"dynamics": {"name": "flow-sde", "noise_level": 1}},
+    }
+
+
+def test_set_leaves_what_it_is_given_as_it_was() -> None:
+    raw = {"training": {"optimizer": {"lr": 1}}}
+    assert override(raw, "training.optimizer.lr=2") == {"training": {"optimizer": {"lr": 2}}}
+    assert raw == {"training": {"optimizer": {"lr": 1}}}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "sentence"),
+    [
+        ("seed", r"^--set seed: write it as a\.b=value$"),
+        ("=3", r"^--set =3: write it as a\.b=value$"),
+        ("plugins.0=x.py", r"^--set plugins\.0=x\.py: plugins is a list; set it as a whole$"),
+        ("seed=[1", r"^--set seed line 1: [^\n]+$"),
+        ("sampling.stepps=3", r"^--set sampling\.stepps: unknown key; did you mean 'steps'\?$"),
+        ("algorithm.name=scor", r"^--set algorithm: no algorithm called 'scor'; did you mean 'score'\?$"),
+        ("training.iterations=0", r"^--set training\.iterations: input should be greater than or equal to 1, got 0$"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_blamed_on_it(load: Load, assignment: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        load(sets=[assignment])
+
+
+def test_the_resolved_config_reads_back_to_the_same(load: Load, tmp_path: Path) -> None:
+    made = load(
+        {
+            "model": {"name": "net", "train": {"lora": {"rank": 3, "targets": ["0"]}}},
+            "rewards": {"a": "bright", "b": {"name": "bright", "weight": 0.5}},
+            "evaluation": {"rewards": {"c": {"name": "bright", "scale": 2}}, "size": [8, 8]},
+            "output": {"trackers": ["tensorboard"]},
+            "prompts": {"negative": "ugly: 'très' \"laid\""},
+            "training": {"optimizer": {"lr": 1e-7}},
+        }
+    )
+    text = configs.dump(made)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/config.yaml").write_text(text)
+    again = configs.load(tmp_path / "elsewhere/config.yaml")
+    assert again.model_dump(mode="json") == made.model_dump(mode="json")
+    assert configs.dump(again) == text
+    resolved = yaml.safe_load(text)
+    assert list(resolved["rewards"]["b"])[:2] == ["name", "weight"]
+    assert resolved["sampling"]["dynamics"]["noise_level"] == 0.7  # defaults are written out
+
+
+def test_paths_in_a_file_are_relative_to_the_file(config_file: ConfigFile, toy: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "deep/er"
+    folder.mkdir(parents=True)
+    config_file({"output": {"dir": "../runs"}, "plugins": ["toy.py"]}).rename(folder / "config.yaml")
+    (folder / "train.txt").write_text("red")
+    (folder / "heldout.txt").write_text("blue")
+    (folder / "toy.py").write_text(toy.read_text())
+    made = configs.load(folder / "config.yaml")
+    assert made.prompts.train == folder / "train.txt"
+    assert made.output.dir == tmp_path / "deep/runs"
+    assert made.plugins == (folder / "toy.py",)
+
+
+def test_the_run_directory_is_named_for_the_config_where_the_command_is_given(config_file: ConfigFile, tmp_path: Path) -> None:
+    assert configs.load(config_file(name="mine.yaml")).output.dir == tmp_path / "runs/mine"
+    assert configs.load(config_file(), out=Path("else/where")).output.dir == tmp_path / "else/where"
+
+
+def test_a_plugin_of_the_command_line_joins_those_of_the_file(config_file: ConfigFile, toy: Path) -> None:
+    made = configs.load(config_file({"plugins": None}), plugins=[toy])
+    assert made.plugins == (toy,)
+
+
+def test_a_file_that_is_not_there_is_refused_with_the_examples(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^no file nothing\.yaml, and no example of that name; none is installed$"):
+        configs.load("nothing.yaml")
+    (tmp_path / "plugin.py").write_text(
+        "from flowfactory import hookimpl\n@hookimpl\ndef register_components(register):\n"
+        "    register('example', 'demo', 'demo.yaml')\n"
+    )
+    with pytest.raises(UserError, match=r"^no file demos, and no example of that name; did you mean 'demo'\?$"):
+        configs.load("demos", plugins=[tmp_path / "plugin.py"])
+
+
+def test_an_example_runs_by_its_name(config_file: ConfigFile, toy: Path, tmp_path: Path) -> None:
+    path = config_file({"plugins": None}, name="demo.yaml")
+    (tmp_path / "plugin.py").write_text(
+        "from flowfactory import hookimpl\n@hookimpl\ndef register_components(register):\n"
+        f"    register('example', 'demonstration', {str(path)!r})\n"
+    )
+    made = configs.load("demonstration", plugins=[tmp_path / "plugin.py", toy])
+    assert made.prompts.train == tmp_path / "train.txt"
+
+
+@pytest.mark.parametrize("line", ["scor", "score"])
+def test_dry_run_checks_without_making_anything(
+    line: str, config_file: ConfigFile, invoke: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    code, out, err = invoke("run", config_file({"algorithm": line}), "--dry-run")
+    if line == "score":
+        assert (code, err) == (0, "")
+        assert yaml.safe_load(out)["algorithm"] == {"name": "score", "pull": 0.0, "clip_range": 0.1}
+    else:
+        assert (code, out) == (2, "")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "sentence"),
+    [
+        (
+            {"sampling": {"group_sise": 4}},
+            [],
+            "error: config.yaml: sampling.group_sise: unknown key; did you mean 'group_size'?\n",
+        ),
+        ({}, ["--set", "rewards.bright.name=dim"], "error: --set rewards.bright: no reward called 'dim'; there is bright\n"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(
+    config_file: ConfigFile, command: Command, changes: dict[str, Any], arguments: list[str], sentence: str
+) -> None:
+    done = command("run", config_file(changes), *arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence)
+
+
+def test_the_schema_lists_every_component_and_its_options(toy: Path, invoke: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, err = invoke("schema", "--plugin", toy)
+    assert (code, err) == (0, "")
+    schema = json.loads(out)
+    assert schema["additionalProperties"] is False
+    assert set(schema["required"]) == {"model", "algorithm", "rewards", "prompts"}
+    definitions = schema["$defs"]
+    references = set()
+
+    def walk(node: Any) -> None:
+        if isinstance(node, dict):
+            references.update([node["$ref"]] if isinstance(node.get("$ref"), str) else [])
+            for value in node.values():
+                walk(value)
+        elif isinstance(node, list):
+            for value in node:
+                walk(value)
+
+    walk(schema)
+    assert references
+    assert {reference.removeprefix("#/$defs/") for reference in references} <= set(definitions)
+    assert {"name", "p", "q", "train"} == set(definitions["TwoParameterConfig"]["properties"])
+    assert definitions["BrightConfig"]["properties"]["weight"]["type"] == "number"
+    assert definitions["BrightConfig"]["properties"]["scale"]["description"] == "what the score is multiplied by"
+    assert definitions["FlowSDEConfig"]["properties"]["noise_level"]["exclusiveMinimum"] == 0
+
+
+def test_the_schema_leaves_out_what_cannot_be_loaded(tmp_path: Path, toy: Path) -> None:
+    (tmp_path / "broken.py").write_text(
+        "from flowfactory import hookimpl\n@hookimpl\ndef register_components(register):\n"
+        "    register('reward', 'gone', 'no_such_module:Config')\n"
+    )
+    text = json.dumps(schema_type(discover([tmp_path / "broken.py", toy])).model_json_schema())
+    assert "BrightConfig" in text
+    assert "gone" not in text
+
+
+@pytest.mark.parametrize(("kind", "option"), [("reward", "name"), ("reward", "weight"), ("algorithm", "name")])
+def test_an_option_that_is_flowfactorys_own_is_refused(kind: str, option: str, tmp_path: Path, load: Load) -> None:
+    base = {"reward": "ComponentConfig", "algorithm": "AlgorithmConfig"}[kind]
+    (tmp_path / "clash.py").write_text(
+        f"from flowfactory import {base}, hookimpl\nclass C({base}):\n    {option}: float = 1.0\n"
+        "    def build(self, label): ...\n@hookimpl\ndef register_components(register):\n"
+        f"    register('{kind}', 'clash', C)\n"
+    )
+    section = {"rewards": {"bright": {"name": "clash"}}} if kind == "reward" else {"algorithm": {"name": "clash"}}
+    plugins = [str(Path(__file__).parent / "toy_plugin.py"), str(tmp_path / "clash.py")]
+    with pytest.raises(UserError, match=f"{kind} 'clash' has an option '{option}', which is flowfactory's own; rename it"):
+        load({**section, "plugins": plugins})
+
+
+def test_a_component_without_build_is_refused_where_it_is_written() -> None:
+    class Unfinished(ComponentConfig):
+        kept: ClassVar[int] = 1
+
+    with pytest.raises(TypeError, match="abstract"):
+        Unfinished()  # type: ignore[abstract]
+
+
+def test_a_config_cannot_be_changed(load: Load) -> None:
+    made = load()
+    with pytest.raises(ValueError, match="frozen"):
+        made.seed = 3  # type: ignore[misc]

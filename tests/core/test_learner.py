@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flowfactory.config import TrainingConfig
+from flowfactory.errors import RunError
+from flowfactory.learner import Gathered, Learner
+from flowfactory.policy import Policy
+from flowfactory.types import Evaluation, Loss, Trainable
+
+X = torch.tensor([1.0, -2.0, 0.5, 3.0, 2.5, -1.0, 0.25])
+
+
+class Line(nn.Module):
+    """a x + b."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(0.5))
+        self.b = nn.Parameter(torch.tensor(-0.25))
+
+
+def made(**training: Any) -> tuple[Line, Learner]:
+    line = Line()
+    policy = Policy(
+        Trainable({"line": line}, "full", (), (), "", guided=False), lambda s: Evaluation(s.latents), torch.device("cpu")
+    )
+    options = {"optimizer": {"lr": 0.1}, "max_grad_norm": 1e9, "iterations": 10, **training}
+    return line, Learner(policy, TrainingConfig.model_validate(options))
+
+
+def squared(line: Line, x: Tensor) -> Tensor:
+    return (line.a * x + line.b).square()
+
+
+@pytest.mark.parametrize("pieces", [[7], [1, 6], [3, 3, 1], [1] * 7])
+def test_unequal_pieces_give_the_mean_of_one_batch(pieces: list[int]) -> None:
+    line, learner = made()
+    gathered = Gathered()
+    norm = learner.step((Loss(squared(line, x)) for x in torch.split(X, pieces)), gathered)
+
+    a, b = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.5, -0.25))
+    loss = (a * X.double() + b).square().mean()
+    expected = torch.autograd.grad(loss, [a, b])
+    assert [float(p.grad) for p in (line.a, line.b) if p.grad is not None] == pytest.approx(
+        [float(g) for g in expected], rel=1e-5
+    )
+    assert norm == pytest.approx(math.hypot(*map(float, expected)), rel=1e-5)
+    assert gathered.metrics() == {"loss": pytest.approx(float(loss.detach()), rel=1e-6)}
+    # AdamW's first step is the learning rate against the sign of the gradient
+    assert float(line.a.detach()) == pytest.approx(0.5 - 0.1 * math.copysign(1, float(expected[0])), abs=1e-5)
+    assert float(line.b.detach()) == pytest.approx(-0.25 - 0.1 * math.copysign(1, float(expected[1])), abs=1e-5)
+
+
+def test_several_steps_are_adamws() -> None:
+    line, learner = made(optimizer={"lr": 0.05, "betas": [0.8, 0.95], "weight_decay": 0.1, "eps": 1e-6})
+    for _ in range(5):
+        learner.step([Loss(squared(line, X))], Gathered())
+    a, b, m, v = 0.5, -0.25, [0.0, 0.0], [0.0, 0.0]
+    x = X.double().tolist()
+    for t in range(1, 6):
+        residual = [a * value + b for value in x]
+        gradients = [sum(2 * r * value for r, value in zip(residual, x, strict=True)) / 7, sum(2 * r for r in residual) / 7]
+        updated = []
+        for i, (weight, gradient) in enumerate(zip((a, b), gradients, strict=True)):
+            m[i] = 0.8 * m[i] + 0.2 * gradient
+            v[i] = 0.95 * v[i] + 0.05 * gradient**2
+            step = (m[i] / (1 - 0.8**t)) / (math.sqrt(v[i] / (1 - 0.95**t)) + 1e-6)
+            updated.append(weight * (1 - 0.05 * 0.1) - 0.05 * step)
+        a, b = updated
+    assert float(line.a.detach()) == pytest.approx(a, abs=1e-5)
+    assert float(line.b.detach()) == pytest.approx(b, abs=1e-5)
+
+
+def test_gradients_do_not_pile_up_from_step_to_step() -> None:
+    line, learner = made(optimizer={"lr": 1e-12})
+    norms = [learner.step([Loss(squared(line, X))], Gathered()) for _ in range(3)]
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-6)
+
+
+def test_one_graph_is_alive_at_a_time() -> None:
+    line, learner = made()
+    freed = []
+
+    def losses() -> Any:
+        for x in torch.split(X, 3):
+            values = squared(line, x)
+            yield Loss(values)
+            with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+                values.sum().backward()  # type: ignore[no-untyped-call]
+            freed.append(True)
+
+    learner.step(losses(), Gathered())
+    assert len(freed) == 3
+
+
+def test_the_norm_is_told_before_clipping_and_the_gradient_is_clipped() -> None:
+    line, learner = made(max_grad_norm=0.5)
+    norm = learner.step([Loss(squared(line, X))], Gathered())
+    clipped = math.hypot(*(float(p.grad) for p in (line.a, line.b) if p.grad is not None))
+    assert norm > 1
+    assert clipped == pytest.approx(0.5, rel=1e-4)
+
+
+def test_metrics_are_means_over_samples_and_extremes_maxima() -> None:
+    line, learner = made()
+    gathered = Gathered()
+    pieces = [
+        Loss(
+            squared(line, X[:1]),
+            metrics={"m": torch.tensor([4.0])},
+            extremes={"e": torch.tensor([-3.0])},
+            terms={"kl": torch.tensor([1.0])},
+        ),
+        Loss(
+            squared(line, X[1:4]),
+            metrics={"m": torch.tensor([0.0, 1.0, 3.0])},
+            extremes={"e": torch.tensor([-9.0, -1.0, -5.0])},
+            terms={"kl": torch.tensor([5.0, 0.0, 0.0])},
+        ),
+    ]
+    learner.step(pieces, gathered)
+    learner.step([Loss(squared(line, X[:1]), metrics={"m": torch.tensor([2.0])})], gathered)
+    metrics = gathered.metrics()
+    assert metrics["m"] == pytest.approx(10 / 5)
+    assert metrics["kl"] == pytest.approx(6 / 4)
+    assert metrics["e"] == -1.0
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_its_term() -> None:
+    line, learner = made()
+    bad = torch.tensor([1.0, math.nan])
+    values = squared(line, X[:2])
+    with pytest.raises(RunError, match=r"^the loss is not finite: its term 'kl' is not$"):
+        learner.step([Loss(values + bad, terms={"fine": values, "kl": bad})], Gathered())
+    with pytest.raises(RunError, match=r"^the loss is not finite$"):
+        learner.step([Loss(squared(line, X[:2]) * math.inf)], Gathered())
+    assert (float(line.a.detach()), float(line.b.detach())) == (0.5, -0.25)
+
+
+@pytest.mark.parametrize(("value", "slope"), [("nan", math.nan), ("inf", math.inf)])
+def test_a_gradient_that_is_not_finite_stops_and_names_its_weight_alone(value: str, slope: float) -> None:
+    line, learner = made(max_grad_norm=1.0)
+    line.b.register_hook(lambda gradient: gradient * slope)  # type: ignore[no-untyped-call]
+    with pytest.raises(RunError, match=r"^the gradient of line\.b is not finite \(1 of 2 weights\)$"):
+        learner.step([Loss(squared(line, X))], Gathered())
+    assert (float(line.a.detach()), float(line.b.detach())) == (0.5, -0.25)
+
+
+def test_an_update_without_losses_is_refused() -> None:
+    _, learner = made()
+    with pytest.raises(RunError, match="yielded no loss"):
+        learner.step([], Gathered())
+
+
+def test_a_loss_that_is_already_a_mean_is_refused() -> None:
+    line, learner = made()
+    with pytest.raises(RunError, match=r"^a loss has shape \[\]; yield one value a sample, \[b\]$"):
+        learner.step([Loss(squared(line, X).mean())], Gathered())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"decay": "constant"}, [1.0] * 8),
+        ({"decay": "constant", "warmup": 4}, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        ({"decay": "linear"}, [1 - i / 8 for i in range(8)]),
+        ({"decay": "linear", "warmup": 4}, [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25]),
+        ({"decay": "cosine"}, [0.5 + 0.5 * math.cos(math.pi * i / 8) for i in range(8)]),
+    ],
+)
+def test_the_learning_rate_follows_its_schedule(options: dict[str, Any], expected: list[float]) -> None:
+    line, learner = made(**options, iterations=2, updates=2, epochs=2)
+    rates = []
+    for _ in range(8):
+        learner.step([Loss(squared(line, X))], Gathered())
+        rates.append(learner.rate)
+    assert rates == pytest.approx([0.1 * part for part in expected])
+
+
+def test_a_restored_learner_goes_on_where_it_was() -> None:
+    options = {"decay": "linear", "warmup": 2, "iterations": 6}
+    line, learner = made(**options)
+    for _ in range(3):
+        learner.step([Loss(squared(line, X))], Gathered())
+    other, restored = made(**options)
+    other.load_state_dict(line.state_dict())
+    restored.load_state_dict(copy.deepcopy(learner.state_dict()))  # as a file would
+    for _ in range(3):
+        norms = [one.step([Loss(squared(at, X))], Gathered()) for one, at in ((learner, line), (restored, other))]
+        assert norms[0] == norms[1]
+        assert learner.rate == restored.rate
+    assert torch.equal(line.a, other.a)
+    assert torch.equal(line.b, other.b)

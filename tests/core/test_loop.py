@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import math
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from flowfactory import hookimpl
+from flowfactory.config import RunConfig
+from flowfactory.errors import RunError, UserError
+from flowfactory.loop import Clock, Run, device_of, gather, plan_of, shares, train
+from flowfactory.rundir import RunDirectory
+from flowfactory.types import Experience, NoiseKey, RunInfo
+
+Figures = Callable[[RunDirectory], list[dict[str, Any]]]
+Trained = Callable[..., RunDirectory]
+Prepared = Callable[..., Run]
+CPU = torch.device("cpu")
+FULL = {"name": "net", "train": "full"}
+
+
+def weights(directory: RunDirectory, iteration: int = 3) -> dict[str, Tensor]:
+    folder = directory.checkpoints / f"{iteration:06d}"
+    state: dict[str, Tensor] = load_file(folder / "transformer/diffusion_pytorch_model.safetensors")
+    return state
+
+
+def test_training_twice_gives_the_same_figures_and_weights(trained: Trained, figures: Figures) -> None:
+    one, two = trained({"model": FULL}, out="one"), trained({"model": FULL}, out="two")
+    assert figures(one) == figures(two)
+    for name, weight in weights(one).items():
+        assert torch.equal(weight, weights(two)[name])
+
+
+def test_another_seed_gives_other_figures(trained: Trained, figures: Figures) -> None:
+    assert figures(trained())[1]["reward/bright/mean"] != figures(trained({"seed": 8}, out="b"))[1]["reward/bright/mean"]
+
+
+def test_the_same_noise_whatever_the_sampling_batch_size(prepared: Prepared) -> None:
+    dynamics = {"name": "flow-sde", "sde_steps": [0]}  # so that the noise a trajectory starts from is recorded
+    drawn: dict[int, list[Experience]] = {}
+    for size in (1, 5, 16):
+        run = prepared({"model": FULL, "sampling": {"batch_size": size, "dynamics": dynamics}})
+        drawn[size] = [gather(run, iteration, Clock(CPU)) for iteration in range(3)]
+    for size in (5, 16):
+        for one, other in zip(drawn[1], drawn[size], strict=True):
+            assert torch.equal(one.steps[0].latents, other.steps[0].latents)
+            torch.testing.assert_close(one.latents, other.latents, rtol=0, atol=1e-5)
+            torch.testing.assert_close(one.rewards["bright"], other.rewards["bright"], rtol=0, atol=1e-5)
+
+
+def test_the_same_rewards_whatever_the_sampling_batch_size(trained: Trained, figures: Figures) -> None:
+    runs = [figures(trained({"sampling": {"batch_size": size}}, out=str(size))) for size in (3, 16)]
+    for one, other in zip(*runs, strict=True):
+        for key in one:
+            if key.startswith(("reward/", "eval/")):
+                assert one[key] == pytest.approx(other[key], abs=1e-5)
+
+
+def test_the_same_weights_whatever_the_training_batch_size(trained: Trained) -> None:
+    runs = [weights(trained({"model": FULL, "training": {"batch_size": size}}, out=str(size))) for size in (1, 3, 16)]
+    start = weights(trained({"model": FULL, "training": {"iterations": 1, "optimizer": {"lr": 1e-12}}}, out="start"), 1)
+    for other in runs[1:]:
+        for name, weight in runs[0].items():
+            torch.testing.assert_close(weight, other[name], rtol=0, atol=2e-5)
+            assert (weight - start[name]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(("updates", "epochs"), [(1, 1), (2, 3), (4, 1), (7, 2), (16, 1)])
+def test_updates_and_epochs_give_the_number_of_optimizer_steps(trained: Trained, updates: int, epochs: int) -> None:
+    directory = trained({"training": {"updates": updates, "epochs": epochs, "iterations": 2}})
+    learner = torch.load(directory.checkpoints / "000002/training.pt", weights_only=True)["learner"]
+    assert learner["steps"] == 2 * updates * epochs
+    assert {float(state["step"]) for state in learner["optimizer"]["state"].values()} == {2.0 * updates * epochs}
+
+
+@pytest.mark.parametrize("updates", [1, 2, 3, 4, 5, 16])
+def test_an_epoch_deals_out_every_sample_once(prepared: Prepared, updates: int) -> None:
+    experience = gather(prepared(), 0, Clock(CPU))
+    dealt = [share.plan.keys for share in shares(experience, updates, 7, 0)]
+    assert len(dealt) == updates
+    assert sorted(key for keys in dealt for key in keys) == sorted(experience.plan.keys)
+    if updates <= 4:  # there are four groups
+        assert all(len(torch.unique(share.groups)) * 4 == len(share) for share in shares(experience, updates, 7, 0))
+    else:
+        assert {len(keys) for keys in dealt} <= {16 // updates, math.ceil(16 / updates)}
+
+
+def test_each_epoch_has_an_order_of_its_own(prepared: Prepared) -> None:
+    experience = gather(prepared(), 0, Clock(CPU))
+    orders = [tuple(share.plan.keys for share in shares(experience, 16, 7, epoch)) for epoch in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_the_record_of_an_iteration_has_every_promised_key(trained: Trained) -> None:
+    records = trained({"rewards": {"bright": {"name": "bright"}, "watched": {"name": "bright", "weight": 0}}}).records()
+    assert [record["iteration"] for record in records] == [0, 1, 2, 3]
+    assert set(records[0]) == {"iteration", "eval/bright/mean", "eval/watched/mean"}
+    promised = {"iteration", "loss", "pull", "ratio/mean", "ratio/max_deviation", "clip_fraction", "grad_norm", "lr"}
+    promised |= {"seconds/sample", "seconds/reward", "seconds/update", "peak_memory_mb"}
+    promised |= {f"reward/{label}/{what}" for label in ("bright", "watched") for what in ("mean", "std")}
+    assert [set(record) for record in records[1:3]] == [promised, promised]
+    assert set(records[3]) == promised | {"eval/bright/mean", "eval/watched/mean"}
+    assert all(isinstance(value, int | float) and math.isfinite(value) for record in records for value in record.values())
+    assert all(record["seconds/sample"] > 0 and record["peak_memory_mb"] > 1 for record in records[1:])
+
+
+def test_the_recorded_reward_is_that_of_the_drawn_pictures(prepared: Prepared, trained: Trained) -> None:
+    rewards = gather(prepared(), 0, Clock(CPU)).rewards["bright"]
+    record = trained().records()[1]
+    values = [float(value) for value in rewards]
+    mean = math.fsum(values) / 16
+    assert record["reward/bright/mean"] == pytest.approx(mean, abs=1e-7)
+    assert record["reward/bright/std"] == pytest.approx(math.sqrt(math.fsum((v - mean) ** 2 for v in values) / 16), abs=1e-7)
+
+
+def test_the_first_ratio_of_a_run_with_one_update_is_one(trained: Trained) -> None:
+    for record in trained({"model": FULL, "training": {"updates": 1}}).records()[1:]:
+        assert record["ratio/mean"] == pytest.approx(1, abs=1e-6)
+        assert record["ratio/max_deviation"] <= 1e-5
+        assert record["clip_fraction"] == 0
+
+
+def test_training_raises_the_held_out_score(trained: Trained) -> None:
+    records = trained({"training": {"iterations": 12, "updates": 1, "optimizer": {"lr": 0.05}}}).records()
+    assert records[-1]["eval/bright/mean"] > records[0]["eval/bright/mean"] + 0.05
+
+
+def test_the_held_out_score_is_of_the_same_pictures_each_time(trained: Trained, figures: Figures) -> None:
+    still = {"training": {"optimizer": {"lr": 1e-12}}, "evaluation": {"every": 1}}
+    scores = [record["eval/bright/mean"] for record in figures(trained(still))]
+    assert len(scores) == 4
+    assert max(scores) - min(scores) < 1e-7
+
+
+def test_evaluation_comes_before_every_so_often_and_at_the_end(trained: Trained) -> None:
+    directory = trained({"training": {"iterations": 5}, "evaluation": {"every": 2, "members": 2, "pictures": 3}})
+    evaluated = [record["iteration"] for record in directory.records() if "eval/bright/mean" in record]
+    assert evaluated == [0, 2, 4, 5]
+    for iteration in evaluated:
+        assert len(directory.kept_samples(iteration)) == 3
+    assert directory.kept_samples(1) == []
+
+
+def test_evaluation_may_have_other_rewards(trained: Trained) -> None:
+    directory = trained({"evaluation": {"rewards": {"doubled": {"name": "bright", "scale": 2}, "plain": "bright"}}})
+    record = directory.records()[0]
+    assert record["eval/doubled/mean"] == pytest.approx(2 * record["eval/plain/mean"], rel=1e-6)
+    assert "eval/bright/mean" not in record
+
+
+def test_a_run_without_held_out_prompts_is_not_evaluated(trained: Trained) -> None:
+    directory = trained({"prompts": {"heldout": None}})
+    assert not any(key.startswith("eval/") for record in directory.records() for key in record)
+
+
+def test_a_reward_that_turns_nan_stops_the_run_and_names_the_last_checkpoint(
+    config_file: Callable[..., Path], command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    changes = {
+        "rewards": {"glow": {"name": "bright", "nan_from": 3}, "bright": None},
+        "prompts": {"heldout": None},
+        "training": {"iterations": 6},
+    }
+    done = command("run", config_file(changes), "--out", tmp_path / "run")
+    assert done.returncode == 1
+    last = tmp_path / "run/checkpoints/000002"
+    assert done.stderr == (
+        f"stopped: reward 'glow' gave nan for sample 0; scores must be finite; the last checkpoint is {last}\n"
+    )
+    assert [record["iteration"] for record in RunDirectory(tmp_path / "run").records()] == [0, 1, 2]
+    assert (last / "checkpoint.json").is_file()
+
+
+def test_a_run_that_stops_before_its_first_checkpoint_says_so(trained: Trained) -> None:
+    with pytest.raises(RunError, match=r"there is no checkpoint yet$"):
+        trained({"rewards": {"bright": {"name": "bright", "nan_from": 1}}, "prompts": {"heldout": None}})
+
+
+def test_observers_see_the_run_in_order(load: Callable[..., RunConfig]) -> None:
+    seen: list[Any] = []
+
+    class Observer:
+        @hookimpl
+        def run_started(self, run: RunInfo) -> None:
+            seen.append(("started", run.iterations))
+
+        @hookimpl
+        def iteration_finished(self, iteration: int, metrics: Mapping[str, float]) -> None:
+            seen.append((iteration, "loss" in metrics))
+
+        @hookimpl
+        def checkpoint_saved(self, iteration: int, path: Path) -> None:
+            seen.append(("saved", iteration, (path / "checkpoint.json").is_file()))
+
+        @hookimpl
+        def run_finished(self, run: RunInfo) -> None:
+            seen.append("finished")
+
+    train(load(), observers=[Observer()], say=lambda _: None)
+    assert seen == [
+        ("started", 3),
+        (0, False),
+        (1, True),
+        (2, True),
+        ("saved", 2, True),
+        (3, True),
+        ("saved", 3, True),
+        "finished",
+    ]
+
+
+def test_the_window_is_drawn_anew_each_iteration_and_the_same_in_every_process(prepared: Prepared) -> None:
+    keys = [NoiseKey(0, 0)]
+    one, other = prepared(), prepared()
+    windows = [plan_of(one, iteration, keys).stochastic for iteration in range(20)]
+    assert windows == [plan_of(other, iteration, keys).stochastic for iteration in range(20)]
+    assert all(len(window) == 2 and window <= {0, 1, 2} for window in windows)
+    assert len(set(windows)) == 3
+    assert plan_of(one, 0, keys).recorded == windows[0]  # what the algorithm asks for
+
+
+def test_guidance_changes_what_is_drawn(prepared: Prepared) -> None:
+    model = {"name": "net", "train": "full", "guided": True}
+    drawn = [gather(prepared({"model": model, "sampling": {"guidance": scale}}), 0, Clock(CPU)) for scale in (1.0, 1.0, 4.0)]
+    assert torch.equal(drawn[0].latents, drawn[1].latents)
+    assert not torch.allclose(drawn[0].latents, drawn[2].latents, atol=1e-3)
+
+
+def test_half_precision_trains_with_full_master_weights(trained: Trained) -> None:
+    directory = trained({"model": FULL, "training": {"precision": "bf16", "updates": 1}})
+    assert {weight.dtype for weight in weights(directory).values()} == {torch.float32}
+    assert all(record["ratio/max_deviation"] <= 1e-3 for record in directory.records()[1:])
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^device: 'cuda:77' is not to be had here: "):
+        device_of("cuda:77")
+    with pytest.raises(UserError, match=r"^device: 'gpu' is not to be had here: "):
+        device_of("gpu")

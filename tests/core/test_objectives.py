@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+from flowfactory.objectives import (
+    advantages,
+    centred,
+    clipped_surrogate,
+    group_std,
+    is_clipped,
+    mean_kl,
+    normalised,
+    velocity_kl,
+)
+
+SCORES = st.floats(-10, 10, width=32)
+Spread = Literal["group", "global"]
+
+
+@st.composite
+def batches(draw: st.DrawFn, labels: int = 1) -> tuple[list[Tensor], Tensor]:
+    """Scores under ``labels`` labels, and groups with any ids in any order."""
+    ids = draw(st.lists(st.integers(-(2**40), 2**40), min_size=1, max_size=4, unique=True))
+    members = [i for i in ids for _ in range(draw(st.integers(1, 5)))]
+    groups = torch.tensor(draw(st.permutations(members)))
+    scores = [torch.tensor(draw(st.lists(SCORES, min_size=len(groups), max_size=len(groups)))) for _ in range(labels)]
+    return scores, groups
+
+
+def by_hand(scores: Tensor, groups: Tensor) -> list[tuple[float, float]]:
+    """(score less the mean, population standard deviation) of each sample in its group."""
+    result = []
+    for i, group in enumerate(groups.tolist()):
+        own = [float(s) for s, g in zip(scores, groups.tolist(), strict=True) if g == group]
+        mean = math.fsum(own) / len(own)
+        result.append((float(scores[i]) - mean, math.sqrt(math.fsum((s - mean) ** 2 for s in own) / len(own))))
+    return result
+
+
+@given(batches())
+def test_centring_and_spread_are_those_of_the_group(batch: tuple[list[Tensor], Tensor]) -> None:
+    (scores,), groups = batch
+    expected = by_hand(scores, groups)
+    assert centred(scores, groups).dtype == torch.float64
+    assert centred(scores, groups).tolist() == pytest.approx([c for c, _ in expected], abs=1e-9)
+    assert group_std(scores, groups).tolist() == pytest.approx([s for _, s in expected], abs=2e-6)
+
+
+@given(batches(), st.sampled_from(["group", "global"]))
+def test_advantages_have_mean_zero_in_each_group(batch: tuple[list[Tensor], Tensor], spread: Spread) -> None:
+    (scores,), groups = batch
+    for aggregate in ("sum", "gdpo"):
+        found = advantages({"a": scores}, {"a": 1.0}, groups, aggregate, spread)
+        for group in torch.unique(groups):
+            own = found[groups == group].double()
+            assert abs(float(own.mean())) <= 1e-6 * (1 + float(own.abs().max()))
+
+
+@pytest.mark.parametrize("aggregate", ["sum", "gdpo"])
+@pytest.mark.parametrize("spread", ["group", "global"])
+def test_a_group_whose_rewards_are_all_equal_gets_exact_zeros(aggregate: Literal["sum", "gdpo"], spread: Spread) -> None:
+    noisy = [0.1 + 0.2, 0.3, 0.3]  # 0.1 + 0.2 is 0.30000000000000004
+    scores = torch.tensor([*noisy, 1.0, 2.0, 3.0], dtype=torch.float64)
+    found = advantages({"a": scores}, {"a": 1.0}, torch.tensor([0, 0, 0, 1, 1, 1]), aggregate, spread)
+    assert found[:3].tolist() == [0.0, 0.0, 0.0]
+    assert float(found[3]) < -1
+    assert float(found[5]) > 1
+    alone = advantages({"a": scores[:3]}, {"a": 1.0}, torch.tensor([0, 0, 0]), aggregate, spread)
+    assert alone.tolist() == [0.0, 0.0, 0.0]
+
+
+@given(st.floats(-1e6, 1e6, width=32), st.integers(2, 9))
+def test_equal_scores_give_exact_zeros_whatever_they_are(score: float, count: int) -> None:
+    scores, groups = torch.full((count,), score), torch.zeros(count, dtype=torch.int64)
+    assert group_std(scores, groups).tolist() == [0.0] * count
+    assert advantages({"a": scores}, {"a": 1.0}, groups).tolist() == [0.0] * count
+
+
+@given(st.floats(2**-10, 2**13, width=32), st.integers(1, 7))
+def test_one_rounding_of_float32_is_no_difference(score: float, count: int) -> None:
+    other = torch.nextafter(torch.tensor(score), torch.tensor(math.inf))
+    scores = torch.stack([torch.tensor(score)] * count + [other])
+    assert advantages({"a": scores}, {"a": 1.0}, torch.zeros(count + 1, dtype=torch.int64)).tolist() == [0.0] * (count + 1)
+
+
+def test_a_reward_that_weighs_two_equal_sums_is_constant() -> None:
+    # 0.1 * 3 and 0.3 * 1 differ in the last bit
+    rewards = {"a": torch.tensor([3.0, 0.0], dtype=torch.float64), "b": torch.tensor([0.0, 1.0], dtype=torch.float64)}
+    assert 0.1 * 3 != 0.3
+    assert advantages(rewards, {"a": 0.1, "b": 0.3}, torch.tensor([0, 0])).tolist() == [0.0, 0.0]
+
+
+def test_the_group_divides_by_its_own_spread_and_the_batch_by_that_of_all() -> None:
+    scores, groups = torch.tensor([0.0, 2.0, 0.0, 6.0, 5.0, 5.0]), torch.tensor([4, 4, 9, 9, 2, 2])
+    assert advantages({"a": scores}, {"a": 1.0}, groups, spread="group").tolist() == pytest.approx([-1, 1, -1, 1, 0, 0])
+    overall = math.sqrt((1 + 1 + 9 + 9 + 0 + 0) / 6)
+    expected = [-1 / overall, 1 / overall, -3 / overall, 3 / overall, 0, 0]
+    assert advantages({"a": scores}, {"a": 1.0}, groups, spread="global").tolist() == pytest.approx(expected)
+
+
+def test_small_differences_of_large_rewards_survive() -> None:
+    # float32 would round the mean of these away
+    scores = torch.tensor([16_777_216.0, 16_777_218.0, 16_777_220.0])
+    found = normalised(scores, torch.zeros(3, dtype=torch.int64), "global")
+    assert centred(scores, torch.zeros(3, dtype=torch.int64)).tolist() == [-2.0, 0.0, 2.0]
+    assert found.dtype == torch.float64
+    scores = torch.tensor([1000.0, 1000.001, 1000.002, 1000.003], dtype=torch.float64)
+    own = normalised(scores, torch.zeros(4, dtype=torch.int64)).tolist()
+    assert own == pytest.approx([-3 / math.sqrt(5), -1 / math.sqrt(5), 1 / math.sqrt(5), 3 / math.sqrt(5)], rel=1e-4)
+
+
+def test_gdpo_does_not_care_for_a_rewards_scale_and_the_sum_does() -> None:
+    groups = torch.tensor([0, 0, 0, 1, 1, 1])
+    a = torch.tensor([0.0, 1.0, 5.0, 2.0, 2.5, 1.0])
+    b = torch.tensor([3.0, 1.0, 0.0, 0.5, 2.0, 2.5])
+    for spread in ("group", "global"):
+        found = [advantages({"a": a, "b": s * b}, {"a": 1, "b": 1}, groups, "gdpo", spread) for s in (1.0, 100.0)]
+        torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-6)
+    found = [advantages({"a": a, "b": s * b}, {"a": 1, "b": 1}, groups, "sum") for s in (1.0, 100.0)]
+    assert float((found[0] - found[1]).abs().max()) > 0.5
+
+
+def test_gdpo_normalises_weighs_adds_and_whitens() -> None:
+    groups = torch.tensor([0, 0, 0, 0])
+    a, b = torch.tensor([0.0, 0.0, 2.0, 2.0]), torch.tensor([10.0, 30.0, 10.0, 30.0])
+    # normalised: [-1, -1, 1, 1] and [-1, 1, -1, 1]; 1 and 0.5 of them: [-1.5, -0.5, 0.5, 1.5], of variance 1.25
+    expected = [value / math.sqrt(1.25) for value in (-1.5, -0.5, 0.5, 1.5)]
+    assert advantages({"a": a, "b": b}, {"a": 1.0, "b": 0.5}, groups, "gdpo").tolist() == pytest.approx(expected)
+
+
+@given(batches(labels=2), st.sampled_from(["sum", "gdpo"]), st.sampled_from(["group", "global"]))
+def test_a_weight_of_zero_has_no_effect(
+    batch: tuple[list[Tensor], Tensor], aggregate: Literal["sum", "gdpo"], spread: Spread
+) -> None:
+    (a, b), groups = batch
+    alone = advantages({"a": a}, {"a": 2.0}, groups, aggregate, spread)
+    assert torch.equal(advantages({"a": a, "b": b}, {"a": 2.0, "b": 0.0}, groups, aggregate, spread), alone)
+    poisoned = torch.full_like(b, math.nan)
+    assert torch.equal(advantages({"a": a, "b": poisoned}, {"a": 2.0, "b": 0.0}, groups, aggregate, spread), alone)
+
+
+@given(batches(), st.floats(0.1, 3))
+def test_the_clip_bounds_and_leaves_the_rest(batch: tuple[list[Tensor], Tensor], clip: float) -> None:
+    (scores,), groups = batch
+    free = advantages({"a": scores}, {"a": 1.0}, groups)
+    held = advantages({"a": scores}, {"a": 1.0}, groups, clip=clip)
+    bound = float(torch.tensor(clip))
+    assert float(held.abs().max()) <= bound
+    inside = free.abs() < bound
+    assert torch.equal(held[inside], free[inside])
+    assert torch.equal(held.sign(), free.sign())
+
+
+@given(batches(), st.randoms(use_true_random=False))
+def test_the_order_of_the_samples_does_not_matter(batch: tuple[list[Tensor], Tensor], shuffle: object) -> None:
+    (scores,), groups = batch
+    order = list(range(len(groups)))
+    shuffle.shuffle(order)  # type: ignore[attr-defined]
+    whole = advantages({"a": scores}, {"a": 1.0}, groups)
+    torch.testing.assert_close(advantages({"a": scores[order]}, {"a": 1.0}, groups[order]), whole[order], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient", "clipped"),
+    [  # c = 0.2: -min(r A, clip(r) A) and its derivative by r
+        (1.0, 2.0, -2.0, -2.0, 0.0),
+        (1.1, 2.0, -2.2, -2.0, 0.0),
+        (1.3, 2.0, -2.4, 0.0, 1.0),
+        (0.7, 2.0, -1.4, -2.0, 0.0),
+        (1.0, -2.0, 2.0, 2.0, 0.0),
+        (0.9, -2.0, 1.8, 2.0, 0.0),
+        (0.7, -2.0, 1.6, 0.0, 1.0),
+        (1.3, -2.0, 2.6, 2.0, 0.0),
+        (1.3, 0.0, 0.0, 0.0, 0.0),
+    ],
+)
+def test_the_surrogate_and_its_gradient_on_each_side(
+    ratio: float, advantage: float, loss: float, gradient: float, clipped: float
+) -> None:
+    r = torch.tensor([ratio], dtype=torch.float64, requires_grad=True)
+    a = torch.tensor([advantage], dtype=torch.float64)
+    value = clipped_surrogate(r, a, 0.2)
+    assert float(value.detach()) == pytest.approx(loss, abs=1e-12)
+    assert float(torch.autograd.grad(value.sum(), r)[0]) == pytest.approx(gradient, abs=1e-12)
+    assert is_clipped(r, a, 0.2).tolist() == [clipped]
+
+
+@given(
+    st.floats(0.3, 2).filter(lambda r: min(abs(r - 0.8), abs(r - 1.2)) > 1e-9),
+    st.floats(-5, 5).filter(lambda a: abs(a) > 1e-6),
+)
+def test_clipped_is_just_where_the_gradient_is_zero(ratio: float, advantage: float) -> None:
+    r = torch.tensor([ratio], dtype=torch.float64, requires_grad=True)
+    a = torch.tensor([advantage], dtype=torch.float64)
+    gradient = torch.autograd.grad(clipped_surrogate(r, a, 0.2).sum(), r)[0]
+    assert bool(is_clipped(r, a, 0.2)) == (float(gradient) == 0)
+
+
+def test_at_a_ratio_of_one_the_gradient_is_the_policy_gradient() -> None:
+    log_prob = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    a = torch.tensor([1.5, -0.5, 0.0], dtype=torch.float64)
+    clipped_surrogate(torch.exp(log_prob), a, 1e-4).sum().backward()  # type: ignore[no-untyped-call]
+    assert log_prob.grad is not None
+    assert log_prob.grad.tolist() == [-1.5, 0.5, 0.0]
+
+
+@given(st.lists(st.floats(-3, 3), min_size=12, max_size=12), st.floats(0.1, 3), st.floats(0.1, 3))
+def test_the_divergence_of_two_steps_is_the_kl_of_two_normals(values: list[float], one: float, two: float) -> None:
+    mean, reference = torch.tensor(values, dtype=torch.float64).reshape(2, 2, 3)
+    std = torch.tensor([[one], [two]], dtype=torch.float64)
+    expected = kl_divergence(Normal(mean, std), Normal(reference, std)).mean(1)
+    torch.testing.assert_close(mean_kl(mean, reference, std), expected)
+
+
+def test_the_divergence_of_two_velocities_is_their_mean_squared_difference() -> None:
+    velocity, reference = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.tensor([[[1.0, 0.0], [0.0, 4.0]]])
+    assert velocity_kl(velocity, reference).tolist() == pytest.approx([(0 + 4 + 9 + 0) / 4])
+
+
+def test_the_divergences_pull_towards_the_reference() -> None:
+    x = torch.tensor([[2.0, -1.0]], dtype=torch.float64, requires_grad=True)
+    zero = torch.zeros(1, 2, dtype=torch.float64)
+    (pull,) = torch.autograd.grad(mean_kl(x, zero, torch.tensor([[0.5]], dtype=torch.float64)).sum(), x)
+    assert pull.tolist() == [[4.0, -2.0]]  # x / std² / 2 elements
+    (pull,) = torch.autograd.grad(velocity_kl(x, zero).sum(), x)
+    assert pull.tolist() == [[2.0, -1.0]]  # 2 x / 2 elements

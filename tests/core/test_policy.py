@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from flowfactory import flow, lora
+from flowfactory.config import LoraConfig, LoraTraining
+from flowfactory.dynamics import ODE
+from flowfactory.errors import RunError
+from flowfactory.loop import Clock, Run, gather
+from flowfactory.policy import Policy
+from flowfactory.types import Conditions, Evaluation, Step, Trainable
+
+Prepared = Callable[..., Run]
+CPU = torch.device("cpu")
+MODELS = {"full": {"name": "net", "train": "full"}, "lora": {"name": "net", "train": {"lora": {"rank": 2, "alpha": 3}}}}
+
+
+@pytest.fixture(params=list(MODELS))
+def policy(request: pytest.FixtureRequest, prepared: Prepared) -> Policy:
+    return prepared({"model": MODELS[request.param]}).policy
+
+
+@pytest.fixture
+def step() -> Step:
+    latents = torch.randn(3, 1, 4, 4, generator=flow.generator("latents"))
+    entry = {"length": torch.tensor(0.4)}
+    return Step(latents, torch.tensor([0.9, 0.5, 0.2]), Conditions((entry,) * 3), 1.0, ODE())
+
+
+def values(policy: Policy) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in policy.parameters.items()}
+
+
+@torch.no_grad()
+def nudge(policy: Policy, seed: int = 0) -> None:
+    for name, parameter in policy.parameters.items():
+        parameter.add_(0.3 * torch.randn(parameter.shape, generator=flow.generator(seed, name)))
+
+
+def velocity(policy: Policy, step: Step) -> Tensor:
+    return policy.evaluate(step).velocity.detach()
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_kept_weights_are_used_and_the_present_ones_restored_bitwise(policy: Policy, step: Step) -> None:
+    old = velocity(policy, step)
+    policy.keep("old")
+    nudge(policy)
+    present, new = values(policy), velocity(policy, step)
+    assert float((new - old).abs().max()) > 0.1
+    with policy.using("old"):
+        assert torch.equal(velocity(policy, step), old)
+    assert same(values(policy), present)
+    assert torch.equal(velocity(policy, step), new)
+
+
+def test_present_weights_come_back_after_an_error_too(policy: Policy) -> None:
+    policy.keep("old")
+    nudge(policy)
+    present = values(policy)
+    with pytest.raises(ZeroDivisionError), policy.using("old"):
+        raise ZeroDivisionError
+    assert same(values(policy), present)
+
+
+def test_two_kept_weights_may_be_used_one_within_the_other(policy: Policy, step: Step) -> None:
+    drawn: list[Tensor] = []
+    for name in ("a", "b"):
+        nudge(policy, len(drawn))
+        policy.keep(name)
+        drawn.append(velocity(policy, step))
+    nudge(policy, 2)
+    present = values(policy)
+    with policy.using("a"):
+        with policy.using("b"):
+            assert torch.equal(velocity(policy, step), drawn[1])
+        assert torch.equal(velocity(policy, step), drawn[0])
+    assert same(values(policy), present)
+
+
+def test_the_parameters_stay_the_ones_the_optimizer_holds(policy: Policy) -> None:
+    before = {name: id(parameter) for name, parameter in policy.parameters.items()}
+    policy.keep("old")
+    with policy.using("old"):
+        assert {name: id(parameter) for name, parameter in policy.parameters.items()} == before
+    with policy.reference() if policy.adapted else policy.using("old"):
+        pass
+    assert {name: id(parameter) for name, parameter in policy.parameters.items()} == before
+
+
+def test_blending_moves_what_is_kept_towards_the_present(policy: Policy) -> None:
+    policy.keep("slow")
+    first = values(policy)
+    nudge(policy)
+    second = values(policy)
+    policy.blend("slow", 0.75)
+    with policy.using("slow"):
+        for name, weight in values(policy).items():
+            torch.testing.assert_close(weight, 0.75 * first[name] + 0.25 * second[name])
+    assert same(values(policy), second)
+    policy.blend("slow", 0.0)
+    with policy.using("slow"):
+        assert same(values(policy), second)
+
+
+def test_what_was_never_kept_is_refused_with_what_to_do(policy: Policy) -> None:
+    sentence = r"^no weights are kept as 'best'; call policy\.keep\('best'\) when the run starts$"
+    with pytest.raises(RunError, match=sentence), policy.using("best"):
+        pass
+
+
+def test_the_reference_is_what_training_started_from(policy: Policy, step: Step) -> None:
+    policy.keep_reference()
+    start = velocity(policy, step)
+    nudge(policy)
+    present, new = values(policy), velocity(policy, step)
+    reference = policy.evaluate_reference(step).velocity
+    assert not reference.requires_grad
+    assert torch.equal(reference, start)
+    assert float((new - start).abs().max()) > 0.1
+    assert same(values(policy), present)
+    assert torch.equal(velocity(policy, step), new)
+
+
+def test_the_same_weights_train_after_the_reference_was_looked_at(policy: Policy, step: Step) -> None:
+    policy.keep_reference()
+    flags = {name: p.requires_grad for module in policy.modules.values() for name, p in module.named_parameters()}
+    policy.evaluate_reference(step)
+    assert {name: p.requires_grad for module in policy.modules.values() for name, p in module.named_parameters()} == flags
+    nudge(policy)
+    gradients = torch.autograd.grad(policy.evaluate(step).velocity.square().sum(), list(policy.parameters.values()))
+    assert all(bool(gradient.any()) for gradient in gradients)
+
+
+def test_adapters_leave_the_base_as_it_was(prepared: Prepared, step: Step) -> None:
+    full, adapted = prepared({"model": MODELS["full"]}).policy, prepared({"model": MODELS["lora"]}).policy
+    assert torch.equal(velocity(adapted, step), velocity(full, step))  # an adapter starts as nothing
+    assert adapted.adapted == ["transformer.0", "transformer.2"]
+    assert {name.split(".")[2] for name in adapted.parameters} == {"lora_A", "lora_B"}
+    assert sum(p.numel() for p in adapted.parameters.values()) == 2 * (18 + 8) + 2 * (8 + 16)
+    nudge(adapted)
+    assert not torch.equal(velocity(adapted, step), velocity(full, step))
+    assert torch.equal(adapted.evaluate_reference(step).velocity, velocity(full, step))
+
+
+def test_an_adapter_adds_alpha_over_rank_of_its_product(prepared: Prepared, step: Step) -> None:
+    policy = prepared({"model": MODELS["lora"]}).policy
+    nudge(policy)
+    layer: Any = policy.modules["transformer"][0]  # type: ignore[index]
+    x = torch.randn(5, 18, generator=flow.generator("x"))
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    expected = x @ layer.base_layer.weight.T + layer.base_layer.bias + 3 / 2 * (x @ down.T @ up.T)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_adapters_that_match_nothing_are_refused_with_the_names_there_are(prepared: Prepared) -> None:
+    with pytest.raises(RunError) as refused:
+        prepared({"model": {"name": "net", "train": {"lora": {"targets": ["to_q", "to_k"]}}}})
+    assert str(refused.value) == (
+        "LoRA found no layer whose name ends in to_q, to_k: nothing would train; set model.train.lora.targets to some of 0, 2"
+    )
+
+
+def test_adapters_go_on_the_layers_that_are_asked_for(prepared: Prepared) -> None:
+    assert prepared({"model": {"name": "net", "train": {"lora": {"targets": ["2"]}}}}).policy.adapted == ["transformer.2"]
+
+
+def test_where_adapters_start_depends_on_the_seed_alone() -> None:
+    def start(seed: int) -> dict[str, Tensor]:
+        module = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+        before = torch.get_rng_state()
+        lora.inject(module, LoraConfig(rank=2), ("0", "1"), seed)
+        assert torch.equal(torch.get_rng_state(), before)
+        return {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+    torch.manual_seed(0)
+    one = start(1)
+    torch.manual_seed(99)
+    assert same(start(1), one)
+    assert not same(start(2), one)
+
+
+def test_saved_weights_and_kept_ones_are_loaded_back(policy: Policy, step: Step, tmp_path: Path) -> None:
+    nudge(policy, 1)
+    policy.keep("old")
+    old = velocity(policy, step)
+    nudge(policy, 2)
+    saved, new = values(policy), velocity(policy, step)
+    policy.save(tmp_path)
+    nudge(policy, 3)
+    policy.keep("old")
+    policy.keep("later")
+    policy.load(tmp_path)
+    assert same(values(policy), saved)
+    assert torch.equal(velocity(policy, step), new)
+    with policy.using("old"):
+        assert torch.equal(velocity(policy, step), old)
+    with pytest.raises(RunError), policy.using("later"):
+        pass
+
+
+def test_a_fresh_policy_takes_up_what_another_saved(prepared: Prepared, step: Step, tmp_path: Path) -> None:
+    for model in MODELS.values():
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        one = prepared({"model": model, "seed": 1}).policy
+        nudge(one)
+        one.save(folder)
+        other = prepared({"model": model, "seed": 2}).policy
+        other.load(folder)
+        assert torch.equal(velocity(one, step), velocity(other, step))
+
+
+def test_adapters_are_saved_under_the_names_diffusers_reads(prepared: Prepared, tmp_path: Path) -> None:
+    prepared({"model": MODELS["lora"]}).policy.save(tmp_path)
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    assert {name: list(weight.shape) for name, weight in load_file(file).items()} == {
+        "transformer.0.lora_A.weight": [2, 18],
+        "transformer.0.lora_B.weight": [8, 2],
+        "transformer.2.lora_A.weight": [2, 8],
+        "transformer.2.lora_B.weight": [16, 2],
+    }
+    with safe_open(file, "pt") as opened:
+        assert '"transformer.r": 2' in opened.metadata()["lora_adapter_metadata"]
+        assert '"transformer.lora_alpha": 3' in opened.metadata()["lora_adapter_metadata"]
+
+
+def test_full_weights_are_saved_where_diffusers_reads_them(prepared: Prepared, tmp_path: Path) -> None:
+    policy = prepared({"model": MODELS["full"]}).policy
+    policy.save(tmp_path)
+    state = load_file(tmp_path / "transformer/diffusion_pytorch_model.safetensors")
+    assert same(state, dict(policy.modules["transformer"].state_dict()))
+
+
+def test_other_adapters_than_the_configs_are_refused(prepared: Prepared, tmp_path: Path) -> None:
+    prepared({"model": {"name": "net", "train": {"lora": {"targets": ["2"]}}}}).policy.save(tmp_path)
+    with pytest.raises(RunError, match="holds other adapters of transformer than the config puts on"):
+        prepared({"model": MODELS["lora"]}).policy.load(tmp_path)
+
+
+def test_full_training_keeps_master_weights_in_float32_and_computes_in_the_precision() -> None:
+    seen: list[torch.dtype] = []
+    module = nn.Linear(2, 2).bfloat16()
+
+    def evaluate(step: Step) -> Evaluation:
+        seen.append(module(step.latents).dtype)
+        return Evaluation(step.latents)
+
+    trainable = Trainable({"transformer": module}, "full", (), (), "", guided=False)
+    policy = Policy(trainable, evaluate, CPU, torch.bfloat16)
+    policy.evaluate(Step(torch.ones(1, 2), torch.ones(1), Conditions(({},)), 1.0, ODE()))
+    assert {parameter.dtype for parameter in policy.parameters.values()} == {torch.float32}
+    assert seen == [torch.bfloat16]
+
+
+def test_adapters_of_half_precision_layers_are_float32() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).bfloat16()
+    training = LoraTraining(lora=LoraConfig(rank=2, alpha=2))
+    trainable = Trainable({"transformer": module}, training, ("0",), (), "", guided=False)
+    policy = Policy(trainable, lambda step: Evaluation(step.latents), CPU, torch.bfloat16)
+    assert {parameter.dtype for parameter in policy.parameters.values()} == {torch.float32}
+    frozen = {p.dtype for p in module.parameters() if not p.requires_grad}
+    assert frozen == {torch.bfloat16}
+
+
+def test_dropout_is_off_in_sampling_and_in_training() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+    module.train()
+    trainable = Trainable({"transformer": module}, "full", (), (), "", guided=False)
+    Policy(trainable, lambda step: Evaluation(step.latents), CPU)
+    x = torch.ones(8, 4)
+    assert torch.equal(module(x), module[0](x))
+
+
+def test_kept_weights_cost_the_trained_ones_alone(prepared: Prepared) -> None:
+    run = prepared({"model": MODELS["lora"]})
+    run.policy.keep_reference()
+    gather(run, 0, Clock(CPU))
+    kept = {name: set(weights) for name, weights in run.policy._kept.items()}
+    assert kept == {"slow": set(run.policy.parameters)}  # the algorithm's; the reference is the base

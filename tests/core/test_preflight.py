@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowfactory import flow, hookimpl
+from flowfactory.assembly import Hooks, manager_of
+from flowfactory.errors import RunError
+from flowfactory.loop import Clock, Run, gather
+from flowfactory.policy import Policy
+from flowfactory.preflight import gradients_flow, preflight, ratio_is_one, rewards_differ, trains
+from flowfactory.types import Evaluation, Experience, Loss, Step
+
+Prepared = Callable[..., Run]
+Make = Callable[[Step, Experience, Policy], Loss]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(prepared: Prepared) -> Run:
+    return prepared({"model": {"name": "net", "train": "full"}})
+
+
+def learning(make: Make) -> Hooks:
+    """Hooks whose algorithm yields what ``make`` makes of the first recorded step."""
+
+    class Algorithm:
+        @hookimpl
+        def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
+            for batch in experience.batches():
+                yield make(batch.steps[0], batch, policy)
+
+    return Hooks(manager_of({"algorithm": Algorithm()}))
+
+
+def surrogate(step: Step, batch: Experience, policy: Policy) -> Tensor:
+    new = policy.evaluate(step).log_prob
+    assert new is not None
+    assert step.log_prob is not None
+    return -torch.exp(new - step.log_prob) * batch.advantages
+
+
+def refusal(run: Run, make: Make) -> str:
+    with pytest.raises(RunError, match=r"^preflight: ") as refused:
+        list(preflight(gather(run, 0, Clock(CPU)), run.policy, learning(make), run.config))
+    return str(refused.value).removeprefix("preflight: ")
+
+
+def test_a_sound_run_is_told_what_was_proved(run: Run) -> None:
+    said = list(preflight(gather(run, 0, Clock(CPU)), run.policy, run.assembly.hooks, run.config))
+    assert said[0] == f"all weights of transformer: {18 * 8 + 8 + 8 * 16 + 16} trainable weights"
+    assert said[1] == "rewards are finite and differ within groups: bright in 100% of the groups"
+    assert said[2].startswith("replaying 2 recorded steps gives a ratio of 1 within ")
+    assert said[3] == "a finite gradient reaches all 4 trainable tensors, pull too"
+    assert len(said) == 4
+
+
+def test_it_leaves_no_trace(run: Run) -> None:
+    experience = gather(run, 0, Clock(CPU))
+    before = [p.detach().clone() for p in run.policy.parameters.values()]
+    random = torch.get_rng_state()
+    list(preflight(experience, run.policy, run.assembly.hooks, run.config))
+    assert all(map(torch.equal, before, run.policy.parameters.values()))
+    assert all(p.grad is None for p in run.policy.parameters.values())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_the_adapted_layers_are_counted_and_named(prepared: Prepared) -> None:
+    finding = trains(prepared({"model": {"name": "net", "train": {"lora": {"rank": 2}}}}).policy)
+    assert finding == (True, f"LoRA on 2 layers (0, 2): {2 * (18 + 8) + 2 * (8 + 16)} trainable weights")
+
+
+def test_nothing_that_trains_is_found_out(run: Run) -> None:
+    for parameter in run.policy.parameters.values():
+        parameter.requires_grad_(False)
+    assert not trains(run.policy).holds
+
+
+def test_a_penalty_computed_under_no_grad_is_found_out(run: Run) -> None:
+    def make(step: Step, batch: Experience, policy: Policy) -> Loss:
+        with torch.no_grad():
+            kl = policy.evaluate(step).velocity.square().flatten(1).mean(1)
+        return Loss(surrogate(step, batch, policy) + kl, terms={"kl": kl})
+
+    assert refusal(run, make) == "the term 'kl' of the loss has no gradient (computed under no_grad?), so it would do nothing"
+
+
+def test_a_penalty_that_hangs_on_nothing_that_trains_is_found_out(run: Run) -> None:
+    def make(step: Step, batch: Experience, policy: Policy) -> Loss:
+        kl = torch.zeros(len(batch), requires_grad=True) * 2
+        return Loss(surrogate(step, batch, policy) + kl, terms={"kl": kl})
+
+    assert "the term 'kl' of the loss has no gradient" in refusal(run, make)
+
+
+def test_a_loss_without_a_gradient_is_found_out(run: Run) -> None:
+    def make(step: Step, batch: Experience, policy: Policy) -> Loss:
+        with torch.no_grad():
+            return Loss(surrogate(step, batch, policy))
+
+    assert refusal(run, make).startswith("the loss has no gradient (computed under no_grad?), so that nothing would train")
+
+
+def test_no_loss_is_found_out(run: Run) -> None:
+    class Silent:
+        @hookimpl
+        def update(self) -> Iterator[Loss]:
+            return iter(())
+
+    experience = gather(run, 0, Clock(CPU))
+    finding = gradients_flow(experience, run.policy, Hooks(manager_of({"algorithm": Silent()})))
+    assert finding == (False, "the algorithm yields no loss, so that nothing would train")
+
+
+def test_a_weight_that_no_gradient_reaches_is_named(run: Run) -> None:
+    run.policy.modules["transformer"].register_parameter("forgotten", torch.nn.Parameter(torch.ones(2)))
+    sentence = refusal(run, lambda step, batch, policy: Loss(surrogate(step, batch, policy)))
+    assert sentence == "1 of 5 trainable weights get no gradient, the first transformer.forgotten"
+
+
+def test_a_gradient_that_is_not_finite_is_named(run: Run) -> None:
+    def make(step: Step, batch: Experience, policy: Policy) -> Loss:
+        bias = policy.parameters["transformer.2.bias"]
+        return Loss(surrogate(step, batch, policy) + (bias - bias.detach()).square().sum().sqrt())  # sqrt'(0) is infinite
+
+    assert refusal(run, make) == "the gradient of transformer.2.bias is not finite (1 of 4 weights)"
+
+
+def test_gradients_that_are_all_zero_are_found_out(run: Run) -> None:
+    assert refusal(run, lambda s, b, p: Loss(0 * surrogate(s, b, p))) == "every gradient is zero, so that nothing would train"
+
+
+def test_a_ratio_that_is_off_is_found_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = run.assembly.hooks._hook.log_prob.get_hookimpls()[0].plugin
+    clean = model._forward
+    torch.manual_seed(0)
+    # a functional dropout, which eval() does not switch off
+    monkeypatch.setattr(model, "_forward", lambda *a: torch.nn.functional.dropout(clean(*a), 0.1, training=True))
+    sentence = refusal(run, lambda step, batch, policy: Loss(surrogate(step, batch, policy)))
+    assert sentence.startswith("replaying 2 recorded steps gives a ratio of 1 within ")
+    assert sentence.endswith(
+        "more than 1e-05: the model does not compute the same in training as in sampling "
+        "(dropout, another dtype, or a transformer run in two ways)"
+    )
+
+
+def test_the_size_of_the_deviation_is_told(run: Run) -> None:
+    experience = gather(run, 0, Clock(CPU))
+    steps = tuple(replace(step, log_prob=None if step.log_prob is None else step.log_prob - 0.01) for step in experience.steps)
+    finding = ratio_is_one(replace(experience, steps=steps), run.policy, 1e-5)
+    assert not finding.holds
+    assert "a ratio of 1 within 1.0e-02, more than 1e-05" in finding.sentence  # exp(0.01) - 1
+
+
+def test_recorded_steps_without_a_density_are_found_out(run: Run) -> None:
+    experience = gather(run, 0, Clock(CPU))
+    steps = tuple(replace(step, log_prob=None) for step in experience.steps)
+    finding = ratio_is_one(replace(experience, steps=steps), run.policy, 1e-5)
+    assert finding == (False, "a recorded step has no log-density: its dynamics are deterministic")
+    assert ratio_is_one(replace(experience, steps=()), run.policy, 1e-5).holds
+
+
+def test_constant_rewards_are_found_out_and_named(run: Run, prepared: Prepared) -> None:
+    constant = prepared({"rewards": {"glow": {"name": "bright", "scale": 0}, "bright": None}})
+    experience = gather(constant, 0, Clock(CPU))
+    finding = rewards_differ(experience.rewards, experience.groups, constant.config)
+    assert not finding.holds
+    assert finding.sentence.startswith("rewards do not differ within any group (all of 'glow' are near 0)")
+    with pytest.raises(RunError, match=r"^preflight: rewards do not differ within any group"):
+        list(preflight(experience, constant.policy, constant.assembly.hooks, constant.config))
+
+
+def test_rewards_that_differ_between_groups_alone_teach_nothing(run: Run) -> None:
+    groups = torch.tensor([0, 0, 1, 1])
+    assert not rewards_differ({"bright": torch.tensor([1.0, 1.0, 2.0, 2.0])}, groups, run.config).holds
+    finding = rewards_differ({"bright": torch.tensor([1.0, 1.5, 2.0, 2.0])}, groups, run.config)
+    assert finding == (True, "rewards are finite and differ within groups: bright in 50% of the groups")
+
+
+def test_a_reward_that_is_only_watched_does_not_count(prepared: Prepared) -> None:
+    rewards = {"bright": {"name": "bright", "scale": 0}, "watched": {"name": "bright", "weight": 0}}
+    run = prepared({"rewards": rewards})
+    experience = gather(run, 0, Clock(CPU))
+    assert not rewards_differ(experience.rewards, experience.groups, run.config).holds
+
+
+def test_a_failing_check_stops_the_run_before_its_first_step(prepared: Prepared, trained: Callable[..., Any]) -> None:
+    with pytest.raises(RunError, match=r"^preflight: rewards do not differ .*; there is no checkpoint yet$"):
+        trained({"rewards": {"bright": {"name": "bright", "scale": 0}}})
+
+
+def test_replay_is_asked_of_the_models_one_forward(run: Run) -> None:
+    experience = gather(run, 0, Clock(CPU))
+    seen: list[Step] = []
+
+    def evaluate(step: Step) -> Evaluation:
+        seen.append(step)
+        return flow.evaluate(torch.zeros_like(step.latents), step)
+
+    run.policy._evaluate = evaluate
+    assert not ratio_is_one(experience, run.policy, 1e-5).holds
+    assert [len(step.latents) for step in seen] == [4, 4]  # one batch of training for each recorded step

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from flowfactory.config import RunConfig
+from flowfactory.report import Terminal, chart, write_report
+from flowfactory.rundir import RunDirectory, save_picture
+from flowfactory.types import RunInfo
+
+Trained = Callable[..., RunDirectory]
+Invoke = Callable[..., tuple[int, str, str]]
+NASTY = "<script>alert(1)</script> & \"double\" 'single' </pre>"
+
+
+class Page(HTMLParser):
+    """The elements, their attributes and the text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def reported(directory: RunDirectory) -> Page:
+    return Page(write_report(directory).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def directory(trained: Trained) -> RunDirectory:
+    return trained({"evaluation": {"every": 1}})
+
+
+def test_the_page_needs_nothing_from_outside(directory: RunDirectory) -> None:
+    page = reported(directory)
+    links = [value for _, name, value in page.attributes if name in {"src", "href", "srcset", "data", "action"}]
+    assert links
+    assert all(link.startswith("data:image/png;base64,") for link in links)
+    assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
+    assert not re.search(r"url\(|@import", directory.report.read_text())
+
+
+def test_the_pictures_before_and_after_are_on_the_page(directory: RunDirectory) -> None:
+    page = reported(directory)
+    shown = [base64.b64decode(value.partition(",")[2]) for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
+    kept = [directory.kept_samples(iteration) for iteration in (0, 3)]
+    pairs = [item["path"].read_bytes() for pair in zip(*kept, strict=True) for item in pair]
+    assert shown == pairs
+    assert len(shown) == 4
+    assert "after 0 and after 3 iterations" in page.text
+    for item in kept[1]:
+        assert item["prompt"] in page.text
+        assert f"{item['scores']['bright']:.2f}" in page.text
+
+
+def test_the_scores_before_and_after_are_on_the_page(directory: RunDirectory) -> None:
+    records = directory.records()
+    before, after = records[0]["eval/bright/mean"], records[-1]["eval/bright/mean"]
+    assert f"bright{before:.4f}{after:.4f}{after - before:+.4f}" in reported(directory).text
+
+
+def test_config_and_versions_are_on_the_page(directory: RunDirectory) -> None:
+    page = reported(directory)
+    assert directory.config.read_text() in page.text
+    versions = json.loads(directory.facts.read_text())["versions"]
+    assert versions["torch"] == torch.__version__
+    assert {"flowfactory", "torch", "peft", "numpy"} <= set(versions)
+    assert all(f"{name}{version}" in page.text for name, version in versions.items())
+
+
+def test_the_curves_are_on_the_page(directory: RunDirectory) -> None:
+    page = reported(directory)
+    assert page.tags.count("svg") == 2 + 4  # reward, held-out score; loss, clip_fraction, ratio/max_deviation, grad_norm
+    for name in ("Reward while training", "Held-out score", "clip_fraction", "grad_norm"):
+        assert name in page.text
+
+
+def test_prompts_and_labels_are_text_and_nothing_else(trained: Trained, tmp_path: Path, load: Callable[..., Any]) -> None:
+    (tmp_path / "nasty.txt").write_text(NASTY + "\n")
+    label = "<b>&'\""
+    directory = trained(
+        {"prompts": {"heldout": "nasty.txt", "negative": NASTY}, "rewards": {label: {"name": "bright"}, "bright": None}}
+    )
+    page = reported(directory)
+    assert not {"script", "b"} & set(page.tags)
+    assert NASTY in page.text
+    assert [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")] == [NASTY, NASTY]
+    assert label in page.text
+
+
+def test_a_run_without_held_out_prompts_has_a_report_too(trained: Trained) -> None:
+    page = reported(trained({"prompts": {"heldout": None}}))
+    assert "Reward while training" in page.text
+    assert "img" not in page.tags
+
+
+def test_a_run_that_has_not_begun_has_a_report_too(tmp_path: Path) -> None:
+    assert "Config" in reported(RunDirectory(tmp_path)).text
+
+
+def points_of(svg: str) -> list[tuple[float, float]]:
+    found = re.search(r"<polyline points='([^']*)'", svg)
+    assert found
+    return [(float(x), float(y)) for x, _, y in (pair.partition(",") for pair in found[1].split())]
+
+
+def test_a_curve_goes_from_corner_to_corner() -> None:
+    first, middle, last = points_of(chart([(0, -1.0), (5, 0.0), (10, 1.0)]))
+    assert first[0] < middle[0] < last[0]
+    assert first[1] > middle[1] > last[1]  # y counts downwards
+    assert middle == ((first[0] + last[0]) / 2, (first[1] + last[1]) / 2)
+    assert re.search(r">1</text>.*>-1</text>.*>0</text>.*>10</text>", chart([(0, -1.0), (10, 1.0)]))
+
+
+@pytest.mark.parametrize("points", [[(1, 0.5)], [(1, 0.5), (2, 0.5)], [(1, float("nan")), (2, 0.5), (3, float("inf"))]])
+def test_flat_and_broken_curves_are_drawn(points: list[tuple[float, float]]) -> None:
+    svg = chart(points)
+    assert "nan" not in svg
+    assert "inf" not in svg
+    assert len(points_of(svg)) == sum(abs(y) < 1 for _, y in points)
+    assert chart([(1, float("nan"))]) == ""
+
+
+def test_the_command_ends_with_scores_and_report_in_plain_lines(
+    config_file: Callable[..., Path], invoke: Invoke, tmp_path: Path
+) -> None:
+    code, out, err = invoke("run", config_file(), "--out", tmp_path / "run")
+    assert (code, err) == (0, "")
+    assert "\x1b" not in out
+    lines = out.splitlines()
+    progress = [line for line in lines if line.startswith("iteration ")]
+    assert [line.split()[1] for line in progress] == ["1/3", "2/3", "3/3"]
+    records = RunDirectory(tmp_path / "run").records()
+    for line, record in zip(progress, records[1:], strict=True):
+        assert f"bright {record['reward/bright/mean']:.4f}" in line
+        assert f"loss {record['loss']:.3e}" in line
+        assert "images/s" in line
+    assert sum(line.startswith("preflight: ") for line in lines) == 4
+    before, after = records[0]["eval/bright/mean"], records[-1]["eval/bright/mean"]
+    assert lines[-2] == f"held-out bright: {before:.4f} before, {after:.4f} after"
+    assert lines[-1] == f"report: {tmp_path / 'run/report.html'}"
+    assert (tmp_path / "run/report.html").is_file()
+
+
+def test_a_terminal_gets_a_bar_that_begins_where_the_run_does(load: Callable[..., RunConfig]) -> None:
+    screen = io.StringIO()
+    terminal = Terminal(Console(file=screen, force_terminal=True, width=120))
+    terminal.run_started(RunInfo(Path("run"), load(), 10))
+    terminal.iteration_finished(0, {"eval/bright/mean": 0.5})
+    assert screen.getvalue() == ""
+    terminal.iteration_finished(4, {"reward/bright/mean": 0.25, "seconds/sample": 2.0, "seconds/update": 2.0})
+    terminal.say("[bold] is no markup")
+    terminal.run_finished()
+    terminal.close()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert "4/10" in shown
+    assert "bright 0.2500  4.0 images/s" in shown  # 16 pictures in 4 seconds
+    assert "[bold] is no markup" in shown
+    assert screen.getvalue().count("\x1b[?25h") == 1  # the cursor is given back
+
+
+def test_report_makes_the_page_anew(directory: RunDirectory, invoke: Invoke) -> None:
+    code, out, err = invoke("report", directory.path)
+    assert (code, out, err) == (0, f"{directory.report}\n", "")
+    first = directory.report.read_text()
+    directory.report.unlink()
+    invoke("report", directory.path)
+    assert directory.report.read_text() == first
+
+
+def test_report_needs_the_run_directory_alone(directory: RunDirectory, invoke: Invoke, tmp_path: Path) -> None:
+    for name in ("train.txt", "heldout.txt"):
+        (tmp_path / name).unlink()
+    directory.path.rename(tmp_path / "moved")
+    code, out, _ = invoke("report", tmp_path / "moved")
+    assert (code, out) == (0, f"{tmp_path / 'moved/report.html'}\n")
+    assert "img" in Page((tmp_path / "moved/report.html").read_text()).tags
+
+
+@pytest.mark.parametrize("command", [("report",), ("eval",), ("sample", "red")])
+def test_a_folder_that_holds_no_run_is_refused(command: tuple[str, ...], invoke: Invoke, tmp_path: Path) -> None:
+    code, out, err = invoke(command[0], tmp_path, *command[1:])
+    assert (code, out) == (2, "")
+    assert err == f"error: {tmp_path} is no run directory: it has no config.yaml\n"
+
+
+def test_eval_gives_the_score_of_the_checkpoint(directory: RunDirectory, invoke: Invoke) -> None:
+    scores = {record["iteration"]: record["eval/bright/mean"] for record in directory.records()}
+    code, out, err = invoke("eval", directory.path)
+    assert (code, err) == (0, "")
+    path = str(directory.checkpoints / "000003")
+    assert json.loads(out) == {"checkpoint": path, "pictures": 2, "eval/bright/mean": scores[3]}
+    _, out, _ = invoke("eval", directory.path, "--checkpoint", "2")
+    assert json.loads(out)["eval/bright/mean"] == scores[2]
+    _, out, _ = invoke("eval", directory.path, "--set", "evaluation.members=3", "--set", "rewards.bright.scale=0")
+    assert json.loads(out)["pictures"] == 6
+    assert json.loads(out)["eval/bright/mean"] == 0
+
+
+def test_eval_of_what_is_not_there_is_refused(directory: RunDirectory, invoke: Invoke) -> None:
+    code, _, err = invoke("eval", directory.path, "--checkpoint", "1")
+    assert (code, err) == (2, f"error: {directory.checkpoints} holds no checkpoint of iteration 1; there is 2, 3\n")
+    code, _, err = invoke("eval", directory.path, "--set", "prompts.heldout=null")
+    assert code == 2
+    assert "prompts.heldout is not set; give one with --set prompts.heldout=FILE" in err
+
+
+def test_sample_draws_with_the_runs_weights(directory: RunDirectory, invoke: Invoke, tmp_path: Path) -> None:
+    code, out, err = invoke("sample", directory.path, "black", "orange", "--out", tmp_path / "drawn")
+    assert (code, err) == (0, "")
+    files = [Path(line) for line in out.splitlines()]
+    assert files == [tmp_path / "drawn/000.png", tmp_path / "drawn/001.png"]
+    # the held-out prompts in their order have the noise of the evaluation
+    for file, kept in zip(files, directory.kept_samples(3), strict=True):
+        assert file.read_bytes() == kept["path"].read_bytes()
+
+
+def test_sample_keeps_what_was_drawn_before(directory: RunDirectory, invoke: Invoke) -> None:
+    _, first, _ = invoke("sample", directory.path, "black", "--count", "2")
+    content = [Path(line).read_bytes() for line in first.splitlines()]
+    assert len(set(content)) == 2
+    _, second, _ = invoke("sample", directory.path, "black", "--checkpoint", "2")
+    assert [Path(line).name for line in (first + second).splitlines()] == ["000.png", "001.png", "002.png"]
+    assert [Path(line).read_bytes() for line in first.splitlines()] == content
+    assert Path(second.strip()).read_bytes() not in content
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_is_written_pixel_for_pixel(channels: int, tmp_path: Path) -> None:
+    levels = torch.randint(0, 256, (channels, 3, 5))
+    save_picture(levels / 255, tmp_path / "p.png")
+    with Image.open(tmp_path / "p.png") as picture:
+        assert picture.size == (5, 3)
+        pixels = torch.tensor(list(picture.convert("RGB").tobytes())).reshape(3, 5, 3).permute(2, 0, 1)
+    assert torch.equal(pixels, levels.expand(3, 3, 5))
+
+
+def test_what_is_out_of_range_is_cut_to_it(tmp_path: Path) -> None:
+    save_picture(torch.tensor([[[-1.0, 2.0]]]), tmp_path / "p.png")
+    with Image.open(tmp_path / "p.png") as picture:
+        assert list(picture.convert("L").tobytes()) == [0, 255]
+
+
+def test_moving_pictures_are_animations(tmp_path: Path) -> None:
+    frames = torch.stack([torch.full((3, 2, 2), value) for value in (0.0, 0.5, 1.0)])
+    save_picture(frames, tmp_path / "p.png")
+    with Image.open(tmp_path / "p.png") as picture:
+        assert getattr(picture, "n_frames", 1) == 3
+        picture.seek(2)
+        assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_place_that_cannot_be_written_to_is_refused(config_file: Callable[..., Path], invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = invoke("run", config_file(), "--out", tmp_path / "file/run")
+    assert (code, err) == (2, f"error: output.dir: {tmp_path / 'file/run'} cannot be written to: Not a directory\n")

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowfactory import flow, hookimpl
+from flowfactory.config import AlgorithmConfig, ComponentConfig, ModelConfig
+from flowfactory.objectives import centred
+from flowfactory.policy import Policy
+from flowfactory.testing import TwoParameter, TwoParameterConfig, check_algorithm, check_model, check_reward
+from flowfactory.types import Conditions, Evaluation, Experience, Loss, Samples, SamplingPlan, Step, Trajectory
+
+SAMPLES = Samples(
+    torch.rand(4, 1, 4, 4, generator=flow.generator("media")), ("a", "a", "b", "b"), torch.tensor([0, 0, 1, 1]), ({},) * 4
+)
+Score = Callable[[Samples], Any]
+
+
+class ScoredBy(ComponentConfig):
+    """A reward that scores as it is told to."""
+
+    score: Any
+
+    def build(self, label: str) -> object:
+        score = self.score
+
+        class Reward:
+            @hookimpl
+            def compute_reward(self, samples: Samples) -> dict[str, Any]:
+                return {label: score(samples)}
+
+        return Reward()
+
+
+class Drawn(ModelConfig):
+    """A model that is made as it is told to."""
+
+    make: Any
+
+    def build(self, label: str) -> object:
+        return self.make(0.1, 0.2)
+
+
+class Learns(AlgorithmConfig):
+    """An algorithm whose losses are as it is told."""
+
+    loss: Any
+
+    def build(self, label: str) -> object:
+        loss = self.loss
+
+        class Algorithm:
+            @hookimpl
+            def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
+                for batch in experience.batches():
+                    for step in batch.steps:
+                        made = loss(step, batch, policy)
+                        if made is not None:
+                            yield made
+
+        return Algorithm()
+
+
+def brightness(samples: Samples) -> Tensor:
+    return samples.media.flatten(1).mean(1)
+
+
+def ratio(step: Step, policy: Policy) -> Tensor:
+    new = policy.evaluate(step).log_prob
+    assert new is not None
+    assert step.log_prob is not None
+    return torch.exp(new - step.log_prob)
+
+
+def policy_gradient(step: Step, batch: Experience, policy: Policy) -> Loss:
+    return Loss(-ratio(step, policy) * batch.advantages)
+
+
+def test_a_good_reward_is_let_through_with_its_scores() -> None:
+    scores = check_reward(ScoredBy(score=brightness), SAMPLES)
+    torch.testing.assert_close(scores["under test"], SAMPLES.media.mean((1, 2, 3)))
+
+
+def darkens(samples: Samples) -> Tensor:
+    scores = brightness(samples)
+    samples.media.mul_(0.5)
+    return scores
+
+
+def test_a_reward_that_looks_at_its_group_says_so() -> None:
+    config = ScoredBy(score=lambda samples: centred(brightness(samples), samples.groups))
+    with pytest.raises(
+        AssertionError, match=r"alone and .* in a batch; pass pointwise=False if it is meant to look at the group"
+    ):
+        check_reward(config, SAMPLES)
+    check_reward(config, SAMPLES, pointwise=False)
+
+
+@pytest.mark.parametrize(
+    ("score", "sentence"),
+    [
+        (lambda samples: torch.rand(len(samples.prompts)), "the reward gives other scores for the same pictures"),
+        (lambda samples: brightness(samples) / 0, "gave inf for sample 0; scores must be finite"),
+        (lambda samples: samples.media.mean(), r"gave \[\]; expected a tensor \[4\], one score a sample"),
+        (lambda samples: samples.media.flatten(1), r"gave \[4, 16\]; expected a tensor \[4\]"),
+        (lambda samples: brightness(samples).tolist(), "gave list; expected a tensor"),
+    ],
+)
+def test_a_reward_that_breaks_its_contract_is_refused(score: Score, sentence: str) -> None:
+    with pytest.raises(AssertionError, match=sentence):
+        check_reward(ScoredBy(score=score), SAMPLES)
+
+
+def test_a_reward_that_changes_the_pictures_is_refused() -> None:
+    mine = replace(SAMPLES, media=SAMPLES.media.clone())
+    with pytest.raises(AssertionError, match="the reward changed the pictures it was given"):
+        check_reward(ScoredBy(score=darkens), mine)
+
+
+def test_a_reward_without_its_hook_is_refused() -> None:
+    class Nothing(ComponentConfig):
+        def build(self, label: str) -> object:
+            return object()
+
+    with pytest.raises(AssertionError, match="object does not implement compute_reward"):
+        check_reward(Nothing(), SAMPLES)
+
+
+def test_the_two_parameter_model_keeps_its_contract() -> None:
+    check_model(TwoParameterConfig(p=0.1, q=0.2))
+
+
+class Bright(TwoParameter):
+    @hookimpl
+    def sample(self, conditions: Conditions, plan: SamplingPlan) -> Trajectory:
+        drawn = super().sample(conditions, plan)
+        return replace(drawn, media=drawn.media + 1)
+
+
+class Forgetful(TwoParameter):
+    @hookimpl
+    def sample(self, conditions: Conditions, plan: SamplingPlan) -> Trajectory:
+        return replace(super().sample(conditions, plan), steps=())
+
+
+class Random(TwoParameter):
+    @hookimpl
+    def sample(self, conditions: Conditions, plan: SamplingPlan) -> Trajectory:
+        drawn = super().sample(conditions, plan)
+        return replace(drawn, latents=drawn.latents + torch.rand(()))
+
+
+class Sociable(TwoParameter):
+    """The velocity of a sample depends on the others of its batch."""
+
+    def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
+        return super().velocity(latents, sigma, conditions, guidance) + latents.mean()
+
+
+class TwoWays(TwoParameter):
+    @hookimpl
+    def log_prob(self, step: Step) -> Evaluation:
+        velocity = self.velocity(step.latents, step.sigma, step.conditions, step.guidance)
+        return flow.evaluate(velocity * 1.01, step)
+
+
+class Detached(TwoParameter):
+    def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
+        return self.flow.p * latents + self.flow.q.detach() * flow.like(sigma, latents)
+
+
+class Endless(TwoParameter):
+    """The root of q - q is zero, and its gradient infinite."""
+
+    def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
+        nothing = (self.flow.q - self.flow.q.detach()).abs().sqrt()
+        return super().velocity(latents, sigma, conditions, guidance) + nothing
+
+
+class Graph(TwoParameter):
+    @hookimpl
+    def sample(self, conditions: Conditions, plan: SamplingPlan) -> Trajectory:
+        with torch.enable_grad():
+            return super().sample(conditions, plan)
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (Bright, r"media are not in \[0, 1\]"),
+        (Forgetful, "not every step that the plan records is recorded"),
+        (Random, "the same plan drew something else"),
+        (Sociable, "the batch size changes what is drawn"),
+        (TwoWays, "replaying a recorded step gives a ratio that is off by "),
+        (Detached, "transformer.q gets no gradient"),
+        (Endless, "the gradient of transformer.q is not finite"),
+        (Graph, "sampling kept a graph"),
+    ],
+)
+def test_a_model_that_breaks_its_contract_is_refused(model: type[TwoParameter], sentence: str) -> None:
+    with pytest.raises(AssertionError, match=sentence):
+        check_model(Drawn(make=model))
+
+
+def test_a_good_algorithm_is_let_through_and_learns() -> None:
+    history = check_algorithm(Learns(loss=policy_gradient))
+    assert len(history) == 30
+    assert history[-1] > history[0]
+
+
+def frozen(step: Step, batch: Experience, policy: Policy) -> Loss:
+    with torch.no_grad():
+        return policy_gradient(step, batch, policy)
+
+
+def one_weight(step: Step, batch: Experience, policy: Policy) -> Loss:
+    return Loss(policy.parameters["transformer.p"] * batch.advantages)
+
+
+def dead_term(step: Step, batch: Experience, policy: Policy) -> Loss:
+    made = policy_gradient(step, batch, policy)
+    return replace(made, terms={"kl": made.values.detach()})
+
+
+@pytest.mark.parametrize(
+    ("loss", "sentence"),
+    [
+        (lambda step, batch, policy: None, "update yielded no loss"),
+        (lambda step, batch, policy: Loss((ratio(step, policy) * batch.advantages).mean()), r"a loss has shape \[\]"),
+        (lambda step, batch, policy: Loss(ratio(step, policy) / 0), "a loss is not finite"),
+        (frozen, "a loss has no gradient"),
+        (one_weight, "transformer.q gets no gradient"),
+        (dead_term, "the term 'kl' has no gradient"),
+        (lambda s, b, p: Loss(ratio(s, p) * b.advantages), "took the mean reward from .* to .*; it should rise"),
+    ],
+)
+def test_an_algorithm_that_breaks_its_contract_is_refused(loss: Any, sentence: str) -> None:
+    with pytest.raises(AssertionError, match=sentence):
+        check_algorithm(Learns(loss=loss))
+
+
+def test_an_algorithm_that_changes_its_experience_is_refused() -> None:
+    class Whole(AlgorithmConfig):
+        def build(self, label: str) -> object:
+            class Algorithm:
+                @hookimpl
+                def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
+                    experience.latents.mul_(1.5)
+                    yield policy_gradient(experience.steps[0], experience, policy)
+
+            return Algorithm()
+
+    with pytest.raises(AssertionError, match="update changed the experience it was given"):
+        check_algorithm(Whole())

@@ -1,0 +1,172 @@
+"""A one-file plugin for the tests: two models, an algorithm of ten lines, and a reward."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from flowfactory import (
+    AlgorithmConfig,
+    ComponentConfig,
+    Conditions,
+    Evaluation,
+    Experience,
+    Loss,
+    ModelConfig,
+    Policy,
+    Prompt,
+    Runtime,
+    Samples,
+    SamplingPlan,
+    Step,
+    Trainable,
+    Trajectory,
+    flow,
+    hookimpl,
+)
+from flowfactory.objectives import clipped_surrogate, is_clipped, velocity_kl
+from flowfactory.testing import TwoParameterConfig
+
+if TYPE_CHECKING:
+    from flowfactory.config import RunConfig
+
+
+class NetConfig(ModelConfig):
+    """A velocity of two linear layers, which adapters go on."""
+
+    guided: bool = False
+
+    def build(self, label: str) -> Net:
+        return Net(self)
+
+
+class Net:
+    """16 numbers a picture; the prompt's length shifts the velocity."""
+
+    def __init__(self, config: NetConfig) -> None:
+        self.config = config
+        generator = flow.generator("net")
+        self.net = nn.Sequential(nn.Linear(18, 8), nn.Tanh(), nn.Linear(8, 16))
+        with torch.no_grad():
+            for parameter in self.net.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+
+    @hookimpl
+    def load(self, runtime: Runtime) -> Trainable:
+        self.net.to(runtime.dtype)
+        return Trainable({"transformer": self.net}, self.config.train, ("0", "2"), (), "net", self.config.guided)
+
+    @hookimpl
+    def encode(self, prompts: Sequence[Prompt]) -> list[Mapping[str, Tensor]]:
+        return [{"length": torch.tensor(len(prompt.text) / 10)} for prompt in prompts]
+
+    @hookimpl
+    def sample(self, conditions: Conditions, plan: SamplingPlan) -> Trajectory:
+        sigmas = torch.linspace(1, 0, plan.steps + 1)
+        latents, steps = flow.rollout(self.velocity, flow.noise(plan, (1, 4, 4)), sigmas, conditions, plan)
+        return Trajectory((latents / 4 + 0.5).clamp(0, 1), latents, steps)
+
+    @hookimpl
+    def log_prob(self, step: Step) -> Evaluation:
+        return flow.evaluate(self.velocity(step.latents, step.sigma, step.conditions, step.guidance), step)
+
+    def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
+        velocity = self._forward(latents, sigma, conditions)
+        if conditions.negative is None:
+            return velocity
+        opposite = self._forward(latents, sigma, conditions.negative)
+        return opposite + guidance * (velocity - opposite)
+
+    def _forward(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+        inputs = torch.cat([latents.flatten(1), sigma[:, None], conditions.stack("length")[:, None]], 1)
+        velocity: Tensor = self.net(inputs)
+        return velocity.reshape(latents.shape)
+
+
+class ScoreConfig(AlgorithmConfig):
+    """The clipped policy gradient on recorded steps, pulled towards a slow average of the weights."""
+
+    pull: float = Field(0.0, ge=0, description="weight of the divergence from the slow weights")
+    clip_range: float = Field(0.1, gt=0)
+
+    def check(self, run: RunConfig) -> None:
+        if not run.sampling.dynamics.stochastic:
+            raise ValueError("algorithm score needs stochastic dynamics")
+
+    def build(self, label: str) -> Score:
+        return Score(self)
+
+
+class Score:
+    """Its one state, the slow weights, is the policy's."""
+
+    def __init__(self, config: ScoreConfig) -> None:
+        self.config = config
+
+    @hookimpl
+    def run_started(self, policy: Policy) -> None:
+        policy.keep("slow")
+
+    @hookimpl
+    def plan(self, plan: SamplingPlan) -> SamplingPlan:
+        return replace(plan, recorded=plan.stochastic)
+
+    @hookimpl
+    def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
+        clip = self.config.clip_range
+        for batch in experience.batches():
+            for step in batch.steps:
+                with torch.no_grad(), policy.using("slow"):
+                    slow = policy.evaluate(step).velocity
+                new = policy.evaluate(step)
+                assert new.log_prob is not None
+                assert step.log_prob is not None
+                ratio = torch.exp(new.log_prob - step.log_prob)
+                pull = velocity_kl(new.velocity, slow)
+                yield Loss(
+                    clipped_surrogate(ratio, batch.advantages, clip) + self.config.pull * pull,
+                    metrics={"ratio/mean": ratio, "clip_fraction": is_clipped(ratio, batch.advantages, clip)},
+                    extremes={"ratio/max_deviation": (ratio - 1).abs()},
+                    terms={"pull": pull} if self.config.pull else {},
+                )
+        policy.blend("slow", 0.5)
+
+
+class BrightConfig(ComponentConfig):
+    """The mean of the pixels."""
+
+    scale: float = Field(1.0, description="what the score is multiplied by")
+    seconds: float = Field(0.0, ge=0, description="how long it takes its time")
+    nan_from: int | None = Field(None, description="the call, counted from 1, from which on it gives NaN")
+
+    def build(self, label: str) -> Bright:
+        return Bright(label, self)
+
+
+class Bright:
+    """Counts its calls."""
+
+    def __init__(self, label: str, config: BrightConfig) -> None:
+        self.label, self.config, self.calls = label, config, 0
+
+    @hookimpl
+    def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
+        self.calls += 1
+        time.sleep(self.config.seconds)
+        if self.config.nan_from is not None and self.calls >= self.config.nan_from:
+            return {self.label: torch.full((len(samples.prompts),), torch.nan)}
+        return {self.label: self.config.scale * samples.media.flatten(1).mean(1)}
+
+
+@hookimpl
+def register_components(register: Callable[[str, str, Any], None]) -> None:
+    register("model", "toy", TwoParameterConfig)
+    register("model", "net", NetConfig)
+    register("algorithm", "score", ScoreConfig)
+    register("reward", "bright", BrightConfig)

@@ -1,0 +1,276 @@
+"""What the pages say is true: every whole program and config in them is run, and every link leads somewhere."""
+
+import ast
+import importlib
+import importlib.util
+import json
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from pydantic import BaseModel
+from typer.testing import CliRunner
+
+from flowfactory.cli import app
+from flowfactory.config import parse_yaml
+from flowfactory.errors import RunError, UserError
+from flowfactory_tiny import pretrain, scenes
+from flowfactory_tiny import prompts as tiny_prompts
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+READMES = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("*/README.md"), *ROOT.glob("plugins/*/README.md")]
+WRITTEN = [*PAGES, *READMES]
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    language: str
+    text: str
+
+    @property
+    def file(self) -> str | None:
+        """The file it is, if its first line says so: then it is whole."""
+        match = re.match(r"# (\w+\.(?:py|yaml|toml))\n", self.text)
+        return match.group(1) if match else None
+
+
+def blocks_of(page: Path) -> list[Block]:
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [Block(page, language, text) for language, text in found]
+
+
+BLOCKS = [block for page in WRITTEN for block in blocks_of(page)]
+WHOLE = {block.file: block for block in BLOCKS if block.file}
+CONFIGS = sorted(name for name in WHOLE if name.endswith(".yaml"))
+TOYS = [name for name in CONFIGS if "name: pixels" in WHOLE[name].text]
+OTHERS = [name for name in CONFIGS if name not in TOYS]
+TESTS = sorted(name for name in WHOLE if name.startswith("test_"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every file of the pages, and the prompts that their configs name."""
+    for name, block in WHOLE.items():
+        (tmp_path / name).write_text(block.text, encoding="utf-8")
+    for prompts in ("prompts.txt", "heldout.txt"):
+        (tmp_path / prompts).write_text(
+            "a red circle on white\ntwo blue rings on black\na green square above a red cross on gray\n", encoding="utf-8"
+        )
+    monkeypatch.setenv("FLOWFACTORY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def importable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The same, with the Python files on the path."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(folder)
+    yield folder
+    for name in set(sys.modules) - before:
+        if name in {Path(file).stem for file in WHOLE}:
+            del sys.modules[name]
+
+
+def flowfactory(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None:
+        raise result.exception
+    return result.output
+
+
+def test_no_two_files_have_one_name() -> None:
+    names = [block.file for block in BLOCKS if block.file]
+    assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_a_config_on_the_toy_model_trains(folder: Path, name: str) -> None:
+    output = flowfactory("run", name, "--out", "run")
+    assert "iteration 2/2" in output
+    assert len((folder / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+    if "heldout" in WHOLE[name].text:
+        assert "held-out brightness" in output
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_other_config_is_valid(folder: Path, name: str) -> None:
+    shown = parse_yaml(flowfactory("run", name, "--dry-run"), name)
+    assert shown["model"]["name"] in WHOLE[name].text
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_a_test_for_authors_passes(importable: Path, name: str) -> None:
+    module = importlib.import_module(Path(name).stem)
+    functions = [function for key, function in vars(module).items() if key.startswith("test_")]
+    assert functions
+    for function in functions:
+        marks = getattr(function, "pytestmark", [])
+        for value in marks[0].args[1] if marks else [None]:
+            function(*([value] if marks else []))
+
+
+def test_sampling_under_kept_weights_leaves_the_present_ones(folder: Path) -> None:
+    flowfactory("run", "regression.yaml", "--out", "run")
+    flowfactory("run", "regression.yaml", "--out", "run", "--resume", "--set", "training.iterations=3")
+    scores = json.loads(flowfactory("eval", "run"))
+    records = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert scores["eval/brightness/mean"] == pytest.approx(records[-1]["eval/brightness/mean"], abs=1e-6)
+
+
+def test_packaged_it_is_the_same_file(importable: Path) -> None:
+    entries = tomllib.loads(WHOLE["pyproject.toml"].text)["project"]["entry-points"]["flowfactory"]
+    information = importable / "flowfactory_brightness-0.1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: flowfactory-brightness\nVersion: 0.1.0\n")
+    lines = "".join(f"{name} = {module}\n" for name, module in entries.items())
+    (information / "entry_points.txt").write_text(f"[flowfactory]\n{lines}")
+    listed = flowfactory("plugins", "list").splitlines()
+    assert [line.split() for line in listed if "brightness" in line] == [["reward", "brightness", "brightness", "0.1.0"]]
+
+
+def test_the_errors_of_rewards_are_told_as_the_page_says(folder: Path) -> None:
+    page = (DOCS / "reward.md").read_text(encoding="utf-8")
+    good = WHOLE["brightness.py"].text
+    score = next(line for line in good.splitlines() if "return {self.label" in line).strip()
+    changes = {
+        "compute_reward": good.replace("    @hookimpl\n    def", "    def"),
+        "wrong shape": good.replace(score, "return {self.label: samples.media.mean()[None]}"),
+        "not a number": good.replace(score, "return {self.label: samples.media.flatten(1).mean(1) * float('nan')}"),
+        "another label": good.replace("{self.label:", "{'other':"),
+        "all equal": good.replace(score, "return {self.label: samples.media.flatten(1).mean(1) * 0}"),
+    }
+    for row, text in changes.items():
+        (folder / "brightness.py").write_text(text)
+        with pytest.raises((UserError, RunError)) as raised:
+            flowfactory("run", "brightness.yaml", "--out", row.replace(" ", "_"))
+        _, _, said, code, _ = next(line for line in page.splitlines() if line.startswith("|") and row in line).split("|")
+        assert said.strip().strip("`") in str(raised.value)
+        assert int(code) == (2 if raised.type is UserError else 1)
+    (folder / "brightness.py").write_text(good)
+    with pytest.raises(UserError, match="did you mean 'target'"):
+        flowfactory("run", "brightness.yaml", "--dry-run", "--set", "rewards.brightness={name: brightness, taget: 1}")
+
+
+def test_a_term_without_a_gradient_is_told_as_the_page_says(folder: Path) -> None:
+    text = WHOLE["reinforce.py"].text
+    (folder / "reinforce.py").write_text(text.replace("mean_kl(new.mean,", "mean_kl(new.mean.detach(),"))
+    with pytest.raises(RunError) as raised:
+        flowfactory("run", "reinforce.yaml", "--out", "run")
+    told = str(raised.value).partition(";")[0]
+    assert f"stopped: {told}\n" in (DOCS / "algorithm.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=lambda b: b.file or b.page.stem)
+def test_python_compiles(block: Block) -> None:
+    tree = ast.parse(block.text)
+    assert max(len(line) for line in block.text.splitlines()) <= 128
+    assert tree.body
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=lambda b: b.file or b.page.stem)
+def test_yaml_parses(block: Block) -> None:
+    assert isinstance(parse_yaml(block.text, block.page.name), dict)
+
+
+COMMANDS = {
+    b.page.name + ": " + line[2:] for b in BLOCKS if b.language == "console" for line in b.text.splitlines() if line[:2] == "$ "
+}
+
+
+@pytest.mark.parametrize("line", sorted(line for line in COMMANDS if ": flowfactory " in line))
+def test_a_command_has_the_options_it_is_shown_with(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    words = line.split(": ", 1)[1].split()[1:]
+    shown = flowfactory(*words[: 2 if words[0] == "plugins" else 1], "--help")
+    for word in words:
+        if word.startswith("--"):
+            assert word in shown
+
+
+def slug(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def anchors(page: Path) -> set[str]:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return {slug(heading.replace("`", "")) for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("page", [*WRITTEN, ROOT / "README.md"], ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", text, flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{target} is not there"
+        assert not anchor or anchor in anchors(file), f"{target}: no such heading"
+
+
+def options() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("options", DOCS / "options.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TABLES = sorted(
+    {(page, words) for page in PAGES for words in re.findall(r"^```{options} (.*)$", page.read_text(), re.MULTILINE)}
+)
+
+
+def sections(config: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    made = options()
+    for key, field in config.model_fields.items():
+        if made.is_section(field.annotation):
+            yield f"{prefix}{key}"
+            yield from sections(field.annotation, f"{prefix}{key}.")
+
+
+def test_the_page_on_the_config_has_a_table_of_every_section() -> None:
+    on_the_page = {words for page, words in TABLES if page.name == "config.md"}
+    assert {"run", "model", "lora", *sections(options().config_class("run"))} <= on_the_page
+
+
+@pytest.mark.parametrize(("page", "words"), TABLES, ids=lambda value: value if isinstance(value, str) else value.stem)
+def test_a_table_tells_of_every_key_its_meaning_and_of_every_number_its_unit(page: Path, words: str) -> None:
+    made = options()
+    config = made.config_class(words)
+    for key, type_, _, unit, meaning in made.rows(config):
+        assert meaning, f"{config.__name__}.{key} has no meaning"
+        if "number" in type_ and f"{config.__name__}.{key}" != "RunConfig.seed":
+            assert unit, f"{config.__name__}.{key} has no unit"
+
+
+def test_the_page_on_the_tiny_world_has_its_numbers() -> None:
+    page = " ".join((DOCS / "models" / "tiny.md").read_text(encoding="utf-8").split())
+    for kind in scenes.KINDS:
+        example = re.search(rf"\| {kind} \| `([^`]*)`[^|]*\| (\d+) \|", page)
+        assert example is not None
+        assert scenes.parse(example.group(1)).kind == kind
+        assert int(example.group(2)) == len(list(scenes.descriptions(kind)))
+    train, heldout = tiny_prompts.choose()
+    assert f"{len(train)} prompts to train on and {len(heldout)} to hold out" in page
+    for words in (scenes.COLORS, scenes.SHAPES, scenes.BACKGROUNDS, scenes.SIZES, scenes.RELATIONS, scenes.COUNTS):
+        assert f"({', '.join(words)})" in page
+    assert f"{pretrain.VAE_STEPS} steps of {pretrain.VAE_BATCH} pictures" in page
+    assert f"{pretrain.FLOW_STEPS} steps of {pretrain.FLOW_BATCH} pictures" in page
+
+
+def test_nothing_is_left_to_do_outside_the_marked_regions() -> None:
+    for page in WRITTEN:
+        text = re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert not re.search(r"\b(TODO|FIXME|TBD|XXX)\b", text), page

@@ -1,0 +1,263 @@
+"""Tiny random Stable Diffusion 3 checkpoints, built without a network, and what the tests draw from them."""
+
+from __future__ import annotations
+
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from tokenizers import pre_tokenizers
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+from flowfactory import Conditions, Prompt, Runtime, SamplingPlan, Trajectory
+from flowfactory.assembly import Hooks, manager_of
+from flowfactory.conditions import ConditionCache
+from flowfactory.dynamics import ODE
+from flowfactory.policy import Policy
+from flowfactory.prompts import grouped
+from flowfactory.sampler import Sampler
+from flowfactory_sd3.model import SD3Config
+
+WORDS = ("a", "photo", "of", "red", "green", "blue", "circle", "square", "cat", "blurry")
+TEXT_LENGTH = 16
+CLIP_WIDTH, T5_WIDTH = 16, 32
+STATIC = {"shift": 3.0}
+DYNAMIC = {"use_dynamic_shifting": True, "base_image_seq_len": 16, "max_image_seq_len": 144, "shift": 3.0}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The encode-once cache of the test, empty at first."""
+    monkeypatch.setenv("FLOWFACTORY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class BuildCheckpoint(Protocol):
+    """Builds each variant once a session; a test that changes files copies the folder first."""
+
+    def __call__(self, *, t5: bool = True, dual: bool = True, dynamic: bool = False) -> Path: ...
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> BuildCheckpoint:
+    """``checkpoint(t5=…, dual=…, dynamic=…)`` is the folder of a pipeline with, or without, each of these."""
+    built: dict[tuple[bool, bool, bool], Path] = {}
+
+    def build(*, t5: bool = True, dual: bool = True, dynamic: bool = False) -> Path:
+        if (t5, dual, dynamic) not in built:
+            folder = tmp_path_factory.mktemp("checkpoint")
+            _pipeline(t5, dual, dynamic).save_pretrained(folder)
+            built[t5, dual, dynamic] = folder
+        return built[t5, dual, dynamic]
+
+    return build
+
+
+class OpenPipeline(Protocol):
+    """Loads a folder."""
+
+    def __call__(self, path: Path, dtype: torch.dtype = torch.float32) -> StableDiffusion3Pipeline: ...
+
+
+@pytest.fixture(scope="session")
+def diffusers_pipeline() -> OpenPipeline:
+    """``diffusers_pipeline(folder)`` is the whole checkpoint as diffusers itself runs it."""
+
+    def load(path: Path, dtype: torch.dtype = torch.float32) -> StableDiffusion3Pipeline:
+        absent: dict[str, Any] = {}
+        if not (path / "text_encoder_3").exists():
+            absent = {"text_encoder_3": None, "tokenizer_3": None}
+        pipeline = StableDiffusion3Pipeline.from_pretrained(path, dtype=dtype, **absent)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return load
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model joined to core as a run joins it."""
+
+    hooks: Hooks
+    policy: Policy
+    cache: ConditionCache
+    guided: bool
+
+    def conditions(self, prompts: Sequence[str], guidance: float = 1.0, negative: str = "") -> Conditions:
+        sampler = Sampler(self.hooks, self.policy, self.cache, self.guided, negative)
+        return sampler.conditions([Prompt(text, i) for i, text in enumerate(prompts)], guidance)
+
+    def plan(self, prompts: Sequence[str], size: tuple[int, int], steps: int, guidance: float) -> SamplingPlan:
+        batch = grouped([Prompt(text, i) for i, text in enumerate(prompts)], 1)
+        return SamplingPlan(steps, size, guidance, ODE(), seed=3, iteration=0, keys=batch.keys)
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        size: tuple[int, int] = (32, 32),
+        steps: int = 4,
+        guidance: float = 1.0,
+        negative: str = "",
+    ) -> Trajectory:
+        plan = self.plan(prompts, size, steps, guidance)
+        sampler = Sampler(self.hooks, self.policy, self.cache, self.guided, negative)
+        return sampler.draw(self.conditions(prompts, guidance, negative), plan, len(prompts))
+
+
+OpenModel = Callable[..., Opened]
+
+
+@pytest.fixture(scope="session")
+def open_with() -> OpenModel:
+    """``open_with(cache, folder, train=…)`` is the plugin's model on the folder, in float32 unless told otherwise."""
+
+    def build(cache: Path, path: Path, train: Any = "full", dtype: torch.dtype = torch.float32) -> Opened:
+        options = {"path": str(path), "train": train, "max_sequence_length": TEXT_LENGTH}
+        config = SD3Config.model_validate(options)
+        hooks = Hooks(manager_of({"model": config.build("model")}))
+        trainable = hooks.load(Runtime(torch.device("cpu"), dtype))
+        policy = Policy(trainable, hooks.log_prob, torch.device("cpu"), dtype)
+        return Opened(hooks, policy, ConditionCache(hooks.encode, trainable.encoding, cache), trainable.guided)
+
+    return build
+
+
+@pytest.fixture
+def opened(open_with: OpenModel, cache: Path) -> OpenModel:
+    """``opened(folder, train=…)``, with the test's own cache."""
+    return partial(open_with, cache)
+
+
+def _pipeline(t5: bool, dual: bool, dynamic: bool) -> StableDiffusion3Pipeline:
+    torch.manual_seed(0)
+    tokenizer = _clip_tokenizer()
+    tokenizer_3 = _t5_tokenizer() if t5 else None
+    # from_pretrained gives modules in eval mode; T5 has dropout otherwise
+    return StableDiffusion3Pipeline(
+        transformer=_transformer(dual).eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(**(DYNAMIC if dynamic else STATIC)),
+        vae=_vae().eval(),
+        text_encoder=_clip(len(tokenizer)).eval(),
+        tokenizer=tokenizer,
+        text_encoder_2=_clip(len(tokenizer)).eval(),
+        tokenizer_2=_clip_tokenizer(),
+        text_encoder_3=None if tokenizer_3 is None else _t5(len(tokenizer_3)).eval(),
+        tokenizer_3=tokenizer_3,
+    )
+
+
+def _transformer(dual: bool) -> Any:
+    """Two blocks; with ``dual``, the first attends twice and queries and keys are normalised, as in SD3.5 medium."""
+    return SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=T5_WIDTH,
+        caption_projection_dim=32,
+        pooled_projection_dim=2 * CLIP_WIDTH,
+        pos_embed_max_size=16,
+        qk_norm="rms_norm" if dual else None,
+        dual_attention_layers=(0,) if dual else (),
+    )
+
+
+def _vae() -> Any:
+    """Halves each side: a picture of 32 pixels has latents of 16."""
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        layers_per_block=1,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.0609,
+        scaling_factor=1.5305,
+    )
+
+
+def _clip(vocabulary: int) -> Any:
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=vocabulary,
+            hidden_size=CLIP_WIDTH,
+            intermediate_size=37,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            projection_dim=CLIP_WIDTH,
+            max_position_embeddings=32,
+            bos_token_id=vocabulary - 2,
+            eos_token_id=vocabulary - 1,
+            pad_token_id=1,
+            hidden_act="gelu",
+        )
+    )
+
+
+def _t5(vocabulary: int) -> Any:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=vocabulary,
+            d_model=T5_WIDTH,
+            d_kv=8,
+            d_ff=37,
+            num_layers=2,
+            num_heads=4,
+            decoder_start_token_id=0,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+
+
+def _clip_tokenizer() -> CLIPTokenizer:
+    """Byte-pair encoding in which each of WORDS is one token and any other text is bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = dict.fromkeys([*alphabet, *(letter + "</w>" for letter in alphabet)])
+    merges = []
+    pieces = [[*word[:-1], word[-1] + "</w>"] for word in WORDS]
+    while pairs := Counter(pair for piece in pieces for pair in pairwise(piece)):
+        left, right = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append((left, right))
+        tokens[left + right] = None
+        pieces = [_merged(piece, left, right) for piece in pieces]
+    for special in ("<|startoftext|>", "<|endoftext|>"):  # CLIP pools at the highest id
+        tokens[special] = None
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=32)
+
+
+def _merged(piece: Sequence[str], left: str, right: str) -> list[str]:
+    result: list[str] = []
+    for token in piece:
+        if result and (result[-1], token) == (left, right):
+            result[-1] += token
+        else:
+            result.append(token)
+    return result
+
+
+def _t5_tokenizer() -> T5Tokenizer:
+    scores = {"<pad>": 0.0, "</s>": 0.0, "<unk>": 0.0, "▁": -2.0}
+    scores |= dict.fromkeys(string.ascii_letters + string.digits + string.punctuation, -4.0)
+    scores |= {f"▁{word}": -1.0 for word in WORDS if len(word) > 1}
+    return T5Tokenizer(vocab=list(scores.items()), extra_ids=0, additional_special_tokens=None, model_max_length=32)
