@@ -50,7 +50,7 @@ def isolated(session: nox.Session, package: str) -> None:
     wheels = session.create_tmp()
     session.install("torch==2.13.0", *TESTING)
     for folder in PACKAGES.values():
-        session.run("pip", "wheel", "-q", "--no-deps", "-w", wheels, folder, silent=True)
+        session.run_install("pip", "wheel", "-q", "--no-deps", "-w", wheels, folder, silent=True)
     distribution = "flowfactory" if package == "core" else Path(PACKAGES[package]).name
     session.install("--find-links", wheels, distribution)
     session.run("flowfactory", "plugins", "list")
