@@ -422,3 +422,8 @@ def test_a_config_cannot_be_changed(load: Load) -> None:
     made = load()
     with pytest.raises(ValueError, match="frozen"):
         made.seed = 3  # type: ignore[misc]
+
+
+def test_a_label_that_would_split_the_name_of_a_metric_is_refused(config_file: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match="the label 'a/b' may have letters"):
+        configs.load(config_file({"rewards": {"a/b": {"name": "bright"}}}))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowfactory import flow
 from flowfactory.dynamics import ODE, FlowSDE, FlowSDEConfig
-from flowfactory.types import Conditions, NoiseKey, SamplingPlan, Step
+from flowfactory.types import Conditions, Dynamics, NoiseKey, SamplingPlan, Step
 
 SHAPE = (2, 3)
 KEYS = tuple(NoiseKey(prompt, member) for prompt in (0, 5) for member in range(3))
@@ -194,10 +194,12 @@ def test_a_step_without_a_next_one_is_asked_for_its_velocity_alone() -> None:
     assert (found.mean, found.std, found.log_prob) == (None, None, None)
 
 
-def test_recording_a_step_of_the_ode_is_refused() -> None:
-    plan = plan_with(dynamics=ODE(), recorded=frozenset({0}))
-    with pytest.raises(ValueError, match=r"has no log-density; choose stochastic dynamics, such as flow-sde$"):
-        flow.rollout(shrink, flow.noise(plan, SHAPE), torch.linspace(1, 0, 5), conditions(6), plan)
+@pytest.mark.parametrize("dynamics", [ODE(), FlowSDEConfig().build("dynamics")])
+def test_a_recorded_step_of_the_ode_has_no_next_latents_and_no_density(dynamics: Dynamics) -> None:
+    plan = plan_with(dynamics=dynamics, recorded=frozenset({2}), stochastic=frozenset())
+    _, (step,) = flow.rollout(shrink, flow.noise(plan, SHAPE), torch.linspace(1, 0, 5), conditions(6), plan)
+    assert (step.next_latents, step.next_sigma, step.log_prob) == (None, None, None)
+    assert float(step.sigma[0]) == 0.5
 
 
 @given(

@@ -98,6 +98,12 @@ def test_a_reward_that_weighs_two_equal_sums_is_constant() -> None:
     assert advantages(rewards, {"a": 0.1, "b": 0.3}, torch.tensor([0, 0])).tolist() == [0.0, 0.0]
 
 
+def test_one_outlying_group_does_not_make_another_constant() -> None:
+    rewards = torch.tensor([1e9, 2e9, 1.0, 3.0], dtype=torch.float64)
+    advantage = normalised(rewards, torch.tensor([0, 0, 1, 1]))
+    assert advantage.tolist() == pytest.approx([-1, 1, -1, 1], abs=1e-6)
+
+
 def test_the_group_divides_by_its_own_spread_and_the_batch_by_that_of_all() -> None:
     scores, groups = torch.tensor([0.0, 2.0, 0.0, 6.0, 5.0, 5.0]), torch.tensor([4, 4, 9, 9, 2, 2])
     assert advantages({"a": scores}, {"a": 1.0}, groups, spread="group").tolist() == pytest.approx([-1, 1, -1, 1, 0, 0])

@@ -194,6 +194,12 @@ def test_a_failing_check_stops_the_run_before_its_first_step(prepared: Prepared,
         trained({"rewards": {"bright": {"name": "bright", "scale": 0}}})
 
 
+def test_a_run_that_failed_its_checks_is_not_in_the_way_of_the_corrected_one(trained: Callable[..., Any]) -> None:
+    with pytest.raises(RunError, match="preflight"):
+        trained({"rewards": {"bright": {"name": "bright", "scale": 0}}}, out="same")
+    assert trained(out="same").records()[-1]["iteration"] > 0
+
+
 def test_replay_is_asked_of_the_models_one_forward(run: Run) -> None:
     experience = gather(run, 0, Clock(CPU))
     seen: list[Step] = []

@@ -56,7 +56,7 @@ class ConditionCache:
         self._device = device
         self._memory: dict[str, Entry] = {}
 
-    def prepare(self, prompts: Iterable[Prompt], batch_size: int = 32) -> int:
+    def prepare(self, prompts: Iterable[Prompt]) -> int:
         """Have the entries of all ``prompts`` in memory; returns how many had to be encoded."""
         missing: dict[str, Prompt] = {}
         for prompt in prompts:
@@ -69,7 +69,7 @@ class ConditionCache:
             else:
                 self._memory[key] = entry
         waiting = list(missing.items())
-        if waiting:
+        if waiting:  # in one call, for which the encoders are loaded once
             entries = self._encode([prompt for _, prompt in waiting])
             for (key, _), entry in zip(waiting, entries, strict=True):
                 self._write(key, entry)

@@ -218,6 +218,9 @@ class RunConfig(Strict):
         components += [*self.rewards.values(), *self.evaluation.rewards.values(), *self.output.trackers]
         for component in components:
             component.check(self)
+        for label in (*self.rewards, *self.evaluation.rewards):
+            if not re.fullmatch(r"[\w.-]+", label):  # labels are parts of the names of metrics
+                raise ValueError(f"rewards: the label {label!r} may have letters, digits, '_', '-' and '.' alone")
         if not any(reward_weight(reward) for reward in self.rewards.values()):
             raise ValueError("every reward has weight 0: nothing would be learned")
         return self
@@ -364,7 +367,7 @@ def validate(
 
 
 def dump(config: RunConfig) -> str:
-    """The resolved config as YAML that :func:`load` reads back to an equal one."""
+    """The resolved config as YAML that :func:`load` reads back to the same."""
     return yaml.safe_dump(_name_first(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
 
 

@@ -71,8 +71,9 @@ def rollout(
 ) -> tuple[Tensor, tuple[Step, ...]]:
     """Clean latents [B, ...] and the recorded steps, from noise ``start`` [B, ...] along ``sigmas`` [steps + 1].
 
-    Steps in ``plan.stochastic`` follow ``plan.dynamics``, the others the ODE. Latents keep the dtype of ``start`` and are
-    rounded to it before their log-density is taken, so that replay sees what sampling saw.
+    Steps in ``plan.stochastic`` follow ``plan.dynamics``, the others the ODE, and are recorded without next latents.
+    Latents keep the dtype of ``start`` and are rounded to it before their log-density is taken, so that replay sees what
+    sampling saw.
     """
     latents, steps = start, []
     for i, (now, then) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
@@ -87,7 +88,9 @@ def rollout(
             arrived = euler(v.float(), x, s, s_next)
         arrived = arrived.to(start.dtype)
         if i in plan.recorded:
-            step = Step(latents, sigma, conditions, plan.guidance, plan.dynamics, next_sigma, arrived)
+            step = Step(latents, sigma, conditions, plan.guidance, plan.dynamics)
+            if i in plan.stochastic:
+                step = replace(step, next_sigma=next_sigma, next_latents=arrived)
             steps.append(replace(step, log_prob=evaluate(v, step).log_prob))
         latents = arrived
     return latents, tuple(steps)

@@ -21,9 +21,10 @@ def group_std(rewards: Tensor, groups: Tensor) -> Tensor:
     """Population standard deviation [B] of each sample's group, float64; exactly zero where a group is constant."""
     deviation = centred(rewards, groups)
     variance, index = _group_mean(deviation.square(), groups)
-    scale = rewards.double().abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    largest = torch.zeros_like(variance).scatter_reduce_(0, index, rewards.double().abs(), "amax")
+    std = variance.sqrt()
     # a constant group's mean may be an ulp off, which division by the spread would blow up to one
-    return torch.where(variance[index].sqrt() <= 1e-7 * scale, 0.0, variance[index].sqrt())
+    return torch.where(std <= 1e-7 * largest, 0.0, std)[index]
 
 
 def normalised(rewards: Tensor, groups: Tensor, spread: Literal["group", "global"] = "group") -> Tensor:

@@ -96,7 +96,7 @@ def gradients_flow(experience: Experience, policy: Policy, hooks: Hooks) -> Find
     """Every trainable weight gets a finite gradient from the loss, and every term of it has one of its own."""
     loudest = experience.advantages.abs().argsort(descending=True)[: experience.batch_size].sort().values.tolist()
     parameters = policy.parameters
-    losses = hooks.update(experience.rows(loudest), policy)
+    losses = iter(hooks.update(experience.rows(loudest), policy))
     try:
         loss = next(losses, None)
         if loss is None:

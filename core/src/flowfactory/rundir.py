@@ -35,7 +35,7 @@ class RunDirectory:
 
         UserError: it holds a run and ``resume`` is off, or the run in it was made with another config.
         """
-        if self.config.exists():
+        if self.config.exists() and self._begun():
             if not resume:
                 raise UserError(f"{self.path} already holds a run; continue it with --resume, or choose another --out")
             self._insist_on_same(config)
@@ -44,6 +44,10 @@ class RunDirectory:
             write(self.config, configs.dump(config))
         except OSError as error:
             raise UserError(f"output.dir: {self.path} cannot be written to: {error.strerror}") from error
+
+    def _begun(self) -> bool:
+        """Whether there is something to lose: a run that failed before its first update is not in the way of the next."""
+        return any(record["iteration"] > 0 for record in self.records()) or any(self.checkpoints.glob("[0-9]*"))
 
     def insist(self) -> None:
         """UserError: this is no run directory."""
