@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -95,17 +94,13 @@ def test_the_curves_are_on_the_page(directory: RunDirectory) -> None:
         assert name in page.text
 
 
-def test_prompts_and_labels_are_text_and_nothing_else(trained: Trained, tmp_path: Path, load: Callable[..., Any]) -> None:
+def test_prompts_are_text_and_nothing_else(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "nasty.txt").write_text(NASTY + "\n")
-    label = "<b>&'\""
-    directory = trained(
-        {"prompts": {"heldout": "nasty.txt", "negative": NASTY}, "rewards": {label: {"name": "bright"}, "bright": None}}
-    )
+    directory = trained({"prompts": {"heldout": "nasty.txt", "negative": NASTY}})
     page = reported(directory)
-    assert not {"script", "b"} & set(page.tags)
+    assert "script" not in page.tags
     assert NASTY in page.text
     assert [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")] == [NASTY, NASTY]
-    assert label in page.text
 
 
 def test_a_run_without_held_out_prompts_has_a_report_too(trained: Trained) -> None:
