@@ -50,7 +50,7 @@ def isolated(session: nox.Session, package: str) -> None:
     wheels = session.create_tmp()
     session.install("torch==2.13.0", *TESTING)
     for folder in PACKAGES.values():
-        session.run_install("pip", "wheel", "-q", "--no-deps", "-w", wheels, folder, silent=True)
+        session.run_install("pip", "wheel", "-q", "--no-deps", "-w", wheels, f"./{folder}", silent=True)
     distribution = "flowfactory" if package == "core" else Path(PACKAGES[package]).name
     session.install("--find-links", wheels, distribution, *(["tensorboard"] if package == "core" else []))
     session.run("flowfactory", "plugins", "list")
@@ -78,7 +78,7 @@ def build(session: nox.Session) -> None:
     """A wheel and a source distribution of every package, in dist/."""
     session.install("build")
     for folder in PACKAGES.values():
-        session.run("python", "-m", "build", "--outdir", "dist", folder)
+        session.run("python", "-m", "build", "--outdir", "dist", f"./{folder}")
 
 
 @nox.session
