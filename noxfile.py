@@ -6,18 +6,23 @@ from pathlib import Path
 import nox
 
 ROOT = Path(__file__).parent
-CORE, GRPO, SD3, TINY = "core", "plugins/flowfactory-grpo", "plugins/flowfactory-sd3", "plugins/flowfactory-tiny"
+CORE, SD3, TINY = "core", "plugins/flowfactory-sd3", "plugins/flowfactory-tiny"
+GRPO, NFT, AWM, DPO, CRD = (f"plugins/flowfactory-{name}" for name in ("grpo", "nft", "awm", "dpo", "crd"))
 FLUX, WAN, REWARDS = "flowfactory-flux", "flowfactory-wan", "flowfactory-rewards"
 PACKAGES = {  # what is built, by the folder of its tests
     "core": CORE,
     "plugins/grpo": GRPO,
+    "plugins/nft": NFT,
+    "plugins/awm": AWM,
+    "plugins/dpo": DPO,
+    "plugins/crd": CRD,
     "plugins/sd3": SD3,
     "plugins/tiny": TINY,
     "flux": FLUX,
     "wan": WAN,
     "rewards": REWARDS,
 }
-WITH_CODE = [CORE, GRPO, SD3, TINY]
+WITH_CODE = [CORE, GRPO, NFT, AWM, DPO, CRD, SD3, TINY]
 TESTING = ["hypothesis", "pytest", "pytest-timeout", "pytest-xdist"]
 PYTEST = ["pytest", "-n", "2", "--dist", "loadfile"]
 

@@ -128,7 +128,7 @@ def test_two_implementations_of_what_wants_one_are_found_out(load: Load) -> None
     class Draws(Learns):
         @hookimpl
         def sample(self, conditions: Conditions, plan: SamplingPlan) -> Trajectory:
-            return Trajectory(torch.zeros(1), torch.zeros(1))
+            return Trajectory(torch.zeros(1), torch.zeros(1), torch.ones(2))
 
     with pytest.raises(UserError) as refused:
         assembled(load, algorithm=Draws())
@@ -144,7 +144,7 @@ def test_a_wrapper_stands_around_the_one_implementation(load: Load) -> None:
         @hookimpl
         def sample(self, conditions: Conditions, plan: SamplingPlan) -> Trajectory:
             order.append("model")
-            return Trajectory(torch.zeros(1), torch.ones(1))
+            return Trajectory(torch.zeros(1), torch.ones(1), torch.ones(2))
 
     class Wraps(Learns):
         @hookimpl(wrapper=True)
@@ -174,7 +174,7 @@ def test_sampling_keeps_no_graph() -> None:
     class Model(TwoParameter):
         @hookimpl
         def sample(self, conditions: Conditions, plan: SamplingPlan) -> Trajectory:
-            return Trajectory(self.flow.p * torch.ones(1), torch.ones(1))
+            return Trajectory(self.flow.p * torch.ones(1), torch.ones(1), torch.ones(2))
 
     hooks = Hooks(manager_of({"model": Model(0.1, 0.2)}))
     plan = SamplingPlan(2, (4, 4), 1.0, ODE(), 0, 0)

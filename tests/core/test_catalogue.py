@@ -40,7 +40,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_core_brings_its_dynamics_and_tracker() -> None:
     found = discover()
     names = {kind: set(components) for kind, components in found.components.items() if components}
-    assert names == {"dynamics": {"ode", "flow-sde"}, "tracker": {"tensorboard"}}
+    assert names == {"dynamics": {"ode", "flow-sde", "dance-sde", "cps"}, "tracker": {"tensorboard"}}
     assert found.broken == []
     assert found.components["dynamics"]["ode"].plugin == "core"
 
@@ -101,7 +101,7 @@ def test_the_environment_narrows_what_is_loaded(site: Path, monkeypatch: pytest.
     for chosen, rewards in [("eone", {"eone"}), (" eone , ethree,", {"eone", "ethree"}), ("", set()), ("core", set())]:
         monkeypatch.setenv("FLOWFACTORY_PLUGINS", chosen)
         assert set(discover().components["reward"]) == rewards
-        assert set(discover().components["dynamics"]) == {"ode", "flow-sde"}
+        assert set(discover().components["dynamics"]) == {"ode", "flow-sde", "dance-sde", "cps"}
     monkeypatch.delenv("FLOWFACTORY_PLUGINS")
     assert {"eone", "etwo", "ethree"} <= set(discover().components["reward"])
 

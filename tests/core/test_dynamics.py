@@ -100,23 +100,23 @@ def test_a_window_is_drawn_from_its_candidates(steps: int, data: st.DataObject) 
     count = data.draw(st.integers(1, len(candidates)))
     dynamics = FlowSDEConfig(sde_steps=tuple(candidates), num_sde_steps=count).build("dynamics")
     seed = data.draw(st.integers(0, 1000))
-    window = dynamics.window(steps, flow.generator(seed))
+    window = dynamics.window(steps, 0, flow.generator(seed))
     assert window <= set(candidates)
     assert len(window) == count
-    assert window == dynamics.window(steps, flow.generator(seed))
+    assert window == dynamics.window(steps, 0, flow.generator(seed))
 
 
 def test_every_candidate_gets_its_turn() -> None:
     dynamics = FlowSDEConfig(sde_steps=(1, 2, 5), num_sde_steps=1).build("dynamics")
-    drawn = [dynamics.window(8, flow.generator(seed)) for seed in range(60)]
+    drawn = [dynamics.window(8, 0, flow.generator(seed)) for seed in range(60)]
     assert set(drawn) == {frozenset({1}), frozenset({2}), frozenset({5})}
     assert min(drawn.count(window) for window in set(drawn)) >= 8  # 20 are expected, with a deviation of 3.7
 
 
 def test_all_steps_but_the_last_are_stochastic_when_nothing_is_said() -> None:
-    assert FlowSDEConfig().build("d").window(5, flow.generator(0)) == {0, 1, 2, 3}
-    assert FlowSDEConfig(num_sde_steps=2).build("d").window(3, flow.generator(0)) == {0, 1}
-    assert ODEConfig().build("d").window(5, flow.generator(0)) == frozenset()
+    assert FlowSDEConfig().build("d").window(5, 0, flow.generator(0)) == {0, 1, 2, 3}
+    assert FlowSDEConfig(num_sde_steps=2).build("d").window(3, 0, flow.generator(0)) == {0, 1}
+    assert ODEConfig().build("d").window(5, 0, flow.generator(0)) == frozenset()
 
 
 def test_the_last_step_may_be_stochastic_and_is_finite() -> None:

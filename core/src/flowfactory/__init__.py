@@ -11,7 +11,7 @@ from flowfactory.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from flowfactory.config import AlgorithmConfig, ComponentConfig, DynamicsConfig, LocalPath, ModelConfig
-    from flowfactory.policy import Policy
+    from flowfactory.policy import At, Policy
     from flowfactory.types import (
         Conditions,
         Evaluation,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlgorithmConfig",
+    "At",
     "ComponentConfig",
     "Conditions",
     "DynamicsConfig",
@@ -53,6 +54,7 @@ __all__ = [
 
 _HOME = {
     "AlgorithmConfig": "config",
+    "At": "policy",
     "ComponentConfig": "config",
     "DynamicsConfig": "config",
     "LocalPath": "config",

@@ -13,7 +13,6 @@ import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SerializeAsAny,
     ValidationError,
@@ -22,14 +21,10 @@ from pydantic import (
     model_validator,
 )
 
+from flowfactory.averages import Decay
 from flowfactory.catalogue import Catalogue, discover, suggestion
 from flowfactory.errors import UserError
-
-
-class Strict(BaseModel):
-    """Frozen, and refuses unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+from flowfactory.strict import Strict
 
 
 class _Typed(str):
@@ -102,12 +97,21 @@ class ModelConfig(ComponentConfig):
 class AlgorithmConfig(ComponentConfig):
     """What every algorithm's options share."""
 
+    groupwise: ClassVar[bool] = False
+    """Whether its loss compares the members of a group, which no optimizer step may then split."""
+
+    own_sampler: ClassVar[bool] = False
+    """Whether it says itself which weights draw."""
+
 
 class DynamicsConfig(ComponentConfig):
     """What all dynamics' options share."""
 
     stochastic: ClassVar[bool] = True
     """Whether steps have a log-density, which algorithms of GRPO's kind learn from."""
+
+    linear: ClassVar[bool] = False
+    """Whether the mean of a step is linear in its latents and velocity, which some algorithms' weights rely on."""
 
 
 class PromptsConfig(Strict):
@@ -134,6 +138,7 @@ class SamplingConfig(Strict):
     steps: int = Field(10, ge=1, description="transformer evaluations a picture")
     guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale; 1 is off")
     batch_size: int = Field(8, ge=1, description="pictures drawn at once; does not change what is drawn")
+    average: Decay | None = Field(None, description="draw with an average of the weights, which moves as this says")
     dynamics: SerializeAsAny[DynamicsConfig]
 
 
@@ -165,11 +170,13 @@ class TrainingConfig(Strict):
     updates: int = Field(1, ge=1, description="optimizer steps one pass over the pictures is divided into")
     epochs: int = Field(1, ge=1, description="passes over the pictures of an iteration")
     batch_size: int = Field(8, ge=1, description="pictures in one forward; gradients accumulate over the rest")
+    times_per_forward: int = Field(1, ge=1, description="steps or training times of each of them that share a forward")
     optimizer: OptimizerConfig = OptimizerConfig.model_validate({})
     warmup: int = Field(0, ge=0, description="optimizer steps over which the learning rate rises linearly")
     decay: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate after the warm-up")
     max_grad_norm: float = Field(1.0, gt=0, description="bound on the norm of the gradient")
     precision: Literal["float32", "bf16"] = Field("float32", description="what the transformer computes in")
+    kept_on: Literal["device", "host"] = Field("device", description="where averages and references of weights are kept")
 
 
 class EvaluationConfig(Strict):
@@ -181,6 +188,7 @@ class EvaluationConfig(Strict):
     steps: int | None = Field(None, ge=1, description="as in sampling when left out")
     guidance: float | None = Field(None, ge=0, description="as in sampling when left out")
     batch_size: int | None = Field(None, ge=1, description="as in sampling when left out")
+    average: Decay | None = Field(None, description="draw with an average of the weights, which moves as this says")
     pictures: int = Field(16, ge=0, description="how many of the pictures are kept as PNG files")
     rewards: dict[str, SerializeAsAny[ComponentConfig]] = Field({}, description="the training rewards when left out")
 
@@ -214,6 +222,13 @@ class RunConfig(Strict):
         pictures = self.sampling.groups * self.sampling.group_size
         if self.training.updates > pictures:
             raise ValueError(f"training.updates ({self.training.updates}) is more than the {pictures} pictures there are")
+        if self.algorithm.groupwise and self.training.updates > self.sampling.groups:
+            raise ValueError(
+                f"training.updates ({self.training.updates}) is more than the {self.sampling.groups} groups there are, and "
+                "this algorithm compares the members of a group; set it lower, or epochs higher"
+            )
+        if self.algorithm.own_sampler and self.sampling.average is not None:
+            raise ValueError("sampling.average: this algorithm says itself which weights draw; leave it out")
         components = [self.model, self.algorithm, self.sampling.dynamics]
         components += [*self.rewards.values(), *self.evaluation.rewards.values(), *self.output.trackers]
         for component in components:

@@ -13,6 +13,8 @@ from flowfactory.prompts import grouped
 from flowfactory.sampler import Sampler, samples_of
 from flowfactory.types import HELD_OUT, Prompt, SamplingPlan
 
+EVALUATION = "evaluation"
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -46,6 +48,7 @@ def evaluate(
         seed=config.seed,
         iteration=HELD_OUT,
         keys=batch.keys,
+        weights=EVALUATION if chosen.average else None,
     )
     conditions = sampler.conditions(batch.prompts, plan.guidance)
     media = sampler.draw(conditions, plan, chosen.batch_size or sampling.batch_size).media

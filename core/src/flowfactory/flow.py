@@ -91,6 +91,7 @@ def rollout(
             step = Step(latents, sigma, conditions, plan.guidance, plan.dynamics)
             if i in plan.stochastic:
                 step = replace(step, next_sigma=next_sigma, next_latents=arrived)
-            steps.append(replace(step, log_prob=evaluate(v, step).log_prob))
+            drawn = evaluate(v, step)
+            steps.append(replace(step, log_prob=drawn.log_prob, mean=drawn.mean if plan.means else None))
         latents = arrived
     return latents, tuple(steps)

@@ -18,6 +18,7 @@ class Learner:
     """Owner of the optimizer."""
 
     def __init__(self, policy: Policy, config: TrainingConfig) -> None:
+        self._policy = policy
         self._parameters = policy.parameters
         options = config.optimizer.model_dump(exclude={"name"})
         self._optimizer = torch.optim.AdamW(self._parameters.values(), **options)
@@ -47,6 +48,7 @@ class Learner:
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.optimizer.lr * self._schedule()
         self._optimizer.step()
+        self._policy.changed()
         self._steps += 1
         return float(norm)
 

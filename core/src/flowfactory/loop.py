@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import chain
 from types import FrameType
@@ -21,7 +21,7 @@ from flowfactory.assembly import Assembly
 from flowfactory.conditions import ConditionCache
 from flowfactory.config import RunConfig, reward_weight
 from flowfactory.errors import Interrupted, RunError, UserError
-from flowfactory.evaluation import evaluate
+from flowfactory.evaluation import EVALUATION, evaluate
 from flowfactory.flow import generator
 from flowfactory.learner import Gathered, Learner
 from flowfactory.objectives import advantages
@@ -32,6 +32,7 @@ from flowfactory.sampler import Sampler, samples_of
 from flowfactory.types import Experience, NoiseKey, Prompt, RunInfo, Runtime, SamplingPlan
 
 Say = Callable[[str], None]
+SAMPLING = "sampling"
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -73,12 +74,16 @@ def prepare(config: RunConfig, observers: Sequence[object] = (), say: Say = lamb
     heldout = prompts.read(config.prompts.heldout) if config.prompts.heldout else ()
     precision = DTYPES[config.training.precision]
     trainable = assembly.hooks.load(Runtime(device, precision))
-    policy = Policy(trainable, assembly.hooks.log_prob, device, precision, config.seed)
+    host = config.training.kept_on == "host"
+    policy = Policy(trainable, assembly.hooks.log_prob, device, precision, config.seed, host)
     cache = ConditionCache(assembly.hooks.encode, trainable.encoding, conditions.default_folder(), device)
     negative = [Prompt(config.prompts.negative)] if trainable.guided else []
     encoded = cache.prepare([*train, *heldout, *negative])
     say(f"{len(train)} training and {len(heldout)} held-out prompts, {encoded} encoded now, the rest from the cache")
     policy.to_device()
+    for name, decay in ((SAMPLING, config.sampling.average), (EVALUATION, config.evaluation.average)):
+        if decay is not None:
+            policy.average(name, decay)
     sampler = Sampler(assembly.hooks, policy, cache, trainable.guided, config.prompts.negative)
     return Run(config, assembly, policy, sampler, Learner(policy, config.training), train, heldout)
 
@@ -111,7 +116,8 @@ def plan_of(run: Run, iteration: int, keys: Sequence[NoiseKey]) -> SamplingPlan:
         seed=run.config.seed,
         iteration=iteration,
         keys=tuple(keys),
-        stochastic=dynamics.window(sampling.steps, generator("window", run.config.seed, iteration)),
+        stochastic=dynamics.window(sampling.steps, iteration, generator("window", run.config.seed, iteration)),
+        weights=SAMPLING if sampling.average else None,
     )
     return run.assembly.hooks.plan(iteration, plan)
 
@@ -124,7 +130,7 @@ def gather(run: Run, iteration: int, clock: Clock) -> Experience:
     )
     plan = plan_of(run, iteration, batch.keys)
     with clock("sample"):
-        known = run.sampler.conditions(batch.prompts, plan.guidance)
+        known = run.sampler.conditions(batch.prompts, max(plan.guidance, plan.teacher_guidance))
         trajectory = run.sampler.draw(known, plan, config.sampling.batch_size)
     with clock("reward"):
         rewards = run.assembly.rewards(samples_of(trajectory.media, batch))
@@ -139,7 +145,9 @@ def gather(run: Run, iteration: int, clock: Clock) -> Experience:
         rewards=rewards,
         advantages=advantage.to(trajectory.latents.device),
         groups=batch.groups,
+        sigmas=trajectory.sigmas,
         batch_size=config.training.batch_size,
+        times_per_forward=config.training.times_per_forward,
     )
 
 
@@ -149,6 +157,7 @@ def shares(experience: Experience, updates: int, seed: int, epoch: int) -> Itera
     Groups stay whole where there are enough of them.
     """
     source = generator("shares", seed, experience.plan.iteration, epoch)
+    experience = replace(experience, epoch=epoch)
     groups = torch.unique(experience.groups)
     if len(groups) >= updates:
         for part in groups[torch.randperm(len(groups), generator=source)].tensor_split(updates):
@@ -171,6 +180,7 @@ def iterate(run: Run, iteration: int, check: Callable[[Experience], None] | None
             for share in shares(experience, training.updates, run.config.seed, epoch):
                 losses = run.assembly.hooks.update(share, run.policy)
                 norms.append(run.learner.step(losses, gathered))
+        run.policy.iteration_finished(iteration)
     return {
         **{f"reward/{label}/mean": float(reward.double().mean()) for label, reward in experience.rewards.items()},
         **{f"reward/{label}/std": float(reward.double().std(correction=0)) for label, reward in experience.rewards.items()},

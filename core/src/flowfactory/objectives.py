@@ -83,6 +83,33 @@ def mean_kl(mean: Tensor, reference: Tensor, std: Tensor) -> Tensor:
     return ((mean - reference).square() / (2 * std.square())).flatten(1).mean(1)
 
 
+def normalised_log_ratio(mean: Tensor, old_mean: Tensor, next_latents: Tensor, std: Tensor) -> Tensor:
+    """[B]: the log-ratio of two Gaussian steps, less its bias and in units of its own spread.
+
+    Mean over elements of (mean - old_mean) (next_latents - old_mean) / std, which at the weights that drew is centred
+    at zero whatever the step. GRPO-Guard, arXiv:2510.22319, eq. 8.
+    """
+    return ((mean - old_mean) * (next_latents.float() - old_mean) / std).flatten(1).mean(1)
+
+
+def optimality(advantage: Tensor, maximum: float) -> Tensor:
+    """[B] in [0, 1]: clamp(A / (2 maximum) + 1/2). DiffusionNFT, arXiv:2509.16117."""
+    return (advantage / (2 * maximum) + 0.5).clamp(0, 1)
+
+
+def squared_error(estimate: Tensor, target: Tensor, scaled: bool = False) -> Tensor:
+    """[B]: mean over elements of the squared error, divided by its own detached mean absolute error if ``scaled``."""
+    error = (estimate.float() - target).flatten(1)
+    mean = error.square().mean(1)
+    return mean / error.detach().abs().mean(1).clamp(min=1e-5) if scaled else mean
+
+
+def group_sum(values: Tensor, groups: Tensor) -> Tensor:
+    """The sum over each sample's group [B]. ``groups`` [B], int64, any ids."""
+    _, index = torch.unique(groups.to(values.device), return_inverse=True)
+    return torch.zeros(int(index.max()) + 1, dtype=values.dtype, device=values.device).index_add_(0, index, values)[index]
+
+
 def _group_mean(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of each group [G], and which of them is each sample's [B]."""
     _, index = torch.unique(groups, return_inverse=True)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,12 +20,30 @@ from flowfactory.types import Evaluation, Step, Trainable
 REFERENCE = "reference"
 FULL = "diffusion_pytorch_model.safetensors"
 
+Schedule = Callable[[int], float]
+"""``decay(iteration)``: see :mod:`flowfactory.averages`."""
+
+
+class At(NamedTuple):
+    """Where to evaluate beside the present weights: kept ``weights``, under ``guidance`` or the step's own."""
+
+    weights: str
+    guidance: float | None = None
+
+
+@dataclass
+class _Kept:
+    """Weights by value, with a number that equal weights share; the reference of a LoRA run needs no values."""
+
+    version: int
+    weights: dict[str, Tensor]
+
 
 class Policy:
     """Owner of the weights.
 
     ``parameters`` are the trainable ones by name. ``evaluate`` is one differentiable forward. Other weights are *kept*
-    under a name (a copy by value), *blended* towards the present ones, and *used* within a context.
+    under a name (a copy by value), *averaged* towards the present ones, and *used* within a context.
     """
 
     def __init__(
@@ -32,6 +53,7 @@ class Policy:
         device: torch.device,
         precision: torch.dtype = torch.float32,
         seed: int = 0,
+        host: bool = False,
     ) -> None:
         self.modules = dict(trainable.modules)
         self.adapted: list[str] = []
@@ -46,7 +68,11 @@ class Policy:
                 module.requires_grad_(True)
                 module.float()  # master weights; the forward is autocast to the precision
             module.eval()  # dropout would make the ratio differ from one
-        self._kept: dict[str, dict[str, Tensor]] = {}
+        self._kept: dict[str, _Kept] = {}
+        self._averages: dict[str, Schedule] = {}
+        self._kept_on = torch.device("cpu") if host else device
+        self._versions = count()
+        self._start = self._version = next(self._versions)
 
     def to_device(self) -> None:
         """Move the weights to the device of the run."""
@@ -74,22 +100,83 @@ class Policy:
         with self.precision():
             return self._evaluate(step)
 
+    def compare(self, step: Step, kept: Mapping[str, At]) -> tuple[Evaluation, dict[str, Evaluation]]:
+        """The present weights at ``step``, differentiable, and each of ``kept`` there, detached, under its own key.
+
+        Nothing is evaluated twice: weights that are the present ones, or one another, share a forward.
+        """
+        found: dict[tuple[int, float], Evaluation] = {}
+        # the kept ones first: weights are swapped by value, which a graph would not survive
+        for at in kept.values():
+            place = self._place(at, step)
+            if place not in found and place != (self._version, step.guidance):
+                with torch.no_grad(), self.using(at.weights):
+                    found[place] = self.evaluate(replace(step, guidance=place[1])).detached()
+        present = self.evaluate(step)
+        found[self._version, step.guidance] = present.detached()
+        return present, {key: found[self._place(at, step)] for key, at in kept.items()}
+
+    def is_present(self, at: At, step: Step) -> bool:
+        """Whether ``at`` gives at ``step`` what the present weights give."""
+        return self._place(at, step) == (self._version, step.guidance)
+
+    def _place(self, at: At, step: Step) -> tuple[int, float]:
+        return self._find(at.weights).version, step.guidance if at.guidance is None else at.guidance
+
+    def changed(self) -> None:
+        """To be called whenever the present weights have changed."""
+        self._version = next(self._versions)
+
     def keep_reference(self) -> None:
-        """Remember the present weights as the reference; with LoRA they are the base, and cost nothing."""
-        if not self._lora:
+        """Remember the weights that training starts from; with LoRA they are the base, and cost nothing."""
+        if self._lora:
+            self._kept[REFERENCE] = _Kept(self._start, {})
+        else:
             self.keep(REFERENCE)
 
-    def evaluate_reference(self, step: Step) -> Evaluation:
-        """One forward of the reference at ``step``, without gradients.
+    def keep(self, name: str) -> None:
+        """Copy the present weights under ``name``."""
+        copies = {key: parameter.detach().to(self._kept_on, copy=True) for key, parameter in self.parameters.items()}
+        self._kept[name] = _Kept(self._version, copies)
 
-        Call it before :meth:`evaluate` of the same step: weights are swapped by value, which a graph would not survive.
-        """
-        with torch.no_grad(), self.reference():
-            return self.evaluate(step)
+    def average(self, name: str, decay: Schedule) -> None:
+        """Keep the present weights under ``name``, and after each iteration move them towards those present then."""
+        self.keep(name)
+        self._averages[name] = decay
 
-    def reference(self) -> AbstractContextManager[None]:
-        """Within it the weights are the reference's."""
-        return self._without_adapters() if self._lora else self.using(REFERENCE)
+    def iteration_finished(self, iteration: int) -> None:
+        """Move every average; ``iteration`` counts from 0."""
+        for name, decay in self._averages.items():
+            self.blend(name, decay(iteration))
+
+    @torch.no_grad()
+    def blend(self, name: str, decay: float) -> None:
+        """Kept ``name`` becomes ``decay`` of itself and the rest of the present weights."""
+        kept, present = self._find(name), self.parameters
+        if kept.version == self._version or decay >= 1:
+            return
+        own = list(kept.weights.values())
+        others = [present[key].detach().to(self._kept_on) for key in kept.weights]
+        if decay <= 0:
+            torch._foreach_copy_(own, others)
+            kept.version = self._version
+        else:
+            torch._foreach_lerp_(own, others, 1 - decay)
+            kept.version = next(self._versions)
+
+    @contextmanager
+    def using(self, name: str | None) -> Iterator[None]:
+        """Within it the weights are those kept as ``name``; None, and weights that are present already, change nothing."""
+        if name is None or self._find(name).version == self._version:
+            yield
+            return
+        kept = self._find(name)
+        version, self._version = self._version, kept.version
+        try:
+            with self._without_adapters() if name == REFERENCE and self._lora else self._swapped(kept.weights):
+                yield
+        finally:
+            self._version = version
 
     @contextmanager
     def _without_adapters(self) -> Iterator[None]:
@@ -98,27 +185,19 @@ class Policy:
                 stack.enter_context(lora.switched_off(module))
             yield
 
-    def keep(self, name: str) -> None:
-        """Copy the present weights under ``name``."""
-        self._kept[name] = {key: parameter.detach().clone() for key, parameter in self.parameters.items()}
-
-    def blend(self, name: str, decay: float) -> None:
-        """Kept ``name`` becomes ``decay`` of itself and the rest of the present weights."""
-        kept = self._kept[name]
-        present = self.parameters
-        torch._foreach_lerp_(list(kept.values()), [present[key].detach() for key in kept], 1 - decay)
-
     @contextmanager
-    def using(self, name: str) -> Iterator[None]:
-        """Within it the weights are those kept as ``name``."""
-        if name not in self._kept:
-            raise RunError(f"no weights are kept as {name!r}; call policy.keep({name!r}) when the run starts")
+    def _swapped(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
         present = {key: parameter.detach().clone() for key, parameter in self.parameters.items()}
-        self._copy(self._kept[name])
+        self._copy(weights)
         try:
             yield
         finally:
             self._copy(present)
+
+    def _find(self, name: str) -> _Kept:
+        if name not in self._kept:
+            raise RunError(f"no weights are kept as {name!r}; call policy.keep({name!r}) when the run starts")
+        return self._kept[name]
 
     @torch.no_grad()
     def _copy(self, weights: Mapping[str, Tensor]) -> None:
@@ -138,8 +217,8 @@ class Policy:
                 write_config = getattr(module, "save_config", None)  # diffusers reads weights with their config beside them
                 if write_config is not None:
                     write_config(folder / name)
-        if self._kept:
-            kept = {f"{name}/{key}": value.cpu() for name, w in self._kept.items() for key, value in w.items()}
+        kept = {f"{name}/{key}": value.cpu() for name, kept in self._kept.items() for key, value in kept.weights.items()}
+        if kept:
             save_file(kept, folder / "kept.safetensors")
 
     def load(self, folder: Path) -> None:
@@ -149,8 +228,18 @@ class Policy:
         else:
             for name, module in self.modules.items():
                 module.load_state_dict(load_file(folder / name / FULL))
-        self._kept = {}
+        self.changed()
+        self._kept = {name: kept for name, kept in self._kept.items() if not kept.weights}
         if (folder / "kept.safetensors").exists():
+            read: dict[str, dict[str, Tensor]] = {}
             for key, value in load_file(folder / "kept.safetensors").items():
                 name, _, parameter = key.partition("/")
-                self._kept.setdefault(name, {})[parameter] = value.to(self.device)
+                read.setdefault(name, {})[parameter] = value.to(self._kept_on)
+            for name, weights in read.items():
+                self._kept[name] = _Kept(self._version_of(weights), weights)
+
+    def _version_of(self, weights: Mapping[str, Tensor]) -> int:
+        """The present version if ``weights`` are the present ones, so that a resumed run knows it too; else a new one."""
+        present = self.parameters
+        same = all(torch.equal(value.to(self.device), present[key]) for key, value in weights.items())
+        return self._version if same else next(self._versions)

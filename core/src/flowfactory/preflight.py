@@ -75,7 +75,7 @@ def ratio_is_one(experience: Experience, policy: Policy, tolerance: float) -> Fi
         return Finding(True, "no step is recorded: this algorithm needs no log-density to replay")
     first = experience.rows(range(min(experience.batch_size, len(experience))))
     deviations = []
-    with torch.no_grad():
+    with torch.no_grad(), policy.using(experience.plan.weights):
         for step in first.steps:
             replayed = policy.evaluate(step).log_prob
             if replayed is None or step.log_prob is None:
@@ -93,43 +93,57 @@ def ratio_is_one(experience: Experience, policy: Policy, tolerance: float) -> Fi
 
 
 def gradients_flow(experience: Experience, policy: Policy, hooks: Hooks) -> Finding:
-    """Every trainable weight gets a finite gradient from the loss, and every term of it has one of its own."""
-    loudest = experience.advantages.abs().argsort(descending=True)[: experience.batch_size].sort().values.tolist()
-    parameters = policy.parameters
-    losses = iter(hooks.update(experience.rows(loudest), policy))
-    try:
-        loss = next(losses, None)
-        if loss is None:
+    """Every trainable weight gets a finite gradient from the losses, and every term of them has one of its own."""
+    names, parameters = list(policy.parameters), list(policy.parameters.values())
+    reached: dict[str, bool] = {}  # the weights that some loss reaches, and whether its gradient is other than zero
+    terms: set[str] = set()
+    for loss in hooks.update(_loudest(experience), policy):
+        found = _gradients(loss, names, parameters)
+        if isinstance(found, str):
+            return Finding(False, found)
+        reached |= {name: reached.get(name, False) or moved for name, moved in found.items()}
+        terms |= set(loss.terms)
+        if len(reached) == len(names) and any(reached.values()):
+            break  # proven; the rest would cost as much again
+    else:
+        if not reached:
             return Finding(False, "the algorithm yields no loss, so that nothing would train")
-        return _gradients(loss, list(parameters), list(parameters.values()))
-    finally:
-        close = getattr(losses, "close", None)
-        if close is not None:
-            close()
+    unreached = [name for name in names if name not in reached]
+    if unreached:
+        return Finding(False, f"{len(unreached)} of {len(names)} trainable weights get no gradient, the first {unreached[0]}")
+    if not any(reached.values()):
+        return Finding(False, "every gradient is zero, so that nothing would train")
+    return Finding(
+        True, f"a finite gradient reaches all {len(names)} trainable tensors" + "".join(f", {t} too" for t in sorted(terms))
+    )
 
 
-def _gradients(loss: Loss, names: list[str], parameters: list[torch.nn.Parameter]) -> Finding:
+def _loudest(experience: Experience) -> Experience:
+    """The whole groups with the largest advantages, at least one and as many as fit a forward."""
+    loudness = {g: float(experience.advantages[experience.groups == g].abs().max()) for g in set(experience.groups.tolist())}
+    chosen: list[int] = []
+    for group in sorted(loudness, key=lambda group: -loudness[group]):
+        rows = (experience.groups == group).nonzero().flatten().tolist()
+        if chosen and len(chosen) + len(rows) > experience.batch_size:
+            break
+        chosen += rows
+    return experience.rows(sorted(chosen))
+
+
+def _gradients(loss: Loss, names: list[str], parameters: list[torch.nn.Parameter]) -> dict[str, bool] | str:
+    """The weights that ``loss`` reaches, and whether each gradient is other than zero; or the sentence of what is wrong."""
     for name, term in loss.terms.items():
-        reached = term.requires_grad and any(
+        flows = term.requires_grad and any(
             gradient is not None
             for gradient in torch.autograd.grad(term.sum(), parameters, retain_graph=True, allow_unused=True)
         )
-        if not reached:
-            return Finding(
-                False,
-                f"the term {name!r} of the loss has no gradient (computed under no_grad?), so it would do nothing",
-            )
+        if not flows:
+            return f"the term {name!r} of the loss has no gradient (computed under no_grad?), so it would do nothing"
     if not loss.values.requires_grad:
-        return Finding(False, "the loss has no gradient (computed under no_grad?), so that nothing would train")
+        return "the loss has no gradient (computed under no_grad?), so that nothing would train"
     gradients = torch.autograd.grad(loss.values.sum(), parameters, allow_unused=True)
-    unreached = [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
-    if unreached:
-        return Finding(False, f"{len(unreached)} of {len(names)} trainable weights get no gradient, the first {unreached[0]}")
-    known = [gradient for gradient in gradients if gradient is not None]
-    broken = [name for name, gradient in zip(names, known, strict=True) if not gradient.isfinite().all()]
+    known = {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+    broken = [name for name, gradient in known.items() if not gradient.isfinite().all()]
     if broken:
-        return Finding(False, f"the gradient of {broken[0]} is not finite ({len(broken)} of {len(names)} weights)")
-    if not any(bool(gradient.any()) for gradient in known):
-        return Finding(False, "every gradient is zero, so that nothing would train")
-    terms = "".join(f", {name} too" for name in loss.terms)
-    return Finding(True, f"a finite gradient reaches all {len(names)} trainable tensors{terms}")
+        return f"the gradient of {broken[0]} is not finite ({len(broken)} of {len(names)} weights)"
+    return {name: bool(gradient.any()) for name, gradient in known.items()}

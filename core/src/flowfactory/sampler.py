@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +15,7 @@ from flowfactory.types import Conditions, Prompt, Samples, SamplingPlan, Step, T
 
 
 class Sampler:
-    """Draws what a plan says with the policy's present weights."""
+    """Draws what a plan says."""
 
     def __init__(self, hooks: Hooks, policy: Policy, cache: ConditionCache, guided: bool, negative: str) -> None:
         self._hooks, self._policy, self._cache = hooks, policy, cache
@@ -28,11 +26,11 @@ class Sampler:
         return self._cache.conditions(prompts, self._negative if guidance > 1 else None)
 
     def draw(self, conditions: Conditions, plan: SamplingPlan, batch_size: int) -> Trajectory:
-        """The trajectory of all samples of ``plan``, drawn at most ``batch_size`` at once."""
+        """The trajectory of all samples of ``plan``, drawn at most ``batch_size`` at once, with the weights it names."""
         pieces = []
-        for start in range(0, len(plan.keys), batch_size):
-            index = range(start, min(start + batch_size, len(plan.keys)))
-            with self._policy.precision():
+        with self._policy.using(plan.weights), self._policy.precision():
+            for start in range(0, len(plan.keys), batch_size):
+                index = range(start, min(start + batch_size, len(plan.keys)))
                 pieces.append(self._hooks.sample(conditions.rows(index), plan.rows(index)))
         return joined(pieces, conditions)
 
@@ -41,20 +39,13 @@ def joined(pieces: Sequence[Trajectory], conditions: Conditions) -> Trajectory:
     """The pieces as one trajectory, in order; ``conditions`` are those of all."""
     if len(pieces) == 1:
         return pieces[0]
-    steps = [_joined(same, conditions) for same in zip(*(piece.steps for piece in pieces), strict=True)]
+    steps = [Step.joined(same, conditions) for same in zip(*(piece.steps for piece in pieces), strict=True)]
     return Trajectory(
-        torch.cat([piece.media for piece in pieces]), torch.cat([piece.latents for piece in pieces]), tuple(steps)
+        torch.cat([piece.media for piece in pieces]),
+        torch.cat([piece.latents for piece in pieces]),
+        pieces[0].sigmas,
+        tuple(steps),
     )
-
-
-def _joined(steps: Sequence[Step], conditions: Conditions) -> Step:
-    def cat(name: str) -> Tensor | None:
-        values = [getattr(step, name) for step in steps]
-        return None if values[0] is None else torch.cat(values)
-
-    names = ("latents", "sigma", "next_sigma", "next_latents", "log_prob")
-    tensors: dict[str, Any] = {name: cat(name) for name in names}
-    return replace(steps[0], conditions=conditions, **tensors)
 
 
 def samples_of(media: Tensor, batch: Batch) -> Samples:

@@ -78,7 +78,7 @@ class TwoParameter:
         """Grey pictures [B, 1, 4, 4]."""
         sigmas = torch.linspace(1, 0, plan.steps + 1)
         latents, steps = flow.rollout(self.velocity, flow.noise(plan, self.SHAPE), sigmas, conditions, plan)
-        return Trajectory((latents / 4 + 0.5).clamp(0, 1), latents, steps)
+        return Trajectory((latents / 4 + 0.5).clamp(0, 1), latents, sigmas, steps)
 
     @hookimpl
     def log_prob(self, step: Step) -> Evaluation:
@@ -143,7 +143,7 @@ def bench(
     sampler = Sampler(hooks, policy, cache, trainable.guided, "")
     batch = grouped([Prompt(text, index) for index, text in enumerate(prompts)], group_size)
     chosen = dynamics or FlowSDEConfig().build("dynamics")
-    window = chosen.window(steps, flow.generator("window"))
+    window = chosen.window(steps, 0, flow.generator("window"))
     plan = SamplingPlan(steps, size, guidance, chosen, 0, 0, batch.keys, window, window)
     encoded = cache.prepare(batch.prompts)
     return Bench(hooks, policy, sampler, batch, plan, sampler.conditions(batch.prompts, guidance), encoded)
@@ -267,6 +267,7 @@ def check_algorithm(
         if iteration == 0:
             _check_losses(hooks, experience, made.policy)
         learner.step(hooks.update(experience, made.policy), Gathered())
+        made.policy.iteration_finished(iteration)
     early, late = sum(history[:5]) / 5, sum(history[-5:]) / 5
     assert late > early, f"{iterations} iterations took the mean reward from {early:.4f} to {late:.4f}; it should rise"
     return history
@@ -283,6 +284,7 @@ def _bright(made: Bench, plan: SamplingPlan) -> tuple[Experience, float]:
         rewards=rewards,
         advantages=normalised(rewards["bright"], made.batch.groups).float(),
         groups=made.batch.groups,
+        sigmas=drawn.sigmas,
         batch_size=16,
     )
     return experience, float(rewards["bright"].mean())

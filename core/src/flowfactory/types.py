@@ -73,8 +73,8 @@ class Dynamics(Protocol):
     def stochastic(self) -> bool:
         """Whether its steps have a log-density."""
 
-    def window(self, steps: int, generator: torch.Generator) -> frozenset[int]:
-        """Which of ``steps`` steps are stochastic this time."""
+    def window(self, steps: int, iteration: int, generator: torch.Generator) -> frozenset[int]:
+        """Which of ``steps`` steps are stochastic in ``iteration``, counted from 0."""
 
     def transition(self, velocity: Tensor, latents: Tensor, sigma: Tensor, next_sigma: Tensor) -> Transition:
         """Where latents [B, ...] go; sigmas are [B, 1...]."""
@@ -87,7 +87,10 @@ class Dynamics(Protocol):
 class SamplingPlan:
     """All that decides what is drawn, randomness included; no rank and no batch size has a part in it.
 
-    ``iteration`` counts from 0; the fixed noise of held-out prompts has HELD_OUT.
+    ``iteration`` counts from 0; the fixed noise of held-out prompts has HELD_OUT. ``means``: recorded steps carry the mean
+    they were drawn from. ``weights``: the name of the kept weights that draw, None for the present ones.
+    ``teacher_guidance``: the largest guidance that an algorithm will ask of weights beside those that draw, so that the
+    conditions bring what it needs.
     """
 
     steps: int
@@ -99,6 +102,9 @@ class SamplingPlan:
     keys: tuple[NoiseKey, ...] = ()
     stochastic: frozenset[int] = frozenset()
     recorded: frozenset[int] = frozenset()
+    means: bool = False
+    weights: str | None = None
+    teacher_guidance: float = 1.0
 
     def rows(self, index: Index) -> SamplingPlan:
         """The plan of the samples ``index``."""
@@ -109,8 +115,8 @@ class SamplingPlan:
 class Step:
     """One step of B samples: latents [B, ...] at sigma [B].
 
-    With ``next_latents`` it is a recorded transition to next_sigma [B] with its log_prob [B]; without, a place to ask for
-    the velocity.
+    With ``next_latents`` it is a recorded transition to next_sigma [B] with its log_prob [B], and its mean [B, ...] where
+    the plan asks for means; without, a place to ask for the velocity.
     """
 
     latents: Tensor
@@ -121,18 +127,28 @@ class Step:
     next_sigma: Tensor | None = None
     next_latents: Tensor | None = None
     log_prob: Tensor | None = None
+    mean: Tensor | None = None
 
     def rows(self, index: Index) -> Step:
         """The step of the samples ``index``."""
-        return replace(
-            self,
-            latents=self.latents[index],
-            sigma=self.sigma[index],
-            conditions=self.conditions.rows(index),
-            next_sigma=_rows(self.next_sigma, index),
-            next_latents=_rows(self.next_latents, index),
-            log_prob=_rows(self.log_prob, index),
-        )
+        tensors = {name: None if value is None else value[index] for name, value in self._tensors()}
+        return replace(self, conditions=self.conditions.rows(index), **tensors)  # type: ignore[arg-type]
+
+    @staticmethod
+    def joined(steps: Sequence[Step], conditions: Conditions) -> Step:
+        """``steps`` as one batch, in order; ``conditions`` are those of all. Guidance and dynamics are the first's."""
+        if len(steps) == 1:
+            return replace(steps[0], conditions=conditions)
+        columns = zip(*(step._tensors() for step in steps), strict=True)
+        tensors = {
+            same[0][0]: None if same[0][1] is None else torch.cat([value for _, value in same if value is not None])
+            for same in columns
+        }
+        return replace(steps[0], conditions=conditions, **tensors)  # type: ignore[arg-type]
+
+    def _tensors(self) -> tuple[tuple[str, Tensor | None], ...]:
+        names = ("latents", "sigma", "next_sigma", "next_latents", "log_prob", "mean")
+        return tuple((name, getattr(self, name)) for name in names)
 
 
 @dataclass(frozen=True)
@@ -144,13 +160,22 @@ class Evaluation:
     std: Tensor | None = None
     log_prob: Tensor | None = None
 
+    def detached(self) -> Evaluation:
+        """The same numbers without their graph."""
+        return Evaluation(*(None if t is None else t.detach() for t in (self.velocity, self.mean, self.std, self.log_prob)))  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What ``sample`` returns: media in [0, 1], [B, C, H, W] or [B, F, C, H, W]; clean latents [B, ...]; recorded steps."""
+    """What ``sample`` returns.
+
+    media in [0, 1], [B, C, H, W] or [B, F, C, H, W]; clean latents [B, ...]; the schedule, sigmas [steps + 1]; the recorded
+    steps.
+    """
 
     media: Tensor
     latents: Tensor
+    sigmas: Tensor
     steps: tuple[Step, ...] = ()
 
 
@@ -169,7 +194,12 @@ class Samples:
 
 @dataclass(frozen=True)
 class Experience:
-    """What an algorithm learns from: latents [B, ...], recorded steps, rewards {label: [B]}, advantages [B], groups [B]."""
+    """What an algorithm learns from.
+
+    latents [B, ...], recorded steps, rewards {label: [B]}, advantages [B], groups [B]; sigmas [steps + 1] of the schedule
+    that drew them. ``batch_size`` samples, each at ``times_per_forward`` steps or training times, fit one forward.
+    ``epoch`` counts the passes over the iteration's samples from 0, and is part of the key of what is drawn to train.
+    """
 
     latents: Tensor
     steps: tuple[Step, ...]
@@ -178,17 +208,26 @@ class Experience:
     rewards: Mapping[str, Tensor]
     advantages: Tensor
     groups: Tensor
+    sigmas: Tensor
     batch_size: int
+    times_per_forward: int = 1
+    epoch: int = 0
 
     def __len__(self) -> int:
         return len(self.advantages)
 
     def rows(self, index: Index) -> Experience:
-        """The experience of the samples ``index``."""
+        """The experience of the samples ``index``, which may repeat."""
+        return replace(
+            self._alone(index),
+            steps=tuple(step.rows(index) for step in self.steps),
+        )
+
+    def _alone(self, index: Index) -> Experience:
         return replace(
             self,
             latents=self.latents[index],
-            steps=tuple(step.rows(index) for step in self.steps),
+            steps=(),
             conditions=self.conditions.rows(index),
             plan=self.plan.rows(index),
             rewards={label: reward[index] for label, reward in self.rewards.items()},
@@ -200,6 +239,25 @@ class Experience:
         """Pieces of at most ``batch_size`` samples, in order: what fits one forward."""
         for start in range(0, len(self), self.batch_size):
             yield self.rows(range(start, min(start + self.batch_size, len(self))))
+
+    def whole_groups(self) -> Iterator[Experience]:
+        """Pieces that hold whole groups: as many as ``batch_size`` samples allow, and one where a group alone is larger."""
+        rows: list[int] = []
+        for group in torch.unique(self.groups):
+            members = (self.groups == group).nonzero().flatten().tolist()
+            if rows and len(rows) + len(members) > self.batch_size:
+                yield self.rows(rows)
+                rows = []
+            rows += members
+        yield self.rows(rows)
+
+    def replay(self) -> Iterator[tuple[Experience, Step]]:
+        """The recorded steps, ``times_per_forward`` of them joined, with the samples of each row."""
+        for batch in self.batches():
+            for start in range(0, len(batch.steps), self.times_per_forward):
+                steps = batch.steps[start : start + self.times_per_forward]
+                samples = batch._alone([*range(len(batch))] * len(steps))
+                yield samples, Step.joined(steps, samples.conditions)
 
 
 @dataclass(frozen=True)
@@ -214,6 +272,10 @@ class Loss:
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     extremes: Mapping[str, Tensor] = field(default_factory=dict)
     terms: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def plus(self, name: str, weight: float | Tensor, term: Tensor) -> Loss:
+        """The loss with ``weight`` times ``term`` [b] added to its values, and the term under ``name``."""
+        return replace(self, values=self.values + weight * term, terms={**self.terms, name: term})
 
 
 @dataclass(frozen=True)
@@ -255,7 +317,3 @@ class RunInfo:
 
 Velocity = Callable[[Tensor, Tensor, Conditions, float], Tensor]
 """``velocity(latents [B, ...], sigma [B], conditions, guidance) -> [B, ...]``."""
-
-
-def _rows(tensor: Tensor | None, index: Index) -> Tensor | None:
-    return None if tensor is None else tensor[index]

@@ -39,6 +39,7 @@ class Learning:
         with torch.no_grad():
             self.policy.parameters["transformer.p"].fill_(p)
             self.policy.parameters["transformer.q"].fill_(q)
+        self.policy.changed()
 
     def losses(self) -> list[Loss]:
         return list(self.hooks.update(self.experience, self.policy))
@@ -74,6 +75,7 @@ def learning(tmp_path: Path) -> Learn:
             rewards={},
             advantages=torch.tensor(advantages),
             groups=made.batch.groups,
+            sigmas=drawn.sigmas,
             batch_size=batch_size,
         )
         return Learning(hooks, made.policy, experience)

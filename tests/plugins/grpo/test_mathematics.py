@@ -13,6 +13,7 @@ from torch import Tensor
 from flowfactory import Step
 from flowfactory.config import TrainingConfig
 from flowfactory.learner import Gathered, Learner
+from flowfactory.policy import REFERENCE, At
 
 OLD = (0.3, -0.2)  # START of conftest.py
 NEW = (0.36, -0.25)
@@ -232,6 +233,7 @@ def test_a_step_and_batch_costs_one_forward_and_one_more_for_the_reference(
     learning: Any, count: Any, kl: float, forwards: int
 ) -> None:
     run = learning(ADVANTAGES, batch_size=3, kl=kl)
+    run.move_to(*NEW)
     counted = count(run.policy)
     losses = run.losses()
     assert len(losses) == 3 * 3, "three steps of three batches (3, 3 and 2 samples)"
@@ -243,4 +245,4 @@ def test_no_reference_is_kept_without_a_kl(learning: Any) -> None:
 
     run = learning(ADVANTAGES)
     with pytest.raises(RunError, match="no weights are kept as 'reference'"):
-        run.policy.evaluate_reference(run.experience.steps[0])
+        run.policy.compare(run.experience.steps[0], {"reference": At(REFERENCE)})

@@ -11,6 +11,7 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from flowfactory import Trajectory, flow
+from flowfactory.policy import REFERENCE
 from flowfactory.testing import check_model
 from flowfactory_sd3.model import SD3Config
 
@@ -24,6 +25,7 @@ def nudge(model: Any, scale: float = 0.3) -> None:
     with torch.no_grad():
         for weight in model.policy.parameters.values():
             weight.add_(torch.randn(weight.shape, generator=source), alpha=scale * float(weight.std()) + 0.02)
+    model.policy.changed()
 
 
 def theirs(pipeline: Any, model: Any, guidance: float) -> Tensor:
@@ -97,7 +99,8 @@ def test_the_reference_of_adapters_is_the_checkpoint(opened: Any, diffusers_pipe
     model = opened(checkpoint(), LORA)
     nudge(model)
     moved = model.draw(PROMPTS)
-    with model.policy.reference():
+    model.policy.keep_reference()
+    with model.policy.using(REFERENCE):
         reference = model.draw(PROMPTS)
     original = theirs(diffusers_pipeline(checkpoint()), model, 1.0)
     assert apart(reference, original) < 1e-5

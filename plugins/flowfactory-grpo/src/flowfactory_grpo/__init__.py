@@ -1,4 +1,4 @@
-"""GRPO for flow matching: Flow-GRPO, arXiv:2505.05470."""
+"""GRPO for flow matching and its relatives: Flow-GRPO, GRPO-Guard and Flow-DPPO."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,5 +8,7 @@ from flowfactory import hookimpl
 
 @hookimpl
 def register_components(register: Callable[[str, str, Any], None]) -> None:
-    """Register ``algorithm: {name: grpo}``."""
+    """Register the algorithms ``grpo``, ``grpo-guard`` and ``dppo``."""
     register("algorithm", "grpo", "flowfactory_grpo.grpo:GRPOConfig")
+    register("algorithm", "grpo-guard", "flowfactory_grpo.guard:GRPOGuardConfig")
+    register("algorithm", "dppo", "flowfactory_grpo.dppo:DPPOConfig")

@@ -141,8 +141,9 @@ class SD3:
         channels, scale = self._pipeline.transformer.config.in_channels, self._pipeline.vae_scale_factor
         shape = (channels, plan.size[0] // scale, plan.size[1] // scale)
         start = flow.noise(plan, shape, device=self._runtime.device)
-        latents, steps = flow.rollout(self.velocity, start, self.sigmas(plan.steps, shape), conditions, plan)
-        return Trajectory(self.decode(latents), latents, steps)
+        sigmas = self.sigmas(plan.steps, shape)
+        latents, steps = flow.rollout(self.velocity, start, sigmas, conditions, plan)
+        return Trajectory(self.decode(latents), latents, sigmas, steps)
 
     @hookimpl
     def log_prob(self, step: Step) -> Evaluation:

@@ -1,0 +1,118 @@
+"""Advantage-weighted matching, arXiv:2509.25050: the pretraining loss, weighed by how good a sample is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import Field
+
+from flowfactory import AlgorithmConfig, At, Experience, Loss, Policy, hookimpl
+from flowfactory.averages import Constant, Decay, Power
+from flowfactory.objectives import clipped_surrogate, is_clipped, squared_error, velocity_kl
+from flowfactory.policy import REFERENCE
+from flowfactory.times import Places, Times, Uniform, places
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flowfactory.config import RunConfig
+
+OLD, AVERAGE = "old", "average"
+SMALL = 1e-8
+
+
+class AWMConfig(AlgorithmConfig):
+    """AWM, arXiv:2509.25050: the ratio of matching errors takes the place of the ratio of log-densities."""
+
+    weighting: Literal["uniform", "t", "t2", "huber", "ghuber"] = Field(
+        "ghuber", description="how error and time make the log-density: error, t error, t² error, t root, t power"
+    )
+    power: float = Field(0.25, gt=0, le=1, description="of ghuber; 1 is the weighting t")
+    clip_range: float = Field(1e-4, gt=0, description="bound on |ratio - 1|")
+    kl: float = Field(0.0, ge=0, description="weight of the squared distance from the velocity that training started from")
+    average_kl: float = Field(0.0, ge=0, description="weight of the squared distance from the average's velocity")
+    average: Decay = Field(Power(decay=0.9), description="how that average of weights moves")
+    times: Times = Field(Uniform(), description="training times")
+
+    def check(self, run: RunConfig) -> None:
+        """The training times go with the sampling steps."""
+        self.times.check(run)
+
+    def build(self, label: str) -> AWM:
+        return AWM(self)
+
+
+class AWM:
+    """One loss a sample and training time."""
+
+    def __init__(self, config: AWMConfig) -> None:
+        self._config = config
+        self._log_density = WEIGHTINGS[config.weighting]
+        kept = {"old": At(OLD), "reference": At(REFERENCE), "average": At(AVERAGE)}
+        unused = {"reference": config.kl, "average": config.average_kl}
+        self._kept = {key: at for key, at in kept.items() if unused.get(key, 1)}
+
+    @hookimpl
+    def run_started(self, policy: Policy) -> None:
+        """Keep the weights that each iteration starts from, and what the divergences need."""
+        policy.average(OLD, Constant(decay=0))
+        if self._config.kl:
+            policy.keep_reference()
+        if self._config.average_kl:
+            policy.average(AVERAGE, self._config.average)
+
+    @hookimpl
+    def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
+        """-min(r A, clip(r) A) + kl |v - v_ref|² + average_kl |v - v_average|² at each place."""
+        for batch in experience.batches():
+            for at in places(batch, self._config.times):
+                yield self.loss(at, policy)
+
+    def loss(self, at: Places, policy: Policy) -> Loss:
+        """The losses of the rows of ``at``."""
+        config, advantage = self._config, at.samples.advantages
+        new, kept = policy.compare(at.step, self._kept)
+        sigma, power = at.step.sigma.float(), config.power
+        log_density = self._log_density(squared_error(new.velocity, at.target), sigma, power)
+        old = self._log_density(squared_error(kept["old"].velocity, at.target), sigma, power)
+        ratio = torch.exp(log_density - old)
+        loss = Loss(
+            clipped_surrogate(ratio, advantage, config.clip_range),
+            metrics={"ratio/mean": ratio, "clip_fraction": is_clipped(ratio, advantage, config.clip_range)},
+            extremes={"ratio/max_deviation": (ratio - 1).abs()},
+        )
+        for key, name, weight in (("reference", "kl", config.kl), ("average", "average_kl", config.average_kl)):
+            if weight:
+                loss = loss.plus(name, weight, velocity_kl(new.velocity, kept[key].velocity))
+        return loss
+
+
+LogDensity = Callable[["Tensor", "Tensor", float], "Tensor"]
+"""``log_density(error [b], sigma [b], power) -> [b]``, up to what depends on sigma alone and so leaves the ratio as it is."""
+
+
+def _uniform(error: Tensor, sigma: Tensor, power: float) -> Tensor:
+    return -error
+
+
+def _t(error: Tensor, sigma: Tensor, power: float) -> Tensor:
+    return -sigma * error
+
+
+def _t2(error: Tensor, sigma: Tensor, power: float) -> Tensor:
+    return -sigma.square() * error
+
+
+def _huber(error: Tensor, sigma: Tensor, power: float) -> Tensor:
+    root: Tensor = torch.sqrt(error + SMALL)
+    return sigma * (SMALL**0.5 - root)
+
+
+def _ghuber(error: Tensor, sigma: Tensor, power: float) -> Tensor:
+    raised: Tensor = torch.pow(error + SMALL, power)
+    return sigma * (SMALL**power - raised) / power
+
+
+WEIGHTINGS: dict[str, LogDensity] = {"uniform": _uniform, "t": _t, "t2": _t2, "huber": _huber, "ghuber": _ghuber}

@@ -1,0 +1,171 @@
+"""Centred reward distillation, arXiv:2603.14128: the policy's own implicit reward is fitted to the reward, both centred."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from flowfactory import AlgorithmConfig, At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
+from flowfactory.averages import Decay, PiecewiseLinear
+from flowfactory.objectives import group_sum, optimality, squared_error, velocity_kl
+from flowfactory.policy import REFERENCE
+from flowfactory.times import Places, Times, Uniform, places
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flowfactory.config import RunConfig
+
+OLD, SAMPLING = "old", "crd sampling"
+LEAST_KL = 1e-4
+
+
+class CRDConfig(AlgorithmConfig):
+    """CRD, arXiv:2603.14128: regression of centred implicit rewards, with a KL to a guided reference."""
+
+    groupwise: ClassVar[bool] = True
+    own_sampler: ClassVar[bool] = True
+
+    beta: float = Field(1.0, gt=0, description="what the implicit reward is multiplied by")
+    loss: Literal["mse", "bce"] = Field("mse", description="squared difference, or cross-entropy of the two sigmoids")
+    centre: Literal["mean", "pools", "softmax"] = Field(
+        "mean", description="mean of the group; or of its good and its bad samples; or weighed by how good and how bad"
+    )
+    temperature: float = Field(1.0, gt=0, description="of the weights of softmax; large is the mean")
+    scaled: bool = Field(True, description="whether each error is in units of its own mean absolute error")
+    advantage_max: float = Field(5.0, gt=0, description="the advantage at which the reward counts as 1")
+    old: Decay = Field(
+        PiecewiseLinear(points=((0, 0.25), (150, 0.999))),
+        description="how the weights move that the implicit reward is from",
+    )
+    sampling: Decay = Field(
+        PiecewiseLinear(points=((75, 0.0), (208, 0.999))), description="how the weights move that draw the samples"
+    )
+    kl: float = Field(0.0, ge=0, description="weight of the squared distance from the reference's velocity")
+    kl_guidance: float | None = Field(None, ge=0, description="guidance of that reference; as in sampling when left out")
+    kl_adaptive: bool = Field(True, description="whether a sample's KL is weighed by its reward, in [0, 1]")
+    times: Times = Field(Uniform(), description="training times")
+
+    def check(self, run: RunConfig) -> None:
+        """The training times go with the sampling steps."""
+        self.times.check(run)
+
+    def build(self, label: str) -> CRD:
+        return CRD(self)
+
+
+class CRD:
+    """One loss a sample and training time, centred in its group at that time."""
+
+    def __init__(self, config: CRDConfig) -> None:
+        self._config = config
+        self._old = {"old": At(OLD)}
+        self._kl = {"reference": At(REFERENCE, config.kl_guidance)} if config.kl else {}
+
+    @hookimpl
+    def run_started(self, policy: Policy) -> None:
+        """Keep the two snapshots, and the reference if the KL needs one."""
+        policy.average(OLD, self._config.old)
+        policy.average(SAMPLING, self._config.sampling)
+        if self._config.kl:
+            policy.keep_reference()
+
+    @hookimpl
+    def plan(self, plan: SamplingPlan) -> SamplingPlan:
+        """The sampling snapshot draws; the conditions bring what the reference's guidance needs."""
+        guidance = self._config.kl_guidance if self._config.kl else None
+        return replace(plan, weights=SAMPLING, teacher_guidance=max(plan.teacher_guidance, guidance or 1.0))
+
+    @hookimpl
+    def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
+        """The distillation loss + kl |v - v_ref|² at each place."""
+        for groups in experience.whole_groups():
+            for at in places(groups, self._config.times):
+                yield from self.losses(at, policy)
+
+    def losses(self, at: Places, policy: Policy) -> Iterator[Loss]:
+        """The losses of ``at``, which holds whole groups, a forward's worth each."""
+        pieces = at.batches()
+        if len(pieces) == 1:
+            new, kept = policy.compare(at.step, {**self._old, **self._kl})
+            implicit = self.error(kept["old"].velocity, at) - self.error(new.velocity, at)
+            yield self._loss(at, implicit, self.centres(at, implicit), new, kept)
+            return
+        # the centre wants the whole group before the first of it is back-propagated
+        implicit, errors = self._known(pieces, policy)
+        lengths = [len(piece) for piece in pieces]
+        centres = [tuple(torch.split(centre, lengths) for centre in pair) for pair in self.centres(at, implicit)]
+        for i, piece in enumerate(pieces):
+            new, kept = policy.compare(piece.step, self._kl if errors else {**self._old, **self._kl})
+            old = errors[i] if errors else self.error(kept["old"].velocity, piece)
+            implicit = old - self.error(new.velocity, piece)
+            yield self._loss(piece, implicit, [(own[i], reward[i]) for own, reward in centres], new, kept)
+
+    def _known(self, pieces: list[Places], policy: Policy) -> tuple[Tensor, list[Tensor]]:
+        """Implicit rewards of all rows, without a graph, and the old errors of each piece.
+
+        While the old policy is the present one the rewards are zero, and nothing is evaluated.
+        """
+        if policy.is_present(self._old["old"], pieces[0].step):
+            return torch.cat([torch.zeros_like(piece.step.sigma) for piece in pieces]), []
+        new, old = [], []
+        with torch.no_grad():
+            for piece in pieces:
+                now, kept = policy.compare(piece.step, self._old)
+                new.append(self.error(now.velocity, piece))
+                old.append(self.error(kept["old"].velocity, piece))
+        return torch.cat(old) - torch.cat(new), old
+
+    def error(self, velocity: Tensor, at: Places) -> Tensor:
+        """[b]: the error whose decrease from the old policy's to the present one's is the implicit reward."""
+        return squared_error(velocity, at.target, self._config.scaled)
+
+    def centres(self, at: Places, implicit: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Detached centres of implicit reward and reward [b], one pair for each direction."""
+        r = optimality(at.samples.advantages, self._config.advantage_max)
+        weights = self._weights(r, at)
+        return [
+            (group_sum(w * implicit.detach(), at.groups), group_sum(w * r, at.groups))
+            for w in (w / group_sum(w, at.groups) for w in weights)
+        ]
+
+    def _weights(self, r: Tensor, at: Places) -> list[Tensor]:
+        """What each sample counts in the centre of its group, [b], not yet divided by the group's sum."""
+        match self._config.centre:
+            case "mean":
+                return [torch.ones_like(r)]
+            case "pools":
+                # r is 1/2 where the advantage is zero; a group without such samples is centred as a whole
+                pools = [(r > 0.5).float(), (r < 0.5).float()]
+                return [torch.where(group_sum(pool, at.groups) > 0, pool, 1.0) for pool in pools]
+            case "softmax":
+                return [torch.exp(sign * r / self._config.temperature) for sign in (1, -1)]
+
+    def _loss(
+        self,
+        at: Places,
+        implicit: Tensor,
+        centres: list[tuple[Tensor, Tensor]],
+        new: Evaluation,
+        kept: Mapping[str, Evaluation],
+    ) -> Loss:
+        config = self._config
+        r = optimality(at.samples.advantages, config.advantage_max)
+        parts = [self._match(config.beta * (implicit - own), r - reward) for own, reward in centres]
+        values = torch.stack(parts).mean(0) * config.advantage_max / config.beta
+        loss = Loss(values, metrics={"implicit_reward": implicit, "optimality": r})
+        if not config.kl:
+            return loss
+        least = min(1.0, LEAST_KL / config.kl)
+        weight = config.kl * (least + r * (1 - least)) if config.kl_adaptive else config.kl
+        return loss.plus("kl", weight, velocity_kl(new.velocity, kept["reference"].velocity))
+
+    def _match(self, implicit: Tensor, reward: Tensor) -> Tensor:
+        if self._config.loss == "mse":
+            return (implicit - reward).square()
+        return binary_cross_entropy_with_logits(implicit, torch.sigmoid(reward), reduction="none")

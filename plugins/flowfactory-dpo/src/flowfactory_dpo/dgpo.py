@@ -1,0 +1,108 @@
+"""DGPO, arXiv:2510.08425: the good part of a group is preferred to the bad part, all samples at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from pydantic import Field
+
+from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
+from flowfactory.objectives import group_sum, squared_error, velocity_kl
+from flowfactory.policy import REFERENCE
+from flowfactory.times import Places, Times, Uniform, places
+from flowfactory_dpo.reference import Reference, ReferenceConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flowfactory.config import RunConfig
+
+
+class DGPOConfig(ReferenceConfig):
+    """DGPO, arXiv:2510.08425: advantage-weighted matching, less where the group's preference is learned already."""
+
+    groupwise: ClassVar[bool] = True
+
+    beta: float = Field(100.0, gt=0, description="how sharply a difference of errors, a mean over elements, is preferred")
+    kl: float = Field(0.0, ge=0, description="weight of the squared distance from the velocity that training started from")
+    shared: bool = Field(True, description="whether the members of a group share noise and times")
+    times: Times = Field(Uniform(), description="training times")
+
+    def check(self, run: RunConfig) -> None:
+        """The training times go with the sampling steps."""
+        self.times.check(run)
+
+    def build(self, label: str) -> DGPO:
+        return DGPO(self)
+
+
+class DGPO:
+    """One loss a sample and training time, weighed by its whole group at that time."""
+
+    def __init__(self, config: DGPOConfig) -> None:
+        self._config = config
+        self._reference = Reference.of(config)
+        self._kl = {"anchor": At(REFERENCE)} if config.kl else {}
+
+    @hookimpl
+    def run_started(self, policy: Policy) -> None:
+        """Keep the reference, and where training started if the KL needs it."""
+        self._reference.keep(policy)
+        if self._config.kl:
+            policy.keep_reference()
+
+    @hookimpl
+    def plan(self, plan: SamplingPlan) -> SamplingPlan:
+        """The conditions bring what the reference's guidance needs."""
+        return replace(plan, teacher_guidance=max(plan.teacher_guidance, self._reference.guidance or 1.0))
+
+    @hookimpl
+    def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
+        """weight A e + kl |v - v_ref|² at each place; the weight is the group's, detached. arXiv:2510.08425, eq. 18."""
+        for groups in experience.whole_groups():
+            for at in places(groups, self._config.times, self._config.shared):
+                yield from self.losses(at, policy)
+
+    def losses(self, at: Places, policy: Policy) -> Iterator[Loss]:
+        """The losses of ``at``, which holds whole groups, a forward's worth each."""
+        pieces = at.batches()
+        if len(pieces) == 1:
+            new, kept = policy.compare(at.step, {**self._reference.kept, **self._kl})
+            gap = _error(new.velocity, at) - _error(kept["reference"].velocity, at)
+            yield self._loss(at, new, self.weight(at, gap.detach()), kept)
+            return
+        # the group's weight wants all its members before the first of them is back-propagated
+        weight = torch.split(self.weight(at, self._gaps(pieces, policy)), [len(piece) for piece in pieces])
+        for piece, share in zip(pieces, weight, strict=True):
+            new, kept = policy.compare(piece.step, self._kl)
+            yield self._loss(piece, new, share, kept)
+
+    def _gaps(self, pieces: list[Places], policy: Policy) -> Tensor:
+        """e - e_ref of all rows, without a graph; nothing is evaluated while the reference is the present policy."""
+        kept = self._reference.kept
+        if policy.is_present(kept["reference"], pieces[0].step):
+            return torch.cat([torch.zeros_like(piece.step.sigma) for piece in pieces])
+        gaps = []
+        with torch.no_grad():
+            for piece in pieces:
+                new, found = policy.compare(piece.step, kept)
+                gaps.append(_error(new.velocity, piece) - _error(found["reference"].velocity, piece))
+        return torch.cat(gaps)
+
+    def weight(self, at: Places, gap: Tensor) -> Tensor:
+        """[b]: sigmoid of the sum over the group of A beta (e - e_ref) / K; ``gap`` [b] is e - e_ref."""
+        size = group_sum(torch.ones_like(gap), at.groups)
+        return torch.sigmoid(group_sum(at.samples.advantages * self._config.beta * gap / size, at.groups))
+
+    def _loss(self, at: Places, new: Evaluation, weight: Tensor, kept: Mapping[str, Evaluation]) -> Loss:
+        loss = Loss(weight * at.samples.advantages * _error(new.velocity, at), metrics={"weight": weight})
+        if not self._kl:
+            return loss
+        return loss.plus("kl", self._config.kl, velocity_kl(new.velocity, kept["anchor"].velocity))
+
+
+def _error(velocity: Tensor, at: Places) -> Tensor:
+    return squared_error(velocity, at.target)

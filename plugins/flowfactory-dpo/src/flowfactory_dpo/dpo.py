@@ -1,0 +1,92 @@
+"""Diffusion-DPO, arXiv:2311.12908, on flow matching and online: the best of a group against its worst."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from pydantic import Field
+from torch.nn.functional import logsigmoid
+
+from flowfactory import Experience, Loss, Policy, SamplingPlan, hookimpl
+from flowfactory.objectives import squared_error
+from flowfactory.times import Places, Times, Uniform, places
+from flowfactory_dpo.reference import Reference, ReferenceConfig
+
+if TYPE_CHECKING:
+    from flowfactory.config import RunConfig
+
+
+class DPOConfig(ReferenceConfig):
+    """Online DPO, arXiv:2311.12908: the best sample of each group is preferred to the worst."""
+
+    groupwise: ClassVar[bool] = True
+
+    beta: float = Field(1000.0, gt=0, description="how sharply a difference of errors, a mean over elements, is preferred")
+    times: Times = Field(Uniform(), description="training times")
+
+    def check(self, run: RunConfig) -> None:
+        """The training times go with the sampling steps."""
+        self.times.check(run)
+
+    def build(self, label: str) -> DPO:
+        return DPO(self)
+
+
+class DPO:
+    """One loss a pair and training time."""
+
+    def __init__(self, config: DPOConfig) -> None:
+        self._config = config
+        self._reference = Reference.of(config)
+
+    @hookimpl
+    def run_started(self, policy: Policy) -> None:
+        """Keep the reference."""
+        self._reference.keep(policy)
+
+    @hookimpl
+    def plan(self, plan: SamplingPlan) -> SamplingPlan:
+        """The conditions bring what the reference's guidance needs."""
+        return replace(plan, teacher_guidance=max(plan.teacher_guidance, self._reference.guidance or 1.0))
+
+    @hookimpl
+    def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
+        """-log sigmoid(-beta/2 [(e_w - e_w,ref) - (e_l - e_l,ref)]) of each pair at each time, arXiv:2311.12908, eq. 14."""
+        best, worst = extremes(experience)
+        pairs = max(1, experience.batch_size // 2)
+        for start in range(0, len(best), pairs):
+            arms = experience.rows(best[start : start + pairs] + worst[start : start + pairs])
+            for at in places(arms, self._config.times, shared=True):
+                yield self.loss(at, policy)
+
+    def loss(self, at: Places, policy: Policy) -> Loss:
+        """The losses of the pairs in ``at``: for each of its times the best of all pairs, then the worst."""
+        new, kept = policy.compare(at.step, self._reference.kept)
+        gap = squared_error(new.velocity, at.target) - squared_error(kept["reference"].velocity, at.target)
+        best, worst = _arms(gap, at)
+        margin = -0.5 * self._config.beta * (best - worst)
+        better, than = _arms(at.samples.advantages, at)
+        # a group without spread has no best sample
+        differs = (better > than).float()
+        return Loss(-logsigmoid(margin) * differs, metrics={"margin": margin, "preferred": (margin > 0).float()})
+
+
+def extremes(experience: Experience) -> tuple[list[int], list[int]]:
+    """The rows of the best and of the worst sample of every group, in the same order."""
+    best, worst = [], []
+    for group in torch.unique(experience.groups):
+        rows = (experience.groups == group).nonzero().flatten()
+        advantages = experience.advantages[rows]
+        best.append(int(rows[advantages.argmax()]))
+        worst.append(int(rows[advantages.argmin()]))
+    return best, worst
+
+
+def _arms(values: torch.Tensor, at: Places) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best's values and the worst's, [pairs times times] each."""
+    times = len(torch.unique(at.time))
+    best, worst = values.reshape(times, 2, -1).unbind(1)
+    return best.flatten(), worst.flatten()

@@ -1,0 +1,48 @@
+"""The reference that preferences are measured against: frozen or averaged, under guidance of its own or the step's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from flowfactory import AlgorithmConfig, At, Policy
+from flowfactory.averages import Decay
+from flowfactory.policy import REFERENCE
+
+AVERAGE = "preference reference"
+
+
+class ReferenceConfig(AlgorithmConfig):
+    """Options of the reference."""
+
+    reference_average: Decay | None = Field(
+        None, description="how the reference follows the policy; left out, it stays where training started"
+    )
+    reference_guidance: float | None = Field(None, ge=0, description="guidance of the reference; as in sampling when left out")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Which kept weights the reference is."""
+
+    decay: Decay | None
+    guidance: float | None
+
+    @classmethod
+    def of(cls, config: ReferenceConfig) -> Reference:
+        """The reference that ``config`` asks for."""
+        return cls(config.reference_average, config.reference_guidance)
+
+    @property
+    def kept(self) -> Mapping[str, At]:
+        """Where to evaluate it."""
+        return {"reference": At(REFERENCE if self.decay is None else AVERAGE, self.guidance)}
+
+    def keep(self, policy: Policy) -> None:
+        """Keep its weights."""
+        if self.decay is None:
+            policy.keep_reference()
+        else:
+            policy.average(AVERAGE, self.decay)

@@ -1,0 +1,85 @@
+"""What algorithms that learn from the log-density of recorded steps share; each brings its surrogate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from flowfactory import AlgorithmConfig, At, Evaluation, Experience, Loss, Policy, SamplingPlan, Step, hookimpl
+from flowfactory.objectives import mean_kl, velocity_kl
+from flowfactory.policy import REFERENCE
+
+if TYPE_CHECKING:
+    from flowfactory.config import RunConfig
+
+Surrogate = Callable[[Step, Evaluation, Tensor], Loss]
+"""``surrogate(recorded step, evaluation now, advantage [b])``: the loss without the KL."""
+
+
+class CoupledConfig(AlgorithmConfig):
+    """What the options of GRPO and its relatives share."""
+
+    kl: float = Field(0.0, ge=0, description="weight of the divergence from the model that training started from")
+    kl_form: Literal["mean", "velocity"] = Field(
+        "mean", description="mean: KL of the two Gaussian steps; velocity: mean squared difference of the velocities"
+    )
+
+    def check(self, run: RunConfig) -> None:
+        """The dynamics have a log-density."""
+        if not run.sampling.dynamics.stochastic:
+            name = getattr(self, "name", "")
+            raise ValueError(
+                f"algorithm {name} learns from the log-density of sampled steps, and the steps of sampling.dynamics 'ode' are "
+                "deterministic and have none; choose stochastic dynamics, such as {name: flow-sde}"
+            )
+
+
+class Coupled:
+    """The surrogate, and a KL to the reference, of every recorded step. ``means``: the surrogate reads the step's mean."""
+
+    def __init__(self, config: CoupledConfig, surrogate: Surrogate, means: bool = False) -> None:
+        self._surrogate, self._means, self._kl = surrogate, means, config.kl
+        self._divergence = _mean_form if config.kl_form == "mean" else _velocity_form
+        self._kept = {"reference": At(REFERENCE)} if config.kl else {}
+
+    @hookimpl
+    def run_started(self, policy: Policy) -> None:
+        """Keep the reference, if the KL needs one."""
+        if self._kl:
+            policy.keep_reference()
+
+    @hookimpl
+    def plan(self, plan: SamplingPlan) -> SamplingPlan:
+        """Record just the stochastic steps: they are all that is trained on."""
+        return replace(plan, recorded=plan.stochastic, means=self._means)
+
+    @hookimpl
+    def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
+        """The surrogate + kl D(policy || reference) of each recorded step."""
+        for samples, step in experience.replay():
+            new, kept = policy.compare(step, self._kept)
+            loss = self._surrogate(step, new, samples.advantages)
+            yield loss.plus("kl", self._kl, self._divergence(new, kept["reference"])) if self._kl else loss
+
+
+def ratio(step: Step, new: Evaluation) -> Tensor:
+    """[b]: density of the recorded step now, over what it was when it was drawn."""
+    assert new.log_prob is not None
+    assert step.log_prob is not None
+    return torch.exp(new.log_prob - step.log_prob)
+
+
+def _mean_form(new: Evaluation, reference: Evaluation) -> Tensor:
+    assert new.mean is not None
+    assert reference.mean is not None
+    assert new.std is not None
+    return mean_kl(new.mean, reference.mean, new.std)
+
+
+def _velocity_form(new: Evaluation, reference: Evaluation) -> Tensor:
+    return velocity_kl(new.velocity, reference.velocity)

@@ -1,0 +1,41 @@
+"""Flow-DPPO, arXiv:2606.11025: a bound on the exact divergence of each step takes the place of the ratio's clip."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import Field
+
+from flowfactory import Evaluation, Loss, Step
+from flowfactory.objectives import mean_kl
+from flowfactory_grpo.coupled import Coupled, CoupledConfig, ratio
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class DPPOConfig(CoupledConfig):
+    """Flow-DPPO, arXiv:2606.11025: GRPO whose trust region is the exact KL between the step as drawn and as it is now."""
+
+    kl_bound: float = Field(1e-6, gt=0, description="largest KL of a step from the one that drew it, a mean over elements")
+
+    def build(self, label: str) -> Coupled:
+        return Coupled(self, partial(surrogate, kl_bound=self.kl_bound), means=True)
+
+
+def surrogate(step: Step, new: Evaluation, advantage: Tensor, kl_bound: float) -> Loss:
+    """-m r A, where m is 0 if the step is out of the trust region and A pushes it further out, and 1 if not."""
+    assert new.mean is not None
+    assert new.std is not None
+    assert step.mean is not None
+    r = ratio(step, new)
+    divergence = mean_kl(new.mean, step.mean, new.std).detach()
+    outwards = ((advantage > 0) & (r > 1)) | ((advantage < 0) & (r < 1))
+    masked = outwards & (divergence > kl_bound)
+    return Loss(
+        -torch.where(masked, 0.0, r * advantage),
+        metrics={"ratio/mean": r, "kl_old": divergence, "masked_fraction": masked.float()},
+        extremes={"ratio/max_deviation": (r - 1).abs(), "kl_old/max": divergence},
+    )

@@ -1,0 +1,58 @@
+"""GRPO-Guard, arXiv:2510.22319: ratios of equal spread and gradients of equal size at every step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import Field
+
+from flowfactory import Evaluation, Loss, Step
+from flowfactory.flow import like
+from flowfactory.objectives import normalised_log_ratio
+from flowfactory_grpo.coupled import Coupled, CoupledConfig
+from flowfactory_grpo.grpo import clipped
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flowfactory.config import RunConfig
+
+
+class GRPOGuardConfig(CoupledConfig):
+    """GRPO-Guard, arXiv:2510.22319: GRPO with normalised ratios, and steps weighed so that each has an equal say."""
+
+    clip_range: float = Field(1e-5, gt=0, description="bound on |ratio - 1|, of the normalised ratio")
+
+    def check(self, run: RunConfig) -> None:
+        """The dynamics have a log-density, and a mean that is linear in the velocity."""
+        super().check(run)
+        if not run.sampling.dynamics.linear:
+            raise ValueError(
+                "algorithm grpo-guard weighs steps by how far the mean moves with the velocity, which is exact where it is "
+                "linear in it; sampling.dynamics does not say so: choose flow-sde, dance-sde or cps"
+            )
+
+    def build(self, label: str) -> Coupled:
+        return Coupled(self, partial(surrogate, clip_range=self.clip_range), means=True)
+
+
+def surrogate(step: Step, new: Evaluation, advantage: Tensor, clip_range: float) -> Loss:
+    """The clipped surrogate of the normalised ratio, eq. 8, divided by how far the mean moves with the velocity."""
+    assert new.mean is not None
+    assert new.std is not None
+    assert step.mean is not None
+    assert step.next_latents is not None
+    r = torch.exp(normalised_log_ratio(new.mean, step.mean, step.next_latents, new.std))
+    loss = clipped(r, advantage, clip_range)
+    return replace(loss, values=loss.values / slope(step))
+
+
+def slope(step: Step) -> Tensor:
+    """[b]: |d mean / d velocity| of each row's dynamics. For Flow-SDE it is the step's length times 1 + a²/2."""
+    assert step.next_sigma is not None
+    sigma, next_sigma = like(step.sigma, step.latents), like(step.next_sigma, step.latents)
+    one = torch.ones_like(sigma)
+    return step.dynamics.transition(one, torch.zeros_like(one), sigma, next_sigma).mean.abs().flatten()

@@ -1,0 +1,90 @@
+"""DiffusionNFT, arXiv:2509.16117: good samples pull an implicit positive policy, bad ones a negative one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from flowfactory import AlgorithmConfig, At, Experience, Loss, Policy, SamplingPlan, hookimpl
+from flowfactory.averages import Decay, PiecewiseLinear
+from flowfactory.flow import like
+from flowfactory.objectives import optimality, squared_error, velocity_kl
+from flowfactory.policy import REFERENCE
+from flowfactory.times import Places, Times, Uniform, places
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flowfactory.config import RunConfig
+
+OLD = "old"
+
+
+class NFTConfig(AlgorithmConfig):
+    """DiffusionNFT, arXiv:2509.16117: contrasts two implicit policies around the old one, at times of its own."""
+
+    own_sampler: ClassVar[bool] = True
+
+    beta: float = Field(1.0, gt=0, description="how far the two implicit policies stand from the old one")
+    advantage_max: float = Field(5.0, gt=0, description="the advantage at which a sample counts as wholly good")
+    kl: float = Field(0.0, ge=0, description="weight of the squared distance from the velocity that training started from")
+    old: Decay = Field(
+        PiecewiseLinear(points=((0, 0.0), (500, 0.5))),
+        description="how the average of weights moves that draws the samples",
+    )
+    times: Times = Field(Uniform(), description="training times")
+
+    def check(self, run: RunConfig) -> None:
+        """The training times go with the sampling steps."""
+        self.times.check(run)
+
+    def build(self, label: str) -> NFT:
+        return NFT(self)
+
+
+class NFT:
+    """One loss a sample and training time. The old policy draws."""
+
+    def __init__(self, config: NFTConfig) -> None:
+        self._config = config
+        self._kept = {"old": At(OLD)} | ({"reference": At(REFERENCE)} if config.kl else {})
+
+    @hookimpl
+    def run_started(self, policy: Policy) -> None:
+        """Keep the old policy, and the reference if the KL needs one."""
+        policy.average(OLD, self._config.old)
+        if self._config.kl:
+            policy.keep_reference()
+
+    @hookimpl
+    def plan(self, plan: SamplingPlan) -> SamplingPlan:
+        """The old policy draws; nothing of the way is recorded."""
+        return replace(plan, weights=OLD)
+
+    @hookimpl
+    def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
+        """(r L+ + (1 - r) L-) a_max / beta + kl |v - v_ref|² at each place, arXiv:2509.16117, eq. 6 and 13."""
+        for batch in experience.batches():
+            for at in places(batch, self._config.times):
+                yield self.loss(at, policy)
+
+    def loss(self, at: Places, policy: Policy) -> Loss:
+        """The losses of the rows of ``at``."""
+        config = self._config
+        new, kept = policy.compare(at.step, self._kept)
+        old = kept["old"].velocity
+        r = optimality(at.samples.advantages, config.advantage_max)
+        good = x0_error(at, (1 - config.beta) * old + config.beta * new.velocity)
+        bad = x0_error(at, (1 + config.beta) * old - config.beta * new.velocity)
+        values = (r * good + (1 - r) * bad) * config.advantage_max / config.beta
+        loss = Loss(values, metrics={"optimality": r, "old_distance": velocity_kl(new.velocity, old)})
+        return loss.plus("kl", config.kl, velocity_kl(new.velocity, kept["reference"].velocity)) if config.kl else loss
+
+
+def x0_error(at: Places, velocity: Tensor) -> Tensor:
+    """[b]: squared error of the clean latents that ``velocity`` implies, in units of its own mean absolute error."""
+    latents = at.step.latents.float()
+    return squared_error(latents - like(at.step.sigma, latents) * velocity, at.samples.latents.float(), scaled=True)
