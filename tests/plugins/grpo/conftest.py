@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
-from flowfactory import Experience, Loss, Policy, RunInfo
-from flowfactory.assembly import Hooks
+from flowfactory import Policy, testing
 from flowfactory.dynamics import FlowSDEConfig
-from flowfactory.testing import TwoParameterConfig, bench
+from flowfactory.testing import Learning
 from flowfactory_grpo.grpo import GRPOConfig
 
 START = (0.3, -0.2)
@@ -26,31 +22,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOWFACTORY_CACHE", str(tmp_path / "cache"))
 
 
-@dataclass(frozen=True)
-class Learning:
-    """An algorithm, a policy and what was drawn with it at START."""
-
-    hooks: Hooks
-    policy: Policy
-    experience: Experience
-
-    def move_to(self, p: float, q: float) -> None:
-        """Change the weights, as an update would."""
-        with torch.no_grad():
-            self.policy.parameters["transformer.p"].fill_(p)
-            self.policy.parameters["transformer.q"].fill_(q)
-        self.policy.changed()
-
-    def losses(self) -> list[Loss]:
-        return list(self.hooks.update(self.experience, self.policy))
-
-    def gradient(self, values: Tensor) -> Tensor:
-        """With respect to (p, q), float64 [2]."""
-        weights = self.policy.parameters
-        pair = (weights["transformer.p"], weights["transformer.q"])
-        return torch.stack(torch.autograd.grad(values.sum(), pair, retain_graph=True)).double()
-
-
 Learn = Callable[..., Learning]
 
 
@@ -59,26 +30,9 @@ def learning(tmp_path: Path) -> Learn:
     """``learning(advantages, clip_range=…, kl=…)``: 8 samples of 4 steps, 3 of them stochastic, drawn at START."""
 
     def build(advantages: Sequence[float], batch_size: int = 8, **options: Any) -> Learning:
-        dynamics = FlowSDEConfig(noise_level=NOISE_LEVEL, sde_steps=None, num_sde_steps=None).build("dynamics")
-        others = {"algorithm": GRPOConfig.model_validate(options).build("algorithm")}
-        start = TwoParameterConfig(p=START[0], q=START[1])
-        made = bench(start, tmp_path / "conditions", dynamics=dynamics, others=others)
-        hooks = made.hooks
-        hooks.run_started(RunInfo(tmp_path, None, 1), made.policy)
-        plan = hooks.plan(0, made.plan)
-        drawn = made.sampler.draw(made.conditions, plan, len(plan.keys))
-        experience = Experience(
-            latents=drawn.latents,
-            steps=drawn.steps,
-            conditions=made.conditions,
-            plan=plan,
-            rewards={},
-            advantages=torch.tensor(advantages),
-            groups=made.batch.groups,
-            sigmas=drawn.sigmas,
-            batch_size=batch_size,
-        )
-        return Learning(hooks, made.policy, experience)
+        dynamics = FlowSDEConfig(noise_level=NOISE_LEVEL).build("dynamics")
+        algorithm = GRPOConfig.model_validate(options)
+        return testing.learning(algorithm, advantages, tmp_path / "conditions", START, dynamics=dynamics, batch_size=batch_size)
 
     return build
 

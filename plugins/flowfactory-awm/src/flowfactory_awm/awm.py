@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal
 
@@ -106,13 +107,11 @@ def _t2(error: Tensor, sigma: Tensor, power: float) -> Tensor:
 
 
 def _huber(error: Tensor, sigma: Tensor, power: float) -> Tensor:
-    root: Tensor = torch.sqrt(error + SMALL)
-    return sigma * (SMALL**0.5 - root)
+    return sigma * (math.sqrt(SMALL) - torch.sqrt(error + SMALL))
 
 
 def _ghuber(error: Tensor, sigma: Tensor, power: float) -> Tensor:
-    raised: Tensor = torch.pow(error + SMALL, power)
-    return sigma * (SMALL**power - raised) / power
+    return sigma * (math.pow(SMALL, power) - torch.pow(error + SMALL, power)) / power
 
 
 WEIGHTINGS: dict[str, LogDensity] = {"uniform": _uniform, "t": _t, "t2": _t2, "huber": _huber, "ghuber": _ghuber}
