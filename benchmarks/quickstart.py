@@ -8,7 +8,6 @@ Scores are absolute; seconds are of this machine and say nothing about another.
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -17,25 +16,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
+from machine import machine
 
 from flowfactory.loop import versions
 from flowfactory.report import chart
 from flowfactory.rundir import RunDirectory
 
 SCORE = "eval/strict/mean"
-
-
-def machine() -> dict[str, Any]:
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": len(models),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "system": platform.system(),
-    }
 
 
 def run(seed: int, folder: Path, options: list[str]) -> dict[str, Any]:

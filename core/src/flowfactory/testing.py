@@ -6,6 +6,7 @@ Each raises AssertionError with a sentence that names what is off. They run on t
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from flowfactory.policy import Policy
 from flowfactory.prompts import Batch, grouped
 from flowfactory.sampler import Sampler, samples_of
 from flowfactory.types import (
+    HELD_OUT,
     Conditions,
     Dynamics,
     Evaluation,
@@ -216,6 +218,48 @@ def learning(
     return Learning(made.hooks, made.policy, experience)
 
 
+class Count:
+    """An observer of a run that counts transformer forwards and backwards, in samples: guidance above 1 counts twice.
+
+    ``iterations`` holds a mapping for each record of the run, the one before training first: "sample" to draw, "evaluation",
+    "train" to update, differentiably, "no_grad" to update otherwise, and "backward". Preflight's are the first iteration's.
+    """
+
+    def __init__(self) -> None:
+        self.iterations: list[dict[str, int]] = []
+        self._rows: Counter[str] = Counter()
+        self._phase: str | None = None
+
+    @hookimpl
+    def run_started(self, policy: Policy) -> None:
+        """Listen to the transformers."""
+        for module in policy.modules.values():
+            module.register_forward_hook(self._forward, with_kwargs=True)
+
+    @hookimpl(wrapper=True)
+    def sample(self, plan: SamplingPlan) -> Any:
+        """Tell drawing from updating."""
+        self._phase = "evaluation" if plan.iteration == HELD_OUT else "sample"
+        try:
+            return (yield)
+        finally:
+            self._phase = None
+
+    @hookimpl
+    def iteration_finished(self) -> None:
+        """Begin anew."""
+        self.iterations.append(dict(self._rows))
+        self._rows.clear()
+
+    def _forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        rows = len(args[0] if args else next(iter(kwargs.values())))
+        result = output[0] if isinstance(output, tuple) else output
+        phase = self._phase or ("train" if torch.is_grad_enabled() else "no_grad")
+        self._rows[phase] += rows
+        if phase == "train":
+            result.register_hook(lambda _: self._rows.update(backward=rows))
+
+
 def check_reward(
     config: ComponentConfig, samples: Samples, pointwise: bool = True, tolerance: float = 1e-5
 ) -> dict[str, Tensor]:
@@ -383,6 +427,7 @@ def _check_losses(hooks: Hooks, experience: Experience, policy: Policy) -> None:
 __all__ = [
     "ODE",
     "Bench",
+    "Count",
     "Learning",
     "TwoParameter",
     "TwoParameterConfig",

@@ -26,6 +26,7 @@ class _Range(Strict):
     count: int = Field(2, ge=1, description="times a sample and pass")
     low: float = Field(0.0, ge=0, lt=1, description="no sigma below; before the shift")
     high: float = Field(1.0, gt=0, le=1, description="no sigma above; before the shift")
+    shared: bool = Field(False, description="whether the members of a group share noise and times, which leaves less to chance")
 
     @model_validator(mode="after")
     def _ordered(self) -> _Range:
@@ -141,12 +142,12 @@ class Places:
 def places(experience: Experience, times: Discrete | Uniform | LogitNormal, shared: bool = False) -> Iterator[Places]:
     """All samples of ``experience`` at their training times, ``times_per_forward`` times together.
 
-    Times and noise are functions of (seed, iteration, epoch, prompt, member) alone; ``shared`` gives the members of a group
-    the same ones.
+    Times and noise are functions of (seed, iteration, epoch, prompt, member) alone. With ``shared``, or where ``times`` says
+    so, the members of a group have the same ones.
     """
     plan, device = experience.plan, experience.latents.device
     keys = plan.keys
-    if shared:  # a prompt that comes twice has groups of its own
+    if shared or times.shared:  # a prompt that comes twice has groups of its own
         first = {int(group): key for group, key in reversed(list(zip(experience.groups, keys, strict=True)))}
         keys = tuple(NoiseKey(first[int(group)].prompt, -1 - int(group)) for group in experience.groups)
     schedule = experience.sigmas.float().cpu()

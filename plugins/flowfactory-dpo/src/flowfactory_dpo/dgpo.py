@@ -28,8 +28,7 @@ class DGPOConfig(ReferenceConfig):
 
     beta: float = Field(100.0, gt=0, description="how sharply a difference of errors, a mean over elements, is preferred")
     kl: float = Field(0.0, ge=0, description="weight of the squared distance from the velocity that training started from")
-    shared: bool = Field(True, description="whether the members of a group share noise and times")
-    times: Times = Field(Uniform(), description="training times")
+    times: Times = Field(Uniform(shared=True), description="training times")
 
     def check(self, run: RunConfig) -> None:
         """The training times go with the sampling steps."""
@@ -63,7 +62,7 @@ class DGPO:
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
         """weight A e + kl |v - v_ref|² at each place; the weight is the group's, detached. arXiv:2510.08425, eq. 18."""
         for groups in experience.whole_groups():
-            for at in places(groups, self._config.times, self._config.shared):
+            for at in places(groups, self._config.times):
                 yield from self.losses(at, policy)
 
     def losses(self, at: Places, policy: Policy) -> Iterator[Loss]:

@@ -1,0 +1,70 @@
+"""Transformer forwards and backwards of one iteration of every algorithm, as JSON.
+
+    python benchmarks/algorithms.py [--out benchmarks/results]
+
+Runs three small iterations of each on the embedded generator and counts the second, in multiples of the pictures that the
+iteration draws: 6.0 is six forwards a picture. "sample" draws, "train" is differentiable, "no_grad" is not. Writes
+algorithms.json and prints it as a table. No figure depends on the machine.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from flowfactory import config
+from flowfactory.loop import train, versions
+from flowfactory.testing import Count
+
+SDE, ODE = "{name: flow-sde, num_sde_steps: 2}", "ode"
+VARIANTS = {
+    "grpo": ("{name: grpo}", SDE),
+    "grpo, kl": ("{name: grpo, kl: 0.01}", SDE),
+    "grpo-guard": ("{name: grpo-guard}", SDE),
+    "dppo": ("{name: dppo}", SDE),
+    "nft": ("{name: nft}", ODE),
+    "nft, kl": ("{name: nft, kl: 0.01}", ODE),
+    "awm": ("{name: awm}", ODE),
+    "awm, both kl": ("{name: awm, kl: 0.01, average_kl: 0.01}", ODE),
+    "dpo": ("{name: dpo}", ODE),
+    "dgpo": ("{name: dgpo}", ODE),
+    "dgpo, groups spread": ("{name: dgpo}", ODE),
+    "dgpo, kl": ("{name: dgpo, kl: 0.01}", ODE),
+    "crd": ("{name: crd}", ODE),
+    "crd, groups spread": ("{name: crd}", ODE),
+    "crd, kl": ("{name: crd, kl: 0.01}", ODE),
+}
+PICTURES = 4 * 6
+SMALL = ["sampling.groups=4", "sampling.group_size=6", "sampling.steps=4", "training.iterations=3", "prompts.heldout=null"]
+
+
+def count(algorithm: str, dynamics: str, batch_size: int, updates: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        options = [*SMALL, f"algorithm={algorithm}", f"sampling.dynamics={dynamics}", f"training.updates={updates}"]
+        options += [f"training.batch_size={batch_size}", "training.optimizer.lr=1e-5"]
+        counted = Count()
+        train(config.load("quickstart", options, out=Path(folder) / "run"), observers=[counted], say=lambda _: None)
+    found = counted.iterations[2]
+    return {name: round(found.get(name, 0) / PICTURES, 3) for name in ("sample", "train", "no_grad", "backward")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for name, (algorithm, dynamics) in VARIANTS.items():
+        for updates in (1, 2):
+            batch_size = 4 if "spread" in name else 12
+            rows.append({"algorithm": name, "updates": updates} | count(algorithm, dynamics, batch_size, updates))
+    print("| algorithm | updates | sample | train | no_grad | backward |\n|---|---|---|---|---|---|")
+    for row in rows:
+        print("|", " | ".join(str(value) for value in row.values()), "|")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    result = {"settings": SMALL, "pictures": PICTURES, "rows": rows, "versions": versions()}
+    (arguments.out / "algorithms.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
