@@ -1,0 +1,113 @@
+"""What each algorithm's mathematics needs of the transformer, in forwards a picture, and no more."""
+
+from pathlib import Path
+
+import pytest
+
+from flowfactory import config
+from flowfactory.loop import train
+from flowfactory.testing import Count
+
+GROUPS, MEMBERS, STEPS, TIMES = 4, 6, 5, 2
+PICTURES = GROUPS * MEMBERS
+SDE, ODE = {"name": "flow-sde", "num_sde_steps": 2}, "ode"
+KL = 0.01
+
+
+@pytest.fixture
+def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """``taken(algorithm, dynamics, **training)``: forwards a picture of the second of three iterations."""
+    monkeypatch.setenv("FLOWFACTORY_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "prompts.txt").write_text("a\nbb\nccc\ndddd\neeeee\n")
+
+    def run(algorithm: dict, dynamics: object, **training: int) -> dict[str, float]:
+        counted = Count()
+        raw = {
+            "model": "two-parameter",
+            "algorithm": algorithm,
+            "rewards": {"light": "light"},
+            "prompts": {"train": str(tmp_path / "prompts.txt")},
+            "sampling": {
+                "groups": GROUPS,
+                "group_size": MEMBERS,
+                "size": [4, 4],
+                "steps": STEPS,
+                "dynamics": dynamics,
+                "batch_size": training.pop("sampling", 8),
+            },
+            "training": {"iterations": 3, "batch_size": 2 * MEMBERS, "optimizer": {"lr": 0.01}, **training},
+            "output": {"dir": str(tmp_path / "run")},
+            "plugins": [str(Path(__file__).with_name("two_parameter.py"))],
+            "device": "cpu",
+        }
+        train(config.validate(raw), observers=[counted], say=lambda _: None)
+        return {phase: rows / PICTURES for phase, rows in counted.iterations[2].items()}
+
+    return run
+
+
+def needs(train: float, no_grad: float = 0.0) -> dict[str, float]:
+    found = {"sample": STEPS, "train": train, "backward": train, "no_grad": no_grad}
+    return {phase: rows for phase, rows in found.items() if rows}
+
+
+@pytest.mark.parametrize("name", ["grpo", "grpo-guard", "dppo"])
+def test_a_coupled_algorithm_needs_one_forward_a_recorded_step(taken, name):
+    assert taken({"name": name}, SDE, updates=2, epochs=1) == needs(train=2)
+
+
+@pytest.mark.parametrize("name", ["grpo", "grpo-guard", "dppo"])
+def test_its_kl_needs_one_more(taken, name):
+    assert taken({"name": name, "kl": KL}, SDE, updates=2) == needs(train=2, no_grad=2)
+
+
+@pytest.mark.parametrize("name", ["nft", "awm"])
+@pytest.mark.parametrize(("updates", "old"), [(1, 0), (2, TIMES / 2), (4, TIMES * 3 / 4)])
+def test_old_weights_cost_nothing_while_they_are_the_present_ones(taken, name, updates, old):
+    """The first of an iteration's updates learns from pictures of the very weights it changes."""
+    assert taken({"name": name}, ODE, updates=updates) == needs(train=TIMES, no_grad=old)
+
+
+def test_old_weights_that_lag_behind_cost_a_forward_each_time(taken):
+    lagging = {"name": "nft", "old": {"name": "constant", "decay": 0.9}}
+    assert taken(lagging, ODE, updates=1) == needs(train=TIMES, no_grad=TIMES)
+
+
+@pytest.mark.parametrize("name", ["nft", "awm"])
+def test_a_kl_to_the_reference_costs_a_forward_each_time(taken, name):
+    assert taken({"name": name, "kl": KL}, ODE, updates=1) == needs(train=TIMES, no_grad=TIMES)
+
+
+def test_two_averages_that_are_the_same_weights_are_evaluated_once(taken):
+    both = {"name": "awm", "average_kl": KL, "average": {"name": "constant", "decay": 0.0}}
+    assert taken(both, ODE, updates=2) == needs(train=TIMES, no_grad=TIMES / 2)
+
+
+def test_a_pair_needs_its_two_arms_alone(taken):
+    assert taken({"name": "dpo"}, ODE, updates=2) == needs(train=TIMES * 2 / MEMBERS, no_grad=TIMES * 2 / MEMBERS)
+
+
+@pytest.mark.parametrize("name", ["dgpo", "crd"])
+def test_a_group_in_one_batch_needs_each_policy_once(taken, name):
+    assert taken({"name": name}, ODE, updates=2) == needs(train=TIMES, no_grad=TIMES)
+
+
+@pytest.mark.parametrize("name", ["dgpo", "crd"])
+def test_a_group_in_several_batches_is_looked_at_before_its_first_loss(taken, name):
+    assert taken({"name": name}, ODE, updates=2, batch_size=4) == needs(train=TIMES, no_grad=2 * TIMES)
+
+
+def test_a_group_in_several_batches_needs_no_look_while_nothing_has_changed(taken):
+    following = {"name": "crd", "old": {"name": "constant", "decay": 0.0}}
+    assert taken(following, ODE, updates=1, batch_size=4) == needs(train=TIMES)
+
+
+def test_crd_and_its_kl_need_three_policies(taken):
+    assert taken({"name": "crd", "kl": KL}, ODE) == needs(train=TIMES, no_grad=2 * TIMES)
+
+
+@pytest.mark.parametrize("name", ["nft", "dgpo"])
+def test_no_size_of_a_batch_changes_what_is_needed(taken, name, tmp_path):
+    whole = taken({"name": name}, ODE, updates=2, batch_size=PICTURES, sampling=PICTURES)
+    (tmp_path / "run").rename(tmp_path / "first")
+    assert taken({"name": name}, ODE, updates=2, batch_size=2 * MEMBERS, sampling=5, times_per_forward=TIMES) == whole
