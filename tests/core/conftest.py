@@ -21,6 +21,7 @@ from flowfactory.loop import Run, prepare, train
 from flowfactory.rundir import RunDirectory
 
 TOY = Path(__file__).parent / "toy_plugin.py"
+MATCH = Path(__file__).parent / "toy_match.py"
 BASE: dict[str, Any] = {
     "model": {"name": "toy", "p": 0.1, "q": 0.2},
     "algorithm": {"name": "score", "pull": 0.1},
@@ -73,6 +74,16 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def toy() -> Path:
     """The one-file plugin."""
     return TOY
+
+
+@pytest.fixture
+def matching() -> Callable[..., dict[str, Any]]:
+    """The change of the toy's config to the algorithm that brings its own times, with options."""
+
+    def change(**options: Any) -> dict[str, Any]:
+        return {"algorithm": {"name": "match", **options}, "plugins": [str(TOY), str(MATCH)]}
+
+    return change
 
 
 @pytest.fixture

@@ -10,61 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowfactory import Step
 from flowfactory.config import TrainingConfig
 from flowfactory.learner import Gathered, Learner
 from flowfactory.policy import REFERENCE, At
 
 OLD = (0.3, -0.2)  # START of conftest.py
 NEW = (0.36, -0.25)
-NOISE_LEVEL = 0.8
 ADVANTAGES = (1.2, -0.7, 0.4, -1.5, 0.9, -0.3, 2.0, -2.0)
 
+DYNAMICS = ["flow-sde", "dance-sde", "cps"]
+
 Weights = tuple[float, float]
-
-
-class ByHand:
-    """One recorded step x -> y from sigma to then, eq. 9: dx = [v + s²/(2 sigma) (x + (1 - sigma) v)] dt + s dw."""
-
-    def __init__(self, step: Step) -> None:
-        assert step.next_latents is not None
-        assert step.next_sigma is not None
-        self.x, self.y = step.latents.double().flatten(1), step.next_latents.double().flatten(1)
-        self.sigma, then = float(step.sigma[0]), float(step.next_sigma[0])
-        clean = 1 - (then if self.sigma == 1 else self.sigma)  # sigma 1 borrows it from the next, as the authors' code does
-        self.square = NOISE_LEVEL**2 * self.sigma / clean
-        self.dt = then - self.sigma
-        self.variance = self.square * -self.dt
-        # how far the mean moves with the velocity
-        self.slope = (1 + self.square * (1 - self.sigma) / (2 * self.sigma)) * self.dt
-
-    def velocity(self, weights: Weights) -> Tensor:
-        return weights[0] * self.x + weights[1] * self.sigma
-
-    def mean(self, weights: Weights) -> Tensor:
-        velocity = self.velocity(weights)
-        drift = velocity + self.square / (2 * self.sigma) * (self.x + (1 - self.sigma) * velocity)
-        return self.x + drift * self.dt
-
-    def log_density(self, weights: Weights) -> Tensor:
-        error = self.y - self.mean(weights)
-        return (-error.square() / (2 * self.variance) - math.log(2 * math.pi * self.variance) / 2).mean(1)
-
-    def by_weight(self, elements: Tensor) -> Tensor:
-        """[B, 2]: the mean over elements of a derivative by the velocity, times dv/dp = x and dv/dq = sigma."""
-        return torch.stack([(elements * self.x).mean(1), (elements * self.sigma).mean(1)], dim=1)
-
-    def score(self, weights: Weights) -> Tensor:
-        """[B, 2]: gradient of the log-density."""
-        return self.by_weight((self.y - self.mean(weights)) / self.variance * self.slope)
-
-    def divergence(self, form: str, weights: Weights, reference: Weights) -> tuple[Tensor, Tensor]:
-        """[B] and its gradient [B, 2]."""
-        if form == "velocity":
-            apart = self.velocity(weights) - self.velocity(reference)
-            return apart.square().mean(1), self.by_weight(2 * apart)
-        apart = self.mean(weights) - self.mean(reference)
-        return (apart.square() / (2 * self.variance)).mean(1), self.by_weight(apart / self.variance * self.slope)
 
 
 @dataclass(frozen=True)
@@ -75,9 +31,9 @@ class Worked:
     cut: Tensor
 
 
-def worked(step: Step, clip_range: float, kl: float, form: str) -> Worked:
+def worked(hand: Any, clip_range: float, kl: float, form: str) -> Worked:
     """Eq. 5 for one step: a good sample is pushed up until its ratio is 1 + c, a bad one down until it is 1 - c."""
-    hand, advantage = ByHand(step), torch.tensor(ADVANTAGES, dtype=torch.float64)
+    advantage = torch.tensor(ADVANTAGES, dtype=torch.float64)
     ratio = torch.exp(hand.log_density(NEW) - hand.log_density(OLD))
     good = advantage > 0
     cut = torch.where(good, ratio > 1 + clip_range, ratio < 1 - clip_range)
@@ -88,28 +44,30 @@ def worked(step: Step, clip_range: float, kl: float, form: str) -> Worked:
     return Worked(loss + kl * divergence, gradient + kl * slope, ratio, cut)
 
 
+@pytest.mark.parametrize("dynamics", DYNAMICS)
 @pytest.mark.parametrize("clip_range", [1e-3, 0.3], ids=["narrow", "wide"])
 @pytest.mark.parametrize(("kl", "form"), [(0.0, "mean"), (0.5, "mean"), (0.5, "velocity")])
-def test_loss_and_gradient_are_those_of_the_paper(learning: Any, clip_range: float, kl: float, form: str) -> None:
+def test_loss_and_gradient_are_those_of_the_paper(learning: Any, by_hand: Any, clip_range: float, kl: float, form: str) -> None:
     run = learning(ADVANTAGES, clip_range=clip_range, kl=kl, kl_form=form)
     run.move_to(*NEW)
     losses = run.losses()
     assert len(losses) == len(run.experience.steps) == 3
     for loss, step in zip(losses, run.experience.steps, strict=True):
-        expected = worked(step, clip_range, kl, form)
+        expected = worked(by_hand(step), clip_range, kl, form)
         torch.testing.assert_close(loss.values.double(), expected.loss, rtol=1e-5, atol=1e-5)
         for sample in range(8):
             gradient = run.gradient(loss.values[sample])
             torch.testing.assert_close(gradient, expected.gradient[sample], rtol=1e-3, atol=2e-5)
 
 
-def test_the_clip_cuts_on_the_side_that_the_advantage_pushes_to(learning: Any) -> None:
+@pytest.mark.parametrize("dynamics", DYNAMICS)
+def test_the_clip_cuts_on_the_side_that_the_advantage_pushes_to(learning: Any, by_hand: Any) -> None:
     clip_range = 1e-3
     run = learning(ADVANTAGES, clip_range=clip_range)
     run.move_to(*NEW)
     sides = set()
     for loss, step in zip(run.losses(), run.experience.steps, strict=True):
-        expected = worked(step, clip_range, 0.0, "mean")
+        expected = worked(by_hand(step), clip_range, 0.0, "mean")
         for sample, advantage in enumerate(ADVANTAGES):
             ratio = float(expected.ratio[sample])
             assert abs(abs(ratio - 1) - clip_range) > 1e-5, "too near to the bound to tell its sides"
@@ -124,13 +82,15 @@ def test_the_clip_cuts_on_the_side_that_the_advantage_pushes_to(learning: Any) -
 
 
 @pytest.mark.parametrize("batch_size", [8, 3])
-def test_an_update_is_the_mean_over_all_samples_and_steps_whatever_the_batches(learning: Any, batch_size: int) -> None:
+def test_an_update_is_the_mean_over_all_samples_and_steps_whatever_the_batches(
+    learning: Any, by_hand: Any, batch_size: int
+) -> None:
     run = learning(ADVANTAGES, batch_size=batch_size, clip_range=1e-3, kl=0.5)
     run.move_to(*NEW)
     learner = Learner(run.policy, TrainingConfig.model_validate({"max_grad_norm": 1e9}))
     gathered = Gathered()
     learner.step(run.hooks.update(run.experience, run.policy), gathered)
-    parts = [worked(step, 1e-3, 0.5, "mean") for step in run.experience.steps]
+    parts = [worked(by_hand(step), 1e-3, 0.5, "mean") for step in run.experience.steps]
     gradient = [run.policy.parameters[f"transformer.{name}"].grad.double() for name in ("p", "q")]
     expected = torch.cat([part.gradient for part in parts]).mean(0)
     torch.testing.assert_close(torch.stack(gradient), expected, rtol=1e-3, atol=1e-6)
@@ -140,14 +100,25 @@ def test_an_update_is_the_mean_over_all_samples_and_steps_whatever_the_batches(l
     assert metrics["ratio/max_deviation"] == pytest.approx(float(deviations.max()), abs=1e-5)
 
 
-def test_the_recorded_log_density_is_the_mean_of_the_elements_normal_log_density(learning: Any) -> None:
+@pytest.mark.parametrize("dynamics", ["flow-sde", "dance-sde"])
+def test_the_recorded_log_density_is_the_mean_of_the_elements_normal_log_density(learning: Any, by_hand: Any) -> None:
     run = learning(ADVANTAGES)
     for step in run.experience.steps:
-        hand = ByHand(step)
-        normal: Any = torch.distributions.Normal(hand.mean(OLD), math.sqrt(hand.variance))
+        hand = by_hand(step)
+        normal: Any = torch.distributions.Normal(hand.mean(OLD), hand.std)
         torch.testing.assert_close(step.log_prob.double(), normal.log_prob(hand.y).mean(1), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dynamics", ["cps"])
+def test_the_recorded_log_density_of_cps_is_minus_the_mean_squared_error(learning: Any, by_hand: Any) -> None:
+    run = learning(ADVANTAGES)
+    for step in run.experience.steps:
+        hand = by_hand(step)
+        error = -(hand.y - hand.mean(OLD)).square().mean(1)
+        torch.testing.assert_close(step.log_prob.double(), error, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dynamics", DYNAMICS)
 @pytest.mark.parametrize("kl", [0.0, 0.5])
 def test_before_the_first_update_every_ratio_is_exactly_one(learning: Any, kl: float) -> None:
     run = learning(ADVANTAGES, kl=kl)
@@ -157,10 +128,11 @@ def test_before_the_first_update_every_ratio_is_exactly_one(learning: Any, kl: f
         assert torch.equal(loss.values, -run.experience.advantages)
 
 
-def test_a_first_gradient_is_the_policy_gradient_unhalved_by_the_tie_at_one(learning: Any) -> None:
+@pytest.mark.parametrize("dynamics", DYNAMICS)
+def test_a_first_gradient_is_the_policy_gradient_unhalved_by_the_tie_at_one(learning: Any, by_hand: Any) -> None:
     run = learning(ADVANTAGES)
     for loss, step in zip(run.losses(), run.experience.steps, strict=True):
-        score = ByHand(step).score(OLD)
+        score = by_hand(step).score(OLD)
         for sample, advantage in enumerate(ADVANTAGES):
             gradient = run.gradient(loss.values[sample])
             torch.testing.assert_close(gradient, -advantage * score[sample], rtol=1e-3, atol=1e-5)
@@ -178,14 +150,16 @@ def test_an_advantage_of_zero_moves_nothing(learning: Any, weights: Weights) -> 
 
 
 @pytest.mark.parametrize("good", range(8))
-def test_an_update_raises_the_density_of_a_better_sample_and_lowers_that_of_a_worse_one(learning: Any, good: int) -> None:
+def test_an_update_raises_the_density_of_a_better_sample_and_lowers_that_of_a_worse_one(
+    learning: Any, by_hand: Any, good: int
+) -> None:
     for sign in (1.0, -1.0):
         advantages = [0.0] * 8
         advantages[good] = sign
         run = learning(advantages)
         for loss, step in zip(run.losses(), run.experience.steps, strict=True):
             p, q = (torch.tensor(OLD, dtype=torch.float64) - 1e-4 * run.gradient(loss.values)).tolist()
-            hand = ByHand(step)
+            hand = by_hand(step)
             change = float((hand.log_density((p, q)) - hand.log_density(OLD))[good])
             assert change * sign > 0
 

@@ -1,4 +1,4 @@
-"""A one-file plugin for the runs of these tests: the two-parameter flow, and a reward for bright pictures."""
+"""A one-file plugin for the runs of these tests: the two-parameter flow, a reward for bright pictures, and dynamics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from flowfactory import ComponentConfig, Samples, hookimpl
+from flowfactory import ComponentConfig, DynamicsConfig, Samples, hookimpl
+from flowfactory.dynamics import FlowSDE, FlowSDEConfig
 from flowfactory.testing import TwoParameterConfig
 
 
@@ -27,7 +28,15 @@ class Bright:
         return {self.label: samples.media.flatten(1).mean(1)}
 
 
+class UnstatedConfig(DynamicsConfig):
+    """Noisy steps that do not say whether their mean is linear in the velocity."""
+
+    def build(self, label: str) -> FlowSDE:
+        return FlowSDEConfig().build(label)
+
+
 @hookimpl
 def register_components(register: Callable[[str, str, Any], None]) -> None:
     register("model", "two-parameter", TwoParameterConfig)
     register("reward", "bright", BrightConfig)
+    register("dynamics", "unstated", UnstatedConfig)

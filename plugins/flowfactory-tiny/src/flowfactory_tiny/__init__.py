@@ -1,4 +1,4 @@
-"""A small trained text-to-image generator, a verifiable reward for it, and the quickstart."""
+"""A small trained text-to-image generator, a verifiable reward for it, the quickstart and an example of each algorithm."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,8 @@ FOLDER = Path(__file__).parent
 
 @hookimpl
 def register_components(register: Callable[[str, str, Any], None]) -> None:
-    """Register ``model: {name: tiny}``, the reward ``scene`` and the example ``quickstart``."""
+    """Register ``model: {name: tiny}``, the reward ``scene`` and the examples."""
     register("model", "tiny", "flowfactory_tiny.model:TinyConfig")
     register("reward", "scene", "flowfactory_tiny.reward:SceneConfig")
-    register("example", "quickstart", FOLDER / "examples" / "quickstart.yaml")
+    for path in sorted((FOLDER / "examples").glob("*.yaml")):
+        register("example", path.stem, path)

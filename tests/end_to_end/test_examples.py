@@ -1,0 +1,28 @@
+"""Every algorithm has a bundled example of its name, which trains."""
+
+from pathlib import Path
+
+import pytest
+
+from flowfactory import config
+from flowfactory.catalogue import discover
+from flowfactory.loop import train
+
+ALGORITHMS = sorted(discover().components["algorithm"])
+SHORT = ("training.iterations=2", "sampling.groups=2", "sampling.group_size=6", "sampling.steps=4", "prompts.heldout=null")
+
+
+def test_every_algorithm_has_an_example():
+    assert set(discover().components["example"]) == {*ALGORITHMS, "quickstart"}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_example_is_of_the_algorithm_it_is_named_after_and_trains(name, tmp_path, cache, monkeypatch):
+    monkeypatch.setenv("FLOWFACTORY_CACHE", str(cache))
+    chosen = config.load(name, SHORT, out=tmp_path / "run")
+    assert chosen.algorithm.name == name
+    said: list[str] = []
+    records = train(chosen, say=said.append).records()
+    assert sum(line.startswith("preflight: ") for line in said) == 4
+    assert [record["iteration"] for record in records] == [0, 1, 2]
+    assert all(record["grad_norm"] > 0 for record in records[1:])

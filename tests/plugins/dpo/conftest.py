@@ -1,0 +1,126 @@
+"""DPO and DGPO joined to the two-parameter flow: velocity = p x + q sigma, so that gradients can be worked out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowfactory import AlgorithmConfig, Experience, Policy, testing
+from flowfactory.config import validate
+from flowfactory.loop import Clock, Run, gather, prepare
+from flowfactory.testing import ODE, Learning
+from flowfactory.times import Places
+
+START = (0.3, -0.2)
+Weights = tuple[float, float]
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of its own, and no other plugin, wherever the tests are run."""
+    monkeypatch.setenv("FLOWFACTORY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FLOWFACTORY_PLUGINS", "dpo")
+
+
+@pytest.fixture
+def learning(tmp_path: Path) -> Callable[..., Learning]:
+    """``learning(config, advantages)``: groups of 4 samples, the first's prompt one letter long, drawn at START."""
+
+    def build(
+        config: AlgorithmConfig, advantages: Sequence[float], batch_size: int = 12, times_per_forward: int = 1
+    ) -> Learning:
+        return testing.learning(
+            config,
+            advantages,
+            tmp_path / "conditions",
+            START,
+            dynamics=ODE(),
+            batch_size=batch_size,
+            times_per_forward=times_per_forward,
+        )
+
+    return build
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    """A config of three iterations of two updates on the two-parameter flow, as a mapping; it wants an algorithm."""
+    (tmp_path / "train.txt").write_text("a\nbb\nccc\n")
+    return {
+        "model": {"name": "two-parameter", "p": START[0], "q": START[1]},
+        "rewards": {"light": "bright"},
+        "prompts": {"train": str(tmp_path / "train.txt"), "negative": "seven l"},
+        "sampling": {"groups": 3, "group_size": 4, "size": [4, 4], "steps": 4, "batch_size": 8, "dynamics": "ode"},
+        "training": {"iterations": 3, "updates": 2, "batch_size": 4, "optimizer": {"lr": 0.02}},
+        "output": {"dir": str(tmp_path / "run")},
+        "plugins": [str(Path(__file__).with_name("flows.py"))],
+        "device": "cpu",
+    }
+
+
+@pytest.fixture
+def drawn(settings: dict[str, Any]) -> Callable[..., tuple[Run, Experience]]:
+    """``drawn(algorithm)``: a run on the flow that minds guidance, with what its first iteration drew under guidance 1."""
+
+    def begin(algorithm: dict[str, Any]) -> tuple[Run, Experience]:
+        settings["model"]["name"] = "guided"
+        run = prepare(validate(settings | {"algorithm": algorithm}))
+        run.assembly.hooks.run_started(run.info, run.policy)
+        return run, gather(run, 0, Clock(run.policy.device))
+
+    return begin
+
+
+class ByHand:
+    """Rows of places in float64: the error e = mean (v - (noise - clean))² of given weights (p, q), and its gradient.
+
+    ``lengths`` [b] is what the flow that minds guidance multiplies sigma by.
+    """
+
+    def __init__(self, at: Places, lengths: Tensor | float = 1.0) -> None:
+        self.x, self.target = at.step.latents.double().flatten(1), at.target.double().flatten(1)
+        self.sigma = (at.step.sigma.double() * lengths)[:, None]
+
+    def velocity(self, weights: Weights) -> Tensor:
+        return weights[0] * self.x + weights[1] * self.sigma
+
+    def error(self, weights: Weights) -> Tensor:
+        return (self.velocity(weights) - self.target).square().mean(1)
+
+    def slope(self, weights: Weights) -> Tensor:
+        """[b, 2]: the gradient of the error, dv/dp = x and dv/dq = sigma."""
+        return self._by_weight(2 * (self.velocity(weights) - self.target))
+
+    def divergence(self, weights: Weights, reference: Weights) -> tuple[Tensor, Tensor]:
+        """Mean squared difference of the two velocities [b], and its gradient [b, 2]."""
+        apart = self.velocity(weights) - self.velocity(reference)
+        return apart.square().mean(1), self._by_weight(2 * apart)
+
+    def _by_weight(self, elements: Tensor) -> Tensor:
+        return torch.stack([(elements * self.x).mean(1), (elements * self.sigma).mean(1)], dim=1)
+
+
+@pytest.fixture
+def by_hand() -> type[ByHand]:
+    return ByHand
+
+
+class Count:
+    """Counts forwards of a policy's module."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.forwards = 0
+        policy.modules["transformer"].register_forward_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.forwards += 1
+
+
+@pytest.fixture
+def count() -> type[Count]:
+    return Count

@@ -1,0 +1,81 @@
+"""DiffusionNFT joined to the two-parameter flow: velocity = p x + q sigma, so that its gradients can be worked out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowfactory import Policy, testing
+from flowfactory.testing import ODE, Learning
+from flowfactory.types import Dynamics
+from flowfactory_nft.nft import NFTConfig
+
+START = (0.3, -0.2)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWFACTORY_CACHE", str(tmp_path / "cache"))
+
+
+Learn = Callable[..., Learning]
+
+
+@pytest.fixture
+def learning(tmp_path: Path) -> Learn:
+    """``learning(advantages, beta=…, kl=…)``: samples that the flow at START drew in 4 steps of the ODE."""
+
+    def build(
+        advantages: Sequence[float],
+        batch_size: int = 8,
+        times_per_forward: int = 1,
+        dynamics: Dynamics | None = None,
+        **options: Any,
+    ) -> Learning:
+        return testing.learning(
+            NFTConfig.model_validate(options),
+            advantages,
+            tmp_path / "conditions",
+            START,
+            dynamics=dynamics or ODE(),
+            batch_size=batch_size,
+            times_per_forward=times_per_forward,
+        )
+
+    return build
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    """A config of three iterations of two updates on the two-parameter flow, as a mapping."""
+    (tmp_path / "train.txt").write_text("a\nbb\nccc\n")
+    return {
+        "model": "two-parameter",
+        "algorithm": {"name": "nft"},
+        "rewards": {"light": "bright"},
+        "prompts": {"train": str(tmp_path / "train.txt")},
+        "sampling": {"groups": 2, "group_size": 4, "size": [4, 4], "steps": 6, "batch_size": 8},
+        "training": {"iterations": 3, "updates": 2, "batch_size": 3, "optimizer": {"lr": 0.02}},
+        "output": {"dir": str(tmp_path / "run")},
+        "plugins": [str(Path(__file__).with_name("two_parameter.py"))],
+        "device": "cpu",
+    }
+
+
+class Count:
+    """Counts forwards of a policy's module."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.forwards = 0
+        policy.modules["transformer"].register_forward_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.forwards += 1
+
+
+@pytest.fixture
+def count() -> type[Count]:
+    return Count
