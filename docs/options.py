@@ -1,7 +1,8 @@
 """The directive ``options``: a table of every key of a config class, made while the pages are built.
 
-``{options} training`` is a section of the config, ``{options} training.optimizer`` one further down, and
-``{options} algorithm grpo`` a component as ``flowfactory plugins list`` names it.
+``{options} training`` is a section of the config, ``{options} training.optimizer`` one further down,
+``{options} algorithm grpo`` a component as ``flowfactory plugins list`` names it, and ``{options} average power`` one of
+the choices of UNIONS.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from flowfactory.averages import Decay
 from flowfactory.catalogue import discover
 from flowfactory.config import ComponentConfig, LoraConfig, ModelConfig, schema_type
+from flowfactory.dynamics import Slide
+from flowfactory.times import Times
 
 UNITS = {
     "LoraConfig.rank": "dimensions",
@@ -35,6 +39,7 @@ UNITS = {
     "TrainingConfig.updates": "optimizer steps",
     "TrainingConfig.epochs": "passes",
     "TrainingConfig.batch_size": "pictures",
+    "TrainingConfig.times_per_forward": "steps or times a picture",
     "TrainingConfig.warmup": "optimizer steps",
     "TrainingConfig.max_grad_norm": "L2 norm of all gradients",
     "EvaluationConfig.every": "iterations",
@@ -46,15 +51,57 @@ UNITS = {
     "EvaluationConfig.pictures": "pictures",
     "OutputConfig.checkpoint_every": "iterations",
     "RunConfig.seed": "",
+    "SDEConfig.sde_steps": "steps, from 0",
+    "SDEConfig.num_sde_steps": "steps",
+    "Slide.every": "iterations",
+    "Slide.stride": "candidates",
     "FlowSDEConfig.noise_level": "factor",
-    "FlowSDEConfig.sde_steps": "steps, from 0",
-    "FlowSDEConfig.num_sde_steps": "steps",
+    "DanceSDEConfig.noise_level": "spread",
+    "CPSConfig.noise_level": "right angles",
+    "Constant.decay": "share",
+    "Power.power": "exponent",
+    "Power.decay": "share",
+    "Linear.start": "share",
+    "Linear.end": "share",
+    "Linear.iterations": "iterations",
+    "PiecewiseLinear.points": "iterations, share",
+    "Cosine.start": "share",
+    "Cosine.end": "share",
+    "Cosine.iterations": "iterations",
+    "WarmupCosine.warmup": "iterations",
+    "WarmupCosine.start": "share",
+    "WarmupCosine.end": "share",
+    "WarmupCosine.iterations": "iterations",
+    "_Range.count": "times",
+    "_Range.low": "sigma",
+    "_Range.high": "sigma",
+    "_Continuous.shift": "factor",
+    "LogitNormal.mean": "log-odds of sigma",
+    "LogitNormal.std": "log-odds of sigma",
+    "CoupledConfig.kl": "factor",
     "GRPOConfig.clip_range": "ratio",
-    "GRPOConfig.kl": "factor",
+    "GRPOGuardConfig.clip_range": "normalised ratio",
+    "DPPOConfig.kl_bound": "nats an element",
+    "NFTConfig.beta": "factor",
+    "NFTConfig.advantage_max": "advantage",
+    "NFTConfig.kl": "factor",
+    "AWMConfig.power": "exponent",
+    "AWMConfig.clip_range": "ratio",
+    "AWMConfig.kl": "factor",
+    "AWMConfig.average_kl": "factor",
+    "ReferenceConfig.reference_guidance": "factor",
+    "DPOConfig.beta": "factor",
+    "DGPOConfig.beta": "factor",
+    "DGPOConfig.kl": "factor",
+    "CRDConfig.beta": "factor",
+    "CRDConfig.temperature": "optimality",
+    "CRDConfig.advantage_max": "advantage",
+    "CRDConfig.kl": "factor",
+    "CRDConfig.kl_guidance": "factor",
     "SD3Config.max_sequence_length": "tokens",
     "TinyConfig.max_sequence_length": "tokens",
 }
-"""What a number counts, by class and key; every number of a documented class stands here."""
+"""What a number counts, by class and key; every number of a documented class, or of a class above it, stands here."""
 
 MEANINGS = {
     "LoraConfig.rank": "of the two factors of an adapter",
@@ -89,20 +136,37 @@ DEFAULTS = {
 }
 """Defaults that are made while a config is loaded."""
 
-SHARED: dict[str, type[BaseModel]] = {"model": ModelConfig, "lora": LoraConfig}
+SHARED: dict[str, type[BaseModel]] = {"model": ModelConfig, "lora": LoraConfig, "slide": Slide}
 """Classes that stand in no one place of a config."""
+
+UNIONS: dict[str, tuple[type[BaseModel], ...]] = {
+    "average": get_args(get_args(Decay)[0]),
+    "times": get_args(get_args(Times)[0]),
+}
+"""Classes of which a config chooses one by its ``name``."""
 
 
 def rows(config: type[BaseModel]) -> list[tuple[str, str, str, str, str]]:
     """(key, type, default, unit, meaning) of every key of ``config``."""
     found = []
     for key, field in config.model_fields.items():
-        if key == "name" and issubclass(config, ComponentConfig):
+        if key == "name" and (issubclass(config, ComponentConfig) or is_choice(config)):
             continue
-        place = f"{config.__name__}.{key}"
-        meaning = field.description or MEANINGS.get(place, "")
-        found.append((key, kind(field.annotation) + bounds(field), default(place, field), UNITS.get(place, ""), meaning))
+        meaning = field.description or said(MEANINGS, config, key)
+        unit = said(UNITS, config, key)
+        found.append((key, kind(field.annotation) + bounds(field), default(config, key, field), unit, meaning))
     return found
+
+
+def said(of: dict[str, str], config: type[BaseModel], key: str) -> str:
+    """What ``of`` says of the key of ``config``, or of a class that it inherits from."""
+    places = (f"{owner.__name__}.{key}" for owner in config.__mro__)
+    return next((of[place] for place in places if place in of), "")
+
+
+def is_choice(config: type[BaseModel]) -> bool:
+    """Whether ``config`` is one of a union's classes, told from the others by ``name``."""
+    return any(config in classes for classes in UNIONS.values())
 
 
 def table(config: type[BaseModel]) -> list[str]:
@@ -122,6 +186,8 @@ def kind(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         if all(isinstance(argument, type) and issubclass(argument, ComponentConfig) for argument in arguments):
             return "component"
+        if chosen := [noun for noun, classes in UNIONS.items() if set(classes) == set(arguments)]:
+            return chosen[0]
         return " or ".join("null" if argument is type(None) else kind(argument) for argument in arguments)
     if origin is Literal:
         return " or ".join(str(argument) for argument in arguments)
@@ -146,10 +212,10 @@ def bounds(field: FieldInfo) -> str:
     return "".join(f", {sign} {limit:g}" for sign, limit in found if limit is not None and limit < 2**53)
 
 
-def default(place: str, field: FieldInfo) -> str:
+def default(config: type[BaseModel], key: str, field: FieldInfo) -> str:
     """The default as YAML; ``required`` where there is none, nothing where the key is a section of its own."""
-    if place in DEFAULTS:
-        return DEFAULTS[place]
+    if made := said(DEFAULTS, config, key):
+        return made
     if field.is_required():
         return "required"
     return "" if is_section(field.annotation) else written(field.default)
@@ -164,8 +230,13 @@ def written(value: Any) -> str:
     """A value as YAML."""
     if value is None:
         return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, BaseModel):
         inner = {key: item for key, item in value if item is not None}
+        if is_choice(type(value)):  # the name, and what is not as that choice has it anyway
+            usual = {key: field.default for key, field in type(value).model_fields.items()}
+            inner = {"name": inner["name"]} | {key: item for key, item in inner.items() if item != usual[key]}
         return "{" + ", ".join(f"{key}: {written(item)}" for key, item in inner.items()) + "}"
     if isinstance(value, tuple | list):
         return "[" + ", ".join(written(item) for item in value) + "]"
@@ -181,6 +252,8 @@ def written(value: Any) -> str:
 def config_class(words: str) -> type[BaseModel]:
     """The class that a directive names."""
     first, _, name = words.partition(" ")
+    if first in UNIONS:
+        return next(choice for choice in UNIONS[first] if choice.model_fields["name"].default == name)
     if name:
         return discover().find(first, name).config_class()
     if first == "run":
