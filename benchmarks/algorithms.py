@@ -2,7 +2,7 @@
 
     python benchmarks/algorithms.py [--out benchmarks/results]
 
-Runs three small iterations of each on the embedded generator and counts the second, in multiples of the pictures that the
+Runs four small iterations of each on the embedded generator and counts the third, in multiples of the pictures that the
 iteration draws: 6.0 is six forwards a picture. "sample" draws, "train" is differentiable, "no_grad" is not. Writes
 algorithms.json and prints it as a table. No figure depends on the machine.
 """
@@ -36,7 +36,7 @@ VARIANTS = {
     "crd, kl": ("{name: crd, kl: 0.01}", ODE),
 }
 PICTURES = 4 * 6
-SMALL = ["sampling.groups=4", "sampling.group_size=6", "sampling.steps=4", "training.iterations=3", "prompts.heldout=null"]
+SMALL = ["sampling.groups=4", "sampling.group_size=6", "sampling.steps=4", "training.iterations=4", "prompts.heldout=null"]
 
 
 def count(algorithm: str, dynamics: str, batch_size: int, updates: int) -> dict[str, float]:
@@ -45,7 +45,7 @@ def count(algorithm: str, dynamics: str, batch_size: int, updates: int) -> dict[
         options += [f"training.batch_size={batch_size}", "training.optimizer.lr=1e-5"]
         counted = Count()
         train(config.load("quickstart", options, out=Path(folder) / "run"), observers=[counted], say=lambda _: None)
-    found = counted.iterations[2]
+    found = counted.iterations[3]
     return {name: round(found.get(name, 0) / PICTURES, 3) for name in ("sample", "train", "no_grad", "backward")}
 
 

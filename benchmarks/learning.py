@@ -1,11 +1,12 @@
 """Every algorithm on the embedded generator within one budget of transformer forwards: held-out score before and after.
 
-    python benchmarks/learning.py [--seeds 1 2 3] [--forwards 70000] [--workers 2] [--only grpo nft …] [--out FOLDER]
+    python benchmarks/learning.py [--seeds 1 2 3] [--forwards 50000] [--workers 2] [--only grpo nft …] [--out FOLDER]
 
 Each runs its bundled example for as many iterations as the budget allows, one thread a run. A forward is one picture through
 the transformer once, differentiable or not; evaluation does not count. The held-out strict score is of 4 pictures for each of
-240 prompts, with noise that does not change. Writes learning.json, learning.svg (training reward by forwards, a curve an
-algorithm, the mean of its seeds) and learning.md, the table. Runs that are in learning.json already are not run again.
+240 prompts, with noise that does not change. Writes learning.json, and in docs/algorithms learning.inc, the table, and
+learning.svg: training reward by forwards, a curve an algorithm, the mean of its seeds. Runs that are in learning.json already
+are not run again.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Any
 
 ALGORITHMS = ("grpo", "grpo-guard", "dppo", "nft", "awm", "dpo", "dgpo", "crd")
 MEMBERS = 4
+PAGES = Path(__file__).parents[1] / "docs" / "algorithms"
 SCORE = "eval/strict/mean"
 COLOURS = ("#2563eb", "#7c3aed", "#0891b2", "#dc2626", "#ea580c", "#65a30d", "#111827", "#db2777")
 
@@ -42,9 +44,9 @@ def run(name: str, seed: int, forwards: int) -> dict[str, Any]:
             directory = train(config.load(name, settings, out=Path(folder) / "run"), observers=[counted], say=lambda _: None)
             return directory.records(), counted
 
-    # the second of two iterations is what every further one takes
-    _, counted = trained(2, "prompts.heldout=null")
-    each = _forwards(counted.iterations[2])
+    # averages differ from the present weights from the third iteration on, which takes what every further one does
+    _, counted = trained(3, "prompts.heldout=null")
+    each = _forwards(counted.iterations[3])
     started = time.perf_counter()
     records, counted = trained(forwards // each)
     evaluated = [record for record in records if SCORE in record]
@@ -145,7 +147,7 @@ def curves(runs: list[dict[str, Any]], width: int = 640, height: int = 300) -> s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--forwards", type=int, default=70_000)
+    parser.add_argument("--forwards", type=int, default=50_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", nargs="+", default=list(ALGORITHMS))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -168,8 +170,8 @@ def main() -> None:
             rows = summary(runs)
             result = {"forwards": arguments.forwards, "rows": rows, "runs": runs, "machine": machine(), "versions": versions()}
             file.write_text(json.dumps(result) + "\n")
-            (arguments.out / "learning.md").write_text(table(rows))
-            (arguments.out / "learning.svg").write_text(curves(runs))
+            (PAGES / "learning.inc").write_text(table(rows))
+            (PAGES / "learning.svg").write_text(curves(runs))
     print(table(summary(runs)))
 
 

@@ -16,8 +16,9 @@ import pytest
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
+from flowfactory.catalogue import discover
 from flowfactory.cli import app
-from flowfactory.config import parse_yaml
+from flowfactory.config import parse_yaml, validate
 from flowfactory.errors import RunError, UserError
 from flowfactory_tiny import pretrain, scenes
 from flowfactory_tiny import prompts as tiny_prompts
@@ -274,3 +275,23 @@ def test_nothing_is_left_to_do_outside_the_marked_regions() -> None:
     for page in WRITTEN:
         text = re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         assert not re.search(r"\b(TODO|FIXME|TBD|XXX)\b", text), page
+
+
+def merged(base: dict, more: dict) -> dict:
+    mapping = {key: merged(base[key], value) if isinstance(base.get(key), dict) else value for key, value in more.items()}
+    return base | mapping
+
+
+FRAGMENTS = [
+    block
+    for page in sorted((DOCS / "algorithms").glob("*.md"))
+    for block in blocks_of(page)
+    if block.language == "yaml" and not block.file
+]
+
+
+@pytest.mark.parametrize("block", FRAGMENTS, ids=lambda block: f"{block.page.stem}: {block.text.splitlines()[0]}")
+def test_a_part_of_a_config_in_a_page_of_an_algorithm_completes_the_example_of_that_algorithm(block):
+    example = discover().components["example"][block.page.stem].spec
+    raw = merged(parse_yaml(example.read_text(), example.name), parse_yaml(block.text, block.page.name))
+    assert validate(raw, folder=example.parent).algorithm.name == block.page.stem

@@ -1,7 +1,5 @@
 """Every algorithm has a bundled example of its name, which trains."""
 
-from pathlib import Path
-
 import pytest
 
 from flowfactory import config

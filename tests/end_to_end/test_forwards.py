@@ -16,7 +16,7 @@ KL = 0.01
 
 @pytest.fixture
 def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """``taken(algorithm, dynamics, **training)``: forwards a picture of the second of three iterations."""
+    """``taken(algorithm, dynamics, **training)``: forwards a picture of the third of four iterations."""
     monkeypatch.setenv("FLOWFACTORY_CACHE", str(tmp_path / "cache"))
     (tmp_path / "prompts.txt").write_text("a\nbb\nccc\ndddd\neeeee\n")
 
@@ -35,13 +35,13 @@ def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 "dynamics": dynamics,
                 "batch_size": training.pop("sampling", 8),
             },
-            "training": {"iterations": 3, "batch_size": 2 * MEMBERS, "optimizer": {"lr": 0.01}, **training},
+            "training": {"iterations": 4, "batch_size": 2 * MEMBERS, "optimizer": {"lr": 0.01}, **training},
             "output": {"dir": str(tmp_path / "run")},
             "plugins": [str(Path(__file__).with_name("two_parameter.py"))],
             "device": "cpu",
         }
         train(config.validate(raw), observers=[counted], say=lambda _: None)
-        return {phase: rows / PICTURES for phase, rows in counted.iterations[2].items()}
+        return {phase: rows / PICTURES for phase, rows in counted.iterations[3].items()}
 
     return run
 
@@ -65,7 +65,8 @@ def test_its_kl_needs_one_more(taken, name):
 @pytest.mark.parametrize(("updates", "old"), [(1, 0), (2, TIMES / 2), (4, TIMES * 3 / 4)])
 def test_old_weights_cost_nothing_while_they_are_the_present_ones(taken, name, updates, old):
     """The first of an iteration's updates learns from pictures of the very weights it changes."""
-    assert taken({"name": name}, ODE, updates=updates) == needs(train=TIMES, no_grad=old)
+    following = {"name": name} | ({"old": {"name": "constant", "decay": 0.0}} if name == "nft" else {})
+    assert taken(following, ODE, updates=updates) == needs(train=TIMES, no_grad=old)
 
 
 def test_old_weights_that_lag_behind_cost_a_forward_each_time(taken):
@@ -75,7 +76,8 @@ def test_old_weights_that_lag_behind_cost_a_forward_each_time(taken):
 
 @pytest.mark.parametrize("name", ["nft", "awm"])
 def test_a_kl_to_the_reference_costs_a_forward_each_time(taken, name):
-    assert taken({"name": name, "kl": KL}, ODE, updates=1) == needs(train=TIMES, no_grad=TIMES)
+    following = {"name": name, "kl": KL} | ({"old": {"name": "constant", "decay": 0.0}} if name == "nft" else {})
+    assert taken(following, ODE, updates=1) == needs(train=TIMES, no_grad=TIMES)
 
 
 def test_two_averages_that_are_the_same_weights_are_evaluated_once(taken):
@@ -100,6 +102,12 @@ def test_a_group_in_several_batches_is_looked_at_before_its_first_loss(taken, na
 def test_a_group_in_several_batches_needs_no_look_while_nothing_has_changed(taken):
     following = {"name": "crd", "old": {"name": "constant", "decay": 0.0}}
     assert taken(following, ODE, updates=1, batch_size=4) == needs(train=TIMES)
+
+
+@pytest.mark.parametrize("batch_size", [2 * MEMBERS, 4])
+def test_a_kl_to_the_very_reference_of_the_preference_costs_nothing(taken, batch_size):
+    looked = 0 if batch_size > MEMBERS else TIMES
+    assert taken({"name": "dgpo", "kl": KL}, ODE, batch_size=batch_size) == needs(train=TIMES, no_grad=TIMES + looked)
 
 
 def test_crd_and_its_kl_need_three_policies(taken):

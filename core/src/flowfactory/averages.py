@@ -10,9 +10,9 @@ import math
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
-from flowfactory.strict import Strict
+from flowfactory.strict import Strict, name_only
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -106,4 +106,8 @@ class WarmupCosine(Strict):
         return Cosine(start=self.start, end=self.end, iterations=self.iterations)(iteration - self.warmup)
 
 
-Decay = Annotated[Constant | Power | Linear | PiecewiseLinear | Cosine | WarmupCosine, Field(discriminator="name")]
+Decay = Annotated[
+    Constant | Power | Linear | PiecewiseLinear | Cosine | WarmupCosine,
+    Field(discriminator="name"),
+    BeforeValidator(name_only),
+]

@@ -24,7 +24,7 @@ from pydantic import (
 from flowfactory.averages import Decay
 from flowfactory.catalogue import Catalogue, discover, suggestion
 from flowfactory.errors import UserError
-from flowfactory.strict import Strict
+from flowfactory.strict import Strict, name_only
 
 
 class _Typed(str):
@@ -429,10 +429,6 @@ _EXTRA_FIELDS: dict[str, dict[str, Any]] = {
 }
 
 
-def _name_only(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
 def choice(catalogue: Catalogue, kind: str, names: Iterable[str]) -> Any:
     """The type of a config's slot for one of the components ``names`` of ``kind``, told apart by ``name``."""
     options: list[Any] = []
@@ -455,7 +451,7 @@ def schema_type(catalogue: Catalogue, names: Mapping[str, Iterable[str]] | None 
     annotated: Any = Annotated  # made at run time, where mypy wants types it can read
 
     def slot(kind: str) -> Any:
-        return annotated[choice(catalogue, kind, chosen.get(kind, ())), BeforeValidator(_name_only)]
+        return annotated[choice(catalogue, kind, chosen.get(kind, ())), BeforeValidator(name_only)]
 
     rewards: Any = GenericAlias(dict, (str, slot("reward")))
     trackers: Any = GenericAlias(tuple, (slot("tracker"), ...))
@@ -505,6 +501,11 @@ def _explain(error: ValidationError, schema: type[BaseModel], source: str, overr
         message = f"unknown key{suggestion(keys[-1], known)}"
     elif first["type"] == "value_error":
         message = str(first["ctx"]["error"])
+    elif first["type"] == "union_tag_invalid":
+        names = re.findall(r"'([^']+)'", first["ctx"]["expected_tags"])
+        message = f"there is no {first['ctx']['tag']!r}{suggestion(first['ctx']['tag'], names)}"
+    elif first["type"] == "union_tag_not_found":
+        message = "say which with 'name'"
     elif first["type"] == "missing":
         message = "this key is missing"
     else:

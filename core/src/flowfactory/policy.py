@@ -196,7 +196,7 @@ class Policy:
 
     def _find(self, name: str) -> _Kept:
         if name not in self._kept:
-            raise RunError(f"no weights are kept as {name!r}; call policy.keep({name!r}) when the run starts")
+            raise RunError(f"no weights are kept as {name!r}; keep or average them when the run starts")
         return self._kept[name]
 
     @torch.no_grad()
@@ -230,6 +230,8 @@ class Policy:
                 module.load_state_dict(load_file(folder / name / FULL))
         self.changed()
         self._kept = {name: kept for name, kept in self._kept.items() if not kept.weights}
+        for name in self._averages:  # one that the saved run had not begins with its weights
+            self.keep(name)
         if (folder / "kept.safetensors").exists():
             read: dict[str, dict[str, Tensor]] = {}
             for key, value in load_file(folder / "kept.safetensors").items():

@@ -1,5 +1,7 @@
 """What every part of a config is."""
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -7,3 +9,8 @@ class Strict(BaseModel):
     """Frozen, and refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def name_only(value: Any) -> Any:
+    """``{name: value}`` for a bare name: the shorthand of what takes its other options' defaults."""
+    return {"name": value} if isinstance(value, str) else value

@@ -8,12 +8,12 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from flowfactory import flow
 from flowfactory.errors import RunError
-from flowfactory.strict import Strict
+from flowfactory.strict import Strict, name_only
 from flowfactory.types import Experience, Index, NoiseKey, Step
 
 if TYPE_CHECKING:
@@ -24,9 +24,11 @@ class _Range(Strict):
     """Between which sigmas, and how many times a sample."""
 
     count: int = Field(2, ge=1, description="times a sample and pass")
-    low: float = Field(0.0, ge=0, lt=1, description="no sigma below; before the shift")
-    high: float = Field(1.0, gt=0, le=1, description="no sigma above; before the shift")
-    shared: bool = Field(False, description="whether the members of a group share noise and times, which leaves less to chance")
+    low: float = Field(0.0, ge=0, lt=1, description="no sigma below; a shift comes after")
+    high: float = Field(1.0, gt=0, le=1, description="no sigma above; a shift comes after")
+    shared: bool | None = Field(
+        None, description="whether the members of a group share noise and times; the algorithm's own choice when left out"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> _Range:
@@ -101,7 +103,7 @@ class LogitNormal(_Continuous):
         return NormalDist(self.mean, self.std).cdf(float(torch.logit(torch.tensor(sigma, dtype=torch.float64))))
 
 
-Times = Annotated[Discrete | Uniform | LogitNormal, Field(discriminator="name")]
+Times = Annotated[Discrete | Uniform | LogitNormal, Field(discriminator="name"), BeforeValidator(name_only)]
 
 
 def shifted(sigma: Tensor, shift: float) -> Tensor:
@@ -142,12 +144,12 @@ class Places:
 def places(experience: Experience, times: Discrete | Uniform | LogitNormal, shared: bool = False) -> Iterator[Places]:
     """All samples of ``experience`` at their training times, ``times_per_forward`` times together.
 
-    Times and noise are functions of (seed, iteration, epoch, prompt, member) alone. With ``shared``, or where ``times`` says
-    so, the members of a group have the same ones.
+    Times and noise are functions of (seed, iteration, epoch, prompt, member) alone. With ``shared``, unless ``times`` says
+    otherwise, the members of a group have the same ones.
     """
     plan, device = experience.plan, experience.latents.device
     keys = plan.keys
-    if shared or times.shared:  # a prompt that comes twice has groups of its own
+    if shared if times.shared is None else times.shared:  # a prompt that comes twice has groups of its own
         first = {int(group): key for group, key in reversed(list(zip(experience.groups, keys, strict=True)))}
         keys = tuple(NoiseKey(first[int(group)].prompt, -1 - int(group)) for group in experience.groups)
     schedule = experience.sigmas.float().cpu()

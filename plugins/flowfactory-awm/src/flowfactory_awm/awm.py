@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flowfactory.config import RunConfig
 
 OLD, AVERAGE = "old", "average"
-SMALL = 1e-8
+SMALL = 1e-10
 
 
 class AWMConfig(AlgorithmConfig):

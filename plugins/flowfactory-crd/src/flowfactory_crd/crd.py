@@ -90,36 +90,34 @@ class CRD:
 
     def losses(self, at: Places, policy: Policy) -> Iterator[Loss]:
         """The losses of ``at``, which holds whole groups, a forward's worth each."""
-        pieces = at.batches()
+        pieces, wanted = at.batches(), {**self._old, **self._kl}
         if len(pieces) == 1:
-            new, kept = policy.compare(at.step, {**self._old, **self._kl})
-            implicit = self.error(kept["old"].velocity, at) - self.error(new.velocity, at)
+            new, kept = policy.compare(at.step, wanted)
+            implicit = self.implicit_reward(at, new, kept)
             yield self._loss(at, implicit, self.centres(at, implicit), new, kept)
             return
         # the centre wants the whole group before the first of it is back-propagated
-        implicit, errors = self._known(pieces, policy)
+        looked = [] if policy.is_present(wanted["old"], at.step) else self._look(pieces, policy, wanted)
+        implicit = torch.cat([implicit for implicit, _ in looked]) if looked else torch.zeros_like(at.step.sigma)
         lengths = [len(piece) for piece in pieces]
         centres = [tuple(torch.split(centre, lengths) for centre in pair) for pair in self.centres(at, implicit)]
         for i, piece in enumerate(pieces):
-            new, kept = policy.compare(piece.step, self._kl if errors else {**self._old, **self._kl})
-            old = errors[i] if errors else self.error(kept["old"].velocity, piece)
-            implicit = old - self.error(new.velocity, piece)
-            yield self._loss(piece, implicit, [(own[i], reward[i]) for own, reward in centres], new, kept)
+            new, kept = policy.compare(piece.step, {} if looked else wanted)
+            kept = looked[i][1] if looked else kept
+            mine = [(own[i], reward[i]) for own, reward in centres]
+            yield self._loss(piece, self.implicit_reward(piece, new, kept), mine, new, kept)
 
-    def _known(self, pieces: list[Places], policy: Policy) -> tuple[Tensor, list[Tensor]]:
-        """Implicit rewards of all rows, without a graph, and the old errors of each piece.
+    @torch.no_grad()
+    def _look(
+        self, pieces: list[Places], policy: Policy, wanted: Mapping[str, At]
+    ) -> list[tuple[Tensor, dict[str, Evaluation]]]:
+        """Implicit rewards of the rows of each piece, and what was evaluated beside the present weights."""
+        found = [(piece, *policy.compare(piece.step, wanted)) for piece in pieces]
+        return [(self.implicit_reward(piece, new, kept), kept) for piece, new, kept in found]
 
-        While the old policy is the present one the rewards are zero, and nothing is evaluated.
-        """
-        if policy.is_present(self._old["old"], pieces[0].step):
-            return torch.cat([torch.zeros_like(piece.step.sigma) for piece in pieces]), []
-        new, old = [], []
-        with torch.no_grad():
-            for piece in pieces:
-                now, kept = policy.compare(piece.step, self._old)
-                new.append(self.error(now.velocity, piece))
-                old.append(self.error(kept["old"].velocity, piece))
-        return torch.cat(old) - torch.cat(new), old
+    def implicit_reward(self, at: Places, new: Evaluation, kept: Mapping[str, Evaluation]) -> Tensor:
+        """[b]: how much smaller the present policy's error is than the old one's."""
+        return self.error(kept["old"].velocity, at) - self.error(new.velocity, at)
 
     def error(self, velocity: Tensor, at: Places) -> Tensor:
         """[b]: the error whose decrease from the old policy's to the present one's is the implicit reward."""

@@ -28,7 +28,7 @@ class DGPOConfig(ReferenceConfig):
 
     beta: float = Field(100.0, gt=0, description="how sharply a difference of errors, a mean over elements, is preferred")
     kl: float = Field(0.0, ge=0, description="weight of the squared distance from the velocity that training started from")
-    times: Times = Field(Uniform(shared=True), description="training times")
+    times: Times = Field(Uniform(), description="training times; members of a group share them unless told otherwise")
 
     def check(self, run: RunConfig) -> None:
         """The training times go with the sampling steps."""
@@ -62,34 +62,34 @@ class DGPO:
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
         """weight A e + kl |v - v_ref|² at each place; the weight is the group's, detached. arXiv:2510.08425, eq. 18."""
         for groups in experience.whole_groups():
-            for at in places(groups, self._config.times):
+            for at in places(groups, self._config.times, shared=True):
                 yield from self.losses(at, policy)
 
     def losses(self, at: Places, policy: Policy) -> Iterator[Loss]:
         """The losses of ``at``, which holds whole groups, a forward's worth each."""
-        pieces = at.batches()
+        pieces, wanted = at.batches(), {**self._reference.kept, **self._kl}
         if len(pieces) == 1:
-            new, kept = policy.compare(at.step, {**self._reference.kept, **self._kl})
-            gap = _error(new.velocity, at) - _error(kept["reference"].velocity, at)
-            yield self._loss(at, new, self.weight(at, gap.detach()), kept)
+            new, kept = policy.compare(at.step, wanted)
+            yield self._loss(at, new, self.weight(at, self._gap(at, new, kept).detach()), kept)
             return
         # the group's weight wants all its members before the first of them is back-propagated
-        weight = torch.split(self.weight(at, self._gaps(pieces, policy)), [len(piece) for piece in pieces])
-        for piece, share in zip(pieces, weight, strict=True):
-            new, kept = policy.compare(piece.step, self._kl)
-            yield self._loss(piece, new, share, kept)
+        looked = [] if policy.is_present(wanted["reference"], at.step) else self._look(pieces, policy, wanted)
+        gap = torch.cat([gap for gap, _ in looked]) if looked else torch.zeros_like(at.step.sigma)
+        weights = torch.split(self.weight(at, gap), [len(piece) for piece in pieces])
+        for i, piece in enumerate(pieces):
+            new, kept = policy.compare(piece.step, {} if looked else self._kl)
+            yield self._loss(piece, new, weights[i], looked[i][1] if looked else kept)
 
-    def _gaps(self, pieces: list[Places], policy: Policy) -> Tensor:
-        """e - e_ref of all rows, without a graph; nothing is evaluated while the reference is the present policy."""
-        kept = self._reference.kept
-        if policy.is_present(kept["reference"], pieces[0].step):
-            return torch.cat([torch.zeros_like(piece.step.sigma) for piece in pieces])
-        gaps = []
-        with torch.no_grad():
-            for piece in pieces:
-                new, found = policy.compare(piece.step, kept)
-                gaps.append(_error(new.velocity, piece) - _error(found["reference"].velocity, piece))
-        return torch.cat(gaps)
+    @torch.no_grad()
+    def _look(
+        self, pieces: list[Places], policy: Policy, wanted: Mapping[str, At]
+    ) -> list[tuple[Tensor, Mapping[str, Evaluation]]]:
+        """e - e_ref of the rows of each piece, and what was evaluated beside the present weights."""
+        found = [(piece, *policy.compare(piece.step, wanted)) for piece in pieces]
+        return [(self._gap(piece, new, kept), kept) for piece, new, kept in found]
+
+    def _gap(self, at: Places, new: Evaluation, kept: Mapping[str, Evaluation]) -> Tensor:
+        return _error(new.velocity, at) - _error(kept["reference"].velocity, at)
 
     def weight(self, at: Places, gap: Tensor) -> Tensor:
         """[b]: sigmoid of the sum over the group of A beta (e - e_ref) / K; ``gap`` [b] is e - e_ref."""

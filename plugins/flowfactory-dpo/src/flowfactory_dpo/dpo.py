@@ -28,8 +28,12 @@ class DPOConfig(ReferenceConfig):
     times: Times = Field(Uniform(), description="training times")
 
     def check(self, run: RunConfig) -> None:
-        """The training times go with the sampling steps."""
+        """The training times go with the sampling steps, and the two arms share them."""
         self.times.check(run)
+        if self.times.shared is False:
+            raise ValueError(
+                "algorithm.times.shared: the two samples of a pair are compared under the same noise; leave it out"
+            )
 
     def build(self, label: str) -> DPO:
         return DPO(self)

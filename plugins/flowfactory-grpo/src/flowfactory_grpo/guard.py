@@ -51,7 +51,7 @@ def surrogate(step: Step, new: Evaluation, advantage: Tensor, clip_range: float)
 
 
 def slope(step: Step) -> Tensor:
-    """[b]: |d mean / d velocity| of each row's dynamics. For Flow-SDE it is the step's length times 1 + a²/2."""
+    """[b]: |d mean / d velocity| of each row's dynamics. For Flow-SDE below sigma 1 it is the step's length times 1 + a²/2."""
     assert step.next_sigma is not None
     sigma, next_sigma = like(step.sigma, step.latents), like(step.next_sigma, step.latents)
     one = torch.ones_like(sigma)
