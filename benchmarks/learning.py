@@ -44,9 +44,11 @@ def run(name: str, seed: int, forwards: int) -> dict[str, Any]:
             directory = train(config.load(name, settings, out=Path(folder) / "run"), observers=[counted], say=lambda _: None)
             return directory.records(), counted
 
-    # averages differ from the present weights from the third iteration on, which takes what every further one does
-    _, counted = trained(3, "prompts.heldout=null")
-    each = _forwards(counted.iterations[3])
+    # averages differ from the present weights from the third iteration on, which takes what every further one does; two groups
+    # take their share of it
+    groups = config.load(name).sampling.groups
+    _, counted = trained(3, "prompts.heldout=null", "sampling.groups=2")
+    each = _forwards(counted.iterations[3]) * groups // 2
     started = time.perf_counter()
     records, counted = trained(forwards // each)
     evaluated = [record for record in records if SCORE in record]

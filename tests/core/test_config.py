@@ -427,3 +427,27 @@ def test_a_config_cannot_be_changed(load: Load) -> None:
 def test_a_label_that_would_split_the_name_of_a_metric_is_refused(config_file: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match="the label 'a/b' may have letters"):
         configs.load(config_file({"rewards": {"a/b": {"name": "bright"}}}))
+
+
+def test_an_algorithm_that_compares_a_groups_members_keeps_them_together(
+    load: Load, matching: Callable[..., dict[str, Any]]
+) -> None:
+    load({**matching(), "training": {"updates": 4}})  # there are four groups
+    with pytest.raises(UserError) as refused:
+        load({**matching(), "training": {"updates": 5}})
+    assert str(refused.value) == (
+        "config.yaml: training.updates (5) is more than the 4 groups there are, and this algorithm compares the members of a "
+        "group; set it lower, or epochs higher"
+    )
+    load({"training": {"updates": 5}})  # the others may split a group
+
+
+def test_an_algorithm_that_says_who_draws_is_not_told_by_the_config(
+    load: Load, matching: Callable[..., dict[str, Any]]
+) -> None:
+    average = {"name": "constant"}
+    with pytest.raises(UserError) as refused:
+        load({**matching(), "sampling": {"average": average}})
+    assert str(refused.value) == ("config.yaml: sampling.average: this algorithm says itself which weights draw; leave it out")
+    load({**matching(), "evaluation": {"average": average}})
+    load({"sampling": {"average": average}})

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flowfactory import hookimpl
+from flowfactory import flow, hookimpl
 from flowfactory.config import RunConfig
 from flowfactory.errors import RunError, UserError
+from flowfactory.evaluation import evaluate
 from flowfactory.loop import Clock, Run, device_of, gather, plan_of, shares, train
 from flowfactory.rundir import RunDirectory
 from flowfactory.types import Experience, NoiseKey, RunInfo
@@ -29,6 +30,13 @@ def weights(directory: RunDirectory, iteration: int = 3) -> dict[str, Tensor]:
     folder = directory.checkpoints / f"{iteration:06d}"
     state: dict[str, Tensor] = load_file(folder / "transformer/diffusion_pytorch_model.safetensors")
     return state
+
+
+@torch.no_grad()
+def nudge(run: Run) -> None:
+    for name, parameter in run.policy.parameters.items():
+        parameter.add_(0.3 * torch.randn(parameter.shape, generator=flow.generator("nudge", name)))
+    run.policy.changed()
 
 
 def test_training_twice_gives_the_same_figures_and_weights(trained: Trained, figures: Figures) -> None:
@@ -244,3 +252,152 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         device_of("cuda:77")
     with pytest.raises(UserError, match=r"^device: 'gpu' is not to be had here: "):
         device_of("gpu")
+
+
+AVERAGE = {"name": "linear", "start": 0, "end": 1, "iterations": 4}  # keeps 0, then 1/4, then 1/2
+
+
+def test_the_held_out_score_is_that_of_the_averaged_weights(trained: Trained, prepared: Prepared) -> None:
+    directory = trained({"evaluation": {"every": 1, "average": AVERAGE}, "output": {"checkpoint_every": 1}})
+    average = {"p": 0.1, "q": 0.2}
+    for iteration, decay in ((1, 0.0), (2, 0.25), (3, 0.5)):
+        present = {name: float(weight.double()) for name, weight in weights(directory, iteration).items()}
+        average = {name: decay * average[name] + (1 - decay) * present[name] for name in average}
+        scores = []
+        for p_and_q in (average, present):
+            run = prepared({"model": {"name": "toy", **p_and_q}})
+            scores.append(evaluate(run.sampler, run.assembly, run.config, run.heldout).metrics()["eval/bright/mean"])
+        recorded = directory.records()[iteration]["eval/bright/mean"]
+        assert recorded == pytest.approx(scores[0], abs=1e-6)
+        assert (abs(recorded - scores[1]) > 1e-4) == (decay > 0)
+
+
+def test_an_evaluation_with_the_average_is_one_that_uses_it(prepared: Prepared) -> None:
+    run = prepared({"model": FULL, "evaluation": {"average": {"name": "constant", "decay": 0.5}}})
+    plain = run.config.model_copy(update={"evaluation": run.config.evaluation.model_copy(update={"average": None})})
+    nudge(run)
+    run.policy.iteration_finished(0)
+    found = evaluate(run.sampler, run.assembly, run.config, run.heldout)
+    with run.policy.using("evaluation"):
+        expected = evaluate(run.sampler, run.assembly, plain, run.heldout)
+    assert torch.equal(found.media, expected.media)
+    assert torch.equal(found.scores["bright"], expected.scores["bright"])
+    present = evaluate(run.sampler, run.assembly, plain, run.heldout)
+    assert not torch.allclose(found.media, present.media, atol=1e-3)
+
+
+def test_how_a_run_is_evaluated_does_not_change_how_it_trains(trained: Trained) -> None:
+    one = trained({"model": FULL}, out="one")
+    two = trained({"model": FULL, "evaluation": {"every": 1, "average": AVERAGE}}, out="two")
+    for name, weight in weights(one).items():
+        assert torch.equal(weight, weights(two)[name])
+
+
+def test_pictures_are_drawn_with_the_average_where_the_config_says_so(prepared: Prepared) -> None:
+    run = prepared({"sampling": {"average": {"name": "constant", "decay": 0.75}}})  # p and q start as 0.1 and 0.2
+    with torch.no_grad():
+        run.policy.parameters["transformer.p"].fill_(0.5)
+        run.policy.parameters["transformer.q"].fill_(-0.6)
+    run.policy.changed()
+    run.policy.iteration_finished(0)
+    drawn = gather(run, 1, Clock(CPU))
+    # 3/4 of the start and 1/4 of the present: p = 0.2 and q = 0
+    expected = gather(prepared({"model": {"name": "toy", "p": 0.2, "q": 0.0}}), 1, Clock(CPU))
+    torch.testing.assert_close(drawn.latents, expected.latents, rtol=0, atol=1e-5)
+    torch.testing.assert_close(drawn.rewards["bright"], expected.rewards["bright"], rtol=0, atol=1e-6)
+    for step, other in zip(drawn.steps, expected.steps, strict=True):
+        torch.testing.assert_close(step.log_prob, other.log_prob, rtol=0, atol=1e-5)
+    assert drawn.plan.weights == "sampling"
+    assert expected.plan.weights is None
+    assert [float(p.detach()) for p in run.policy.parameters.values()] == pytest.approx([0.5, -0.6])
+
+
+def test_a_run_that_draws_with_the_average_passes_its_checks_when_it_is_resumed(load: Callable[..., RunConfig]) -> None:
+    def changes(iterations: int) -> dict[str, Any]:
+        average = {"name": "constant", "decay": 0.9}
+        return {"model": FULL, "sampling": {"average": average}, "training": {"iterations": iterations}}
+
+    said: list[str] = []
+    train(load(changes(2)), say=lambda _: None)
+    train(load(changes(3)), resume=True, say=said.append)
+    assert any(line.startswith("preflight: replaying 2 recorded steps gives a ratio of 1 within ") for line in said)
+
+
+def test_a_resumed_run_has_the_averages_of_one_that_was_not_stopped(trained: Trained, figures: Figures) -> None:
+    def changes(iterations: int) -> dict[str, Any]:
+        sampling = {"average": {"name": "power", "power": 0.5}}
+        training = {"iterations": iterations, "optimizer": {"lr": 0.05}}
+        return {"model": FULL, "sampling": sampling, "evaluation": {"every": 1, "average": AVERAGE}, "training": training}
+
+    whole = trained(changes(4), out="whole")
+    trained(changes(2), out="stopped")
+    resumed = trained(changes(4), out="stopped", resume=True)
+    assert figures(resumed) == figures(whole)
+    kept = [load_file(run.checkpoints / "000004/kept.safetensors") for run in (whole, resumed)]
+    assert {name.partition("/")[0] for name in kept[0]} == {"slow", "sampling", "evaluation"}
+    assert all(torch.equal(weight, kept[1][name]) for name, weight in kept[0].items())
+
+
+def test_a_run_may_be_resumed_with_an_average_to_evaluate_that_it_had_not(trained: Trained, prepared: Prepared) -> None:
+    trained({"training": {"iterations": 2}})
+    average = {"name": "constant", "decay": 0.25}
+    directory = trained({"training": {"iterations": 3}, "evaluation": {"average": average}}, resume=True)
+    before, after = (
+        {name: float(weight.double()) for name, weight in weights(directory, iteration).items()} for iteration in (2, 3)
+    )
+    run = prepared({"model": {"name": "toy", **{name: 0.25 * before[name] + 0.75 * after[name] for name in after}}})
+    expected = evaluate(run.sampler, run.assembly, run.config, run.heldout).metrics()
+    assert directory.records()[-1]["eval/bright/mean"] == pytest.approx(expected["eval/bright/mean"], abs=1e-6)
+
+
+Matching = Callable[..., dict[str, Any]]
+
+
+def test_the_conditions_bring_what_the_teachers_guidance_needs(prepared: Prepared, matching: Matching) -> None:
+    for guided, teacher, negative in ((True, 1.0, False), (True, 4.0, True), (False, 4.0, False)):
+        model = {"name": "net", "train": "full", "guided": guided}
+        experience = gather(prepared({"model": model, **matching(teacher=teacher)}), 0, Clock(CPU))
+        assert (experience.conditions.negative is not None) == negative
+        assert experience.plan.guidance == 1.0
+
+
+def test_the_teachers_guidance_does_not_change_what_is_drawn(prepared: Prepared, matching: Matching) -> None:
+    model = {"name": "net", "train": "full", "guided": True}
+    drawn = [gather(prepared({"model": model, **matching(teacher=scale)}), 0, Clock(CPU)).latents for scale in (1.0, 4.0)]
+    torch.testing.assert_close(*drawn, rtol=0, atol=1e-5)
+
+
+def test_an_algorithm_that_draws_with_its_own_average_is_heard(prepared: Prepared, matching: Matching) -> None:
+    run = prepared({"model": FULL, **matching()})
+    start = gather(run, 1, Clock(CPU))
+    nudge(run)
+    assert torch.equal(gather(run, 1, Clock(CPU)).latents, start.latents)  # the average has not moved yet
+    run.policy.iteration_finished(0)
+    assert not torch.allclose(gather(run, 1, Clock(CPU)).latents, start.latents, atol=1e-3)
+
+
+def test_the_same_weights_however_many_samples_and_times_share_a_forward(
+    trained: Trained, prepared: Prepared, matching: Matching
+) -> None:
+    def finish(batch_size: int, times_per_forward: int) -> dict[str, Tensor]:
+        training = {"batch_size": batch_size, "times_per_forward": times_per_forward, "epochs": 2}
+        changes = {"model": FULL, **matching(times={"name": "logit-normal", "count": 3}), "training": training}
+        return weights(trained(changes, out=f"{batch_size} {times_per_forward}"))
+
+    first, start = finish(4, 1), prepared({"model": FULL}).policy.modules["transformer"].state_dict()
+    for other in (finish(3, 2), finish(16, 3)):
+        for name, weight in first.items():
+            torch.testing.assert_close(weight, other[name], rtol=0, atol=2e-5)
+            assert (weight - start[name]).abs().max() > 1e-2
+
+
+def test_the_experience_says_what_fits_a_forward_and_which_schedule_drew(prepared: Prepared) -> None:
+    experience = gather(prepared({"training": {"batch_size": 3, "times_per_forward": 2}}), 0, Clock(CPU))
+    assert (experience.batch_size, experience.times_per_forward, experience.epoch) == (3, 2, 0)
+    assert experience.sigmas.tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+
+
+@pytest.mark.parametrize("updates", [2, 7])
+def test_every_share_knows_its_epoch(prepared: Prepared, updates: int) -> None:
+    experience = gather(prepared(), 0, Clock(CPU))
+    assert [share.epoch for share in shares(experience, updates, 7, 3)] == [3] * updates

@@ -15,9 +15,13 @@ from flowfactory.objectives import (
     centred,
     clipped_surrogate,
     group_std,
+    group_sum,
     is_clipped,
     mean_kl,
     normalised,
+    normalised_log_ratio,
+    optimality,
+    squared_error,
     velocity_kl,
 )
 
@@ -238,3 +242,88 @@ def test_the_divergences_pull_towards_the_reference() -> None:
     assert pull.tolist() == [[4.0, -2.0]]  # x / std² / 2 elements
     (pull,) = torch.autograd.grad(velocity_kl(x, zero).sum(), x)
     assert pull.tolist() == [[2.0, -1.0]]  # 2 x / 2 elements
+
+
+def test_the_squared_error_is_a_mean_over_elements() -> None:
+    estimate, target = torch.tensor([[[1.0], [2.0]], [[3.0], [5.0]]]), torch.tensor([[[0.0], [0.0]], [[3.0], [1.0]]])
+    assert squared_error(estimate, target).tolist() == [(1 + 4) / 2, (0 + 16) / 2]
+    # in units of the mean absolute errors 1.5 and 2
+    assert squared_error(estimate, target, scaled=True).tolist() == pytest.approx([2.5 / 1.5, 8 / 2])
+
+
+@given(st.lists(st.floats(-3, 3), min_size=6, max_size=6), st.booleans())
+def test_the_scale_of_the_squared_error_has_no_gradient(values: list[float], scaled: bool) -> None:
+    estimate = torch.tensor(values, requires_grad=True).reshape(2, 3)
+    target = torch.tensor([[0.5, -1.0, 2.0], [0.0, 0.25, -3.0]])
+    (gradient,) = torch.autograd.grad(squared_error(estimate, target, scaled).sum(), estimate)
+    expected = []
+    for row, goal in zip(torch.tensor(values).double().reshape(2, 3).tolist(), target.double().tolist(), strict=True):
+        errors = [a - b for a, b in zip(row, goal, strict=True)]
+        scale = max(1e-5, math.fsum(map(abs, errors)) / 3) if scaled else 1.0
+        expected.append([2 * error / 3 / scale for error in errors])
+    torch.testing.assert_close(gradient.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-6)
+
+
+def test_an_error_of_nothing_is_scaled_to_nothing() -> None:
+    x = torch.ones(1, 4, requires_grad=True)
+    error = squared_error(x, torch.ones(1, 4), scaled=True)
+    assert error.tolist() == [0.0]
+    assert torch.autograd.grad(error.sum(), x)[0].tolist() == [[0.0] * 4]
+    # below 1e-5 the unit is 1e-5: (1e-6)² / 1e-5
+    assert squared_error(torch.full((1, 4), 1e-6), torch.zeros(1, 4), scaled=True).tolist() == pytest.approx([1e-7])
+
+
+def test_the_squared_error_of_half_precision_is_computed_in_float32() -> None:
+    estimate = torch.full((1, 2048), 1.0).bfloat16()
+    assert squared_error(estimate, torch.full((1, 2048), 0.999)).tolist() == pytest.approx([1e-6], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("advantage", "share"), [(-7.0, 0.0), (-5.0, 0.0), (-2.5, 0.25), (0.0, 0.5), (1.0, 0.6), (5.0, 1.0), (9.0, 1.0)]
+)
+def test_optimality_is_a_half_at_zero_and_whole_at_the_maximum(advantage: float, share: float) -> None:
+    assert optimality(torch.tensor([advantage]), 5.0).tolist() == pytest.approx([share])
+
+
+@given(st.lists(st.floats(-20, 20), min_size=1, max_size=8), st.floats(0.1, 10))
+def test_optimality_of_opposite_advantages_adds_up_to_one(values: list[float], maximum: float) -> None:
+    advantage = torch.tensor(values, dtype=torch.float64)
+    both = optimality(advantage, maximum) + optimality(-advantage, maximum)
+    assert both.tolist() == pytest.approx([1.0] * len(values), abs=1e-12)
+    assert bool(((optimality(advantage, maximum) - 0.5) * advantage >= 0).all())
+
+
+@given(batches())
+def test_a_sum_over_the_group_is_every_members(batch: tuple[list[Tensor], Tensor]) -> None:
+    (scores,), groups = batch
+    found = group_sum(scores.double(), groups)
+    ids = groups.tolist()
+    expected = [math.fsum(float(s) for s, g in zip(scores, ids, strict=True) if g == group) for group in ids]
+    assert found.dtype == torch.float64
+    assert found.tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_gradient_of_a_sum_over_the_group_reaches_every_member_of_it() -> None:
+    values = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    (gradient,) = torch.autograd.grad(group_sum(values, torch.tensor([5, -1, 5]))[0], values)
+    assert gradient.tolist() == [1.0, 0.0, 1.0]
+
+
+@given(st.lists(st.floats(-3, 3), min_size=18, max_size=18), st.floats(0.05, 3), st.floats(0.05, 3))
+def test_the_normalised_log_ratio_is_the_log_ratio_less_its_bias_in_units_of_the_step(
+    values: list[float], one: float, two: float
+) -> None:
+    mean, old, x = torch.tensor(values, dtype=torch.float32).double().reshape(3, 2, 3)
+    std = torch.tensor([[one], [two]], dtype=torch.float64)
+    log_ratio = Normal(mean, std).log_prob(x) - Normal(old, std).log_prob(x)
+    bias = -kl_divergence(Normal(old, std), Normal(mean, std))  # what the log-ratio is on average where old drew
+    expected = (std * (log_ratio - bias)).mean(1)
+    torch.testing.assert_close(normalised_log_ratio(mean, old, x, std), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_normalised_log_ratio_does_not_care_how_noisy_the_step_is() -> None:
+    mean, old, noise = torch.tensor([[[1.0, 2.0]], [[0.5, -1.0]]]), torch.zeros(2, 1, 2), torch.tensor([[[0.5, -2.0]]])
+    for std in (0.01, 1.0, 30.0):
+        found = normalised_log_ratio(mean, old, old + std * noise, torch.full((2, 1, 1), std))
+        assert found.tolist() == pytest.approx([(0.5 - 4) / 2, (0.25 + 2) / 2], rel=1e-5)
+    assert normalised_log_ratio(old, old, old + noise, torch.ones(2, 1, 1)).tolist() == [0.0, 0.0]

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowfactory import flow, lora
-from flowfactory.config import LoraConfig, LoraTraining
+from flowfactory.config import LoraConfig, LoraTraining, RunConfig
 from flowfactory.dynamics import ODE
 from flowfactory.errors import RunError
-from flowfactory.loop import Clock, Run, gather
+from flowfactory.loop import Clock, Run, gather, prepare
 from flowfactory.policy import REFERENCE, At, Policy
 from flowfactory.types import Conditions, Evaluation, Step, Trainable
 
@@ -123,7 +123,7 @@ def test_blending_moves_what_is_kept_towards_the_present(policy: Policy) -> None
 
 
 def test_what_was_never_kept_is_refused_with_what_to_do(policy: Policy) -> None:
-    sentence = r"^no weights are kept as 'best'; call policy\.keep\('best'\) when the run starts$"
+    sentence = r"^no weights are kept as 'best'; keep or average them when the run starts$"
     with pytest.raises(RunError, match=sentence), policy.using("best"):
         pass
 
@@ -297,3 +297,186 @@ def test_kept_weights_cost_the_trained_ones_alone(prepared: Prepared) -> None:
     gather(run, 0, Clock(CPU))
     kept = {name: set(kept.weights) for name, kept in run.policy._kept.items()}
     assert kept == {"slow": set(run.policy.parameters), "reference": set()}  # the algorithm's; the reference is the base
+
+
+def test_an_average_moves_as_its_schedule_says(policy: Policy) -> None:
+    decays = {0: 0.5, 1: 0.25, 2: 1.0, 3: 0.9, 4: 0.0, 5: 0.75}
+    policy.average("slow", decays.__getitem__)
+    policy.average("slower", lambda iteration: 0.9)
+    slow = {name: value.double() for name, value in values(policy).items()}
+    slower = dict(slow)
+    for iteration, decay in decays.items():
+        nudge(policy, iteration)
+        present = values(policy)
+        policy.iteration_finished(iteration)
+        slow = {name: decay * value + (1 - decay) * present[name].double() for name, value in slow.items()}
+        slower = {name: 0.9 * value + 0.1 * present[name].double() for name, value in slower.items()}
+        assert same(values(policy), present)
+        for name, expected in (("slow", slow), ("slower", slower)):
+            with policy.using(name):
+                for key, value in values(policy).items():
+                    torch.testing.assert_close(value.double(), expected[key], rtol=0, atol=1e-6)
+
+
+def test_a_decay_of_zero_copies_and_the_copy_is_known_as_present(policy: Policy, step: Step) -> None:
+    policy.average("old", lambda iteration: 0.0)
+    nudge(policy)
+    assert not policy.is_present(At("old"), step)
+    policy.iteration_finished(0)
+    assert policy.is_present(At("old"), step)
+    new, kept = policy.compare(step, {"old": At("old")})
+    assert torch.equal(new.velocity, kept["old"].velocity)
+    present = values(policy)
+    nudge(policy, 1)
+    with policy.using("old"):  # by value: what comes after does not reach it
+        assert same(values(policy), present)
+
+
+def test_an_average_of_weights_that_did_not_change_stays_the_present_ones(policy: Policy, step: Step) -> None:
+    policy.average("slow", lambda iteration: 0.3)
+    before = values(policy)
+    policy.iteration_finished(0)
+    assert policy.is_present(At("slow"), step)
+    nudge(policy)
+    policy.iteration_finished(1)
+    assert not policy.is_present(At("slow"), step)
+    with policy.using("slow"):
+        assert not same(values(policy), before)
+
+
+def test_a_decay_of_one_stands_still(policy: Policy, step: Step) -> None:
+    policy.average("fixed", lambda iteration: 1.0)
+    start = values(policy)
+    for iteration in range(3):
+        nudge(policy, iteration)
+        policy.iteration_finished(iteration)
+    assert not policy.is_present(At("fixed"), step)
+    with policy.using("fixed"):
+        assert same(values(policy), start)
+
+
+def test_what_is_kept_lies_where_the_config_says(load: Callable[..., RunConfig]) -> None:
+    # the meta device is another than the host's, on every machine
+    for where, device in (("host", "cpu"), ("device", "meta")):
+        run = prepare(load({"model": MODELS["full"], "device": "meta", "training": {"kept_on": where}}))
+        assert run.policy._kept_on.type == device
+
+
+@pytest.mark.parametrize(("host", "device"), [(True, "cpu"), (False, "meta")])
+def test_weights_are_kept_on_the_host_or_on_the_device(host: bool, device: str) -> None:
+    trainable = Trainable({"transformer": nn.Linear(2, 2)}, "full", (), (), "", guided=False)
+    policy = Policy(trainable, lambda step: Evaluation(step.latents), torch.device("meta"), host=host)
+    policy.average("slow", lambda iteration: 0.5)
+    policy.keep_reference()
+    for name in ("slow", REFERENCE):
+        assert {value.device.type for value in policy._kept[name].weights.values()} == {device}
+
+
+def test_weights_kept_on_the_host_are_used_averaged_and_loaded_as_others_are(step: Step, tmp_path: Path) -> None:
+    drawn: list[list[Tensor]] = []
+    for host in (False, True):
+        module = nn.Linear(16, 16)
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=flow.generator("start", name)))
+        trainable = Trainable({"transformer": module}, "full", (), (), "", guided=False)
+        policy = Policy(trainable, lambda s, m=module: Evaluation(m(s.latents.flatten(1))), CPU, host=host)  # type: ignore[misc]
+        policy.average("slow", lambda iteration: 0.5)
+        policy.keep_reference()
+        nudge(policy)
+        policy.iteration_finished(0)
+        (tmp_path / str(host)).mkdir()
+        policy.save(tmp_path / str(host))
+        nudge(policy, 1)
+        policy.load(tmp_path / str(host))
+        new, kept = policy.compare(step, {"slow": At("slow"), "reference": At(REFERENCE)})
+        drawn.append([new.velocity, kept["slow"].velocity, kept["reference"].velocity])
+    assert all(map(torch.equal, *drawn))
+
+
+def test_a_resumed_policy_knows_again_which_kept_weights_are_the_present_ones(
+    policy: Policy, step: Step, tmp_path: Path
+) -> None:
+    policy.average("old", lambda iteration: 0.0)
+    policy.average("slow", lambda iteration: 0.5)
+    nudge(policy)
+    policy.iteration_finished(0)
+    policy.save(tmp_path)
+    nudge(policy, 1)
+    policy.iteration_finished(1)
+    policy.load(tmp_path)
+    assert policy.is_present(At("old"), step)
+    assert not policy.is_present(At("slow"), step)
+    saved = values(policy)
+    nudge(policy, 2)
+    assert not policy.is_present(At("old"), step)
+    policy.iteration_finished(2)  # the schedules go on where they were
+    assert policy.is_present(At("old"), step)
+    with policy.using("old"):
+        assert not same(values(policy), saved)
+
+
+def test_the_reference_is_the_present_weights_at_the_start_alone(policy: Policy, step: Step) -> None:
+    policy.keep_reference()
+    assert policy.is_present(At(REFERENCE), step)
+    nudge(policy)
+    assert not policy.is_present(At(REFERENCE), step)
+
+
+def test_with_adapters_the_reference_costs_no_copy_and_outlives_a_resume(
+    prepared: Prepared, step: Step, tmp_path: Path
+) -> None:
+    policy = prepared({"model": MODELS["lora"]}).policy
+    policy.keep_reference()
+    assert policy._kept[REFERENCE].weights == {}
+    start = velocity(policy, step)
+    nudge(policy)
+    policy.save(tmp_path)
+    policy.load(tmp_path)
+    assert not policy.is_present(At(REFERENCE), step)
+    assert torch.equal(policy.compare(step, {"reference": At(REFERENCE)})[1]["reference"].velocity, start)
+    with policy.using(REFERENCE):
+        assert torch.equal(velocity(policy, step), start)
+        assert policy.is_present(At(REFERENCE), step)
+    assert not policy.is_present(At(REFERENCE), step)
+
+
+def test_adapters_come_back_after_an_error_under_the_reference(prepared: Prepared, step: Step) -> None:
+    policy = prepared({"model": MODELS["lora"]}).policy
+    policy.keep_reference()
+    nudge(policy)
+    present, new = values(policy), velocity(policy, step)
+    with pytest.raises(ZeroDivisionError), policy.using(REFERENCE):
+        raise ZeroDivisionError
+    assert same(values(policy), present)
+    assert torch.equal(velocity(policy, step), new)
+    assert not policy.is_present(At(REFERENCE), step)
+    gradients = torch.autograd.grad(policy.evaluate(step).velocity.sum(), list(policy.parameters.values()))
+    assert all(bool(gradient.any()) for gradient in gradients)
+
+
+def test_after_an_error_the_present_weights_are_known_as_present(policy: Policy, step: Step) -> None:
+    policy.keep("old")
+    nudge(policy)
+    policy.keep("new")
+    with pytest.raises(ZeroDivisionError), policy.using("old"):
+        raise ZeroDivisionError
+    assert policy.is_present(At("new"), step)
+    assert not policy.is_present(At("old"), step)
+
+
+def test_an_average_that_the_saved_run_had_not_begins_with_its_weights(policy: Policy, step: Step, tmp_path: Path) -> None:
+    nudge(policy)
+    saved = values(policy)
+    policy.save(tmp_path)
+    policy.average("new", lambda iteration: 0.5)
+    nudge(policy, 1)
+    policy.iteration_finished(0)
+    policy.load(tmp_path)
+    assert policy.is_present(At("new"), step)
+    nudge(policy, 2)
+    present = values(policy)
+    policy.iteration_finished(1)
+    with policy.using("new"):
+        for name, value in values(policy).items():
+            torch.testing.assert_close(value, 0.5 * saved[name] + 0.5 * present[name])

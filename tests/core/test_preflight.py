@@ -211,3 +211,122 @@ def test_replay_is_asked_of_the_models_one_forward(run: Run) -> None:
     run.policy._evaluate = evaluate
     assert not ratio_is_one(experience, run.policy, 1e-5).holds
     assert [len(step.latents) for step in seen] == [4, 4]  # one batch of training for each recorded step
+
+
+def yielding(*makes: Make) -> tuple[Hooks, list[Experience]]:
+    """Hooks whose algorithm yields one loss from each of ``makes``, and for each that was asked for what it was made of."""
+    asked: list[Experience] = []
+
+    class Algorithm:
+        @hookimpl
+        def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
+            for make in makes:
+                asked.append(experience)
+                yield make(experience.steps[0], experience, policy)
+
+    return Hooks(manager_of({"algorithm": Algorithm()})), asked
+
+
+def reaching(*names: str) -> Make:
+    """A loss that reaches these weights alone."""
+
+    def make(step: Step, batch: Experience, policy: Policy) -> Loss:
+        return Loss(sum((policy.parameters[f"transformer.{name}"].sum() for name in names), torch.zeros(len(batch))))
+
+    return make
+
+
+def sound(step: Step, batch: Experience, policy: Policy) -> Loss:
+    return Loss(surrogate(step, batch, policy))
+
+
+def severed(step: Step, batch: Experience, policy: Policy) -> Loss:
+    """Sound but for its term."""
+    return sound(step, batch, policy).plus("kl", 1.0, torch.ones(len(batch)))
+
+
+def test_a_term_without_a_gradient_in_a_later_loss_is_found_while_weights_are_unproven(run: Run) -> None:
+    experience = gather(run, 0, Clock(CPU))
+    hooks, asked = yielding(reaching("0.weight", "0.bias"), severed, sound)
+    finding = gradients_flow(experience, run.policy, hooks)
+    assert finding == (False, "the term 'kl' of the loss has no gradient (computed under no_grad?), so it would do nothing")
+    assert len(asked) == 2
+
+
+def test_no_loss_is_asked_for_after_the_one_that_proves_every_weight(run: Run) -> None:
+    experience = gather(run, 0, Clock(CPU))
+    for losses, count in (
+        ((sound, severed), 1),
+        ((reaching("0.weight", "0.bias"), reaching("2.weight", "2.bias"), severed), 2),
+        ((lambda s, b, p: Loss(0 * surrogate(s, b, p)), sound, severed), 2),  # a gradient of zero proves nothing
+    ):
+        hooks, asked = yielding(*losses)
+        assert gradients_flow(experience, run.policy, hooks) == (True, "a finite gradient reaches all 4 trainable tensors")
+        assert len(asked) == count
+
+
+def test_weights_that_no_loss_reaches_are_counted_over_all_of_them(run: Run) -> None:
+    experience = gather(run, 0, Clock(CPU))
+    hooks, asked = yielding(reaching("0.weight"), reaching("2.weight"), reaching("0.weight"))
+    finding = gradients_flow(experience, run.policy, hooks)
+    assert finding == (False, "2 of 4 trainable weights get no gradient, the first transformer.0.bias")
+    assert len(asked) == 3
+
+
+def test_a_broken_gradient_in_a_later_loss_is_found_while_weights_are_unproven(run: Run) -> None:
+    def broken(step: Step, batch: Experience, policy: Policy) -> Loss:
+        return Loss(surrogate(step, batch, policy) * torch.inf)
+
+    hooks, _ = yielding(reaching("0.weight"), broken)
+    finding = gradients_flow(gather(run, 0, Clock(CPU)), run.policy, hooks)
+    assert not finding.holds
+    assert "is not finite" in finding.sentence
+
+
+def test_the_terms_that_were_proved_are_named_in_order(run: Run) -> None:
+    def termed(name: str) -> Make:
+        def make(step: Step, batch: Experience, policy: Policy) -> Loss:
+            part = reaching("0.bias" if name == "pull" else "2.bias")(step, batch, policy)
+            return part.plus(name, 0.5, policy.evaluate(step).velocity.square().flatten(1).mean(1))
+
+        return make
+
+    hooks, _ = yielding(reaching("0.weight"), termed("pull"))
+    experience = gather(run, 0, Clock(CPU))
+    assert gradients_flow(experience, run.policy, hooks)[1] == "a finite gradient reaches all 4 trainable tensors, pull too"
+    hooks, _ = yielding(
+        lambda s, b, p: termed("kl")(s, b, p).plus("anchor", 2.0, p.parameters["transformer.2.bias"].sum() * b.advantages)
+    )
+    sentence = gradients_flow(experience, run.policy, hooks)[1]
+    assert sentence == "a finite gradient reaches all 4 trainable tensors, anchor too, kl too"
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "groups"),
+    [(1, [2]), (3, [2]), (4, [2]), (7, [2]), (8, [0, 2]), (12, [0, 2, 3]), (16, [0, 1, 2, 3]), (99, [0, 1, 2, 3])],
+)
+def test_update_is_given_whole_groups_the_loudest_first(run: Run, batch_size: int, groups: list[int]) -> None:
+    experience = gather(run, 0, Clock(CPU))
+    loud = torch.tensor([[0.0, -2.0, 0.1, 0.0], [0.3, -0.3, 0.2, 0.0], [0.1, 3.0, 0.0, 0.0], [1.0, 0.5, 0.0, -1.5]])
+    experience = replace(experience, advantages=loud.flatten(), batch_size=batch_size)
+    hooks, asked = yielding(sound)
+    assert gradients_flow(experience, run.policy, hooks).holds
+    assert asked[0].groups.tolist() == [group for group in groups for _ in range(4)]
+    assert asked[0].plan.keys == tuple(key for i, key in enumerate(experience.plan.keys) if i // 4 in groups)
+    assert asked[0].batch_size == batch_size
+
+
+def test_the_ratio_is_one_under_the_weights_that_drew(prepared: Prepared) -> None:
+    average = {"name": "constant", "decay": 0.5}
+    run = prepared({"model": {"name": "net", "train": "full"}, "sampling": {"average": average}})
+    with torch.no_grad():
+        for parameter in run.policy.parameters.values():
+            parameter.add_(0.1)
+    run.policy.changed()
+    run.policy.iteration_finished(0)
+    experience = gather(run, 1, Clock(CPU))
+    assert ratio_is_one(experience, run.policy, 1e-5).holds
+    # the present weights give another
+    assert not ratio_is_one(replace(experience, plan=replace(experience.plan, weights=None)), run.policy, 1e-5).holds
+    said = list(preflight(experience, run.policy, run.assembly.hooks, run.config))
+    assert len(said) == 4

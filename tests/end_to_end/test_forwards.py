@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flowfactory import config
+from flowfactory import config, two_parameter
 from flowfactory.loop import train
 from flowfactory.testing import Count
 
@@ -18,28 +18,21 @@ KL = 0.01
 def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """``taken(algorithm, dynamics, **training)``: forwards a picture of the third of four iterations."""
     monkeypatch.setenv("FLOWFACTORY_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "prompts.txt").write_text("a\nbb\nccc\ndddd\neeeee\n")
 
     def run(algorithm: dict, dynamics: object, **training: int) -> dict[str, float]:
         counted = Count()
-        raw = {
-            "model": "two-parameter",
-            "algorithm": algorithm,
-            "rewards": {"light": "light"},
-            "prompts": {"train": str(tmp_path / "prompts.txt")},
-            "sampling": {
+        raw = two_parameter.settings(
+            tmp_path,
+            algorithm,
+            sampling={
                 "groups": GROUPS,
                 "group_size": MEMBERS,
-                "size": [4, 4],
                 "steps": STEPS,
                 "dynamics": dynamics,
                 "batch_size": training.pop("sampling", 8),
             },
-            "training": {"iterations": 4, "batch_size": 2 * MEMBERS, "optimizer": {"lr": 0.01}, **training},
-            "output": {"dir": str(tmp_path / "run")},
-            "plugins": [str(Path(__file__).with_name("two_parameter.py"))],
-            "device": "cpu",
-        }
+            training={"iterations": 4, "batch_size": 2 * MEMBERS, "optimizer": {"lr": 0.01}, **training},
+        )
         train(config.validate(raw), observers=[counted], say=lambda _: None)
         return {phase: rows / PICTURES for phase, rows in counted.iterations[3].items()}
 

@@ -27,11 +27,11 @@ from flowfactory.objectives import normalised
 from flowfactory.policy import Policy
 from flowfactory.prompts import Batch, grouped
 from flowfactory.sampler import Sampler, samples_of
+from flowfactory.two_parameter import TwoParameter, TwoParameterConfig
 from flowfactory.types import (
     HELD_OUT,
     Conditions,
     Dynamics,
-    Evaluation,
     Experience,
     Loss,
     Prompt,
@@ -39,72 +39,10 @@ from flowfactory.types import (
     Runtime,
     Samples,
     SamplingPlan,
-    Step,
-    Trainable,
     Trajectory,
 )
 
 CPU = torch.device("cpu")
-
-
-class TwoParameterConfig(ModelConfig):
-    """The smallest flow: velocity = p x + q sigma, drawn as 4x4 pictures; gradients can be worked out by hand."""
-
-    p: float = 0.1
-    q: float = 0.0
-    train: Any = "full"
-
-    def build(self, label: str) -> TwoParameter:
-        return TwoParameter(self.p, self.q)
-
-
-class TwoParameter:
-    """A model with all hooks and two weights."""
-
-    SHAPE = (1, 4, 4)
-
-    def __init__(self, p: float, q: float) -> None:
-        self.flow = LinearFlow(p, q)
-
-    @hookimpl
-    def load(self, runtime: Runtime) -> Trainable:
-        """The two weights."""
-        return Trainable({"transformer": self.flow}, "full", (), (), "two-parameter", guided=False)
-
-    @hookimpl
-    def encode(self, prompts: Sequence[Prompt]) -> list[Mapping[str, Tensor]]:
-        """The length of the text; the velocity does not look at it."""
-        return [{"length": torch.tensor(float(len(prompt.text)))} for prompt in prompts]
-
-    @hookimpl
-    def sample(self, conditions: Conditions, plan: SamplingPlan) -> Trajectory:
-        """Grey pictures [B, 1, 4, 4]."""
-        sigmas = torch.linspace(1, 0, plan.steps + 1)
-        latents, steps = flow.rollout(self.velocity, flow.noise(plan, self.SHAPE), sigmas, conditions, plan)
-        return Trajectory((latents / 4 + 0.5).clamp(0, 1), latents, sigmas, steps)
-
-    @hookimpl
-    def log_prob(self, step: Step) -> Evaluation:
-        """One forward."""
-        return flow.evaluate(self.velocity(step.latents, step.sigma, step.conditions, step.guidance), step)
-
-    def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
-        """p x + q sigma."""
-        velocity: Tensor = self.flow(latents, flow.like(sigma, latents))
-        return velocity
-
-
-class LinearFlow(nn.Module):
-    """p x + q sigma."""
-
-    def __init__(self, p: float, q: float) -> None:
-        super().__init__()
-        self.p = nn.Parameter(torch.tensor(p))
-        self.q = nn.Parameter(torch.tensor(q))
-
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """[B, ...]."""
-        return self.p * x + self.q * sigma
 
 
 @dataclass(frozen=True)
@@ -176,6 +114,19 @@ class Learning:
         weights = self.policy.parameters
         pair = (weights["transformer.p"], weights["transformer.q"])
         return torch.stack(torch.autograd.grad(values.sum(), pair, retain_graph=True)).double()
+
+
+class Calls:
+    """How often the transformers of a policy are called, and how often with a graph."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.forwards = self.graphs = 0
+        for module in policy.modules.values():
+            module.register_forward_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.forwards += 1
+        self.graphs += torch.is_grad_enabled()
 
 
 def learning(
@@ -427,6 +378,7 @@ def _check_losses(hooks: Hooks, experience: Experience, policy: Policy) -> None:
 __all__ = [
     "ODE",
     "Bench",
+    "Calls",
     "Count",
     "Learning",
     "TwoParameter",

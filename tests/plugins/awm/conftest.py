@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flowfactory import Policy, testing
+from flowfactory import testing, two_parameter
 from flowfactory.testing import ODE, Learning
 from flowfactory.types import Dynamics
 from flowfactory_awm.awm import AWMConfig
@@ -51,31 +51,9 @@ def learning(tmp_path: Path) -> Learn:
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, Any]:
     """A config of three iterations of two updates on the two-parameter flow, as a mapping."""
-    (tmp_path / "train.txt").write_text("a\nbb\nccc\n")
-    return {
-        "model": "two-parameter",
-        "algorithm": {"name": "awm"},
-        "rewards": {"light": "bright"},
-        "prompts": {"train": str(tmp_path / "train.txt")},
-        "sampling": {"groups": 2, "group_size": 4, "size": [4, 4], "steps": 6, "batch_size": 8},
-        "training": {"iterations": 3, "updates": 2, "batch_size": 3, "optimizer": {"lr": 0.02}},
-        "output": {"dir": str(tmp_path / "run")},
-        "plugins": [str(Path(__file__).with_name("two_parameter.py"))],
-        "device": "cpu",
-    }
-
-
-class Count:
-    """Counts forwards of a policy's module."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.forwards = 0
-        policy.modules["transformer"].register_forward_hook(self._count)
-
-    def _count(self, *_: object) -> None:
-        self.forwards += 1
+    return two_parameter.settings(tmp_path, {"name": "awm"}, training={"updates": 2, "batch_size": 3})
 
 
 @pytest.fixture
-def count() -> type[Count]:
-    return Count
+def count() -> type[testing.Calls]:
+    return testing.Calls

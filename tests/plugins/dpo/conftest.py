@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowfactory import AlgorithmConfig, Experience, Policy, testing
+from flowfactory import AlgorithmConfig, Experience, testing, two_parameter
 from flowfactory.config import validate
 from flowfactory.loop import Clock, Run, gather, prepare
 from flowfactory.testing import ODE, Learning
@@ -50,17 +50,14 @@ def learning(tmp_path: Path) -> Callable[..., Learning]:
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, Any]:
     """A config of three iterations of two updates on the two-parameter flow, as a mapping; it wants an algorithm."""
-    (tmp_path / "train.txt").write_text("a\nbb\nccc\n")
-    return {
-        "model": {"name": "two-parameter", "p": START[0], "q": START[1]},
-        "rewards": {"light": "bright"},
-        "prompts": {"train": str(tmp_path / "train.txt"), "negative": "seven l"},
-        "sampling": {"groups": 3, "group_size": 4, "size": [4, 4], "steps": 4, "batch_size": 8, "dynamics": "ode"},
-        "training": {"iterations": 3, "updates": 2, "batch_size": 4, "optimizer": {"lr": 0.02}},
-        "output": {"dir": str(tmp_path / "run")},
-        "plugins": [str(Path(__file__).with_name("flows.py"))],
-        "device": "cpu",
-    }
+    return two_parameter.settings(
+        tmp_path,
+        {},
+        model={"p": START[0], "q": START[1]},
+        prompts={"negative": "seven l"},
+        sampling={"groups": 3, "steps": 4},
+        training={"updates": 2},
+    )
 
 
 @pytest.fixture
@@ -110,17 +107,6 @@ def by_hand() -> type[ByHand]:
     return ByHand
 
 
-class Count:
-    """Counts forwards of a policy's module."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.forwards = 0
-        policy.modules["transformer"].register_forward_hook(self._count)
-
-    def _count(self, *_: object) -> None:
-        self.forwards += 1
-
-
 @pytest.fixture
-def count() -> type[Count]:
-    return Count
+def count() -> type[testing.Calls]:
+    return testing.Calls

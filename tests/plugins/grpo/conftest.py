@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowfactory import AlgorithmConfig, Policy, Step, testing
+from flowfactory import AlgorithmConfig, Step, testing, two_parameter
 from flowfactory.dynamics import CPSConfig, DanceSDEConfig, FlowSDEConfig
 from flowfactory.testing import Learning
 from flowfactory_grpo.grpo import GRPOConfig
 
 START = (0.3, -0.2)
 NOISE_LEVEL = 0.8
-DYNAMICS = {"flow-sde": FlowSDEConfig, "dance-sde": DanceSDEConfig, "cps": CPSConfig}
+DYNAMICS: dict[str, Any] = {"flow-sde": FlowSDEConfig, "dance-sde": DanceSDEConfig, "cps": CPSConfig}
 
 Weights = tuple[float, float]
 
@@ -150,38 +150,11 @@ def by_hand(dynamics: str) -> Callable[[Step], ByHand]:
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, Any]:
     """A config of three iterations of GRPO on the two-parameter flow, as a mapping."""
-    (tmp_path / "train.txt").write_text("a\nbb\nccc\n")
-    return {
-        "model": "two-parameter",
-        "algorithm": {"name": "grpo"},
-        "rewards": {"light": "bright"},
-        "prompts": {"train": str(tmp_path / "train.txt")},
-        "sampling": {
-            "groups": 2,
-            "group_size": 4,
-            "size": [4, 4],
-            "steps": 6,
-            "batch_size": 8,
-            "dynamics": {"name": "flow-sde", "sde_steps": [1, 2, 4], "num_sde_steps": 2},
-        },
-        "training": {"iterations": 3, "batch_size": 4, "optimizer": {"lr": 0.02}},
-        "output": {"dir": str(tmp_path / "run")},
-        "plugins": [str(Path(__file__).with_name("two_parameter.py"))],
-        "device": "cpu",
-    }
-
-
-class Count:
-    """Counts forwards of a policy's module."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.forwards = 0
-        policy.modules["transformer"].register_forward_hook(self._count)
-
-    def _count(self, *_: object) -> None:
-        self.forwards += 1
+    window = {"name": "flow-sde", "sde_steps": [1, 2, 4], "num_sde_steps": 2}
+    plugins = [two_parameter.FILE, str(Path(__file__).with_name("unstated.py"))]
+    return two_parameter.settings(tmp_path, {"name": "grpo"}, sampling={"dynamics": window}) | {"plugins": plugins}
 
 
 @pytest.fixture
-def count() -> type[Count]:
-    return Count
+def count() -> type[testing.Calls]:
+    return testing.Calls

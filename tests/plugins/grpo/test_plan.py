@@ -50,6 +50,29 @@ def test_an_iteration_records_and_trains_as_many_of_the_candidates_as_the_config
     assert again == windows, "the window depends on the seed and the iteration alone"
 
 
+@pytest.mark.parametrize("algorithm", ["grpo", "grpo-guard", "dppo"])
+@pytest.mark.parametrize("dynamics", ["flow-sde", "dance-sde", "cps"])
+def test_of_a_sliding_window_no_step_outside_it_is_recorded(settings: dict[str, Any], algorithm: str, dynamics: str) -> None:
+    settings["algorithm"] = algorithm
+    settings["sampling"]["dynamics"] = {
+        "name": dynamics,
+        "sde_steps": [0, 1, 2, 4],
+        "num_sde_steps": 2,
+        "slide": {"every": 2, "stride": 1},
+    }
+    run = prepare(validate(settings))
+    places = {round(1 - i / 6, 6): i for i in range(7)}
+    windows = []
+    for iteration in range(7):
+        experience = gather(run, iteration, Clock(run.policy.device))
+        recorded = [places[round(float(step.sigma[0]), 6)] for step in experience.steps]
+        assert experience.plan.stochastic == experience.plan.recorded == set(recorded)
+        assert all(step.next_latents is not None and step.log_prob is not None for step in experience.steps)
+        assert all((step.mean is None) == (algorithm == "grpo") for step in experience.steps)
+        windows.append(recorded)
+    assert windows == [[0, 1], [0, 1], [1, 2], [1, 2], [2, 4], [2, 4], [0, 1]]
+
+
 def test_steps_outside_the_window_are_eulers(settings: dict[str, Any]) -> None:
     settings["model"] = {"name": "two-parameter", "p": 0.4, "q": 0.3}
     settings["sampling"]["dynamics"] = {"name": "flow-sde", "sde_steps": [1, 4]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -175,13 +176,19 @@ def test_an_advantage_beyond_the_maximum_counts_as_the_maximum(learning: Any) ->
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("sample", range(8))
-def test_an_update_moves_the_flow_towards_a_better_sample_and_away_from_a_worse_one(learning: Any, sample: int) -> None:
-    for sign in (1.0, -1.0):
-        advantages = [0.0] * 8
-        advantages[sample] = sign
-        run = learning(advantages, times=TIMES)
-        for loss, at in zip(run.losses(), placed(run), strict=True):
+def alone_with(run: Learning, sample: int, advantage: float) -> Learning:
+    """The run with ``advantage`` for ``sample`` and zero for the others."""
+    advantages = torch.zeros(len(run.experience))
+    advantages[sample] = advantage
+    return replace(run, experience=replace(run.experience, advantages=advantages))
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0])
+def test_an_update_lowers_the_error_of_a_better_sample_and_raises_that_of_a_worse_one(learning: Any, beta: float) -> None:
+    run = learning(ADVANTAGES, beta=beta, times=TIMES)
+    for sample, sign in product(range(8), (1.0, -1.0)):
+        alone = alone_with(run, sample, sign)
+        for loss, at in zip(alone.losses(), placed(alone), strict=True):
             p, q = (torch.tensor(START, dtype=torch.float64) - 1e-4 * run.gradient(loss.values)).tolist()
             hand = ByHand(at)
             before, after = (hand.error(hand.velocity(weights)).square().mean(1)[sample] for weights in (START, (p, q)))

@@ -118,7 +118,7 @@ def test_a_stochastic_solver_draws_too_and_nothing_of_the_way_is_recorded(settin
     ids=["default", "kl", "discrete-lagging", "logit-normal-flow-sde", "cps"],
 )
 def test_nft_learns_what_the_reward_asks_for(options: dict[str, Any], dynamics: Dynamics) -> None:
-    check_algorithm(NFTConfig.model_validate(options), dynamics=dynamics)
+    check_algorithm(NFTConfig.model_validate(options), iterations=12, dynamics=dynamics)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ class NFT:
 
     @hookimpl
     def plan(self, plan: SamplingPlan) -> SamplingPlan:
-        """The old policy draws; nothing of the way is recorded."""
+        """The old policy draws."""
         return replace(plan, weights=OLD)
 
     @hookimpl
