@@ -480,3 +480,17 @@ def test_an_average_that_the_saved_run_had_not_begins_with_its_weights(policy: P
     with policy.using("new"):
         for name, value in values(policy).items():
             torch.testing.assert_close(value, 0.5 * saved[name] + 0.5 * present[name])
+
+
+def test_an_average_that_moved_is_told_from_what_was_kept_with_it(policy: Policy, step: Step) -> None:
+    policy.keep("start")
+    policy.average("slow", lambda iteration: 0.5)
+    start = velocity(policy, step)
+    nudge(policy)
+    policy.iteration_finished(0)
+    with policy.using("slow"):
+        slow = velocity(policy, step)
+    _, kept = policy.compare(step, {"start": At("start"), "slow": At("slow")})
+    assert torch.equal(kept["start"].velocity, start)
+    assert torch.equal(kept["slow"].velocity, slow)
+    assert float((start - slow).abs().max()) > 0.01
