@@ -94,7 +94,8 @@ class SDEConfig(DynamicsConfig):
         size = self.num_sde_steps or len(candidates)
         if self.slide is None:
             return frozenset(candidates[i] for i in torch.randperm(len(candidates), generator=generator)[:size].tolist())
-        places = range(0, len(candidates) - size + 1, self.slide.stride)
+        last = len(candidates) - size
+        places = [*range(0, last, self.slide.stride), last]  # the last stride may be shorter, so that no candidate is left out
         start = places[iteration // self.slide.every % len(places)]
         return frozenset(sorted(candidates)[start : start + size])
 

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from flowfactory import flow
+from flowfactory.config import AlgorithmConfig
 from flowfactory.errors import RunError
 from flowfactory.strict import Strict, name_only
 from flowfactory.types import Experience, Index, NoiseKey, Step
@@ -104,6 +105,16 @@ class LogitNormal(_Continuous):
 
 
 Times = Annotated[Discrete | Uniform | LogitNormal, Field(discriminator="name"), BeforeValidator(name_only)]
+
+
+class TimedConfig(AlgorithmConfig):
+    """What the options of algorithms with training times of their own share."""
+
+    times: Times = Field(Uniform(), description="training times")
+
+    def check(self, run: RunConfig) -> None:
+        """The training times go with the sampling steps."""
+        self.times.check(run)
 
 
 def shifted(sigma: Tensor, shift: float) -> Tensor:

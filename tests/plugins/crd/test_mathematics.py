@@ -326,6 +326,20 @@ def test_the_kl_is_weighed_by_the_reward(learning: Any, kl: float, adaptive: boo
     assert_same(each(run), all_worked(run, options, NEW, START))
 
 
+@pytest.mark.parametrize("kl", [0.5, 5e-5])
+def test_a_sample_of_no_worth_keeps_a_kl_of_1e_4_or_all_of_a_smaller_one(learning: Any, kl: float) -> None:
+    run, without = (learning(config(loss="bce", kl=weight), ADVANTAGES) for weight in (kl, 0.0))
+    for each_run in (run, without):
+        each_run.move_to(8.0, -4.0)  # so far that a weight as small as this one tells
+    for loss, other, at in zip(run.losses(), without.losses(), places(run.experience, Uniform()), strict=True):
+        hand = ByHand(at)
+        divergence = (hand.velocity((8.0, -4.0)) - hand.velocity(START)).square().mean(1)
+        found = (loss.values - other.values).detach().double() / divergence
+        r = torch.tensor(optimal(ADVANTAGES, 1.6))
+        expected = 1e-4 + r * (kl - 1e-4) if kl > 1e-4 else torch.full_like(r, kl)
+        torch.testing.assert_close(found.float(), expected, rtol=1e-4, atol=2e-6)
+
+
 def test_the_kl_has_a_gradient_that_pulls_back_to_the_reference(learning: Any) -> None:
     run = learning(config(kl=0.5), (0.0,) * 12)
     for loss in run.losses():

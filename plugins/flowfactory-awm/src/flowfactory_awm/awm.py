@@ -9,22 +9,21 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from pydantic import Field
 
-from flowfactory import AlgorithmConfig, At, Experience, Loss, Policy, hookimpl
+from flowfactory import At, Experience, Loss, Policy, hookimpl
 from flowfactory.averages import Constant, Decay, Power
 from flowfactory.objectives import clipped_surrogate, is_clipped, squared_error, velocity_kl
 from flowfactory.policy import REFERENCE
-from flowfactory.times import Places, Times, Uniform, places
+from flowfactory.times import Places, TimedConfig, places
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flowfactory.config import RunConfig
 
 OLD, AVERAGE = "old", "average"
 SMALL = 1e-10
 
 
-class AWMConfig(AlgorithmConfig):
+class AWMConfig(TimedConfig):
     """AWM, arXiv:2509.25050: the ratio of matching errors takes the place of the ratio of log-densities."""
 
     weighting: Literal["uniform", "t", "t2", "huber", "ghuber"] = Field(
@@ -35,11 +34,6 @@ class AWMConfig(AlgorithmConfig):
     kl: float = Field(0.0, ge=0, description="weight of the squared distance from the velocity that training started from")
     average_kl: float = Field(0.0, ge=0, description="weight of the squared distance from the average's velocity")
     average: Decay = Field(Power(decay=0.9), description="how that average of weights moves")
-    times: Times = Field(Uniform(), description="training times")
-
-    def check(self, run: RunConfig) -> None:
-        """The training times go with the sampling steps."""
-        self.times.check(run)
 
     def build(self, label: str) -> AWM:
         return AWM(self)

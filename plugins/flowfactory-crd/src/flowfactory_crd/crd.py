@@ -10,22 +10,21 @@ import torch
 from pydantic import Field
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from flowfactory import AlgorithmConfig, At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
+from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.averages import Decay, PiecewiseLinear
 from flowfactory.objectives import group_sum, optimality, squared_error, velocity_kl
 from flowfactory.policy import REFERENCE
-from flowfactory.times import Places, Times, Uniform, places
+from flowfactory.times import Places, TimedConfig, places
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flowfactory.config import RunConfig
 
 OLD, SAMPLING = "old", "crd sampling"
 LEAST_KL = 1e-4
 
 
-class CRDConfig(AlgorithmConfig):
+class CRDConfig(TimedConfig):
     """CRD, arXiv:2603.14128: regression of centred implicit rewards, with a KL to a guided reference."""
 
     groupwise: ClassVar[bool] = True
@@ -49,11 +48,6 @@ class CRDConfig(AlgorithmConfig):
     kl: float = Field(0.0, ge=0, description="weight of the squared distance from the reference's velocity")
     kl_guidance: float | None = Field(None, ge=0, description="guidance of that reference; as in sampling when left out")
     kl_adaptive: bool = Field(True, description="whether a sample's KL is weighed by its reward, in [0, 1]")
-    times: Times = Field(Uniform(), description="training times")
-
-    def check(self, run: RunConfig) -> None:
-        """The training times go with the sampling steps."""
-        self.times.check(run)
 
     def build(self, label: str) -> CRD:
         return CRD(self)

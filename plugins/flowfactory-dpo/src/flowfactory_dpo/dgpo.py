@@ -12,13 +12,11 @@ from pydantic import Field
 from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.objectives import group_sum, squared_error, velocity_kl
 from flowfactory.policy import REFERENCE
-from flowfactory.times import Places, Times, Uniform, places
+from flowfactory.times import Places, places
 from flowfactory_dpo.reference import Reference, ReferenceConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from flowfactory.config import RunConfig
 
 
 class DGPOConfig(ReferenceConfig):
@@ -28,11 +26,6 @@ class DGPOConfig(ReferenceConfig):
 
     beta: float = Field(100.0, gt=0, description="how sharply a difference of errors, a mean over elements, is preferred")
     kl: float = Field(0.0, ge=0, description="weight of the squared distance from the velocity that training started from")
-    times: Times = Field(Uniform(), description="training times; members of a group share them unless told otherwise")
-
-    def check(self, run: RunConfig) -> None:
-        """The training times go with the sampling steps."""
-        self.times.check(run)
 
     def build(self, label: str) -> DGPO:
         return DGPO(self)

@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from flowfactory import Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.objectives import squared_error
-from flowfactory.times import Places, Times, Uniform, places
+from flowfactory.times import Places, places
 from flowfactory_dpo.reference import Reference, ReferenceConfig
 
 if TYPE_CHECKING:
@@ -25,11 +25,10 @@ class DPOConfig(ReferenceConfig):
     groupwise: ClassVar[bool] = True
 
     beta: float = Field(1000.0, gt=0, description="how sharply a difference of errors, a mean over elements, is preferred")
-    times: Times = Field(Uniform(), description="training times")
 
     def check(self, run: RunConfig) -> None:
         """The training times go with the sampling steps, and the two arms share them."""
-        self.times.check(run)
+        super().check(run)
         if self.times.shared is False:
             raise ValueError(
                 "algorithm.times.shared: the two samples of a pair are compared under the same noise; leave it out"

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from flowfactory import AlgorithmConfig, At, Policy
+from flowfactory import At, Policy
 from flowfactory.averages import Decay
 from flowfactory.policy import REFERENCE
+from flowfactory.times import TimedConfig
 
 AVERAGE = "preference reference"
 
 
-class ReferenceConfig(AlgorithmConfig):
+class ReferenceConfig(TimedConfig):
     """Options of the reference."""
 
     reference_average: Decay | None = Field(

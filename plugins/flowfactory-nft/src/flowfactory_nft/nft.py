@@ -8,22 +8,21 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from flowfactory import AlgorithmConfig, At, Experience, Loss, Policy, SamplingPlan, hookimpl
+from flowfactory import At, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.averages import Decay, PiecewiseLinear
 from flowfactory.flow import like
 from flowfactory.objectives import optimality, squared_error, velocity_kl
 from flowfactory.policy import REFERENCE
-from flowfactory.times import Places, Times, Uniform, places
+from flowfactory.times import Places, TimedConfig, places
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flowfactory.config import RunConfig
 
 OLD = "old"
 
 
-class NFTConfig(AlgorithmConfig):
+class NFTConfig(TimedConfig):
     """DiffusionNFT, arXiv:2509.16117: contrasts two implicit policies around the old one, at times of its own."""
 
     own_sampler: ClassVar[bool] = True
@@ -35,11 +34,6 @@ class NFTConfig(AlgorithmConfig):
         PiecewiseLinear(points=((0, 0.0), (500, 0.5))),
         description="how the average of weights moves that draws the samples",
     )
-    times: Times = Field(Uniform(), description="training times")
-
-    def check(self, run: RunConfig) -> None:
-        """The training times go with the sampling steps."""
-        self.times.check(run)
 
     def build(self, label: str) -> NFT:
         return NFT(self)
