@@ -14,6 +14,7 @@ from flowfactory.objectives import (
     advantages,
     centred,
     clipped_surrogate,
+    group_max,
     group_std,
     group_sum,
     is_clipped,
@@ -327,3 +328,8 @@ def test_the_normalised_log_ratio_does_not_care_how_noisy_the_step_is() -> None:
         found = normalised_log_ratio(mean, old, old + std * noise, torch.full((2, 1, 1), std))
         assert found.tolist() == pytest.approx([(0.5 - 4) / 2, (0.25 + 2) / 2], rel=1e-5)
     assert normalised_log_ratio(old, old, old + noise, torch.ones(2, 1, 1)).tolist() == [0.0, 0.0]
+
+
+def test_the_largest_of_a_group_is_every_members() -> None:
+    values = torch.tensor([1.0, -3.0, 5.0, -2.0, 0.5])
+    assert group_max(values, torch.tensor([7, 2, 7, 2, 9])).tolist() == [5.0, -2.0, 5.0, -2.0, 0.5]

@@ -404,3 +404,9 @@ def test_times_that_give_little_read_back_to_the_same_with_all_of_it(
     again: Any = configs.validate(configs.parse_yaml(text, "again"))
     assert again.algorithm.times == expected
     assert configs.dump(again) == text
+
+
+@pytest.mark.parametrize("options", [{"std": 0.1, "low": 0.9}, {"std": 0.1, "high": 0.1}, {"low": 0.998}])
+def test_bounds_hold_far_in_a_tail_too(options: dict[str, float]) -> None:
+    found = drawn(LogitNormal(count=4, **options), 20)
+    assert options.get("low", 0.0) <= float(found.min()) <= float(found.max()) <= options.get("high", 1.0)

@@ -199,3 +199,12 @@ def test_a_term_is_added_with_its_weight_and_kept_under_its_name_without(weight:
     assert gradient.tolist() == [2 + shares[0] * 2 * 3, 2 + shares[1] * 2 * -1]
     assert (loss.metrics, loss.extremes) == ({"m": metric}, {"e": metric})
     assert (list(plain.terms), plain.values.tolist()) == (["first"], [6, -2])  # the loss it was stays as it was
+
+
+def test_recorded_steps_of_two_kinds_are_not_joined() -> None:
+    conditions = Conditions(({},) * 2)
+    plain = Step(torch.zeros(2, 1), torch.ones(2), conditions, 1.0, ODE())
+    recorded = replace(plain, next_latents=torch.zeros(2, 1), next_sigma=torch.zeros(2), log_prob=torch.zeros(2))
+    for steps in ([plain, recorded], [recorded, plain]):
+        with pytest.raises(ValueError, match="record the stochastic ones alone"):
+            Step.joined(steps, Conditions(({},) * 4))

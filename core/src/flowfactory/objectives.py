@@ -110,6 +110,13 @@ def group_sum(values: Tensor, groups: Tensor) -> Tensor:
     return torch.zeros(int(index.max()) + 1, dtype=values.dtype, device=values.device).index_add_(0, index, values)[index]
 
 
+def group_max(values: Tensor, groups: Tensor) -> Tensor:
+    """The largest of each sample's group [B]. ``groups`` [B], int64, any ids."""
+    _, index = torch.unique(groups.to(values.device), return_inverse=True)
+    largest = torch.full((int(index.max()) + 1,), -torch.inf, dtype=values.dtype, device=values.device)
+    return largest.scatter_reduce(0, index, values, "amax")[index]
+
+
 def _group_mean(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of each group [G], and which of them is each sample's [B]."""
     _, index = torch.unique(groups, return_inverse=True)

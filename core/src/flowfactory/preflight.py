@@ -93,7 +93,10 @@ def ratio_is_one(experience: Experience, policy: Policy, tolerance: float) -> Fi
 
 
 def gradients_flow(experience: Experience, policy: Policy, hooks: Hooks) -> Finding:
-    """Every trainable weight gets a finite gradient from the losses, and every term of them has one of its own."""
+    """Every trainable weight gets a finite gradient from the losses, and each term of those looked at has one of its own.
+
+    It looks at them until every weight is proven.
+    """
     names, parameters = list(policy.parameters), list(policy.parameters.values())
     reached: dict[str, bool] = {}  # the weights that some loss reaches, and whether its gradient is other than zero
     terms: set[str] = set()

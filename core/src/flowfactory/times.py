@@ -96,7 +96,8 @@ class LogitNormal(_Continuous):
         """[count]: quantiles, so that low and high truncate and stratification is exact."""
         low, high = (self._below(bound) for bound in (self.low, self.high))
         shares = (low + (high - low) * self._shares(generator)).clamp(1e-9, 1 - 1e-9)
-        return shifted(torch.sigmoid(self.mean + self.std * torch.special.ndtri(shares)), self.shift)
+        sigmas = torch.sigmoid(self.mean + self.std * torch.special.ndtri(shares))
+        return shifted(sigmas.clamp(self.low, self.high), self.shift)  # far in a tail the quantiles are not exact
 
     def _below(self, sigma: float) -> float:
         if sigma in (0.0, 1.0):

@@ -139,6 +139,8 @@ class Step:
         """``steps`` as one batch, in order; ``conditions`` are those of all. Guidance and dynamics are the first's."""
         if len(steps) == 1:
             return replace(steps[0], conditions=conditions)
+        if len({tuple(value is None for _, value in step._tensors()) for step in steps}) > 1:
+            raise ValueError("steps with and without next latents cannot share a forward; record the stochastic ones alone")
         columns = zip(*(step._tensors() for step in steps), strict=True)
         tensors = {
             same[0][0]: None if same[0][1] is None else torch.cat([value for _, value in same if value is not None])

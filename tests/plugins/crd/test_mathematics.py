@@ -519,3 +519,10 @@ def test_a_fitted_policy_pulls_no_further(learning: Any) -> None:
     # r = 0.5 / 3.2 + 1/2 and its mirror; two weights fit the one difference of two samples
     assert float(implicit[0] - implicit[1]) == pytest.approx(0.5 / 1.6, abs=1e-3)
     assert loss.values.detach().sum() < 1e-3 * first
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.01, 1e-4])
+def test_no_temperature_of_softmax_is_too_low(learning: Any, temperature: float) -> None:
+    options = {"centre": "softmax", "temperature": temperature, "advantage_max": 1.5}
+    run = learning(CRDConfig.model_validate(options), (1.5, -1.5, 0.3, -0.2))
+    assert all(bool(loss.values.isfinite().all()) for loss in run.losses())

@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.averages import Decay, PiecewiseLinear
-from flowfactory.objectives import group_sum, optimality, squared_error, velocity_kl
+from flowfactory.objectives import group_max, group_sum, optimality, squared_error, velocity_kl
 from flowfactory.policy import REFERENCE
 from flowfactory.times import Places, TimedConfig, places
 
@@ -136,7 +136,9 @@ class CRD:
                 pools = [(r > 0.5).float(), (r < 0.5).float()]
                 return [torch.where(group_sum(pool, at.groups) > 0, pool, 1.0) for pool in pools]
             case "softmax":
-                return [torch.exp(sign * r / self._config.temperature) for sign in (1, -1)]
+                # less the group's largest, so that no temperature is too low for exp
+                ways = (r, -r)
+                return [torch.exp((way - group_max(way, at.groups)) / self._config.temperature) for way in ways]
 
     def _loss(
         self,
