@@ -230,15 +230,15 @@ class Policy:
                 module.load_state_dict(load_file(folder / name / FULL))
         self.changed()
         self._kept = {name: kept for name, kept in self._kept.items() if not kept.weights}
-        for name in self._averages:  # one that the saved run had not begins with its weights
-            self.keep(name)
+        read: dict[str, dict[str, Tensor]] = {}
         if (folder / "kept.safetensors").exists():
-            read: dict[str, dict[str, Tensor]] = {}
             for key, value in load_file(folder / "kept.safetensors").items():
                 name, _, parameter = key.partition("/")
                 read.setdefault(name, {})[parameter] = value.to(self._kept_on)
-            for name, weights in read.items():
-                self._kept[name] = _Kept(self._version_of(weights), weights)
+        for name, weights in read.items():
+            self._kept[name] = _Kept(self._version_of(weights), weights)
+        for name in self._averages.keys() - read.keys():  # one that the saved run had not begins with its weights
+            self.keep(name)
 
     def _version_of(self, weights: Mapping[str, Tensor]) -> int:
         """The present version if ``weights`` are the present ones, so that a resumed run knows it too; else a new one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -49,7 +48,7 @@ class DGPO:
     @hookimpl
     def plan(self, plan: SamplingPlan) -> SamplingPlan:
         """The conditions bring what the reference's guidance needs."""
-        return replace(plan, teacher_guidance=max(plan.teacher_guidance, self._reference.guidance or 1.0))
+        return self._reference.provided(plan)
 
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import Field
 
-from flowfactory import At, Policy
+from flowfactory import At, Policy, SamplingPlan
 from flowfactory.averages import Decay
 from flowfactory.policy import REFERENCE
 from flowfactory.times import TimedConfig
@@ -40,6 +40,10 @@ class Reference:
     def kept(self) -> Mapping[str, At]:
         """Where to evaluate it."""
         return {"reference": At(REFERENCE if self.decay is None else AVERAGE, self.guidance)}
+
+    def provided(self, plan: SamplingPlan) -> SamplingPlan:
+        """``plan`` whose conditions bring what the reference's guidance needs."""
+        return replace(plan, teacher_guidance=max(plan.teacher_guidance, self.guidance or 1.0))
 
     def keep(self, policy: Policy) -> None:
         """Keep its weights."""
