@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowfactory import hookimpl
+from flowfactory import Canvas, hookimpl
 from flowfactory.assembly import Assembly, Hooks, Rewards, manager_of
 from flowfactory.config import ComponentConfig, RunConfig
 from flowfactory.dynamics import ODE, FlowSDE
@@ -155,7 +155,7 @@ def test_a_wrapper_stands_around_the_one_implementation(load: Load) -> None:
             return drawn
 
     made = assembled(load, model=Model(0.1, 0.2), algorithm=Wraps())
-    plan = SamplingPlan(2, (4, 4), 1.0, made.dynamics, 0, 0)
+    plan = SamplingPlan(2, Canvas(4, 4), 1.0, made.dynamics, 0, 0)
     assert made.hooks.sample(Conditions(()), plan).latents.tolist() == [1.0]
     assert order == ["before", "model", "after"]
 
@@ -177,12 +177,12 @@ def test_sampling_keeps_no_graph() -> None:
             return Trajectory(self.flow.p * torch.ones(1), torch.ones(1), torch.ones(2))
 
     hooks = Hooks(manager_of({"model": Model(0.1, 0.2)}))
-    plan = SamplingPlan(2, (4, 4), 1.0, ODE(), 0, 0)
+    plan = SamplingPlan(2, Canvas(4, 4), 1.0, ODE(), 0, 0)
     assert not hooks.sample(Conditions(()), plan).media.requires_grad
 
 
 def test_a_plan_that_no_algorithm_changes_is_itself() -> None:
-    plan = SamplingPlan(2, (4, 4), 1.0, ODE(), 0, 0)
+    plan = SamplingPlan(2, Canvas(4, 4), 1.0, ODE(), 0, 0)
     assert Hooks(manager_of({"algorithm": Learns()})).plan(3, plan) is plan
 
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowfactory.canvas import Canvas
 from flowfactory.conditions import ConditionCache, checkpoint_identity, default_folder
 from flowfactory.types import Conditions, Prompt
 
+CANVAS = Canvas(8, 8)
 PROMPTS = [Prompt("a", 0), Prompt("bb", 1), Prompt("a", 2), Prompt("ccc", 3)]
 
 
@@ -20,7 +22,7 @@ class Encoder:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def __call__(self, prompts: Sequence[Prompt]) -> list[Mapping[str, Tensor]]:
+    def __call__(self, prompts: Sequence[Prompt], canvas: Canvas) -> list[Mapping[str, Tensor]]:
         self.asked += [prompt.text for prompt in prompts]
         tall = torch.arange(12.0).reshape(3, 4)
         return [
@@ -51,26 +53,26 @@ def files(folder: Path) -> list[Path]:
 
 def test_each_distinct_prompt_is_encoded_once(made: Made, tmp_path: Path) -> None:
     cache, encoder = made()
-    assert cache.prepare(PROMPTS) == 3
+    assert cache.prepare(PROMPTS, CANVAS) == 3
     assert encoder.asked == ["a", "bb", "ccc"]
-    assert cache.prepare(PROMPTS) == 0
-    assert len(cache.conditions(PROMPTS)) == 4
+    assert cache.prepare(PROMPTS, CANVAS) == 0
+    assert len(cache.conditions(PROMPTS, CANVAS)) == 4
     assert encoder.asked == ["a", "bb", "ccc"]
     assert [path.suffix for path in files(tmp_path)] == [".safetensors"] * 3  # nothing half-written is left
 
 
 def test_another_process_finds_what_was_encoded(made: Made) -> None:
-    made()[0].prepare(PROMPTS)
+    made()[0].prepare(PROMPTS, CANVAS)
     cache, encoder = made()
-    assert cache.prepare([*PROMPTS, Prompt("dddd")]) == 1
+    assert cache.prepare([*PROMPTS, Prompt("dddd")], CANVAS) == 1
     assert encoder.asked == ["dddd"]
 
 
 def test_what_is_read_is_what_was_encoded(made: Made) -> None:
-    fresh = made()[0].conditions(PROMPTS)
-    read = made()[0].conditions(PROMPTS)
+    fresh = made()[0].conditions(PROMPTS, CANVAS)
+    read = made()[0].conditions(PROMPTS, CANVAS)
     for prompt, one, two in zip(PROMPTS, fresh.entries, read.entries, strict=True):
-        (expected,) = Encoder()([prompt])
+        (expected,) = Encoder()([prompt], CANVAS)
         for entry in (one, two):
             assert set(entry) == set(expected)
             for name, tensor in expected.items():
@@ -80,14 +82,14 @@ def test_what_is_read_is_what_was_encoded(made: Made) -> None:
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-7], lambda b: b[:5], lambda b: b"", lambda b: b"x" * len(b)])
 def test_an_entry_that_cannot_be_read_is_made_again(damage: Callable[[bytes], bytes], made: Made, tmp_path: Path) -> None:
-    made()[0].prepare([Prompt("bb")])
+    made()[0].prepare([Prompt("bb")], CANVAS)
     (path,) = files(tmp_path)
     whole = path.read_bytes()
     path.write_bytes(damage(whole))
     cache, encoder = made()
-    assert cache.prepare([Prompt("bb")]) == 1
+    assert cache.prepare([Prompt("bb")], CANVAS) == 1
     assert encoder.asked == ["bb"]
-    assert torch.equal(cache.conditions([Prompt("bb")]).entries[0]["length"], torch.tensor(2))
+    assert torch.equal(cache.conditions([Prompt("bb")], CANVAS).entries[0]["length"], torch.tensor(2))
     assert path.read_bytes() == whole
 
 
@@ -102,23 +104,23 @@ def test_an_entry_that_cannot_be_read_is_made_again(damage: Callable[[bytes], by
     ids=["text", "metadata", "encoding", "boundary"],
 )
 def test_whatever_changes_the_tensors_changes_the_key(prompt: Prompt, encoding: str, made: Made) -> None:
-    made()[0].prepare([Prompt("a")])
-    assert made(encoding)[0].prepare([prompt]) == 1
+    made()[0].prepare([Prompt("a")], CANVAS)
+    assert made(encoding)[0].prepare([prompt], CANVAS) == 1
 
 
 def test_what_does_not_change_the_tensors_does_not_change_the_key(made: Made) -> None:
-    made()[0].prepare([Prompt("a", 0, {"x": 1, "y": 2})])
-    assert made()[0].prepare([Prompt("a", 7, {"y": 2, "x": 1})]) == 0
+    made()[0].prepare([Prompt("a", 0, {"x": 1, "y": 2})], CANVAS)
+    assert made()[0].prepare([Prompt("a", 7, {"y": 2, "x": 1})], CANVAS) == 0
 
 
 def test_the_samples_of_a_prompt_share_one_entry(made: Made) -> None:
     cache, _ = made()
-    known = cache.conditions([Prompt("a", 0)] * 4 + [Prompt("bb", 1)] * 4, Prompt("no"))
+    known = cache.conditions([Prompt("a", 0)] * 4 + [Prompt("bb", 1)] * 4, CANVAS, [Prompt("no")] * 8)
     assert len({id(entry) for entry in known.entries}) == 2
     assert known.negative is not None
     assert len(known.negative) == 8
     assert len({id(entry) for entry in known.negative.entries}) == 1
-    again = cache.conditions([Prompt("a", 0)])
+    again = cache.conditions([Prompt("a", 0)], CANVAS)
     assert again.entries[0] is known.entries[0]
     assert again.negative is None
 

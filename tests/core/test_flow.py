@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flowfactory import flow
+from flowfactory import Canvas, flow
 from flowfactory.dynamics import ODE, FlowSDE, FlowSDEConfig
 from flowfactory.types import Conditions, Dynamics, NoiseKey, SamplingPlan, Step
 
@@ -20,7 +20,7 @@ KEYS = tuple(NoiseKey(prompt, member) for prompt in (0, 5) for member in range(3
 
 
 def plan_with(**changes: Any) -> SamplingPlan:
-    plan = SamplingPlan(4, (8, 8), 1.0, FlowSDEConfig().build("dynamics"), seed=3, iteration=2, keys=KEYS)
+    plan = SamplingPlan(4, Canvas(8, 8), 1.0, FlowSDEConfig().build("dynamics"), seed=3, iteration=2, keys=KEYS)
     return replace(plan, **changes)
 
 

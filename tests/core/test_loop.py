@@ -172,7 +172,7 @@ def test_a_reward_that_turns_nan_stops_the_run_and_names_the_last_checkpoint(
     config_file: Callable[..., Path], command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     changes = {
-        "rewards": {"glow": {"name": "bright", "nan_from": 3}, "bright": None},
+        "rewards": {"glow": {"name": "bright", "nan_from": 5}, "bright": None},
         "prompts": {"heldout": None},
         "training": {"iterations": 6},
     }

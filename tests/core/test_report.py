@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from flowfactory import media
 from flowfactory.config import RunConfig
 from flowfactory.report import Terminal, chart, write_report
-from flowfactory.rundir import RunDirectory, save_picture
+from flowfactory.rundir import RunDirectory
 from flowfactory.types import RunInfo
 
 Trained = Callable[..., RunDirectory]
@@ -243,7 +244,7 @@ def test_sample_keeps_what_was_drawn_before(directory: RunDirectory, invoke: Inv
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_picture_is_written_pixel_for_pixel(channels: int, tmp_path: Path) -> None:
     levels = torch.randint(0, 256, (channels, 3, 5))
-    save_picture(levels / 255, tmp_path / "p.png")
+    media.write(levels / 255, tmp_path / "p")
     with Image.open(tmp_path / "p.png") as picture:
         assert picture.size == (5, 3)
         pixels = torch.tensor(list(picture.convert("RGB").tobytes())).reshape(3, 5, 3).permute(2, 0, 1)
@@ -251,18 +252,9 @@ def test_a_picture_is_written_pixel_for_pixel(channels: int, tmp_path: Path) -> 
 
 
 def test_what_is_out_of_range_is_cut_to_it(tmp_path: Path) -> None:
-    save_picture(torch.tensor([[[-1.0, 2.0]]]), tmp_path / "p.png")
+    media.write(torch.tensor([[[-1.0, 2.0]]]), tmp_path / "p")
     with Image.open(tmp_path / "p.png") as picture:
         assert list(picture.convert("L").tobytes()) == [0, 255]
-
-
-def test_moving_pictures_are_animations(tmp_path: Path) -> None:
-    frames = torch.stack([torch.full((3, 2, 2), value) for value in (0.0, 0.5, 1.0)])
-    save_picture(frames, tmp_path / "p.png")
-    with Image.open(tmp_path / "p.png") as picture:
-        assert getattr(picture, "n_frames", 1) == 3
-        picture.seek(2)
-        assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_a_place_that_cannot_be_written_to_is_refused(config_file: Callable[..., Path], invoke: Invoke, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Normal, SigmoidTransform, TransformedDistribution
 
+from flowfactory import Canvas, flow
 from flowfactory import config as configs
-from flowfactory import flow
 from flowfactory.config import RunConfig
 from flowfactory.dynamics import ODE
 from flowfactory.errors import RunError, UserError
@@ -163,7 +163,7 @@ def made(
     batch = grouped([Prompt(f"prompt {number}", number) for number in prompts], group_size)
     latents = torch.stack([torch.randn(SHAPE, generator=flow.generator("clean", *key)) for key in batch.keys])
     entries = tuple({"who": torch.tensor(key)} for key in batch.keys)
-    plan = SamplingPlan(4, (2, 2), 3.5, ODE(), seed, iteration, batch.keys)
+    plan = SamplingPlan(4, Canvas(2, 2), 3.5, ODE(), seed, iteration, batch.keys)
     return Experience(
         latents=latents,
         steps=(),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowfactory.dynamics import ODE
-from flowfactory.types import Conditions, Evaluation, Experience, Loss, NoiseKey, SamplingPlan, Step
+from flowfactory.types import Canvas, Conditions, Evaluation, Experience, Loss, NoiseKey, SamplingPlan, Step
 
 GROUPS = st.lists(st.integers(-3, 3), min_size=1, max_size=12)
 
@@ -37,7 +37,7 @@ def experience(count: int, steps: int = 3, means: bool = False, **options: Any) 
         latents=rows[:, None].float() / 10,
         steps=tuple(recorded(i, samples, means) for i in range(steps)),
         conditions=conditions(samples),
-        plan=SamplingPlan(steps, (1, 2), 2.5, ODE(), 0, 0, tuple(NoiseKey(i, i) for i in samples)),
+        plan=SamplingPlan(steps, Canvas(1, 2), 2.5, ODE(), 0, 0, tuple(NoiseKey(i, i) for i in samples)),
         rewards={"a": rows + 0.5},
         advantages=-rows.float(),
         groups=rows // 2,

@@ -10,6 +10,7 @@ from flowfactory.errors import RunError, UserError
 from flowfactory.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from flowfactory.canvas import Canvas
     from flowfactory.config import AlgorithmConfig, ComponentConfig, DynamicsConfig, LocalPath, ModelConfig
     from flowfactory.policy import At, Policy
     from flowfactory.types import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AlgorithmConfig",
     "At",
+    "Canvas",
     "ComponentConfig",
     "Conditions",
     "DynamicsConfig",
@@ -55,6 +57,7 @@ __all__ = [
 _HOME = {
     "AlgorithmConfig": "config",
     "At": "policy",
+    "Canvas": "canvas",
     "ComponentConfig": "config",
     "DynamicsConfig": "config",
     "LocalPath": "config",

@@ -11,6 +11,7 @@ import pluggy
 import torch
 from torch import Tensor
 
+from flowfactory.canvas import Canvas
 from flowfactory.config import ComponentConfig, RunConfig
 from flowfactory.errors import RunError, UserError
 from flowfactory.hookspecs import PROJECT, RunSpecs
@@ -80,9 +81,9 @@ class Hooks:
         result: Trainable = self._hook.load(runtime=runtime)
         return result
 
-    def encode(self, prompts: Sequence[Prompt]) -> Sequence[Mapping[str, Tensor]]:
+    def encode(self, prompts: Sequence[Prompt], canvas: Canvas) -> Iterable[Mapping[str, Tensor]]:
         """See RunSpecs.encode."""
-        result: Sequence[Mapping[str, Tensor]] = self._hook.encode(prompts=prompts)
+        result: Iterable[Mapping[str, Tensor]] = self._hook.encode(prompts=prompts, canvas=canvas)
         return result
 
     def sample(self, conditions: Conditions, plan: SamplingPlan) -> Trajectory:

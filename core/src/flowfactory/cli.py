@@ -45,8 +45,10 @@ def run(
     resolved = configs.load(config, sets or [], plugin or [], out)
     if dry_run:
         from flowfactory.assembly import Assembly
+        from flowfactory.loop import read_prompts
 
         Assembly(resolved)
+        read_prompts(resolved)
         typer.echo(configs.dump(resolved), nl=False)
         return
     _train(resolved, resume)
@@ -75,28 +77,42 @@ def _train(config: RunConfig, resume: bool) -> None:
 @app.command()
 def sample(
     directory: RunFolder,
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT…", help="What to draw.")],
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT…", help="What to draw.")] = None,
+    file: Annotated[Path | None, typer.Option("--prompts", help="A file of prompts, .txt or .jsonl, beside PROMPTs.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A picture that every PROMPT brings. May repeat.")] = None,
+    video: Annotated[Path | None, typer.Option(help="The video that every PROMPT brings.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Pictures a prompt.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Where to; RUN/samples/drawn when left out.")] = None,
     checkpoint: Iteration = None,
     sets: Sets = None,
 ) -> None:
     """Draw PROMPTs with a run's weights."""
+    from dataclasses import replace
+
+    from flowfactory import media
     from flowfactory.evaluation import evaluate
-    from flowfactory.rundir import RunDirectory, save_picture
+    from flowfactory.prompts import insist, read
+    from flowfactory.rundir import RunDirectory
     from flowfactory.types import Prompt
 
+    for path in (*(image or ()), *([video] if video else ())):
+        if not path.is_file():
+            raise UserError(f"no file {path}")
+    wanted = [Prompt(text, images=tuple(image or ()), video=video) for text in prompts or ()] + list(read(file) if file else ())
+    wanted = [replace(prompt, index=index) for index, prompt in enumerate(wanted)]
+    if not wanted:
+        raise UserError("nothing to draw: give a PROMPT, or a file with --prompts")
+    config = RunDirectory(directory).load_config(sets or [])
+    insist(wanted, config.model.takes, getattr(config.model, "name", "model"))
     restored, _ = _restored(directory, checkpoint, sets)
-    wanted = [Prompt(text, index) for index, text in enumerate(prompts)]
     folder = out or RunDirectory(directory).samples / "drawn"
     folder.mkdir(parents=True, exist_ok=True)
-    media = evaluate(restored.sampler, restored.assembly, restored.config, wanted, count, score=False).media
+    drawn = evaluate(restored.sampler, restored.assembly, restored.config, wanted, count, score=False).media
     number = 0
-    for medium in media:
-        while (file := folder / f"{number:03d}.png").exists():
+    for medium in drawn:
+        while any(folder.glob(f"{number:03d}.*")):
             number += 1
-        save_picture(medium, file)
-        typer.echo(str(file))
+        typer.echo(str(media.write(medium, folder / f"{number:03d}", restored.sampler.frame_rate)))
 
 
 @app.command(name="eval")

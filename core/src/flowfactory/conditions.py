@@ -11,15 +11,18 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from flowfactory.canvas import Canvas
+from flowfactory.media import digest
 from flowfactory.types import Conditions, Prompt
 
 ENVIRONMENT = "FLOWFACTORY_CACHE"
+CHECKSUM = "checksum"
 Entry = Mapping[str, Tensor]
-Encode = Callable[[Sequence[Prompt]], Sequence[Entry]]
+Encode = Callable[[Sequence[Prompt], Canvas], Iterable[Entry]]
 
 
 def default_folder() -> Path:
@@ -46,58 +49,104 @@ def checkpoint_identity(path: str, parts: Sequence[str] = ()) -> str:
 class ConditionCache:
     """Conditions of prompts: from memory, else from disk, else from the model.
 
-    ``encoding`` is everything beside the prompt that changes the tensors. An entry that is missing or cannot be read is
-    made again; an entry is written to a temporary name and renamed, so that it is whole or not there.
+    ``encoding`` is everything beside the prompt that changes the tensors; the canvas does where ``canvas_matters``. They are
+    held in host memory, once per distinct prompt, and come on ``device``. An entry that is missing, or whose bytes are not
+    those that were written, is made again; it is written to a temporary name and renamed, so that it is whole or not there.
     """
 
-    def __init__(self, encode: Encode, encoding: str, folder: Path, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        encode: Encode,
+        encoding: str,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        canvas_matters: bool = False,
+    ) -> None:
         self._encode, self._encoding = encode, encoding
         self._folder = folder / "conditions"
-        self._device = device
+        self._device = torch.device(device)
+        self._canvas_matters = canvas_matters
         self._memory: dict[str, Entry] = {}
 
-    def prepare(self, prompts: Iterable[Prompt]) -> int:
+    def prepare(self, prompts: Iterable[Prompt], canvas: Canvas) -> int:
         """Have the entries of all ``prompts`` in memory; returns how many had to be encoded."""
         missing: dict[str, Prompt] = {}
         for prompt in prompts:
-            key = self._key(prompt)
+            key = self._key(prompt, canvas)
             if key in self._memory or key in missing:
                 continue
-            entry = self._read(key)
+            entry = _read(self._path(key))
             if entry is None:
                 missing[key] = prompt
             else:
                 self._memory[key] = entry
-        waiting = list(missing.items())
-        if waiting:  # in one call, for which the encoders are loaded once
-            entries = self._encode([prompt for _, prompt in waiting])
-            for (key, _), entry in zip(waiting, entries, strict=True):
-                self._write(key, entry)
-                self._memory[key] = {name: tensor.to(self._device) for name, tensor in entry.items()}
-        return len(waiting)
+        if missing:  # in one call, for which the encoders are loaded once
+            entries = self._encode(list(missing.values()), canvas)
+            for key, entry in zip(missing, entries, strict=True):
+                self._memory[key] = {name: tensor.cpu().contiguous() for name, tensor in entry.items()}
+                _write(self._path(key), self._memory[key])
+        return len(missing)
 
-    def conditions(self, prompts: Sequence[Prompt], negative: Prompt | None = None) -> Conditions:
-        """The conditions of ``prompts``, one entry each, and of ``negative`` for every one of them."""
-        self.prepare([*prompts, *([negative] if negative else [])])
-        opposite = Conditions((self._memory[self._key(negative)],) * len(prompts)) if negative else None
-        return Conditions(tuple(self._memory[self._key(prompt)] for prompt in prompts), opposite)
+    def conditions(self, prompts: Sequence[Prompt], canvas: Canvas, negative: Sequence[Prompt] | None = None) -> Conditions:
+        """The conditions of ``prompts``, one entry each, and of the ``negative`` prompt of each."""
+        self.prepare([*prompts, *(negative or ())], canvas)
+        arrived: dict[str, Entry] = {}
 
-    def _key(self, prompt: Prompt) -> str:
-        version = metadata.version("flowfactory")
-        parts = [version, self._encoding, prompt.text, json.dumps(prompt.metadata, sort_keys=True, default=str)]
+        def entries(wanted: Sequence[Prompt]) -> tuple[Entry, ...]:
+            keys = [self._key(prompt, canvas) for prompt in wanted]
+            for key in keys:
+                if key not in arrived:
+                    arrived[key] = self._arrive(self._memory[key])
+            return tuple(arrived[key] for key in keys)
+
+        return Conditions(entries(prompts), None if negative is None else Conditions(entries(negative)))
+
+    def _arrive(self, entry: Entry) -> Entry:
+        if self._device.type == "cpu":
+            return entry
+        return {name: tensor.to(self._device) for name, tensor in entry.items()}
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}.safetensors"
+
+    def _key(self, prompt: Prompt, canvas: Canvas) -> str:
+        parts = [
+            metadata.version("flowfactory"),
+            self._encoding,
+            prompt.text,
+            json.dumps(prompt.metadata, sort_keys=True, default=str),
+            [digest(path) for path in prompt.images],
+            prompt.video and digest(prompt.video),
+            prompt.audio and digest(prompt.audio),
+            canvas if self._canvas_matters else None,
+        ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
 
-    def _read(self, key: str) -> Entry | None:
-        path = self._folder / f"{key}.safetensors"
-        try:
-            entry: Entry = load_file(path, device=str(self._device))
-        except (SafetensorError, OSError):
-            return None
-        return entry
 
-    def _write(self, key: str, entry: Entry) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=self._folder, prefix=f".{key}.")
-        os.close(handle)
-        save_file({name: tensor.cpu().contiguous() for name, tensor in entry.items()}, temporary)
-        os.replace(temporary, self._folder / f"{key}.safetensors")
+def _read(path: Path) -> Entry | None:
+    """The entry in ``path``; None where there is none, or where it is not as it was written."""
+    try:
+        with safe_open(path, "pt") as file:
+            entry = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            written = (file.metadata() or {}).get(CHECKSUM)
+    except (SafetensorError, OSError):
+        return None
+    return entry if written == _checksum(entry) else None
+
+
+def _write(path: Path, entry: Entry) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")
+    os.close(handle)
+    save_file(dict(entry), temporary, metadata={CHECKSUM: _checksum(entry)})
+    os.replace(temporary, path)
+
+
+def _checksum(entry: Entry) -> str:
+    """Of names, shapes, dtypes and bytes: safetensors itself notices a file cut short, not one with other bytes."""
+    found = hashlib.blake2b(digest_size=16)
+    for name in sorted(entry):
+        tensor = entry[name].contiguous()
+        found.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

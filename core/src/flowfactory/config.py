@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import GenericAlias, UnionType
-from typing import Annotated, Any, ClassVar, Literal, Union, cast, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union, cast, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from flowfactory.averages import Decay
+from flowfactory.canvas import Canvas
 from flowfactory.catalogue import Catalogue, discover, suggestion
 from flowfactory.errors import UserError
 from flowfactory.strict import Strict, name_only
@@ -88,8 +89,19 @@ class LoraTraining(Strict):
 Training = Literal["full"] | LoraTraining
 
 
+class Takes(NamedTuple):
+    """How many files of each kind a prompt must and may bring: least and most."""
+
+    images: tuple[int, float] = (0, 0)
+    video: tuple[int, float] = (0, 0)
+    audio: tuple[int, float] = (0, 0)
+
+
 class ModelConfig(ComponentConfig):
     """What every model's options share."""
+
+    takes: ClassVar[Takes] = Takes()
+    """The pictures, videos and sounds that a prompt must and may bring."""
 
     train: Training = Field(LoraTraining(), description="'full', or {lora: {rank, alpha, targets}}")
 
@@ -115,11 +127,11 @@ class DynamicsConfig(ComponentConfig):
 
 
 class PromptsConfig(Strict):
-    """Files with a prompt a line."""
+    """Files with a prompt a line: text, or ``.jsonl`` with an object a line."""
 
     train: LocalPath = Field(description="prompts to train on")
     heldout: LocalPath | None = Field(None, description="drawn before, during and after training, never trained on")
-    negative: str = Field("", description="the negative prompt of classifier-free guidance")
+    negative: str = Field("", description="the negative prompt of classifier-free guidance, for prompts without their own")
 
     @model_validator(mode="after")
     def _exist(self) -> PromptsConfig:
@@ -135,11 +147,19 @@ class SamplingConfig(Strict):
     groups: int = Field(16, ge=1, description="prompts an iteration")
     group_size: int = Field(8, ge=2, description="pictures a prompt, compared with one another")
     size: tuple[int, int] = Field((512, 512), description="height, width in pixels")
+    frames: int | None = Field(None, ge=1, description="of a video; left out for pictures")
     steps: int = Field(10, ge=1, description="transformer evaluations a picture")
     guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale; 1 is off")
     batch_size: int = Field(8, ge=1, description="pictures drawn at once; does not change what is drawn")
     average: Decay | None = Field(None, description="draw with an average of the weights, which moves as this says")
+    keep_on: Literal["device", "host"] = Field("device", description="where samples rest until learned from")
+    keep_as: Literal["float32", "bf16"] = Field("float32", description="the dtype of latents between steps")
     dynamics: SerializeAsAny[DynamicsConfig]
+
+    @property
+    def canvas(self) -> Canvas:
+        """What is drawn on."""
+        return Canvas(*self.size, self.frames or 1)
 
 
 class AdvantagesConfig(Strict):
@@ -185,12 +205,17 @@ class EvaluationConfig(Strict):
     every: int = Field(0, ge=0, description="iterations between evaluations; 0: only before and after")
     members: int = Field(1, ge=1, description="pictures a prompt")
     size: tuple[int, int] | None = Field(None, description="as in sampling when left out")
+    frames: int | None = Field(None, ge=1, description="as in sampling when left out")
     steps: int | None = Field(None, ge=1, description="as in sampling when left out")
     guidance: float | None = Field(None, ge=0, description="as in sampling when left out")
     batch_size: int | None = Field(None, ge=1, description="as in sampling when left out")
     average: Decay | None = Field(None, description="draw with an average of the weights, which moves as this says")
     pictures: int = Field(16, ge=0, description="how many of the pictures are kept as PNG files")
     rewards: dict[str, SerializeAsAny[ComponentConfig]] = Field({}, description="the training rewards when left out")
+
+    def canvas(self, sampling: SamplingConfig) -> Canvas:
+        """What is drawn on."""
+        return Canvas(*(self.size or sampling.size), self.frames or sampling.frames or 1)
 
 
 class OutputConfig(Strict):

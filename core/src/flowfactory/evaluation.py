@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from flowfactory.assembly import Assembly
 from flowfactory.config import RunConfig
-from flowfactory.prompts import grouped
-from flowfactory.sampler import Sampler, samples_of
+from flowfactory.prompts import grouped, whole_groups
+from flowfactory.sampler import Sampler, merged, samples_of
 from flowfactory.types import HELD_OUT, Prompt, SamplingPlan
 
 EVALUATION = "evaluation"
@@ -18,7 +19,7 @@ EVALUATION = "evaluation"
 
 @dataclass(frozen=True)
 class Evaluated:
-    """media [B, ...], the B prompts, and {label: scores [B]}."""
+    """The B prompts, {label: scores [B]}, and the media that were to be kept, [k, ...]."""
 
     media: Tensor
     prompts: tuple[str, ...]
@@ -36,13 +37,17 @@ def evaluate(
     prompts: Sequence[Prompt],
     members: int | None = None,
     score: bool = True,
+    keep: int | None = None,
 ) -> Evaluated:
-    """Draw ``prompts`` with the ODE and noise that no iteration changes, and score them unless told otherwise."""
+    """Draw ``prompts`` with the ODE and noise that no iteration changes, and score them unless told otherwise.
+
+    The first ``keep`` media are kept, all when it is None.
+    """
     chosen, sampling = config.evaluation, config.sampling
     batch = grouped(prompts, members or chosen.members)
     plan = SamplingPlan(
         steps=chosen.steps or sampling.steps,
-        size=chosen.size or sampling.size,
+        canvas=chosen.canvas(sampling),
         guidance=sampling.guidance if chosen.guidance is None else chosen.guidance,
         dynamics=assembly.ode,
         seed=config.seed,
@@ -50,7 +55,13 @@ def evaluate(
         keys=batch.keys,
         weights=EVALUATION if chosen.average else None,
     )
-    conditions = sampler.conditions(batch.prompts, plan.guidance)
-    media = sampler.draw(conditions, plan, chosen.batch_size or sampling.batch_size).media
-    scores = assembly.evaluation_rewards(samples_of(media, batch)) if score else {}
-    return Evaluated(media, batch.texts, scores)
+    conditions = sampler.conditions(batch.prompts, plan.guidance, plan.canvas)
+    batch_size = chosen.batch_size or sampling.batch_size
+    kept, scores, left = [], [], len(batch.keys) if keep is None else keep
+    for rows in whole_groups(batch, batch_size):
+        media = sampler.draw(conditions.rows(rows), plan.rows(rows), batch_size).media
+        if score:
+            scores.append(assembly.evaluation_rewards(samples_of(media, batch.rows(rows), sampler.frame_rate)))
+        kept.append(media[:left].cpu())
+        left -= len(kept[-1])
+    return Evaluated(torch.cat(kept), batch.texts, merged(scores) if score else {})

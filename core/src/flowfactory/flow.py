@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from flowfactory.types import Conditions, Evaluation, NoiseKey, SamplingPlan, Step, Velocity
+from flowfactory.types import Conditions, Evaluation, Index, NoiseKey, SamplingPlan, Step, Velocity
 
 INITIAL = -1
 
@@ -51,6 +51,20 @@ def euler(velocity: Tensor, latents: Tensor, sigma: Tensor, next_sigma: Tensor) 
     return latents + (next_sigma - sigma) * velocity
 
 
+def in_parts(kinds: Sequence[Hashable], velocity: Callable[[Index], Tensor]) -> Tensor:
+    """[B, ...] in the order of the samples, from ``velocity(rows)`` of those whose ``kinds`` are equal.
+
+    For what cannot share a forward: conditions of different shapes, steps of different transformers.
+    """
+    parts: dict[Hashable, list[int]] = {}
+    for row, kind in enumerate(kinds):
+        parts.setdefault(kind, []).append(row)
+    if len(parts) == 1:
+        return velocity(range(len(kinds)))
+    rows = [row for part in parts.values() for row in part]
+    return torch.cat([velocity(part) for part in parts.values()])[torch.tensor(rows).argsort()]
+
+
 def evaluate(velocity: Tensor, step: Step) -> Evaluation:
     """The velocity in float32, and for a recorded step the Gaussian it implies and its log-density [B].
 
@@ -72,10 +86,10 @@ def rollout(
     """Clean latents [B, ...] and the recorded steps, from noise ``start`` [B, ...] along ``sigmas`` [steps + 1].
 
     Steps in ``plan.stochastic`` follow ``plan.dynamics``, the others the ODE, and are recorded without next latents.
-    Latents keep the dtype of ``start`` and are rounded to it before their log-density is taken, so that replay sees what
-    sampling saw.
+    Latents keep the dtype of ``plan.storage``, else of ``start``, and are rounded to it before their log-density is taken, so
+    that replay sees what sampling saw.
     """
-    latents, steps = start, []
+    latents, steps = start.to(plan.storage or start.dtype), []
     for i, (now, then) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
         sigma = torch.full((len(latents),), now, device=latents.device)
         next_sigma = torch.full((len(latents),), then, device=latents.device)
@@ -86,7 +100,7 @@ def rollout(
             arrived = mean + std * noise(plan, latents.shape[1:], i, latents.device)
         else:
             arrived = euler(v.float(), x, s, s_next)
-        arrived = arrived.to(start.dtype)
+        arrived = arrived.to(latents.dtype)
         if i in plan.recorded:
             step = Step(latents, sigma, conditions, plan.guidance, plan.dynamics)
             if i in plan.stochastic:

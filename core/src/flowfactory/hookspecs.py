@@ -7,7 +7,7 @@ Specs take no defaults and no ``*``: pluggy would never pass such a parameter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from flowfactory.canvas import Canvas
     from flowfactory.policy import Policy
     from flowfactory.types import (
         Conditions,
@@ -63,10 +64,11 @@ class RunSpecs:
         """
 
     @hookspec(firstresult=True)
-    def encode(self, prompts: Sequence[Prompt]) -> Sequence[Mapping[str, Tensor]]:  # type: ignore[empty-body]
-        """One mapping of tensors per prompt, without a batch axis. Model, one.
+    def encode(self, prompts: Sequence[Prompt], canvas: Canvas) -> Iterable[Mapping[str, Tensor]]:  # type: ignore[empty-body]
+        """One mapping of tensors per prompt, in order, without a batch axis. Model, one.
 
-        Called once per distinct prompt; core caches the answer on disk. Text encoders are loaded here, and freed.
+        Called once per distinct prompt; core puts each answer on disk as it comes, which a generator makes the most of. Text
+        encoders are loaded here, and freed. ``canvas`` is what will be drawn on, for conditions that must fit it.
         """
 
     @hookspec(firstresult=True)

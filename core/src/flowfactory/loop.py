@@ -28,7 +28,7 @@ from flowfactory.objectives import advantages
 from flowfactory.policy import Policy
 from flowfactory.preflight import preflight
 from flowfactory.rundir import RunDirectory
-from flowfactory.sampler import Sampler, samples_of
+from flowfactory.sampler import Sampler, joined, merged, samples_of
 from flowfactory.types import Experience, NoiseKey, Prompt, RunInfo, Runtime, SamplingPlan
 
 Say = Callable[[str], None]
@@ -66,25 +66,34 @@ def device_of(name: str) -> torch.device:
     return device
 
 
+def read_prompts(config: RunConfig) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    """The training and the held-out prompts. UserError: they are not what the model takes."""
+    train = prompts.read(config.prompts.train)
+    heldout = prompts.read(config.prompts.heldout) if config.prompts.heldout else ()
+    prompts.insist([*train, *heldout], config.model.takes, getattr(config.model, "name", "model"))
+    return train, heldout
+
+
 def prepare(config: RunConfig, observers: Sequence[object] = (), say: Say = lambda _: None, trackers: bool = True) -> Run:
     """Components assembled, prompts read and encoded, weights on the device."""
     assembly = Assembly(config, observers, trackers)
     device = device_of(config.device)
-    train = prompts.read(config.prompts.train)
-    heldout = prompts.read(config.prompts.heldout) if config.prompts.heldout else ()
+    train, heldout = read_prompts(config)
     precision = DTYPES[config.training.precision]
     trainable = assembly.hooks.load(Runtime(device, precision))
     host = config.training.kept_on == "host"
     policy = Policy(trainable, assembly.hooks.log_prob, device, precision, config.seed, host)
-    cache = ConditionCache(assembly.hooks.encode, trainable.encoding, conditions.default_folder(), device)
-    negative = [Prompt(config.prompts.negative)] if trainable.guided else []
-    encoded = cache.prepare([*train, *heldout, *negative])
+    folder = conditions.default_folder()
+    cache = ConditionCache(assembly.hooks.encode, trainable.encoding, folder, device, trainable.canvas_matters)
+    on_host = config.sampling.keep_on == "host"
+    sampler = Sampler(assembly.hooks, policy, cache, trainable, config.prompts.negative, on_host)
+    encoded = sampler.prepare(train, config.sampling.canvas)
+    encoded += sampler.prepare(heldout, config.evaluation.canvas(config.sampling))
     say(f"{len(train)} training and {len(heldout)} held-out prompts, {encoded} encoded now, the rest from the cache")
     policy.to_device()
     for name, decay in ((SAMPLING, config.sampling.average), (EVALUATION, config.evaluation.average)):
         if decay is not None:
             policy.average(name, decay)
-    sampler = Sampler(assembly.hooks, policy, cache, trainable.guided, config.prompts.negative)
     return Run(config, assembly, policy, sampler, Learner(policy, config.training), train, heldout)
 
 
@@ -101,7 +110,8 @@ class Clock:
         yield
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        self.seconds[f"seconds/{name}"] = time.perf_counter() - started
+        key = f"seconds/{name}"
+        self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - started
 
 
 def plan_of(run: Run, iteration: int, keys: Sequence[NoiseKey]) -> SamplingPlan:
@@ -110,7 +120,7 @@ def plan_of(run: Run, iteration: int, keys: Sequence[NoiseKey]) -> SamplingPlan:
     dynamics = run.assembly.dynamics
     plan = SamplingPlan(
         steps=sampling.steps,
-        size=sampling.size,
+        canvas=sampling.canvas,
         guidance=sampling.guidance,
         dynamics=dynamics,
         seed=run.config.seed,
@@ -118,6 +128,7 @@ def plan_of(run: Run, iteration: int, keys: Sequence[NoiseKey]) -> SamplingPlan:
         keys=tuple(keys),
         stochastic=dynamics.window(sampling.steps, iteration, generator("window", run.config.seed, iteration)),
         weights=SAMPLING if sampling.average else None,
+        storage=DTYPES[sampling.keep_as],
     )
     return run.assembly.hooks.plan(iteration, plan)
 
@@ -129,11 +140,15 @@ def gather(run: Run, iteration: int, clock: Clock) -> Experience:
         prompts.chosen(run.train, iteration, config.sampling.groups, config.seed), config.sampling.group_size
     )
     plan = plan_of(run, iteration, batch.keys)
-    with clock("sample"):
-        known = run.sampler.conditions(batch.prompts, max(plan.guidance, plan.teacher_guidance))
-        trajectory = run.sampler.draw(known, plan, config.sampling.batch_size)
-    with clock("reward"):
-        rewards = run.assembly.rewards(samples_of(trajectory.media, batch))
+    known = run.sampler.conditions(batch.prompts, max(plan.guidance, plan.teacher_guidance), plan.canvas)
+    drawn, scores = [], []
+    for rows in prompts.whole_groups(batch, config.sampling.batch_size):
+        with clock("sample"):
+            piece = run.sampler.draw(known.rows(rows), plan.rows(rows), config.sampling.batch_size)
+        with clock("reward"):
+            scores.append(run.assembly.rewards(samples_of(piece.media, batch.rows(rows), run.sampler.frame_rate)))
+        drawn.append(replace(piece, media=piece.media[:0]))  # media are the largest there is, and have been judged
+    trajectory, rewards = joined(drawn, known), merged(scores)
     weights = {label: reward_weight(reward) for label, reward in config.rewards.items()}
     chosen = config.advantages
     advantage = advantages(rewards, weights, batch.groups, chosen.aggregate, chosen.spread, chosen.clip)
@@ -148,6 +163,7 @@ def gather(run: Run, iteration: int, clock: Clock) -> Experience:
         sigmas=trajectory.sigmas,
         batch_size=config.training.batch_size,
         times_per_forward=config.training.times_per_forward,
+        device=run.policy.device,
     )
 
 
@@ -260,11 +276,11 @@ def _observe(run: Run, directory: RunDirectory, number: int, metrics: dict[str, 
     """Evaluate when it is time, write the iteration's record, tell the observers."""
     config = run.config.evaluation
     if run.heldout and (number == 0 or last or (config.every and number % config.every == 0)):
-        result = evaluate(run.sampler, run.assembly, run.config, run.heldout)
+        result = evaluate(run.sampler, run.assembly, run.config, run.heldout, keep=config.pictures)
         metrics = metrics | result.metrics()
-        kept = slice(config.pictures)
+        kept = slice(len(result.media))
         scores = {label: score[kept] for label, score in result.scores.items()}
-        directory.keep_samples(number, result.media[kept], result.prompts[kept], scores)
+        directory.keep_samples(number, result.media, result.prompts[kept], scores, run.sampler.frame_rate)
         told = ", ".join(f"{label} {float(score.double().mean()):.4f}" for label, score in result.scores.items())
         say(f"held-out score after iteration {number}, {len(result.prompts)} pictures: {told}")
     directory.append({"iteration": number, **metrics})

@@ -56,6 +56,7 @@ class Policy:
         host: bool = False,
     ) -> None:
         self.modules = dict(trainable.modules)
+        self._frozen = dict(trainable.frozen)
         self.adapted: list[str] = []
         self._evaluate = evaluate
         self.device, self._precision = device, precision
@@ -68,6 +69,8 @@ class Policy:
                 module.requires_grad_(True)
                 module.float()  # master weights; the forward is autocast to the precision
             module.eval()  # dropout would make the ratio differ from one
+        for module in self._frozen.values():
+            module.requires_grad_(False).eval()
         self._kept: dict[str, _Kept] = {}
         self._averages: dict[str, Schedule] = {}
         self._kept_on = torch.device("cpu") if host else device
@@ -76,7 +79,7 @@ class Policy:
 
     def to_device(self) -> None:
         """Move the weights to the device of the run."""
-        for module in self.modules.values():
+        for module in (*self.modules.values(), *self._frozen.values()):
             module.to(self.device)
 
     @property

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowfactory.config import Takes
 from flowfactory.errors import UserError
 from flowfactory.flow import generator
 from flowfactory.types import NoiseKey, Prompt
@@ -23,6 +26,12 @@ class Batch:
     keys: tuple[NoiseKey, ...]
     groups: Tensor
 
+    def rows(self, index: Sequence[int]) -> Batch:
+        """The samples ``index``."""
+        return Batch(
+            tuple(self.prompts[i] for i in index), tuple(self.keys[i] for i in index), self.groups[torch.tensor(list(index))]
+        )
+
     @property
     def texts(self) -> tuple[str, ...]:
         """The text of each sample's prompt."""
@@ -30,15 +39,96 @@ class Batch:
 
 
 def read(path: Path) -> tuple[Prompt, ...]:
-    """A prompt a line; empty lines are passed over. UserError: no prompts, or not UTF-8 text."""
+    """The prompts: a text a line, or in a ``.jsonl`` file an object a line; empty lines are passed over.
+
+    An object has ``prompt``, and may have ``negative_prompt``, ``image`` or ``images``, ``video`` and ``audio``, whose
+    relative paths are relative to the file; everything else is metadata. UserError: no prompts, not UTF-8 text, a line that
+    is none of this, or a file that is not there.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() splits at U+2028 and others too
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts {path}: {error}") from error
-    texts = [line.strip() for line in lines if line.strip()]
-    if not texts:
+    if path.suffix == ".jsonl":
+        prompts = list(_objects(path, lines))
+    else:
+        prompts = [Prompt(text, index) for index, text in enumerate(line.strip() for line in lines if line.strip())]
+    if not prompts:
         raise UserError(f"prompts {path}: there is no prompt in it; write one a line")
-    return tuple(Prompt(text, index) for index, text in enumerate(texts))
+    return tuple(prompts)
+
+
+def _objects(path: Path, lines: Sequence[str]) -> Iterator[Prompt]:
+    index = 0
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            yield _prompt(json.loads(line), index, path.parent)
+        except json.JSONDecodeError as error:
+            raise UserError(f"prompts {path} line {number}: no JSON: {error.msg} at character {error.pos + 1}") from error
+        except ValueError as error:
+            raise UserError(f"prompts {path} line {number}: {error}") from error
+        index += 1
+
+
+def _prompt(item: Any, index: int, folder: Path) -> Prompt:
+    if not isinstance(item, dict):
+        raise ValueError("expected an object with a 'prompt'")
+    rest = dict(item)
+
+    def text(key: str) -> str | None:
+        value = rest.pop(key, None)
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"{key!r} is no text: {value!r}")
+        return value
+
+    def file(key: str) -> Path | None:
+        name = text(key)
+        return None if name is None else _file(name, folder)
+
+    words = text("prompt")
+    if words is None:
+        raise ValueError("'prompt' is missing")
+    if "image" in rest and "images" in rest:
+        raise ValueError("has both 'image' and 'images'; write all of them as 'images'")
+    names = rest.pop("images", None) or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"'images' is no list of paths: {names!r}")
+    single, negative, video, audio = file("image"), text("negative_prompt"), file("video"), file("audio")
+    images = (single,) if single else tuple(_file(name, folder) for name in names)
+    return Prompt(words.strip(), index, rest, negative, images, video, audio)
+
+
+def _file(name: str, folder: Path) -> Path:
+    path = folder.joinpath(Path(name).expanduser()).resolve()
+    if not path.is_file():
+        raise ValueError(f"no file {path}")
+    return path
+
+
+def insist(prompts: Sequence[Prompt], takes: Takes, model: str) -> None:
+    """UserError: a prompt brings fewer or more files than ``model`` takes."""
+    for prompt in prompts:
+        brought = {"images": len(prompt.images), "video": int(prompt.video is not None), "audio": int(prompt.audio is not None)}
+        for kind, (least, most) in takes._asdict().items():
+            if least <= brought[kind] <= most:
+                continue
+            wanted = f"{least}" if least == most else f"{least} or more" if most == float("inf") else f"{least} to {most}"
+            how = f"; write them into a .jsonl file under {kind!r}" if brought[kind] < least else ""
+            raise UserError(
+                f"prompts: {prompt.text[:60]!r} brings {brought[kind]} {kind}, and model {model!r} takes {wanted}{how}"
+            )
+
+
+def whole_groups(batch: Batch, size: int) -> Iterator[range]:
+    """The samples of ``batch`` in pieces of whole groups, as many as ``size`` samples allow and at least one."""
+    starts = [0, *(i for i in range(1, len(batch.keys)) if batch.groups[i] != batch.groups[i - 1]), len(batch.keys)]
+    first = 0
+    for i in range(1, len(starts)):
+        if i == len(starts) - 1 or starts[i + 1] - starts[first] > size:
+            yield range(starts[first], starts[i])
+            first = i
 
 
 def grouped(prompts: Sequence[Prompt], group_size: int) -> Batch:

@@ -25,7 +25,7 @@ class Terminal:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._run: RunInfo | None = None
-        self._pictures = 0
+        self._pictures, self._kind = 0, "images"
         self._bar: Progress | None = None
 
     def say(self, sentence: str) -> None:
@@ -37,6 +37,7 @@ class Terminal:
         """Remember what is to come."""
         self._run = run
         self._pictures = run.config.sampling.groups * run.config.sampling.group_size
+        self._kind = "videos" if run.config.sampling.frames else "images"
 
     @hookimpl
     def iteration_finished(self, iteration: int, metrics: Mapping[str, float]) -> None:
@@ -49,7 +50,7 @@ class Terminal:
             if name.startswith("reward/") and name.endswith("/mean")
         )
         seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))
-        rate = f"{self._pictures / seconds:.1f} images/s" if seconds else ""
+        rate = f"{self._pictures / seconds:.1f} {self._kind}/s" if seconds else ""
         if self._console.is_terminal:
             if self._bar is None:
                 self._bar = Progress(
@@ -120,7 +121,7 @@ table{border-collapse:collapse}td,th{padding:.2rem .8rem .2rem 0;text-align:left
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(26rem,1fr));gap:1rem}figure{margin:0}
 figcaption{font-size:13px}svg{width:100%;height:auto}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(13rem,1fr));gap:1rem}
-.pair{display:flex;gap:4px}.pair img{width:50%;image-rendering:pixelated;border:1px solid var(--faint)}
+.pair{display:flex;gap:4px}.pair>*{width:50%;image-rendering:pixelated;border:1px solid var(--faint)}
 """
 
 Points = list[tuple[float, float]]
@@ -201,8 +202,11 @@ def _pictures(directory: RunDirectory, records: Sequence[Mapping[str, Any]]) -> 
 
 
 def _image(item: Mapping[str, Any]) -> str:
-    data = base64.b64encode(Path(item["path"]).read_bytes()).decode()
-    return f"<img alt='{html.escape(item['prompt'], quote=True)}' src='data:image/png;base64,{data}'>"
+    path, told = Path(item["path"]), html.escape(item["prompt"], quote=True)
+    data = base64.b64encode(path.read_bytes()).decode()
+    if path.suffix == ".mp4":
+        return f"<video controls loop muted playsinline aria-label='{told}' src='data:video/mp4;base64,{data}'></video>"
+    return f"<img alt='{told}' src='data:image/png;base64,{data}'>"
 
 
 def _told(scores: Mapping[str, float]) -> str:

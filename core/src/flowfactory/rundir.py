@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
 from flowfactory import config as configs
 from flowfactory.config import RunConfig
 from flowfactory.errors import UserError
+from flowfactory.media import write as write_media
 
 FREE_TO_CHANGE = ("evaluation", "output", "plugins", "device", "training.iterations")
 
@@ -93,15 +93,21 @@ class RunDirectory:
         kept = [record for record in self.records() if record["iteration"] <= iteration]
         write(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
-    def keep_samples(self, iteration: int, media: Tensor, prompts: Sequence[str], scores: Mapping[str, Tensor]) -> None:
-        """Write ``samples/<iteration>/<number>.png`` (moving pictures as animated PNG) and ``index.json``."""
+    def keep_samples(
+        self,
+        iteration: int,
+        media: Tensor,
+        prompts: Sequence[str],
+        scores: Mapping[str, Tensor],
+        frame_rate: float | None = None,
+    ) -> None:
+        """Write ``samples/<iteration>/<number>.png``, or ``.mp4`` of what moves, and ``index.json``."""
         folder = self.samples / f"{iteration:06d}"
         folder.mkdir(parents=True, exist_ok=True)
         index = []
         for i, (medium, prompt) in enumerate(zip(media, prompts, strict=True)):
-            name = f"{i:03d}.png"
-            save_picture(medium, folder / name)
-            index.append({"file": name, "prompt": prompt, "scores": {k: float(v[i]) for k, v in scores.items()}})
+            file = write_media(medium, folder / f"{i:03d}", frame_rate)
+            index.append({"file": file.name, "prompt": prompt, "scores": {k: float(v[i]) for k, v in scores.items()}})
         write(folder / "index.json", as_json(index))
 
     def kept_samples(self, iteration: int) -> list[dict[str, Any]]:
@@ -123,18 +129,6 @@ def write(path: Path, text: str) -> None:
 def as_json(value: object) -> str:
     """``value`` as a file's text."""
     return json.dumps(value, indent=1) + "\n"
-
-
-def save_picture(medium: Tensor, path: Path) -> None:
-    """Write media in [0, 1], [C, H, W], or [F, C, H, W] as an animation of 8 frames a second, as PNG."""
-    frames = medium[None] if medium.dim() == 3 else medium
-    pixels = (frames.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    # Pillow takes grey pictures without a channel axis
-    pictures = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in pixels]
-    if len(pictures) == 1:
-        pictures[0].save(path)
-    else:
-        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=125, loop=0)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from flowfactory.assembly import Hooks
+from flowfactory.canvas import Canvas
 from flowfactory.conditions import ConditionCache
 from flowfactory.policy import Policy
 from flowfactory.prompts import Batch
-from flowfactory.types import Conditions, Prompt, Samples, SamplingPlan, Step, Trajectory
+from flowfactory.types import Conditions, Prompt, Samples, SamplingPlan, Step, Trainable, Trajectory
 
 
 class Sampler:
-    """Draws what a plan says."""
+    """Draws what a plan says; what was drawn rests on the device, or in host memory where ``host`` says so.
 
-    def __init__(self, hooks: Hooks, policy: Policy, cache: ConditionCache, guided: bool, negative: str) -> None:
+    ``negative`` is the negative prompt of prompts that have none of their own.
+    """
+
+    def __init__(
+        self, hooks: Hooks, policy: Policy, cache: ConditionCache, trainable: Trainable, negative: str, host: bool = False
+    ) -> None:
         self._hooks, self._policy, self._cache = hooks, policy, cache
-        self._negative = Prompt(negative) if guided else None
+        self._trainable, self._negative = trainable, negative
+        self._rests_on = torch.device("cpu") if host else None
 
-    def conditions(self, prompts: Sequence[Prompt], guidance: float) -> Conditions:
-        """The conditions of ``prompts``, with the negative prompt's where ``guidance`` needs them."""
-        return self._cache.conditions(prompts, self._negative if guidance > 1 else None)
+    @property
+    def frame_rate(self) -> float | None:
+        """Frames a second of what the model draws; None for pictures."""
+        return self._trainable.frame_rate
+
+    def prepare(self, prompts: Iterable[Prompt], canvas: Canvas) -> int:
+        """Have all that drawing ``prompts`` may need encoded; returns how many prompts had to be."""
+        wanted = list(prompts)
+        opposite = [self._opposite(prompt) for prompt in wanted] if self._trainable.guided else []
+        return self._cache.prepare([*wanted, *opposite], canvas)
+
+    def conditions(self, prompts: Sequence[Prompt], guidance: float, canvas: Canvas) -> Conditions:
+        """The conditions of ``prompts``, with the negative prompts' where ``guidance`` needs them."""
+        guided = self._trainable.guided and guidance > 1
+        return self._cache.conditions(prompts, canvas, [self._opposite(prompt) for prompt in prompts] if guided else None)
+
+    def _opposite(self, prompt: Prompt) -> Prompt:
+        text = self._negative if prompt.negative is None else prompt.negative
+        if self._trainable.negative_media:
+            return replace(prompt, text=text, index=0, metadata={}, negative=None)
+        return Prompt(text)
 
     def draw(self, conditions: Conditions, plan: SamplingPlan, batch_size: int) -> Trajectory:
         """The trajectory of all samples of ``plan``, drawn at most ``batch_size`` at once, with the weights it names."""
@@ -31,7 +57,8 @@ class Sampler:
         with self._policy.using(plan.weights), self._policy.precision():
             for start in range(0, len(plan.keys), batch_size):
                 index = range(start, min(start + batch_size, len(plan.keys)))
-                pieces.append(self._hooks.sample(conditions.rows(index), plan.rows(index)))
+                piece = self._hooks.sample(conditions.rows(index), plan.rows(index))
+                pieces.append(piece if self._rests_on is None else piece.to(self._rests_on))
         return joined(pieces, conditions)
 
 
@@ -48,6 +75,12 @@ def joined(pieces: Sequence[Trajectory], conditions: Conditions) -> Trajectory:
     )
 
 
-def samples_of(media: Tensor, batch: Batch) -> Samples:
+def merged(scores: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """{label: scores [B]} of all pieces, in order."""
+    return {label: torch.cat([piece[label] for piece in scores]) for label in scores[0]}
+
+
+def samples_of(media: Tensor, batch: Batch, frame_rate: float | None = None) -> Samples:
     """What the rewards see of a drawn batch."""
-    return Samples(media, batch.texts, batch.groups, tuple(prompt.metadata for prompt in batch.prompts))
+    metadata = tuple(prompt.metadata for prompt in batch.prompts)
+    return Samples(media, batch.texts, batch.groups, metadata, batch.prompts, frame_rate)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from flowfactory import flow
 from flowfactory.assembly import Hooks, Rewards, manager_of
+from flowfactory.canvas import Canvas
 from flowfactory.conditions import ConditionCache
 from flowfactory.config import AlgorithmConfig, ComponentConfig, ModelConfig, TrainingConfig
 from flowfactory.dynamics import ODE, FlowSDEConfig
@@ -65,29 +66,34 @@ class Bench:
 def bench(
     model: ModelConfig,
     folder: Path,
-    prompts: Sequence[str] = ("a", "bb"),
-    size: tuple[int, int] = (4, 4),
+    prompts: Sequence[str | Prompt] = ("a", "bb"),
+    size: tuple[int, ...] = (4, 4),
     steps: int = 4,
     guidance: float = 1.0,
     group_size: int = 4,
     dynamics: Dynamics | None = None,
     others: Mapping[str, object] | None = None,
+    negative: str = "",
+    precision: torch.dtype = torch.float32,
 ) -> Bench:
     """``model`` on the CPU, its conditions cached in ``folder``, with a plan that records every stochastic step.
 
-    ``others`` are components that share its hooks, such as an algorithm that wraps ``sample``.
+    ``size`` is height, width and, for videos, frames. ``others`` are components that share its hooks, such as an algorithm
+    that wraps ``sample``.
     """
     hooks = Hooks(manager_of({"model": model.build("model"), **(others or {})}))
-    trainable = hooks.load(Runtime(CPU, torch.float32))
-    policy = Policy(trainable, hooks.log_prob, CPU)
-    cache = ConditionCache(hooks.encode, trainable.encoding, folder)
-    sampler = Sampler(hooks, policy, cache, trainable.guided, "")
-    batch = grouped([Prompt(text, index) for index, text in enumerate(prompts)], group_size)
+    trainable = hooks.load(Runtime(CPU, precision))
+    policy = Policy(trainable, hooks.log_prob, CPU, precision)
+    cache = ConditionCache(hooks.encode, trainable.encoding, folder, CPU, trainable.canvas_matters)
+    sampler = Sampler(hooks, policy, cache, trainable, negative)
+    told = [prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts]
+    batch = grouped([replace(prompt, index=index) for index, prompt in enumerate(told)], group_size)
     chosen = dynamics or FlowSDEConfig().build("dynamics")
     window = chosen.window(steps, 0, flow.generator("window"))
-    plan = SamplingPlan(steps, size, guidance, chosen, 0, 0, batch.keys, window, window)
-    encoded = cache.prepare(batch.prompts)
-    return Bench(hooks, policy, sampler, batch, plan, sampler.conditions(batch.prompts, guidance), encoded)
+    plan = SamplingPlan(steps, Canvas(*size), guidance, chosen, 0, 0, batch.keys, window, window)
+    encoded = cache.prepare(batch.prompts, plan.canvas)
+    conditions = sampler.conditions(batch.prompts, guidance, plan.canvas)
+    return Bench(hooks, policy, sampler, batch, plan, conditions, encoded)
 
 
 @dataclass(frozen=True)
@@ -246,8 +252,8 @@ def check_reward(
 
 def check_model(
     config: ModelConfig,
-    prompts: Sequence[str] = ("a red circle", "two blue squares"),
-    size: tuple[int, int] = (32, 32),
+    prompts: Sequence[str | Prompt] = ("a red circle", "two blue squares"),
+    size: tuple[int, ...] = (32, 32),
     guidance: float = 1.0,
     tolerance: float = 1e-4,
 ) -> None:
@@ -259,7 +265,7 @@ def check_model(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         made = bench(config, folder, prompts, size, guidance=guidance)
-        assert made.entries == len(set(prompts)), "encode was not asked for each distinct prompt once"
+        assert made.entries == len({str(prompt) for prompt in prompts}), "encode was not asked for each distinct prompt once"
         assert bench(config, folder, prompts, size, guidance=guidance).entries == 0, "conditions were not found in the cache"
         whole = made.draw(len(made.plan.keys))
         assert whole.media.shape[0] == len(made.plan.keys), f"media have shape {list(whole.media.shape)}"

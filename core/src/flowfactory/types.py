@@ -15,16 +15,31 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from flowfactory.canvas import Canvas
+
 Index = Sequence[int]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt. ``index`` is its place in its file and part of the key of its noise."""
+    """One prompt. ``index`` is its place in its file and part of the key of its noise.
+
+    ``negative`` is its own negative prompt, None for the config's; images, video and audio are files; metadata is what else
+    its file says of it.
+    """
 
     text: str
     index: int = 0
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    negative: str | None = None
+    images: tuple[Path, ...] = ()
+    video: Path | None = None
+    audio: Path | None = None
+
+    @property
+    def media(self) -> tuple[Path, ...]:
+        """All its files."""
+        return (*self.images, *(path for path in (self.video, self.audio) if path is not None))
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,13 @@ class Conditions:
     def stack(self, key: str) -> Tensor:
         """The tensors called ``key`` as one batch [B, ...]."""
         return torch.stack([entry[key] for entry in self.entries])
+
+    def pad(self, key: str) -> tuple[Tensor, Tensor]:
+        """The tensors called ``key`` [L_i, ...] as one batch [B, L, ...] with zeros behind, and what of it is theirs [B, L]."""
+        tensors = [entry[key] for entry in self.entries]
+        lengths = torch.tensor([len(tensor) for tensor in tensors], device=tensors[0].device)
+        batch = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+        return batch, torch.arange(batch.shape[1], device=batch.device) < lengths[:, None]
 
 
 HELD_OUT = -1
@@ -90,11 +112,11 @@ class SamplingPlan:
     ``iteration`` counts from 0; the fixed noise of held-out prompts has HELD_OUT. ``means``: recorded steps carry the mean
     they were drawn from. ``weights``: the name of the kept weights that draw, None for the present ones.
     ``teacher_guidance``: the largest guidance that an algorithm will ask of weights beside those that draw, so that the
-    conditions bring what it needs.
+    conditions bring what it needs. ``storage``: the dtype that latents have between steps, None for that of the noise.
     """
 
     steps: int
-    size: tuple[int, int]
+    canvas: Canvas
     guidance: float
     dynamics: Dynamics
     seed: int
@@ -105,6 +127,7 @@ class SamplingPlan:
     means: bool = False
     weights: str | None = None
     teacher_guidance: float = 1.0
+    storage: torch.dtype | None = None
 
     def rows(self, index: Index) -> SamplingPlan:
         """The plan of the samples ``index``."""
@@ -133,6 +156,11 @@ class Step:
         """The step of the samples ``index``."""
         tensors = {name: None if value is None else value[index] for name, value in self._tensors()}
         return replace(self, conditions=self.conditions.rows(index), **tensors)  # type: ignore[arg-type]
+
+    def to(self, device: torch.device) -> Step:
+        """The step with its tensors on ``device``; conditions stay where they are."""
+        tensors = {name: None if value is None else value.to(device) for name, value in self._tensors()}
+        return replace(self, **tensors)  # type: ignore[arg-type]
 
     @staticmethod
     def joined(steps: Sequence[Step], conditions: Conditions) -> Step:
@@ -180,18 +208,26 @@ class Trajectory:
     sigmas: Tensor
     steps: tuple[Step, ...] = ()
 
+    def to(self, device: torch.device) -> Trajectory:
+        """The trajectory with media, latents and steps on ``device``."""
+        steps = tuple(step.to(device) for step in self.steps)
+        return replace(self, media=self.media.to(device), latents=self.latents.to(device), steps=steps)
+
 
 @dataclass(frozen=True)
 class Samples:
     """What a reward sees. Groups are whole; members of a group stand together.
 
-    media in [0, 1], [B, C, H, W] or [B, F, C, H, W]; prompts, B texts; groups [B], int64; metadata, B mappings.
+    media in [0, 1], [B, C, H, W] or [B, F, C, H, W]; prompts, B texts; groups [B], int64; metadata, B mappings; sources,
+    the B prompts with the pictures and videos they bring; frame_rate, frames a second where media move.
     """
 
     media: Tensor
     prompts: tuple[str, ...]
     groups: Tensor
     metadata: tuple[Mapping[str, Any], ...]
+    sources: tuple[Prompt, ...] = ()
+    frame_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -201,6 +237,7 @@ class Experience:
     latents [B, ...], recorded steps, rewards {label: [B]}, advantages [B], groups [B]; sigmas [steps + 1] of the schedule
     that drew them. ``batch_size`` samples, each at ``times_per_forward`` steps or training times, fit one forward.
     ``epoch`` counts the passes over the iteration's samples from 0, and is part of the key of what is drawn to train.
+    Samples may rest in host memory; the pieces that fit a forward come on ``device``, where that is given.
     """
 
     latents: Tensor
@@ -214,9 +251,17 @@ class Experience:
     batch_size: int
     times_per_forward: int = 1
     epoch: int = 0
+    device: torch.device | None = None
 
     def __len__(self) -> int:
         return len(self.advantages)
+
+    def _arrived(self) -> Experience:
+        if self.device is None:
+            return self
+        steps = tuple(step.to(self.device) for step in self.steps)
+        latents, advantages = self.latents.to(self.device), self.advantages.to(self.device)
+        return replace(self, latents=latents, advantages=advantages, steps=steps)
 
     def rows(self, index: Index) -> Experience:
         """The experience of the samples ``index``, which may repeat."""
@@ -240,7 +285,7 @@ class Experience:
     def batches(self) -> Iterator[Experience]:
         """Pieces of at most ``batch_size`` samples, in order: what fits one forward."""
         for start in range(0, len(self), self.batch_size):
-            yield self.rows(range(start, min(start + self.batch_size, len(self))))
+            yield self.rows(range(start, min(start + self.batch_size, len(self))))._arrived()
 
     def whole_groups(self) -> Iterator[Experience]:
         """Pieces that hold whole groups: as many as ``batch_size`` samples allow, and one where a group alone is larger."""
@@ -248,10 +293,10 @@ class Experience:
         for group in torch.unique(self.groups):
             members = (self.groups == group).nonzero().flatten().tolist()
             if rows and len(rows) + len(members) > self.batch_size:
-                yield self.rows(rows)
+                yield self.rows(rows)._arrived()
                 rows = []
             rows += members
-        yield self.rows(rows)
+        yield self.rows(rows)._arrived()
 
     def replay(self) -> Iterator[tuple[Experience, Step]]:
         """The recorded steps, ``times_per_forward`` of them joined, with the samples of each row."""
@@ -298,6 +343,10 @@ class Trainable:
     blocks: names of the repeated module classes, what sharding and checkpointing wrap.
     encoding: everything beside a prompt that changes what ``encode`` makes of it; the key of the cache.
     guided: whether guidance above 1 needs a negative prompt.
+    frozen: transformers that sampling needs too and that do not train, by their name; core moves them as it does the others.
+    negative_media: whether a negative prompt is encoded together with its prompt's pictures and videos.
+    canvas_matters: whether what ``encode`` makes depends on the size and frames that are to be drawn.
+    frame_rate: frames a second of what it draws, None for pictures.
     """
 
     modules: Mapping[str, nn.Module]
@@ -306,6 +355,10 @@ class Trainable:
     blocks: tuple[str, ...]
     encoding: str
     guided: bool
+    frozen: Mapping[str, nn.Module] = field(default_factory=dict)
+    negative_media: bool = False
+    canvas_matters: bool = False
+    frame_rate: float | None = None
 
 
 @dataclass(frozen=True)

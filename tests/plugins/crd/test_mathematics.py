@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowfactory import RunInfo, SamplingPlan, flow, testing
+from flowfactory import Canvas, RunInfo, SamplingPlan, flow, testing
 from flowfactory.averages import Constant, Linear, PiecewiseLinear
 from flowfactory.testing import ODE, Learning
 from flowfactory.times import Discrete, LogitNormal, Places, Uniform, places
@@ -408,7 +408,7 @@ def test_a_kl_that_needs_no_negative_prompt_asks_for_none(drawn: Any, options: d
     ("options", "wanted"), [({}, 2.0), ({"kl": 1.0, "kl_guidance": 1.5}, 2.0), ({"kl": 1.0, "kl_guidance": 3.0}, 3.0)]
 )
 def test_the_plan_carries_the_largest_guidance_asked_for(options: dict[str, Any], wanted: float) -> None:
-    given = SamplingPlan(4, (4, 4), 1.0, ODE(), 0, 0, teacher_guidance=2.0)
+    given = SamplingPlan(4, Canvas(4, 4), 1.0, ODE(), 0, 0, teacher_guidance=2.0)
     plan = config(**options).build("algorithm").plan(given)
     assert plan.teacher_guidance == wanted
     assert plan.guidance == 1

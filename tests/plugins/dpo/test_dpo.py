@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowfactory import SamplingPlan
+from flowfactory import Canvas, SamplingPlan
 from flowfactory.testing import ODE, Learning
 from flowfactory.times import Discrete, LogitNormal, Places, Uniform, places
 from flowfactory_dpo.dpo import DPO, DPOConfig
@@ -252,7 +252,7 @@ def test_without_guidance_of_its_own_the_reference_asks_for_no_negative_prompt(d
 
 @pytest.mark.parametrize(("guidance", "wanted"), [(None, 2.0), (1.5, 2.0), (3.0, 3.0)])
 def test_the_plan_carries_the_largest_guidance_asked_for(guidance: float | None, wanted: float) -> None:
-    given = SamplingPlan(4, (4, 4), 1.0, ODE(), 0, 0, teacher_guidance=2.0)
+    given = SamplingPlan(4, Canvas(4, 4), 1.0, ODE(), 0, 0, teacher_guidance=2.0)
     plan = config(reference_guidance=guidance).build("algorithm").plan(given)
     assert plan.teacher_guidance == wanted
     assert plan.guidance == 1

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from flowfactory import SamplingPlan, UserError
+from flowfactory import Canvas, SamplingPlan, UserError
 from flowfactory.config import validate
 from flowfactory.dynamics import FlowSDEConfig
 from flowfactory.loop import Clock, gather, prepare, train
@@ -28,7 +28,7 @@ def sde(**options: Any) -> Any:
 @pytest.mark.parametrize("stochastic", [(), (0,), (1, 3)])
 def test_just_the_stochastic_steps_are_recorded(stochastic: tuple[int, ...]) -> None:
     algorithm = GRPOConfig.model_validate({}).build("algorithm")
-    given = SamplingPlan(4, (4, 4), 1.0, sde(), 0, 0, stochastic=frozenset(stochastic), recorded=frozenset({0, 1, 2, 3}))
+    given = SamplingPlan(4, Canvas(4, 4), 1.0, sde(), 0, 0, stochastic=frozenset(stochastic), recorded=frozenset({0, 1, 2, 3}))
     assert algorithm.plan(given).recorded == set(stochastic)
     assert algorithm.plan(given).stochastic == set(stochastic)
 

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import string
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from tokenizers import pre_tokenizers
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
-)
+from tiny_parts import clip_text, clip_tokenizer, t5_text, t5_tokenizer
+from transformers import CLIPTextModelWithProjection
 
-from flowfactory import Conditions, Prompt, Runtime, SamplingPlan, Trajectory
+from flowfactory import Canvas, Conditions, Prompt, Runtime, SamplingPlan, Trainable, Trajectory
 from flowfactory.assembly import Hooks, manager_of
 from flowfactory.conditions import ConditionCache
 from flowfactory.dynamics import ODE
@@ -33,7 +23,6 @@ from flowfactory.prompts import grouped
 from flowfactory.sampler import Sampler
 from flowfactory_sd3.model import SD3Config
 
-WORDS = ("a", "photo", "of", "red", "green", "blue", "circle", "square", "cat", "blurry")
 TEXT_LENGTH = 16
 CLIP_WIDTH, T5_WIDTH = 16, 32
 STATIC = {"shift": 3.0}
@@ -96,15 +85,15 @@ class Opened:
     hooks: Hooks
     policy: Policy
     cache: ConditionCache
-    guided: bool
+    trainable: Trainable
 
     def conditions(self, prompts: Sequence[str], guidance: float = 1.0, negative: str = "") -> Conditions:
-        sampler = Sampler(self.hooks, self.policy, self.cache, self.guided, negative)
-        return sampler.conditions([Prompt(text, i) for i, text in enumerate(prompts)], guidance)
+        sampler = Sampler(self.hooks, self.policy, self.cache, self.trainable, negative)
+        return sampler.conditions([Prompt(text, i) for i, text in enumerate(prompts)], guidance, Canvas(32, 32))
 
     def plan(self, prompts: Sequence[str], size: tuple[int, int], steps: int, guidance: float) -> SamplingPlan:
         batch = grouped([Prompt(text, i) for i, text in enumerate(prompts)], 1)
-        return SamplingPlan(steps, size, guidance, ODE(), seed=3, iteration=0, keys=batch.keys)
+        return SamplingPlan(steps, Canvas(*size), guidance, ODE(), seed=3, iteration=0, keys=batch.keys)
 
     def draw(
         self,
@@ -115,7 +104,7 @@ class Opened:
         negative: str = "",
     ) -> Trajectory:
         plan = self.plan(prompts, size, steps, guidance)
-        sampler = Sampler(self.hooks, self.policy, self.cache, self.guided, negative)
+        sampler = Sampler(self.hooks, self.policy, self.cache, self.trainable, negative)
         return sampler.draw(self.conditions(prompts, guidance, negative), plan, len(prompts))
 
 
@@ -132,7 +121,7 @@ def open_with() -> OpenModel:
         hooks = Hooks(manager_of({"model": config.build("model")}))
         trainable = hooks.load(Runtime(torch.device("cpu"), dtype))
         policy = Policy(trainable, hooks.log_prob, torch.device("cpu"), dtype)
-        return Opened(hooks, policy, ConditionCache(hooks.encode, trainable.encoding, cache), trainable.guided)
+        return Opened(hooks, policy, ConditionCache(hooks.encode, trainable.encoding, cache), trainable)
 
     return build
 
@@ -145,18 +134,18 @@ def opened(open_with: OpenModel, cache: Path) -> OpenModel:
 
 def _pipeline(t5: bool, dual: bool, dynamic: bool) -> StableDiffusion3Pipeline:
     torch.manual_seed(0)
-    tokenizer = _clip_tokenizer()
-    tokenizer_3 = _t5_tokenizer() if t5 else None
+    tokenizer = clip_tokenizer()
+    tokenizer_3 = t5_tokenizer() if t5 else None
     # from_pretrained gives modules in eval mode; T5 has dropout otherwise
     return StableDiffusion3Pipeline(
         transformer=_transformer(dual).eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(**(DYNAMIC if dynamic else STATIC)),
         vae=_vae().eval(),
-        text_encoder=_clip(len(tokenizer)).eval(),
+        text_encoder=clip_text(CLIPTextModelWithProjection, len(tokenizer), CLIP_WIDTH),
         tokenizer=tokenizer,
-        text_encoder_2=_clip(len(tokenizer)).eval(),
-        tokenizer_2=_clip_tokenizer(),
-        text_encoder_3=None if tokenizer_3 is None else _t5(len(tokenizer_3)).eval(),
+        text_encoder_2=clip_text(CLIPTextModelWithProjection, len(tokenizer), CLIP_WIDTH),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=None if tokenizer_3 is None else t5_text(len(tokenizer_3), T5_WIDTH),
         tokenizer_3=tokenizer_3,
     )
 
@@ -194,70 +183,3 @@ def _vae() -> Any:
         shift_factor=0.0609,
         scaling_factor=1.5305,
     )
-
-
-def _clip(vocabulary: int) -> Any:
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=vocabulary,
-            hidden_size=CLIP_WIDTH,
-            intermediate_size=37,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            projection_dim=CLIP_WIDTH,
-            max_position_embeddings=32,
-            bos_token_id=vocabulary - 2,
-            eos_token_id=vocabulary - 1,
-            pad_token_id=1,
-            hidden_act="gelu",
-        )
-    )
-
-
-def _t5(vocabulary: int) -> Any:
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=vocabulary,
-            d_model=T5_WIDTH,
-            d_kv=8,
-            d_ff=37,
-            num_layers=2,
-            num_heads=4,
-            decoder_start_token_id=0,
-            feed_forward_proj="gated-gelu",
-        )
-    )
-
-
-def _clip_tokenizer() -> CLIPTokenizer:
-    """Byte-pair encoding in which each of WORDS is one token and any other text is bytes."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = dict.fromkeys([*alphabet, *(letter + "</w>" for letter in alphabet)])
-    merges = []
-    pieces = [[*word[:-1], word[-1] + "</w>"] for word in WORDS]
-    while pairs := Counter(pair for piece in pieces for pair in pairwise(piece)):
-        left, right = max(pairs, key=lambda pair: (pairs[pair], pair))
-        merges.append((left, right))
-        tokens[left + right] = None
-        pieces = [_merged(piece, left, right) for piece in pieces]
-    for special in ("<|startoftext|>", "<|endoftext|>"):  # CLIP pools at the highest id
-        tokens[special] = None
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=32)
-
-
-def _merged(piece: Sequence[str], left: str, right: str) -> list[str]:
-    result: list[str] = []
-    for token in piece:
-        if result and (result[-1], token) == (left, right):
-            result[-1] += token
-        else:
-            result.append(token)
-    return result
-
-
-def _t5_tokenizer() -> T5Tokenizer:
-    scores = {"<pad>": 0.0, "</s>": 0.0, "<unk>": 0.0, "▁": -2.0}
-    scores |= dict.fromkeys(string.ascii_letters + string.digits + string.punctuation, -4.0)
-    scores |= {f"▁{word}": -1.0 for word in WORDS if len(word) > 1}
-    return T5Tokenizer(vocab=list(scores.items()), extra_ids=0, additional_special_tokens=None, model_max_length=32)

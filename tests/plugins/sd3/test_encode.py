@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from flowfactory import Prompt
+from flowfactory import Canvas, Prompt
 
 LONG = "a photo of a red circle and a blue square " * 4
 PROMPTS = ("a photo of a red circle", "", "cat", LONG)
@@ -20,7 +20,7 @@ PROMPTS = ("a photo of a red circle", "", "cat", LONG)
 @pytest.mark.parametrize("t5", [False, True], ids=["no-t5", "t5"])
 def test_encode_is_the_pipelines_encode_prompt(opened: Any, diffusers_pipeline: Any, checkpoint: Any, t5: bool) -> None:
     folder = checkpoint(t5=t5)
-    ours = opened(folder).hooks.encode([Prompt(text) for text in PROMPTS])
+    ours = list(opened(folder).hooks.encode([Prompt(text) for text in PROMPTS], Canvas(32, 32)))
     with torch.no_grad():
         embeds, _, pooled, _ = diffusers_pipeline(folder).encode_prompt(
             list(PROMPTS), None, None, do_classifier_free_guidance=False, max_sequence_length=16
@@ -32,10 +32,10 @@ def test_encode_is_the_pipelines_encode_prompt(opened: Any, diffusers_pipeline: 
 def test_a_batch_of_prompts_is_encoded_as_one_by_one(opened: Any, checkpoint: Any) -> None:
     hooks = opened(checkpoint()).hooks
     prompts = [Prompt(f"a photo of {number} circle") for number in range(40)]
-    together = hooks.encode(prompts)
+    together = list(hooks.encode(prompts, Canvas(32, 32)))
     assert len(together) == 40
     for number in (0, 31, 32, 39):  # both sides of the border between two batches of the encoders
-        (alone,) = hooks.encode([prompts[number]])
+        (alone,) = hooks.encode([prompts[number]], Canvas(32, 32))
         for name in ("embeds", "pooled"):
             torch.testing.assert_close(together[number][name], alone[name], rtol=1e-5, atol=1e-6)
     assert not torch.allclose(together[0]["pooled"], together[1]["pooled"])

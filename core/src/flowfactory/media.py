@@ -1,0 +1,104 @@
+"""Pictures and videos on disk: read as conditions, written as samples."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from flowfactory.errors import UserError
+
+FRAME_RATE = 8.0  # of clips whose model does not say
+
+
+def read_picture(path: Path) -> Image.Image:
+    """The picture in RGB, turned as its camera says. UserError: it cannot be read."""
+    try:
+        with Image.open(path) as picture:
+            upright = ImageOps.exif_transpose(picture)
+            return upright.convert("RGB")
+    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        raise UserError(f"picture {path}: cannot be read: {error}") from error
+
+
+def read_video(path: Path, frames: int) -> list[Image.Image]:
+    """The first ``frames`` frames in RGB. UserError: it cannot be read, or has fewer."""
+    av = _av()
+    found: list[Image.Image] = []
+    try:
+        with av.open(str(path)) as container:
+            for frame in container.decode(video=0):
+                found.append(frame.to_image())
+                if len(found) == frames:
+                    break
+    except (OSError, IndexError, av.FFmpegError) as error:
+        raise UserError(f"video {path}: cannot be read: {error}") from error
+    if len(found) < frames:
+        raise UserError(f"video {path}: it has {len(found)} frames, and {frames} are wanted; ask for fewer with 'frames'")
+    return found
+
+
+def write(medium: Tensor, path: Path, frame_rate: float | None = None) -> Path:
+    """The file: ``path`` with .png for [C, H, W] and for one frame, with .mp4 for [F, C, H, W]; media in [0, 1].
+
+    It is written under a temporary name and renamed.
+    """
+    frames = medium[None] if medium.dim() == 3 else medium
+    pixels = (frames.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    # Pillow takes grey pictures without a channel axis
+    pictures = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in pixels]
+    final = path.with_name(path.name + (".png" if len(pictures) == 1 else ".mp4"))
+    temporary = final.with_name(f".writing-{final.name}")
+    if len(pictures) == 1:
+        pictures[0].save(temporary, format="PNG")
+    else:
+        _encode(pictures, temporary, frame_rate or FRAME_RATE)
+    os.replace(temporary, final)
+    return final
+
+
+def _encode(pictures: list[Image.Image], path: Path, frame_rate: float) -> None:
+    av = _av()
+    width, height = pictures[0].size
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=Fraction(frame_rate).limit_denominator(1001))
+        # browsers play 4:2:0 alone, which wants even sides
+        stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+        stream.options = {"crf": "18"}
+        for picture in pictures:
+            whole = picture.convert("RGB")
+            if whole.size != (stream.width, stream.height):
+                whole = ImageOps.pad(whole, (stream.width, stream.height), centering=(0, 0))
+            for packet in stream.encode(av.VideoFrame.from_image(whole)):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+
+
+def _av() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise UserError("videos need PyAV: pip install 'flowfactory[video]'") from error
+    return av
+
+
+def digest(path: Path) -> str:
+    """What changes when the bytes of the file do. UserError: it cannot be read."""
+    try:
+        facts = path.stat()
+        return _digest(path, facts.st_size, facts.st_mtime_ns)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+@lru_cache(maxsize=100_000)
+def _digest(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

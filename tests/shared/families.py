@@ -1,0 +1,89 @@
+"""What the tests of every model family do: draw with the plugin, move its weights, train for two iterations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowfactory import Prompt, Trajectory
+from flowfactory.config import validate
+from flowfactory.dynamics import ODE
+from flowfactory.loop import train
+from flowfactory.rundir import RunDirectory
+from flowfactory.testing import Bench, bench
+from flowfactory.two_parameter import FILE
+
+LORA = {"lora": {"rank": 3, "alpha": 7.5}}
+
+
+def opened(
+    config: Any,
+    cache: Path,
+    prompts: Sequence[str | Prompt],
+    size: tuple[int, ...],
+    steps: int = 4,
+    guidance: float = 1.0,
+    negative: str = "",
+    precision: torch.dtype = torch.float32,
+) -> Bench:
+    """The plugin's model with a plan of one sample a prompt along the ODE; ``draw(batch_size)`` draws it.
+
+    The start of each is ``flow.noise(bench.plan, shape)``.
+    """
+    return bench(
+        config,
+        cache,
+        prompts,
+        size,
+        steps,
+        guidance,
+        group_size=1,
+        dynamics=ODE(),
+        negative=negative,
+        precision=precision,
+    )
+
+
+def apart(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference, relative to the largest element."""
+    assert ours.shape == theirs.shape, f"{list(ours.shape)} and {list(theirs.shape)}"
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def nudge(made: Bench, scale: float = 0.3) -> None:
+    """Move every trainable weight, as training would."""
+    source = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for weight in made.policy.parameters.values():
+            spread = float(weight.std()) if weight.numel() > 1 else 0.0
+            weight.add_(torch.randn(weight.shape, generator=source), alpha=scale * spread + 0.02)
+    made.policy.changed()
+
+
+def one_by_one(made: Bench) -> Trajectory:
+    """The plan drawn a sample at a time."""
+    return made.draw(1)
+
+
+def two_iterations(
+    model: Mapping[str, Any], algorithm: Mapping[str, Any], prompts: Path, folder: Path, **sections: Mapping[str, Any]
+) -> RunDirectory:
+    """A run of two iterations in ``folder/run``, with an evaluation before and after; ``sections`` are set on top."""
+    raw: dict[str, Any] = {
+        "model": dict(model),
+        "algorithm": dict(algorithm),
+        "rewards": {"light": "bright"},
+        "prompts": {"train": str(prompts), "heldout": str(prompts)},
+        "sampling": {"groups": 2, "group_size": 2, "steps": 3, "batch_size": 4, "dynamics": "flow-sde"},
+        "training": {"iterations": 2, "batch_size": 4, "optimizer": {"lr": 1e-2}},
+        "output": {"dir": str(folder / "run")},
+        "plugins": [FILE],
+        "device": "cpu",
+    }
+    for name, section in sections.items():
+        raw[name] = {**raw.get(name, {}), **section}
+    return train(validate(raw), say=lambda _: None)

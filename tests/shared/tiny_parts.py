@@ -1,0 +1,111 @@
+"""Tokenizers and text encoders so small that a test makes them in no time; built without a network."""
+
+from __future__ import annotations
+
+import string
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from tokenizers import Regex, pre_tokenizers
+from transformers import CLIPTextConfig, CLIPTokenizer, Qwen2Tokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+WORDS = ("a", "photo", "of", "red", "green", "blue", "circle", "square", "cat", "blurry")
+QWEN_SPECIALS = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
+    *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+)
+
+
+def byte_pairs(words: Iterable[str], end: str = "") -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges in which each of ``words`` is one token and any other text is bytes.
+
+    tokenizers' own trainer numbers tokens in the order of hashes, which differs from run to run.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = dict.fromkeys([*alphabet, *(letter + end for letter in alphabet)])
+    merges = []
+    pieces = [[*word[:-1], word[-1] + end] for word in sorted(set(words))]
+    while pairs := Counter(pair for piece in pieces for pair in pairwise(piece)):
+        left, right = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append((left, right))
+        tokens[left + right] = None
+        pieces = [_merged(piece, left, right) for piece in pieces]
+    return {token: i for i, token in enumerate(tokens)}, merges
+
+
+def _merged(piece: Sequence[str], left: str, right: str) -> list[str]:
+    result: list[str] = []
+    for token in piece:
+        if result and (result[-1], token) == (left, right):
+            result[-1] += token
+        else:
+            result.append(token)
+    return result
+
+
+def clip_tokenizer(length: int = 32) -> CLIPTokenizer:
+    """Each of WORDS is one token."""
+    vocabulary, merges = byte_pairs(WORDS, "</w>")
+    for special in ("<|startoftext|>", "<|endoftext|>"):  # CLIP pools at the highest id
+        vocabulary[special] = len(vocabulary)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
+
+
+def t5_tokenizer(length: int = 32) -> T5Tokenizer:
+    """Each of WORDS is one token; for T5 and UMT5."""
+    scores = {"<pad>": 0.0, "</s>": 0.0, "<unk>": 0.0, "▁": -2.0}
+    scores |= dict.fromkeys(string.ascii_letters + string.digits + string.punctuation, -4.0)
+    scores |= {f"▁{word}": -1.0 for word in WORDS if len(word) > 1}
+    return T5Tokenizer(vocab=list(scores.items()), extra_ids=0, additional_special_tokens=None, model_max_length=length)
+
+
+def qwen_tokenizer(template: Iterable[str] = (), length: int = 2048) -> Qwen2Tokenizer:
+    """Each of WORDS is one token, and each word of ``template``: pipelines cut a template off by its number of tokens."""
+    split = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    lines = [*template, " ".join(WORDS)]
+    vocabulary, merges = byte_pairs(word for line in lines for word, _ in split.pre_tokenize_str(line))
+    for special in QWEN_SPECIALS:
+        vocabulary.setdefault(special, len(vocabulary))
+    specials = list(QWEN_SPECIALS[1:])
+    return Qwen2Tokenizer(vocab=vocabulary, merges=merges, model_max_length=length, extra_special_tokens=specials)
+
+
+def clip_text(model: Any, vocabulary: int, width: int) -> Any:
+    """A CLIP text encoder of the class ``model``, in eval mode."""
+    config = CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        projection_dim=width,
+        max_position_embeddings=32,
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
+        pad_token_id=1,
+        hidden_act="gelu",
+    )
+    return model(config).eval()
+
+
+def t5_text(vocabulary: int, width: int, model: Any = T5EncoderModel, config: Any = T5Config) -> Any:
+    """A T5 encoder in eval mode: it has dropout otherwise."""
+    options = config(
+        vocab_size=vocabulary,
+        d_model=width,
+        d_kv=8,
+        d_ff=37,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+        feed_forward_proj="gated-gelu",
+    )
+    return model(options).eval()
