@@ -70,7 +70,7 @@ def one_by_one(made: Bench) -> Trajectory:
 
 
 def two_iterations(
-    model: Mapping[str, Any], algorithm: Mapping[str, Any], prompts: Path, folder: Path, **sections: Mapping[str, Any]
+    model: Mapping[str, Any], algorithm: Mapping[str, Any], prompts: Path, folder: Path, **sections: Any
 ) -> RunDirectory:
     """A run of two iterations in ``folder/run``, with an evaluation before and after; ``sections`` are set on top."""
     raw: dict[str, Any] = {
@@ -85,5 +85,5 @@ def two_iterations(
         "device": "cpu",
     }
     for name, section in sections.items():
-        raw[name] = {**raw.get(name, {}), **section}
+        raw[name] = {**raw.get(name, {}), **section} if isinstance(section, Mapping) else section
     return train(validate(raw), say=lambda _: None)

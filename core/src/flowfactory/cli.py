@@ -1,4 +1,4 @@
-"""``flowfactory``: run, plugins, sample, eval, report, schema."""
+"""``flowfactory``: run, plugins, sample, eval, export, report, schema."""
 
 from __future__ import annotations
 
@@ -141,6 +141,26 @@ def _restored(directory: Path, iteration: int | None, sets: list[str] | None) ->
     restored.assembly.hooks.run_started(restored.info, restored.policy)
     restored.policy.load(path)
     return restored, path
+
+
+@app.command()
+def export(
+    directory: RunFolder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that is not there yet.")],
+    checkpoint: Iteration = None,
+    weights: Annotated[str | None, typer.Option(help="Kept weights, such as 'evaluation'; else the trained ones.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="float32|bf16", help="Of a full fine-tune; the run's own when left out.")
+    ] = None,
+) -> None:
+    """Write a run's weights to OUT, as diffusers loads them, with a model card."""
+    from flowfactory.export import export as write_export
+    from flowfactory.rundir import RunDirectory
+    from flowfactory.types import DTYPES
+
+    if precision is not None and precision not in DTYPES:
+        raise UserError(f"--precision {precision}: write one of {', '.join(DTYPES)}")
+    typer.echo(str(write_export(RunDirectory(directory), out, checkpoint, weights, precision)))
 
 
 @app.command()

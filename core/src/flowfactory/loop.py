@@ -29,11 +29,10 @@ from flowfactory.policy import Policy
 from flowfactory.preflight import preflight
 from flowfactory.rundir import RunDirectory
 from flowfactory.sampler import Sampler, joined, merged, samples_of
-from flowfactory.types import Experience, NoiseKey, Prompt, RunInfo, Runtime, SamplingPlan
+from flowfactory.types import DTYPES, Experience, NoiseKey, Prompt, RunInfo, Runtime, SamplingPlan
 
 Say = Callable[[str], None]
 SAMPLING = "sampling"
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from flowfactory.errors import RunError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ADAPTER = "default"
 FILE = "pytorch_lora_weights.safetensors"
+FIRST = "transformer"
 
 
 def inject(module: nn.Module, config: LoraConfig, targets: Sequence[str], seed: int) -> list[str]:
@@ -81,29 +82,35 @@ def switched_off(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def place(folder: Path, module: str) -> Path:
+    """The file of a module's adapters: of a pipeline's second transformer in a folder of its own, where diffusers looks."""
+    return (folder if module == FIRST else folder / module) / FILE
+
+
 def save(modules: Mapping[str, nn.Module], folder: Path) -> None:
-    """Write ``folder/pytorch_lora_weights.safetensors``, which ``pipeline.load_lora_weights(folder)`` reads."""
+    """Write the adapters as ``pipeline.load_lora_weights`` reads them, each module's at its :func:`place`."""
     from peft import get_peft_model_state_dict
 
-    weights: dict[str, Tensor] = {}
-    metadata: dict[str, object] = {}
     for name, module in modules.items():
         state = get_peft_model_state_dict(module, adapter_name=ADAPTER)
-        weights |= {f"{name}.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
         config = module.peft_config[ADAPTER].to_dict()  # type: ignore[index, union-attr]
-        metadata |= {f"{name}.{key}": sorted(v) if isinstance(v, set) else v for key, v in config.items()}
-    header = {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, default=str, sort_keys=True)}
-    save_file(weights, folder / FILE, metadata=header)
+        # diffusers wants this prefix for whichever transformer it loads them into
+        weights = {f"{FIRST}.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
+        metadata = {f"{FIRST}.{key}": sorted(v) if isinstance(v, set) else v for key, v in config.items()}
+        header = {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, default=str, sort_keys=True)}
+        file = place(folder, name)
+        file.parent.mkdir(exist_ok=True)
+        save_file(weights, file, metadata=header)
 
 
 def load(modules: Mapping[str, nn.Module], folder: Path) -> None:
     """Copy the adapters that :func:`save` wrote into ``modules``, by value."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    weights = load_file(folder / FILE)
     for name, module in modules.items():
-        state = {key.removeprefix(f"{name}."): v for key, v in weights.items() if key.startswith(f"{name}.")}
+        file = place(folder, name)
+        state = {key.removeprefix(f"{FIRST}."): value for key, value in load_file(file).items()}
         expected = set(get_peft_model_state_dict(module, adapter_name=ADAPTER))
         if set(state) != expected:
-            raise RunError(f"{folder / FILE} holds other adapters of {name} than the config puts on")
+            raise RunError(f"{file} holds other adapters of {name} than the config puts on")
         set_peft_model_state_dict(module, state, adapter_name=ADAPTER)

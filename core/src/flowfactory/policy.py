@@ -208,8 +208,20 @@ class Policy:
         parameters = self.parameters
         torch._foreach_copy_([parameters[key] for key in weights], list(weights.values()))
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The names of the kept weights."""
+        return tuple(self._kept)
+
     def save(self, folder: Path) -> None:
-        """Write the trained weights (as diffusers loads them) and the kept ones."""
+        """Write the trained weights and the kept ones."""
+        self.save_trained(folder)
+        kept = {f"{name}/{key}": value.cpu() for name, kept in self._kept.items() for key, value in kept.weights.items()}
+        if kept:
+            save_file(kept, folder / "kept.safetensors")
+
+    def save_trained(self, folder: Path) -> None:
+        """Write the present weights as diffusers loads them."""
         if self._lora:
             lora.save(self.modules, folder)
         else:
@@ -220,9 +232,6 @@ class Policy:
                 write_config = getattr(module, "save_config", None)  # diffusers reads weights with their config beside them
                 if write_config is not None:
                     write_config(folder / name)
-        kept = {f"{name}/{key}": value.cpu() for name, kept in self._kept.items() for key, value in kept.weights.items()}
-        if kept:
-            save_file(kept, folder / "kept.safetensors")
 
     def load(self, folder: Path) -> None:
         """Read by value what :meth:`save` wrote."""

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from flowfactory.canvas import Canvas
 
 Index = Sequence[int]
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+"""What a config calls them."""
 
 
 @dataclass(frozen=True)
