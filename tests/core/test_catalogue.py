@@ -47,7 +47,7 @@ def test_core_brings_its_dynamics_and_tracker() -> None:
 
 def test_a_file_is_a_plugin(toy: Path) -> None:
     found = discover([toy])
-    assert set(found.components["model"]) == {"toy", "net"}
+    assert set(found.components["model"]) == {"toy", "net", "experts"}
     assert found.components["reward"]["bright"].plugin == "toy_plugin.py"
     assert found.find("model", "toy").config_class() is TwoParameterConfig
 

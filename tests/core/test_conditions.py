@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from flowfactory.canvas import Canvas
@@ -21,9 +22,11 @@ class Encoder:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.canvases: list[Canvas] = []
 
     def __call__(self, prompts: Sequence[Prompt], canvas: Canvas) -> list[Mapping[str, Tensor]]:
         self.asked += [prompt.text for prompt in prompts]
+        self.canvases.append(canvas)
         tall = torch.arange(12.0).reshape(3, 4)
         return [
             {
@@ -165,3 +168,78 @@ def test_the_identity_of_a_folder_changes_with_its_files(tmp_path: Path) -> None
 
 def test_the_identity_of_a_hub_id_is_itself() -> None:
     assert checkpoint_identity("owner/name") == "owner/name"
+
+
+def flip(content: bytes) -> bytes:
+    """One bit of the last tensor."""
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+def test_an_entry_with_another_bit_is_made_again(made: Made, tmp_path: Path) -> None:
+    made()[0].prepare([Prompt("bb")], CANVAS)
+    (path,) = files(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(flip(whole))
+    assert load_file(path), "safetensors alone does not notice"
+    cache, encoder = made()
+    assert cache.prepare([Prompt("bb")], CANVAS) == 1
+    assert encoder.asked == ["bb"]
+    assert path.read_bytes() == whole
+
+
+def test_media_count_by_their_bytes(made: Made, tmp_path: Path) -> None:
+    one, same, other = (tmp_path / name for name in ("1.png", "2.png", "3.png"))
+    one.write_bytes(b"x")
+    same.write_bytes(b"x")
+    other.write_bytes(b"y")
+    made()[0].prepare([Prompt("a", images=(one,))], CANVAS)
+    assert made()[0].prepare([Prompt("a", images=(same,))], CANVAS) == 0
+    for prompt in (
+        Prompt("a"),
+        Prompt("a", images=(other,)),
+        Prompt("a", images=(one, one)),
+        Prompt("a", video=one),
+        Prompt("a", audio=one),
+    ):
+        assert made()[0].prepare([prompt], CANVAS) == 1, prompt
+    one.write_bytes(b"zz")
+    assert made()[0].prepare([Prompt("a", images=(one,))], CANVAS) == 1
+
+
+@pytest.mark.parametrize("matters", [False, True])
+def test_the_canvas_counts_where_it_matters(matters: bool, tmp_path: Path) -> None:
+    encoder = Encoder()
+    cache = ConditionCache(encoder, "m", tmp_path, canvas_matters=matters)
+    cache.prepare([Prompt("a")], Canvas(8, 8, 5))
+    for other in (Canvas(8, 16, 5), Canvas(8, 8, 9)):
+        assert cache.prepare([Prompt("a")], other) == int(matters)
+    assert encoder.canvases == [CANVAS._replace(frames=5), Canvas(8, 16, 5), Canvas(8, 8, 9)][: 3 if matters else 1]
+
+
+def test_an_entry_is_on_the_disk_as_soon_as_it_is_made(tmp_path: Path) -> None:
+    def encode(prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Mapping[str, Tensor]]:
+        yield {"x": torch.ones(2)}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ConditionCache(encode, "m", tmp_path).prepare([Prompt("a"), Prompt("b")], CANVAS)
+    encoder = Encoder()
+    assert ConditionCache(encoder, "m", tmp_path).prepare([Prompt("a"), Prompt("b")], CANVAS) == 1
+    assert encoder.asked == ["b"]
+
+
+def test_on_another_device_the_samples_of_a_prompt_still_share_one_entry(tmp_path: Path) -> None:
+    cache = ConditionCache(Encoder(), "m", tmp_path, "meta")
+    known = cache.conditions([Prompt("a")] * 3 + [Prompt("b")], CANVAS, [Prompt("no")] * 4)
+    assert known.negative is not None
+    assert {entry["embeds"].device.type for entry in (*known.entries, *known.negative.entries)} == {"meta"}
+    assert len({id(entry) for entry in (*known.entries, *known.negative.entries)}) == 3
+
+
+def test_ragged_conditions_are_padded_with_zeros_and_a_mask() -> None:
+    known = Conditions(({"e": torch.ones(2, 3)}, {"e": torch.ones(4, 3) * 2}, {"e": torch.ones(1, 3) * 3}))
+    batch, theirs = known.pad("e")
+    assert batch.shape == (3, 4, 3)
+    assert theirs.sum(1).tolist() == [2, 4, 1]
+    assert torch.equal(batch.sum((1, 2)), torch.tensor([6.0, 24.0, 9.0]))
+    assert not batch[~theirs].any()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -241,3 +242,33 @@ def test_dynamics_are_told_apart_by_what_they_promise() -> None:
     assert isinstance(plan_with().dynamics, FlowSDE)
     assert plan_with().dynamics.stochastic
     assert not ODE().stochastic
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=9))
+def test_parts_are_asked_once_each_and_come_back_in_order(kinds: list[str]) -> None:
+    asked: list[list[int]] = []
+
+    def velocity(rows: Sequence[int]) -> Tensor:
+        asked.append(list(rows))
+        return torch.tensor([[10.0 * row] for row in rows])
+
+    result = flow.in_parts(kinds, velocity)
+    assert result.flatten().tolist() == [10.0 * row for row in range(len(kinds))]
+    assert len(asked) == len(set(kinds))
+    assert all(len({kinds[row] for row in rows}) == 1 for rows in asked)
+
+
+def test_parts_keep_their_gradients() -> None:
+    weight = torch.ones(4, requires_grad=True)
+    result = flow.in_parts("abab", lambda rows: weight[torch.tensor(list(rows))] * torch.tensor([row + 1.0 for row in rows]))
+    assert torch.autograd.grad(result.sum(), weight)[0].tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_latents_rest_in_the_dtype_the_plan_says() -> None:
+    plan = replace(plan_with(stochastic={0, 1}, recorded={0, 1}), storage=torch.bfloat16)
+    latents, steps = flow.rollout(shrink, flow.noise(plan, SHAPE), torch.linspace(1, 0, 5), conditions(6), plan)
+    assert latents.dtype == torch.bfloat16
+    for step in steps:
+        assert (step.latents.dtype, step.next_latents.dtype) == (torch.bfloat16, torch.bfloat16)
+        again = flow.evaluate(shrink(step.latents, step.sigma, step.conditions, 1.0), step)
+        assert torch.equal(again.log_prob, step.log_prob), "replay does not see what sampling saw"

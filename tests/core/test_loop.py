@@ -15,9 +15,10 @@ from flowfactory import flow, hookimpl
 from flowfactory.config import RunConfig
 from flowfactory.errors import RunError, UserError
 from flowfactory.evaluation import evaluate
-from flowfactory.loop import Clock, Run, device_of, gather, plan_of, shares, train
+from flowfactory.loop import Clock, Run, device_of, gather, plan_of, prepare, shares, train
+from flowfactory.preflight import preflight
 from flowfactory.rundir import RunDirectory
-from flowfactory.types import Experience, NoiseKey, RunInfo
+from flowfactory.types import Experience, NoiseKey, RunInfo, Samples
 
 Figures = Callable[[RunDirectory], list[dict[str, Any]]]
 Trained = Callable[..., RunDirectory]
@@ -401,3 +402,63 @@ def test_the_experience_says_what_fits_a_forward_and_which_schedule_drew(prepare
 def test_every_share_knows_its_epoch(prepared: Prepared, updates: int) -> None:
     experience = gather(prepared(), 0, Clock(CPU))
     assert [share.epoch for share in shares(experience, updates, 7, 3)] == [3] * updates
+
+
+def test_samples_that_rest_on_the_host_teach_the_same(trained: Trained) -> None:
+    device = trained({}, out="device")
+    host = trained({"sampling": {"keep_on": "host"}}, out="host")
+    before, after = weights(device), weights(host)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.gpu
+def test_samples_leave_the_accelerator_until_they_are_learned_from(prepared: Prepared, trained: Trained) -> None:
+    changes = {"model": {"name": "net", "train": "full"}, "device": "cuda", "sampling": {"keep_on": "host"}}
+    experience = gather(prepared(changes), 0, Clock(torch.device("cuda")))
+    assert {experience.latents.device.type, *(step.latents.device.type for step in experience.steps)} == {"cpu"}
+    assert {batch.latents.device.type for batch in experience.batches()} == {"cuda"}
+    assert trained(changes).records()[-1]["iteration"] == 3
+
+
+def test_latents_kept_as_bf16_are_halved_and_still_replay(prepared: Prepared) -> None:
+    run = prepared({"sampling": {"keep_as": "bf16"}})
+    experience = gather(run, 0, Clock(torch.device("cpu")))
+    assert {step.latents.dtype for step in experience.steps} == {torch.bfloat16}
+    assert experience.latents.dtype == torch.bfloat16
+    said = list(preflight(experience, run.policy, run.assembly.hooks, run.config))
+    assert "a ratio of 1 within" in said[2]
+
+
+@pytest.mark.parametrize(("batch_size", "calls"), [(1, 4), (4, 4), (8, 2), (11, 2), (16, 1)])
+def test_rewards_judge_whole_groups_as_they_are_drawn(batch_size: int, calls: int, prepared: Prepared) -> None:
+    whole = gather(prepared({"sampling": {"batch_size": 16}}), 0, Clock(torch.device("cpu")))
+    run = prepared({"sampling": {"batch_size": batch_size}})
+    seen: list[Samples] = []
+    judge = run.assembly.rewards
+
+    def watched(samples: Samples) -> Any:
+        seen.append(samples)
+        return judge(samples)
+
+    run.assembly.rewards = watched  # type: ignore[assignment]
+    experience = gather(run, 0, Clock(torch.device("cpu")))
+    assert len(seen) == calls
+    assert all(len(samples.groups) % 4 == 0 for samples in seen)
+    assert [source.text for samples in seen for source in samples.sources] == [p for samples in seen for p in samples.prompts]
+    torch.testing.assert_close(experience.rewards["bright"], whole.rewards["bright"])
+    torch.testing.assert_close(experience.latents, whole.latents)
+    assert experience.groups.tolist() == whole.groups.tolist()
+
+
+def test_a_prompt_may_bring_its_own_negative(tmp_path: Path, load: Callable[..., RunConfig]) -> None:
+    config = load({"model": {"name": "net", "guided": True}, "sampling": {"guidance": 2.0}, "prompts": {"negative": "no"}})
+    config.prompts.train.with_suffix(".jsonl").write_text(
+        '{"prompt": "a", "negative_prompt": "not this"}\n{"prompt": "a"}\n{"prompt": "a", "negative_prompt": ""}\n'
+    )
+    changed = config.prompts.model_copy(update={"train": config.prompts.train.with_suffix(".jsonl")})
+    run = prepare(config.model_copy(update={"prompts": changed}))
+    conditions = run.sampler.conditions(run.train, 2.0, config.sampling.canvas)
+    assert conditions.negative is not None
+    lengths = [round(10 * float(entry["length"])) for entry in conditions.negative.entries]
+    assert lengths == [len("not this"), len("no"), 0]
+    assert run.sampler.conditions(run.train, 1.0, config.sampling.canvas).negative is None

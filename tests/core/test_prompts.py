@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -7,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowfactory.config import Takes
 from flowfactory.errors import UserError
-from flowfactory.prompts import chosen, grouped, read
+from flowfactory.prompts import chosen, grouped, insist, read, whole_groups
 from flowfactory.types import NoiseKey, Prompt
 
 
@@ -73,3 +76,95 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     prompts = many(20)
     orders = {tuple(p.index for p in chosen(prompts, epoch, 20, seed)) for epoch in range(3) for seed in range(3)}
     assert len(orders) == 9
+
+
+def lines(path: Path, *objects: object) -> Path:
+    path.write_text("\n".join(json.dumps(item) for item in objects) + "\n\n", encoding="utf-8")
+    return path
+
+
+def test_a_jsonl_line_brings_all_that_a_prompt_can(tmp_path: Path) -> None:
+    (tmp_path / "media").mkdir()
+    for name in ("a.png", "b.png", "c.mp4", "d.wav"):
+        (tmp_path / "media" / name).write_bytes(b"x")
+    media = tmp_path / "media"
+    path = lines(
+        tmp_path / "p.jsonl",
+        {"prompt": " a cat ", "negative_prompt": "a dog", "image": "media/a.png", "count": 2, "text": {"said": "no"}},
+        {"prompt": "two", "images": ["media/a.png", str(media / "b.png")], "video": "media/c.mp4", "audio": "media/d.wav"},
+        {"prompt": ""},
+    )
+    assert read(path) == (
+        Prompt("a cat", 0, {"count": 2, "text": {"said": "no"}}, "a dog", (media / "a.png",)),
+        Prompt("two", 1, {}, None, (media / "a.png", media / "b.png"), media / "c.mp4", media / "d.wav"),
+        Prompt("", 2),
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ('{"prompt": "a"', "no JSON: "),
+        ('["a"]', "expected an object with a 'prompt'"),
+        ('{"text": "a"}', "'prompt' is missing"),
+        ('{"prompt": 3}', "'prompt' is no text: 3"),
+        ('{"prompt": "a", "negative_prompt": []}', "'negative_prompt' is no text: []"),
+        ('{"prompt": "a", "image": "b.png"}', "no file .*b.png"),
+        ('{"prompt": "a", "images": "b.png"}', "'images' is no list of paths: 'b.png'"),
+        ('{"prompt": "a", "image": "b", "images": ["c"]}', "has both 'image' and 'images'; write all of them as 'images'"),
+    ],
+)
+def test_a_jsonl_line_that_is_none_is_named(line: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "fine"}\n\n' + line + "\n")
+    with pytest.raises(
+        UserError, match=rf"^prompts .*p\.jsonl line 3: {re.escape(sentence).replace(re.escape('.*'), '.*')}"
+    ) as refused:
+        read(tmp_path / "p.jsonl")
+    assert "\n" not in str(refused.value)
+
+
+PICTURE, CLIP = Path("a.png"), Path("c.mp4")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "takes", "sentence"),
+    [
+        (Prompt("a", images=(PICTURE,)), Takes(), "brings 1 images, and model 'm' takes 0"),
+        (
+            Prompt("a"),
+            Takes(images=(1, 1)),
+            "brings 0 images, and model 'm' takes 1; write them into a .jsonl file under 'images'",
+        ),
+        (Prompt("a", images=(PICTURE,) * 3), Takes(images=(1, 2)), "brings 3 images, and model 'm' takes 1 to 2"),
+        (
+            Prompt("a"),
+            Takes(images=(1, float("inf"))),
+            "brings 0 images, and model 'm' takes 1 or more; write them into a .jsonl file under 'images'",
+        ),
+        (Prompt("a", video=CLIP), Takes(images=(0, 2)), "brings 1 video, and model 'm' takes 0"),
+        (Prompt("a", audio=CLIP), Takes(), "brings 1 audio, and model 'm' takes 0"),
+    ],
+)
+def test_media_that_the_model_does_not_take_or_lacks_are_refused(prompt: Prompt, takes: Takes, sentence: str) -> None:
+    with pytest.raises(UserError) as refused:
+        insist([prompt], takes, "m")
+    assert str(refused.value) == f"prompts: 'a' {sentence}"
+
+
+def test_media_that_the_model_takes_are_welcome() -> None:
+    insist([Prompt("a", images=(PICTURE,)), Prompt("b", images=(PICTURE,) * 5)], Takes(images=(1, float("inf"))), "m")
+    insist([Prompt("a", video=CLIP)], Takes(video=(1, 1)), "m")
+
+
+@given(st.integers(1, 7), st.integers(1, 5), st.integers(1, 20))
+def test_pieces_hold_whole_groups_and_all_samples_in_order(groups: int, group_size: int, size: int) -> None:
+    batch = grouped(many(groups), group_size)
+    pieces = list(whole_groups(batch, size))
+    assert [row for piece in pieces for row in piece] == list(range(groups * group_size))
+    for piece in pieces:
+        part = batch.rows(piece)
+        assert len(part.keys) % group_size == 0
+        assert len(part.keys) <= max(size, group_size)
+        assert [prompt.index for prompt in part.prompts] == [key.prompt for key in part.keys]
+    if size >= 2 * group_size and groups > 1:
+        assert len(pieces) == -(-groups // (size // group_size)), "pieces are smaller than they may be"

@@ -208,3 +208,18 @@ def test_recorded_steps_of_two_kinds_are_not_joined() -> None:
     for steps in ([plain, recorded], [recorded, plain]):
         with pytest.raises(ValueError, match="record the stochastic ones alone"):
             Step.joined(steps, Conditions(({},) * 4))
+
+
+def test_pieces_that_fit_a_forward_come_on_the_device() -> None:
+    resting = experience(5, means=True, device=torch.device("meta"))
+    for pieces in (resting.batches(), resting.whole_groups()):
+        for piece in pieces:
+            tensors = [piece.latents, piece.advantages]
+            tensors += [
+                t for step in piece.steps for t in (step.latents, step.sigma, step.next_latents, step.log_prob, step.mean)
+            ]
+            assert {tensor.device.type for tensor in tensors} == {"meta"}
+    for _, step in resting.replay():
+        assert step.next_latents is not None
+        assert step.next_latents.device.type == "meta"
+    assert {resting.latents.device.type, resting.steps[0].latents.device.type} == {"cpu"}

@@ -1,7 +1,8 @@
-"""A one-file plugin for the tests: two models, an algorithm of ten lines, and a reward."""
+"""A one-file plugin for the tests: three models, an algorithm of ten lines, and a reward."""
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -89,6 +90,34 @@ class Net:
         return velocity.reshape(latents.shape)
 
 
+class ExpertsConfig(NetConfig):
+    """The net twice: the first for sigmas from a half up, the second below."""
+
+    only: str | None = Field(None, description="which of them trains")
+
+    def build(self, label: str) -> Experts:
+        return Experts(self)
+
+
+class Experts(Net):
+    def __init__(self, config: ExpertsConfig) -> None:
+        super().__init__(config)
+        self.experts = {"transformer": self.net, "transformer_2": copy.deepcopy(self.net)}
+
+    @hookimpl
+    def load(self, runtime: Runtime) -> Trainable:
+        only = self.config.only
+        trained = {name: net for name, net in self.experts.items() if only in (None, name)}
+        frozen = {name: net for name, net in self.experts.items() if name not in trained}
+        return Trainable(trained, self.config.train, ("0", "2"), (), "experts", guided=False, frozen=frozen)
+
+    def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
+        inputs = torch.cat([latents.flatten(1), sigma[:, None], conditions.stack("length")[:, None]], 1)
+        sides = ["transformer" if s >= 0.5 else "transformer_2" for s in sigma.tolist()]
+        found = flow.in_parts(sides, lambda rows: self.experts[sides[rows[0]]](inputs[torch.tensor(list(rows))]))
+        return found.reshape(latents.shape)
+
+
 class ScoreConfig(AlgorithmConfig):
     """The clipped policy gradient on recorded steps, pulled towards a slow average of the weights."""
 
@@ -168,5 +197,6 @@ class Bright:
 def register_components(register: Callable[[str, str, Any], None]) -> None:
     register("model", "toy", TwoParameterConfig)
     register("model", "net", NetConfig)
+    register("model", "experts", ExpertsConfig)
     register("algorithm", "score", ScoreConfig)
     register("reward", "bright", BrightConfig)

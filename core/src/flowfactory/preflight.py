@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from flowfactory.assembly import Hooks
 from flowfactory.config import RunConfig, reward_weight
 from flowfactory.errors import RunError
+from flowfactory.flow import generator
 from flowfactory.objectives import group_std
 from flowfactory.policy import Policy
 from flowfactory.types import Experience, Loss
@@ -73,7 +75,7 @@ def ratio_is_one(experience: Experience, policy: Policy, tolerance: float) -> Fi
     """Replaying recorded steps gives the recorded log-density."""
     if not experience.steps:
         return Finding(True, "no step is recorded: this algorithm needs no log-density to replay")
-    first = experience.rows(range(min(experience.batch_size, len(experience))))
+    first = next(experience.batches())
     deviations = []
     with torch.no_grad(), policy.using(experience.plan.weights):
         for step in first.steps:
@@ -111,14 +113,40 @@ def gradients_flow(experience: Experience, policy: Policy, hooks: Hooks) -> Find
     else:
         if not reached:
             return Finding(False, "the algorithm yields no loss, so that nothing would train")
-    unreached = [name for name in names if name not in reached]
-    if unreached:
-        return Finding(False, f"{len(unreached)} of {len(names)} trainable weights get no gradient, the first {unreached[0]}")
-    if not any(reached.values()):
+    if reached and not any(reached.values()):
         return Finding(False, "every gradient is zero, so that nothing would train")
-    return Finding(
-        True, f"a finite gradient reaches all {len(names)} trainable tensors" + "".join(f", {t} too" for t in sorted(terms))
-    )
+    unreached = [name for name in names if name not in reached]
+    resting = [name for name, module in policy.modules.items() if _all_of(name, module, unreached)]
+    if unreached and not (_only(resting, unreached) and _steps_change(experience, hooks)):
+        sentence = f"{len(unreached)} of {len(names)} trainable weights get no gradient, the first {unreached[0]}"
+        if _only(resting, unreached) and len(resting) < len(policy.modules):
+            sentence += f"; none of the steps that are learned from is one of {resting[0]}'s: choose others, or train it not"
+        return Finding(False, sentence)
+    told = f"all {len(names)} trainable tensors"
+    if resting:
+        told = f"all trainable tensors but those of {', '.join(resting)}, whose steps other iterations learn from"
+    return Finding(True, f"a finite gradient reaches {told}" + "".join(f", {t} too" for t in sorted(terms)))
+
+
+def _all_of(name: str, module: torch.nn.Module, unreached: list[str]) -> bool:
+    """Whether no trainable weight of the transformer ``name`` is reached."""
+    own = [f"{name}.{key}" for key, parameter in module.named_parameters() if parameter.requires_grad]
+    return set(own) <= set(unreached)
+
+
+def _only(resting: list[str], unreached: list[str]) -> bool:
+    """Whether all that is unreached are whole transformers."""
+    return all(key.partition(".")[0] in resting for key in unreached)
+
+
+def _steps_change(experience: Experience, hooks: Hooks, iterations: int = 50) -> bool:
+    """Whether later iterations learn from other steps than this one."""
+    plan = experience.plan
+    for later in range(plan.iteration + 1, plan.iteration + iterations):
+        window = plan.dynamics.window(plan.steps, later, generator("window", plan.seed, later))
+        if hooks.plan(later, replace(plan, iteration=later, stochastic=window, recorded=frozenset())).recorded != plan.recorded:
+            return True
+    return False
 
 
 def _loudest(experience: Experience) -> Experience:
