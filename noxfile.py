@@ -8,6 +8,7 @@ import nox
 ROOT = Path(__file__).parent
 CORE, SD3, TINY = "core", "plugins/flowfactory-sd3", "plugins/flowfactory-tiny"
 GRPO, NFT, AWM, DPO, CRD = (f"plugins/flowfactory-{name}" for name in ("grpo", "nft", "awm", "dpo", "crd"))
+QWEN_IMAGE, Z_IMAGE = "plugins/flowfactory-qwen-image", "plugins/flowfactory-z-image"
 FLUX, WAN, REWARDS = "flowfactory-flux", "flowfactory-wan", "flowfactory-rewards"
 PACKAGES = {  # what is built, by the folder of its tests
     "core": CORE,
@@ -18,11 +19,12 @@ PACKAGES = {  # what is built, by the folder of its tests
     "plugins/crd": CRD,
     "plugins/sd3": SD3,
     "plugins/tiny": TINY,
+    "plugins/qwen-image": QWEN_IMAGE,
+    "plugins/z-image": Z_IMAGE,
     "flux": FLUX,
     "wan": WAN,
     "rewards": REWARDS,
 }
-WITH_CODE = [CORE, GRPO, NFT, AWM, DPO, CRD, SD3, TINY]
 TESTING = ["hypothesis", "pytest", "pytest-timeout", "pytest-xdist"]
 PYTEST = ["pytest", "-n", "2", "--dist", "loadfile"]
 
@@ -38,7 +40,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 def install(session: nox.Session, *extra: str) -> None:
     """Torch on its own first, so that nothing else chooses its build; then our packages from source."""
     session.install("torch==2.13.0")
-    session.install(*(part for package in WITH_CODE for part in ("-e", package)), *extra)
+    session.install(*(part for package in PACKAGES.values() for part in ("-e", package)), *extra)
 
 
 @nox.session
@@ -56,8 +58,8 @@ def isolated(session: nox.Session, package: str) -> None:
     session.install("torch==2.13.0", *TESTING)
     for folder in PACKAGES.values():
         session.run_install("pip", "wheel", "-q", "--no-deps", "-w", wheels, f"./{folder}", silent=True)
-    distribution = "flowfactory" if package == "core" else Path(PACKAGES[package]).name
-    session.install("--find-links", wheels, distribution, *(["tensorboard"] if package == "core" else []))
+    distribution = "flowfactory[tensorboard,video]" if package == "core" else Path(PACKAGES[package]).name
+    session.install("--find-links", wheels, distribution)
     session.run("flowfactory", "plugins", "list")
     if list((ROOT / "tests" / package).glob("test_*.py")):
         session.run(*PYTEST, f"tests/{package}", *session.posargs, env=ONE_THREAD)
@@ -67,7 +69,7 @@ def isolated(session: nox.Session, package: str) -> None:
 def types(session: nox.Session) -> None:
     """mypy, strict."""
     install(session, "mypy", "types-PyYAML")
-    session.run("mypy", *(f"{package}/src" for package in WITH_CODE))
+    session.run("mypy", *(f"{package}/src" for package in PACKAGES.values()))
 
 
 @nox.session

@@ -19,6 +19,7 @@ from flowfactory.averages import Decay
 from flowfactory.catalogue import discover
 from flowfactory.config import ComponentConfig, LoraConfig, ModelConfig, schema_type
 from flowfactory.dynamics import Slide
+from flowfactory.family import FamilyConfig
 from flowfactory.times import Times
 
 UNITS = {
@@ -27,6 +28,7 @@ UNITS = {
     "SamplingConfig.groups": "prompts",
     "SamplingConfig.group_size": "pictures",
     "SamplingConfig.size": "pixels",
+    "SamplingConfig.frames": "frames",
     "SamplingConfig.steps": "steps",
     "SamplingConfig.guidance": "factor",
     "SamplingConfig.batch_size": "pictures",
@@ -45,6 +47,8 @@ UNITS = {
     "EvaluationConfig.every": "iterations",
     "EvaluationConfig.members": "pictures",
     "EvaluationConfig.size": "pixels",
+    "EvaluationConfig.frames": "frames",
+    "FamilyConfig.decode_batch_size": "samples",
     "EvaluationConfig.steps": "steps",
     "EvaluationConfig.guidance": "factor",
     "EvaluationConfig.batch_size": "pictures",
@@ -136,7 +140,7 @@ DEFAULTS = {
 }
 """Defaults that are made while a config is loaded."""
 
-SHARED: dict[str, type[BaseModel]] = {"model": ModelConfig, "lora": LoraConfig, "slide": Slide}
+SHARED: dict[str, type[BaseModel]] = {"model": ModelConfig, "family": FamilyConfig, "lora": LoraConfig, "slide": Slide}
 """Classes that stand in no one place of a config."""
 
 UNIONS: dict[str, tuple[type[BaseModel], ...]] = {

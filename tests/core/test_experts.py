@@ -72,3 +72,11 @@ def test_adapters_of_each_are_saved_apart_and_come_back(prepared: Callable[..., 
             parameter.zero_()
     run.policy.load(folder)
     assert all(torch.equal(parameter, before[name]) for name, parameter in run.policy.parameters.items())
+
+
+def test_the_frozen_one_goes_to_the_device_too(prepared: Callable[..., Run]) -> None:
+    run = prepared(settings(model={"only": "transformer_2"}, **window([3], 1)))
+    run.policy.device = torch.device("meta")
+    run.policy.to_device()
+    for module in (*run.policy.modules.values(), *run.policy._frozen.values()):
+        assert {parameter.device.type for parameter in module.parameters()} == {"meta"}

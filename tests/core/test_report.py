@@ -241,6 +241,49 @@ def test_sample_keeps_what_was_drawn_before(directory: RunDirectory, invoke: Inv
     assert Path(second.strip()).read_bytes() not in content
 
 
+def test_sample_takes_a_file_of_prompts_too(directory: RunDirectory, invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "more.jsonl").write_text('{"prompt": "black", "count": 3}\n')
+    code, out, _ = invoke("sample", directory.path, "white", "--prompts", tmp_path / "more.jsonl")
+    assert code == 0
+    assert len(out.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "nothing to draw: give a PROMPT, or a file with --prompts"),
+        (("a", "--image", "none.png"), "no file none.png"),
+        (("a", "--video", "none.mp4"), "no file none.mp4"),
+        (("a", "--image", "train.txt"), "prompts: 'a' brings 1 images, and model 'toy' takes 0"),
+    ],
+)
+def test_sample_refuses_what_it_cannot_draw(
+    arguments: tuple[str, ...], sentence: str, directory: RunDirectory, invoke: Invoke
+) -> None:
+    code, out, err = invoke("sample", directory.path, *arguments)
+    assert (code, out, err) == (2, "", f"error: {sentence}\n")
+
+
+def test_a_video_is_a_clip_on_the_page(directory: RunDirectory) -> None:
+    frames = torch.rand(2, 5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    scores = {"bright": torch.tensor([0.5, 0.25])}
+    for iteration in (0, 3):
+        directory.keep_samples(iteration, frames, ("one", NASTY), scores, 16)
+    page = reported(directory)
+    clips = [value for tag, name, value in page.attributes if (tag, name) == ("video", "src")]
+    assert len(clips) == 4
+    assert all(base64.b64decode(clip.removeprefix("data:video/mp4;base64,"))[4:8] == b"ftyp" for clip in clips)
+    assert "controls" in [name for tag, name, _ in page.attributes if tag == "video"]
+
+
+def test_a_dry_run_reads_the_prompts(config_file: Callable[..., Path], invoke: Invoke, tmp_path: Path) -> None:
+    path = config_file({"prompts": {"train": "broken.jsonl"}})
+    (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n')
+    code, _, err = invoke("run", path, "--dry-run")
+    assert code == 2
+    assert re.fullmatch(r"error: prompts .*broken\.jsonl line 1: 'prompt' is missing\n", err)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_picture_is_written_pixel_for_pixel(channels: int, tmp_path: Path) -> None:
     levels = torch.randint(0, 256, (channels, 3, 5))

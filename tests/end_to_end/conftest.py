@@ -30,3 +30,25 @@ def flowfactory(cache: Path, tmp_path: Path) -> Iterator[Command]:
         return done
 
     return command
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny checkpoint, by its key in CASES."""
+    from family_cases import CASES
+
+    built: dict[str, Path] = {}
+
+    def build(key: str) -> Path:
+        if key not in built:
+            built[key] = CASES[key].build(tmp_path_factory.mktemp(key))
+        return built[key]
+
+    return build
+
+
+@pytest.fixture(autouse=True)
+def own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWFACTORY_CACHE", str(cache))
+    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        monkeypatch.setenv(variable, "error")  # the command line sets them for good

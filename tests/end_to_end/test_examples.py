@@ -11,7 +11,7 @@ SHORT = ("training.iterations=2", "sampling.groups=2", "sampling.group_size=6", 
 
 
 def test_every_algorithm_has_an_example():
-    assert set(discover().components["example"]) == {*ALGORITHMS, "quickstart"}
+    assert {*ALGORITHMS, "quickstart"} <= set(discover().components["example"])
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

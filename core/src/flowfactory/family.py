@@ -256,7 +256,9 @@ class FamilyModel:
         """Media [B, ...] in [0, 1], float32."""
         count = self._config.decode_batch_size or len(latents)
         starts = range(0, len(latents), count)
-        pieces = [self._family.decode(self._parts, latents[start : start + count]) for start in starts]
+        # the VAE computes in the dtype it is stored in: some are float32 since less is visible
+        with torch.autocast(latents.device.type, enabled=False):
+            pieces = [self._family.decode(self._parts, latents[start : start + count]) for start in starts]
         return torch.cat(pieces).float().clamp(0, 1)
 
 

@@ -15,7 +15,10 @@ from flowfactory.config import RunConfig
 from flowfactory.errors import UserError
 from flowfactory.media import write as write_media
 
-FREE_TO_CHANGE = ("evaluation", "output", "plugins", "device", "training.iterations")
+FREE_TO_CHANGE = (
+    *("evaluation", "output", "plugins", "device", "training.iterations"),
+    *("sampling.keep_on", "model.decode_batch_size"),  # about memory alone
+)
 
 
 class RunDirectory:

@@ -1,0 +1,72 @@
+"""Every model family trains, with coupled and decoupled algorithms, adapters and all weights, on tiny real checkpoints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_wan
+from families import LORA, two_iterations
+from family_cases import CASES, GRPO, NFT, TEXT, prompts, sections
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from flowfactory.catalogue import discover
+from flowfactory.cli import app
+from flowfactory.config import load
+
+
+@pytest.mark.parametrize("train", [LORA, "full"], ids=["lora", "full"])
+@pytest.mark.parametrize("algorithm", [GRPO, NFT], ids=["grpo", "nft"])
+@pytest.mark.parametrize("key", CASES)
+def test_two_iterations_train_and_are_drawn(
+    key: str, algorithm: dict[str, Any], train: Any, checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    case = CASES[key]
+    model = {"name": case.name, "path": str(checkpoints(key)), "train": train, **case.options}
+    directory = two_iterations(model, algorithm, prompts(case, tmp_path), tmp_path, **sections(case))
+    records = directory.records()
+    assert [record["iteration"] for record in records] == [0, 1, 2]
+    assert all(record["grad_norm"] > 0 for record in records[1:])
+    assert records[-1]["eval/light/mean"] != records[0]["eval/light/mean"], "training changed nothing"
+    ending = ".mp4" if len(case.size) == 3 else ".png"
+    assert [item["path"].suffix for item in directory.kept_samples(2)] == [ending] * 2
+    saved = directory.checkpoints / "000002"
+    if train != "full":
+        adapters = load_file(saved / "pytorch_lora_weights.safetensors")
+        assert any(bool(weight.any()) for name, weight in adapters.items() if "lora_B" in name)
+    else:
+        assert (saved / "transformer" / "diffusion_pytorch_model.safetensors").is_file()
+
+
+def test_both_experts_of_wan_train_in_one_run(tmp_path: Path) -> None:
+    folder = tiny_wan.text_to_video(tmp_path / "checkpoint", "2.2-A14B")
+    case = CASES["wan-t2v"]
+    model = {"name": "wan-t2v", "path": str(folder), "train": LORA, **TEXT}
+    directory = two_iterations(model, NFT, prompts(case, tmp_path), tmp_path, **sections(case))
+    saved = directory.checkpoints / "000002"
+    for place in (saved, saved / "transformer_2"):
+        adapters = load_file(place / "pytorch_lora_weights.safetensors")
+        assert any(bool(weight.any()) for name, weight in adapters.items() if "lora_B" in name)
+
+
+MODELS = sorted({case.name for case in CASES.values()})
+
+
+def test_every_model_has_a_case_and_an_example() -> None:
+    components = discover().components
+    assert set(components["model"]) - {"sd3", "tiny"} == set(MODELS)
+    assert set(MODELS) <= set(components["example"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_example_of_a_model_is_for_its_real_checkpoint(name: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["run", name, "--dry-run", "--out", str(tmp_path / "run")])
+    assert done.exit_code == 0, repr(done.exception)
+    config = load(name, out=tmp_path / "run")
+    assert config.model.name == name  # type: ignore[attr-defined]
+    assert re.fullmatch(r"[\w.-]+/[\w.-]+", config.model.path)  # type: ignore[attr-defined]
+    assert config.training.precision == "bf16"
