@@ -103,7 +103,18 @@ UNITS = {
     "CRDConfig.kl": "factor",
     "CRDConfig.kl_guidance": "factor",
     "SD3Config.max_sequence_length": "tokens",
+    "ExpertsConfig.guidance_2": "factor",
+    "WanV2VConfig.strength": "share of the noise",
+    "Flux1Config.max_sequence_length": "tokens",
+    "Flux2Config.max_sequence_length": "tokens",
+    "Flux2Config.picture_area": "pixels",
+    "QwenImageConfig.max_sequence_length": "tokens",
+    "QwenImageEditConfig.vae_area": "pixels",
+    "QwenImageEditConfig.condition_area": "pixels",
     "TinyConfig.max_sequence_length": "tokens",
+    "ZImageConfig.max_sequence_length": "tokens",
+    "ZImageConfig.cfg_normalization": "factor",
+    "ZImageConfig.cfg_truncation": "1 - sigma",
 }
 """What a number counts, by class and key; every number of a documented class, or of a class above it, stands here."""
 

@@ -494,3 +494,16 @@ def test_an_average_that_moved_is_told_from_what_was_kept_with_it(policy: Policy
     assert torch.equal(kept["start"].velocity, start)
     assert torch.equal(kept["slow"].velocity, slow)
     assert float((start - slow).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("train", ["full", LoraTraining.model_validate({"lora": {"rank": 2}})], ids=["full", "lora"])
+def test_weights_that_nothing_reads_do_not_train(train: Any, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    trainable = Trainable({"transformer": net}, train, ("0", "1"), (), "", guided=False, unread=("transformer.1",))
+    policy = Policy(trainable, lambda step: Evaluation(step.latents), torch.device("cpu"))
+    assert policy.parameters
+    assert all(name.startswith("transformer.0.") for name in policy.parameters)
+    if train != "full":
+        assert policy.adapted == ["transformer.0"]
+    policy.save(tmp_path)
+    policy.load(tmp_path)

@@ -57,9 +57,9 @@ def prompts(case: Case, folder: Path) -> Path:
     lines: list[dict[str, Any]] = [{"prompt": "a cat"}, {"prompt": "a photo of a red circle"}]
     for i, line in enumerate(lines):
         if case.images:
-            line["images"] = [str(tiny_wan.picture(folder / f"{i}{j}.png", seed=10 * i + j)) for j in range(case.images)]
+            line["images"] = [str(tiny_wan.picture(folder / f"{i}{j}", seed=10 * i + j)) for j in range(case.images)]
         if case.video:
-            line["video"] = str(tiny_wan.video(folder / f"{i}.mp4", seed=i))
+            line["video"] = str(tiny_wan.video(folder / f"{i}", seed=i))
     path = folder / "prompts.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path

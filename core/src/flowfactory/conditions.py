@@ -138,8 +138,12 @@ def _write(path: Path, entry: Entry) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")
     os.close(handle)
-    save_file(dict(entry), temporary, metadata={CHECKSUM: _checksum(entry)})
-    os.replace(temporary, path)
+    try:
+        save_file(dict(entry), temporary, metadata={CHECKSUM: _checksum(entry)})
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def _checksum(entry: Entry) -> str:

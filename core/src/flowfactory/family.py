@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -51,9 +52,14 @@ def from_noise(parts: Parts, noise: Tensor, sigma: Tensor, conditions: Condition
     return noise
 
 
-def one_transformer(parts: Parts) -> tuple[str, ...]:
+def one_transformer(checkpoint: Pretrained, options: Any) -> tuple[str, ...]:
     """The transformer of pipelines that have one."""
     return ("transformer",)
+
+
+def pictures(parts: Parts) -> float | None:
+    """The frame rate of what does not move."""
+    return None
 
 
 def always(parts: Parts) -> bool:
@@ -66,6 +72,11 @@ def takes_guidance(checkpoint: Pretrained) -> bool:
     return True
 
 
+def nothing(parts: Parts) -> tuple[str, ...]:
+    """For families all of whose weights count."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Family:
     """What is particular to a family of pipelines.
@@ -74,15 +85,17 @@ class Family:
     pipelines: the diffusers class that opens it, then others whose checkpoints it may be.
     encoders: the parts that only ``encode`` needs; ``encoded_with``: other parts whose files change what it makes.
     lora_targets, blocks: see :class:`~flowfactory.types.Trainable`.
-    encode: tensors of each prompt, without a batch axis; called under ``no_grad`` with at most ``encode_batch`` prompts.
+    encode: tensors of each prompt, without a batch axis; called under ``no_grad`` with at most ``encode_batch`` prompts. It
+    looks at all options but ``not_encoded``.
     shape: of the latents of one sample. sigmas: [steps + 1], as the checkpoint's scheduler has them.
     velocity: [B, ...] without classifier-free guidance, for conditions of equal shapes except along the first axis of what
     ``padded`` names; the guidance is for what is embedded. guide: joins the velocity with the prompt and the one with the
     negative prompt. guided: whether the checkpoint at hand has classifier-free guidance. takes_guidance: whether any guidance
     means something to it, as far as files on this machine tell.
     start: latents at the first sigma. decode: media in [0, 1] of latents.
-    grid: what it can draw. trained: the transformers that train. transformers: all that there may be.
-    float32: parts that are never rounded. frame_rate, negative_media, canvas_matters: see Trainable.
+    grid: what it can draw. trained: the transformers that train, by the checkpoint and the options. transformers: all there
+    may be.
+    float32: parts that are never rounded. unread, frame_rate, negative_media, canvas_matters: see Trainable.
     """
 
     distribution: str
@@ -100,13 +113,15 @@ class Family:
     guided: Callable[[Parts], bool] = always
     takes_guidance: Callable[[Pretrained], bool] = takes_guidance
     start: Callable[[Parts, Tensor, Tensor, Conditions], Tensor] = from_noise
-    trained: Callable[[Parts], tuple[str, ...]] = one_transformer
+    unread: Callable[[Parts], tuple[str, ...]] = nothing
+    trained: Callable[[Pretrained, Any], tuple[str, ...]] = one_transformer
     transformers: tuple[str, ...] = ("transformer",)
     encoded_with: tuple[str, ...] = ()
     encode_batch: int = ENCODE_BATCH
+    not_encoded: tuple[str, ...] = ()
     padded: frozenset[str] = frozenset()
     float32: tuple[str, ...] = ()
-    frame_rate: float | None = None
+    frame_rate: Callable[[Parts], float | None] = pictures
     negative_media: bool = False
     canvas_matters: bool = False
 
@@ -158,17 +173,15 @@ class FamilyModel:
         family, self._dtype = self._family, runtime.dtype
         there = [name for name, there in self._checkpoint.parts.items() if there]
         kept = [name for name in there if name not in family.encoders]
+        trained = family.trained(self._checkpoint, self._config)
         # weights that train are the master weights, and must not be rounded on the way in
-        whole = [*family.float32, *(family.transformers if self._config.train == "full" else ())]
-        dtypes = {"default": runtime.dtype} | {name: torch.float32 for name in whole if name in there}
-        pipeline = self._checkpoint.open(kept, dtypes)
+        pipeline = self._checkpoint.open(kept, self._dtypes(kept, trained if self._config.train == "full" else ()))
         self._parts = Parts(pipeline, self._config, runtime.device)
         _settle([pipeline.vae], runtime.device)
         if self._config.tiling:
             if not hasattr(pipeline.vae, "enable_tiling"):
                 raise UserError(f"model.tiling: {type(pipeline.vae).__name__} cannot decode in tiles; leave it out")
             pipeline.vae.enable_tiling()
-        trained = family.trained(self._parts)
         frozen = [name for name in family.transformers if name not in trained]
         return Trainable(
             modules={name: getattr(pipeline, name) for name in trained},
@@ -178,17 +191,23 @@ class FamilyModel:
             encoding=self._encoding(),
             guided=family.guided(self._parts),
             frozen={name: module for name in frozen if (module := getattr(pipeline, name, None)) is not None},
+            unread=family.unread(self._parts),
             negative_media=family.negative_media,
             canvas_matters=family.canvas_matters,
-            frame_rate=family.frame_rate,
+            frame_rate=family.frame_rate(self._parts),
         )
+
+    def _dtypes(self, names: Iterable[str], whole: Iterable[str] = ()) -> dict[str, torch.dtype]:
+        """Of the parts ``names``: what the run's frozen weights have, but float32 of ``whole`` and of what the family says."""
+        exact = {*whole, *self._family.float32}
+        return {"default": self._dtype} | {name: torch.float32 for name in names if name in exact}
 
     def _encoding(self) -> str:
         """Everything beside the prompt that changes what ``encode`` makes."""
         family, config = self._family, self._config
-        options = config.model_dump(mode="json", exclude=set(FamilyConfig.model_fields))
+        options = config.model_dump(mode="json", exclude={*FamilyConfig.model_fields, *family.not_encoded})
         names = (*family.encoders, *family.encoded_with)
-        versions = [metadata.version(name) for name in (family.distribution, "diffusers", "transformers")]
+        versions = [_version(name) for name in (family.distribution, "diffusers", "transformers", "pillow", "torchvision")]
         return json.dumps([self._checkpoint.identity(names), family.pipelines[0], options, str(self._dtype), versions])
 
     @hookimpl
@@ -197,7 +216,7 @@ class FamilyModel:
         family, loaded = self._family, self._parts.pipeline
         # beside the encoders, what encoding looks at: the VAE, and sizes in the transformer's config
         given = {name: getattr(loaded, name) for name in self._checkpoint.parts if name not in family.encoders}
-        pipeline = self._checkpoint.open(family.encoders, {"default": self._dtype}, **given)
+        pipeline = self._checkpoint.open(family.encoders, self._dtypes(family.encoders), **given)
         parts = Parts(pipeline, self._config, self._parts.device)
         _settle([getattr(pipeline, name, None) for name in family.encoders], parts.device)
         for start in range(0, len(prompts), family.encode_batch):
@@ -254,12 +273,19 @@ class FamilyModel:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Media [B, ...] in [0, 1], float32."""
-        count = self._config.decode_batch_size or len(latents)
-        starts = range(0, len(latents), count)
+        most = self._config.decode_batch_size or len(latents)
+        starts = range(0, len(latents), most)
         # the VAE computes in the dtype it is stored in: some are float32 since less is visible
         with torch.autocast(latents.device.type, enabled=False):
-            pieces = [self._family.decode(self._parts, latents[start : start + count]) for start in starts]
+            pieces = [self._family.decode(self._parts, latents[start : start + most]) for start in starts]
         return torch.cat(pieces).float().clamp(0, 1)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None  # such as torchvision, which prepares pictures otherwise where it is installed
 
 
 def _settle(modules: Iterable[object], device: torch.device) -> None:
@@ -268,12 +294,47 @@ def _settle(modules: Iterable[object], device: torch.device) -> None:
             module.requires_grad_(False).eval().to(device)
 
 
+def decode_scaled(parts: Parts, latents: Tensor) -> Tensor:
+    """Pictures [B, 3, H, W] of a VAE with a scale and a shift for all channels."""
+    vae = parts.pipeline.vae
+    latents = latents / vae.config.scaling_factor + vae.config.shift_factor
+    pictures: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+    return pictures.float() / 2 + 0.5
+
+
+def decode_normalised(parts: Parts, latents: Tensor) -> Tensor:
+    """Videos [B, 3, F, H, W] of latents [B, C, F, H, W], by a VAE that normalises each channel."""
+    vae = parts.pipeline.vae
+    mean, std = channel_statistics(parts)
+    videos: Tensor = vae.decode((latents.float() * std + mean).to(vae.dtype), return_dict=False)[0]
+    return videos.float() / 2 + 0.5
+
+
+def channel_statistics(parts: Parts) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of what the VAE encodes, [C, 1, 1, 1]."""
+    config = parts.pipeline.vae.config
+    mean, std = (torch.tensor(of, device=parts.device).view(-1, 1, 1, 1) for of in (config.latents_mean, config.latents_std))
+    return mean, std
+
+
+def numbered(pictures: Iterable[Tensor]) -> dict[str, Tensor]:
+    """The latents of a prompt's pictures as entries of its conditions, in order."""
+    return {f"image_{place}": latents for place, latents in enumerate(pictures)}
+
+
+def stacked_pictures(conditions: Conditions) -> list[Tensor]:
+    """The latents [B, C, H, W] of each picture that the prompts bring, in order: what :func:`numbered` put there."""
+    names = takewhile(lambda name: name in conditions.entries[0], (f"image_{place}" for place in count()))
+    return [conditions.stack(name) for name in names]
+
+
 def scheduled(parts: Parts, steps: int, **options: Any) -> Tensor:
     """The sigmas [steps + 1] of the checkpoint's own scheduler, with ``options`` of its ``set_timesteps``."""
     scheduler = parts.pipeline.scheduler
     scheduler.set_timesteps(**({"num_inference_steps": steps} | options))
     sigmas: Tensor = scheduler.sigmas
-    return sigmas
+    # UniPC starts 1e-6 below 1 for the sake of its logarithms; an SDE whose spread has 1 - sigma below it must not
+    return torch.where(sigmas > 1 - 1e-5, torch.ones_like(sigmas), sigmas)
 
 
 def resolution_shift(parts: Parts, tokens: int, max_shift: float = 1.15) -> float:

@@ -80,6 +80,10 @@ def prepare(config: RunConfig, observers: Sequence[object] = (), say: Say = lamb
     train, heldout = read_prompts(config)
     precision = DTYPES[config.training.precision]
     trainable = assembly.hooks.load(Runtime(device, precision))
+    try:
+        config.model.check(config)  # again: what a hub id names may only now be on this machine
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
     host = config.training.kept_on == "host"
     policy = Policy(trainable, assembly.hooks.log_prob, device, precision, config.seed, host)
     folder = conditions.default_folder()

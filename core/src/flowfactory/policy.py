@@ -64,10 +64,13 @@ class Policy:
         for name, module in self.modules.items():
             if self._lora:
                 found = lora.inject(module, trainable.training.lora, trainable.lora_targets, seed)
-                self.adapted += [f"{name}.{layer}" for layer in found]
+                self.adapted += [full for layer in found if not (full := f"{name}.{layer}").startswith(trainable.unread)]
             else:
                 module.requires_grad_(True)
                 module.float()  # master weights; the forward is autocast to the precision
+            for key, parameter in module.named_parameters():
+                if f"{name}.{key}".startswith(trainable.unread):
+                    parameter.requires_grad_(False)
             module.eval()  # dropout would make the ratio differ from one
         for module in self._frozen.values():
             module.requires_grad_(False).eval()

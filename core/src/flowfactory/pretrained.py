@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Collection, Mapping
@@ -36,9 +37,17 @@ class Pretrained:
         return index, commit
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What the pipeline's own config says."""
+        return self._found[0]
+
+    @property
     def parts(self) -> dict[str, bool]:
-        """The names of its parts, and whether it has each."""
-        return {name: part != [None, None] for name, part in self._found[0].items() if isinstance(part, list)}
+        """The names of its parts that the class knows, and whether it has each."""
+        import diffusers
+
+        known = inspect.signature(getattr(diffusers, self._pipelines[0])).parameters
+        return {name: part != [None, None] for name, part in self.settings.items() if isinstance(part, list) and name in known}
 
     def open(self, names: Collection[str], dtypes: Mapping[str, torch.dtype], **given: Any) -> Any:
         """The pipeline with the parts ``names`` in host memory, ``given`` in their place, and None for all others.
@@ -59,7 +68,7 @@ class Pretrained:
 
     def config(self, part: str) -> dict[str, Any]:
         """The config of a part, or with "" of the pipeline; empty where it is not on this machine. Never downloads."""
-        name = f"{part}/config.json" if part else "model_index.json"
+        name = {"": "model_index.json", "scheduler": "scheduler/scheduler_config.json"}.get(part, f"{part}/config.json")
         file: Any = Path(self.path) / name
         if not Path(self.path).is_dir():
             from huggingface_hub import try_to_load_from_cache

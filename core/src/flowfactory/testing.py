@@ -211,6 +211,7 @@ class Count:
     def _forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         rows = len(args[0] if args else next(iter(kwargs.values())))
         result = output[0] if isinstance(output, tuple) else output
+        result = result[0] if isinstance(result, list) else result  # a tensor a sample, which share one backward
         phase = self._phase or ("train" if torch.is_grad_enabled() else "no_grad")
         self._rows[phase] += rows
         if phase == "train":
@@ -287,14 +288,18 @@ def check_model(
 
 
 def _check_gradients(made: Bench, drawn: Trajectory) -> None:
-    velocity = made.policy.evaluate(drawn.steps[0]).velocity
-    assert velocity.shape == drawn.latents.shape, f"velocity has shape {list(velocity.shape)}"
     parameters = made.policy.parameters
     assert parameters, "nothing trains"
-    gradients = torch.autograd.grad(velocity.square().sum(), list(parameters.values()), allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        assert gradient is not None, f"{parameter} gets no gradient"
-        assert bool(gradient.isfinite().all()), f"the gradient of {parameter} is not finite"
+    reached = set()
+    for step in drawn.steps:  # a model may have other weights for other steps
+        velocity = made.policy.evaluate(step).velocity
+        assert velocity.shape == drawn.latents.shape, f"velocity has shape {list(velocity.shape)}"
+        gradients = torch.autograd.grad(velocity.square().sum(), list(parameters.values()), allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            assert gradient is None or bool(gradient.isfinite().all()), f"the gradient of {parameter} is not finite"
+            reached |= {parameter} if gradient is not None else set()
+    for parameter in parameters:
+        assert parameter in reached, f"{parameter} gets no gradient"
 
 
 def _check_weights(made: Bench, config: ModelConfig, folder: Path) -> None:

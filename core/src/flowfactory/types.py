@@ -346,6 +346,7 @@ class Trainable:
     encoding: everything beside a prompt that changes what ``encode`` makes of it; the key of the cache.
     guided: whether guidance above 1 needs a negative prompt.
     frozen: transformers that sampling needs too and that do not train, by their name; core moves them as it does the others.
+    unread: beginnings of the names of weights, ``transformer.`` included, that make what nothing reads; they do not train.
     negative_media: whether a negative prompt is encoded together with its prompt's pictures and videos.
     canvas_matters: whether what ``encode`` makes depends on the size and frames that are to be drawn.
     frame_rate: frames a second of what it draws, None for pictures.
@@ -358,6 +359,7 @@ class Trainable:
     encoding: str
     guided: bool
     frozen: Mapping[str, nn.Module] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
     negative_media: bool = False
     canvas_matters: bool = False
     frame_rate: float | None = None

@@ -20,7 +20,6 @@ from flowfactory.loop import prepare
 from flowfactory.rundir import RunDirectory
 
 ALGORITHM = {"name": "reinforce"}
-BRIGHT = str(Path(__file__).with_name("bright.py"))
 
 
 @pytest.fixture
@@ -30,9 +29,7 @@ def trained(checkpoint: Any, tmp_path: Path) -> Any:
     def run(train: Any, **sections: Any) -> RunDirectory:
         model = {"name": "sd3", "path": str(checkpoint()), "max_sequence_length": 16, "train": train}
         sections = {"sampling": {"size": [32, 32]}, **sections}
-        return two_iterations(
-            model, ALGORITHM, tmp_path / "train.txt", tmp_path, plugins=[BRIGHT], rewards={"light": "bright"}, **sections
-        )
+        return two_iterations(model, ALGORITHM, tmp_path / "train.txt", tmp_path, **sections)
 
     return run
 

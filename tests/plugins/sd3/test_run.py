@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import reinforce
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -20,8 +21,9 @@ from flowfactory import Policy, RunInfo, Runtime, UserError, hookimpl
 from flowfactory.cli import app
 from flowfactory.config import validate
 from flowfactory.loop import train
+from flowfactory.two_parameter import FILE
 
-PLUGIN = Path(__file__).with_name("bright.py")
+PLUGINS = [FILE, reinforce.__file__]
 LORA = {"lora": {"rank": 4, "alpha": 8}}
 
 
@@ -46,7 +48,7 @@ def settings(checkpoint: Any, tmp_path: Path) -> dict[str, Any]:
         },
         "training": {"iterations": 2, "batch_size": 8, "optimizer": {"lr": 1e-2}},
         "output": {"dir": str(tmp_path / "run")},
-        "plugins": [str(PLUGIN)],
+        "plugins": PLUGINS,
         "device": "cpu",
     }
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt
 from flowfactory.canvas import Grid
-from flowfactory.family import Entry, Family, FamilyConfig, Parts, resolution_shift, scheduled
+from flowfactory.family import Entry, Family, FamilyConfig, Parts, decode_scaled, resolution_shift, scheduled
 from flowfactory.pretrained import Pretrained
 
 LORA_TARGETS = (
@@ -62,14 +62,6 @@ def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Condition
     return found
 
 
-def decode(parts: Parts, latents: Tensor) -> Tensor:
-    """Pictures [B, 3, H, W]."""
-    vae = parts.pipeline.vae
-    latents = latents / vae.config.scaling_factor + vae.config.shift_factor
-    pictures: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
-    return pictures.float() / 2 + 0.5
-
-
 def grid(checkpoint: Pretrained) -> Grid:
     """Multiples of what a latent patch covers, within the positions the transformer has."""
     vae, transformer = checkpoint.config("vae"), checkpoint.config("transformer")
@@ -90,7 +82,7 @@ SD3 = Family(
     shape=shape,
     sigmas=sigmas,
     velocity=velocity,
-    decode=decode,
+    decode=decode_scaled,
     grid=grid,
 )
 

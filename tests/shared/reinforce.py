@@ -1,4 +1,4 @@
-"""A one-file plugin for the runs of these tests: a reward for bright pictures, and the plainest policy gradient."""
+"""A one-file plugin for the runs of these tests: the plainest policy gradient."""
 
 from __future__ import annotations
 
@@ -6,34 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
-from flowfactory import (
-    AlgorithmConfig,
-    ComponentConfig,
-    Experience,
-    Loss,
-    Policy,
-    Samples,
-    SamplingPlan,
-    hookimpl,
-)
-
-
-class BrightConfig(ComponentConfig):
-    """The mean brightness."""
-
-    def build(self, label: str) -> Bright:
-        return Bright(label)
-
-
-class Bright:
-    def __init__(self, label: str) -> None:
-        self.label = label
-
-    @hookimpl
-    def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
-        return {self.label: samples.media.flatten(1).mean(1)}
+from flowfactory import AlgorithmConfig, Experience, Loss, Policy, SamplingPlan, hookimpl
 
 
 class ReinforceConfig(AlgorithmConfig):
@@ -59,5 +32,4 @@ class Reinforce:
 
 @hookimpl
 def register_components(register: Callable[[str, str, Any], None]) -> None:
-    register("reward", "bright", BrightConfig)
     register("algorithm", "reinforce", ReinforceConfig)

@@ -1,0 +1,209 @@
+"""Peak memory and seconds of a run's start, with the conditions of its prompts in the cache and not, as JSON.
+
+    python benchmarks/encode_cache.py [--prompts 64] [--rounds 3] [--out benchmarks/results]
+
+Builds a Stable Diffusion 3 checkpoint of random weights whose text encoders are most of it, then starts a run up to its weights
+being in place, in a fresh process each: cold, with an empty cache (the encoders are loaded, used and freed), and warm, with the
+cache that this left (they are never loaded). Memory is the largest resident size beyond what the imports take. Writes
+encode_cache.json and prints a table. Ratios are within a round; megabytes and seconds are of this machine and this checkpoint.
+"""
+
+import argparse
+import json
+import os
+import string
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from machine import machine
+
+from flowfactory.config import validate
+from flowfactory.loop import prepare, versions
+from flowfactory.two_parameter import FILE
+
+T5_WIDTH, CLIP_WIDTH, LENGTH = 1024, 384, 32
+WORDS = (("red", "blue", "green", "grey"), ("cat", "boat", "lamp", "tree", "house"), ("at dawn", "in snow", "on a hill"))
+
+
+def build(folder: Path) -> None:
+    """Save the checkpoint."""
+    import torch
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+
+    torch.manual_seed(0)
+    letters = string.ascii_letters + string.digits + string.punctuation
+    marks = ["<|startoftext|>", "<|endoftext|>"]
+    clip_words = {word: i for i, word in enumerate([*letters, *(letter + "</w>" for letter in letters), *marks])}
+    t5_words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((letter, -4.0) for letter in letters)]
+
+    def clip() -> tuple[Any, Any]:
+        tokenizer = CLIPTokenizer(vocab=clip_words, merges=[], model_max_length=LENGTH)
+        config = CLIPTextConfig(
+            hidden_size=CLIP_WIDTH,
+            intermediate_size=4 * CLIP_WIDTH,
+            num_hidden_layers=6,
+            num_attention_heads=6,
+            projection_dim=CLIP_WIDTH,
+            max_position_embeddings=LENGTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        return CLIPTextModelWithProjection(config), tokenizer
+
+    (text_encoder, tokenizer), (text_encoder_2, tokenizer_2) = clip(), clip()
+    transformer = SD3Transformer2DModel(
+        sample_size=32,
+        in_channels=16,
+        out_channels=16,
+        num_layers=6,
+        attention_head_dim=32,
+        num_attention_heads=8,
+        joint_attention_dim=T5_WIDTH,
+        caption_projection_dim=256,
+        pooled_projection_dim=2 * CLIP_WIDTH,
+        pos_embed_max_size=32,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(32, 64),
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        latent_channels=16,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.06,
+    )
+    t5 = T5Config(
+        d_model=T5_WIDTH,
+        d_kv=64,
+        d_ff=2816,
+        num_layers=12,
+        num_heads=16,
+        feed_forward_proj="gated-gelu",
+        decoder_start_token_id=0,
+    )
+    StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=tokenizer_2,
+        text_encoder_3=T5EncoderModel(t5),
+        tokenizer_3=T5Tokenizer(vocab=t5_words, extra_ids=0, additional_special_tokens=None, model_max_length=LENGTH),
+    ).save_pretrained(folder)
+
+
+def settings(folder: Path, count: int) -> dict[str, Any]:
+    """The config of the run, whose checkpoint and prompts lie in ``folder``."""
+    colours, things, places = WORDS
+    lines = [f"{colours[i % 4]} {things[i % 5]} {places[i % 3]}, number {i}" for i in range(count)]
+    (folder / "prompts.txt").write_text("\n".join(lines))
+    return {
+        "model": {"name": "sd3", "path": str(folder / "checkpoint"), "max_sequence_length": LENGTH},
+        "algorithm": "grpo",
+        "rewards": {"light": "bright"},
+        "prompts": {"train": str(folder / "prompts.txt")},
+        "sampling": {"size": [64, 64], "guidance": 4, "dynamics": "flow-sde"},
+        "output": {"dir": str(folder / "run")},
+        "plugins": [FILE],
+        "device": "cpu",
+    }
+
+
+def resident(which: str) -> float:
+    """Megabytes of this process, VmRSS now or VmHWM at most."""
+    # not getrusage: its maximum is the parent's where that was larger
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(which)) / 1024
+
+
+def start(config: Path) -> None:
+    """Start the run and print what it took; what both kinds of start import is there before."""
+    import diffusers
+    import peft  # noqa: F401
+    import transformers
+
+    import flowfactory_sd3.model  # noqa: F401
+
+    for module, names in (
+        (diffusers, ("StableDiffusion3Pipeline",)),
+        (transformers, ("CLIPTextModelWithProjection", "CLIPTokenizer", "T5EncoderModel", "T5Tokenizer")),
+    ):
+        for name in names:
+            getattr(module, name)
+    run_config = validate(json.loads(config.read_text()))
+    before = resident("VmRSS")
+    started = time.perf_counter()
+    run = prepare(run_config)
+    seconds = time.perf_counter() - started
+    assert run.policy.parameters
+    print(json.dumps({"seconds": round(seconds, 2), "peak_mb": round(resident("VmHWM") - before)}))
+
+
+def measured(config: Path, cache: Path) -> dict[str, Any]:
+    """A start in a process of its own."""
+    known = len(list(cache.rglob("*.safetensors")))
+    environment = {**os.environ, "FLOWFACTORY_CACHE": str(cache)}
+    command = [sys.executable, __file__, "--start", str(config)]
+    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return {**found, "encoded": len(list(cache.rglob("*.safetensors"))) - known}
+
+
+def megabytes(folder: Path, part: str) -> float:
+    return round(sum(file.stat().st_size for file in folder.glob(f"{part}/*.safetensors")) / 2**20)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--build", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.build or arguments.start:
+        build(arguments.build) if arguments.build else start(arguments.start)
+        return
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        # in a process of its own, so that this one stays small
+        subprocess.run([sys.executable, __file__, "--build", str(folder / "checkpoint")], check=True, stderr=subprocess.DEVNULL)
+        config = folder / "config.json"
+        config.write_text(json.dumps(settings(folder, arguments.prompts)))
+        rounds = []
+        for number in range(arguments.rounds):
+            cold, warm = (measured(config, folder / f"cache-{number}") for _ in range(2))
+            ratios = {f"{key}_ratio": round(warm[key] / cold[key], 3) for key in ("seconds", "peak_mb")}
+            rounds.append({"cold": cold, "warm": warm, **ratios})
+        parts = {part: megabytes(folder / "checkpoint", part) for part in ("text_encoder*", "transformer", "vae")}
+    result = {
+        "prompts": arguments.prompts,
+        "checkpoint_mb": {"text_encoders": parts.pop("text_encoder*"), **parts},
+        "seconds_ratio": median(found["seconds_ratio"] for found in rounds),
+        "peak_mb_ratio": median(found["peak_mb_ratio"] for found in rounds),
+        "rounds": rounds,
+        "took_seconds": round(time.perf_counter() - began),
+        "machine": machine(),
+        "versions": versions(),
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "encode_cache.json").write_text(json.dumps(result, indent=1) + "\n")
+    print("| round | cache | encoded | seconds | peak MB |\n|---|---|---|---|---|")
+    for number, found in enumerate(rounds, 1):
+        for kind in ("cold", "warm"):
+            values = found[kind]
+            print(f"| {number} | {kind} | {values['encoded']} | {values['seconds']} | {values['peak_mb']} |")
+    print(f"warm / cold, median: {result['seconds_ratio']} of the seconds, {result['peak_mb_ratio']} of the memory")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The two transformers of Wan 2.2 A14B: one for high noise, one for low; a checkpoint with one has it for all."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from flowfactory.errors import UserError
+from flowfactory.family import FamilyConfig, Parts
+from flowfactory.flow import in_parts, like
+from flowfactory.pretrained import Pretrained
+from flowfactory.types import Index
+
+if TYPE_CHECKING:
+    from flowfactory.config import RunConfig
+
+HIGH, LOW = "transformer", "transformer_2"
+
+
+def high_noise(parts: Parts, sigma: Tensor) -> Tensor:
+    """Which of the samples at sigma [B] the high-noise expert sees: [B], bool."""
+    boundary = parts.pipeline.config.get("boundary_ratio")
+    if boundary is None:
+        return torch.ones_like(sigma, dtype=torch.bool)
+    steps = parts.pipeline.scheduler.config.num_train_timesteps
+    return torch.ge(sigma * steps, boundary * steps)
+
+
+def by_expert(parts: Parts, sigma: Tensor, forward: Callable[[Any, Tensor], Tensor]) -> Tensor:
+    """[B, ...] in the order of the samples at sigma [B], from ``forward(transformer, rows)`` of each expert's own."""
+
+    def one(rows: Index) -> Tensor:
+        chosen = torch.tensor(list(rows), device=sigma.device)
+        return forward(getattr(parts.pipeline, HIGH if high[rows[0]] else LOW), chosen)
+
+    high = high_noise(parts, sigma).tolist()
+    return _reaching(parts, in_parts(high, one))
+
+
+def _reaching(parts: Parts, velocity: Tensor) -> Tensor:
+    """The velocity; one that a frozen expert alone made has a gradient of zero, which a loss wants to be able to ask for."""
+    if velocity.requires_grad or not torch.is_grad_enabled():
+        return velocity
+    experts = [expert for name in (HIGH, LOW) if (expert := getattr(parts.pipeline, name, None)) is not None]
+    weights = [weight.flatten()[0] for expert in experts for weight in expert.parameters() if weight.requires_grad]
+    return torch.add(velocity, 0 * sum(weights))
+
+
+def trained(checkpoint: Pretrained, options: Any) -> tuple[str, ...]:
+    """The experts that the options name. UserError: the checkpoint is not one for them."""
+    complaint = options.unfit()
+    if complaint:
+        raise UserError(complaint)
+    if checkpoint.settings.get("boundary_ratio") is None:
+        return (HIGH,)
+    return {"high": (HIGH,), "low": (LOW,)}.get(options.experts, (HIGH, LOW))
+
+
+def guide(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: Tensor) -> Tensor:
+    """Classifier-free guidance, with the low-noise expert's own scale."""
+    low = parts.options.guidance_2
+    scale = like(torch.where(high_noise(parts, sigma), guidance, guidance if low is None else low), given)
+    return without + scale * (given - without)
+
+
+class WanConfig(FamilyConfig):
+    """What the options of every Wan model share."""
+
+    def check(self, run: RunConfig) -> None:
+        """The checkpoint, where it is on this machine, is one for this model."""
+        complaint = self.unfit()
+        if complaint:
+            raise ValueError(complaint)
+        super().check(run)
+
+    @abstractmethod
+    def unfit(self) -> str | None:
+        """One sentence about why the checkpoint does not go with the options, as far as files on this machine tell."""
+
+
+class ExpertsConfig(WanConfig):
+    """The options that only a checkpoint with two experts takes."""
+
+    experts: Literal["both", "high", "low"] | None = Field(
+        None, description="which of two experts train: high trains transformer, low transformer_2; both when left out"
+    )
+    guidance_2: float | None = Field(
+        None, ge=0, description="the low-noise expert's guidance, where guidance is above 1; the same when left out"
+    )
+
+    def unfit(self) -> str | None:
+        index = self.checkpoint.config("")
+        if not index or index.get("boundary_ratio") is not None:
+            return None
+        given = [name for name in ("experts", "guidance_2") if getattr(self, name) is not None]
+        return f"model.{given[0]}: {self.path} has one transformer, and no second for it; leave it out" if given else None

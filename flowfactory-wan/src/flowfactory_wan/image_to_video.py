@@ -1,0 +1,114 @@
+"""Image to video over the parts of a WanImageToVideoPipeline: the picture is the first frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from flowfactory import Canvas, Conditions, Prompt
+from flowfactory.config import Takes
+from flowfactory.family import Entry, Family, Parts
+from flowfactory.flow import like
+from flowfactory.media import read_picture
+from flowfactory_wan.experts import HIGH, LOW, ExpertsConfig, by_expert, guide, trained
+from flowfactory_wan.latents import BLOCKS, ENCODERS, LORA_TARGETS, decode, frame_rate, grid, shape, sigmas, text
+
+
+def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
+    """embeds [512, D] and condition of each prompt, and for Wan 2.1 image [257, E], CLIP's embedding of the picture.
+
+    condition is what the pipeline joins to the latents' channels, mask and latents of the picture [4 + C, F, H, W]; for the
+    5B, whose first frame is given, it is the latents of that frame [C, 1, H, W].
+    """
+    pipeline = parts.pipeline
+    for prompt, embeds in zip(prompts, text(parts, prompts), strict=True):
+        picture = read_picture(prompt.images[0])
+        pixels = pipeline.video_processor.preprocess(picture, height=canvas.height, width=canvas.width)
+        drawn = torch.empty(0, device=parts.device)  # else the pipeline draws noise, which the plan does
+        _, condition, *_ = pipeline.prepare_latents(
+            *(pixels.to(parts.device, torch.float32), 1, pipeline.vae.config.z_dim, canvas.height, canvas.width),
+            *(canvas.frames, torch.float32, parts.device, None, drawn),
+        )
+        entry = {"embeds": embeds, "condition": condition[0]}
+        if pipeline.transformer.config.image_dim is not None:
+            entry["image"] = pipeline.encode_image(picture, parts.device)[0].to(embeds.dtype)
+        yield entry
+
+
+def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
+    """[B, C, F, H, W]."""
+    embeds, condition = conditions.stack("embeds"), conditions.stack("condition")
+    image = conditions.stack("image") if "image" in conditions.entries[0] else None
+    timestep = sigma * parts.pipeline.scheduler.config.num_train_timesteps
+    given = parts.pipeline.config.expand_timesteps
+    if given:
+        seen = torch.cat([condition, latents[:, :, 1:]], dim=2)
+        timestep = _token_times(parts, timestep, seen)
+    else:
+        seen = torch.cat([latents, condition], dim=1)
+
+    def forward(transformer: Any, rows: Tensor) -> Tensor:
+        found: Tensor = transformer(
+            hidden_states=seen[rows].to(embeds.dtype),
+            timestep=timestep[rows],
+            encoder_hidden_states=embeds[rows],
+            encoder_hidden_states_image=None if image is None else image[rows],
+            return_dict=False,
+        )[0]
+        return found
+
+    found = by_expert(parts, sigma, forward)
+    if not given:
+        return found
+    # straight to the given frame, whatever the transformer says there
+    first = (latents[:, :, :1].float() - condition) / like(sigma, latents).clamp(min=1e-6)
+    return torch.cat([first, found[:, :, 1:].float()], dim=2)
+
+
+def _token_times(parts: Parts, timestep: Tensor, latents: Tensor) -> Tensor:
+    """[B, tokens]: 0 in the given first frame, the sample's time [B] in all others."""
+    _, high, wide = parts.pipeline.transformer.config.patch_size
+    frames, height, width = latents.shape[2:]
+    times = timestep[:, None, None].repeat(1, frames, (height // high) * (width // wide))
+    times[:, 0] = 0
+    return times.flatten(1)
+
+
+I2V = Family(
+    distribution="flowfactory-wan",
+    pipelines=("WanImageToVideoPipeline", "WanPipeline"),
+    encoders=(*ENCODERS, "image_encoder", "image_processor"),
+    lora_targets=LORA_TARGETS,
+    blocks=BLOCKS,
+    encode=encode,
+    shape=shape,
+    sigmas=sigmas,
+    velocity=velocity,
+    decode=decode,
+    grid=grid,
+    guide=guide,
+    trained=trained,
+    transformers=(HIGH, LOW),
+    encoded_with=("vae",),
+    float32=("vae", "image_encoder"),
+    frame_rate=frame_rate,
+    not_encoded=("experts", "guidance_2"),
+    negative_media=True,
+    canvas_matters=True,
+)
+
+
+class WanI2VConfig(ExpertsConfig):
+    """Any diffusers WanImageToVideoPipeline: Wan 2.1, Wan 2.2 A14B and 5B, from one picture (arXiv:2503.20314)."""
+
+    family: ClassVar[Family] = I2V
+    takes: ClassVar[Takes] = Takes(images=(1, 1))
+
+    def unfit(self) -> str | None:
+        index = self.checkpoint.config("")
+        if index.get("_class_name") == "WanPipeline" and not index.get("expand_timesteps"):
+            return f"model.path: {self.path} draws from text alone; use the model wan-t2v"
+        return super().unfit()

@@ -1,0 +1,65 @@
+"""Text to video over the parts of a WanPipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from flowfactory import Canvas, Conditions, Prompt
+from flowfactory.family import Entry, Family, Parts
+from flowfactory_wan.experts import HIGH, LOW, ExpertsConfig, by_expert, guide, trained
+from flowfactory_wan.latents import BLOCKS, ENCODERS, LORA_TARGETS, decode, frame_rate, grid, shape, sigmas, text
+
+
+def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
+    """embeds [512, D] of each prompt."""
+    return ({"embeds": row} for row in text(parts, prompts))
+
+
+def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
+    """[B, C, F, H, W].
+
+    A time a sample, where the pipeline gives the 5B's transformer the same time for each of its tokens.
+    """
+    embeds = conditions.stack("embeds")
+    timestep = sigma * parts.pipeline.scheduler.config.num_train_timesteps
+
+    def forward(transformer: Any, rows: Tensor) -> Tensor:
+        found: Tensor = transformer(
+            hidden_states=latents[rows].to(embeds.dtype),
+            timestep=timestep[rows],
+            encoder_hidden_states=embeds[rows],
+            return_dict=False,
+        )[0]
+        return found
+
+    return by_expert(parts, sigma, forward)
+
+
+T2V = Family(
+    distribution="flowfactory-wan",
+    pipelines=("WanPipeline",),
+    encoders=ENCODERS,
+    lora_targets=LORA_TARGETS,
+    blocks=BLOCKS,
+    encode=encode,
+    shape=shape,
+    sigmas=sigmas,
+    velocity=velocity,
+    decode=decode,
+    grid=grid,
+    guide=guide,
+    trained=trained,
+    transformers=(HIGH, LOW),
+    float32=("vae",),
+    frame_rate=frame_rate,
+    not_encoded=("experts", "guidance_2"),
+)
+
+
+class WanT2VConfig(ExpertsConfig):
+    """Any diffusers WanPipeline: text to video with Wan 2.1, Wan 2.2 A14B and 5B (arXiv:2503.20314)."""
+
+    family: ClassVar[Family] = T2V

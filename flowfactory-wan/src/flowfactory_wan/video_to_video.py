@@ -1,0 +1,84 @@
+"""Video to video over the parts of a WanVideoToVideoPipeline: a video with noise mixed in is drawn anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from flowfactory import Canvas, Conditions, Prompt
+from flowfactory.config import Takes
+from flowfactory.family import Entry, Family, Parts, channel_statistics
+from flowfactory.media import read_video
+from flowfactory_wan import latents as wan
+from flowfactory_wan.experts import WanConfig, trained
+from flowfactory_wan.text_to_video import velocity
+
+
+def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
+    """embeds [512, D] of each prompt, and video [C, F, H, W], the latents of its video; a negative prompt has none."""
+    for prompt, embeds in zip(prompts, wan.text(parts, prompts), strict=True):
+        if prompt.video is None:
+            yield {"embeds": embeds}
+            continue
+        processor, vae = parts.pipeline.video_processor, parts.pipeline.vae
+        frames = read_video(prompt.video, canvas.frames)
+        pixels = processor.preprocess_video(frames, height=canvas.height, width=canvas.width)
+        video = vae.encode(pixels.to(parts.device, vae.dtype)).latent_dist.mode()[0].float()
+        mean, std = channel_statistics(parts)
+        yield {"embeds": embeds, "video": (video - mean) / std}
+
+
+def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
+    """[steps + 1], the end of a longer schedule where ``strength`` is below 1.
+
+    Longer by what the pipeline leaves out: asked for n steps, it takes the last int(n * strength).
+    """
+    whole = next(n for n in count(steps) if int(n * parts.options.strength) == steps)
+    return wan.sigmas(parts, whole, canvas)[-steps - 1 :]
+
+
+def start(parts: Parts, noise: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+    """The video with as much noise as the first sigma says."""
+    return torch.lerp(conditions.stack("video"), noise, sigma.to(noise.device))
+
+
+V2V = Family(
+    distribution="flowfactory-wan",
+    pipelines=("WanVideoToVideoPipeline", "WanPipeline"),
+    encoders=wan.ENCODERS,
+    lora_targets=wan.LORA_TARGETS,
+    blocks=wan.BLOCKS,
+    encode=encode,
+    shape=wan.shape,
+    sigmas=sigmas,
+    velocity=velocity,
+    decode=wan.decode,
+    grid=wan.grid,
+    start=start,
+    trained=trained,
+    encoded_with=("vae",),
+    float32=("vae",),
+    frame_rate=wan.frame_rate,
+    not_encoded=("strength",),
+    canvas_matters=True,
+)
+
+
+class WanV2VConfig(WanConfig):
+    """A diffusers WanVideoToVideoPipeline: Wan 2.1 from a video and a text (arXiv:2503.20314)."""
+
+    family: ClassVar[Family] = V2V
+    takes: ClassVar[Takes] = Takes(video=(1, 1))
+
+    strength: float = Field(0.8, gt=0, le=1, description="of the noise that is mixed into the video; 1 leaves nothing of it")
+
+    def unfit(self) -> str | None:
+        index = self.checkpoint.config("")
+        if index.get("boundary_ratio") is not None or index.get("expand_timesteps"):
+            return f"model.path: {self.path} is a Wan 2.2 checkpoint; wan-v2v reads Wan 2.1, as its pipeline does"
+        return None

@@ -1,0 +1,18 @@
+"""Qwen-Image (arXiv:2508.02324), from texts, and Qwen-Image-Edit, from texts and pictures, for flowfactory."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flowfactory import hookimpl
+
+EXAMPLES = Path(__file__).parent / "examples"
+
+
+@hookimpl
+def register_components(register: Callable[[str, str, Any], None]) -> None:
+    """Register the models ``qwen-image`` and ``qwen-image-edit``, and an example of each."""
+    register("model", "qwen-image", "flowfactory_qwen_image.image:QwenImageConfig")
+    register("model", "qwen-image-edit", "flowfactory_qwen_image.edit:QwenImageEditConfig")
+    for path in sorted(EXAMPLES.glob("*.yaml")):
+        register("example", path.stem, path)

@@ -1,0 +1,147 @@
+"""Qwen-Image over the parts of a QwenImagePipeline, and what it shares with Qwen-Image-Edit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from flowfactory import Canvas, Conditions, Prompt
+from flowfactory.canvas import Grid
+from flowfactory.errors import UserError
+from flowfactory.family import (
+    Entry,
+    Family,
+    FamilyConfig,
+    Parts,
+    decode_normalised,
+    even_sigmas,
+    linear_guidance,
+    resolution_shift,
+    scheduled,
+    stacked_pictures,
+)
+from flowfactory.pretrained import Pretrained
+
+if TYPE_CHECKING:
+    from flowfactory.config import RunConfig
+
+LORA_TARGETS = (
+    *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"),
+)
+PATCH = 2
+TOO_FEW = "steps 1: the schedule of this checkpoint ends above zero, which takes 2 steps or more"
+
+
+def unread(parts: Parts) -> tuple[str, ...]:
+    """What makes the text that leaves the last block, which nothing reads."""
+    last = f"transformer.transformer_blocks.{parts.pipeline.transformer.config.num_layers - 1}"
+    return (f"{last}.attn.to_add_out.", f"{last}.txt_mlp.")
+
+
+def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
+    """embeds [L, D] of each prompt, without the template's tokens and without padding."""
+    embeds, mask = parts.pipeline.encode_prompt(
+        [prompt.text for prompt in prompts],
+        device=parts.device,
+        max_sequence_length=parts.options.max_sequence_length,
+    )
+    for i, row in enumerate(embeds):
+        yield {"embeds": row if mask is None else row[mask[i].bool()]}
+
+
+def shape(parts: Parts, canvas: Canvas) -> tuple[int, ...]:
+    """[C, H, W] of the latents, without the VAE's axis of frames."""
+    scale = parts.pipeline.vae_scale_factor
+    return (parts.pipeline.transformer.config.in_channels // PATCH**2, canvas.height // scale, canvas.width // scale)
+
+
+def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
+    """[steps + 1], shifted by the resolution as the scheduler says. UserError: fewer than it can stretch to its end."""
+    if steps == 1 and parts.pipeline.scheduler.config.get("shift_terminal"):
+        raise UserError(TOO_FEW)
+    _, height, width = shape(parts, canvas)
+    shift = resolution_shift(parts, (height // PATCH) * (width // PATCH))
+    return scheduled(parts, steps, sigmas=even_sigmas(steps), mu=shift)
+
+
+def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
+    """[B, C, H, W]. The conditions' latents of pictures, if any, follow those that are drawn."""
+    pipeline = parts.pipeline
+    embeds, valid = conditions.pad("embeds")
+    lengths = {len(entry["embeds"]) for entry in conditions.entries}
+    pictures = [latents, *stacked_pictures(conditions)]
+    # the channels of a patch come out in the order of the pipeline's _pack_latents
+    patches = [torch.pixel_unshuffle(picture.to(embeds.dtype), PATCH) for picture in pictures]
+    height, width = patches[0].shape[-2:]
+    # rounded as in the pipeline: to thousandths in the embeds' dtype
+    time = (sigma * pipeline.scheduler.config.num_train_timesteps).to(embeds.dtype) / 1000
+    found: Tensor = pipeline.transformer(
+        hidden_states=torch.cat([patch.flatten(2) for patch in patches], 2).transpose(1, 2),
+        timestep=time,
+        encoder_hidden_states=embeds,
+        encoder_hidden_states_mask=valid if len(lengths) > 1 else None,
+        img_shapes=[[(1, *patch.shape[-2:]) for patch in patches]] * len(latents),
+        return_dict=False,
+    )[0]
+    drawn = found[:, : height * width].transpose(1, 2).reshape(len(latents), -1, height, width)
+    return torch.pixel_shuffle(drawn, PATCH)
+
+
+def guide(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: Tensor) -> Tensor:
+    """Linear guidance, every patch of it rescaled to the norm that it has with the prompt alone."""
+    mixed = linear_guidance(parts, given, without, guidance, sigma)
+    given, mixed = torch.pixel_unshuffle(given.float(), PATCH), torch.pixel_unshuffle(mixed.float(), PATCH)
+    return torch.pixel_shuffle(mixed * (given.norm(dim=1, keepdim=True) / mixed.norm(dim=1, keepdim=True)), PATCH)
+
+
+def decode(parts: Parts, latents: Tensor) -> Tensor:
+    """Pictures [B, 3, H, W]."""
+    return decode_normalised(parts, latents[:, :, None])[:, :, 0]
+
+
+def check_steps(checkpoint: Pretrained, run: RunConfig) -> None:
+    """ValueError: fewer steps than the schedule can stretch to its end."""
+    if checkpoint.config("scheduler").get("shift_terminal") and 1 in (run.sampling.steps, run.evaluation.steps):
+        raise ValueError(TOO_FEW)
+
+
+def grid(checkpoint: Pretrained) -> Grid:
+    """Multiples of what a patch of latents covers."""
+    halvings = checkpoint.config("vae").get("temperal_downsample", [False, True, True])
+    return Grid(PATCH * 2 ** len(halvings))
+
+
+QWEN_IMAGE = Family(
+    distribution="flowfactory-qwen-image",
+    pipelines=("QwenImagePipeline",),
+    encoders=("text_encoder", "tokenizer"),
+    lora_targets=LORA_TARGETS,
+    blocks=("QwenImageTransformerBlock",),
+    encode=encode,
+    shape=shape,
+    sigmas=sigmas,
+    velocity=velocity,
+    decode=decode,
+    grid=grid,
+    guide=guide,
+    unread=unread,
+    padded=frozenset({"embeds"}),
+)
+
+
+class QwenImageConfig(FamilyConfig):
+    """Any diffusers QwenImagePipeline (arXiv:2508.02324)."""
+
+    family: ClassVar[Family] = QWEN_IMAGE
+
+    max_sequence_length: int = Field(512, ge=1, le=1024, description="tokens of a prompt")
+
+    def check(self, run: RunConfig) -> None:
+        """As every family's, and the schedule has as many steps as it needs."""
+        super().check(run)
+        check_steps(self.checkpoint, run)

@@ -1,0 +1,123 @@
+"""Z-Image over the parts of a ZImagePipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from flowfactory import Canvas, Conditions, Prompt, flow
+from flowfactory.canvas import Grid
+from flowfactory.family import Entry, Family, FamilyConfig, Parts, decode_scaled, even_sigmas, resolution_shift, scheduled
+from flowfactory.pretrained import Pretrained
+
+if TYPE_CHECKING:
+    from flowfactory.config import RunConfig
+
+PATCH = 2  # the transformer can have several, and the pipeline uses this one
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
+
+
+def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
+    """embeds [L_i, D] of each prompt: its own tokens alone."""
+    embeds, _ = parts.pipeline.encode_prompt(
+        [prompt.text for prompt in prompts],
+        device=parts.device,
+        do_classifier_free_guidance=False,
+        max_sequence_length=parts.options.max_sequence_length,
+    )
+    yield from ({"embeds": row} for row in embeds)
+
+
+def shape(parts: Parts, canvas: Canvas) -> tuple[int, ...]:
+    """[C, H, W] of the latents."""
+    scale = parts.pipeline.vae_scale_factor
+    return (parts.pipeline.transformer.config.in_channels, canvas.height // scale, canvas.width // scale)
+
+
+def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
+    """[steps + 1], shifted by the resolution where the scheduler says so."""
+    _, height, width = shape(parts, canvas)
+    tokens = (height // PATCH) * (width // PATCH)
+    return scheduled(parts, steps, sigmas=even_sigmas(steps), mu=resolution_shift(parts, tokens))
+
+
+def time(sigma: Tensor) -> Tensor:
+    """[B], from 0 for noise to 1, rounded as the pipeline rounds it."""
+    return (1000 - 1000 * sigma) / 1000
+
+
+def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
+    """[B, C, H, W]."""
+    embeds = [entry["embeds"] for entry in conditions.entries]
+    frames = list(latents.to(embeds[0].dtype).unsqueeze(2))
+    towards_clean = parts.pipeline.transformer(frames, time(sigma), embeds, return_dict=False)[0]
+    return -torch.stack(towards_clean).squeeze(2)
+
+
+def guide(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: Tensor) -> Tensor:
+    """Past the velocity with the prompt, which makes ``guidance`` what is 1 + guidance elsewhere.
+
+    No longer than ``cfg_normalization`` times the velocity with the prompt, and that one alone after ``cfg_truncation``.
+    """
+    given, without = given.float(), without.float()
+    guided = given + guidance * (given - without)
+    if most := parts.options.cfg_normalization:
+        guided = guided * (most * _length(given) / _length(guided)).clamp(max=1)
+    # the option is a double, and the pipeline compares it as one
+    late = time(sigma).double() > parts.options.cfg_truncation
+    return torch.where(flow.like(late, given).bool(), given, guided)
+
+
+def _length(velocity: Tensor) -> Tensor:
+    length: Tensor = torch.linalg.vector_norm(velocity, dim=(1, 2, 3), keepdim=True)
+    return length
+
+
+def grid(checkpoint: Pretrained) -> Grid:
+    """Multiples of what a latent patch covers, within the positions the transformer has."""
+    levels = len(checkpoint.config("vae").get("block_out_channels", "four"))
+    positions = checkpoint.config("transformer").get("axes_lens", (1024, 512, 512))  # of text, rows, columns
+    multiple = PATCH * 2 ** (levels - 1)
+    return Grid(multiple, multiple * min(positions[1:]))
+
+
+Z_IMAGE = Family(
+    distribution="flowfactory-z-image",
+    pipelines=("ZImagePipeline",),
+    encoders=("text_encoder", "tokenizer"),
+    lora_targets=LORA_TARGETS,
+    blocks=("ZImageTransformerBlock",),
+    encode=encode,
+    encode_batch=8,  # every layer's hidden states are kept, at the full length
+    shape=shape,
+    sigmas=sigmas,
+    velocity=velocity,
+    guide=guide,
+    decode=decode_scaled,
+    grid=grid,
+    padded=frozenset({"embeds"}),
+    not_encoded=("cfg_normalization", "cfg_truncation"),
+)
+
+
+class ZImageConfig(FamilyConfig):
+    """Any diffusers ZImagePipeline: Z-Image and Z-Image-Turbo (arXiv:2511.22699)."""
+
+    family: ClassVar[Family] = Z_IMAGE
+
+    max_sequence_length: int = Field(512, ge=1, le=512, description="tokens of a prompt in its chat template")
+    cfg_normalization: float = Field(
+        0.0, ge=0, description="bound on the guided velocity's norm, in norms of the one with the prompt; 0 is none, true is 1"
+    )
+    cfg_truncation: float = Field(1.0, ge=0, le=1, description="no guidance where 1 - sigma is above this")
+
+    def check(self, run: RunConfig) -> None:
+        """Guidance is not where diffusers has it on, and flowfactory off."""
+        super().check(run)
+        for section, guidance in (("sampling", run.sampling.guidance), ("evaluation", run.evaluation.guidance)):
+            if guidance is not None and 0 < guidance < 1:
+                raise ValueError(f"{section}.guidance {guidance}: guidance begins above 1 here; write 0, or more than 1")

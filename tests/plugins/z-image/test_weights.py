@@ -1,0 +1,89 @@
+"""What trains, and that diffusers itself loads what was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import ZImageTransformer2DModel
+from families import LORA, apart, nudge
+
+from flowfactory import Step, flow
+from flowfactory.dynamics import ODE
+from flowfactory.testing import check_model
+
+PROMPTS = ("a photo of a red circle", "green square")
+LAYERS = (
+    *(f"attention.{layer}" for layer in ("to_q", "to_k", "to_v", "to_out.0")),
+    *(f"feed_forward.{layer}" for layer in ("w1", "w2", "w3")),
+)
+BLOCKS = ("noise_refiner.0", "context_refiner.0", "layers.0", "layers.1")
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize("train", ["full", LORA], ids=["full", "lora"])
+def test_the_model_keeps_its_contract(options: Any, checkpoint: Any, train: Any, guidance: float) -> None:
+    config = options(checkpoint(), train=train, cfg_normalization=0.7, cfg_truncation=0.5)
+    check_model(config, size=(20, 32), guidance=guidance)
+
+
+def test_adapters_land_on_attention_and_feed_forward_of_every_block(bench_of: Any, checkpoint: Any) -> None:
+    policy = bench_of(checkpoint(), PROMPTS, train=LORA).policy
+    assert set(policy.adapted) == {f"transformer.{block}.{layer}" for block in BLOCKS for layer in LAYERS}
+    assert len(policy.adapted) == 4 * 7
+    assert len(policy.parameters) == 2 * 4 * 7
+    assert all("lora_" in name for name in policy.parameters)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 4.0])
+def test_diffusers_loads_the_adapters_and_draws_the_same(
+    bench_of: Any, pipeline_of: Any, drawn_by: Any, checkpoint: Any, tmp_path: Path, guidance: float
+) -> None:
+    made = bench_of(checkpoint(), PROMPTS, guidance=guidance, train=LORA)
+    pipeline = pipeline_of(checkpoint())
+    assert apart(made.draw(2).latents, drawn_by(pipeline, made)) < 1e-5, "fresh adapters change something"
+    nudge(made)
+    ours = made.draw(2).latents
+    made.policy.save(tmp_path)
+    assert apart(ours, drawn_by(pipeline, made)) > 1e-2, "the adapters change nothing that could be compared"
+    pipeline.load_lora_weights(tmp_path)
+    assert apart(ours, drawn_by(pipeline, made)) < 1e-5
+    pipeline.fuse_lora()
+    assert apart(ours, drawn_by(pipeline, made)) < 1e-4
+
+
+def test_diffusers_loads_the_fully_trained_transformer(
+    bench_of: Any, pipeline_of: Any, drawn_by: Any, checkpoint: Any, tmp_path: Path
+) -> None:
+    made = bench_of(checkpoint(), PROMPTS, guidance=4.0)
+    nudge(made)
+    ours = made.draw(2).latents
+    made.policy.save(tmp_path)
+    pipeline = pipeline_of(checkpoint())
+    assert apart(ours, drawn_by(pipeline, made)) > 1e-2, "training changed nothing that could be compared"
+    pipeline.transformer = ZImageTransformer2DModel.from_pretrained(tmp_path / "transformer")
+    assert apart(ours, drawn_by(pipeline, made)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("size", "unread"),
+    [
+        ((20, 12), set()),  # 15 tokens, padded to 32
+        ((32, 32), {"transformer.x_pad_token"}),  # 64, which need no padding
+    ],
+    ids=["padded", "whole"],
+)
+def test_full_training_reaches_every_weight_but_the_padding_of_pictures_that_need_none(
+    bench_of: Any, checkpoint: Any, size: tuple[int, int], unread: set[str]
+) -> None:
+    made = bench_of(checkpoint(), PROMPTS, size, guidance=4.0)
+    latents = flow.noise(made.plan, (4, size[0] // 2, size[1] // 2))
+    step = Step(latents, torch.full((2,), 0.7), made.conditions, 4.0, ODE())
+    velocity = made.policy.evaluate(step).velocity
+    target = torch.randn(velocity.shape, generator=torch.Generator().manual_seed(1))
+    parameters = made.policy.parameters
+    gradients = torch.autograd.grad((velocity - target).square().sum(), list(parameters.values()), allow_unused=True)
+    assert all(gradient is not None for gradient in gradients)
+    assert {name for name, gradient in zip(parameters, gradients, strict=True) if not gradient.any()} == unread

@@ -1,0 +1,184 @@
+"""What trains, and that diffusers itself loads what was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from families import LORA, apart, nudge, opened
+from safetensors.torch import load_file
+from wan_pipelines import CONFIGS, EVERY, SIZES, drawn, pipeline_of
+
+from flowfactory import Step, flow
+from flowfactory.dynamics import ODE
+from flowfactory.policy import REFERENCE
+from flowfactory.testing import Bench, bench, check_model
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+BOTH = (0.95, 0.4)  # a sigma on each side of the boundary
+
+
+@pytest.fixture
+def fresh(checkpoint: Any, prompts: Any, conditions_folder: Path) -> Any:
+    """``fresh(task, kind, train, guidance, …)``: a model whose weights a test may change."""
+
+    def build(task: str, kind: str = "2.1", train: Any = LORA, guidance: float = 3.0, **options: Any) -> Bench:
+        config = CONFIGS[task].model_validate({"path": str(checkpoint(task, kind)), "train": train, **options})
+        return opened(config, conditions_folder, prompts(task)[:1], SIZES[kind], 4, guidance)
+
+    return build
+
+
+def theirs(pipeline: Any, made: Bench, task: str) -> torch.Tensor:
+    return drawn(pipeline, made, **({"num_inference_steps": 5} if task == "v2v" else {}))
+
+
+def gradients(made: Bench, sigmas: tuple[float, ...], guidance: float = 1.0) -> dict[str, torch.Tensor | None]:
+    """Of a loss at ``sigmas``, a row each, by name."""
+    rows = [0] * len(sigmas)
+    channels = 6 if made.plan.canvas == SIZES["5b"] else 4
+    latents = flow.noise(made.plan.rows(rows), (channels, 2, 4, 6))
+    step = Step(latents, torch.tensor(sigmas), made.conditions.rows(rows), guidance, ODE())
+    velocity = made.policy.evaluate(step).velocity
+    target = torch.randn(velocity.shape, generator=torch.Generator().manual_seed(1))
+    weights = made.policy.parameters
+    found = torch.autograd.grad((velocity - target).square().sum(), list(weights.values()), allow_unused=True)
+    return dict(zip(weights, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "train", "guidance"),
+    [("t2v", "2.1", LORA, 1.0), ("i2v", "2.1", "full", 3.0), ("i2v", "5b", LORA, 3.0), ("v2v", "2.1", "full", 1.0)],
+)
+def test_the_model_keeps_its_contract(checkpoint: Any, prompts: Any, task: str, kind: str, train: Any, guidance: float) -> None:
+    config = CONFIGS[task].model_validate({"path": str(checkpoint(task, kind)), "train": train})
+    check_model(config, prompts(task)[:2], (32, 64, 5) if kind == "5b" else (16, 32, 5), guidance)
+
+
+@pytest.mark.parametrize("experts", ["high", "low", "both"])
+def test_experts_alone_and_together_keep_their_contract(checkpoint: Any, prompts: Any, experts: str) -> None:
+    options = {"path": str(checkpoint("t2v", "a14b")), "train": LORA, "experts": experts}
+    check_model(CONFIGS["t2v"].model_validate(options), prompts("t2v")[:2], (16, 32, 5), 2.0)
+
+
+@pytest.mark.parametrize("task", ["t2v", "i2v"])
+def test_adapters_land_on_attention_and_feed_forward(fresh: Any, task: str) -> None:
+    made = fresh(task)
+    added = ("add_k_proj", "add_v_proj") if task == "i2v" else ()
+    assert set(made.policy.adapted) == {
+        f"transformer.blocks.{block}.{layer}"
+        for block in (0, 1)
+        for layer in (
+            *(f"attn1.{name}" for name in ATTENTION),
+            *(f"attn2.{name}" for name in (*ATTENTION, *added)),
+            *("ffn.net.0.proj", "ffn.net.2"),
+        )
+    }
+
+
+def test_fresh_adapters_change_nothing(fresh: Any, pipeline: Any) -> None:
+    made = fresh("t2v")
+    assert apart(made.draw(1).latents, theirs(pipeline("t2v"), made, "t2v")) < 1e-5
+
+
+@pytest.mark.parametrize(("task", "kind"), [pair for pair in EVERY if pair not in (("t2v", "5b"), ("i2v", "a14b"))])
+def test_diffusers_loads_the_adapters_and_draws_the_same(
+    fresh: Any, checkpoint: Any, tmp_path: Path, task: str, kind: str
+) -> None:
+    made = fresh(task, kind)
+    nudge(made)
+    ours = made.draw(1).latents
+    made.policy.save(tmp_path)
+    pipeline = pipeline_of(task, checkpoint(task, kind))
+    assert apart(ours, theirs(pipeline, made, task)) > 1e-2, "the adapters change nothing that could be compared"
+    pipeline.load_lora_weights(tmp_path)
+    if kind == "a14b":
+        assert apart(ours, theirs(pipeline, made, task)) > 1e-2, "the second expert's adapters change nothing"
+        pipeline.load_lora_weights(tmp_path / "transformer_2", load_into_transformer_2=True)
+    assert apart(ours, theirs(pipeline, made, task)) < 1e-5
+
+
+@pytest.mark.parametrize(("experts", "trained"), [("high", "transformer"), ("low", "transformer_2")])
+def test_the_expert_that_trains_is_saved_alone_and_handed_over(
+    fresh: Any, checkpoint: Any, tmp_path: Path, experts: str, trained: str
+) -> None:
+    made = fresh("t2v", "a14b", experts=experts)
+    assert set(made.policy.modules) == {trained}
+    nudge(made)
+    ours = made.draw(1).latents
+    made.policy.save(tmp_path)
+    second = trained == "transformer_2"
+    folder = tmp_path / "transformer_2" if second else tmp_path
+    assert sorted(tmp_path.rglob("*.safetensors")) == [folder / "pytorch_lora_weights.safetensors"]
+    assert all(key.startswith("transformer.") for key in load_file(folder / "pytorch_lora_weights.safetensors"))
+    pipeline = pipeline_of("t2v", checkpoint("t2v", "a14b"))
+    pipeline.load_lora_weights(folder, load_into_transformer_2=second)
+    assert apart(ours, theirs(pipeline, made, "t2v")) < 1e-5
+
+
+@pytest.mark.parametrize(("task", "kind"), [("t2v", "a14b"), ("i2v", "2.1")])
+def test_diffusers_loads_fully_trained_transformers(fresh: Any, checkpoint: Any, tmp_path: Path, task: str, kind: str) -> None:
+    made = fresh(task, kind, "full")
+    nudge(made)
+    ours = made.draw(1).latents
+    made.policy.save(tmp_path)
+    pipeline = pipeline_of(task, checkpoint(task, kind))
+    assert apart(ours, theirs(pipeline, made, task)) > 1e-2, "training changed nothing that could be compared"
+    for name in made.policy.modules:
+        setattr(pipeline, name, WanTransformer3DModel.from_pretrained(tmp_path / name))
+    assert apart(ours, theirs(pipeline, made, task)) < 1e-5
+
+
+@pytest.mark.parametrize(("task", "kind", "guidance"), [*((*pair, 1.0) for pair in EVERY), ("i2v", "2.1", 4.0)])
+def test_full_training_reaches_every_weight(fresh: Any, task: str, kind: str, guidance: float) -> None:
+    made = fresh(task, kind, "full", guidance)
+    found = gradients(made, BOTH if kind == "a14b" else (0.7,), guidance)
+    still = [name for name, gradient in found.items() if gradient is None or not gradient.any()]
+    assert still == []
+    assert all(bool(gradient.isfinite().all()) for gradient in found.values() if gradient is not None)
+
+
+def test_each_expert_gets_the_gradient_of_its_own_samples(fresh: Any) -> None:
+    made = fresh("t2v", "a14b", "full", 1.0)
+    together = gradients(made, BOTH)
+    for sigma, name, other in ((0.95, "transformer.", "transformer_2."), (0.4, "transformer_2.", "transformer.")):
+        alone = gradients(made, (sigma,))
+        assert all(gradient is None for key, gradient in alone.items() if key.startswith(other))
+        assert all(gradient is not None for key, gradient in alone.items() if key.startswith(name))
+    assert all(gradient is not None for gradient in together.values())
+
+
+def test_a_sample_that_the_frozen_expert_sees_has_a_gradient_of_zero(fresh: Any) -> None:
+    made = fresh("t2v", "a14b", experts="high")
+    assert all(not gradient.any() for gradient in gradients(made, (0.4,)).values() if gradient is not None)
+    assert None not in gradients(made, (0.4,)).values()
+    assert any(gradient is not None and gradient.any() for gradient in gradients(made, BOTH).values())
+
+
+def test_the_given_frame_has_no_gradient_and_no_part_in_a_ratio(checkpoint: Any, prompts: Any, conditions_folder: Path) -> None:
+    config = CONFIGS["i2v"].model_validate({"path": str(checkpoint("i2v", "5b")), "train": LORA})
+    made = bench(config, conditions_folder, prompts("i2v")[:1], SIZES["5b"], 3, 2.0, 2)
+    (first, *_) = made.draw(2).steps
+    nudge(made)
+    found = made.policy.evaluate(first)
+    given, weights = found.velocity[:, :, :1].sum(), list(made.policy.parameters.values())
+    assert not any(gradient.any() for gradient in torch.autograd.grad(given, weights))
+    with torch.no_grad():
+        after = made.policy.evaluate(first).mean
+        made.policy.keep_reference()
+        with made.policy.using(REFERENCE):
+            before = made.policy.evaluate(first).mean
+    assert after is not None
+    assert before is not None
+    assert torch.equal(after[:, :, :1], before[:, :, :1])
+    assert apart(after[:, :, 1:], before[:, :, 1:]) > 1e-4
+
+
+def test_the_first_stochastic_step_has_noise_of_a_latents_size(checkpoint: Any, prompts: Any, conditions_folder: Path) -> None:
+    config = CONFIGS["t2v"].model_validate({"path": str(checkpoint("t2v")), "train": LORA})
+    drawn = bench(config, conditions_folder, prompts("t2v")[:1], (32, 32, 5), 4, 1.0, 2).draw(2)
+    assert len(drawn.steps) == 3
+    assert all(float(step.next_latents.std()) < 3 for step in drawn.steps if step.next_latents is not None)
