@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from flowfactory import RunError
+from flowfactory.learner import Gathered, Learner
 from flowfactory.loop import Run, train
+from flowfactory.types import Loss
 
 
 def settings(**changes: Any) -> dict[str, Any]:
@@ -80,3 +82,32 @@ def test_the_frozen_one_goes_to_the_device_too(prepared: Callable[..., Run]) -> 
     run.policy.to_device()
     for module in (*run.policy.modules.values(), *run.policy._frozen.values()):
         assert {parameter.device.type for parameter in module.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("only", [None, "transformer"])
+def test_one_that_few_training_times_are_for_is_proven_too(
+    load: Callable[..., Any], matching: Callable[..., dict[str, Any]], only: str | None
+) -> None:
+    """Nine times in ten are below the boundary of the experts, a half."""
+    change = matching(times={"name": "uniform", "count": 1, "low": 0.0, "high": 0.55})
+    said: list[str] = []
+    run = {"training": {"batch_size": 4, "iterations": 1}, "sampling": {"dynamics": {"name": "ode"}}}
+    train(load(settings(model={"only": only}, **run) | change), say=said.append)
+    assert f"a finite gradient reaches all {4 if only else 8} trainable tensors" in told(said)
+
+
+def test_one_that_no_training_time_is_for_is_found_out(
+    load: Callable[..., Any], matching: Callable[..., dict[str, Any]]
+) -> None:
+    change = matching(times={"name": "uniform", "count": 1, "low": 0.0, "high": 0.45})
+    with pytest.raises(RunError, match=r"4 of 8 trainable weights get no gradient, the first transformer\.0"):
+        train(load(settings(sampling={"dynamics": {"name": "ode"}}) | change), say=lambda _: None)
+
+
+def test_losses_that_only_the_frozen_one_made_count_and_teach_nothing(prepared: Callable[..., Run]) -> None:
+    run = prepared(settings(model={"only": "transformer"}, **window([1, 3], 2)))
+    learner, gathered = Learner(run.policy, run.config.training), Gathered()
+    before = {name: parameter.detach().clone() for name, parameter in run.policy.parameters.items()}
+    norm = learner.step(iter([Loss(torch.ones(3))]), gathered)
+    assert (norm, gathered.count) == (0.0, 3)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in run.policy.parameters.items())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny_wan
 from families import LORA, two_iterations
-from family_cases import CASES, GRPO, NFT, TEXT, prompts, sections
+from family_cases import CASES, GRPO, NFT, prompts, sections
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -43,9 +43,9 @@ def test_two_iterations_train_and_are_drawn(
 
 
 def test_both_experts_of_wan_train_in_one_run(tmp_path: Path) -> None:
-    folder = tiny_wan.text_to_video(tmp_path / "checkpoint", "2.2-A14B")
+    folder = tiny_wan.text_to_video(tmp_path / "checkpoint", "a14b")
     case = CASES["wan-t2v"]
-    model = {"name": "wan-t2v", "path": str(folder), "train": LORA, **TEXT}
+    model = {"name": "wan-t2v", "path": str(folder), "train": LORA}
     directory = two_iterations(model, NFT, prompts(case, tmp_path), tmp_path, **sections(case))
     saved = directory.checkpoints / "000002"
     for place in (saved, saved / "transformer_2"):

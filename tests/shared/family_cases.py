@@ -46,9 +46,9 @@ CASES = {
     "qwen-image": Case("qwen-image", tiny_qwen_image.qwen_image, guidance=4.0),
     "qwen-image-edit": Case("qwen-image-edit", tiny_qwen_image.qwen_image_edit, AREAS, guidance=4.0, images=2),
     "z-image": Case("z-image", tiny_z_image.z_image, guidance=4.0),
-    "wan-t2v": Case("wan-t2v", tiny_wan.text_to_video, TEXT, (32, 32, 5), guidance=5.0),
-    "wan-i2v": Case("wan-i2v", tiny_wan.image_to_video, TEXT, (32, 32, 5), guidance=5.0, images=1),
-    "wan-v2v": Case("wan-v2v", tiny_wan.video_to_video, TEXT, (32, 32, 5), guidance=5.0, video=True),
+    "wan-t2v": Case("wan-t2v", tiny_wan.text_to_video, {}, (32, 32, 5), guidance=5.0),
+    "wan-i2v": Case("wan-i2v", tiny_wan.image_to_video, {}, (32, 32, 5), guidance=5.0, images=1),
+    "wan-v2v": Case("wan-v2v", tiny_wan.video_to_video, {}, (32, 32, 5), guidance=5.0, video=True),
 }
 
 

@@ -149,7 +149,7 @@ class SamplingConfig(Strict):
     size: tuple[int, int] = Field((512, 512), description="height, width in pixels")
     frames: int | None = Field(None, ge=1, description="of a video; left out for pictures")
     steps: int = Field(10, ge=1, description="transformer evaluations a picture")
-    guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale; 1 is off")
+    guidance: float = Field(1.0, ge=0, description="classifier-free, which is off at 1, or as a number given to the model")
     batch_size: int = Field(8, ge=1, description="pictures drawn at once; does not change what is drawn")
     average: Decay | None = Field(None, description="draw with an average of the weights, which moves as this says")
     keep_on: Literal["device", "host"] = Field("device", description="where samples rest until learned from")

@@ -207,8 +207,9 @@ class FamilyModel:
         family, config = self._family, self._config
         options = config.model_dump(mode="json", exclude={*FamilyConfig.model_fields, *family.not_encoded})
         names = (*family.encoders, *family.encoded_with)
+        tiled = config.tiling and "vae" in family.encoded_with  # pictures are encoded in tiles too
         versions = [_version(name) for name in (family.distribution, "diffusers", "transformers", "pillow", "torchvision")]
-        return json.dumps([self._checkpoint.identity(names), family.pipelines[0], options, str(self._dtype), versions])
+        return json.dumps([self._checkpoint.identity(names), family.pipelines[0], options, tiled, str(self._dtype), versions])
 
     @hookimpl
     def encode(self, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:

@@ -34,13 +34,16 @@ class Learner:
         before = gathered.count
         for loss in losses:
             gathered.add(loss)
-            loss.values.sum().backward()  # type: ignore[no-untyped-call]
+            if loss.values.requires_grad or not self._policy.has_experts:  # samples may all be a frozen expert's
+                loss.values.sum().backward()  # type: ignore[no-untyped-call]
         count = gathered.count - before
         if not count:
             raise RunError("the algorithm yielded no loss, so that nothing would train")
         # dividing afterwards gives the exact mean whatever the sizes of the pieces
-        torch._foreach_div_([p.grad for p in self._parameters.values() if p.grad is not None], count)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters.values() if p.grad is not None])
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        if gradients:
+            torch._foreach_div_(gradients, count)
+        norm = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):  # before clipping, which would spread a NaN to every weight
             bad = [name for name, p in self._parameters.items() if p.grad is not None and not p.grad.isfinite().all()]
             raise RunError(f"the gradient of {bad[0]} is not finite ({len(bad)} of {len(self._parameters)} weights)")

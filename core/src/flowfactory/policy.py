@@ -86,6 +86,11 @@ class Policy:
             module.to(self.device)
 
     @property
+    def has_experts(self) -> bool:
+        """Whether there are several transformers, of which a sample goes through one."""
+        return len(self.modules) + len(self._frozen) > 1
+
+    @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name."""
         return {

@@ -52,7 +52,7 @@ class Pretrained:
     def open(self, names: Collection[str], dtypes: Mapping[str, torch.dtype], **given: Any) -> Any:
         """The pipeline with the parts ``names`` in host memory, ``given`` in their place, and None for all others.
 
-        ``dtypes`` are by part, with one for "default".
+        ``dtypes`` are by part, with one for "default". UserError: a file of a part, or a library that it needs, is not there.
         """
         import diffusers
         from diffusers.utils import logging
@@ -60,7 +60,10 @@ class Pretrained:
         if not sys.stderr.isatty():
             logging.disable_progress_bar()
         absent = {name: None for name, there in self.parts.items() if name not in names or not there}
-        return getattr(diffusers, self._pipelines[0]).from_pretrained(self.path, dtype=dict(dtypes), **(absent | given))
+        try:
+            return getattr(diffusers, self._pipelines[0]).from_pretrained(self.path, dtype=dict(dtypes), **(absent | given))
+        except (OSError, ImportError) as error:
+            raise UserError(f"model.path {self.path}: {' '.join(str(error).split())}") from error
 
     def identity(self, names: Collection[str]) -> list[str | None]:
         """What changes when the files of the parts ``names`` do."""

@@ -39,16 +39,7 @@ def by_expert(parts: Parts, sigma: Tensor, forward: Callable[[Any, Tensor], Tens
         return forward(getattr(parts.pipeline, HIGH if high[rows[0]] else LOW), chosen)
 
     high = high_noise(parts, sigma).tolist()
-    return _reaching(parts, in_parts(high, one))
-
-
-def _reaching(parts: Parts, velocity: Tensor) -> Tensor:
-    """The velocity; one that a frozen expert alone made has a gradient of zero, which a loss wants to be able to ask for."""
-    if velocity.requires_grad or not torch.is_grad_enabled():
-        return velocity
-    experts = [expert for name in (HIGH, LOW) if (expert := getattr(parts.pipeline, name, None)) is not None]
-    weights = [weight.flatten()[0] for expert in experts for weight in expert.parameters() if weight.requires_grad]
-    return torch.add(velocity, 0 * sum(weights))
+    return in_parts(high, one)
 
 
 def trained(checkpoint: Pretrained, options: Any) -> tuple[str, ...]:

@@ -1,0 +1,33 @@
+"""What FLUX.1 and FLUX.2 have in common: the grid and embedded guidance."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowfactory.canvas import Grid
+from flowfactory.family import Parts
+from flowfactory.pretrained import Pretrained
+
+
+def grid(checkpoint: Pretrained) -> Grid:
+    """Multiples of what a token covers, which is two by two latents."""
+    channels = checkpoint.config("vae").get("block_out_channels")
+    return Grid(2 ** len(channels) if channels else 16)
+
+
+def embeds_guidance(checkpoint: Pretrained) -> bool:
+    """Whether the transformer has a guidance embedding; so until its config is here."""
+    return bool(checkpoint.config("transformer").get("guidance_embeds", True))
+
+
+def never(parts: Parts) -> bool:
+    """No classifier-free guidance."""
+    return False
+
+
+def embedded(parts: Parts, latents: Tensor, guidance: float) -> Tensor | None:
+    """The guidance of each sample [B], None for a transformer without an embedding of it."""
+    if not parts.pipeline.transformer.config.guidance_embeds:
+        return None
+    return torch.full([len(latents)], guidance, device=latents.device)

@@ -1,0 +1,142 @@
+"""FLUX.1 over the parts of a FluxPipeline, and FLUX.1 Kontext (arXiv:2506.15742) over those of a FluxKontextPipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from flowfactory import Canvas, Conditions, Prompt, UserError
+from flowfactory.config import Takes
+from flowfactory.family import (
+    Entry,
+    Family,
+    FamilyConfig,
+    Parts,
+    decode_scaled,
+    even_sigmas,
+    numbered,
+    resolution_shift,
+    scheduled,
+    stacked_pictures,
+)
+from flowfactory.media import read_picture
+from flowfactory_flux.common import embedded, embeds_guidance, grid, never
+
+LORA_TARGETS = (
+    *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp"),
+)
+
+
+def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
+    """embeds [L, D] and pooled [P] of each prompt, and the latents [C, H, W] of its picture."""
+    embeds, pooled, _ = parts.pipeline.encode_prompt(
+        [prompt.text for prompt in prompts],
+        None,
+        device=parts.device,
+        max_sequence_length=parts.options.max_sequence_length,
+    )
+    for prompt, row, whole in zip(prompts, embeds, pooled, strict=True):
+        yield {"embeds": row, "pooled": whole} | numbered(picture(parts, path) for path in prompt.images)
+
+
+def picture(parts: Parts, path: Path) -> Tensor:
+    """Latents [C, H, W] of a picture in the size that FluxKontextPipeline gives it."""
+    from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
+
+    pipeline, image = parts.pipeline, read_picture(path)
+    processor = pipeline.image_processor
+    height, width = processor.get_default_height_width(image)  # in whole tokens, before the ratio is taken too
+    if not (height and width):
+        raise UserError(f"picture {path}: {image.width} x {image.height} pixels are fewer than a token covers")
+    if parts.options.auto_resize:
+        ratio = width / height
+        _, width, height = min((abs(ratio - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS)
+    pixels = processor.preprocess(image, height, width)
+    latents: Tensor = pipeline._encode_vae_image(pixels.to(parts.device, pipeline.vae.dtype), None)[0]
+    return latents
+
+
+def shape(parts: Parts, canvas: Canvas) -> tuple[int, ...]:
+    """[C, H, W] of the latents, before two by two become a token."""
+    scale = parts.pipeline.vae_scale_factor
+    return (parts.pipeline.transformer.config.in_channels // 4, canvas.height // scale, canvas.width // scale)
+
+
+def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
+    """[steps + 1], shifted by the resolution where the scheduler says so."""
+    _, height, width = shape(parts, canvas)
+    tokens = (height // 2) * (width // 2)
+    return scheduled(parts, steps, sigmas=even_sigmas(steps), mu=resolution_shift(parts, tokens))
+
+
+def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
+    """[B, C, H, W], from the tokens of the latents with those of the picture behind them."""
+    pipeline, embeds = parts.pipeline, conditions.stack("embeds")
+    fields = [latents.to(embeds.dtype), *stacked_pictures(conditions)]
+    found = pipeline.transformer(
+        hidden_states=torch.cat([pipeline._pack_latents(field, *field.shape) for field in fields], dim=1),
+        timestep=sigma,
+        guidance=embedded(parts, latents, guidance),
+        pooled_projections=conditions.stack("pooled"),
+        encoder_hidden_states=embeds,
+        txt_ids=torch.zeros(embeds.shape[1], 3, device=embeds.device),
+        img_ids=torch.cat([positions(parts, field, place) for place, field in enumerate(fields)]),
+        return_dict=False,
+    )[0]
+    height, width = latents.shape[-2:]
+    scale = pipeline.vae_scale_factor
+    unpacked: Tensor = pipeline._unpack_latents(found[:, : height * width // 4], height * scale, width * scale, scale)
+    return unpacked
+
+
+def positions(parts: Parts, field: Tensor, place: int) -> Tensor:
+    """[tokens, 3] of latents [B, C, H, W]: ``place``, 0 for what is drawn and 1 for the picture, then row and column."""
+    _, _, height, width = field.shape
+    ids: Tensor = parts.pipeline._prepare_latent_image_ids(0, height // 2, width // 2, field.device, torch.float32)
+    ids[:, 0] = place
+    return ids
+
+
+FLUX1 = Family(
+    distribution="flowfactory-flux",
+    pipelines=("FluxPipeline",),
+    encoders=("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    lora_targets=LORA_TARGETS,
+    blocks=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
+    encode=encode,
+    shape=shape,
+    sigmas=sigmas,
+    velocity=velocity,
+    decode=decode_scaled,
+    grid=grid,
+    guided=never,
+    takes_guidance=embeds_guidance,
+)
+KONTEXT = replace(FLUX1, pipelines=("FluxKontextPipeline",), encoded_with=("vae",))
+
+
+class Flux1Config(FamilyConfig):
+    """Any diffusers FluxPipeline: FLUX.1 dev, schnell and Krea."""
+
+    family: ClassVar[Family] = FLUX1
+
+    max_sequence_length: int = Field(512, ge=1, le=512, description="tokens of the T5 encoder; schnell was made for 256")
+
+
+class KontextConfig(Flux1Config):
+    """Any diffusers FluxKontextPipeline: FLUX.1 Kontext dev (arXiv:2506.15742), which edits the picture of each prompt."""
+
+    family: ClassVar[Family] = KONTEXT
+    takes: ClassVar[Takes] = Takes(images=(1, 1))
+
+    auto_resize: bool = Field(
+        True,
+        description="give a picture the nearest of the sizes that Kontext was trained on, about a megapixel; else keep its",
+    )

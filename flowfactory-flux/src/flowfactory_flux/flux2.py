@@ -1,0 +1,159 @@
+"""FLUX.2 over the parts of a Flux2Pipeline, and FLUX.2 klein over those of a Flux2KleinPipeline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from flowfactory import Canvas, Conditions, Prompt, UserError
+from flowfactory.config import Takes
+from flowfactory.family import Entry, Family, FamilyConfig, Parts, even_sigmas, numbered, scheduled, stacked_pictures
+from flowfactory.media import read_picture
+from flowfactory.pretrained import Pretrained
+from flowfactory_flux.common import embedded, embeds_guidance, grid, never
+
+if TYPE_CHECKING:
+    from flowfactory.config import RunConfig
+
+LORA_TARGETS = (
+    *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    *("ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out", "to_qkv_mlp_proj"),
+)
+
+
+def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
+    """embeds [L, D] of each prompt, and the latents [C, H, W] of its pictures."""
+    embeds, _ = parts.pipeline.encode_prompt(
+        [prompt.text for prompt in prompts],
+        device=parts.device,
+        max_sequence_length=parts.options.max_sequence_length,
+    )
+    for prompt, row in zip(prompts, embeds, strict=True):
+        yield {"embeds": row} | numbered(picture(parts, path) for path in prompt.images)
+
+
+def picture(parts: Parts, path: Path) -> Tensor:
+    """Latents [C, H, W] of a picture, no larger than ``picture_area`` and cropped to whole tokens as the pipeline does."""
+    pipeline, image = parts.pipeline, read_picture(path)
+    processor = pipeline.image_processor
+    try:
+        processor.check_image_input(image)
+    except ValueError as error:
+        raise UserError(f"picture {path}: {error}") from error
+    image = processor._resize_if_exceeds_area(image, parts.options.picture_area)
+    multiple = 2 * pipeline.vae_scale_factor
+    width, height = (side // multiple * multiple for side in image.size)
+    pixels = processor.preprocess(image, height=height, width=width, resize_mode="crop")
+    latents: Tensor = pipeline._encode_vae_image(pixels.to(parts.device, pipeline.vae.dtype), None)[0]
+    return latents
+
+
+def shape(parts: Parts, canvas: Canvas) -> tuple[int, ...]:
+    """[C, H, W] of the latents, two by two of the VAE's as the channels of one."""
+    scale = 2 * parts.pipeline.vae_scale_factor
+    return (parts.pipeline.transformer.config.in_channels, canvas.height // scale, canvas.width // scale)
+
+
+def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
+    """[steps + 1], with a shift that was fitted to the resolution and the number of steps."""
+    from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
+    _, height, width = shape(parts, canvas)
+    return scheduled(parts, steps, sigmas=even_sigmas(steps), mu=compute_empirical_mu(height * width, steps))
+
+
+def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
+    """[B, C, H, W], from the tokens of the latents with those of the pictures behind them."""
+    pipeline, embeds = parts.pipeline, conditions.stack("embeds")
+    drawn, pictures = latents.to(embeds.dtype), stacked_pictures(conditions)
+    positions = [pipeline._prepare_latent_ids(drawn[:1])]
+    if pictures:
+        positions.append(pipeline._prepare_image_ids([field[:1] for field in pictures]))
+    found = pipeline.transformer(
+        hidden_states=torch.cat([pipeline._pack_latents(field) for field in (drawn, *pictures)], dim=1),
+        timestep=sigma,
+        guidance=embedded(parts, latents, guidance),
+        encoder_hidden_states=embeds,
+        txt_ids=pipeline._prepare_text_ids(embeds[:1]).to(embeds.device),
+        img_ids=torch.cat(positions, dim=1).to(embeds.device),
+        return_dict=False,
+    )[0]
+    of_drawn: Tensor = found[:, : drawn[0, 0].numel()]
+    return of_drawn.transpose(1, 2).reshape(latents.shape)
+
+
+def decode(parts: Parts, latents: Tensor) -> Tensor:
+    """Pictures [B, 3, H, W]."""
+    pipeline, vae = parts.pipeline, parts.pipeline.vae
+    mean, variance = (stored.view(1, -1, 1, 1) for stored in (vae.bn.running_mean, vae.bn.running_var))
+    latents = pipeline._unpatchify_latents(latents * (variance + vae.config.batch_norm_eps).sqrt() + mean)
+    pictures: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+    return pictures.float() / 2 + 0.5
+
+
+def undistilled(parts: Parts) -> bool:
+    """Whether the checkpoint has classifier-free guidance."""
+    return not parts.pipeline.config.is_distilled
+
+
+def may_be_undistilled(checkpoint: Pretrained) -> bool:
+    """Whether the checkpoint has classifier-free guidance; so until its config is here."""
+    return not checkpoint.config("").get("is_distilled", False)
+
+
+FLUX2 = Family(
+    distribution="flowfactory-flux",
+    pipelines=("Flux2Pipeline",),
+    encoders=("text_encoder", "tokenizer"),
+    encoded_with=("vae",),
+    lora_targets=LORA_TARGETS,
+    blocks=("Flux2TransformerBlock", "Flux2SingleTransformerBlock"),
+    encode=encode,
+    encode_batch=4,  # the text encoder returns all its hidden states and the scores of a vocabulary, at 512 tokens a prompt
+    shape=shape,
+    sigmas=sigmas,
+    velocity=velocity,
+    decode=decode,
+    grid=grid,
+    guided=never,
+    takes_guidance=embeds_guidance,
+)
+KLEIN = replace(
+    FLUX2,
+    pipelines=("Flux2KleinPipeline",),
+    guided=undistilled,
+    takes_guidance=may_be_undistilled,
+    negative_media=True,
+)
+
+
+class Flux2Config(FamilyConfig):
+    """Any diffusers Flux2Pipeline: FLUX.2 dev, which draws from text and from up to ten pictures."""
+
+    family: ClassVar[Family] = FLUX2
+    takes: ClassVar[Takes] = Takes(images=(0, 10))
+
+    max_sequence_length: int = Field(512, ge=1, description="tokens of the text encoder")
+    picture_area: int = Field(1024 * 1024, ge=64 * 64, description="pixels of a prompt's picture; a larger one is made smaller")
+
+    def check(self, run: RunConfig) -> None:
+        """As every family's, and the tokenizer can be opened."""
+        super().check(run)
+        _, tokenizer = self.checkpoint.config("").get("tokenizer", (None, None))
+        if tokenizer == "PixtralProcessor" and find_spec("torchvision") is None:
+            raise ValueError("model: the tokenizer of this checkpoint needs torchvision; pip install 'flowfactory-flux[flux2]'")
+
+
+class KleinConfig(Flux2Config):
+    """Any diffusers Flux2KleinPipeline: FLUX.2 klein and klein base, which draw from text and from pictures."""
+
+    family: ClassVar[Family] = KLEIN
+    takes: ClassVar[Takes] = Takes(images=(0, math.inf))

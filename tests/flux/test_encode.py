@@ -1,0 +1,131 @@
+"""Prompts and pictures are encoded as the pipelines encode them, once."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny_flux
+import torch
+from families import opened
+from flux_family import LONG, TAKES_PICTURES, TOKENS, Flux, config_of, told
+from safetensors import SafetensorError
+
+from flowfactory import Canvas, UserError
+
+TEXTS = ("a photo of a red circle", "", "cat", LONG)
+ENCODERS = ("Qwen3ForCausalLM", "Mistral3ForConditionalGeneration", "T5EncoderModel", "CLIPTextModel")
+
+
+@pytest.mark.parametrize("variant", ["dev", "flux2", "klein-base"])
+def test_encode_is_the_pipelines_encode_prompt(flux: Flux, variant: str) -> None:
+    entries = list(
+        flux.model(variant, flux.prompts(variant, "cat")).hooks.encode(flux.prompts(variant, *TEXTS), Canvas(32, 32))
+    )
+    with torch.no_grad():
+        told = flux.pipeline(variant).encode_prompt(list(TEXTS), max_sequence_length=TOKENS[variant])
+    names = ("embeds", "pooled") if variant == "dev" else ("embeds",)
+    for name, expected in zip(names, told, strict=False):
+        torch.testing.assert_close(torch.stack([entry[name] for entry in entries]), expected, rtol=1e-5, atol=1e-5)
+    assert set(entries[0]) == set(names)
+    assert not torch.allclose(entries[0]["embeds"], entries[2]["embeds"])
+
+
+@pytest.mark.parametrize("variant", ["dev", "kontext", "flux2", "klein-base"])
+def test_a_batch_of_prompts_is_encoded_as_one_by_one(flux: Flux, variant: str) -> None:
+    prompts = [*flux.mixed(variant), *flux.prompts(variant, *TEXTS)]
+    hooks = flux.model(variant, prompts).hooks
+    together = list(hooks.encode(prompts, Canvas(32, 32)))
+    assert len(together) == 9
+    for place in (3, 4):  # both sides of the border between two batches of the encoders
+        (alone,) = hooks.encode([prompts[place]], Canvas(32, 32))
+        assert set(together[place]) == set(alone)
+        for name, tensor in alone.items():
+            torch.testing.assert_close(together[place][name], tensor, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", TAKES_PICTURES)
+def test_each_picture_of_a_prompt_has_an_entry_of_its_own_size(flux: Flux, variant: str) -> None:
+    places = (1,) if variant == "kontext" else (1, 0)
+    made = flux.model(variant, flux.bringing(*places, texts=["blue"]), guidance=2.0)
+    (entry,) = made.conditions.entries
+    cell = 8 if variant == "kontext" else 16
+    sizes = [(64 // cell, 96 // cell), (64 // cell, 64 // cell)][: len(places)]
+    assert [tuple(entry[f"image_{i}"].shape[1:]) for i in range(len(places))] == sizes
+    assert f"image_{len(places)}" not in entry
+    negative = made.conditions.negative
+    if variant == "klein-base":  # the one with a negative prompt, which sees the same pictures
+        assert negative is not None
+        assert torch.equal(negative.entries[0]["image_1"], entry["image_1"])
+    else:
+        assert negative is None
+
+
+def test_pictures_are_no_larger_than_the_config_says(flux: Flux) -> None:
+    made = flux.model("klein", flux.bringing(0, 1, texts=["blue"]), picture_area=64 * 64)
+    (entry,) = made.conditions.entries
+    assert [tuple(entry[name].shape) for name in ("image_0", "image_1")] == [(16, 4, 3), (16, 3, 4)]
+
+
+@pytest.mark.parametrize("variant", ["dev", "flux2", "klein-base"])
+def test_prompts_in_the_cache_need_no_encoder(flux: Flux, tmp_path: Path, variant: str) -> None:
+    folder, cache = tmp_path / "checkpoint", tmp_path / "cache"
+    shutil.copytree(flux.folder(variant), folder)
+    config, prompts = config_of(variant, folder), flux.mixed(variant)
+    first = opened(config, cache, prompts, (32, 32), steps=2, guidance=3.0).draw(5)
+    for weights in folder.glob("text_encoder*/model.safetensors"):
+        spoil(weights)
+    again = opened(config, cache, prompts, (32, 32), steps=2, guidance=3.0).draw(5)
+    assert torch.equal(again.latents, first.latents)
+    shutil.rmtree(cache)
+    with pytest.raises((SafetensorError, OSError, ValueError)):  # so the encoders really could not have been read
+        opened(config, cache, prompts, (32, 32), steps=2, guidance=3.0)
+
+
+def spoil(file: Path) -> None:
+    """Make ``file`` unreadable, with its size and time as before, which the key of the cache is made of."""
+    facts = file.stat()
+    file.write_bytes(b"\xff" * facts.st_size)
+    os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+@pytest.mark.parametrize("variant", ["kontext", "klein-base"])
+def test_pictures_of_another_vae_are_not_served_from_the_cache(flux: Flux, tmp_path: Path, variant: str) -> None:
+    folder, cache = tmp_path / "checkpoint", tmp_path / "cache"
+    shutil.copytree(flux.folder(variant), folder)
+    config, prompts = config_of(variant, folder), flux.bringing(0, texts=["blue"])
+    assert opened(config, cache, prompts, (32, 32)).entries == 1
+    assert opened(config, cache, prompts, (32, 32)).entries == 0
+    os.utime(folder / "vae" / "diffusion_pytorch_model.safetensors")
+    assert opened(config, cache, prompts, (32, 32)).entries == 1
+
+
+def test_no_encoder_stays_after_encoding(flux: Flux, tmp_path: Path) -> None:
+    before = [id(thing) for thing in gc.get_objects() if type(thing).__name__ in ENCODERS]
+    made = opened(config_of("klein", flux.folder("klein")), tmp_path, flux.prompts("klein", "cat"), (32, 32))
+    assert made.entries == 1
+    assert set(made.policy.modules) == {"transformer"}
+    after = [id(thing) for thing in gc.get_objects() if type(thing).__name__ in ENCODERS]
+    assert set(after) <= set(before)
+
+
+@pytest.mark.parametrize(
+    ("variant", "size", "reason"),
+    [
+        ("flux2", (70, 40), "Image too small: 40×70"),
+        ("klein", (600, 64), "Aspect ratio too extreme"),
+        ("kontext", (70, 12), "12 x 70 pixels are fewer than a token covers"),
+    ],
+)
+def test_a_picture_the_pipeline_cannot_take_is_one_line(
+    flux: Flux, tmp_path: Path, variant: str, size: tuple[int, int], reason: str
+) -> None:
+    path = tiny_flux.picture(tmp_path / "bad.png", size)
+    made = flux.model(variant, flux.prompts(variant, "cat"))
+    with pytest.raises(UserError, match=reason) as refused:
+        list(made.hooks.encode(told("cat", images=[path]), Canvas(32, 32)))
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
