@@ -20,7 +20,7 @@ from flowfactory.prompts import insist, read
 from flowfactory.testing import bench
 from flowfactory.two_parameter import FILE
 
-REINFORCE = Path(tiny_flux.__file__).with_name("reinforce.py")
+REINFORCE = Path(tiny_flux.__file__).with_name("policy_gradient.py")
 CELLS = {"dev": 4, "kontext": 16, "flux2": 16, "klein": 16}
 EXAMPLES = ("flux1", "flux1-kontext", "flux2", "flux2-klein")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import reinforce
+import policy_gradient
 import torch
 from torch import Tensor
 
@@ -82,7 +82,7 @@ def two_iterations(
         "sampling": {"groups": 2, "group_size": 2, "steps": 3, "batch_size": 4, "dynamics": "flow-sde"},
         "training": {"iterations": 2, "batch_size": 4, "optimizer": {"lr": 1e-2}},
         "output": {"dir": str(folder / "run")},
-        "plugins": [FILE, reinforce.__file__],
+        "plugins": [FILE, policy_gradient.__file__],
         "device": "cpu",
     }
     for name, section in sections.items():

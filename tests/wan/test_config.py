@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import policy_gradient
 import pytest
-import reinforce
 import torch
 from families import LORA, apart
 from wan_pipelines import CONFIGS, EVERY, SIZES
@@ -19,7 +19,7 @@ from flowfactory.prompts import insist
 from flowfactory.testing import bench
 from flowfactory.two_parameter import FILE
 
-PLUGINS = [FILE, reinforce.__file__]
+PLUGINS = [FILE, policy_gradient.__file__]
 
 
 @pytest.fixture

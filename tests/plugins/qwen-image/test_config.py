@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import policy_gradient
 import pytest
-import reinforce
 import torch
 from families import LORA, opened, two_iterations
 
@@ -23,7 +23,7 @@ from flowfactory_qwen_image.edit import QwenImageEditConfig
 from flowfactory_qwen_image.image import QwenImageConfig
 
 DATA = Path(flowfactory_qwen_image.__file__).parent / "data"
-LEARN = Path(reinforce.__file__)
+LEARN = Path(policy_gradient.__file__)
 
 
 @pytest.fixture

@@ -69,17 +69,3 @@ def test_other_weights_of_a_text_encoder_are_not_served_from_the_cache(opened: A
     os.utime(folder / "text_encoder" / "model.safetensors")
     with pytest.raises((SafetensorError, OSError, ValueError)):
         opened(folder).conditions(PROMPTS)
-
-
-def test_no_encoder_stays_after_encoding(opened: Any, checkpoint: Any) -> None:
-    model = opened(checkpoint())
-    model.conditions(PROMPTS)
-    assert set(model.policy.modules) == {"transformer"}
-    encoders = [thing for thing in _alive() if type(thing).__name__ in ("T5EncoderModel", "CLIPTextModelWithProjection")]
-    assert encoders == []
-
-
-def _alive() -> list[object]:
-    import gc
-
-    return gc.get_objects()

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import policy_gradient
 import pytest
-import reinforce
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -23,7 +23,7 @@ from flowfactory.config import validate
 from flowfactory.loop import train
 from flowfactory.two_parameter import FILE
 
-PLUGINS = [FILE, reinforce.__file__]
+PLUGINS = [FILE, policy_gradient.__file__]
 LORA = {"lora": {"rank": 4, "alpha": 8}}
 
 

@@ -8,8 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import policy_gradient
 import pytest
-import reinforce
 import torch
 from families import LORA, two_iterations
 
@@ -33,7 +33,7 @@ def settings(checkpoint: Any, tmp_path: Path) -> dict[str, Any]:
         "rewards": {"light": "bright"},
         "prompts": {"train": str(tmp_path / "train.txt")},
         "sampling": {"size": [32, 32], "guidance": 4, "dynamics": "flow-sde"},
-        "plugins": [FILE, reinforce.__file__],
+        "plugins": [FILE, policy_gradient.__file__],
     }
 
 
