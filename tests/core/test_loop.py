@@ -462,3 +462,17 @@ def test_a_prompt_may_bring_its_own_negative(tmp_path: Path, load: Callable[...,
     lengths = [round(10 * float(entry["length"])) for entry in conditions.negative.entries]
     assert lengths == [len("not this"), len("no"), 0]
     assert run.sampler.conditions(run.train, 1.0, config.sampling.canvas).negative is None
+
+
+def test_what_only_the_opened_model_knows_is_checked_before_anything_is_encoded(
+    load: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub id's configs are on this machine only once it has been opened."""
+    config = load()
+
+    def late(self: Any, run: RunConfig) -> None:
+        raise ValueError("sampling.size [4, 4]: this model draws multiples of 8")
+
+    monkeypatch.setattr(type(config.model), "check", late)
+    with pytest.raises(UserError, match=r"^model: sampling\.size \[4, 4\]: this model draws multiples of 8$"):
+        prepare(config)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
-from tiny_parts import qwen_tokenizer
+from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from tiny_parts import qwen_tokenizer, scaled_vae
 from transformers import Qwen3Config, Qwen3Model
 
 WIDTH = 32
@@ -42,7 +42,7 @@ def z_image(folder: Path, shift: str = "turbo") -> Path:
     tokenizer.chat_template = CHAT
     ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**SHIFTS[shift]),
-        vae=_vae().eval(),
+        vae=scaled_vae(shift=0.1159, scale=0.3611),
         text_encoder=_text(len(tokenizer)).eval(),
         tokenizer=tokenizer,
         transformer=_transformer().eval(),
@@ -81,20 +81,4 @@ def _text(vocabulary: int) -> Any:
             head_dim=8,
             max_position_embeddings=512,
         )
-    )
-
-
-def _vae() -> Any:
-    """Halves each side: a picture of 32 pixels has latents of 16."""
-    return AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-        latent_channels=4,
-        norm_num_groups=4,
-        layers_per_block=1,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.1159,
-        scaling_factor=0.3611,
     )

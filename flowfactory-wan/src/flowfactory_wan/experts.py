@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -31,15 +30,24 @@ def high_noise(parts: Parts, sigma: Tensor) -> Tensor:
     return torch.ge(sigma * steps, boundary * steps)
 
 
-def by_expert(parts: Parts, sigma: Tensor, forward: Callable[[Any, Tensor], Tensor]) -> Tensor:
-    """[B, ...] in the order of the samples at sigma [B], from ``forward(transformer, rows)`` of each expert's own."""
+def by_expert(
+    parts: Parts, sigma: Tensor, latents: Tensor, timestep: Tensor, embeds: Tensor, image: Tensor | None = None
+) -> Tensor:
+    """[B, C, F, H, W], each sample from the expert for its sigma [B]; timestep is [B] or [B, tokens]."""
 
-    def one(rows: Index) -> Tensor:
+    def forward(rows: Index) -> Tensor:
         chosen = torch.tensor(list(rows), device=sigma.device)
-        return forward(getattr(parts.pipeline, HIGH if high[rows[0]] else LOW), chosen)
+        found: Tensor = getattr(parts.pipeline, HIGH if high[rows[0]] else LOW)(
+            hidden_states=latents[chosen].to(embeds.dtype),
+            timestep=timestep[chosen],
+            encoder_hidden_states=embeds[chosen],
+            encoder_hidden_states_image=None if image is None else image[chosen],
+            return_dict=False,
+        )[0]
+        return found
 
     high = high_noise(parts, sigma).tolist()
-    return in_parts(high, one)
+    return in_parts(high, forward)
 
 
 def trained(checkpoint: Pretrained, options: Any) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -50,17 +50,7 @@ def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Condition
     else:
         seen = torch.cat([latents, condition], dim=1)
 
-    def forward(transformer: Any, rows: Tensor) -> Tensor:
-        found: Tensor = transformer(
-            hidden_states=seen[rows].to(embeds.dtype),
-            timestep=timestep[rows],
-            encoder_hidden_states=embeds[rows],
-            encoder_hidden_states_image=None if image is None else image[rows],
-            return_dict=False,
-        )[0]
-        return found
-
-    found = by_expert(parts, sigma, forward)
+    found = by_expert(parts, sigma, seen, timestep, embeds, image)
     if not given:
         return found
     # straight to the given frame, whatever the transformer says there

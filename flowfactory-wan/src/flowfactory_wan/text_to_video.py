@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -23,19 +23,8 @@ def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Condition
 
     A time a sample, where the pipeline gives the 5B's transformer the same time for each of its tokens.
     """
-    embeds = conditions.stack("embeds")
     timestep = sigma * parts.pipeline.scheduler.config.num_train_timesteps
-
-    def forward(transformer: Any, rows: Tensor) -> Tensor:
-        found: Tensor = transformer(
-            hidden_states=latents[rows].to(embeds.dtype),
-            timestep=timestep[rows],
-            encoder_hidden_states=embeds[rows],
-            return_dict=False,
-        )[0]
-        return found
-
-    return by_expert(parts, sigma, forward)
+    return by_expert(parts, sigma, latents, timestep, conditions.stack("embeds"))
 
 
 T2V = Family(

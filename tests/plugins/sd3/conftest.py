@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from tiny_parts import clip_text, clip_tokenizer, t5_text, t5_tokenizer
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from tiny_parts import clip_text, clip_tokenizer, scaled_vae, t5_text, t5_tokenizer
 from transformers import CLIPTextModelWithProjection
 
 from flowfactory import Canvas, Conditions, Prompt, Runtime, SamplingPlan, Trainable, Trajectory
@@ -140,7 +140,7 @@ def _pipeline(t5: bool, dual: bool, dynamic: bool) -> StableDiffusion3Pipeline:
     return StableDiffusion3Pipeline(
         transformer=_transformer(dual).eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(**(DYNAMIC if dynamic else STATIC)),
-        vae=_vae().eval(),
+        vae=scaled_vae(shift=0.0609, scale=1.5305),
         text_encoder=clip_text(CLIPTextModelWithProjection, len(tokenizer), CLIP_WIDTH),
         tokenizer=tokenizer,
         text_encoder_2=clip_text(CLIPTextModelWithProjection, len(tokenizer), CLIP_WIDTH),
@@ -166,20 +166,4 @@ def _transformer(dual: bool) -> Any:
         pos_embed_max_size=16,
         qk_norm="rms_norm" if dual else None,
         dual_attention_layers=(0,) if dual else (),
-    )
-
-
-def _vae() -> Any:
-    """Halves each side: a picture of 32 pixels has latents of 16."""
-    return AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-        latent_channels=4,
-        norm_num_groups=4,
-        layers_per_block=1,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.0609,
-        scaling_factor=1.5305,
     )
