@@ -102,6 +102,8 @@ UNITS = {
     "CRDConfig.advantage_max": "advantage",
     "CRDConfig.kl": "factor",
     "CRDConfig.kl_guidance": "factor",
+    "JpegSizeConfig.quality": "as Pillow counts it",
+    "JpegSizeConfig.frames": "frames",
     "SD3Config.max_sequence_length": "tokens",
     "ExpertsConfig.guidance_2": "factor",
     "WanV2VConfig.strength": "share of the noise",

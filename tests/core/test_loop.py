@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import subprocess
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowfactory import flow, hookimpl
+from flowfactory.assembly import Hooks
 from flowfactory.config import RunConfig
 from flowfactory.errors import RunError, UserError
 from flowfactory.evaluation import evaluate
@@ -476,3 +478,22 @@ def test_what_only_the_opened_model_knows_is_checked_before_anything_is_encoded(
     monkeypatch.setattr(type(config.model), "check", late)
     with pytest.raises(UserError, match=r"^model: sampling\.size \[4, 4\]: this model draws multiples of 8$"):
         prepare(config)
+
+
+@pytest.mark.parametrize(("matters", "calls"), [(False, 1), (True, 2)])
+def test_encoders_are_loaded_once_for_training_and_held_out_prompts(
+    load: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, matters: bool, calls: int
+) -> None:
+    """Once a canvas, where what is encoded depends on it."""
+    asked: list[int] = []
+    real_encode, real_load = Hooks.encode, Hooks.load
+
+    def encode(self: Hooks, prompts: Any, canvas: Any) -> Any:
+        asked.append(len(prompts))
+        return real_encode(self, prompts, canvas)
+
+    monkeypatch.setattr(Hooks, "encode", encode)
+    monkeypatch.setattr(Hooks, "load", lambda self, runtime: replace(real_load(self, runtime), canvas_matters=matters))
+    prepare(load({"evaluation": {"size": [8, 8]}}))
+    assert sum(asked) == 7
+    assert len(asked) == calls

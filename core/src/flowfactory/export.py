@@ -66,11 +66,11 @@ def _restored(config: RunConfig, saved: Path, weights: str | None) -> Policy:
 
 def _complete(folder: Path, config: RunConfig, trained: list[str], dtype: torch.dtype) -> None:
     """Make a pipeline of ``folder``, which holds the ``trained`` transformers: the rest is copied from the checkpoint."""
-    import diffusers
-
     source = _local(str(getattr(config.model, "path", "")))
     if source is None:
         return  # a model that is no diffusers pipeline has nothing beside its weights
+    import diffusers
+
     index = json.loads((source / INDEX).read_text())
     for name in trained:
         kind = getattr(diffusers, index[name][1])

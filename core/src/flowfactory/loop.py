@@ -90,8 +90,9 @@ def prepare(config: RunConfig, observers: Sequence[object] = (), say: Say = lamb
     cache = ConditionCache(assembly.hooks.encode, trainable.encoding, folder, device, trainable.canvas_matters)
     on_host = config.sampling.keep_on == "host"
     sampler = Sampler(assembly.hooks, policy, cache, trainable, config.prompts.negative, on_host)
-    encoded = sampler.prepare(train, config.sampling.canvas)
-    encoded += sampler.prepare(heldout, config.evaluation.canvas(config.sampling))
+    heldout_canvas = config.evaluation.canvas(config.sampling)
+    wanted = [*((prompt, config.sampling.canvas) for prompt in train), *((prompt, heldout_canvas) for prompt in heldout)]
+    encoded = sampler.prepare(wanted)
     say(f"{len(train)} training and {len(heldout)} held-out prompts, {encoded} encoded now, the rest from the cache")
     policy.to_device()
     for name, decay in ((SAMPLING, config.sampling.average), (EVALUATION, config.evaluation.average)):

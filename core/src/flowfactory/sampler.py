@@ -34,11 +34,16 @@ class Sampler:
         """Frames a second of what the model draws; None for pictures."""
         return self._trainable.frame_rate
 
-    def prepare(self, prompts: Iterable[Prompt], canvas: Canvas) -> int:
-        """Have all that drawing ``prompts`` may need encoded; returns how many prompts had to be."""
-        wanted = list(prompts)
-        opposite = [self._opposite(prompt) for prompt in wanted] if self._trainable.guided else []
-        return self._cache.prepare([*wanted, *opposite], canvas)
+    def prepare(self, wanted: Iterable[tuple[Prompt, Canvas]]) -> int:
+        """Have all that drawing each prompt on its canvas may need encoded; returns how many prompts had to be.
+
+        The encoders are loaded once, or once a canvas where it matters.
+        """
+        by_canvas: dict[Canvas, list[Prompt]] = {}
+        for prompt, canvas in wanted:
+            same = canvas if self._trainable.canvas_matters else next(iter(by_canvas), canvas)
+            by_canvas.setdefault(same, []).extend([prompt, *([self._opposite(prompt)] if self._trainable.guided else [])])
+        return sum(self._cache.prepare(prompts, canvas) for canvas, prompts in by_canvas.items())
 
     def conditions(self, prompts: Sequence[Prompt], guidance: float, canvas: Canvas) -> Conditions:
         """The conditions of ``prompts``, with the negative prompts' where ``guidance`` needs them."""
