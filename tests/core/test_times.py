@@ -410,3 +410,11 @@ def test_times_that_give_little_read_back_to_the_same_with_all_of_it(
 def test_bounds_hold_far_in_a_tail_too(options: dict[str, float]) -> None:
     found = drawn(LogitNormal(count=4, **options), 20)
     assert options.get("low", 0.0) <= float(found.min()) <= float(found.max()) <= options.get("high", 1.0)
+
+
+def test_places_are_on_the_device_though_samples_rest_elsewhere() -> None:
+    resting = replace(made(), device=torch.device("meta"))
+    for at in places(resting, Uniform(count=2)):
+        for tensor in (at.step.latents, at.step.sigma, at.target, at.samples.latents, at.samples.advantages):
+            assert tensor.device.type == "meta"
+    assert resting.latents.device.type == "cpu"

@@ -55,13 +55,14 @@ def evaluate(
         keys=batch.keys,
         weights=EVALUATION if chosen.average else None,
     )
-    conditions = sampler.conditions(batch.prompts, plan.guidance, plan.canvas)
     batch_size = chosen.batch_size or sampling.batch_size
     kept, scores, left = [], [], len(batch.keys) if keep is None else keep
     for rows in whole_groups(batch, batch_size):
-        media = sampler.draw(conditions.rows(rows), plan.rows(rows), batch_size).media
+        part = batch.rows(rows)
+        conditions = sampler.conditions(part.prompts, plan.guidance, plan.canvas)
+        media = sampler.draw(conditions, plan.rows(rows), batch_size).media
         if score:
-            scores.append(assembly.evaluation_rewards(samples_of(media, batch.rows(rows), sampler.frame_rate)))
+            scores.append(assembly.evaluation_rewards(samples_of(media, part, sampler.frame_rate)))
         kept.append(media[:left].cpu())
         left -= len(kept[-1])
     return Evaluated(torch.cat(kept), batch.texts, merged(scores) if score else {})

@@ -159,6 +159,7 @@ def places(experience: Experience, times: Discrete | Uniform | LogitNormal, shar
     Times and noise are functions of (seed, iteration, epoch, prompt, member) alone. With ``shared``, unless ``times`` says
     otherwise, the members of a group have the same ones.
     """
+    experience = experience.arrived()
     plan, device = experience.plan, experience.latents.device
     keys = plan.keys
     if shared if times.shared is None else times.shared:  # a prompt that comes twice has groups of its own

@@ -258,8 +258,9 @@ class Experience:
     def __len__(self) -> int:
         return len(self.advantages)
 
-    def _arrived(self) -> Experience:
-        if self.device is None:
+    def arrived(self) -> Experience:
+        """The experience on ``device``; as it is where it rests there already, or where none is given."""
+        if self.device is None or self.latents.device == self.device:
             return self
         steps = tuple(step.to(self.device) for step in self.steps)
         latents, advantages = self.latents.to(self.device), self.advantages.to(self.device)
@@ -287,7 +288,7 @@ class Experience:
     def batches(self) -> Iterator[Experience]:
         """Pieces of at most ``batch_size`` samples, in order: what fits one forward."""
         for start in range(0, len(self), self.batch_size):
-            yield self.rows(range(start, min(start + self.batch_size, len(self))))._arrived()
+            yield self.rows(range(start, min(start + self.batch_size, len(self)))).arrived()
 
     def whole_groups(self) -> Iterator[Experience]:
         """Pieces that hold whole groups: as many as ``batch_size`` samples allow, and one where a group alone is larger."""
@@ -295,10 +296,10 @@ class Experience:
         for group in torch.unique(self.groups):
             members = (self.groups == group).nonzero().flatten().tolist()
             if rows and len(rows) + len(members) > self.batch_size:
-                yield self.rows(rows)._arrived()
+                yield self.rows(rows).arrived()
                 rows = []
             rows += members
-        yield self.rows(rows)._arrived()
+        yield self.rows(rows).arrived()
 
     def replay(self) -> Iterator[tuple[Experience, Step]]:
         """The recorded steps, ``times_per_forward`` of them joined, with the samples of each row."""
