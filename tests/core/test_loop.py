@@ -497,3 +497,13 @@ def test_encoders_are_loaded_once_for_training_and_held_out_prompts(
     prepare(load({"evaluation": {"size": [8, 8]}}))
     assert sum(asked) == 7
     assert len(asked) == calls
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(0, 0), (1, 1), (3, 3), (None, 4)])
+def test_an_evaluation_keeps_no_more_media_than_it_is_asked_to(prepared: Prepared, keep: int | None, kept: int) -> None:
+    run = prepared({"evaluation": {"members": 2, "batch_size": 2}})
+    whole = evaluate(run.sampler, run.assembly, run.config, run.heldout)
+    result = evaluate(run.sampler, run.assembly, run.config, run.heldout, keep=keep)
+    assert torch.equal(result.media, whole.media[:kept])
+    assert torch.equal(result.scores["bright"], whole.scores["bright"])
+    assert len(result.scores["bright"]) == 4
