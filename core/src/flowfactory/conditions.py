@@ -63,6 +63,7 @@ class ConditionCache:
         canvas_matters: bool = False,
     ) -> None:
         self._encode, self._encoding = encode, encoding
+        self._version = metadata.version("flowfactory")  # once: it is looked for on the disk
         self._folder = folder / "conditions"
         self._device = torch.device(device)
         self._canvas_matters = canvas_matters
@@ -111,7 +112,7 @@ class ConditionCache:
 
     def _key(self, prompt: Prompt, canvas: Canvas) -> str:
         parts = [
-            metadata.version("flowfactory"),
+            self._version,
             self._encoding,
             prompt.text,
             json.dumps(prompt.metadata, sort_keys=True, default=str),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -13,8 +14,9 @@ from flowfactory.config import Takes
 from flowfactory.family import Entry, Family, Parts
 from flowfactory.flow import like
 from flowfactory.media import read_picture
-from flowfactory_wan.experts import HIGH, LOW, ExpertsConfig, by_expert, guide, trained
-from flowfactory_wan.latents import BLOCKS, ENCODERS, LORA_TARGETS, decode, frame_rate, grid, shape, sigmas, text
+from flowfactory_wan.experts import ExpertsConfig, by_expert
+from flowfactory_wan.latents import ENCODERS, text
+from flowfactory_wan.text_to_video import T2V
 
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
@@ -67,25 +69,14 @@ def _token_times(parts: Parts, timestep: Tensor, latents: Tensor) -> Tensor:
     return times.flatten(1)
 
 
-I2V = Family(
-    distribution="flowfactory-wan",
+I2V = replace(
+    T2V,
     pipelines=("WanImageToVideoPipeline", "WanPipeline"),
     encoders=(*ENCODERS, "image_encoder", "image_processor"),
-    lora_targets=LORA_TARGETS,
-    blocks=BLOCKS,
     encode=encode,
-    shape=shape,
-    sigmas=sigmas,
     velocity=velocity,
-    decode=decode,
-    grid=grid,
-    guide=guide,
-    trained=trained,
-    transformers=(HIGH, LOW),
     encoded_with=("vae",),
     float32=("vae", "image_encoder"),
-    frame_rate=frame_rate,
-    not_encoded=("experts", "guidance_2"),
     negative_media=True,
     canvas_matters=True,
 )

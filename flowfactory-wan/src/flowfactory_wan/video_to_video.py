@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import ClassVar
 
@@ -12,11 +13,11 @@ from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt
 from flowfactory.config import Takes
-from flowfactory.family import Entry, Family, Parts, channel_statistics
+from flowfactory.family import Entry, Family, Parts, channel_statistics, linear_guidance
 from flowfactory.media import read_video
 from flowfactory_wan import latents as wan
-from flowfactory_wan.experts import WanConfig, trained
-from flowfactory_wan.text_to_video import velocity
+from flowfactory_wan.experts import HIGH, WanConfig
+from flowfactory_wan.text_to_video import T2V
 
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
@@ -47,23 +48,15 @@ def start(parts: Parts, noise: Tensor, sigma: Tensor, conditions: Conditions) ->
     return torch.lerp(conditions.stack("video"), noise, sigma.to(noise.device))
 
 
-V2V = Family(
-    distribution="flowfactory-wan",
+V2V = replace(
+    T2V,
     pipelines=("WanVideoToVideoPipeline", "WanPipeline"),
-    encoders=wan.ENCODERS,
-    lora_targets=wan.LORA_TARGETS,
-    blocks=wan.BLOCKS,
     encode=encode,
-    shape=wan.shape,
     sigmas=sigmas,
-    velocity=velocity,
-    decode=wan.decode,
-    grid=wan.grid,
     start=start,
-    trained=trained,
+    guide=linear_guidance,
+    transformers=(HIGH,),
     encoded_with=("vae",),
-    float32=("vae",),
-    frame_rate=wan.frame_rate,
     not_encoded=("strength",),
     canvas_matters=True,
 )
