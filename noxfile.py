@@ -46,8 +46,16 @@ def install(session: nox.Session, *extra: str) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The whole default suite; what is given after -- goes to pytest."""
-    install(session, *TESTING, "tensorboard")
+    install(session, *TESTING, "bitsandbytes", "tensorboard")
     session.run(*PYTEST, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def distributed(session: nox.Session) -> None:
+    """The longer tests of several ranks: killed, stopped, raising and resumed ones, and meshes."""
+    install(session, *TESTING, "bitsandbytes")
+    # one at a time: each is as many processes as it has ranks
+    session.run("pytest", "-m", "distributed", "tests/distributed", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
@@ -58,7 +66,7 @@ def isolated(session: nox.Session, package: str) -> None:
     session.install("torch==2.13.0", *TESTING)
     for folder in PACKAGES.values():
         session.run_install("pip", "wheel", "-q", "--no-deps", "-w", wheels, f"./{folder}", silent=True)
-    distribution = "flowfactory[tensorboard,video]" if package == "core" else Path(PACKAGES[package]).name
+    distribution = "flowfactory[bitsandbytes,tensorboard,video]" if package == "core" else Path(PACKAGES[package]).name
     session.install("--find-links", wheels, distribution)
     session.run("flowfactory", "plugins", "list")
     if list((ROOT / "tests" / package).glob("test_*.py")):

@@ -1,0 +1,128 @@
+"""`flowfactory run` on two ranks, as a user gives it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+HERE = Path(__file__).parent
+TOY = HERE.parent / "core" / "toy_plugin.py"
+TWO = ("--nproc", "2")
+Start = Callable[..., subprocess.Popen[str]]
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Begins the toy's run, in a process group of its own, with options of the reward."""
+
+    begun: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: str, variables: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
+        (tmp_path / "prompts.txt").write_text("red\nblue\ngreen\nyellow\n")
+        config = {
+            "model": {"name": "toy", "p": 0.1, "q": 0.2},
+            "algorithm": {"name": "score"},
+            "rewards": {"bright": {"name": "troubled", **options}},
+            "prompts": {"train": "prompts.txt"},
+            "sampling": {"groups": 4, "group_size": 4, "size": [4, 4], "steps": 4, "dynamics": {"name": "flow-sde"}},
+            "training": {"iterations": 6, "optimizer": {"lr": 0.02}},
+            "distributed": {"shard": 1},
+            "output": {"checkpoint_every": 2},
+            "plugins": [str(TOY), str(HERE / "troubled.py")],
+            "device": "cpu",
+        }
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        own = {"FLOWFACTORY_CACHE": str(tmp_path / "cache"), "FLOWFACTORY_PLUGINS": "", "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flowfactory", "run", str(tmp_path / "config.yaml"), *arguments],
+            cwd=tmp_path,
+            env=os.environ | own | (variables or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        begun.append(process)
+        return process
+
+    yield begin
+    for process in begun:
+        process.kill()  # if a test failed; its ranks go with it
+        process.communicate()
+
+
+def iterations(folder: Path) -> list[int]:
+    return [json.loads(line)["iteration"] for line in (folder / "runs/config/metrics.jsonl").read_text().splitlines()]
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "runs/config/checkpoints").iterdir())
+
+
+def test_a_rank_that_raises_is_heard_once(start: Start, tmp_path: Path) -> None:
+    process = start(*TWO, trouble="raise")
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert err.splitlines()[-1].startswith("stopped: ")
+    assert "the judge is out" in err.splitlines()[-1]
+    assert "Connection closed" not in out + err
+    assert out.count("iteration 1/6") == 1
+
+
+def test_a_rank_that_dies_is_replaced_and_the_run_goes_on_from_its_checkpoint(start: Start, tmp_path: Path) -> None:
+    process = start(*TWO, trouble="die", at=4)  # in the fourth iteration
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, out + err
+    assert [line for line in err.splitlines() if "SIGKILL" in line] == [
+        "rank 1 was killed by SIGKILL, perhaps for want of memory; "
+        "all ranks start again from the last checkpoint, restart 1 of 3"
+    ]
+    assert out.count("resumed after iteration 2") == 1
+    assert iterations(tmp_path) == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_ctrl_c_saves_once_leaves_nothing_running_and_can_be_resumed(start: Start, tmp_path: Path) -> None:
+    process = start(*TWO, seconds=0.3)
+    assert process.stdout is not None
+    seen = next(line for line in process.stdout if line.startswith("iteration 1/6"))
+    assert seen
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 130, out + err
+    assert (out + err).count("stopping after this iteration") == 1
+    assert (out + err).count("continue with --resume") == 1
+    done = iterations(tmp_path)[-1]
+    assert 2 <= done < 6
+    assert checkpoints(tmp_path) == sorted({"000002", f"{done:06d}"})
+    listed = subprocess.run(["ps", "-ewwo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path) not in listed
+    resumed = start(*TWO, "--resume", seconds=0.3)
+    out, err = resumed.communicate(timeout=240)
+    assert resumed.returncode == 0, out + err
+    assert iterations(tmp_path) == [*range(7)]
+
+
+def test_tasks_of_srun_are_ranks_and_each_says_why_it_ends(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    step |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_NODEID": "0", "MASTER_PORT": port}
+    places = [{"SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in "01"]
+    tasks = [start(trouble="raise", variables=step | place) for place in places]
+    (out, err), (silent, raised) = [task.communicate(timeout=240) for task in tasks]
+    assert [task.returncode for task in tasks] == [1, 1]
+    assert out.count("iteration 1/6") == 1
+    assert silent == ""
+    assert "the judge is out" in raised
+    assert err.splitlines()[-1].startswith("stopped: rank 0 lost the other ranks")
+    assert "Traceback" not in err
