@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,24 @@ from flowfactory.types import DTYPES, Runtime
 INDEX = "model_index.json"
 
 
-def export(directory: RunDirectory, out: Path, iteration: int | None, weights: str | None, precision: str | None) -> Path:
+def export(
+    directory: RunDirectory,
+    out: Path,
+    iteration: int | None,
+    weights: str | None,
+    precision: str | None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Path:
     """Write ``out`` and return it: of a LoRA run the adapters, of a full one the whole pipeline; and a model card, README.md.
 
     ``weights`` are those kept under that name, the trained ones when None. ``precision`` is that of fully trained weights,
-    the run's own when None. Written under a temporary name and renamed. UserError: ``out`` exists, there is no such
-    checkpoint, or nothing is kept under that name.
+    the run's own when None. Written under a temporary name and renamed; ``say`` hears of damaged checkpoints that are passed
+    over. UserError: ``out`` exists, there is no such checkpoint, or nothing is kept under that name.
     """
     if out.exists():
         raise UserError(f"{out} is there already; choose another folder")
     config = directory.load_config()
-    saved = checkpoint.find(directory.checkpoints, iteration)
+    saved = checkpoint.find(directory.checkpoints, iteration, say)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
     try:
@@ -57,7 +64,7 @@ def _restored(config: RunConfig, saved: Path, weights: str | None) -> Policy:
     device = torch.device("cpu")
     trainable = assembly.hooks.load(Runtime(device, torch.float32 if config.model.train == "full" else DTYPES["bf16"]))
     policy = Policy(trainable, assembly.hooks.log_prob, device, seed=config.seed)
-    policy.load(saved)
+    checkpoint.load(saved, policy)
     if weights is not None and weights not in policy.kept:
         known = ", ".join(policy.kept) or "none"
         raise UserError(f"{saved} keeps no weights called {weights!r}; there is {known}")

@@ -10,15 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
+from flowfactory import checkpoint
 from flowfactory import config as configs
 from flowfactory.config import RunConfig
 from flowfactory.errors import UserError
+from flowfactory.fixed import changes, fixed
 from flowfactory.media import write as write_media
-
-FREE_TO_CHANGE = (
-    *("evaluation", "output", "plugins", "device", "training.iterations"),
-    *("sampling.keep_on", "model.decode_batch_size"),  # about memory alone
-)
 
 
 class RunDirectory:
@@ -36,7 +33,7 @@ class RunDirectory:
     def open(self, config: RunConfig, resume: bool) -> None:
         """Make the directory, or take up the run in it.
 
-        UserError: it holds a run and ``resume`` is off, or the run in it was made with another config.
+        UserError: it holds a run and ``resume`` is off, or the run in it was made with another config or other prompts.
         """
         if self.config.exists() and self._begun():
             if not resume:
@@ -63,15 +60,10 @@ class RunDirectory:
         return configs.load(self.config, overrides)
 
     def _insist_on_same(self, config: RunConfig) -> None:
-        before = _flat(self.load_config().model_dump(mode="json"))
-        now = _flat(config.model_dump(mode="json"))
-        changed = [
-            key
-            for key in sorted({*before, *now})
-            if before.get(key) != now.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in FREE_TO_CHANGE)
-        ]
-        if changed:
-            told = ", ".join(f"{key} ({before.get(key)} then, {now.get(key)} now)" for key in changed[:3])
+        # what a checkpoint says counts, since the config beside it may have been edited
+        before = checkpoint.fixed_in(self.checkpoints) or fixed(self.load_config())
+        if changed := changes(before, fixed(config)):
+            told = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
             raise UserError(f"{self.path} was run with another config: {told}; resume with the same, or choose another --out")
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -132,9 +124,3 @@ def write(path: Path, text: str) -> None:
 def as_json(value: object) -> str:
     """``value`` as a file's text."""
     return json.dumps(value, indent=1) + "\n"
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}".lstrip(".")).items()}
-    return {prefix: value}
