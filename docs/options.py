@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from flowfactory.averages import Decay
 from flowfactory.catalogue import discover
-from flowfactory.config import ComponentConfig, LoraConfig, ModelConfig, schema_type
+from flowfactory.config import ComponentConfig, LoraConfig, ModelConfig, Optimizer, schema_type
 from flowfactory.dynamics import Slide
 from flowfactory.family import FamilyConfig
 from flowfactory.times import Times
@@ -34,9 +34,10 @@ UNITS = {
     "SamplingConfig.batch_size": "pictures",
     "AdvantagesConfig.clip": "standard deviations",
     "OptimizerConfig.lr": "factor",
-    "OptimizerConfig.betas": "factors",
-    "OptimizerConfig.eps": "added to the root of the second moment",
     "OptimizerConfig.weight_decay": "times lr, per step",
+    "AdamWConfig.betas": "factors",
+    "AdamWConfig.eps": "root of the second moment",
+    "LionConfig.betas": "factors",
     "TrainingConfig.iterations": "iterations",
     "TrainingConfig.updates": "optimizer steps",
     "TrainingConfig.epochs": "passes",
@@ -54,6 +55,10 @@ UNITS = {
     "EvaluationConfig.batch_size": "pictures",
     "EvaluationConfig.pictures": "pictures",
     "OutputConfig.checkpoint_every": "iterations",
+    "OutputConfig.keep_last": "checkpoints",
+    "DistributedConfig.shard": "ranks",
+    "DistributedConfig.replicate": "copies",
+    "DistributedConfig.timeout": "minutes",
     "RunConfig.seed": "",
     "SDEConfig.sde_steps": "steps, from 0",
     "SDEConfig.num_sde_steps": "steps",
@@ -123,11 +128,6 @@ UNITS = {
 MEANINGS = {
     "LoraConfig.rank": "of the two factors of an adapter",
     "PromptsConfig.train": "a file with a prompt a line",
-    "OptimizerConfig.name": "the optimizer",
-    "OptimizerConfig.lr": "learning rate",
-    "OptimizerConfig.betas": "decay of the first and second moment",
-    "OptimizerConfig.eps": "keeps the division finite",
-    "OptimizerConfig.weight_decay": "decoupled, as AdamW has it",
     "TrainingConfig.iterations": "rounds of sample, reward, update",
     "TrainingConfig.optimizer": "see [training.optimizer](#trainingoptimizer)",
     "TrainingConfig.max_grad_norm": "gradients are scaled down to it",
@@ -141,6 +141,7 @@ MEANINGS = {
     "RunConfig.advantages": "see [advantages](#advantages)",
     "RunConfig.training": "see [training](#training)",
     "RunConfig.evaluation": "see [evaluation](#evaluation)",
+    "RunConfig.distributed": "see [distributed](#distributed)",
     "RunConfig.output": "see [output](#output)",
     "RunConfig.seed": "decides every random number of the run",
     "SamplingConfig.dynamics": "how latents step",
@@ -158,6 +159,7 @@ SHARED: dict[str, type[BaseModel]] = {"model": ModelConfig, "family": FamilyConf
 
 UNIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "average": get_args(get_args(Decay)[0]),
+    "optimizer": get_args(get_args(Optimizer)[0]),
     "times": get_args(get_args(Times)[0]),
 }
 """Classes of which a config chooses one by its ``name``."""

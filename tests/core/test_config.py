@@ -380,7 +380,7 @@ def test_the_schema_lists_every_component_and_its_options(toy: Path, invoke: Cal
     walk(schema)
     assert references
     assert {reference.removeprefix("#/$defs/") for reference in references} <= set(definitions)
-    assert {"name", "p", "q", "train"} == set(definitions["TwoParameterConfig"]["properties"])
+    assert {"name", "p", "q", "train", "quantize"} == set(definitions["TwoParameterConfig"]["properties"])
     assert definitions["BrightConfig"]["properties"]["weight"]["type"] == "number"
     assert definitions["BrightConfig"]["properties"]["scale"]["description"] == "what the score is multiplied by"
     assert definitions["FlowSDEConfig"]["properties"]["noise_level"]["exclusiveMinimum"] == 0

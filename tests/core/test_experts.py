@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import saved
 import torch
 from safetensors.torch import load_file
 
@@ -51,7 +52,7 @@ def test_the_frozen_one_draws_too_and_stays_as_it_is(prepared: Callable[..., Run
     frozen = run.policy._frozen["transformer"]
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
     assert all(name.startswith("transformer_2.") for name in run.policy.parameters)
-    run.policy.save(tmp_path)
+    saved.save(run.policy, tmp_path)
     assert [path.name for path in tmp_path.glob("transformer*")] == ["transformer_2"]
 
 
@@ -64,7 +65,7 @@ def test_adapters_of_each_are_saved_apart_and_come_back(prepared: Callable[..., 
     before = {name: parameter.detach().clone() for name, parameter in run.policy.parameters.items()}
     folder = tmp_path / "saved"
     folder.mkdir()
-    run.policy.save(folder)
+    saved.save(run.policy, folder)
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("pytorch_lora*"))
     assert files == ["pytorch_lora_weights.safetensors", "transformer_2/pytorch_lora_weights.safetensors"]
     for file in files:
@@ -72,14 +73,14 @@ def test_adapters_of_each_are_saved_apart_and_come_back(prepared: Callable[..., 
     with torch.no_grad():
         for parameter in run.policy.parameters.values():
             parameter.zero_()
-    run.policy.load(folder)
+    saved.load(run.policy, folder)
     assert all(torch.equal(parameter, before[name]) for name, parameter in run.policy.parameters.items())
 
 
 def test_the_frozen_one_goes_to_the_device_too(prepared: Callable[..., Run]) -> None:
     run = prepared(settings(model={"only": "transformer_2"}, **window([3], 1)))
     run.policy.device = torch.device("meta")
-    run.policy.to_device()
+    run.policy.settle(run.ranks, run.config.training)
     for module in (*run.policy.modules.values(), *run.policy._frozen.values()):
         assert {parameter.device.type for parameter in module.parameters()} == {"meta"}
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -248,7 +248,8 @@ def test_dynamics_are_told_apart_by_what_they_promise() -> None:
 def test_parts_are_asked_once_each_and_come_back_in_order(kinds: list[str]) -> None:
     asked: list[list[int]] = []
 
-    def velocity(rows: Sequence[int]) -> Tensor:
+    def velocity(rows: Sequence[int], kind: Hashable) -> Tensor:
+        assert {kinds[row] for row in rows} == {kind}
         asked.append(list(rows))
         return torch.tensor([[10.0 * row] for row in rows])
 
@@ -260,7 +261,7 @@ def test_parts_are_asked_once_each_and_come_back_in_order(kinds: list[str]) -> N
 
 def test_parts_keep_their_gradients() -> None:
     weight = torch.ones(4, requires_grad=True)
-    result = flow.in_parts("abab", lambda rows: weight[torch.tensor(list(rows))] * torch.tensor([row + 1.0 for row in rows]))
+    result = flow.in_parts("abab", lambda rows, _: weight[torch.tensor(list(rows))] * torch.tensor([row + 1.0 for row in rows]))
     assert torch.autograd.grad(result.sum(), weight)[0].tolist() == [1.0, 2.0, 3.0, 4.0]
 
 

@@ -191,7 +191,7 @@ def test_a_restored_learner_goes_on_where_it_was() -> None:
         learner.step([Loss(squared(line, X))], Gathered())
     other, restored = made(**options)
     other.load_state_dict(line.state_dict())
-    restored.load_state_dict(copy.deepcopy(learner.state_dict()))  # as a file would
+    restored.load_state(copy.deepcopy(learner.state()))  # as a file would
     for _ in range(3):
         norms = [one.step([Loss(squared(at, X))], Gathered()) for one, at in ((learner, line), (restored, other))]
         assert norms[0] == norms[1]

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import saved
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from flowfactory import flow, hookimpl
 from flowfactory.assembly import Hooks
+from flowfactory.checkpoint import Checkpoints
 from flowfactory.config import RunConfig
+from flowfactory.distributed import device_of
 from flowfactory.errors import RunError, UserError
 from flowfactory.evaluation import evaluate
-from flowfactory.loop import Clock, Run, device_of, gather, plan_of, prepare, shares, train
+from flowfactory.loop import Clock, Run, gather, plan_of, prepare, train
+from flowfactory.pool import Pool, shares
 from flowfactory.preflight import preflight
 from flowfactory.rundir import RunDirectory
 from flowfactory.types import Experience, NoiseKey, RunInfo, Samples
@@ -30,9 +33,8 @@ FULL = {"name": "net", "train": "full"}
 
 
 def weights(directory: RunDirectory, iteration: int = 3) -> dict[str, Tensor]:
-    folder = directory.checkpoints / f"{iteration:06d}"
-    state: dict[str, Tensor] = load_file(folder / "transformer/diffusion_pytorch_model.safetensors")
-    return state
+    found = saved.weights(directory.checkpoints / f"{iteration:06d}")
+    return {name.removeprefix("transformer."): value for name, value in found.items()}
 
 
 @torch.no_grad()
@@ -58,7 +60,7 @@ def test_the_same_noise_whatever_the_sampling_batch_size(prepared: Prepared) -> 
     drawn: dict[int, list[Experience]] = {}
     for size in (1, 5, 16):
         run = prepared({"model": FULL, "sampling": {"batch_size": size, "dynamics": dynamics}})
-        drawn[size] = [gather(run, iteration, Clock(CPU)) for iteration in range(3)]
+        drawn[size] = [gather(run, iteration, Clock(CPU)).experience for iteration in range(3)]
     for size in (5, 16):
         for one, other in zip(drawn[1], drawn[size], strict=True):
             assert torch.equal(one.steps[0].latents, other.steps[0].latents)
@@ -84,29 +86,34 @@ def test_the_same_weights_whatever_the_training_batch_size(trained: Trained) -> 
 
 
 @pytest.mark.parametrize(("updates", "epochs"), [(1, 1), (2, 3), (4, 1), (7, 2), (16, 1)])
-def test_updates_and_epochs_give_the_number_of_optimizer_steps(trained: Trained, updates: int, epochs: int) -> None:
+def test_updates_and_epochs_give_the_number_of_optimizer_steps(
+    trained: Trained, prepared: Prepared, updates: int, epochs: int
+) -> None:
     directory = trained({"training": {"updates": updates, "epochs": epochs, "iterations": 2}})
-    learner = torch.load(directory.checkpoints / "000002/training.pt", weights_only=True)["learner"]
-    assert learner["steps"] == 2 * updates * epochs
-    assert {float(state["step"]) for state in learner["optimizer"]["state"].values()} == {2.0 * updates * epochs}
+    run = prepared()
+    run.assembly.hooks.run_started(run.info, run.policy)
+    assert Checkpoints(directory.checkpoints, run.ranks, run.config).restore(run.policy, run.learner) == 2
+    counts = {float(value) for key, value in run.learner.state().items() if key.endswith("step") or key == "steps"}
+    assert counts == {2.0 * updates * epochs}
 
 
 @pytest.mark.parametrize("updates", [1, 2, 3, 4, 5, 16])
 def test_an_epoch_deals_out_every_sample_once(prepared: Prepared, updates: int) -> None:
-    experience = gather(prepared(), 0, Clock(CPU))
-    dealt = [share.plan.keys for share in shares(experience, updates, 7, 0)]
+    experience = gather(prepared(), 0, Clock(CPU)).experience
+    dealt = list(shares(experience.groups, updates, 7, 0, 0))
     assert len(dealt) == updates
-    assert sorted(key for keys in dealt for key in keys) == sorted(experience.plan.keys)
+    assert sorted(row for rows in dealt for row in rows) == list(range(16))
     if updates <= 4:  # there are four groups
-        assert all(len(torch.unique(share.groups)) * 4 == len(share) for share in shares(experience, updates, 7, 0))
+        assert all(len(torch.unique(experience.groups[rows])) * 4 == len(rows) for rows in dealt)
     else:
-        assert {len(keys) for keys in dealt} <= {16 // updates, math.ceil(16 / updates)}
+        assert {len(rows) for rows in dealt} <= {16 // updates, math.ceil(16 / updates)}
 
 
 def test_each_epoch_has_an_order_of_its_own(prepared: Prepared) -> None:
-    experience = gather(prepared(), 0, Clock(CPU))
-    orders = [tuple(share.plan.keys for share in shares(experience, 16, 7, epoch)) for epoch in (0, 0, 1)]
+    groups = gather(prepared(), 0, Clock(CPU)).experience.groups
+    orders = [list(shares(groups, 16, 7, 0, epoch)) for epoch in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
+    assert list(shares(groups, 16, 7, 1, 0)) != orders[0]
 
 
 def test_the_record_of_an_iteration_has_every_promised_key(trained: Trained) -> None:
@@ -123,7 +130,7 @@ def test_the_record_of_an_iteration_has_every_promised_key(trained: Trained) -> 
 
 
 def test_the_recorded_reward_is_that_of_the_drawn_pictures(prepared: Prepared, trained: Trained) -> None:
-    rewards = gather(prepared(), 0, Clock(CPU)).rewards["bright"]
+    rewards = gather(prepared(), 0, Clock(CPU)).experience.rewards["bright"]
     record = trained().records()[1]
     values = [float(value) for value in rewards]
     mean = math.fsum(values) / 16
@@ -215,16 +222,14 @@ def test_observers_see_the_run_in_order(load: Callable[..., RunConfig]) -> None:
             seen.append("finished")
 
     train(load(), observers=[Observer()], say=lambda _: None)
-    assert seen == [
-        ("started", 3),
-        (0, False),
-        (1, True),
-        (2, True),
-        ("saved", 2, True),
-        (3, True),
-        ("saved", 3, True),
+    # a checkpoint is written while training goes on, and told of when it is whole
+    saved = [event for event in seen if event[0] == "saved"]
+    assert saved == [("saved", 2, True), ("saved", 3, True)]
+    assert [event for event in seen if event not in saved] == [
+        *(("started", 3), (0, False), (1, True), (2, True), (3, True)),
         "finished",
     ]
+    assert seen.index(saved[0]) > seen.index((2, True))
 
 
 def test_the_window_is_drawn_anew_each_iteration_and_the_same_in_every_process(prepared: Prepared) -> None:
@@ -239,7 +244,10 @@ def test_the_window_is_drawn_anew_each_iteration_and_the_same_in_every_process(p
 
 def test_guidance_changes_what_is_drawn(prepared: Prepared) -> None:
     model = {"name": "net", "train": "full", "guided": True}
-    drawn = [gather(prepared({"model": model, "sampling": {"guidance": scale}}), 0, Clock(CPU)) for scale in (1.0, 1.0, 4.0)]
+    drawn = [
+        gather(prepared({"model": model, "sampling": {"guidance": scale}}), 0, Clock(CPU)).experience
+        for scale in (1.0, 1.0, 4.0)
+    ]
     assert torch.equal(drawn[0].latents, drawn[1].latents)
     assert not torch.allclose(drawn[0].latents, drawn[2].latents, atol=1e-3)
 
@@ -303,9 +311,9 @@ def test_pictures_are_drawn_with_the_average_where_the_config_says_so(prepared: 
         run.policy.parameters["transformer.q"].fill_(-0.6)
     run.policy.changed()
     run.policy.iteration_finished(0)
-    drawn = gather(run, 1, Clock(CPU))
+    drawn = gather(run, 1, Clock(CPU)).experience
     # 3/4 of the start and 1/4 of the present: p = 0.2 and q = 0
-    expected = gather(prepared({"model": {"name": "toy", "p": 0.2, "q": 0.0}}), 1, Clock(CPU))
+    expected = gather(prepared({"model": {"name": "toy", "p": 0.2, "q": 0.0}}), 1, Clock(CPU)).experience
     torch.testing.assert_close(drawn.latents, expected.latents, rtol=0, atol=1e-5)
     torch.testing.assert_close(drawn.rewards["bright"], expected.rewards["bright"], rtol=0, atol=1e-6)
     for step, other in zip(drawn.steps, expected.steps, strict=True):
@@ -336,7 +344,7 @@ def test_a_resumed_run_has_the_averages_of_one_that_was_not_stopped(trained: Tra
     trained(changes(2), out="stopped")
     resumed = trained(changes(4), out="stopped", resume=True)
     assert figures(resumed) == figures(whole)
-    kept = [load_file(run.checkpoints / "000004/kept.safetensors") for run in (whole, resumed)]
+    kept = [saved.kept(run.checkpoints / "000004") for run in (whole, resumed)]
     assert {name.partition("/")[0] for name in kept[0]} == {"slow", "sampling", "evaluation"}
     assert all(torch.equal(weight, kept[1][name]) for name, weight in kept[0].items())
 
@@ -359,24 +367,26 @@ Matching = Callable[..., dict[str, Any]]
 def test_the_conditions_bring_what_the_teachers_guidance_needs(prepared: Prepared, matching: Matching) -> None:
     for guided, teacher, negative in ((True, 1.0, False), (True, 4.0, True), (False, 4.0, False)):
         model = {"name": "net", "train": "full", "guided": guided}
-        experience = gather(prepared({"model": model, **matching(teacher=teacher)}), 0, Clock(CPU))
+        experience = gather(prepared({"model": model, **matching(teacher=teacher)}), 0, Clock(CPU)).experience
         assert (experience.conditions.negative is not None) == negative
         assert experience.plan.guidance == 1.0
 
 
 def test_the_teachers_guidance_does_not_change_what_is_drawn(prepared: Prepared, matching: Matching) -> None:
     model = {"name": "net", "train": "full", "guided": True}
-    drawn = [gather(prepared({"model": model, **matching(teacher=scale)}), 0, Clock(CPU)).latents for scale in (1.0, 4.0)]
+    drawn = [
+        gather(prepared({"model": model, **matching(teacher=scale)}), 0, Clock(CPU)).experience.latents for scale in (1.0, 4.0)
+    ]
     torch.testing.assert_close(*drawn, rtol=0, atol=1e-5)
 
 
 def test_an_algorithm_that_draws_with_its_own_average_is_heard(prepared: Prepared, matching: Matching) -> None:
     run = prepared({"model": FULL, **matching()})
-    start = gather(run, 1, Clock(CPU))
+    start = gather(run, 1, Clock(CPU)).experience
     nudge(run)
-    assert torch.equal(gather(run, 1, Clock(CPU)).latents, start.latents)  # the average has not moved yet
+    assert torch.equal(gather(run, 1, Clock(CPU)).experience.latents, start.latents)  # the average has not moved yet
     run.policy.iteration_finished(0)
-    assert not torch.allclose(gather(run, 1, Clock(CPU)).latents, start.latents, atol=1e-3)
+    assert not torch.allclose(gather(run, 1, Clock(CPU)).experience.latents, start.latents, atol=1e-3)
 
 
 def test_the_same_weights_however_many_samples_and_times_share_a_forward(
@@ -395,15 +405,16 @@ def test_the_same_weights_however_many_samples_and_times_share_a_forward(
 
 
 def test_the_experience_says_what_fits_a_forward_and_which_schedule_drew(prepared: Prepared) -> None:
-    experience = gather(prepared({"training": {"batch_size": 3, "times_per_forward": 2}}), 0, Clock(CPU))
+    experience = gather(prepared({"training": {"batch_size": 3, "times_per_forward": 2}}), 0, Clock(CPU)).experience
     assert (experience.batch_size, experience.times_per_forward, experience.epoch) == (3, 2, 0)
     assert experience.sigmas.tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
 
 
 @pytest.mark.parametrize("updates", [2, 7])
 def test_every_share_knows_its_epoch(prepared: Prepared, updates: int) -> None:
-    experience = gather(prepared(), 0, Clock(CPU))
-    assert [share.epoch for share in shares(experience, updates, 7, 3)] == [3] * updates
+    pool = gather(prepared(), 0, Clock(CPU))
+    for rows in shares(pool.experience.groups, updates, 7, 0, 3):
+        assert [piece.epoch for piece, _ in pool.pieces([rows], 1, epoch=3)] == [3]
 
 
 def test_samples_that_rest_on_the_host_teach_the_same(trained: Trained) -> None:
@@ -416,7 +427,7 @@ def test_samples_that_rest_on_the_host_teach_the_same(trained: Trained) -> None:
 @pytest.mark.gpu
 def test_samples_leave_the_accelerator_until_they_are_learned_from(prepared: Prepared, trained: Trained) -> None:
     changes = {"model": {"name": "net", "train": "full"}, "device": "cuda", "sampling": {"keep_on": "host"}}
-    experience = gather(prepared(changes), 0, Clock(torch.device("cuda")))
+    experience = gather(prepared(changes), 0, Clock(torch.device("cuda"))).experience
     assert {experience.latents.device.type, *(step.latents.device.type for step in experience.steps)} == {"cpu"}
     assert {batch.latents.device.type for batch in experience.batches()} == {"cuda"}
     assert trained(changes).records()[-1]["iteration"] == 3
@@ -424,16 +435,16 @@ def test_samples_leave_the_accelerator_until_they_are_learned_from(prepared: Pre
 
 def test_latents_kept_as_bf16_are_halved_and_still_replay(prepared: Prepared) -> None:
     run = prepared({"sampling": {"keep_as": "bf16"}})
-    experience = gather(run, 0, Clock(torch.device("cpu")))
+    experience = gather(run, 0, Clock(torch.device("cpu"))).experience
     assert {step.latents.dtype for step in experience.steps} == {torch.bfloat16}
     assert experience.latents.dtype == torch.bfloat16
-    said = list(preflight(experience, run.policy, run.assembly.hooks, run.config))
+    said = list(preflight(Pool(experience), run.policy, run.assembly.hooks, run.config))
     assert "a ratio of 1 within" in said[2]
 
 
 @pytest.mark.parametrize(("batch_size", "calls"), [(1, 4), (4, 4), (8, 2), (11, 2), (16, 1)])
 def test_rewards_judge_whole_groups_as_they_are_drawn(batch_size: int, calls: int, prepared: Prepared) -> None:
-    whole = gather(prepared({"sampling": {"batch_size": 16}}), 0, Clock(torch.device("cpu")))
+    whole = gather(prepared({"sampling": {"batch_size": 16}}), 0, Clock(torch.device("cpu"))).experience
     run = prepared({"sampling": {"batch_size": batch_size}})
     seen: list[Samples] = []
     judge = run.assembly.rewards
@@ -443,7 +454,7 @@ def test_rewards_judge_whole_groups_as_they_are_drawn(batch_size: int, calls: in
         return judge(samples)
 
     run.assembly.rewards = watched  # type: ignore[assignment]
-    experience = gather(run, 0, Clock(torch.device("cpu")))
+    experience = gather(run, 0, Clock(torch.device("cpu"))).experience
     assert len(seen) == calls
     assert all(len(samples.groups) % 4 == 0 for samples in seen)
     assert [source.text for samples in seen for source in samples.sources] == [p for samples in seen for p in samples.prompts]

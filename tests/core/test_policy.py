@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import saved
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -204,13 +205,13 @@ def test_saved_weights_and_kept_ones_are_loaded_back(policy: Policy, step: Step,
     policy.keep("old")
     old = velocity(policy, step)
     nudge(policy, 2)
-    saved, new = values(policy), velocity(policy, step)
-    policy.save(tmp_path)
+    before, new = values(policy), velocity(policy, step)
+    saved.save(policy, tmp_path)
     nudge(policy, 3)
     policy.keep("old")
     policy.keep("later")
-    policy.load(tmp_path)
-    assert same(values(policy), saved)
+    saved.load(policy, tmp_path)
+    assert same(values(policy), before)
     assert torch.equal(velocity(policy, step), new)
     with policy.using("old"):
         assert torch.equal(velocity(policy, step), old)
@@ -224,14 +225,14 @@ def test_a_fresh_policy_takes_up_what_another_saved(prepared: Prepared, step: St
         folder.mkdir()
         one = prepared({"model": model, "seed": 1}).policy
         nudge(one)
-        one.save(folder)
+        saved.save(one, folder)
         other = prepared({"model": model, "seed": 2}).policy
-        other.load(folder)
+        saved.load(other, folder)
         assert torch.equal(velocity(one, step), velocity(other, step))
 
 
 def test_adapters_are_saved_under_the_names_diffusers_reads(prepared: Prepared, tmp_path: Path) -> None:
-    prepared({"model": MODELS["lora"]}).policy.save(tmp_path)
+    saved.save(prepared({"model": MODELS["lora"]}).policy, tmp_path)
     file = tmp_path / "pytorch_lora_weights.safetensors"
     assert {name: list(weight.shape) for name, weight in load_file(file).items()} == {
         "transformer.0.lora_A.weight": [2, 18],
@@ -246,15 +247,15 @@ def test_adapters_are_saved_under_the_names_diffusers_reads(prepared: Prepared, 
 
 def test_full_weights_are_saved_where_diffusers_reads_them(prepared: Prepared, tmp_path: Path) -> None:
     policy = prepared({"model": MODELS["full"]}).policy
-    policy.save(tmp_path)
+    saved.save(policy, tmp_path)
     state = load_file(tmp_path / "transformer/diffusion_pytorch_model.safetensors")
     assert same(state, dict(policy.modules["transformer"].state_dict()))
 
 
 def test_other_adapters_than_the_configs_are_refused(prepared: Prepared, tmp_path: Path) -> None:
-    prepared({"model": {"name": "net", "train": {"lora": {"targets": ["2"]}}}}).policy.save(tmp_path)
-    with pytest.raises(RunError, match="holds other adapters of transformer than the config puts on"):
-        prepared({"model": MODELS["lora"]}).policy.load(tmp_path)
+    saved.save(prepared({"model": {"name": "net", "train": {"lora": {"targets": ["2"]}}}}).policy, tmp_path)
+    with pytest.raises(RunError, match="holds other weights than the config trains"):
+        saved.load(prepared({"model": MODELS["lora"]}).policy, tmp_path)
 
 
 def test_full_training_keeps_master_weights_in_float32_and_computes_in_the_precision() -> None:
@@ -386,9 +387,9 @@ def test_weights_kept_on_the_host_are_used_averaged_and_loaded_as_others_are(ste
         nudge(policy)
         policy.iteration_finished(0)
         (tmp_path / str(host)).mkdir()
-        policy.save(tmp_path / str(host))
+        saved.save(policy, tmp_path / str(host))
         nudge(policy, 1)
-        policy.load(tmp_path / str(host))
+        saved.load(policy, tmp_path / str(host))
         new, kept = policy.compare(step, {"slow": At("slow"), "reference": At(REFERENCE)})
         drawn.append([new.velocity, kept["slow"].velocity, kept["reference"].velocity])
     assert all(map(torch.equal, *drawn))
@@ -401,19 +402,19 @@ def test_a_resumed_policy_knows_again_which_kept_weights_are_the_present_ones(
     policy.average("slow", lambda iteration: 0.5)
     nudge(policy)
     policy.iteration_finished(0)
-    policy.save(tmp_path)
+    saved.save(policy, tmp_path)
     nudge(policy, 1)
     policy.iteration_finished(1)
-    policy.load(tmp_path)
+    saved.load(policy, tmp_path)
     assert policy.is_present(At("old"), step)
     assert not policy.is_present(At("slow"), step)
-    saved = values(policy)
+    before = values(policy)
     nudge(policy, 2)
     assert not policy.is_present(At("old"), step)
     policy.iteration_finished(2)  # the schedules go on where they were
     assert policy.is_present(At("old"), step)
     with policy.using("old"):
-        assert not same(values(policy), saved)
+        assert not same(values(policy), before)
 
 
 def test_the_reference_is_the_present_weights_at_the_start_alone(policy: Policy, step: Step) -> None:
@@ -431,8 +432,8 @@ def test_with_adapters_the_reference_costs_no_copy_and_outlives_a_resume(
     assert policy._kept[REFERENCE].weights == {}
     start = velocity(policy, step)
     nudge(policy)
-    policy.save(tmp_path)
-    policy.load(tmp_path)
+    saved.save(policy, tmp_path)
+    saved.load(policy, tmp_path)
     assert not policy.is_present(At(REFERENCE), step)
     assert torch.equal(policy.compare(step, {"reference": At(REFERENCE)})[1]["reference"].velocity, start)
     with policy.using(REFERENCE):
@@ -467,19 +468,19 @@ def test_after_an_error_the_present_weights_are_known_as_present(policy: Policy,
 
 def test_an_average_that_the_saved_run_had_not_begins_with_its_weights(policy: Policy, step: Step, tmp_path: Path) -> None:
     nudge(policy)
-    saved = values(policy)
-    policy.save(tmp_path)
+    before = values(policy)
+    saved.save(policy, tmp_path)
     policy.average("new", lambda iteration: 0.5)
     nudge(policy, 1)
     policy.iteration_finished(0)
-    policy.load(tmp_path)
+    saved.load(policy, tmp_path)
     assert policy.is_present(At("new"), step)
     nudge(policy, 2)
     present = values(policy)
     policy.iteration_finished(1)
     with policy.using("new"):
         for name, value in values(policy).items():
-            torch.testing.assert_close(value, 0.5 * saved[name] + 0.5 * present[name])
+            torch.testing.assert_close(value, 0.5 * before[name] + 0.5 * present[name])
 
 
 def test_an_average_that_moved_is_told_from_what_was_kept_with_it(policy: Policy, step: Step) -> None:
@@ -505,5 +506,5 @@ def test_weights_that_nothing_reads_do_not_train(train: Any, tmp_path: Path) -> 
     assert all(name.startswith("transformer.0.") for name in policy.parameters)
     if train != "full":
         assert policy.adapted == ["transformer.0"]
-    policy.save(tmp_path)
-    policy.load(tmp_path)
+    saved.save(policy, tmp_path)
+    saved.load(policy, tmp_path)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -10,9 +10,11 @@ from torch import Tensor
 
 from flowfactory import flow, hookimpl
 from flowfactory.assembly import Hooks, manager_of
+from flowfactory.config import AlgorithmConfig
 from flowfactory.errors import RunError
 from flowfactory.loop import Clock, Run, gather
 from flowfactory.policy import Policy
+from flowfactory.pool import Pool
 from flowfactory.preflight import gradients_flow, preflight, ratio_is_one, rewards_differ, trains
 from flowfactory.types import Evaluation, Experience, Loss, Step
 
@@ -61,10 +63,10 @@ def test_a_sound_run_is_told_what_was_proved(run: Run) -> None:
 
 
 def test_it_leaves_no_trace(run: Run) -> None:
-    experience = gather(run, 0, Clock(CPU))
+    pool = gather(run, 0, Clock(CPU))
     before = [p.detach().clone() for p in run.policy.parameters.values()]
     random = torch.get_rng_state()
-    list(preflight(experience, run.policy, run.assembly.hooks, run.config))
+    list(preflight(pool, run.policy, run.assembly.hooks, run.config))
     assert all(map(torch.equal, before, run.policy.parameters.values()))
     assert all(p.grad is None for p in run.policy.parameters.values())
     assert torch.equal(torch.get_rng_state(), random)
@@ -112,8 +114,9 @@ def test_no_loss_is_found_out(run: Run) -> None:
         def update(self) -> Iterator[Loss]:
             return iter(())
 
-    experience = gather(run, 0, Clock(CPU))
-    finding = gradients_flow(experience, run.policy, Hooks(manager_of({"algorithm": Silent()})))
+    pool = gather(run, 0, Clock(CPU))
+    hooks = Hooks(manager_of({"algorithm": Silent()}))
+    finding = gradients_flow(pool, run.policy, hooks, run.config.algorithm)
     assert finding == (False, "the algorithm yields no loss, so that nothing would train")
 
 
@@ -145,34 +148,36 @@ def test_a_ratio_that_is_off_is_found_out(run: Run, monkeypatch: pytest.MonkeyPa
     assert sentence.startswith("replaying 2 recorded steps gives a ratio of 1 within ")
     assert sentence.endswith(
         "more than 1e-05: the model does not compute the same in training as in sampling "
-        "(dropout, another dtype, or a transformer run in two ways)"
+        "(dropout, another dtype, torch.compile, or a transformer run in two ways)"
     )
 
 
 def test_the_size_of_the_deviation_is_told(run: Run) -> None:
-    experience = gather(run, 0, Clock(CPU))
-    steps = tuple(replace(step, log_prob=None if step.log_prob is None else step.log_prob - 0.01) for step in experience.steps)
-    finding = ratio_is_one(replace(experience, steps=steps), run.policy, 1e-5)
+    pool = gather(run, 0, Clock(CPU))
+    steps = tuple(
+        replace(step, log_prob=None if step.log_prob is None else step.log_prob - 0.01) for step in pool.experience.steps
+    )
+    finding = ratio_is_one(Pool(replace(pool.experience, steps=steps)), run.policy, 1e-5)
     assert not finding.holds
     assert "a ratio of 1 within 1.0e-02, more than 1e-05" in finding.sentence  # exp(0.01) - 1
 
 
 def test_recorded_steps_without_a_density_are_found_out(run: Run) -> None:
-    experience = gather(run, 0, Clock(CPU))
-    steps = tuple(replace(step, log_prob=None) for step in experience.steps)
-    finding = ratio_is_one(replace(experience, steps=steps), run.policy, 1e-5)
+    pool = gather(run, 0, Clock(CPU))
+    steps = tuple(replace(step, log_prob=None) for step in pool.experience.steps)
+    finding = ratio_is_one(Pool(replace(pool.experience, steps=steps)), run.policy, 1e-5)
     assert finding == (False, "a recorded step has no log-density: its dynamics are deterministic")
-    assert ratio_is_one(replace(experience, steps=()), run.policy, 1e-5).holds
+    assert ratio_is_one(Pool(replace(pool.experience, steps=())), run.policy, 1e-5).holds
 
 
 def test_constant_rewards_are_found_out_and_named(run: Run, prepared: Prepared) -> None:
     constant = prepared({"rewards": {"glow": {"name": "bright", "scale": 0}, "bright": None}})
-    experience = gather(constant, 0, Clock(CPU))
-    finding = rewards_differ(experience.rewards, experience.groups, constant.config)
+    pool = gather(constant, 0, Clock(CPU))
+    finding = rewards_differ(pool.experience.rewards, pool.experience.groups, constant.config)
     assert not finding.holds
     assert finding.sentence.startswith("rewards do not differ within any group (all of 'glow' are near 0)")
     with pytest.raises(RunError, match=r"^preflight: rewards do not differ within any group"):
-        list(preflight(experience, constant.policy, constant.assembly.hooks, constant.config))
+        list(preflight(pool, constant.policy, constant.assembly.hooks, constant.config))
 
 
 def test_rewards_that_differ_between_groups_alone_teach_nothing(run: Run) -> None:
@@ -185,8 +190,8 @@ def test_rewards_that_differ_between_groups_alone_teach_nothing(run: Run) -> Non
 def test_a_reward_that_is_only_watched_does_not_count(prepared: Prepared) -> None:
     rewards = {"bright": {"name": "bright", "scale": 0}, "watched": {"name": "bright", "weight": 0}}
     run = prepared({"rewards": rewards})
-    experience = gather(run, 0, Clock(CPU))
-    assert not rewards_differ(experience.rewards, experience.groups, run.config).holds
+    pool = gather(run, 0, Clock(CPU))
+    assert not rewards_differ(pool.experience.rewards, pool.experience.groups, run.config).holds
 
 
 def test_a_failing_check_stops_the_run_before_its_first_step(prepared: Prepared, trained: Callable[..., Any]) -> None:
@@ -201,7 +206,7 @@ def test_a_run_that_failed_its_checks_is_not_in_the_way_of_the_corrected_one(tra
 
 
 def test_replay_is_asked_of_the_models_one_forward(run: Run) -> None:
-    experience = gather(run, 0, Clock(CPU))
+    pool = gather(run, 0, Clock(CPU))
     seen: list[Step] = []
 
     def evaluate(step: Step) -> Evaluation:
@@ -209,7 +214,7 @@ def test_replay_is_asked_of_the_models_one_forward(run: Run) -> None:
         return flow.evaluate(torch.zeros_like(step.latents), step)
 
     run.policy._evaluate = evaluate
-    assert not ratio_is_one(experience, run.policy, 1e-5).holds
+    assert not ratio_is_one(pool, run.policy, 1e-5).holds
     assert [len(step.latents) for step in seen] == [4, 4]  # one batch of training for each recorded step
 
 
@@ -246,29 +251,32 @@ def severed(step: Step, batch: Experience, policy: Policy) -> Loss:
 
 
 def test_a_term_without_a_gradient_in_a_later_loss_is_found_while_weights_are_unproven(run: Run) -> None:
-    experience = gather(run, 0, Clock(CPU))
+    pool = gather(run, 0, Clock(CPU))
     hooks, asked = yielding(reaching("0.weight", "0.bias"), severed, sound)
-    finding = gradients_flow(experience, run.policy, hooks)
+    finding = gradients_flow(pool, run.policy, hooks, run.config.algorithm)
     assert finding == (False, "the term 'kl' of the loss has no gradient (computed under no_grad?), so it would do nothing")
     assert len(asked) == 2
 
 
 def test_no_loss_is_asked_for_after_the_one_that_proves_every_weight(run: Run) -> None:
-    experience = gather(run, 0, Clock(CPU))
+    pool = gather(run, 0, Clock(CPU))
     for losses, count in (
         ((sound, severed), 1),
         ((reaching("0.weight", "0.bias"), reaching("2.weight", "2.bias"), severed), 2),
         ((lambda s, b, p: Loss(0 * surrogate(s, b, p)), sound, severed), 2),  # a gradient of zero proves nothing
     ):
         hooks, asked = yielding(*losses)
-        assert gradients_flow(experience, run.policy, hooks) == (True, "a finite gradient reaches all 4 trainable tensors")
+        assert gradients_flow(pool, run.policy, hooks, run.config.algorithm) == (
+            True,
+            "a finite gradient reaches all 4 trainable tensors",
+        )
         assert len(asked) == count
 
 
 def test_weights_that_no_loss_reaches_are_counted_over_all_of_them(run: Run) -> None:
-    experience = gather(run, 0, Clock(CPU))
+    pool = gather(run, 0, Clock(CPU))
     hooks, asked = yielding(reaching("0.weight"), reaching("2.weight"), reaching("0.weight"))
-    finding = gradients_flow(experience, run.policy, hooks)
+    finding = gradients_flow(pool, run.policy, hooks, run.config.algorithm)
     assert finding == (False, "2 of 4 trainable weights get no gradient, the first transformer.0.bias")
     assert len(asked) == 3
 
@@ -278,7 +286,7 @@ def test_a_broken_gradient_in_a_later_loss_is_found_while_weights_are_unproven(r
         return Loss(surrogate(step, batch, policy) * torch.inf)
 
     hooks, _ = yielding(reaching("0.weight"), broken)
-    finding = gradients_flow(gather(run, 0, Clock(CPU)), run.policy, hooks)
+    finding = gradients_flow(gather(run, 0, Clock(CPU)), run.policy, hooks, run.config.algorithm)
     assert not finding.holds
     assert "is not finite" in finding.sentence
 
@@ -292,13 +300,25 @@ def test_the_terms_that_were_proved_are_named_in_order(run: Run) -> None:
         return make
 
     hooks, _ = yielding(reaching("0.weight"), termed("pull"))
-    experience = gather(run, 0, Clock(CPU))
-    assert gradients_flow(experience, run.policy, hooks)[1] == "a finite gradient reaches all 4 trainable tensors, pull too"
+    pool = gather(run, 0, Clock(CPU))
+    assert (
+        gradients_flow(pool, run.policy, hooks, run.config.algorithm)[1]
+        == "a finite gradient reaches all 4 trainable tensors, pull too"
+    )
     hooks, _ = yielding(
         lambda s, b, p: termed("kl")(s, b, p).plus("anchor", 2.0, p.parameters["transformer.2.bias"].sum() * b.advantages)
     )
-    sentence = gradients_flow(experience, run.policy, hooks)[1]
+    sentence = gradients_flow(pool, run.policy, hooks, run.config.algorithm)[1]
     assert sentence == "a finite gradient reaches all 4 trainable tensors, anchor too, kl too"
+
+
+class Groupwise(AlgorithmConfig):
+    """Of an algorithm that compares the members of a group."""
+
+    groupwise: ClassVar[bool] = True
+
+    def build(self, label: str) -> object:
+        return object()
 
 
 @pytest.mark.parametrize(
@@ -306,11 +326,11 @@ def test_the_terms_that_were_proved_are_named_in_order(run: Run) -> None:
     [(1, [2]), (3, [2]), (4, [2]), (7, [2]), (8, [0, 2]), (12, [0, 2, 3]), (16, [0, 1, 2, 3]), (99, [0, 1, 2, 3])],
 )
 def test_update_is_given_whole_groups_the_loudest_first(run: Run, batch_size: int, groups: list[int]) -> None:
-    experience = gather(run, 0, Clock(CPU))
+    pool = gather(run, 0, Clock(CPU))
     loud = torch.tensor([[0.0, -2.0, 0.1, 0.0], [0.3, -0.3, 0.2, 0.0], [0.1, 3.0, 0.0, 0.0], [1.0, 0.5, 0.0, -1.5]])
-    experience = replace(experience, advantages=loud.flatten(), batch_size=batch_size)
+    experience = replace(pool.experience, advantages=loud.flatten(), batch_size=batch_size)
     hooks, asked = yielding(sound)
-    assert gradients_flow(experience, run.policy, hooks).holds
+    assert gradients_flow(Pool(experience), run.policy, hooks, Groupwise()).holds
     assert asked[0].groups.tolist() == [group for group in groups for _ in range(4)]
     assert asked[0].plan.keys == tuple(key for i, key in enumerate(experience.plan.keys) if i // 4 in groups)
     assert asked[0].batch_size == batch_size
@@ -324,9 +344,11 @@ def test_the_ratio_is_one_under_the_weights_that_drew(prepared: Prepared) -> Non
             parameter.add_(0.1)
     run.policy.changed()
     run.policy.iteration_finished(0)
-    experience = gather(run, 1, Clock(CPU))
-    assert ratio_is_one(experience, run.policy, 1e-5).holds
+    pool = gather(run, 1, Clock(CPU))
+    assert ratio_is_one(pool, run.policy, 1e-5).holds
     # the present weights give another
-    assert not ratio_is_one(replace(experience, plan=replace(experience.plan, weights=None)), run.policy, 1e-5).holds
-    said = list(preflight(experience, run.policy, run.assembly.hooks, run.config))
+    assert not ratio_is_one(
+        Pool(replace(pool.experience, plan=replace(pool.experience.plan, weights=None))), run.policy, 1e-5
+    ).holds
+    said = list(preflight(pool, run.policy, run.assembly.hooks, run.config))
     assert len(said) == 4

@@ -114,7 +114,7 @@ class Experts(Net):
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
         inputs = torch.cat([latents.flatten(1), sigma[:, None], conditions.stack("length")[:, None]], 1)
         sides = ["transformer" if s >= 0.5 else "transformer_2" for s in sigma.tolist()]
-        found = flow.in_parts(sides, lambda rows: self.experts[sides[rows[0]]](inputs[torch.tensor(list(rows))]))
+        found = flow.in_parts(sides, lambda rows, side: self.experts[side](inputs[torch.tensor(list(rows))]))
         return found.reshape(latents.shape)
 
 
@@ -140,7 +140,7 @@ class Score:
 
     @hookimpl
     def run_started(self, policy: Policy) -> None:
-        policy.keep("slow")
+        policy.average("slow", lambda iteration: 0.5)
 
     @hookimpl
     def plan(self, plan: SamplingPlan) -> SamplingPlan:
@@ -164,7 +164,6 @@ class Score:
                     extremes={"ratio/max_deviation": (ratio - 1).abs()},
                     terms={"pull": pull} if self.config.pull else {},
                 )
-        policy.blend("slow", 0.5)
 
 
 class BrightConfig(ComponentConfig):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import diffusers
 import pytest
+import saved
 import torch
 from families import LORA, two_iterations
 from family_cases import CASES, GRPO, NFT, prompts, sections
-from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from flowfactory.cli import app
@@ -58,8 +58,9 @@ def test_a_full_fine_tune_is_exported_as_the_familys_pipeline(
     # diffusers itself opens this part only where torchvision is installed
     absent = {"processor": None} if "processor" in index else {}
     pipeline = getattr(diffusers, kind).from_pretrained(tmp_path / "out", **absent)
-    trained = load_file(directory.checkpoints / "000001" / "transformer" / "diffusion_pytorch_model.safetensors")
+    trained = saved.weights(directory.checkpoints / "000001")
     stored = pipeline.transformer.state_dict()
+    trained = {name.removeprefix("transformer."): weight for name, weight in trained.items()}
     assert all(torch.equal(stored[name], weight) for name, weight in trained.items())
     before = getattr(diffusers, kind).from_pretrained(checkpoints(key), **absent).transformer.state_dict()
     assert any(not torch.equal(before[name], weight) for name, weight in trained.items())

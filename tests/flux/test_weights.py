@@ -69,7 +69,7 @@ def test_diffusers_loads_the_adapters_and_draws_the_same(flux: Flux, tmp_path: P
     nudge(made)
     ours = made.draw(2).latents
     assert apart(ours, fresh) > 1e-2, "the adapters change nothing that could be compared"
-    made.policy.save(tmp_path)
+    made.policy.save_trained(tmp_path)
     pipeline.load_lora_weights(tmp_path)
     assert apart(ours, drawn_by(pipeline, made, max_sequence_length=TOKENS[variant])[0]) < 1e-5
     pipeline.fuse_lora()
@@ -83,7 +83,7 @@ def test_diffusers_loads_the_fully_trained_transformer(flux: Flux, tmp_path: Pat
     nudge(made)
     ours = made.draw(2).latents
     assert apart(ours, before) > 1e-2, "training changed nothing that could be compared"
-    made.policy.save(tmp_path)
+    made.policy.save_trained(tmp_path)
     pipeline = flux.fresh_pipeline(variant)
     pipeline.transformer = kind.from_pretrained(tmp_path / "transformer")
     loaded = pipeline.transformer.state_dict()

@@ -91,7 +91,7 @@ def test_diffusers_loads_the_adapters_and_draws_the_same(
     made = fresh(task, kind)
     nudge(made)
     ours = made.draw(1).latents
-    made.policy.save(tmp_path)
+    made.policy.save_trained(tmp_path)
     pipeline = pipeline_of(task, checkpoint(task, kind))
     assert apart(ours, theirs(pipeline, made, task)) > 1e-2, "the adapters change nothing that could be compared"
     pipeline.load_lora_weights(tmp_path)
@@ -109,7 +109,7 @@ def test_the_expert_that_trains_is_saved_alone_and_handed_over(
     assert set(made.policy.modules) == {trained}
     nudge(made)
     ours = made.draw(1).latents
-    made.policy.save(tmp_path)
+    made.policy.save_trained(tmp_path)
     second = trained == "transformer_2"
     folder = tmp_path / "transformer_2" if second else tmp_path
     assert sorted(tmp_path.rglob("*.safetensors")) == [folder / "pytorch_lora_weights.safetensors"]
@@ -124,7 +124,7 @@ def test_diffusers_loads_fully_trained_transformers(fresh: Any, checkpoint: Any,
     made = fresh(task, kind, "full")
     nudge(made)
     ours = made.draw(1).latents
-    made.policy.save(tmp_path)
+    made.policy.save_trained(tmp_path)
     pipeline = pipeline_of(task, checkpoint(task, kind))
     assert apart(ours, theirs(pipeline, made, task)) > 1e-2, "training changed nothing that could be compared"
     for name in made.policy.modules:

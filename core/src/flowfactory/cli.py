@@ -1,19 +1,22 @@
-"""``flowfactory``: run, plugins, sample, eval, export, report, schema."""
+"""``flowfactory``: run, estimate, plugins, sample, eval, export, report, schema."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flowfactory import launch
 from flowfactory.errors import Interrupted, RunError, UserError
 
 if TYPE_CHECKING:
     from flowfactory.config import RunConfig
     from flowfactory.loop import Run
+    from flowfactory.rundir import RunDirectory
 
 app = typer.Typer(
     help="Train image and video generators with reinforcement learning.",
@@ -38,10 +41,17 @@ def run(
     out: Annotated[Path | None, typer.Option(help="The run directory; runs/<name of the config> when left out.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the run directory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the resolved config; read no weights.")] = False,
+    nproc: Annotated[int | None, typer.Option(metavar="N", help="Start N ranks on this node, one a GPU.")] = None,
+    nnodes: Annotated[int, typer.Option(metavar="N", help="On how many nodes this command is given.")] = 1,
+    node_rank: Annotated[int | None, typer.Option(metavar="N", help="Which of them this is, from 0.")] = None,
+    rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where node 0 waits for the others.")] = None,
+    max_restarts: Annotated[int, typer.Option(metavar="N", help="How often to start again when a rank dies.")] = 3,
 ) -> None:
     """Train as CONFIG says."""
     from flowfactory import config as configs
 
+    wanted = launch.Launch(nproc, nnodes, node_rank, rendezvous, max_restarts)
+    wanted.insist(os.environ)
     resolved = configs.load(config, sets or [], plugin or [], out)
     if dry_run:
         from flowfactory.assembly import Assembly
@@ -51,27 +61,46 @@ def run(
         read_prompts(resolved)
         typer.echo(configs.dump(resolved), nl=False)
         return
-    _train(resolved, resume)
+    if not wanted.several:
+        _train(resolved, resume or launch.restarted())
+        return
+    wanted.insist_on_devices(resolved.device)
+    options = [*(["--out", str(out)] if out else []), *(["--resume"] if resume else [])]
+    options += [part for file in plugin or [] for part in ("--plugin", str(file))]
+    options += [part for assignment in sets or [] for part in ("--set", assignment)]
+    # -P: the folder that this is called in is no place to import from, as it is not for the installed command
+    launch.start([sys.executable, "-P", "-m", "flowfactory", "run", *options, "--", config], wanted, _warn)
 
 
 def _train(config: RunConfig, resume: bool) -> None:
     from rich.console import Console
 
+    from flowfactory.distributed import join
     from flowfactory.loop import train
-    from flowfactory.report import Terminal, write_report
+    from flowfactory.report import Terminal
 
-    terminal = Terminal(Console())
-    try:
-        directory = train(config, resume, [terminal], terminal.say)
-    finally:
-        terminal.close()
+    with join(config) as ranks:
+        if not ranks.leads:
+            train(config, resume, say=lambda _: None, ranks=ranks)
+            return
+        terminal = Terminal(Console())
+        try:
+            directory = train(config, resume, [terminal], terminal.say, ranks)
+        finally:
+            terminal.close()
+        _conclude(directory, terminal.say)
+
+
+def _conclude(directory: RunDirectory, say: Callable[[str], None]) -> None:
+    from flowfactory.report import write_report
+
     report = write_report(directory)
     records = [record for record in directory.records() if any(key.startswith("eval/") for key in record)]
     if len(records) > 1:
         for key in (key for key in records[-1] if key.startswith("eval/")):
             label = key.split("/")[1]
-            terminal.say(f"held-out {label}: {records[0][key]:.4f} before, {records[-1][key]:.4f} after")
-    terminal.say(f"report: {report}")
+            say(f"held-out {label}: {records[0][key]:.4f} before, {records[-1][key]:.4f} after")
+    say(f"report: {report}")
 
 
 @app.command()
@@ -136,11 +165,15 @@ def _restored(directory: Path, iteration: int | None, sets: list[str] | None) ->
 
     where = RunDirectory(directory)
     config = where.load_config(sets or [])
-    path = checkpoint.find(where.checkpoints, iteration)
+    path = checkpoint.find(where.checkpoints, iteration, _warn)
     restored = prepare(config, trackers=False)
     restored.assembly.hooks.run_started(restored.info, restored.policy)
-    restored.policy.load(path)
+    checkpoint.load(path, restored.policy)
     return restored, path
+
+
+def _warn(sentence: str) -> None:
+    typer.echo(sentence, err=True)
 
 
 @app.command()
@@ -160,7 +193,35 @@ def export(
 
     if precision is not None and precision not in DTYPES:
         raise UserError(f"--precision {precision}: write one of {', '.join(DTYPES)}")
-    typer.echo(str(write_export(RunDirectory(directory), out, checkpoint, weights, precision)))
+    typer.echo(str(write_export(RunDirectory(directory), out, checkpoint, weights, precision, _warn)))
+
+
+@app.command()
+def estimate(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a bundled example.")],
+    sets: Sets = None,
+    plugin: Plugins = None,
+    nproc: Annotated[int, typer.Option(metavar="N", min=1, help="How many ranks share the work.")] = 1,
+    card: Annotated[float | None, typer.Option(metavar="GIB", help="Memory of a GPU; of the one here when left out.")] = None,
+) -> None:
+    """Tell what a run of CONFIG takes of each rank's memory; reads no weights."""
+    import torch
+    from rich.console import Console
+
+    from flowfactory import config as configs
+    from flowfactory import estimate as estimates
+
+    resolved = configs.load(config, sets or [], plugin or [])
+    here = torch.cuda.is_available()
+    if card is not None and resolved.device == "cpu":
+        raise UserError("--card is about a GPU, and device is cpu; leave one of them out")
+    cuda = card is not None or resolved.device.startswith("cuda") or (resolved.device == "auto" and here)
+    if card is None and cuda and here:
+        card = torch.cuda.get_device_properties(0).total_memory / estimates.GIB
+    found = estimates.estimate(resolved, nproc, cuda)
+    Console().print(estimates.table(found))
+    if card is not None:
+        typer.echo(estimates.verdict(found, resolved, round(card * estimates.GIB)))
 
 
 @app.command()
@@ -245,16 +306,44 @@ def _quieten() -> None:
 
 
 def main() -> None:
-    """The command line: exit code 2 for a user's mistake, 1 for a run that had to stop, 130 when asked to stop."""
+    """The command line: exit code 2 for a user's mistake, 1 for a run that had to stop, 130 when asked to stop.
+
+    A rank says to the process that started it how it ended, and that one speaks for all.
+    """
     _quieten()
+    if launch.watched():
+        launch.live_with_parent()
+        try:
+            app(standalone_mode=False)
+        except Exception as error:  # whatever it is, the parent shows it
+            launch.report(error)
+            sys.exit(1)
+        launch.report(None)
+        return
     try:
         app()
     except UserError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {_whose()}{error}", err=True)
         sys.exit(2)
     except RunError as error:
-        typer.echo(f"stopped: {error}", err=True)
+        typer.echo(f"stopped: {_whose()}{error}", err=True)
         sys.exit(1)
     except Interrupted as error:
         typer.echo(str(error), err=True)
         sys.exit(130)
+    except Exception as error:
+        found = launch.environment(os.environ)
+        outcome = launch.outcome_of(error, found.rank) if found else None
+        if outcome is None or outcome.kind != "lost":
+            raise
+        typer.echo(f"stopped: {outcome.message}", err=True)  # the rank that it lost says more
+        sys.exit(1)
+
+
+def _whose() -> str:
+    """Which rank it is, where several processes write on one terminal."""
+    try:
+        found = launch.environment(os.environ)
+    except UserError:
+        return ""
+    return f"rank {found.rank}: " if found and found.world_size > 1 else ""

@@ -104,6 +104,7 @@ class ModelConfig(ComponentConfig):
     """The pictures, videos and sounds that a prompt must and may bring."""
 
     train: Training = Field(LoraTraining(), description="'full', or {lora: {rank, alpha, targets}}")
+    quantize: Literal["nf4", "int8"] | None = Field(None, description="how the frozen weights below adapters are stored")
 
 
 class AlgorithmConfig(ComponentConfig):
@@ -111,6 +112,9 @@ class AlgorithmConfig(ComponentConfig):
 
     groupwise: ClassVar[bool] = False
     """Whether its loss compares the members of a group, which no optimizer step may then split."""
+
+    compared: ClassVar[int | None] = None
+    """How many members of a group go through the transformer, all when None; what a forward's worth of groups is."""
 
     own_sampler: ClassVar[bool] = False
     """Whether it says itself which weights draw."""
@@ -173,14 +177,65 @@ class AdvantagesConfig(Strict):
     clip: float | None = Field(5.0, gt=0, description="bound on the absolute advantage; null for none")
 
 
-class OptimizerConfig(Strict):
-    """AdamW, arXiv:1711.05101."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
-    name: Literal["adamw"] = "adamw"
-    lr: float = Field(3e-4, gt=0, description="learning rate")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the two moments")
-    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+
+class OptimizerConfig(Strict):
+    """What all optimizers share. All are element-wise, so that a step of every shard is a step of the whole."""
+
+    method: ClassVar[Literal["adamw", "lion"]]
+
+    name: str
+    lr: float = Field(gt=0, description="learning rate")
     weight_decay: float = Field(0.0, ge=0, description="decoupled, times the learning rate")
+
+    @property
+    def bits(self) -> Literal[8, 32]:
+        """What an element of a moment is stored in."""
+        return 8 if self.name.endswith("8bit") else 32
+
+    @property
+    def paged(self) -> bool:
+        """Whether moments move to host memory while a GPU is short of its own."""
+        return self.name.startswith("paged-")
+
+    def check(self, run: RunConfig) -> None:
+        """Raise ValueError with one sentence when it cannot be had where ``run`` runs."""
+        if self.name == "adamw":
+            return  # PyTorch has it
+        from flowfactory import optim
+
+        if reason := optim.unavailable(self, run.device, run.distributed.offload):
+            raise ValueError(f"training.optimizer: {reason}")
+
+
+class AdamWConfig(OptimizerConfig):
+    """AdamW, arXiv:1711.05101; with moments in 8 bits, arXiv:2110.02861."""
+
+    method = "adamw"
+
+    name: Literal["adamw", "adamw8bit", "paged-adamw", "paged-adamw8bit"] = "adamw"
+    lr: float = Field(3e-4, gt=0, description="learning rate")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="decay of the two moments")
+    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+
+
+class LionConfig(OptimizerConfig):
+    """Lion, arXiv:2302.06675: steps along a sign, with one moment."""
+
+    method = "lion"
+
+    name: Literal["lion", "lion8bit", "paged-lion", "paged-lion8bit"] = "lion"
+    lr: float = Field(1e-4, gt=0, description="learning rate; AdamW's divided by 3 to 10")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.99), description="the momentum's share of the sign, and its decay")
+
+
+def _named_optimizer(value: Any) -> Any:
+    return {"name": "adamw", **named} if isinstance(named := name_only(value), Mapping) else value
+
+
+Optimizer = Annotated[AdamWConfig | LionConfig, Field(discriminator="name"), BeforeValidator(_named_optimizer)]
+"""An optimizer by its ``name``, adamw when left out."""
 
 
 class TrainingConfig(Strict):
@@ -191,12 +246,16 @@ class TrainingConfig(Strict):
     epochs: int = Field(1, ge=1, description="passes over the pictures of an iteration")
     batch_size: int = Field(8, ge=1, description="pictures in one forward; gradients accumulate over the rest")
     times_per_forward: int = Field(1, ge=1, description="steps or training times of each of them that share a forward")
-    optimizer: OptimizerConfig = OptimizerConfig.model_validate({})
+    optimizer: Optimizer = AdamWConfig.model_validate({})
     warmup: int = Field(0, ge=0, description="optimizer steps over which the learning rate rises linearly")
     decay: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate after the warm-up")
     max_grad_norm: float = Field(1.0, gt=0, description="bound on the norm of the gradient")
     precision: Literal["float32", "bf16"] = Field("float32", description="what the transformer computes in")
     kept_on: Literal["device", "host"] = Field("device", description="where averages and references of weights are kept")
+    activation_checkpointing: Annotated[str, Field(pattern=r"^(none|blocks|every-[1-9][0-9]*)$")] = Field(
+        "none", description="none, blocks (all of them) or every-2, every-3 …: blocks whose inside is computed again backwards"
+    )
+    compile: bool = Field(False, description="whether torch.compile makes the transformer's blocks faster")
 
 
 class EvaluationConfig(Strict):
@@ -218,11 +277,29 @@ class EvaluationConfig(Strict):
         return Canvas(*(self.size or sampling.size), self.frames or sampling.frames or 1)
 
 
+class DistributedConfig(Strict):
+    """How the ranks of a run hold its weights; ``flowfactory run --nproc N`` starts the ranks."""
+
+    shard: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="ranks that hold one copy of the weights together; 1: each rank a whole one; auto: all"
+    )
+    replicate: Literal["auto"] | Annotated[int, Field(ge=1)] = Field("auto", description="such copies; auto: what shard leaves")
+    offload: bool = Field(False, description="whether weights, gradients and optimizer state rest in host memory")
+    gather_to_sample: bool = Field(False, description="whether weights stay whole while drawing, which takes more memory")
+    judges: Literal["all", "first"] = Field("all", description="which ranks compute rewards")
+    timeout: float = Field(30, gt=0, description="minutes that a rank waits for the others")
+
+    def judges_of(self, ranks: int) -> int:
+        """How many of ``ranks`` compute rewards."""
+        return 1 if self.judges == "first" else ranks
+
+
 class OutputConfig(Strict):
     """Where the run directory is and what else is told."""
 
     dir: LocalPath = Path("runs/run")
     checkpoint_every: int = Field(20, ge=1, description="iterations")
+    keep_last: int | None = Field(None, ge=1, description="checkpoints that are kept; all when left out")
     trackers: tuple[SerializeAsAny[ComponentConfig], ...] = ()
 
 
@@ -237,6 +314,7 @@ class RunConfig(Strict):
     advantages: AdvantagesConfig = AdvantagesConfig.model_validate({})
     training: TrainingConfig = TrainingConfig.model_validate({})
     evaluation: EvaluationConfig = EvaluationConfig.model_validate({})
+    distributed: DistributedConfig = DistributedConfig.model_validate({})
     output: OutputConfig = OutputConfig.model_validate({})
     plugins: tuple[LocalPath, ...] = Field((), description="one-file plugins")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 …")
@@ -252,12 +330,15 @@ class RunConfig(Strict):
                 f"training.updates ({self.training.updates}) is more than the {self.sampling.groups} groups there are, and "
                 "this algorithm compares the members of a group; set it lower, or epochs higher"
             )
+        if self.model.quantize and self.model.train == "full":
+            raise ValueError("model.quantize: weights that train have all their bits; train {lora: {}}, or leave it out")
         if self.algorithm.own_sampler and self.sampling.average is not None:
             raise ValueError("sampling.average: this algorithm says itself which weights draw; leave it out")
         components = [self.model, self.algorithm, self.sampling.dynamics]
         components += [*self.rewards.values(), *self.evaluation.rewards.values(), *self.output.trackers]
         for component in components:
             component.check(self)
+        self.training.optimizer.check(self)
         for label in (*self.rewards, *self.evaluation.rewards):
             if not re.fullmatch(r"[\w.-]+", label):  # labels are parts of the names of metrics
                 raise ValueError(f"rewards: the label {label!r} may have letters, digits, '_', '-' and '.' alone")
@@ -339,7 +420,8 @@ def _typed(value: Any) -> Any:
 
 
 def _is_component(keys: Sequence[str]) -> bool:
-    return tuple(keys) in {("model",), ("algorithm",), ("sampling", "dynamics")} or "rewards" in keys[:-1]
+    alone = {("model",), ("algorithm",), ("sampling", "dynamics"), ("training", "optimizer")}
+    return tuple(keys) in alone or "rewards" in keys[:-1]
 
 
 def load(
@@ -550,7 +632,7 @@ def _locate(schema: Any, loc: Sequence[str | int]) -> tuple[list[str], type[Base
     owner: type[BaseModel] | None = None
     here = _alternatives(schema)
     for part in loc:
-        branches = [branch for branch in here if part in (_tag(branch), getattr(branch, "__name__", None))]
+        branches = [branch for branch in here if part in (*_tags(branch), getattr(branch, "__name__", None))]
         if len(here) > 1 and (branches or str(part).startswith("literal[")):
             here = branches or here
             continue
@@ -575,6 +657,6 @@ def _alternatives(annotation: Any) -> list[Any]:
     return [annotation]
 
 
-def _tag(model: Any) -> Any:
+def _tags(model: Any) -> tuple[Any, ...]:
     field = getattr(model, "model_fields", {}).get("name")
-    return field.default if field is not None else None
+    return get_args(field.annotation) if field is not None else ()

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from flowfactory.assembly import Assembly
 from flowfactory.config import RunConfig
+from flowfactory.distributed import ALONE, Ranks
+from flowfactory.pool import draw, judged
 from flowfactory.prompts import grouped, whole_groups
-from flowfactory.sampler import Sampler, merged, samples_of
+from flowfactory.sampler import Sampler, merged
 from flowfactory.types import HELD_OUT, Prompt, SamplingPlan
 
 EVALUATION = "evaluation"
@@ -38,10 +40,11 @@ def evaluate(
     members: int | None = None,
     score: bool = True,
     keep: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluated:
     """Draw ``prompts`` with the ODE and noise that no iteration changes, and score them unless told otherwise.
 
-    The first ``keep`` media are kept, all when it is None.
+    The first ``keep`` media are kept, all when it is None, by the leading rank alone.
     """
     chosen, sampling = config.evaluation, config.sampling
     batch = grouped(prompts, members or chosen.members)
@@ -57,12 +60,14 @@ def evaluate(
     )
     batch_size = chosen.batch_size or sampling.batch_size
     kept, scores, left = [], [], len(batch.keys) if keep is None else keep
-    for rows in whole_groups(batch, batch_size):
+    for rows in whole_groups(batch, batch_size * ranks.count):
         part = batch.rows(rows)
         conditions = sampler.conditions(part.prompts, plan.guidance, plan.canvas)
-        media = sampler.draw(conditions, plan.rows(rows), batch_size).media
+        drawn = draw(sampler, conditions, plan.rows(rows), batch_size, ranks)
         if score:
-            scores.append(assembly.evaluation_rewards(samples_of(media, part, sampler.frame_rate)))
-        kept.append(media[:left].cpu())
-        left -= len(kept[-1])
+            judges = config.distributed.judges_of(ranks.count)
+            scores.append(judged(assembly.evaluation_rewards, drawn, part, ranks, judges, sampler.frame_rate))
+        first = range(min(left, len(rows)))
+        kept.append(ranks.exchange(drawn.trajectory.media, drawn.held, [first, *[()] * (ranks.count - 1)]).cpu())
+        left -= len(first)
     return Evaluated(torch.cat(kept), batch.texts, merged(scores) if score else {})

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import count, takewhile
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -24,7 +24,18 @@ from flowfactory.config import CheckpointPath, ModelConfig
 from flowfactory.errors import UserError
 from flowfactory.hookspecs import hookimpl
 from flowfactory.pretrained import Pretrained
-from flowfactory.types import Conditions, Evaluation, Index, Prompt, Runtime, SamplingPlan, Step, Trainable, Trajectory
+from flowfactory.types import (
+    Conditions,
+    Evaluation,
+    Index,
+    Prompt,
+    Runtime,
+    SamplingPlan,
+    Step,
+    Trainable,
+    Trajectory,
+    as_they_are,
+)
 
 if TYPE_CHECKING:
     from flowfactory.config import RunConfig
@@ -35,11 +46,15 @@ Entry = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Parts:
-    """What the functions of a family work on: the pipeline with the parts that are open, the model's options, the device."""
+    """What the functions of a family work on: the pipeline with the parts that are open, the model's options, the device.
+
+    ``agree``: see :class:`~flowfactory.types.Runtime`.
+    """
 
     pipeline: Any
     options: Any
     device: torch.device
+    agree: Callable[[Sequence[Hashable]], Sequence[Hashable]] = as_they_are
 
 
 def linear_guidance(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: Tensor) -> Tensor:
@@ -134,6 +149,8 @@ class FamilyConfig(ModelConfig):
     path: CheckpointPath = Field(description="a diffusers folder or a hub id")
     decode_batch_size: int | None = Field(None, ge=1, description="decoded at once; as many as are drawn when left out")
     tiling: bool = Field(False, description="decode in tiles, which takes less memory for large sizes")
+    encoders_on: Literal["device", "host"] = Field("device", description="where prompts are encoded, once, by the first rank")
+    decoder_on: Literal["device", "host"] = Field("device", description="where the VAE is, and what was drawn is decoded")
 
     @property
     def checkpoint(self) -> Pretrained:
@@ -176,8 +193,8 @@ class FamilyModel:
         trained = family.trained(self._checkpoint, self._config)
         # weights that train are the master weights, and must not be rounded on the way in
         pipeline = self._checkpoint.open(kept, self._dtypes(kept, trained if self._config.train == "full" else ()))
-        self._parts = Parts(pipeline, self._config, runtime.device)
-        _settle([pipeline.vae], runtime.device)
+        self._parts = Parts(pipeline, self._config, runtime.device, runtime.agree)
+        _settle([pipeline.vae], self._device(self._config.decoder_on))
         if self._config.tiling:
             if not hasattr(pipeline.vae, "enable_tiling"):
                 raise UserError(f"model.tiling: {type(pipeline.vae).__name__} cannot decode in tiles; leave it out")
@@ -196,6 +213,9 @@ class FamilyModel:
             canvas_matters=family.canvas_matters,
             frame_rate=family.frame_rate(self._parts),
         )
+
+    def _device(self, place: str) -> torch.device:
+        return torch.device("cpu") if place == "host" else self._parts.device
 
     def _dtypes(self, names: Iterable[str], whole: Iterable[str] = ()) -> dict[str, torch.dtype]:
         """Of the parts ``names``: what the run's frozen weights have, but float32 of ``whole`` and of what the family says."""
@@ -218,13 +238,14 @@ class FamilyModel:
         # beside the encoders, what encoding looks at: the VAE, and sizes in the transformer's config
         given = {name: getattr(loaded, name) for name in self._checkpoint.parts if name not in family.encoders}
         pipeline = self._checkpoint.open(family.encoders, self._dtypes(family.encoders), **given)
-        parts = Parts(pipeline, self._config, self._parts.device)
-        _settle([getattr(pipeline, name, None) for name in family.encoders], parts.device)
+        parts = Parts(pipeline, self._config, self._device(self._config.encoders_on))
+        _settle([pipeline.vae, *(getattr(pipeline, name, None) for name in family.encoders)], parts.device)
         for start in range(0, len(prompts), family.encode_batch):
             with torch.no_grad():
                 entries = list(family.encode(parts, prompts[start : start + family.encode_batch], canvas))
             # a row of a batch would keep the whole batch in memory
             yield from ({name: tensor.clone() for name, tensor in entry.items()} for entry in entries)
+        _settle([loaded.vae], self._device(self._config.decoder_on))
         del pipeline, parts, given
         gc.collect()
         if self._parts.device.type == "cuda":
@@ -256,13 +277,13 @@ class FamilyModel:
             latents, sigma = torch.cat([latents] * 2), torch.cat([sigma] * 2)
         joint = latents
 
-        def forward(rows: Index) -> Tensor:
+        def forward(rows: Index, kind: Hashable) -> Tensor:
             if len(rows) == len(joint):
                 return self._family.velocity(self._parts, joint, sigma, conditions, guidance)
             chosen = torch.tensor(list(rows), device=joint.device)
             return self._family.velocity(self._parts, joint[chosen], sigma[chosen], conditions.rows(rows), guidance)
 
-        velocity = flow.in_parts([self._kind(entry) for entry in conditions.entries], forward)
+        velocity = flow.in_parts([self._kind(entry) for entry in conditions.entries], forward, self._parts.agree)
         if negative is None:
             return velocity
         without, given = velocity.chunk(2)
@@ -274,11 +295,13 @@ class FamilyModel:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Media [B, ...] in [0, 1], float32."""
+        parts = replace(self._parts, device=self._device(self._config.decoder_on))
+        latents = latents.to(parts.device)
         most = self._config.decode_batch_size or len(latents)
         starts = range(0, len(latents), most)
         # the VAE computes in the dtype it is stored in: some are float32 since less is visible
         with torch.autocast(latents.device.type, enabled=False):
-            pieces = [self._family.decode(self._parts, latents[start : start + most]) for start in starts]
+            pieces = [self._family.decode(parts, latents[start : start + most]) for start in starts]
         return torch.cat(pieces).float().clamp(0, 1)
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from flowfactory.types import Conditions, Evaluation, Index, NoiseKey, SamplingPlan, Step, Velocity
+from flowfactory.types import Conditions, Evaluation, Index, NoiseKey, SamplingPlan, Step, Velocity, as_they_are
 
 INITIAL = -1
 
@@ -51,18 +51,30 @@ def euler(velocity: Tensor, latents: Tensor, sigma: Tensor, next_sigma: Tensor) 
     return latents + (next_sigma - sigma) * velocity
 
 
-def in_parts(kinds: Sequence[Hashable], velocity: Callable[[Index], Tensor]) -> Tensor:
-    """[B, ...] in the order of the samples, from ``velocity(rows)`` of those whose ``kinds`` are equal.
+def in_parts(
+    kinds: Sequence[Hashable],
+    velocity: Callable[[Index, Hashable], Tensor],
+    agree: Callable[[Sequence[Hashable]], Sequence[Hashable]] = as_they_are,
+) -> Tensor:
+    """[B, ...] in the order of the samples, from ``velocity(rows, kind)`` of those whose ``kinds`` are equal.
 
-    For what cannot share a forward: conditions of different shapes, steps of different transformers.
+    For what cannot share a forward: conditions of different shapes, steps of different transformers. A forward of sharded
+    weights is the joint work of all ranks: ``agree`` says which kinds they go through, and a rank without samples of one runs
+    its first sample instead, which counts for nothing.
     """
     parts: dict[Hashable, list[int]] = {}
     for row, kind in enumerate(kinds):
         parts.setdefault(kind, []).append(row)
-    if len(parts) == 1:
-        return velocity(range(len(kinds)))
-    rows = [row for part in parts.values() for row in part]
-    return torch.cat([velocity(part) for part in parts.values()])[torch.tensor(rows).argsort()]
+    order = agree(list(parts))
+    if len(order) == 1:
+        return velocity(range(len(kinds)), order[0])
+    found = {kind: velocity(parts.get(kind, [0]), kind) for kind in order}
+    rows = [row for kind in order for row in parts.get(kind, ())]
+    joint = torch.cat([found[kind] for kind in order if kind in parts])[torch.tensor(rows).argsort()]
+    for kind in order:
+        if kind not in parts:  # part of the graph, so that all ranks go through it backwards too
+            joint = joint + 0 * found[kind].sum()
+    return joint
 
 
 def evaluate(velocity: Tensor, step: Step) -> Evaluation:

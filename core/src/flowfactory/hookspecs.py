@@ -95,10 +95,11 @@ class RunSpecs:
 
     @hookspec(firstresult=True)
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:  # type: ignore[empty-body]
-        """Yield the losses of ONE optimizer step. Algorithm, one.
+        """Yield the losses of the samples in ``experience``, a piece of what one optimizer step learns from. Algorithm, one.
 
-        Core back-propagates each loss before it asks for the next, so only one graph is alive; it divides by the
-        number of losses, clips and steps after the last.
+        Core back-propagates each loss before it asks for the next, so only one graph is alive; when it has asked for every
+        piece it divides by the number of samples, clips and steps. A piece fits one forward, or is one whole group where the
+        algorithm compares the members of a group. Pieces of as many samples yield as many losses, so that ranks keep step.
         """
 
     @hookspec

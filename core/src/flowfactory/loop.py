@@ -16,20 +16,23 @@ from types import FrameType
 
 import torch
 
-from flowfactory import checkpoint, conditions, prompts, rundir
+from flowfactory import conditions, prompts, rundir
 from flowfactory.assembly import Assembly
+from flowfactory.checkpoint import Checkpoints
 from flowfactory.conditions import ConditionCache
 from flowfactory.config import RunConfig, reward_weight
+from flowfactory.distributed import ALONE, Ranks, device_of
 from flowfactory.errors import Interrupted, RunError, UserError
 from flowfactory.evaluation import EVALUATION, evaluate
 from flowfactory.flow import generator
 from flowfactory.learner import Gathered, Learner
 from flowfactory.objectives import advantages
 from flowfactory.policy import Policy
+from flowfactory.pool import Pool, draw, forwards_worth, judged, shares
 from flowfactory.preflight import preflight
 from flowfactory.rundir import RunDirectory
-from flowfactory.sampler import Sampler, joined, merged, samples_of
-from flowfactory.types import DTYPES, Experience, NoiseKey, Prompt, RunInfo, Runtime, SamplingPlan
+from flowfactory.sampler import Sampler, joined, merged
+from flowfactory.types import DTYPES, Experience, Loss, NoiseKey, Prompt, RunInfo, Runtime, SamplingPlan
 
 Say = Callable[[str], None]
 SAMPLING = "sampling"
@@ -46,23 +49,12 @@ class Run:
     learner: Learner
     train: Sequence[Prompt]
     heldout: Sequence[Prompt]
+    ranks: Ranks = ALONE
 
     @property
     def info(self) -> RunInfo:
         """What observers are told."""
         return RunInfo(self.config.output.dir, self.config, self.config.training.iterations)
-
-
-def device_of(name: str) -> torch.device:
-    """The device; ``auto`` is CUDA where there is one. UserError: no such device here."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def read_prompts(config: RunConfig) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
@@ -73,32 +65,38 @@ def read_prompts(config: RunConfig) -> tuple[tuple[Prompt, ...], tuple[Prompt, .
     return train, heldout
 
 
-def prepare(config: RunConfig, observers: Sequence[object] = (), say: Say = lambda _: None, trackers: bool = True) -> Run:
-    """Components assembled, prompts read and encoded, weights on the device."""
-    assembly = Assembly(config, observers, trackers)
-    device = device_of(config.device)
+def prepare(
+    config: RunConfig,
+    observers: Sequence[object] = (),
+    say: Say = lambda _: None,
+    trackers: bool = True,
+    ranks: Ranks = ALONE,
+) -> Run:
+    """Components assembled, prompts read and encoded, weights where the ranks are to have them."""
+    assembly = Assembly(config, observers, trackers and ranks.leads)
+    device = device_of(config.device, ranks.local)
     train, heldout = read_prompts(config)
     precision = DTYPES[config.training.precision]
-    trainable = assembly.hooks.load(Runtime(device, precision))
+    trainable = assembly.hooks.load(Runtime(device, precision, ranks.agree))
     try:
         config.model.check(config)  # again: what a hub id names may only now be on this machine
     except ValueError as error:
         raise UserError(f"model: {error}") from error
     host = config.training.kept_on == "host"
-    policy = Policy(trainable, assembly.hooks.log_prob, device, precision, config.seed, host)
+    policy = Policy(trainable, assembly.hooks.log_prob, device, precision, config.seed, host, config.model.quantize)
     folder = conditions.default_folder()
     cache = ConditionCache(assembly.hooks.encode, trainable.encoding, folder, device, trainable.canvas_matters)
     on_host = config.sampling.keep_on == "host"
-    sampler = Sampler(assembly.hooks, policy, cache, trainable, config.prompts.negative, on_host)
+    sampler = Sampler(assembly.hooks, policy, cache, trainable, config.prompts.negative, on_host, ranks)
     heldout_canvas = config.evaluation.canvas(config.sampling)
     wanted = [*((prompt, config.sampling.canvas) for prompt in train), *((prompt, heldout_canvas) for prompt in heldout)]
     encoded = sampler.prepare(wanted)
     say(f"{len(train)} training and {len(heldout)} held-out prompts, {encoded} encoded now, the rest from the cache")
-    policy.to_device()
+    policy.settle(ranks, config.training, config.distributed.gather_to_sample)
     for name, decay in ((SAMPLING, config.sampling.average), (EVALUATION, config.evaluation.average)):
         if decay is not None:
             policy.average(name, decay)
-    return Run(config, assembly, policy, sampler, Learner(policy, config.training), train, heldout)
+    return Run(config, assembly, policy, sampler, Learner(policy, config.training, ranks), train, heldout, ranks)
 
 
 class Clock:
@@ -137,26 +135,30 @@ def plan_of(run: Run, iteration: int, keys: Sequence[NoiseKey]) -> SamplingPlan:
     return run.assembly.hooks.plan(iteration, plan)
 
 
-def gather(run: Run, iteration: int, clock: Clock) -> Experience:
-    """The experience of an iteration: sample, reward, advantage."""
-    config = run.config
+def gather(run: Run, iteration: int, clock: Clock) -> Pool:
+    """The samples of an iteration: sample, reward, advantage."""
+    config, ranks = run.config, run.ranks
     batch = prompts.grouped(
         prompts.chosen(run.train, iteration, config.sampling.groups, config.seed), config.sampling.group_size
     )
     plan = plan_of(run, iteration, batch.keys)
     known = run.sampler.conditions(batch.prompts, max(plan.guidance, plan.teacher_guidance), plan.canvas)
-    drawn, scores = [], []
-    for rows in prompts.whole_groups(batch, config.sampling.batch_size):
+    pieces, scores = [], []
+    held: list[list[int]] = [[] for _ in range(ranks.count)]
+    for rows in prompts.whole_groups(batch, config.sampling.batch_size * ranks.count):
         with clock("sample"):
-            piece = run.sampler.draw(known.rows(rows), plan.rows(rows), config.sampling.batch_size)
+            drawn = draw(run.sampler, known.rows(rows), plan.rows(rows), config.sampling.batch_size, ranks)
         with clock("reward"):
-            scores.append(run.assembly.rewards(samples_of(piece.media, batch.rows(rows), run.sampler.frame_rate)))
-        drawn.append(replace(piece, media=piece.media[:0]))  # media are the largest there is, and have been judged
-    trajectory, rewards = joined(drawn, known), merged(scores)
+            judges = config.distributed.judges_of(ranks.count)
+            scores.append(judged(run.assembly.rewards, drawn, batch.rows(rows), ranks, judges, run.sampler.frame_rate))
+        # media are the largest there is, and have been judged
+        pieces.append(replace(drawn.trajectory, media=drawn.trajectory.media[:0]))
+        held = [[*before, *(rows[i] for i in now)] for before, now in zip(held, drawn.held, strict=True)]
+    trajectory, rewards = joined(pieces, known.rows(held[ranks.rank])), merged(scores)
     weights = {label: reward_weight(reward) for label, reward in config.rewards.items()}
     chosen = config.advantages
     advantage = advantages(rewards, weights, batch.groups, chosen.aggregate, chosen.spread, chosen.clip)
-    return Experience(
+    experience = Experience(
         latents=trajectory.latents,
         steps=trajectory.steps,
         conditions=known,
@@ -169,47 +171,40 @@ def gather(run: Run, iteration: int, clock: Clock) -> Experience:
         times_per_forward=config.training.times_per_forward,
         device=run.policy.device,
     )
+    return Pool(experience, ranks, held)
 
 
-def shares(experience: Experience, updates: int, seed: int, epoch: int) -> Iterator[Experience]:
-    """``experience`` dealt out to ``updates`` optimizer steps, in an order of its own each epoch.
-
-    Groups stay whole where there are enough of them.
-    """
-    source = generator("shares", seed, experience.plan.iteration, epoch)
-    experience = replace(experience, epoch=epoch)
-    groups = torch.unique(experience.groups)
-    if len(groups) >= updates:
-        for part in groups[torch.randperm(len(groups), generator=source)].tensor_split(updates):
-            yield experience.rows(torch.isin(experience.groups, part).nonzero().flatten().tolist())
-    else:
-        for rows in torch.randperm(len(experience), generator=source).tensor_split(updates):
-            yield experience.rows(rows.sort().values.tolist())
-
-
-def iterate(run: Run, iteration: int, check: Callable[[Experience], None] | None = None) -> dict[str, float]:
+def iterate(run: Run, iteration: int, check: Callable[[Pool], None] | None = None) -> dict[str, float]:
     """The metrics of one iteration: sample, reward, advantage, update."""
     training = run.config.training
     clock, gathered = Clock(run.policy.device), Gathered()
-    experience = gather(run, iteration, clock)
+    pool = gather(run, iteration, clock)
     if check is not None:
-        check(experience)
-    norms = []
+        check(pool)
+    norms: list[float] = []
     with clock("update"):
         for epoch in range(training.epochs):
-            for share in shares(experience, training.updates, run.config.seed, epoch):
-                losses = run.assembly.hooks.update(share, run.policy)
-                norms.append(run.learner.step(losses, gathered))
+            dealt = shares(pool.experience.groups, training.updates, run.config.seed, iteration, epoch)
+            norms += [run.learner.step(losses(run, pool, rows, epoch), gathered) for rows in dealt]
         run.policy.iteration_finished(iteration)
+    rewards = pool.experience.rewards
     return {
-        **{f"reward/{label}/mean": float(reward.double().mean()) for label, reward in experience.rewards.items()},
-        **{f"reward/{label}/std": float(reward.double().std(correction=0)) for label, reward in experience.rewards.items()},
-        **gathered.metrics(),
+        **{f"reward/{label}/mean": float(reward.double().mean()) for label, reward in rewards.items()},
+        **{f"reward/{label}/std": float(reward.double().std(correction=0)) for label, reward in rewards.items()},
+        **gathered.metrics(run.ranks),
         "grad_norm": sum(norms) / len(norms),
         "lr": run.learner.rate,
         **clock.seconds,
-        "peak_memory_mb": peak_memory(run.policy.device),
+        "peak_memory_mb": max(run.ranks.gather(peak_memory(run.policy.device))),
     }
+
+
+def losses(run: Run, pool: Pool, rows: Sequence[int], epoch: int) -> Iterator[Loss]:
+    """The losses of the samples ``rows``, this rank's part of them, as many on every rank."""
+    units, size = forwards_worth(rows, pool.experience, run.config.algorithm)
+    for piece, counts in pool.pieces(units, size, epoch):
+        for loss in run.assembly.hooks.update(piece, run.policy):
+            yield loss if counts else loss.idle()
 
 
 def peak_memory(device: torch.device) -> float:
@@ -220,59 +215,81 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def train(config: RunConfig, resume: bool = False, observers: Sequence[object] = (), say: Say = print) -> RunDirectory:
+def train(
+    config: RunConfig,
+    resume: bool = False,
+    observers: Sequence[object] = (),
+    say: Say = print,
+    ranks: Ranks = ALONE,
+) -> RunDirectory:
     """Train to the last iteration and return the run directory.
 
     RunError: something is off with the training; the sentence names the last checkpoint. Interrupted: asked to stop; the
     iteration under way was finished and saved first.
     """
     directory = RunDirectory(config.output.dir)
-    directory.open(config, resume)
-    run = prepare(config, observers, say)
+    if ranks.leads:
+        directory.open(config, resume)
+    else:
+        say = _silent
+    ranks.barrier()
+    run = prepare(config, observers, say, ranks=ranks)
     run.assembly.hooks.run_started(run.info, run.policy)
-    done = _take_up(run, directory, resume, say)
+    checkpoints = Checkpoints(directory.checkpoints, ranks, config, say)
+    done = _take_up(run, directory, checkpoints, resume, say)
     try:
-        _iterations(run, directory, done, say)
+        _iterations(run, directory, checkpoints, done, say)
     except RunError as error:
-        last = checkpoint.latest(directory.checkpoints)
+        last = checkpoints.latest
         where = f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
         raise RunError(f"{error}; {where}") from error
     run.assembly.hooks.run_finished(run.info)
     return directory
 
 
-def _take_up(run: Run, directory: RunDirectory, resume: bool, say: Say) -> int:
-    last = checkpoint.latest(directory.checkpoints) if resume else None
-    if last is not None:
-        done = checkpoint.restore(last, run.policy, run.learner)
-        directory.rewind(done)
-        say(f"resumed after iteration {done} from {last}")
+def _silent(sentence: str) -> None:
+    """What ranks other than the leading one say."""
+
+
+def _take_up(run: Run, directory: RunDirectory, checkpoints: Checkpoints, resume: bool, say: Say) -> int:
+    """The iteration that is done, after the last whole checkpoint where there is one to resume from."""
+    done = checkpoints.restore(run.policy, run.learner) if resume else None
+    if done is not None:
+        say(f"resumed after iteration {done} from {directory.checkpoints / f'{done:06d}'}")
+        if run.ranks.leads:
+            directory.rewind(done)
         return done
     if resume:
         say("nothing to resume from: starting at the first iteration")
-    rundir.write(directory.metrics, "")
-    rundir.write(directory.facts, rundir.as_json({"versions": versions()}))
+    if run.ranks.leads:
+        rundir.write(directory.metrics, "")
+        rundir.write(directory.facts, rundir.as_json({"versions": versions()}))
     _observe(run, directory, 0, {}, say)
     return 0
 
 
-def _iterations(run: Run, directory: RunDirectory, done: int, say: Say) -> None:
+def _iterations(run: Run, directory: RunDirectory, checkpoints: Checkpoints, done: int, say: Say) -> None:
     config = run.config
     hooks = run.assembly.hooks
 
-    def check(experience: Experience) -> None:
-        for sentence in preflight(experience, run.policy, hooks, config):
+    def check(pool: Pool) -> None:
+        for sentence in preflight(pool, run.policy, hooks, config):
             say(f"preflight: {sentence}")
 
-    with stop_request(say) as stop:
+    with stop_request(say) as asked:
         for number in range(done + 1, config.training.iterations + 1):
             metrics = iterate(run, number - 1, check if number == done + 1 else None)
             last = number == config.training.iterations
             _observe(run, directory, number, metrics, say, last)
-            if last or number % config.output.checkpoint_every == 0 or stop.is_set():
-                path = checkpoint.save(directory.checkpoints, number, run.policy, run.learner)
-                hooks.checkpoint_saved(number, path)
-            if stop.is_set() and not last:
+            stopping = run.ranks.any(asked.is_set()) and not last  # a signal does not reach all ranks at once
+            saved = checkpoints.poll()
+            if last or stopping or number % config.output.checkpoint_every == 0:
+                saved += checkpoints.save(number, run.policy, run.learner)
+            if last or stopping:
+                saved += checkpoints.finish()
+            for written, path in saved:
+                hooks.checkpoint_saved(written, path)
+            if stopping:
                 raise Interrupted(f"stopped after iteration {number}; continue with --resume")
 
 
@@ -280,14 +297,16 @@ def _observe(run: Run, directory: RunDirectory, number: int, metrics: dict[str, 
     """Evaluate when it is time, write the iteration's record, tell the observers."""
     config = run.config.evaluation
     if run.heldout and (number == 0 or last or (config.every and number % config.every == 0)):
-        result = evaluate(run.sampler, run.assembly, run.config, run.heldout, keep=config.pictures)
+        result = evaluate(run.sampler, run.assembly, run.config, run.heldout, keep=config.pictures, ranks=run.ranks)
         metrics = metrics | result.metrics()
         kept = slice(len(result.media))
         scores = {label: score[kept] for label, score in result.scores.items()}
-        directory.keep_samples(number, result.media, result.prompts[kept], scores, run.sampler.frame_rate)
+        if run.ranks.leads:
+            directory.keep_samples(number, result.media, result.prompts[kept], scores, run.sampler.frame_rate)
         told = ", ".join(f"{label} {float(score.double().mean()):.4f}" for label, score in result.scores.items())
         say(f"held-out score after iteration {number}, {len(result.prompts)} pictures: {told}")
-    directory.append({"iteration": number, **metrics})
+    if run.ranks.leads:
+        directory.append({"iteration": number, **metrics})
     run.assembly.hooks.iteration_finished(number, metrics)
 
 
@@ -317,7 +336,7 @@ def stop_request(say: Say) -> Iterator[threading.Event]:
 
 def versions() -> dict[str, str]:
     """The version of every distribution that has a say in the figures."""
-    names = ["flowfactory", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy"]
+    names = ["flowfactory", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "bitsandbytes"]
     plugins = sorted({entry.dist.name for entry in metadata.entry_points(group="flowfactory") if entry.dist})
     found = {}
     for name in chain(names, plugins):

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
+from flowfactory.distributed import whole
 from flowfactory.errors import RunError
 
 if TYPE_CHECKING:
@@ -87,30 +88,22 @@ def place(folder: Path, module: str) -> Path:
     return (folder if module == FIRST else folder / module) / FILE
 
 
-def save(modules: Mapping[str, nn.Module], folder: Path) -> None:
-    """Write the adapters as ``pipeline.load_lora_weights`` reads them, each module's at its :func:`place`."""
+def save(modules: Mapping[str, nn.Module], folder: Path, leads: bool = True) -> None:
+    """Write the adapters as ``pipeline.load_lora_weights`` reads them, each module's at its :func:`place`.
+
+    Where they are sharded all ranks call it, and the one that ``leads`` writes.
+    """
     from peft import get_peft_model_state_dict
 
+    states = {}  # all of them first: a disk that fails the leading rank must not leave the others waiting for it
     for name, module in modules.items():
         state = get_peft_model_state_dict(module, adapter_name=ADAPTER)
-        config = module.peft_config[ADAPTER].to_dict()  # type: ignore[index, union-attr]
         # diffusers wants this prefix for whichever transformer it loads them into
-        weights = {f"{FIRST}.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
+        states[name] = {f"{FIRST}.{key}": whole(value.detach()).cpu().contiguous() for key, value in state.items()}
+    for name, weights in states.items() if leads else ():
+        config = modules[name].peft_config[ADAPTER].to_dict()  # type: ignore[index, union-attr]
         metadata = {f"{FIRST}.{key}": sorted(v) if isinstance(v, set) else v for key, v in config.items()}
         header = {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, default=str, sort_keys=True)}
         file = place(folder, name)
         file.parent.mkdir(exist_ok=True)
         save_file(weights, file, metadata=header)
-
-
-def load(modules: Mapping[str, nn.Module], folder: Path) -> None:
-    """Copy the adapters that :func:`save` wrote into ``modules``, by value."""
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
-    for name, module in modules.items():
-        file = place(folder, name)
-        state = {key.removeprefix(f"{FIRST}."): value for key, value in load_file(file).items()}
-        expected = set(get_peft_model_state_dict(module, adapter_name=ADAPTER))
-        if set(state) != expected:
-            raise RunError(f"{file} holds other adapters of {name} than the config puts on")
-        set_peft_model_state_dict(module, state, adapter_name=ADAPTER)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from flowfactory import lora
+from flowfactory import blocks, lora
+from flowfactory.distributed import ALONE, Ranks, as_shard, local, whole, whole_weights
 from flowfactory.errors import RunError
 from flowfactory.types import Evaluation, Step, Trainable
+
+if TYPE_CHECKING:
+    from flowfactory.config import TrainingConfig
 
 REFERENCE = "reference"
 FULL = "diffusion_pytorch_model.safetensors"
@@ -54,15 +58,21 @@ class Policy:
         precision: torch.dtype = torch.float32,
         seed: int = 0,
         host: bool = False,
+        quantize: str | None = None,
     ) -> None:
         self.modules = dict(trainable.modules)
         self._frozen = dict(trainable.frozen)
         self.adapted: list[str] = []
         self._evaluate = evaluate
         self.device, self._precision = device, precision
-        self._lora = trainable.training != "full"
+        self._blocks = trainable.blocks
+        self._ranks, self._whole_to_sample = ALONE, False
+        self.lora = trainable.training != "full"
+        if quantize:
+            for module in (*self.modules.values(), *self._frozen.values()):
+                blocks.quantise(module, trainable.blocks, quantize, precision, device)
         for name, module in self.modules.items():
-            if self._lora:
+            if self.lora:
                 found = lora.inject(module, trainable.training.lora, trainable.lora_targets, seed)
                 self.adapted += [full for layer in found if not (full := f"{name}.{layer}").startswith(trainable.unread)]
             else:
@@ -80,10 +90,21 @@ class Policy:
         self._versions = count()
         self._start = self._version = next(self._versions)
 
-    def to_device(self) -> None:
-        """Move the weights to the device of the run."""
+    def settle(self, ranks: Ranks, training: TrainingConfig, whole_to_sample: bool = False) -> None:
+        """Bring the weights to where the run has them: on its device, and divided where ``ranks`` share them.
+
+        UserError: the model has no blocks for what is asked of them, or cannot be divided.
+        """
+        self._ranks, self._whole_to_sample = ranks, whole_to_sample
+        for module in self.modules.values():
+            blocks.checkpoint(module, self._blocks, training.activation_checkpointing)
         for module in (*self.modules.values(), *self._frozen.values()):
-            module.to(self.device)
+            if training.compile:
+                blocks.compiled(module, self._blocks)
+            if ranks.mesh is None:
+                module.to(self.device)
+            else:
+                ranks.share(module, blocks.find(module, self._blocks), self._precision)
 
     @property
     def has_experts(self) -> bool:
@@ -99,6 +120,16 @@ class Policy:
             for key, parameter in module.named_parameters()
             if parameter.requires_grad
         }
+
+    @contextmanager
+    def drawing(self, name: str | None) -> Iterator[None]:
+        """Within it the weights are those kept as ``name``, as they are to draw: forwards have no gradients."""
+        with self.using(name), self.precision():
+            if self._whole_to_sample and self._ranks.mesh is not None:
+                with whole_weights([*self.modules.values(), *self._frozen.values()]):
+                    yield
+            else:
+                yield
 
     def precision(self) -> AbstractContextManager[object]:
         """The context every forward runs in, sampling and training alike."""
@@ -140,14 +171,14 @@ class Policy:
 
     def keep_reference(self) -> None:
         """Remember the weights that training starts from; with LoRA they are the base, and cost nothing."""
-        if self._lora:
+        if self.lora:
             self._kept[REFERENCE] = _Kept(self._start, {})
         else:
             self.keep(REFERENCE)
 
     def keep(self, name: str) -> None:
         """Copy the present weights under ``name``."""
-        copies = {key: parameter.detach().to(self._kept_on, copy=True) for key, parameter in self.parameters.items()}
+        copies = {key: own.to(self._kept_on, copy=True) for key, own in self._present().items()}
         self._kept[name] = _Kept(self._version, copies)
 
     def average(self, name: str, decay: Schedule) -> None:
@@ -163,11 +194,11 @@ class Policy:
     @torch.no_grad()
     def blend(self, name: str, decay: float) -> None:
         """Kept ``name`` becomes ``decay`` of itself and the rest of the present weights."""
-        kept, present = self._find(name), self.parameters
+        kept, present = self._find(name), self._present()
         if kept.version == self._version or decay >= 1:
             return
         own = list(kept.weights.values())
-        others = [present[key].detach().to(self._kept_on) for key in kept.weights]
+        others = [present[key].to(self._kept_on) for key in kept.weights]
         if decay <= 0:
             torch._foreach_copy_(own, others)
             kept.version = self._version
@@ -184,7 +215,7 @@ class Policy:
         kept = self._find(name)
         version, self._version = self._version, kept.version
         try:
-            with self._without_adapters() if name == REFERENCE and self._lora else self._swapped(kept.weights):
+            with self._without_adapters() if name == REFERENCE and self.lora else self._swapped(kept.weights):
                 yield
         finally:
             self._version = version
@@ -198,7 +229,7 @@ class Policy:
 
     @contextmanager
     def _swapped(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        present = {key: parameter.detach().clone() for key, parameter in self.parameters.items()}
+        present = {key: own.clone() for key, own in self._present().items()}
         self._copy(weights)
         try:
             yield
@@ -213,55 +244,65 @@ class Policy:
     @torch.no_grad()
     def _copy(self, weights: Mapping[str, Tensor]) -> None:
         # by value: assigning .data moves nothing under FSDP2, which keeps its own view of the shards
-        parameters = self.parameters
-        torch._foreach_copy_([parameters[key] for key in weights], list(weights.values()))
+        present = self._present()
+        torch._foreach_copy_([present[key] for key in weights], list(weights.values()))
+
+    def _present(self) -> dict[str, Tensor]:
+        """This rank's part of the trainable parameters, sharing their memory."""
+        return {key: local(parameter.detach()) for key, parameter in self.parameters.items()}
 
     @property
     def kept(self) -> tuple[str, ...]:
         """The names of the kept weights."""
         return tuple(self._kept)
 
-    def save(self, folder: Path) -> None:
-        """Write the trained weights and the kept ones."""
-        self.save_trained(folder)
-        kept = {f"{name}/{key}": value.cpu() for name, kept in self._kept.items() for key, value in kept.weights.items()}
-        if kept:
-            save_file(kept, folder / "kept.safetensors")
+    def state(self) -> dict[str, Tensor]:
+        """``present/<parameter>`` and ``kept/<name>/<parameter>``, sharded as they are, to be read and written in place."""
+        parameters = self.parameters
+        state = {f"present/{key}": parameter.detach() for key, parameter in parameters.items()}
+        for name, kept in self._kept.items():
+            state |= {f"kept/{name}/{key}": as_shard(own, parameters[key]) for key, own in kept.weights.items()}
+        return state
+
+    def room_for(self, names: Collection[str]) -> None:
+        """Have weights kept under ``names`` and no others, to be read into; those that are no values stay."""
+        self._kept = {name: kept for name, kept in self._kept.items() if not kept.weights or name in names}
+        for name in names:
+            if name not in self._kept:
+                self.keep(name)
+
+    def restored(self) -> None:
+        """To be called when :meth:`state` was written in place."""
+        self.changed()
+        for kept in self._kept.values():
+            if kept.weights:
+                kept.version = self._version_of(kept.weights)
+        for name in self._averages.keys() - self._kept.keys():  # one that the saved run had not begins with its weights
+            self.keep(name)
 
     def save_trained(self, folder: Path) -> None:
-        """Write the present weights as diffusers loads them."""
-        if self._lora:
-            lora.save(self.modules, folder)
-        else:
-            for name, module in self.modules.items():
-                (folder / name).mkdir()
-                state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-                save_file(state, folder / name / FULL, metadata={"format": "pt"})
-                write_config = getattr(module, "save_config", None)  # diffusers reads weights with their config beside them
-                if write_config is not None:
-                    write_config(folder / name)
-
-    def load(self, folder: Path) -> None:
-        """Read by value what :meth:`save` wrote."""
-        if self._lora:
-            lora.load(self.modules, folder)
-        else:
-            for name, module in self.modules.items():
-                module.load_state_dict(load_file(folder / name / FULL))
-        self.changed()
-        self._kept = {name: kept for name, kept in self._kept.items() if not kept.weights}
-        read: dict[str, dict[str, Tensor]] = {}
-        if (folder / "kept.safetensors").exists():
-            for key, value in load_file(folder / "kept.safetensors").items():
-                name, _, parameter = key.partition("/")
-                read.setdefault(name, {})[parameter] = value.to(self._kept_on)
-        for name, weights in read.items():
-            self._kept[name] = _Kept(self._version_of(weights), weights)
-        for name in self._averages.keys() - read.keys():  # one that the saved run had not begins with its weights
-            self.keep(name)
+        """Write the present weights as diffusers loads them; a joint work of the ranks, of which the leading one writes."""
+        leads = self._ranks.leads
+        if self.lora:
+            lora.save(self.modules, folder, leads)
+            return
+        for name, module in self.modules.items():
+            state = {}
+            for key, value in module.state_dict().items():
+                tensor = whole(value.detach())
+                if leads:
+                    state[key] = tensor.cpu().contiguous()
+            if not leads:
+                continue
+            (folder / name).mkdir()
+            save_file(state, folder / name / FULL, metadata={"format": "pt"})
+            write_config = getattr(module, "save_config", None)  # diffusers reads weights with their config beside them
+            if write_config is not None:
+                write_config(folder / name)
 
     def _version_of(self, weights: Mapping[str, Tensor]) -> int:
         """The present version if ``weights`` are the present ones, so that a resumed run knows it too; else a new one."""
-        present = self.parameters
-        same = all(torch.equal(value.to(self.device), present[key]) for key, value in weights.items())
-        return self._version if same else next(self._versions)
+        present = self._present()
+        same = all(torch.equal(value.to(own.device), own) for value, own in ((weights[key], present[key]) for key in weights))
+        # every rank has to know, since weights that are the same share a forward
+        return next(self._versions) if self._ranks.any(not same) else self._version

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from flowfactory.assembly import Hooks
-from flowfactory.config import RunConfig, reward_weight
+from flowfactory.config import AlgorithmConfig, RunConfig, reward_weight
+from flowfactory.distributed import local
 from flowfactory.errors import RunError
 from flowfactory.flow import generator
 from flowfactory.objectives import group_std
 from flowfactory.policy import Policy
+from flowfactory.pool import Pool, forwards_worth
 from flowfactory.types import Experience, Loss
 
 # a deviation of the log-density, the mean over elements, as it comes from rounding alone
@@ -32,16 +34,16 @@ class Finding(NamedTuple):
     sentence: str
 
 
-def preflight(experience: Experience, policy: Policy, hooks: Hooks, config: RunConfig) -> Iterator[str]:
+def preflight(pool: Pool, policy: Policy, hooks: Hooks, config: RunConfig) -> Iterator[str]:
     """The sentences of the checks that hold. RunError: the sentence of the first that does not.
 
-    Works on the first iteration's own pictures, so that it costs one batch of training.
+    Works on the first iteration's own pictures, so that it costs one batch of training. Every rank comes to the same.
     """
     checks = (
         trains(policy),
-        rewards_differ(experience.rewards, experience.groups, config),
-        ratio_is_one(experience, policy, TOLERANCE[config.training.precision]),
-        gradients_flow(experience, policy, hooks),
+        rewards_differ(pool.experience.rewards, pool.experience.groups, config),
+        ratio_is_one(pool, policy, TOLERANCE[config.training.precision]),
+        gradients_flow(pool, policy, hooks, config.algorithm),
     )
     for finding in checks:
         if not finding.holds:
@@ -75,48 +77,48 @@ def rewards_differ(rewards: Mapping[str, Tensor], groups: Tensor, config: RunCon
     return Finding(True, f"rewards are finite and differ within groups: {shares} of the groups")
 
 
-def ratio_is_one(experience: Experience, policy: Policy, tolerance: float) -> Finding:
+def ratio_is_one(pool: Pool, policy: Policy, tolerance: float) -> Finding:
     """Replaying recorded steps gives the recorded log-density."""
+    experience = pool.experience
     if not experience.steps:
         return Finding(True, "no step is recorded: this algorithm needs no log-density to replay")
-    first = next(experience.batches())
+    first, _ = next(pool.pieces([[row] for row in range(len(experience))], experience.batch_size))
     deviations = []
     with torch.no_grad(), policy.using(experience.plan.weights):
-        for step in first.steps:
+        for step in first.arrived().steps:
             replayed = policy.evaluate(step).log_prob
             if replayed is None or step.log_prob is None:
                 return Finding(False, "a recorded step has no log-density: its dynamics are deterministic")
             deviations.append(float((torch.exp(replayed - step.log_prob) - 1).abs().max()))
-    worst = max(deviations)
+    worst = max(max(found) for found in pool.ranks.gather(deviations))
     sentence = f"replaying {len(deviations)} recorded steps gives a ratio of 1 within {worst:.1e}"
     if worst <= tolerance:
         return Finding(True, sentence)
     return Finding(
         False,
         f"{sentence}, more than {tolerance:.0e}: the model does not compute the same in training as in sampling "
-        "(dropout, another dtype, or a transformer run in two ways)",
+        "(dropout, another dtype, torch.compile, or a transformer run in two ways)",
     )
 
 
-def gradients_flow(experience: Experience, policy: Policy, hooks: Hooks) -> Finding:
+def gradients_flow(pool: Pool, policy: Policy, hooks: Hooks, algorithm: AlgorithmConfig) -> Finding:
     """Every trainable weight gets a finite gradient from the losses, and each term of those looked at has one of its own.
 
     It looks at them until every weight is proven. Where there are several transformers, each for times of its own, and training
     times are drawn at random, those of further epochs are looked at too.
     """
-    names, parameters = list(policy.parameters), list(policy.parameters.values())
+    experience, names = pool.experience, list(policy.parameters)
     reached: dict[str, bool] = {}  # the weights that some loss reaches, and whether its gradient is other than zero
     terms: set[str] = set()
-    loudest, seen = _loudest(experience), False
-    epochs = range(EPOCHS if policy.has_experts and not experience.steps else 1)
-    for loss in (loss for epoch in epochs for loss in hooks.update(replace(loudest, epoch=epoch), policy)):
+    units, size = forwards_worth(_loudest(experience), experience, algorithm)
+    epochs, seen = range(EPOCHS if policy.has_experts and not experience.steps else 1), False
+    pieces = (piece for epoch in epochs for piece in pool.pieces(units, size, epoch))
+    for loss in (loss if counts else loss.idle() for piece, counts in pieces for loss in hooks.update(piece, policy)):
         seen = True
-        if policy.has_experts and not loss.values.requires_grad:
-            continue  # the samples are all a frozen expert's
-        found = _gradients(loss, names, parameters)
-        if isinstance(found, str):
-            return Finding(False, found)
-        reached |= {name: reached.get(name, False) or moved for name, moved in found.items()}
+        for told in pool.ranks.gather(_gradients(loss, policy)):
+            if isinstance(told, str):
+                return Finding(False, told)
+            reached |= {name: reached.get(name, False) or moved for name, moved in told.items()}
         terms |= set(loss.terms)
         if len(reached) == len(names) and any(reached.values()):
             break  # proven; the rest would cost as much again
@@ -158,7 +160,7 @@ def _steps_change(experience: Experience, hooks: Hooks, iterations: int = 50) ->
     return False
 
 
-def _loudest(experience: Experience) -> Experience:
+def _loudest(experience: Experience) -> list[int]:
     """The whole groups with the largest advantages, at least one and as many as fit a forward."""
     loudness = {g: float(experience.advantages[experience.groups == g].abs().max()) for g in set(experience.groups.tolist())}
     chosen: list[int] = []
@@ -167,23 +169,30 @@ def _loudest(experience: Experience) -> Experience:
         if chosen and len(chosen) + len(rows) > experience.batch_size:
             break
         chosen += rows
-    return experience.rows(sorted(chosen))
+    return sorted(chosen)
 
 
-def _gradients(loss: Loss, names: list[str], parameters: list[torch.nn.Parameter]) -> dict[str, bool] | str:
+def _gradients(loss: Loss, policy: Policy) -> dict[str, bool] | str:
     """The weights that ``loss`` reaches, and whether each gradient is other than zero; or the sentence of what is wrong."""
     for name, term in loss.terms.items():
-        flows = term.requires_grad and any(
-            gradient is not None
-            for gradient in torch.autograd.grad(term.sum(), parameters, retain_graph=True, allow_unused=True)
-        )
-        if not flows:
+        if not (term.requires_grad and _backward(term, policy, keep=True)):
             return f"the term {name!r} of the loss has no gradient (computed under no_grad?), so it would do nothing"
     if not loss.values.requires_grad:
+        if policy.has_experts:
+            return {}  # the samples are all a frozen expert's
         return "the loss has no gradient (computed under no_grad?), so that nothing would train"
-    gradients = torch.autograd.grad(loss.values.sum(), parameters, allow_unused=True)
-    known = {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+    known = _backward(loss.values, policy)
     broken = [name for name, gradient in known.items() if not gradient.isfinite().all()]
     if broken:
-        return f"the gradient of {broken[0]} is not finite ({len(broken)} of {len(names)} weights)"
+        return f"the gradient of {broken[0]} is not finite ({len(broken)} of {len(policy.parameters)} weights)"
     return {name: bool(gradient.any()) for name, gradient in known.items()}
+
+
+def _backward(value: Tensor, policy: Policy, keep: bool = False) -> dict[str, Tensor]:
+    """This rank's part of the gradients of the sum of ``value``, and none left behind."""
+    parameters = policy.parameters
+    value.sum().backward(retain_graph=keep)  # type: ignore[no-untyped-call]
+    found = {name: local(p.grad) for name, p in parameters.items() if p.grad is not None}
+    for parameter in parameters.values():
+        parameter.grad = None
+    return found

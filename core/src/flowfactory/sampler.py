@@ -11,6 +11,7 @@ from torch import Tensor
 from flowfactory.assembly import Hooks
 from flowfactory.canvas import Canvas
 from flowfactory.conditions import ConditionCache
+from flowfactory.distributed import ALONE, Ranks
 from flowfactory.policy import Policy
 from flowfactory.prompts import Batch
 from flowfactory.types import Conditions, Prompt, Samples, SamplingPlan, Step, Trainable, Trajectory
@@ -23,11 +24,19 @@ class Sampler:
     """
 
     def __init__(
-        self, hooks: Hooks, policy: Policy, cache: ConditionCache, trainable: Trainable, negative: str, host: bool = False
+        self,
+        hooks: Hooks,
+        policy: Policy,
+        cache: ConditionCache,
+        trainable: Trainable,
+        negative: str,
+        host: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._hooks, self._policy, self._cache = hooks, policy, cache
         self._trainable, self._negative = trainable, negative
         self._rests_on = torch.device("cpu") if host else None
+        self._ranks = ranks
 
     @property
     def frame_rate(self) -> float | None:
@@ -37,13 +46,19 @@ class Sampler:
     def prepare(self, wanted: Iterable[tuple[Prompt, Canvas]]) -> int:
         """Have all that drawing each prompt on its canvas may need encoded; returns how many prompts had to be.
 
-        The encoders are loaded once, or once a canvas where it matters.
+        The encoders are loaded once, or once a canvas where it matters, by the leading rank; the others find its work on the
+        disk, and where machines share none the first rank of each does it again.
         """
         by_canvas: dict[Canvas, list[Prompt]] = {}
         for prompt, canvas in wanted:
             same = canvas if self._trainable.canvas_matters else next(iter(by_canvas), canvas)
             by_canvas.setdefault(same, []).extend([prompt, *([self._opposite(prompt)] if self._trainable.guided else [])])
-        return sum(self._cache.prepare(prompts, canvas) for canvas, prompts in by_canvas.items())
+        encoded = 0
+        for mine in (self._ranks.leads, self._ranks.local == 0, True) if self._ranks.count > 1 else (True,):
+            if mine:
+                encoded += sum(self._cache.prepare(prompts, canvas) for canvas, prompts in by_canvas.items())
+            self._ranks.barrier()
+        return encoded
 
     def conditions(self, prompts: Sequence[Prompt], guidance: float, canvas: Canvas) -> Conditions:
         """The conditions of ``prompts``, with the negative prompts' where ``guidance`` needs them."""
@@ -59,7 +74,7 @@ class Sampler:
     def draw(self, conditions: Conditions, plan: SamplingPlan, batch_size: int) -> Trajectory:
         """The trajectory of all samples of ``plan``, drawn at most ``batch_size`` at once, with the weights it names."""
         pieces = []
-        with self._policy.using(plan.weights), self._policy.precision():
+        with self._policy.drawing(plan.weights):
             for start in range(0, len(plan.keys), batch_size):
                 index = range(start, min(start + batch_size, len(plan.keys)))
                 piece = self._hooks.sample(conditions.rows(index), plan.rows(index))

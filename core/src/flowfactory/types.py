@@ -7,7 +7,7 @@ B is the number of samples; everything with a B axis is in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -156,13 +156,16 @@ class Step:
 
     def rows(self, index: Index) -> Step:
         """The step of the samples ``index``."""
-        tensors = {name: None if value is None else value[index] for name, value in self._tensors()}
-        return replace(self, conditions=self.conditions.rows(index), **tensors)  # type: ignore[arg-type]
+        return self.mapped(lambda tensor: tensor[index], self.conditions.rows(index))
 
     def to(self, device: torch.device) -> Step:
         """The step with its tensors on ``device``; conditions stay where they are."""
-        tensors = {name: None if value is None else value.to(device) for name, value in self._tensors()}
-        return replace(self, **tensors)  # type: ignore[arg-type]
+        return self.mapped(lambda tensor: tensor.to(device), self.conditions)
+
+    def mapped(self, change: Callable[[Tensor], Tensor], conditions: Conditions) -> Step:
+        """The step with each of its tensors changed, and ``conditions`` to go with them."""
+        tensors = {name: None if value is None else change(value) for name, value in self._tensors()}
+        return replace(self, conditions=conditions, **tensors)  # type: ignore[arg-type]
 
     @staticmethod
     def joined(steps: Sequence[Step], conditions: Conditions) -> Step:
@@ -323,17 +326,30 @@ class Loss:
     extremes: Mapping[str, Tensor] = field(default_factory=dict)
     terms: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def idle(self) -> Loss:
+        """The loss of no sample, with the same graph: what it is back-propagated for is that other ranks do so too."""
+        return Loss(self.values[:0], terms={name: term[:0] for name, term in self.terms.items()})
+
     def plus(self, name: str, weight: float | Tensor, term: Tensor) -> Loss:
         """The loss with ``weight`` times ``term`` [b] added to its values, and the term under ``name``."""
         return replace(self, values=self.values + weight * term, terms={**self.terms, name: term})
 
 
+def as_they_are(kinds: Sequence[Hashable]) -> Sequence[Hashable]:
+    """The kinds of forward of a model whose weights are whole where it runs."""
+    return kinds
+
+
 @dataclass(frozen=True)
 class Runtime:
-    """Where a model is to run, and the dtype its frozen weights are stored in."""
+    """Where a model is to run, and the dtype its frozen weights are stored in.
+
+    ``agree``: the kinds of forward that all ranks go through together, of those that this one needs; for ``flow.in_parts``.
+    """
 
     device: torch.device
     dtype: torch.dtype
+    agree: Callable[[Sequence[Hashable]], Sequence[Hashable]] = as_they_are
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -35,9 +36,9 @@ def by_expert(
 ) -> Tensor:
     """[B, C, F, H, W], each sample from the expert for its sigma [B]; timestep is [B] or [B, tokens]."""
 
-    def forward(rows: Index) -> Tensor:
+    def forward(rows: Index, expert: Hashable) -> Tensor:
         chosen = torch.tensor(list(rows), device=sigma.device)
-        found: Tensor = getattr(parts.pipeline, HIGH if high[rows[0]] else LOW)(
+        found: Tensor = getattr(parts.pipeline, str(expert))(
             hidden_states=latents[chosen].to(embeds.dtype),
             timestep=timestep[chosen],
             encoder_hidden_states=embeds[chosen],
@@ -46,8 +47,7 @@ def by_expert(
         )[0]
         return found
 
-    high = high_noise(parts, sigma).tolist()
-    return in_parts(high, forward)
+    return in_parts([HIGH if high else LOW for high in high_noise(parts, sigma).tolist()], forward, parts.agree)
 
 
 def trained(checkpoint: Pretrained, options: Any) -> tuple[str, ...]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import saved
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from flowfactory import RunError, UserError
@@ -62,13 +62,15 @@ def test_a_resumed_run_ends_in_the_weights_and_averages_of_one_that_was_not_stop
             settings["training"]["iterations"] = number
             directory = train(validate(settings), resume=number != iterations[0], say=silent)
         last = directory.checkpoints / "000003"
-        weights = load_file(last / "transformer" / "diffusion_pytorch_model.safetensors")
-        return weights | load_file(last / "kept.safetensors")
+        weights = saved.weights(last)
+        return weights | saved.kept(last)
 
     whole, resumed = end("whole", 3), end("resumed", 2, 3)
     kept = ("old", "reference", "average")
-    assert set(whole) == {"p", "q"} | {f"{name}/transformer.{weight}" for name in kept for weight in ("p", "q")}
-    assert len({float(whole[key]) for key in ("p", "average/transformer.p", "reference/transformer.p")}) == 3
+    assert set(whole) == {"transformer.p", "transformer.q"} | {
+        f"{name}/transformer.{weight}" for name in kept for weight in ("p", "q")
+    }
+    assert len({float(whole[key]) for key in ("transformer.p", "average/transformer.p", "reference/transformer.p")}) == 3
     assert set(resumed) == set(whole)
     assert all(torch.equal(resumed[key], value) for key, value in whole.items())
 
@@ -89,7 +91,7 @@ def test_a_stochastic_solver_draws_too_and_nothing_of_the_way_is_recorded(settin
     assert all(record["ratio/max_deviation"] > 0 for record in records)
     run = prepare(config)
     run.assembly.hooks.run_started(run.info, run.policy)
-    experience = gather(run, 0, Clock(run.policy.device))
+    experience = gather(run, 0, Clock(run.policy.device)).experience
     assert len(experience.plan.stochastic) == 5, "all but the last step"
     assert experience.steps == ()
 

@@ -71,7 +71,7 @@ def drawn(settings: dict[str, Any]) -> Callable[..., tuple[Run, Experience]]:
         settings["algorithm"] |= options
         run = prepare(validate(settings))
         run.assembly.hooks.run_started(run.info, run.policy)
-        return run, gather(run, 0, Clock(run.policy.device))
+        return run, gather(run, 0, Clock(run.policy.device)).experience
 
     return begin
 

@@ -68,7 +68,7 @@ def drawn(settings: dict[str, Any]) -> Callable[..., tuple[Run, Experience]]:
         settings["model"]["name"] = "guided"
         run = prepare(validate(settings | {"algorithm": algorithm}))
         run.assembly.hooks.run_started(run.info, run.policy)
-        return run, gather(run, 0, Clock(run.policy.device))
+        return run, gather(run, 0, Clock(run.policy.device)).experience
 
     return begin
 

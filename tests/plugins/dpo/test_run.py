@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import saved
 import torch
-from safetensors.torch import load_file
 
 from flowfactory import UserError
 from flowfactory.config import validate
@@ -19,7 +19,6 @@ from flowfactory.testing import ODE, check_algorithm
 from flowfactory_dpo.dgpo import DGPOConfig
 from flowfactory_dpo.dpo import DPOConfig
 
-WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 AVERAGE = {"name": "constant", "decay": 0.5}
 ALGORITHMS = {
     "dpo": {"name": "dpo"},
@@ -93,13 +92,13 @@ def test_a_resumed_run_gives_the_weights_of_one_that_was_not_stopped(
     parts, said = finish(settings, tmp_path / "parts", resume=True)
     assert any(line.startswith("resumed after iteration 1 from") for line in said)
     assert figures(parts) == figures(whole)
-    start = load_file(parts.checkpoints / "000001" / WEIGHTS)
-    for file in (WEIGHTS, "kept.safetensors"):
-        found, expected = (load_file(directory.checkpoints / "000003" / file) for directory in (parts, whole))
+    start = saved.weights(parts.checkpoints / "000001")
+    for read in (saved.weights, saved.kept):
+        found, expected = (read(directory.checkpoints / "000003") for directory in (parts, whole))
         assert set(found) == set(expected)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
-    trained = load_file(parts.checkpoints / "000003" / WEIGHTS)
-    assert all(not torch.equal(trained[name], start[name]) for name in ("p", "q"))
+    trained = saved.weights(parts.checkpoints / "000003")
+    assert all(not torch.equal(trained[f"transformer.{name}"], start[f"transformer.{name}"]) for name in ("p", "q"))
 
 
 @pytest.mark.parametrize(

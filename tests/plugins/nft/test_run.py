@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import saved
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from flowfactory import RunError, UserError, flow
@@ -63,12 +63,14 @@ def test_a_resumed_run_ends_in_the_weights_and_averages_of_one_that_was_not_stop
             settings["training"]["iterations"] = number
             directory = train(validate(settings), resume=number != iterations[0], say=silent)
         last = directory.checkpoints / "000003"
-        weights = load_file(last / "transformer" / "diffusion_pytorch_model.safetensors")
-        return weights | load_file(last / "kept.safetensors")
+        weights = saved.weights(last)
+        return weights | saved.kept(last)
 
     whole, resumed = end("whole", 3), end("resumed", 2, 3)
-    assert set(whole) == {"p", "q"} | {f"{kept}/transformer.{name}" for kept in ("old", "reference") for name in ("p", "q")}
-    assert len({float(whole[key]) for key in ("p", "old/transformer.p", "reference/transformer.p")}) == 3
+    assert set(whole) == {"transformer.p", "transformer.q"} | {
+        f"{kept}/transformer.{name}" for kept in ("old", "reference") for name in ("p", "q")
+    }
+    assert len({float(whole[key]) for key in ("transformer.p", "old/transformer.p", "reference/transformer.p")}) == 3
     assert set(resumed) == set(whole)
     assert all(torch.equal(resumed[key], value) for key, value in whole.items())
 

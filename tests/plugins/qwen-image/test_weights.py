@@ -79,7 +79,7 @@ def test_diffusers_loads_the_adapters_and_draws_the_same(
     made = opened(config(kind, LORA), cache, prompts[kind], (32, 32), 3, guidance)
     nudge(made)
     ours = made.draw(2)
-    made.policy.save(tmp_path)
+    made.policy.save_trained(tmp_path)
     pipeline = diffusers_pipeline(checkpoint(kind))
     bare = their_picture(pipeline, made, prompts[kind])
     assert apart(ours.latents, bare.latents) > 1e-2, "the adapters change nothing that could be compared"
@@ -103,7 +103,7 @@ def test_diffusers_loads_the_fully_trained_transformer(
     made = opened(config(kind), cache, prompts[kind], (32, 32), 3, 4.0)
     nudge(made)
     ours = made.draw(2)
-    made.policy.save(tmp_path)
+    made.policy.save_trained(tmp_path)
     transformer = QwenImageTransformer2DModel.from_pretrained(tmp_path / "transformer")
     loaded = transformer.state_dict()
     trained = {name.removeprefix("transformer."): weight for name, weight in made.policy.parameters.items()}

@@ -13,7 +13,7 @@ from families import LORA, two_iterations
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from flowfactory import UserError
+from flowfactory import UserError, checkpoint
 from flowfactory.cli import app
 from flowfactory.export import export
 from flowfactory.loop import prepare
@@ -54,7 +54,7 @@ def transformer_of(directory: RunDirectory, weights: str | None = None) -> Any:
     """The transformer of the run's last checkpoint, in this process."""
     run = prepare(directory.load_config(), trackers=False)
     run.assembly.hooks.run_started(run.info, run.policy)
-    run.policy.load(directory.checkpoints / "000002")
+    checkpoint.load(directory.checkpoints / "000002", run.policy)
     with run.policy.using(weights):
         return {name: weight.detach().clone() for name, weight in run.policy.modules["transformer"].state_dict().items()}
 

@@ -86,7 +86,7 @@ def test_diffusers_loads_the_adapters_and_draws_the_same(
     model = opened(folder, LORA)
     nudge(model)
     ours = model.draw(PROMPTS, guidance=guidance)
-    model.policy.save(tmp_path)
+    model.policy.save_trained(tmp_path)
     pipeline = diffusers_pipeline(folder)
     assert apart(ours, theirs(pipeline, model, guidance)) > 1e-2, "the adapters change nothing that could be compared"
     pipeline.load_lora_weights(tmp_path)
@@ -114,7 +114,7 @@ def test_diffusers_loads_the_fully_trained_transformer(
     model = opened(checkpoint(), "full")
     nudge(model)
     ours = model.draw(PROMPTS, guidance=4.0)
-    model.policy.save(tmp_path)
+    model.policy.save_trained(tmp_path)
     transformer = SD3Transformer2DModel.from_pretrained(tmp_path / "transformer")
     loaded = transformer.state_dict()
     trained = {name.removeprefix("transformer."): weight for name, weight in model.policy.parameters.items()}

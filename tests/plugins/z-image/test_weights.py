@@ -46,7 +46,7 @@ def test_diffusers_loads_the_adapters_and_draws_the_same(
     assert apart(made.draw(2).latents, drawn_by(pipeline, made)) < 1e-5, "fresh adapters change something"
     nudge(made)
     ours = made.draw(2).latents
-    made.policy.save(tmp_path)
+    made.policy.save_trained(tmp_path)
     assert apart(ours, drawn_by(pipeline, made)) > 1e-2, "the adapters change nothing that could be compared"
     pipeline.load_lora_weights(tmp_path)
     assert apart(ours, drawn_by(pipeline, made)) < 1e-5
@@ -60,7 +60,7 @@ def test_diffusers_loads_the_fully_trained_transformer(
     made = bench_of(checkpoint(), PROMPTS, guidance=4.0)
     nudge(made)
     ours = made.draw(2).latents
-    made.policy.save(tmp_path)
+    made.policy.save_trained(tmp_path)
     pipeline = pipeline_of(checkpoint())
     assert apart(ours, drawn_by(pipeline, made)) > 1e-2, "training changed nothing that could be compared"
     pipeline.transformer = ZImageTransformer2DModel.from_pretrained(tmp_path / "transformer")

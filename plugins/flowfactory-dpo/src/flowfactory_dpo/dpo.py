@@ -22,6 +22,7 @@ class DPOConfig(ReferenceConfig):
     """Online DPO, arXiv:2311.12908: the best sample of each group is preferred to the worst."""
 
     groupwise: ClassVar[bool] = True
+    compared: ClassVar[int | None] = 2
 
     beta: float = Field(1000.0, gt=0, description="how sharply a difference of errors, a mean over elements, is preferred")
 

@@ -1,0 +1,132 @@
+"""The same config is the same work on one rank, two and three."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_flux
+import tiny_qwen_image
+import tiny_wan
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from flowfactory.rundir import RunDirectory
+
+RECORDER = str(Path(__file__).parent / "recorder.py")
+LORA = {"lora": {"rank": 2, "alpha": 4}}
+GRPO = {"name": "grpo", "clip_range": 0.05}
+TIMES = {"name": "uniform", "count": 2}
+NFT = {"name": "nft", "times": TIMES}
+SDE = {"name": "flow-sde", "noise_level": 0.7}
+COUNTS = (1, 2, 3)
+NOT_TOLD = ("seconds/", "peak_memory_mb")
+
+# name: model, its options, algorithm, sections set on top
+CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
+    "lora-grpo": ("flux1", LORA, GRPO, {"training": {"updates": 2, "epochs": 2}}),
+    "full-grpo": ("flux1", "full", GRPO, {"training": {"updates": 2}}),
+    "lora-nft": ("flux1", LORA, NFT, {"training": {"kept_on": "host"}}),
+    "full-nft": ("flux1", "full", NFT, {"training": {"updates": 3}, "distributed": {"gather_to_sample": True}}),
+    # a group is larger than the samples of a forward, and than the share of a rank
+    "dgpo": ("flux1", LORA, {"name": "dgpo", "kl": 0.1, "times": TIMES}, {"sampling": {"groups": 1, "group_size": 7}}),
+    "dpo": ("flux1", LORA, {"name": "dpo", "times": TIMES}, {"sampling": {"groups": 5, "group_size": 2}}),
+    # texts of other lengths have forwards of their own, and so do experts
+    "ragged": ("qwen-image", "full", GRPO | {"kl": 0.01}, {"sampling": {"guidance": 4.0, "group_size": 3}}),
+    "experts": ("wan-t2v", LORA, NFT | {"kl": 0.1}, {"sampling": {"size": [16, 16], "frames": 1, "guidance": 3.0}}),
+    "whole weights": ("flux1", "full", GRPO, {"distributed": {"shard": 1}, "training": {"updates": 2}}),
+    "whole experts": ("wan-t2v", "full", NFT, {"distributed": {"shard": 1}, "sampling": {"size": [16, 16], "frames": 1}}),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(together: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Path]:
+    root = tmp_path_factory.mktemp("same-work")
+    checkpoints = {
+        "flux1": tiny_flux.flux1(root / "flux1"),
+        "qwen-image": tiny_qwen_image.qwen_image(root / "qwen-image"),
+        "wan-t2v": tiny_wan.text_to_video(root / "wan-t2v", "a14b"),
+    }
+    prompts = root / "prompts.txt"
+    prompts.write_text("a cat\na photo of a red circle\na dog in the rain, from far away\n")
+    for count in COUNTS:
+        configs = [config(name, checkpoints, prompts, root / f"{name}-{count}") for name in CASES]
+        together(count, configs)
+    return {(name, count): root / f"{name}-{count}" for name in CASES for count in COUNTS}
+
+
+def config(name: str, checkpoints: Mapping[str, Path], prompts: Path, folder: Path) -> dict[str, Any]:
+    model, training, algorithm, sections = CASES[name]
+    options = {"max_sequence_length": 16} if model == "flux1" else {}
+    raw: dict[str, Any] = {
+        "model": {"name": model, "path": str(checkpoints[model]), "train": training, **options},
+        "algorithm": algorithm,
+        "rewards": {"place": {"name": "recorder", "folder": str(folder / "seen")}},
+        "prompts": {"train": str(prompts), "heldout": str(prompts)},
+        "sampling": {
+            "groups": 2,
+            "group_size": 4,
+            "size": [16, 16],
+            "steps": 3,
+            "batch_size": 3,
+            "dynamics": SDE if algorithm["name"] == "grpo" else "ode",
+        },
+        "training": {"iterations": 5, "batch_size": 3, "optimizer": {"lr": 1e-3, "eps": 1e-4}},
+        "output": {"dir": str(folder), "checkpoint_every": 5},
+        "plugins": [RECORDER],
+        "device": "cpu",
+    }
+    for section, values in sections.items():
+        raw[section] = {**raw.get(section, {}), **values}
+    return raw
+
+
+def seen(folder: Path) -> dict[str, list[tuple[float, Tensor]]]:
+    """Every picture that the reward saw and its score, by its prompt."""
+    found: dict[str, list[tuple[float, Tensor]]] = {}
+    for file in sorted((folder / "seen").glob("*.pt")):
+        for prompt, medium, score in zip(*torch.load(file), strict=True):
+            found.setdefault(prompt, []).append((float(score), medium))
+    return found
+
+
+@pytest.mark.parametrize("count", COUNTS[1:])
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_learn_what_one_does(name: str, count: int, runs: dict[tuple[str, int], Path]) -> None:
+    alone, several = runs[name, 1], runs[name, count]
+    expected, got = (RunDirectory(folder).records() for folder in (alone, several))
+    assert [record["iteration"] for record in got] == [0, 1, 2, 3, 4, 5]
+    for one, other in zip(expected, got, strict=True):
+        told = {key for key in one if not key.startswith(NOT_TOLD)}
+        assert told == {key for key in other if not key.startswith(NOT_TOLD)}
+        for key in told:
+            assert other[key] == pytest.approx(one[key], rel=2e-3, abs=2e-5), (key, one["iteration"])
+    weights, others = (load_file(folder / "weights.safetensors") for folder in (alone, several))
+    assert weights.keys() == others.keys()
+    apart = max(float((weights[key] - others[key]).abs().max()) for key in weights)
+    assert apart < 2e-5, apart
+
+
+@pytest.mark.parametrize("count", COUNTS[1:])
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_draw_what_one_does_and_rewards_see_whole_groups(
+    name: str, count: int, runs: dict[tuple[str, int], Path]
+) -> None:
+    alone, several = seen(runs[name, 1]), seen(runs[name, count])
+    assert {prompt: len(found) for prompt, found in several.items()} == {prompt: len(found) for prompt, found in alone.items()}
+    for prompt, found in alone.items():
+        for score, medium in several[prompt]:
+            apart, place = min((float((medium - other).abs().max()), i) for i, (_, other) in enumerate(found))
+            assert apart < 1e-4
+            # the place in the group, and ten times the brightness: of a part of the group it would be another
+            assert score == pytest.approx(found[place][0], abs=1e-3)
+
+
+def test_the_weights_of_a_run_move(runs: dict[tuple[str, int], Path]) -> None:
+    for name in CASES:
+        records = RunDirectory(runs[name, 1]).records()
+        assert all(record["grad_norm"] > 0 for record in records[1:])
+        assert records[0]["eval/place/mean"] != records[-1]["eval/place/mean"], name
