@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from flowfactory import Policy, RunInfo, hookimpl
 from flowfactory.config import validate
-from flowfactory.distributed import join, whole
+from flowfactory.distributed import arranged, join, local, whole
 from flowfactory.loop import train
 
 
@@ -28,11 +28,16 @@ class Last:
 def main() -> None:
     torch.set_num_threads(1)
     configs = [validate(raw) for raw in json.loads(Path(sys.argv[1]).read_text())]
-    with join(configs[0]) as ranks:
+    # off-loading wants a group even of one
+    with join(next((config for config in configs if config.distributed.offload), configs[0])) as group:
         for config in configs:
+            ranks = arranged(config, group.rank, group.count, group.local)
             last = Last()
             train(config, observers=[last], say=lambda sentence: None, ranks=ranks)
-            weights = {key: whole(parameter.detach()) for key, parameter in last.policy.parameters.items()}
+            parameters = last.policy.parameters
+            shard = 1 if ranks.mesh is None else ranks.mesh["shard"].size()
+            assert all(local(p).shape[0] < p.shape[0] for p in parameters.values() if p.shape[0] > shard > 1), "not divided"
+            weights = {key: whole(parameter.detach()).cpu() for key, parameter in parameters.items()}
             if ranks.leads:
                 save_file(weights, config.output.dir / "weights.safetensors")
 

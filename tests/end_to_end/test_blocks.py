@@ -51,7 +51,7 @@ def made(checkpoints: Callable[[str], Path], cache: Path, tmp_path: Path) -> Mad
         )
         told = [Prompt(json.loads(line)["prompt"]) for line in prompts(case, tmp_path).read_text().splitlines()]
         others = {"changed": Changed(change)}
-        return bench(config, cache, told, case.size, 2, case.guidance, 2, others=others, precision=precision)  # type: ignore[arg-type]
+        return bench(config, cache, told, case.size, 2, case.guidance, 2, others=others, precision=precision)
 
     return make
 

@@ -332,6 +332,11 @@ class RunConfig(Strict):
             )
         if self.model.quantize and self.model.train == "full":
             raise ValueError("model.quantize: weights that train have all their bits; train {lora: {}}, or leave it out")
+        if self.model.quantize:
+            from flowfactory import blocks  # which imports torch
+
+            if lacking := blocks.check(self.model.quantize):
+                raise ValueError(lacking)
         if self.algorithm.own_sampler and self.sampling.average is not None:
             raise ValueError("sampling.average: this algorithm says itself which weights draw; leave it out")
         components = [self.model, self.algorithm, self.sampling.dynamics]

@@ -261,6 +261,17 @@ def device_of(name: str, local: int = 0) -> torch.device:
     return device
 
 
+def arranged(config: RunConfig, rank: int, count: int, local: int) -> Ranks:
+    """The ranks of the group that this process is in, dividing weights as the config says. UserError: they cannot."""
+    replicate, shard = sizes(config.distributed, count)
+    offload, mesh = config.distributed.offload, None
+    if shard > 1 or offload:
+        device = device_of(config.device, local).type
+        mesh = init_device_mesh(device, (replicate, shard), mesh_dim_names=("replicate", "shard"))
+        mesh = mesh["shard"] if replicate == 1 else mesh
+    return Ranks(rank, count, local, mesh, offload)
+
+
 @contextmanager
 def join(config: RunConfig) -> Iterator[Ranks]:
     """This process's place in the group that was started, alone where none was.
@@ -269,7 +280,7 @@ def join(config: RunConfig) -> Iterator[Ranks]:
     """
     found, chosen = launch.environment(os.environ), config.distributed
     count = found.world_size if found else 1
-    replicate, shard = sizes(chosen, count)
+    sizes(chosen, count)  # before anything waits for anyone
     if count == 1 and not chosen.offload:
         yield ALONE
         return
@@ -284,11 +295,7 @@ def join(config: RunConfig) -> Iterator[Ranks]:
         dist.init_process_group(backend, timeout=timeout)
     else:  # off-loading is fully_shard's, which wants a group even of one
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)  # type: ignore[attr-defined]
-    mesh = None
-    if shard > 1 or chosen.offload:
-        mesh = init_device_mesh(device.type, (replicate, shard), mesh_dim_names=("replicate", "shard"))
-        mesh = mesh["shard"] if replicate == 1 else mesh
-    ranks = Ranks(found.rank if found else 0, count, local, mesh, chosen.offload)
+    ranks = arranged(config, found.rank if found else 0, count, local)
     yield ranks
     ranks.barrier()  # a rank that leaves early takes the connections of the others with it
     dist.destroy_process_group()

@@ -84,9 +84,10 @@ def ratio_is_one(pool: Pool, policy: Policy, tolerance: float) -> Finding:
         return Finding(True, "no step is recorded: this algorithm needs no log-density to replay")
     first, _ = next(pool.pieces([[row] for row in range(len(experience))], experience.batch_size))
     deviations = []
-    with torch.no_grad(), policy.using(experience.plan.weights):
+    # with a graph, as training has: torch.compile makes another of the same forward without
+    with policy.using(experience.plan.weights):
         for step in first.arrived().steps:
-            replayed = policy.evaluate(step).log_prob
+            replayed = policy.evaluate(step).detached().log_prob
             if replayed is None or step.log_prob is None:
                 return Finding(False, "a recorded step has no log-density: its dynamics are deterministic")
             deviations.append(float((torch.exp(replayed - step.log_prob) - 1).abs().max()))
