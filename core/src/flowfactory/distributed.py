@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import warnings
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -141,6 +142,8 @@ class Ranks:
         from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
         assert self.mesh is not None
+        # that what a block returns is a view matters to who changes it in place, as no model here does
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         on_cuda = self.mesh.device_type == "cuda"
         offload = CPUOffloadPolicy(pin_memory=on_cuda) if self.offload else OffloadPolicy()
         half = None if dtype == torch.float32 else dtype

@@ -1,0 +1,163 @@
+"""What is foretold of real models, against what their runs take, and against what their files hold."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import LORA
+from family_cases import CASES, GRPO, NFT, prompts, sections
+from safetensors import safe_open
+from torch.profiler import ProfilerActivity, profile
+
+from flowfactory import blocks
+from flowfactory.config import RunConfig, validate
+from flowfactory.errors import UserError
+from flowfactory.estimate import estimate
+from flowfactory.loop import train
+from flowfactory.pretrained import Pretrained
+from flowfactory_tiny import FOLDER
+
+FLOAT = 4
+
+
+def config(folder: Path, model: Mapping[str, Any], algorithm: Mapping[str, Any], **changes: Mapping[str, Any]) -> RunConfig:
+    """Two iterations of 8 pictures."""
+    file = folder / "prompts.txt"
+    if not file.exists():
+        file.write_text("a red circle\na blue square\n")
+    stochastic = algorithm["name"] == "grpo"
+    dynamics = {"name": "flow-sde", "sde_steps": [0, 1], "num_sde_steps": 2} if stochastic else {"name": "ode"}
+    sampling = {"groups": 2, "group_size": 4, "size": [32, 32], "steps": 3, "batch_size": 4, "dynamics": dynamics}
+    raw = {
+        "model": dict(model),
+        "algorithm": dict(algorithm),
+        "rewards": {"size": {"name": "jpeg-size"}},
+        "prompts": {"train": str(file), **changes.get("prompts", {})},
+        "sampling": {**sampling, **changes.get("sampling", {})},
+        "training": {"iterations": 2, "batch_size": 4, **changes.get("training", {})},
+        "output": {"dir": str(folder / "run")},
+        "device": "cpu",
+    }
+    return validate(raw)
+
+
+def tiny(folder: Path, train: Any = LORA, algorithm: Mapping[str, Any] = GRPO, **training: Any) -> RunConfig:
+    return config(folder, {"name": "tiny", "train": train}, algorithm, training=training)
+
+
+def most_allocated(run: RunConfig) -> int:
+    """Bytes that PyTorch's allocators had given out at once, by their own record."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        train(run, say=lambda _: None)
+    events: Any = recorded.profiler
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events.kineto_results.events() if e.name() == "[memory]")
+    live = most = 0
+    for _, change in changes:
+        live += change
+        most = max(most, live)
+    return most
+
+
+@pytest.mark.parametrize(
+    ("train", "algorithm", "training"),
+    [(LORA, GRPO, {}), ("full", NFT, {}), ("full", {"name": "grpo", "kl": 0.1}, {"activation_checkpointing": "blocks"})],
+    ids=["lora-grpo", "full-nft", "full-grpo-kl-checkpointed"],
+)
+def test_a_run_of_the_tiny_generator_takes_what_is_foretold(
+    train: Any, algorithm: dict[str, Any], training: dict[str, Any], tmp_path: Path
+) -> None:
+    run = tiny(tmp_path, train, algorithm, **training)
+    assert estimate(run).peak == pytest.approx(most_allocated(run), rel=0.05)
+
+
+@pytest.mark.parametrize("key", CASES)
+def test_every_model_is_foretold_with_the_weights_of_its_files(
+    key: str, checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    case, folder = CASES[key], checkpoints(key)
+    model = {"name": case.name, "path": str(folder), "train": "full", **case.options}
+    changes = {**sections(case), "prompts": {"train": str(prompts(case, tmp_path))}}
+    found = estimate(config(tmp_path, model, NFT, **changes))
+    files = [file for part in folder.glob("transformer*") for file in part.glob("*.safetensors")]
+    stored = sum(elements(file) for file in files) * FLOAT
+    assert found.parts["weights"].device == stored > 0
+    assert found.parts["encoders"].device > 0
+    assert found.parts["activations"].device > 0
+    assert found.phases["learn"] > found.phases["sample"]
+
+
+def elements(file: Path) -> int:
+    with safe_open(file, "pt") as weights:
+        return sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118
+
+
+def test_no_weights_are_read(tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(FOLDER / "pipeline", bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    model = {"name": "tiny", "train": LORA, "path": str(bare)}
+    assert estimate(config(tmp_path, model, GRPO)) == estimate(tiny(tmp_path))
+    (bare / "transformer" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"model\.path .*bare.*config\.json"):
+        estimate(config(tmp_path, model, GRPO))
+    assert Pretrained.open.__module__ == "flowfactory.pretrained", "checkpoints are opened whole again"
+
+
+def test_checkpointed_blocks_and_bf16_keep_less(tmp_path: Path) -> None:
+    plain, again, half = (
+        estimate(tiny(tmp_path, **training)) for training in ({}, {"activation_checkpointing": "blocks"}, {"precision": "bf16"})
+    )
+    assert again.parts["activations"].device < 0.7 * plain.parts["activations"].device
+    assert half.parts["activations"].device < 0.8 * plain.parts["activations"].device
+    assert half.parts["decoder"].device == plain.parts["decoder"].device / 2
+    assert again.phases["sample"] == plain.phases["sample"]
+
+
+def test_on_cuda_normalisation_stays_in_float32(tmp_path: Path) -> None:
+    run = tiny(tmp_path, precision="bf16", activation_checkpointing="blocks")
+    on_cpu, on_cuda = estimate(run), estimate(run, cuda=True)
+    assert on_cuda.parts["activations"].device > on_cpu.parts["activations"].device
+    before = torch.nn.functional.layer_norm
+    with torch.autocast("cpu", torch.bfloat16):
+        normal = before(torch.randn(2, 3, dtype=torch.bfloat16), (3,))
+    assert normal.dtype == torch.bfloat16, "only while estimating"
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_fewer_bits_take_what_the_quantised_blocks_take(kind: str, tmp_path: Path) -> None:
+    if kind == "nf4":
+        pytest.importorskip("bitsandbytes")
+    from diffusers import SD3Transformer2DModel
+
+    transformer = SD3Transformer2DModel.from_pretrained(FOLDER / "pipeline" / "transformer")
+    blocks.quantise(transformer, ("JointTransformerBlock",), kind, torch.float32)
+    stored = sum(weight.numel() * weight.element_size() for weight in transformer.parameters())
+    states = [weight.quant_state for weight in transformer.parameters() if hasattr(weight, "quant_state")]
+    scales = [scale for state in states for scale in (state.absmax, state.state2.absmax)]
+    stored += sum(scale.numel() * scale.element_size() for scale in scales)
+    whole, fewer = tiny(tmp_path), config(tmp_path, {"name": "tiny", "train": LORA, "quantize": kind}, GRPO)
+    adapters = estimate(whole).parts["gradients"].device
+    assert estimate(fewer).parts["gradients"].device == adapters
+    assert estimate(fewer).parts["weights"].device - adapters == pytest.approx(stored, rel=0.01)
+
+
+def test_two_ranks_hold_blocks_and_half_of_the_weights(tmp_path: Path) -> None:
+    run = tiny(tmp_path, "full")
+    alone, shared = estimate(run), estimate(run, 2)
+    assert 2 * shared.parts["weights"].device == alone.parts["weights"].device
+    communication = shared.parts["communication"].device
+    assert alone.parts["weights"].device / 3 < communication < 2 * alone.parts["weights"].device
+    assert estimate(run, 2, cuda=True).host >= alone.parts["weights"].device, "each rank reads the whole checkpoint first"
+
+
+def test_the_command_tells_of_a_bundled_example(flowfactory: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    told = flowfactory("estimate", "quickstart", "--set", "device=auto", "--card", "8").stdout
+    assert "encoders" in told
+    assert "it fits" in told
+    told = flowfactory("estimate", "quickstart", "--set", "device=auto", "--card", "1.0").stdout
+    assert "what would help" in told
