@@ -2,10 +2,10 @@
 
     python benchmarks/estimate.py [--only NAME …] [--out benchmarks/results]
 
-Measured is the most bytes that PyTorch's allocators had given out at once during a whole run, by their own record (by
-torch.profiler); `resident` is by how much the process grew, with libraries, heap
-and the record itself. The record counts files that are mapped while weights are read, which an estimate knows nothing of. Two iterations a case: the tiny
-generator, and SD3 and FLUX checkpoints of some 70 million random weights. Cases that are not run keep their figures.
+Measured is the most bytes that PyTorch's allocators had given out at once during a whole run, by their own record (of
+torch.profiler). The record counts files that are mapped while weights are read, which an estimate knows nothing of. `resident`
+is by how much the process grew, with libraries, heap and the record itself. Two iterations a case: the tiny generator, and SD3
+and FLUX checkpoints of some 70 million random weights. Cases that are not run keep their figures.
 """
 
 from __future__ import annotations
