@@ -52,7 +52,6 @@ CASES = {
     "FLUX, full, GRPO, 8-bit, checkpointed": case(
         "flux1", "full", GRPO, optimizer="adamw8bit", activation_checkpointing="blocks"
     ),
-    "FLUX, full, GRPO, bf16": case("flux1", "full", GRPO, precision="bf16"),
     "tiny, full, NFT, two ranks": case("tiny", "full", NFT, ranks=2),
     "FLUX, full, GRPO, two ranks": case("flux1", "full", GRPO, ranks=2),
     "FLUX, LoRA, GRPO, two ranks": case("flux1", LORA, GRPO, ranks=2),
