@@ -97,6 +97,28 @@ def elements(file: Path) -> int:
         return sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118
 
 
+def test_bf16_rounds_what_it_rounds_where_weights_are_read(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    from diffusers import WanTransformer3DModel
+    from transformers import CLIPTextModel, T5EncoderModel, UMT5EncoderModel
+
+    def read(kind: Any, folder: Path, **dtype: Any) -> int:
+        module = kind.from_pretrained(folder, **dtype)
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+
+    half = {"dtype": torch.bfloat16}
+    wan, flux = checkpoints("wan-t2v"), checkpoints("flux1")
+    changes: dict[str, Any] = {**sections(CASES["wan-t2v"]), "training": {"precision": "bf16"}}
+    found = estimate(config(tmp_path, {"name": "wan-t2v", "path": str(wan), "train": LORA}, NFT, **changes)).parts
+    transformer = WanTransformer3DModel.from_pretrained(wan / "transformer", torch_dtype=torch.bfloat16)
+    weights = sum(weight.numel() * weight.element_size() for weight in transformer.parameters())
+    assert found["weights"].device - found["gradients"].device == weights, "its norms stay in float32"
+    assert found["encoders"].device == read(UMT5EncoderModel, wan / "text_encoder", **half)
+    model = {"name": "flux1", "path": str(flux), "train": LORA, **CASES["flux1"].options}
+    found = estimate(config(tmp_path, model, NFT, training={"precision": "bf16"})).parts
+    encoders = read(CLIPTextModel, flux / "text_encoder", **half) + read(T5EncoderModel, flux / "text_encoder_2", **half)
+    assert found["encoders"].device == encoders
+
+
 def test_no_weights_are_read(tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(FOLDER / "pipeline", bare, ignore=shutil.ignore_patterns("*.safetensors"))

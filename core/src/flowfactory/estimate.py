@@ -271,7 +271,9 @@ class Weightless:
             raise UserError(f"model.path {checkpoint.path}: {' '.join(str(error).split())}") from error
         with torch.device("meta"):
             module = build(config)
-        exact = getattr(module, "_keep_in_fp32_modules", None) or ()
+        # what from_pretrained of diffusers, or of transformers, does not round to bf16
+        kept = "_keep_in_fp32_modules" if hasattr(made, "load_config") else "_keep_in_fp32_modules_strict"
+        exact = getattr(module, kept, None) or ()
         for key, tensor in [*module.named_parameters(), *module.named_buffers()]:
             if tensor.is_floating_point() and not any(part in exact for part in key.split(".")):
                 tensor.data = tensor.data.to(dtype)
@@ -282,10 +284,15 @@ class Weightless:
 
 def _replaced(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
     """What ``to`` and ``float`` do to ``module``; PyTorch's own way cannot do it to fake tensors twice."""
+    made: dict[int, nn.Parameter] = {}  # by what was there: tied weights stay tied
     for part in module.modules():
         for name, parameter in part._parameters.items():
-            if parameter is not None and (changed := change(parameter)) is not parameter:
-                part._parameters[name] = nn.Parameter(changed.detach(), parameter.requires_grad)
+            if parameter is not None and id(parameter) not in made:
+                changed = change(parameter)
+                same = changed is parameter
+                made[id(parameter)] = parameter if same else nn.Parameter(changed.detach(), parameter.requires_grad)
+            if parameter is not None:
+                part._parameters[name] = made[id(parameter)]
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = change(buffer)

@@ -85,7 +85,7 @@ def test_pictures_are_those_of_the_old_weights(settings: dict[str, Any]) -> None
         run.policy.parameters["transformer.q"].fill_(-0.35)
     run.policy.changed()
     for iteration, (p, q) in enumerate([(0.3, -0.2), (0.45, -0.3125)]):  # a quarter of the first, three of the present
-        experience = gather(run, iteration, Clock(run.policy.device))
+        experience = gather(run, iteration, Clock(run.policy.device)).experience
         x = flow.noise(experience.plan, (1, 4, 4)).double()
         for i in range(6):  # Euler's, a sixth of the way at a time
             x = x - (p * x + q * (1 - i / 6)) / 6
@@ -103,7 +103,7 @@ def test_a_stochastic_solver_draws_too_and_nothing_of_the_way_is_recorded(settin
     assert all(record["old_distance"] > 0 for record in records)
     run = prepare(config)
     run.assembly.hooks.run_started(run.info, run.policy)
-    experience = gather(run, 0, Clock(run.policy.device))
+    experience = gather(run, 0, Clock(run.policy.device)).experience
     assert len(experience.plan.stochastic) == 5, "all but the last step"
     assert experience.steps == ()
 
