@@ -151,8 +151,8 @@ def gather(run: Run, iteration: int, clock: Clock) -> Pool:
         with clock("reward"):
             judges = config.distributed.judges_of(ranks.count)
             scores.append(judged(run.assembly.rewards, drawn, batch.rows(rows), ranks, judges, run.sampler.frame_rate))
-        # media are the largest there is, and have been judged
-        pieces.append(replace(drawn.trajectory, media=drawn.trajectory.media[:0]))
+        # media are the largest there is, and have been judged; a view would keep them all the same
+        pieces.append(replace(drawn.trajectory, media=drawn.trajectory.media[:0].clone()))
         held = [[*before, *(rows[i] for i in now)] for before, now in zip(held, drawn.held, strict=True)]
     trajectory, rewards = joined(pieces, known.rows(held[ranks.rank])), merged(scores)
     weights = {label: reward_weight(reward) for label, reward in config.rewards.items()}
