@@ -81,7 +81,7 @@ def _train(config: RunConfig, resume: bool) -> None:
 
     with join(config) as ranks:
         if not ranks.leads:
-            train(config, resume, say=lambda _: None, ranks=ranks)
+            train(config, resume, ranks=ranks)
             return
         terminal = Terminal(Console())
         try:

@@ -120,19 +120,16 @@ class Ranks:
         if self.count == 1:
             return tensor[[holder[row][1] for row in mine]]
         leaves = [[holder[row][1] for row in rows if holder[row][0] == self.rank] for rows in wanted]
-        comes = [[row for row in mine if holder[row][0] == rank] for rank in range(self.count)]
+        sources = [holder[row][0] for row in mine]
+        arrives = sorted(range(len(mine)), key=sources.__getitem__)  # rank after rank
         size = tensor[:1].numel() * tensor.element_size()
-        order = [place for rows in leaves for place in rows]
+        order = [place for places in leaves for place in places]
         # as bytes: gloo does not know every dtype
         sent = tensor[order].contiguous().view(-1).view(torch.uint8)
         got = sent.new_empty(len(mine) * size)
-        dist.all_to_all_single(got, sent, [len(rows) * size for rows in comes], [len(rows) * size for rows in leaves])
-        arrived = [row for rows in comes for row in rows]
-        places: dict[int, list[int]] = {}
-        for place, row in enumerate(arrived):
-            places.setdefault(row, []).append(place)
-        result = got.view(tensor.dtype).view(len(mine), *tensor.shape[1:])
-        return result[[places[row].pop() for row in mine]]
+        comes = [sources.count(rank) * size for rank in range(self.count)]
+        dist.all_to_all_single(got, sent, comes, [len(places) * size for places in leaves])
+        return got.view(tensor.dtype).view(len(mine), *tensor.shape[1:])[torch.tensor(arrives).argsort()]
 
     def share(self, module: nn.Module, blocks: Sequence[nn.Module], dtype: torch.dtype) -> None:
         """Divide the weights of ``module`` over the ranks, its ``blocks`` one by one; forwards compute in ``dtype``.
@@ -215,6 +212,12 @@ def whole_weights(modules: Sequence[nn.Module]) -> Iterator[None]:
             part.set_reshard_after_forward(True, recurse=False)
 
 
+def evenly(units: Sequence[Sequence[int]], parts: int) -> list[list[int]]:
+    """The rows of whole ``units`` in ``parts`` runs, as even as they come; some are empty where there are fewer units."""
+    bounds = [len(units) * i // parts for i in range(parts + 1)]
+    return [[row for unit in units[start:end] for row in unit] for start, end in pairwise(bounds)]
+
+
 def dealt(units: Sequence[Sequence[int]], size: int, count: int) -> Iterator[Rows]:
     """Rounds of the rows that each of ``count`` ranks is to have, whole ``units`` and as even as they come.
 
@@ -222,8 +225,7 @@ def dealt(units: Sequence[Sequence[int]], size: int, count: int) -> Iterator[Row
     """
     rounds = math.ceil(len(units) / (size * count))
     parts = rounds * count
-    bounds = [len(units) * i // parts for i in range(parts + 1)]
-    pieces = [[row for unit in units[start:end] for row in unit] for start, end in pairwise(bounds)]
+    pieces = evenly(units, parts)
     pieces.sort(key=lambda piece: not piece)  # those without work last, together
     for start in range(0, parts, count):
         yield pieces[start : start + count]

@@ -498,7 +498,7 @@ class Trace:
         if shard > 1 and precision != torch.float32:  # as fully_shard gives them to the forward
             for module in policy.modules.values():
                 module.to(precision)
-        policy.settle(distributed.Ranks(), config.training.model_copy(update={"compile": False}))
+        policy.settle(distributed.ALONE, config.training.model_copy(update={"compile": False}))
         for module in (*trainable.modules.values(), *trainable.frozen.values()):
             _replaced(module, lambda tensor: _emptied(tensor, fake))  # what a model brings with its numbers
         trained = sum(map(_size, policy.parameters.values()))

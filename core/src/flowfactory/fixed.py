@@ -15,6 +15,7 @@ FREE_TO_CHANGE = (
     *("evaluation", "output", "plugins", "device", "training.iterations"),
     # about memory and speed alone
     *("distributed", "sampling.keep_on", "sampling.batch_size", "model.decode_batch_size", "model.tiling"),
+    *("model.encoders_on", "model.decoder_on"),
     *("training.batch_size", "training.times_per_forward", "training.kept_on"),
     *("training.activation_checkpointing", "training.compile"),
 )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from flowfactory.assembly import Rewards
 from flowfactory.config import AlgorithmConfig
-from flowfactory.distributed import ALONE, Ranks, Rows, dealt, evened
+from flowfactory.distributed import ALONE, Ranks, Rows, dealt, evened, evenly
 from flowfactory.flow import generator
 from flowfactory.prompts import Batch
 from flowfactory.sampler import Sampler, merged, samples_of
@@ -115,9 +114,7 @@ def judged(
     The first ``judges`` ranks see groups, each other ones; a joint work of the ranks.
     """
     groups = by_group(range(len(batch.keys)), batch.groups)
-    bounds = [len(groups) * i // judges for i in range(judges + 1)]
-    wanted = [[row for group in groups[start:end] for row in group] for start, end in pairwise(bounds)]
-    wanted += [[]] * (ranks.count - judges)
+    wanted = [*evenly(groups, judges), *[[]] * (ranks.count - judges)]
     media = ranks.exchange(drawn.trajectory.media, drawn.held, wanted)
     mine = wanted[ranks.rank]
     scores = rewards(samples_of(media, batch.rows(mine), frame_rate)) if mine else {}
