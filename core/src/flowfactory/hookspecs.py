@@ -16,6 +16,7 @@ import pluggy
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    import torch
     from torch import Tensor
 
     from flowfactory.canvas import Canvas
@@ -80,6 +81,13 @@ class RunSpecs:
         """Velocity, and where ``step`` has next latents their log-density, from ONE forward, differentiable.
 
         Model, one. ``sample`` must run the transformer through the same function.
+        """
+
+    @hookspec
+    def prepare_reward(self, device: torch.device) -> None:
+        """Read weights onto ``device``, the run's, or reach a server: what can fail before anything is drawn. Reward, optional.
+
+        Called once in each process that computes rewards, before ``compute_reward``; ``build`` must read no weights.
         """
 
     @hookspec

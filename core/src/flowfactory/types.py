@@ -234,6 +234,17 @@ class Samples:
     sources: tuple[Prompt, ...] = ()
     frame_rate: float | None = None
 
+    def rows(self, index: Index) -> Samples:
+        """The samples ``index``."""
+        return replace(
+            self,
+            media=self.media[list(index)],
+            prompts=tuple(self.prompts[i] for i in index),
+            groups=self.groups[list(index)],
+            metadata=tuple(self.metadata[i] for i in index),
+            sources=tuple(self.sources[i] for i in index) if self.sources else (),
+        )
+
 
 @dataclass(frozen=True)
 class Experience:

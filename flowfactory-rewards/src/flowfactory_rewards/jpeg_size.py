@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import ComponentConfig, Samples, hookimpl
+from flowfactory_rewards.frames import pixels, spread
 
 
 class JpegSizeConfig(ComponentConfig):
@@ -34,11 +35,8 @@ class JpegSize:
     @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
         """``{label: plus or minus kilobytes [B]}``."""
-        media = samples.media[:, None] if samples.media.dim() == 4 else samples.media
-        count = min(self._config.frames, media.shape[1])
-        chosen = media[:, torch.linspace(0, media.shape[1] - 1, count).round().long()]
-        pixels = (chosen.clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy()
-        sizes = [sum(self._kilobytes(Image.fromarray(frame)) for frame in clip) / count for clip in pixels]
+        clips = pixels(spread(samples.media, self._config.frames))
+        sizes = [sum(self._kilobytes(Image.fromarray(frame)) for frame in clip) / len(clip) for clip in clips]
         return {self.label: self._sign * torch.tensor(sizes)}
 
     def _kilobytes(self, picture: Image.Image) -> float:
