@@ -1,19 +1,18 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from flowfactory import Canvas, hookimpl
-from flowfactory.assembly import Assembly, Hooks, Rewards, manager_of
+from flowfactory.assembly import Assembly
 from flowfactory.config import ComponentConfig, RunConfig
 from flowfactory.dynamics import ODE, FlowSDE
-from flowfactory.errors import RunError, UserError
+from flowfactory.errors import UserError
+from flowfactory.hooks import Hooks, manager_of
 from flowfactory.testing import TwoParameter
 from flowfactory.types import Conditions, Experience, Loss, Runtime, Samples, SamplingPlan, Trainable, Trajectory
 
@@ -28,22 +27,6 @@ class Given(ComponentConfig):
 
     def build(self, label: str) -> object:
         return self.make(label)
-
-
-class Answers:
-    """A reward that answers what it was given."""
-
-    def __init__(self, answer: Mapping[str, Any]) -> None:
-        self.answer = answer
-
-    @hookimpl
-    def compute_reward(self, samples: Samples) -> Mapping[str, Any]:
-        return self.answer
-
-
-def answering(**answers: Any) -> Rewards:
-    """Rewards of which each answers its value under its label."""
-    return Rewards({label: Given(make=lambda name, value=value: Answers({name: value})) for label, value in answers.items()})
 
 
 def two_parameters() -> TwoParameter:
@@ -98,11 +81,6 @@ def test_an_algorithm_without_update_is_found_out(load: Load) -> None:
 
     with pytest.raises(UserError, match=r"^algorithm: Idle does not implement update; write the method and mark it"):
         assembled(load, algorithm=Idle())
-
-
-def test_a_reward_without_its_hook_is_found_out() -> None:
-    with pytest.raises(UserError, match=r"^glow: object does not implement compute_reward; write the method"):
-        Rewards({"glow": Given(make=lambda _: object())})
 
 
 def test_a_misspelt_hook_is_found_out(load: Load) -> None:
@@ -192,84 +170,7 @@ def test_components_that_are_equal_are_refused_in_a_sentence() -> None:
         scale: float = 1.0
 
         @hookimpl
-        def compute_reward(self, samples: Samples) -> Mapping[str, Tensor]:
-            return {}
+        def iteration_finished(self, iteration: int) -> None: ...
 
     with pytest.raises(UserError, match=r"^b: [^\n]*; components must compare by identity, as plain classes do$"):
-        Rewards({"a": Given(make=lambda _: Equal()), "b": Given(make=lambda _: Equal())})
-
-
-def test_two_of_one_reward_answer_under_two_labels(load: Load) -> None:
-    made = Assembly(load({"rewards": {"once": "bright", "twice": {"name": "bright", "scale": 2}, "bright": None}}))
-    scores = made.rewards(SAMPLES)
-    assert list(scores) == ["once", "twice"]
-    torch.testing.assert_close(scores["once"], SAMPLES.media.mean((1, 2, 3)))
-    torch.testing.assert_close(scores["twice"], 2 * scores["once"])
-
-
-def test_scores_come_in_the_order_of_the_config_as_float32_without_a_graph() -> None:
-    weight = torch.ones(3, dtype=torch.float64, requires_grad=True)
-    scores = answering(b=torch.tensor([1, 2, 3]), a=2 * weight)(SAMPLES)
-    assert list(scores) == ["b", "a"]
-    assert [score.dtype for score in scores.values()] == [torch.float32, torch.float32]
-    assert not scores["a"].requires_grad
-    assert scores["b"].tolist() == [1.0, 2.0, 3.0]
-
-
-def test_one_component_may_answer_for_no_other() -> None:
-    with pytest.raises(RunError, match=r"^a reward answered under 'other'; each answers once, under the label it was built"):
-        Rewards({"a": Given(make=lambda _: Answers({"other": torch.zeros(3)}))})(SAMPLES)
-
-
-def test_a_label_is_answered_once() -> None:
-    configs = {label: Given(make=lambda _: Answers({"a": torch.zeros(3)})) for label in ("a", "b")}
-    with pytest.raises(RunError, match=r"^a reward answered under 'a'; each answers once"):
-        Rewards(configs)(SAMPLES)
-
-
-def test_a_label_without_scores_is_named() -> None:
-    configs = {"a": Given(make=lambda _: Answers({"a": torch.zeros(3)})), "b": Given(make=lambda _: Answers({}))}
-    with pytest.raises(RunError, match=r"^reward 'b' gave no scores$"):
-        Rewards(configs)(SAMPLES)
-
-
-@pytest.mark.parametrize(
-    ("value", "told"),
-    [
-        (torch.zeros(2), r"\[2\]"),
-        (torch.zeros(3, 1), r"\[3, 1\]"),
-        (torch.tensor(1.0), r"\[\]"),
-        ([1.0, 2.0, 3.0], "list"),
-        (0.5, "float"),
-    ],
-)
-def test_scores_of_another_shape_are_refused(value: Any, told: str) -> None:
-    with pytest.raises(RunError, match=rf"^reward 'glow' gave {told}; expected a tensor \[3\], one score a sample$"):
-        answering(glow=value)(SAMPLES)
-
-
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_a_score_that_is_not_finite_is_an_error_and_no_zero(value: str) -> None:
-    score = torch.tensor([0.0, float(value), 1.0])
-    with pytest.raises(RunError, match=rf"^reward 'glow' gave {value} for sample 1; scores must be finite$"):
-        answering(glow=score)(SAMPLES)
-
-
-def test_futures_are_waited_for() -> None:
-    with ThreadPoolExecutor(2) as pool:
-        scores = answering(a=pool.submit(torch.ones, 3), b=torch.zeros(3), c=pool.submit(torch.zeros, 3))(SAMPLES)
-    assert {label: score.tolist() for label, score in scores.items()} == {"a": [1.0] * 3, "b": [0.0] * 3, "c": [0.0] * 3}
-
-
-def test_a_future_is_checked_as_a_score_is() -> None:
-    future: Future[Tensor] = Future()
-    future.set_result(torch.tensor([0.0, 0.0, float("nan")]))
-    with pytest.raises(RunError, match=r"^reward 'glow' gave nan for sample 2"):
-        answering(glow=future)(SAMPLES)
-
-
-def test_a_rewards_failure_is_the_runs() -> None:
-    future: Future[Tensor] = Future()
-    future.set_exception(TimeoutError("the server is away"))
-    with pytest.raises(TimeoutError, match="the server is away"):
-        answering(glow=future)(SAMPLES)
+        manager_of({"a": Equal(), "b": Equal()})

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from flowfactory import flow, hookimpl
-from flowfactory.assembly import Hooks
 from flowfactory.checkpoint import Checkpoints
 from flowfactory.config import RunConfig
 from flowfactory.distributed import device_of
 from flowfactory.errors import RunError, UserError
 from flowfactory.evaluation import evaluate
+from flowfactory.hooks import Hooks
 from flowfactory.loop import Clock, Run, gather, plan_of, prepare, train
 from flowfactory.pool import Pool, shares
 from flowfactory.preflight import preflight
@@ -119,12 +119,14 @@ def test_each_epoch_has_an_order_of_its_own(prepared: Prepared) -> None:
 def test_the_record_of_an_iteration_has_every_promised_key(trained: Trained) -> None:
     records = trained({"rewards": {"bright": {"name": "bright"}, "watched": {"name": "bright", "weight": 0}}}).records()
     assert [record["iteration"] for record in records] == [0, 1, 2, 3]
-    assert set(records[0]) == {"iteration", "eval/bright/mean", "eval/watched/mean"}
+    held = {"eval/samples", *(f"eval/{label}/{what}" for label in ("bright", "watched") for what in ("mean", "std"))}
+    assert set(records[0]) == {"iteration", *held}
     promised = {"iteration", "loss", "pull", "ratio/mean", "ratio/max_deviation", "clip_fraction", "grad_norm", "lr"}
     promised |= {"seconds/sample", "seconds/reward", "seconds/update", "peak_memory_mb"}
-    promised |= {f"reward/{label}/{what}" for label in ("bright", "watched") for what in ("mean", "std")}
+    promised |= {f"reward/{label}/{what}" for label in ("bright", "watched") for what in ("mean", "std", "flat")}
+    promised |= {"advantage/bright/share", "correlation/bright/watched"}
     assert [set(record) for record in records[1:3]] == [promised, promised]
-    assert set(records[3]) == promised | {"eval/bright/mean", "eval/watched/mean"}
+    assert set(records[3]) == promised | held
     assert all(isinstance(value, int | float) and math.isfinite(value) for record in records for value in record.values())
     assert all(record["seconds/sample"] > 0 and record["peak_memory_mb"] > 1 for record in records[1:])
 
@@ -190,7 +192,7 @@ def test_a_reward_that_turns_nan_stops_the_run_and_names_the_last_checkpoint(
     assert done.returncode == 1
     last = tmp_path / "run/checkpoints/000002"
     assert done.stderr == (
-        f"stopped: reward 'glow' gave nan for sample 0; scores must be finite; the last checkpoint is {last}\n"
+        f"stopped: reward 'glow': gave nan for sample 0; scores must be finite; the last checkpoint is {last}\n"
     )
     assert [record["iteration"] for record in RunDirectory(tmp_path / "run").records()] == [0, 1, 2]
     assert (last / "checkpoint.json").is_file()
@@ -447,13 +449,13 @@ def test_rewards_judge_whole_groups_as_they_are_drawn(batch_size: int, calls: in
     whole = gather(prepared({"sampling": {"batch_size": 16}}), 0, Clock(torch.device("cpu"))).experience
     run = prepared({"sampling": {"batch_size": batch_size}})
     seen: list[Samples] = []
-    judge = run.assembly.rewards
+    start = run.assembly.rewards.start
 
     def watched(samples: Samples) -> Any:
         seen.append(samples)
-        return judge(samples)
+        return start(samples)
 
-    run.assembly.rewards = watched  # type: ignore[assignment]
+    run.assembly.rewards.start = watched  # type: ignore[method-assign]
     experience = gather(run, 0, Clock(torch.device("cpu"))).experience
     assert len(seen) == calls
     assert all(len(samples.groups) % 4 == 0 for samples in seen)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from flowfactory import flow, hookimpl
-from flowfactory.assembly import Hooks, manager_of
 from flowfactory.config import AlgorithmConfig
 from flowfactory.errors import RunError
+from flowfactory.hooks import Hooks, manager_of
 from flowfactory.loop import Clock, Run, gather
 from flowfactory.policy import Policy
 from flowfactory.pool import Pool

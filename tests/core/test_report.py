@@ -4,9 +4,11 @@ import base64
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from rich.console import Console
 
 from flowfactory import media
 from flowfactory.config import RunConfig
+from flowfactory.loop import train
 from flowfactory.report import Terminal, chart, write_report
 from flowfactory.rundir import RunDirectory
 from flowfactory.types import RunInfo
@@ -90,7 +93,7 @@ def test_config_and_versions_are_on_the_page(directory: RunDirectory) -> None:
 
 def test_the_curves_are_on_the_page(directory: RunDirectory) -> None:
     page = reported(directory)
-    assert page.tags.count("svg") == 2 + 4  # reward, held-out score; loss, clip_fraction, ratio/max_deviation, grad_norm
+    assert page.tags.count("svg") == 3 + 4  # both, reward, held-out score; loss, clip_fraction, ratio/max_deviation, grad_norm
     for name in ("Reward while training", "Held-out score", "clip_fraction", "grad_norm"):
         assert name in page.text
 
@@ -205,11 +208,13 @@ def test_eval_gives_the_score_of_the_checkpoint(directory: RunDirectory, invoke:
     code, out, err = invoke("eval", directory.path)
     assert (code, err) == (0, "")
     path = str(directory.checkpoints / "000003")
-    assert json.loads(out) == {"checkpoint": path, "pictures": 2, "eval/bright/mean": scores[3]}
+    told = json.loads(out)
+    assert set(told) == {"checkpoint", "eval/samples", "eval/bright/mean", "eval/bright/std"}
+    assert (told["checkpoint"], told["eval/samples"], told["eval/bright/mean"]) == (path, 2, scores[3])
     _, out, _ = invoke("eval", directory.path, "--checkpoint", "2")
     assert json.loads(out)["eval/bright/mean"] == scores[2]
     _, out, _ = invoke("eval", directory.path, "--set", "evaluation.members=3", "--set", "rewards.bright.scale=0")
-    assert json.loads(out)["pictures"] == 6
+    assert json.loads(out)["eval/samples"] == 6
     assert json.loads(out)["eval/bright/mean"] == 0
 
 
@@ -304,3 +309,42 @@ def test_a_place_that_cannot_be_written_to_is_refused(config_file: Callable[...,
     (tmp_path / "file").write_text("")
     code, _, err = invoke("run", config_file(), "--out", tmp_path / "file/run")
     assert (code, err) == (2, f"error: output.dir: {tmp_path / 'file/run'} cannot be written to: Not a directory\n")
+
+
+def test_what_should_be_looked_at_first_is_on_the_page(directory: RunDirectory, tmp_path: Path) -> None:
+    copy = RunDirectory(tmp_path / "suspicious")
+    shutil.copytree(directory.path, copy.path)
+    assert "Warnings" not in reported(copy).text
+    for number, (bright, held) in enumerate([(0.0, 0.5), (0.1, 0.6), (0.4, 0.2)]):
+        told = {"reward/bright/mean": bright, "advantage/bright/share": 0.99, "advantage/dark/share": 0.01}
+        copy.append({"iteration": 4 + number, **told, "eval/taste/mean": held, "eval/taste/std": 0.1, "eval/samples": 100})
+    page = reported(copy)
+    assert "while held-out taste fell from 0.6 (after iteration 5) to 0.2 (after 6): this is what reward hacking" in page.text
+    assert "in 3 iterations, 4 the first of them, reward 'bright' supplies 99% of the advantage" in page.text
+    for name in ("Training and held-out together", "bright in training", "taste held out"):
+        assert name in page.text
+
+
+def test_a_run_says_once_that_one_reward_supplies_nearly_all_of_the_advantage(
+    load: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    two = {"loud": {"name": "bright", "scale": 100.0}, "quiet": {"name": "bright"}, "bright": None}
+    train(load({"rewards": two}), say=said.append)
+    assert [line for line in said if line.startswith("warning")] == [
+        "warning: in iteration 1 reward 'loud' supplies 99% of the advantage, and the others hardly train; "
+        "advantages: {aggregate: gdpo} gives each its own scale, or change the weights"
+    ]
+    said.clear()
+    train(load({"rewards": two, "advantages": {"aggregate": "gdpo"}}, tmp_path / "gdpo"), say=said.append)
+    assert not [line for line in said if line.startswith("warning")]
+
+
+def test_a_held_out_reward_that_falls_is_told_in_the_report_of_a_real_run(load: Callable[..., RunConfig]) -> None:
+    changes: dict[str, Any] = {
+        "evaluation": {"rewards": {"dark": {"name": "bright", "scale": -1.0}}, "every": 4, "members": 16},
+        "training": {"iterations": 12, "updates": 1, "optimizer": {"lr": 0.05}},
+    }
+    directory = train(load(changes), say=lambda _: None)
+    assert "bright rose from" in reported(directory).text
+    assert "while held-out dark fell from" in reported(directory).text

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
@@ -28,6 +30,7 @@ from flowfactory import (
     Step,
     Trainable,
     Trajectory,
+    UserError,
     flow,
     hookimpl,
 )
@@ -172,6 +175,10 @@ class BrightConfig(ComponentConfig):
     scale: float = Field(1.0, description="what the score is multiplied by")
     seconds: float = Field(0.0, ge=0, description="how long it takes its time")
     nan_from: int | None = Field(None, description="the call, counted from 1, from which on it gives NaN")
+    refuses: str | None = Field(None, description="what it says in place of being prepared")
+    raises: str | None = Field(None, description="what it says in place of an answer")
+    tells: Literal["pid"] | None = Field(None, description="the score is the number of its process")
+    dies: bool = Field(False, description="whether its process is killed when it is asked")
 
     def build(self, label: str) -> Bright:
         return Bright(label, self)
@@ -184,8 +191,19 @@ class Bright:
         self.label, self.config, self.calls = label, config, 0
 
     @hookimpl
+    def prepare_reward(self) -> None:
+        if self.config.refuses is not None:
+            raise UserError(self.config.refuses)
+
+    @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
         self.calls += 1
+        if self.config.raises is not None:
+            raise ValueError(self.config.raises)
+        if self.config.dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.config.tells == "pid":
+            return {self.label: torch.full((len(samples.prompts),), float(os.getpid()))}
         time.sleep(self.config.seconds)
         if self.config.nan_from is not None and self.calls >= self.config.nan_from:
             return {self.label: torch.full((len(samples.prompts),), torch.nan)}

@@ -93,13 +93,16 @@ def _train(config: RunConfig, resume: bool) -> None:
 
 def _conclude(directory: RunDirectory, say: Callable[[str], None]) -> None:
     from flowfactory.report import write_report
+    from flowfactory.scores import hacking
 
     report = write_report(directory)
     records = [record for record in directory.records() if any(key.startswith("eval/") for key in record)]
     if len(records) > 1:
-        for key in (key for key in records[-1] if key.startswith("eval/")):
+        for key in (key for key in records[-1] if key.startswith("eval/") and key.endswith("/mean")):
             label = key.split("/")[1]
             say(f"held-out {label}: {records[0][key]:.4f} before, {records[-1][key]:.4f} after")
+    for sentence in hacking(directory.records()):
+        say(f"warning: {sentence}")
     say(f"report: {report}")
 
 
@@ -155,7 +158,7 @@ def evaluate_run(directory: RunFolder, checkpoint: Iteration = None, sets: Sets 
     if not restored.heldout:
         raise UserError(f"{directory}: prompts.heldout is not set; give one with --set prompts.heldout=FILE")
     result = evaluate(restored.sampler, restored.assembly, restored.config, restored.heldout)
-    typer.echo(json.dumps({"checkpoint": str(path), "pictures": len(result.prompts), **result.metrics()}))
+    typer.echo(json.dumps({"checkpoint": str(path), **result.metrics()}))
 
 
 def _restored(directory: Path, iteration: int | None, sets: list[str] | None) -> tuple[Run, Path]:

@@ -14,9 +14,11 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
+    PlainValidator,
     SerializeAsAny,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     create_model,
     model_validator,
 )
@@ -488,9 +490,48 @@ def validate(
         names.setdefault(kind, set()).add(name)
     schema = schema_type(catalogue, names)
     try:
-        return schema.model_validate(raw, context={"folder": folder})
+        return schema.model_validate(raw, context={"folder": folder, "catalogue": catalogue})
     except ValidationError as error:
         raise UserError(_explain(error, schema, source, overrides)) from error
+
+
+def component(
+    kind: str, raw: Any, plugins: Sequence[Path] = (), folder: Path | None = None, source: str = "", inner: bool = False
+) -> ComponentConfig:
+    """The typed options of one component, a name or a mapping with ``name``, as in a config. UserError: as :func:`load`."""
+    return _component(kind, raw, discover(plugins), folder, source, inner)
+
+
+def _component(
+    kind: str, raw: Any, catalogue: Catalogue, folder: Path | None, source: str = "", inner: bool = False
+) -> ComponentConfig:
+    named = name_only(raw)
+    if not isinstance(named, Mapping) or not isinstance(named.get("name"), str):
+        raise UserError(f"say which {kind} with 'name'")
+    schema = choice(catalogue, kind, [named["name"]], inner)
+    try:
+        made: ComponentConfig = schema.model_validate(named, context={"folder": folder, "catalogue": catalogue})
+    except ValidationError as error:
+        raise UserError(_explain(error, schema, source or f"{kind} {named['name']}", ())) from error
+    return made
+
+
+def _inner_reward(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, ComponentConfig):
+        return value
+    context = info.context or {}
+    try:
+        return _component("reward", value, context.get("catalogue") or discover(), context.get("folder"), inner=True)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+
+
+InnerReward = Annotated[
+    SerializeAsAny[ComponentConfig],
+    PlainValidator(_inner_reward),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]}),
+]
+"""A reward within the options of another, given as every reward is: its name, or a mapping with ``name``."""
 
 
 def dump(config: RunConfig) -> str:
@@ -537,19 +578,31 @@ def _named_components(raw: Mapping[str, Any], source: str) -> Iterator[tuple[str
 _EXTRA_FIELDS: dict[str, dict[str, Any]] = {
     "reward": {
         "weight": (float, Field(1.0, description="in the sum of rewards; 0 only watches")),
+        "concurrent": (
+            bool | None,
+            Field(None, description="whether it is computed while the next samples are drawn; its own way when left out"),
+        ),
+        "workers": (int, Field(0, ge=0, description="processes on the CPU that compute it while the next samples are drawn")),
+        "timeout": (float | None, Field(None, gt=0, description="seconds that the run waits for its scores; null for ever")),
     }
 }
+ASIDE = ("concurrent", "workers", "timeout")
+"""The options of a reward that say how it is computed and change no score."""
 
 
-def choice(catalogue: Catalogue, kind: str, names: Iterable[str]) -> Any:
-    """The type of a config's slot for one of the components ``names`` of ``kind``, told apart by ``name``."""
+def choice(catalogue: Catalogue, kind: str, names: Iterable[str], inner: bool = False) -> Any:
+    """The type of a config's slot for one of the components ``names`` of ``kind``, told apart by ``name``.
+
+    ``inner``: without the options that core gives to those a run has; for a component within a component.
+    """
     options: list[Any] = []
+    extra = _EXTRA_FIELDS.get(kind, {})
     for name in sorted(names):
         parent = catalogue.find(kind, name).config_class()
-        taken = {"name", *_EXTRA_FIELDS.get(kind, {})} & set(parent.model_fields)
+        taken = {"name", *extra} & set(parent.model_fields)
         if taken:
             raise UserError(f"{kind} {name!r} has an option {taken.pop()!r}, which is flowfactory's own; rename it")
-        fields = {"name": (Literal[name], name), **_EXTRA_FIELDS.get(kind, {})}
+        fields = {"name": (Literal[name], name), **({} if inner else extra)}
         options.append(create_model(parent.__name__, __base__=parent, __doc__=parent.__doc__, **fields))
     if not options:
         return ComponentConfig

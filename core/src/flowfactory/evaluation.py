@@ -11,9 +11,9 @@ from torch import Tensor
 from flowfactory.assembly import Assembly
 from flowfactory.config import RunConfig
 from flowfactory.distributed import ALONE, Ranks
-from flowfactory.pool import draw, judged
+from flowfactory.pool import draw, judge, judged
 from flowfactory.prompts import grouped, whole_groups
-from flowfactory.sampler import Sampler, merged
+from flowfactory.sampler import Sampler
 from flowfactory.types import HELD_OUT, Prompt, SamplingPlan
 
 EVALUATION = "evaluation"
@@ -28,8 +28,13 @@ class Evaluated:
     scores: dict[str, Tensor]
 
     def metrics(self) -> dict[str, float]:
-        """``eval/<label>/mean``."""
-        return {f"eval/{label}/mean": float(score.double().mean()) for label, score in self.scores.items()}
+        """``eval/<label>/mean`` and ``/std`` over the samples that it applies to, and ``eval/samples``, how many were drawn."""
+        found: dict[str, float] = {}
+        for label, score in self.scores.items():
+            known = score[score.isfinite()].double()
+            if len(known):
+                found |= {f"eval/{label}/mean": float(known.mean()), f"eval/{label}/std": float(known.std(correction=0))}
+        return found | ({"eval/samples": len(self.prompts)} if found else {})
 
 
 def evaluate(
@@ -59,15 +64,15 @@ def evaluate(
         weights=EVALUATION if chosen.average else None,
     )
     batch_size = chosen.batch_size or sampling.batch_size
-    kept, scores, left = [], [], len(batch.keys) if keep is None else keep
+    kept, started, left = [], [], len(batch.keys) if keep is None else keep
     for rows in whole_groups(batch, batch_size * ranks.count):
         part = batch.rows(rows)
         conditions = sampler.conditions(part.prompts, plan.guidance, plan.canvas)
         drawn = draw(sampler, conditions, plan.rows(rows), batch_size, ranks)
         if score:
             judges = config.distributed.judges_of(ranks.count)
-            scores.append(judged(assembly.evaluation_rewards, drawn, part, ranks, judges, sampler.frame_rate))
+            started.append(judge(assembly.evaluation_rewards, drawn, part, ranks, judges, sampler.frame_rate))
         first = range(min(left, len(rows)))
         kept.append(ranks.exchange(drawn.trajectory.media, drawn.held, [first, *[()] * (ranks.count - 1)]).cpu())
         left -= len(first)
-    return Evaluated(torch.cat(kept), batch.texts, merged(scores) if score else {})
+    return Evaluated(torch.cat(kept), batch.texts, judged(started, ranks) if score else {})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowfactory import prompts
-from flowfactory.config import RunConfig
+from flowfactory.config import ASIDE, RunConfig
 
 FREE_TO_CHANGE = (
     *("evaluation", "output", "plugins", "device", "training.iterations"),
@@ -44,6 +44,8 @@ def checksum(value: object) -> str:
 
 
 def _free(key: str) -> bool:
+    if key.startswith("rewards.") and key.rpartition(".")[2] in ASIDE:
+        return True
     return any(f"{key}.".startswith(f"{free}.") for free in FREE_TO_CHANGE)
 
 

@@ -16,7 +16,7 @@ from types import FrameType
 
 import torch
 
-from flowfactory import conditions, prompts, rundir
+from flowfactory import conditions, prompts, rundir, scores
 from flowfactory.assembly import Assembly
 from flowfactory.checkpoint import Checkpoints
 from flowfactory.conditions import ConditionCache
@@ -26,12 +26,12 @@ from flowfactory.errors import Interrupted, RunError, UserError
 from flowfactory.evaluation import EVALUATION, evaluate
 from flowfactory.flow import generator
 from flowfactory.learner import Gathered, Learner
-from flowfactory.objectives import advantages
+from flowfactory.objectives import advantages, contributions
 from flowfactory.policy import Policy
-from flowfactory.pool import Pool, draw, forwards_worth, judged, shares
+from flowfactory.pool import Pool, draw, forwards_worth, judge, judged, shares
 from flowfactory.preflight import preflight
 from flowfactory.rundir import RunDirectory
-from flowfactory.sampler import Sampler, joined, merged
+from flowfactory.sampler import Sampler, joined
 from flowfactory.types import DTYPES, Experience, Loss, NoiseKey, Prompt, RunInfo, Runtime, SamplingPlan
 
 Say = Callable[[str], None]
@@ -62,6 +62,7 @@ def read_prompts(config: RunConfig) -> tuple[tuple[Prompt, ...], tuple[Prompt, .
     train = prompts.read(config.prompts.train)
     heldout = prompts.read(config.prompts.heldout) if config.prompts.heldout else ()
     prompts.insist([*train, *heldout], config.model.takes, getattr(config.model, "name", "model"))
+    prompts.insist_on_labels([*train, *heldout], [*config.rewards, *config.evaluation.rewards])
     return train, heldout
 
 
@@ -143,21 +144,22 @@ def gather(run: Run, iteration: int, clock: Clock) -> Pool:
     )
     plan = plan_of(run, iteration, batch.keys)
     known = run.sampler.conditions(batch.prompts, max(plan.guidance, plan.teacher_guidance), plan.canvas)
-    pieces, scores = [], []
+    pieces, started = [], []
     held: list[list[int]] = [[] for _ in range(ranks.count)]
     for rows in prompts.whole_groups(batch, config.sampling.batch_size * ranks.count):
         with clock("sample"):
             drawn = draw(run.sampler, known.rows(rows), plan.rows(rows), config.sampling.batch_size, ranks)
         with clock("reward"):
             judges = config.distributed.judges_of(ranks.count)
-            scores.append(judged(run.assembly.rewards, drawn, batch.rows(rows), ranks, judges, run.sampler.frame_rate))
-        # media are the largest there is, and have been judged; a view would keep them all the same
+            started.append(judge(run.assembly.rewards, drawn, batch.rows(rows), ranks, judges, run.sampler.frame_rate))
+        # media are the largest there is, and are with their judges; a view would keep them all the same
         pieces.append(replace(drawn.trajectory, media=drawn.trajectory.media[:0].clone()))
         held = [[*before, *(rows[i] for i in now)] for before, now in zip(held, drawn.held, strict=True)]
-    trajectory, rewards = joined(pieces, known.rows(held[ranks.rank])), merged(scores)
-    weights = {label: reward_weight(reward) for label, reward in config.rewards.items()}
+    with clock("reward"):
+        rewards = judged(started, ranks)
+    trajectory = joined(pieces, known.rows(held[ranks.rank]))
     chosen = config.advantages
-    advantage = advantages(rewards, weights, batch.groups, chosen.aggregate, chosen.spread, chosen.clip)
+    advantage = advantages(rewards, reward_weights(config), batch.groups, chosen.aggregate, chosen.spread, chosen.clip)
     experience = Experience(
         latents=trajectory.latents,
         steps=trajectory.steps,
@@ -174,6 +176,11 @@ def gather(run: Run, iteration: int, clock: Clock) -> Pool:
     return Pool(experience, ranks, held)
 
 
+def reward_weights(config: RunConfig) -> dict[str, float]:
+    """{label: weight} of the training rewards."""
+    return {label: reward_weight(reward) for label, reward in config.rewards.items()}
+
+
 def iterate(run: Run, iteration: int, check: Callable[[Pool], None] | None = None) -> dict[str, float]:
     """The metrics of one iteration: sample, reward, advantage, update."""
     training = run.config.training
@@ -187,10 +194,10 @@ def iterate(run: Run, iteration: int, check: Callable[[Pool], None] | None = Non
             dealt = shares(pool.experience.groups, training.updates, run.config.seed, iteration, epoch)
             norms += [run.learner.step(losses(run, pool, rows, epoch), gathered) for rows in dealt]
         run.policy.iteration_finished(iteration)
-    rewards = pool.experience.rewards
+    rewards, groups, chosen = pool.experience.rewards, pool.experience.groups, run.config.advantages
+    supplied = contributions(rewards, reward_weights(run.config), groups, chosen.aggregate, chosen.spread)
     return {
-        **{f"reward/{label}/mean": float(reward.double().mean()) for label, reward in rewards.items()},
-        **{f"reward/{label}/std": float(reward.double().std(correction=0)) for label, reward in rewards.items()},
+        **scores.figures(rewards, supplied, groups),
         **gathered.metrics(run.ranks),
         "grad_norm": sum(norms) / len(norms),
         "lr": run.learner.rate,
@@ -234,6 +241,8 @@ def train(
         say = _silent
     ranks.barrier()
     run = prepare(config, observers, say, ranks=ranks)
+    if ranks.rank < config.distributed.judges_of(ranks.count):
+        run.assembly.prepare_rewards(run.policy.device)
     run.assembly.hooks.run_started(run.info, run.policy)
     checkpoints = Checkpoints(directory.checkpoints, ranks, config, say)
     done = _take_up(run, directory, checkpoints, resume, say)
@@ -276,9 +285,13 @@ def _iterations(run: Run, directory: RunDirectory, checkpoints: Checkpoints, don
         for sentence in preflight(pool, run.policy, hooks, config):
             say(f"preflight: {sentence}")
 
+    warned: set[str] = set()
     with stop_request(say) as asked:
         for number in range(done + 1, config.training.iterations + 1):
             metrics = iterate(run, number - 1, check if number == done + 1 else None)
+            if (label := scores.dominating(metrics)) and label not in warned:
+                warned.add(label)
+                say(f"warning: in iteration {number} {scores.told_of_dominance(label, metrics)}")
             last = number == config.training.iterations
             _observe(run, directory, number, metrics, say, last)
             stopping = run.ranks.any(asked.is_set()) and not last  # a signal does not reach all ranks at once

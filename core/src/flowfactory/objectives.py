@@ -38,6 +38,36 @@ def normalised(rewards: Tensor, groups: Tensor, spread: Literal["group", "global
     return torch.where(own > 0, deviation / (std + EPSILON), 0.0)
 
 
+def contributions(
+    rewards: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    groups: Tensor,
+    aggregate: Literal["sum", "gdpo"] = "sum",
+    spread: Literal["group", "global"] = "group",
+) -> dict[str, Tensor]:
+    """{label: [B]}, float64: what each reward of a weight other than zero adds to the advantage, with mean zero in each group.
+
+    ``sum`` weighs and adds the rewards, then normalises in the group. ``gdpo`` (arXiv:2601.05242) normalises each reward
+    in its group, weighs and adds, then whitens over the batch, so that no reward is drowned by another's scale. Rewards are
+    NaN where they do not apply, which is the same for all of a group: there they add nothing.
+    """
+    used = {label: weight for label, weight in weights.items() if weight != 0}
+    if aggregate == "sum":
+        weighted = {label: weight * rewards[label].double().nan_to_num(0.0) for label, weight in used.items()}
+        total = torch.stack(list(weighted.values())).sum(0)
+        own = group_std(total, groups)
+        deviation = torch.where(own > 0, centred(total, groups), 0.0)
+        std = own if spread == "group" else deviation.square().mean().sqrt()
+        return {label: torch.where(own > 0, centred(value, groups) / (std + EPSILON), 0.0) for label, value in weighted.items()}
+    parts = {}
+    for label, weight in used.items():
+        known = rewards[label].isfinite()
+        parts[label] = torch.zeros(len(groups), dtype=torch.float64)
+        parts[label][known] = weight * normalised(rewards[label][known], groups[known], spread)
+    std = torch.stack(list(parts.values())).sum(0).std(correction=0)  # their mean is zero already
+    return {label: part / (std + EPSILON) for label, part in parts.items()}
+
+
 def advantages(
     rewards: Mapping[str, Tensor],
     weights: Mapping[str, float],
@@ -46,20 +76,9 @@ def advantages(
     spread: Literal["group", "global"] = "group",
     clip: float | None = None,
 ) -> Tensor:
-    """Advantages [B], float32, computed in float64, with mean zero in each group (before clipping).
-
-    ``sum`` weighs and adds the rewards, then normalises in the group. ``gdpo`` (arXiv:2601.05242) normalises each reward
-    in its group, weighs and adds, then whitens over the batch, so that no reward is drowned by another's scale.
-    """
-    used = {label: weight for label, weight in weights.items() if weight != 0}
-    if aggregate == "sum":
-        total = torch.stack([weight * rewards[label].double() for label, weight in used.items()]).sum(0)
-        result = normalised(total, groups, spread)
-    else:
-        parts = [weight * normalised(rewards[label], groups, spread) for label, weight in used.items()]
-        total = torch.stack(parts).sum(0)
-        result = total / (total.std(correction=0) + EPSILON)  # its mean is zero already
-    return (result if clip is None else result.clamp(-clip, clip)).float()
+    """Advantages [B], float32: the sum of the rewards' contributions, of an absolute value of at most ``clip``."""
+    total = torch.stack(list(contributions(rewards, weights, groups, aggregate, spread).values())).sum(0)
+    return (total if clip is None else total.clamp(-clip, clip)).float()
 
 
 def clipped_surrogate(ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:

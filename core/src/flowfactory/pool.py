@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flowfactory.assembly import Rewards
 from flowfactory.config import AlgorithmConfig
 from flowfactory.distributed import ALONE, Ranks, Rows, dealt, evened, evenly
 from flowfactory.flow import generator
-from flowfactory.prompts import Batch
+from flowfactory.prompts import Batch, by_group
+from flowfactory.rewards import Rewards, Scoring
 from flowfactory.sampler import Sampler, merged, samples_of
 from flowfactory.types import Conditions, Experience, SamplingPlan, Trajectory
 
@@ -90,14 +90,6 @@ def shares(groups: Tensor, updates: int, seed: int, iteration: int, epoch: int) 
             yield rows.sort().values.tolist()
 
 
-def by_group(rows: Sequence[int], groups: Tensor) -> list[list[int]]:
-    """``rows`` by their group, in the order in which the groups come; ``groups`` [B] are those of all samples."""
-    found: dict[int, list[int]] = {}
-    for row in rows:
-        found.setdefault(int(groups[row]), []).append(row)
-    return list(found.values())
-
-
 def forwards_worth(rows: Sequence[int], experience: Experience, algorithm: AlgorithmConfig) -> tuple[list[list[int]], int]:
     """What must stay together of ``rows``, whole groups or single samples, and how much of it is a piece for a forward."""
     if not algorithm.groupwise:
@@ -106,16 +98,19 @@ def forwards_worth(rows: Sequence[int], experience: Experience, algorithm: Algor
     return units, max(1, experience.batch_size // (algorithm.compared or len(units[0])))
 
 
-def judged(
-    rewards: Rewards, drawn: Drawn, batch: Batch, ranks: Ranks, judges: int, frame_rate: float | None
-) -> dict[str, Tensor]:
-    """{label: scores [n]} of the whole groups in ``batch``, which ``drawn`` are the media of.
+def judge(rewards: Rewards, drawn: Drawn, batch: Batch, ranks: Ranks, judges: int, frame_rate: float | None) -> Scoring | None:
+    """The scores, on their way, of this rank's part of the whole groups in ``batch``, which ``drawn`` are the media of.
 
-    The first ``judges`` ranks see groups, each other ones; a joint work of the ranks.
+    The first ``judges`` ranks see groups, each other ones; None where this one sees none. A joint work of the ranks.
     """
     groups = by_group(range(len(batch.keys)), batch.groups)
     wanted = [*evenly(groups, judges), *[[]] * (ranks.count - judges)]
     media = ranks.exchange(drawn.trajectory.media, drawn.held, wanted)
     mine = wanted[ranks.rank]
-    scores = rewards(samples_of(media, batch.rows(mine), frame_rate)) if mine else {}
-    return merged([found for found in ranks.gather(scores) if found])
+    return rewards.start(samples_of(media, batch.rows(mine), frame_rate)) if mine else None
+
+
+def judged(started: Sequence[Scoring | None], ranks: Ranks) -> dict[str, Tensor]:
+    """{label: scores [n]} of all that was started on all ranks, in order; waits for them. A joint work of the ranks."""
+    mine = [scoring.result() if scoring else {} for scoring in started]
+    return merged([found for piece in zip(*ranks.gather(mine), strict=True) for found in piece if found])

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowfactory.assembly import Hooks
 from flowfactory.config import AlgorithmConfig, RunConfig, reward_weight
 from flowfactory.distributed import local
 from flowfactory.errors import RunError
 from flowfactory.flow import generator
+from flowfactory.hooks import Hooks
 from flowfactory.objectives import group_std
 from flowfactory.policy import Policy
 from flowfactory.pool import Pool, forwards_worth
@@ -65,13 +65,19 @@ def trains(policy: Policy) -> Finding:
 def rewards_differ(rewards: Mapping[str, Tensor], groups: Tensor, config: RunConfig) -> Finding:
     """Some reward that is trained on differs within some group; that they are finite is checked as they come in."""
     learned = [label for label, reward in config.rewards.items() if reward_weight(reward)]
-    spread = {label: group_std(rewards[label], groups) > 0 for label in learned}
+    known = {label: rewards[label].isfinite() for label in learned}
+    spread = {
+        label: group_std(rewards[label][known[label]], groups[known[label]]) > 0 for label in learned if known[label].any()
+    }
+    if not spread:
+        return Finding(False, "no reward applies to any of the first prompts, so that nothing would be learned")
     shares = ", ".join(f"{label} in {float(differs.double().mean()):.0%}" for label, differs in spread.items())
     if not any(bool(differs.any()) for differs in spread.values()):
-        label = learned[0]
+        label = next(iter(spread))
+        near = float(rewards[label][known[label]].mean())
         return Finding(
             False,
-            f"rewards do not differ within any group (all of {label!r} are near {float(rewards[label].mean()):.4g}), so "
+            f"rewards do not differ within any group (all of {label!r} are near {near:.4g}), so "
             "that nothing would be learned; look at the pictures in samples/, and at the reward",
         )
     return Finding(True, f"rewards are finite and differ within groups: {shares} of the groups")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowfactory.catalogue import suggestion
 from flowfactory.config import Takes
 from flowfactory.errors import UserError
 from flowfactory.flow import generator
@@ -121,6 +122,18 @@ def insist(prompts: Sequence[Prompt], takes: Takes, model: str) -> None:
             )
 
 
+def insist_on_labels(prompts: Sequence[Prompt], labels: Sequence[str]) -> None:
+    """UserError: the metadata of a prompt says that other ``rewards`` than those of ``labels`` apply to it, or none."""
+    for prompt in prompts:
+        told = prompt.metadata.get("rewards", [*labels])
+        where = f"prompts: {prompt.text[:60]!r}: 'rewards'"
+        if not isinstance(told, list) or not told:
+            raise UserError(f"{where} is {told!r}; write a list of the labels that apply, or leave it out for all")
+        for label in told:
+            if label not in labels:
+                raise UserError(f"{where} names {label!r}, which is no label of the config{suggestion(str(label), labels)}")
+
+
 def whole_groups(batch: Batch, size: int) -> Iterator[range]:
     """The samples of ``batch`` in pieces of whole groups, as many as ``size`` samples allow and at least one."""
     starts = [0, *(i for i in range(1, len(batch.keys)) if batch.groups[i] != batch.groups[i - 1]), len(batch.keys)]
@@ -129,6 +142,14 @@ def whole_groups(batch: Batch, size: int) -> Iterator[range]:
         if i == len(starts) - 1 or starts[i + 1] - starts[first] > size:
             yield range(starts[first], starts[i])
             first = i
+
+
+def by_group(rows: Sequence[int], groups: Tensor) -> list[list[int]]:
+    """``rows`` by their group, in the order in which the groups come; ``groups`` [B] are those of all samples."""
+    found: dict[int, list[int]] = {}
+    for row in rows:
+        found.setdefault(int(groups[row]), []).append(row)
+    return list(found.values())
 
 
 def grouped(prompts: Sequence[Prompt], group_size: int) -> Batch:

@@ -8,12 +8,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from flowfactory import rundir
+from flowfactory import rundir, scores
 from flowfactory.hookspecs import hookimpl
 from flowfactory.rundir import RunDirectory
 from flowfactory.types import RunInfo
@@ -100,7 +100,8 @@ def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], facts: M
         for name in ("loss", "kl", "clip_fraction", "ratio/max_deviation", "grad_norm")
         if (points := _points(records, name))
     }
-    sections = [_scores(held), _charts("Reward while training", rewards), _charts("Held-out score", held)]
+    sections = [_warnings(records), _scores(held), _together(rewards, held)]
+    sections += [_charts("Reward while training", rewards), _charts("Held-out score", held)]
     sections += [_pictures(directory, records), _charts("Diagnostics", diagnostics)]
     versions = "".join(f"<tr><td>{html.escape(k)}<td>{html.escape(v)}" for k, v in facts.get("versions", {}).items())
     config = html.escape(directory.config.read_text(encoding="utf-8")) if directory.config.exists() else ""
@@ -120,6 +121,7 @@ pre{overflow:auto;padding:1rem;background:#8881;border-radius:6px;font-size:13px
 table{border-collapse:collapse}td,th{padding:.2rem .8rem .2rem 0;text-align:left}.big td{font-size:1.4rem}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(26rem,1fr));gap:1rem}figure{margin:0}
 figcaption{font-size:13px}svg{width:100%;height:auto}
+.warnings{border-left:4px solid #d97706;padding:.4rem 1rem .4rem 2rem;background:#d9770618}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(13rem,1fr));gap:1rem}
 .pair{display:flex;gap:4px}.pair>*{width:50%;image-rendering:pixelated;border:1px solid var(--faint)}
 """
@@ -144,6 +146,41 @@ def _scores(held: Mapping[str, Points]) -> str:
     return f"<h2>Held-out score</h2><table class=big><tr><th><th>before<th>after<th>change{rows}</table>" if rows else ""
 
 
+def _warnings(records: Sequence[Mapping[str, Any]]) -> str:
+    """What the run should have its reader look at first."""
+    told = list(scores.hacking(records))
+    found = [(record, label) for record in records if (label := scores.dominating(record))]
+    for label in dict.fromkeys(label for _, label in found):
+        mine = [record for record, which in found if which == label]
+        first = scores.told_of_dominance(label, mine[0])
+        told.append(f"in {len(mine)} iterations, {mine[0]['iteration']} the first of them, {first}")
+    rows = "".join(f"<li>{html.escape(sentence)}" for sentence in told)
+    return f"<h2>Warnings</h2><ul class=warnings>{rows}</ul>" if rows else ""
+
+
+def _together(rewards: Mapping[str, Points], held: Mapping[str, Points]) -> str:
+    """Rewards and held-out scores in one chart, each on a scale of its own, so that one that falls as others rise is seen."""
+    if not (rewards and any(len(points) > 1 for points in held.values())):
+        return ""
+    named = [(f"{label} in training", points, False) for label, points in rewards.items()]
+    named += [(f"{label} held out", points, True) for label, points in held.items()]
+    lines = [_scaled(points) for _, points, _ in named]
+    styles = [Style(COLOURS[i % len(COLOURS)], dashed) for i, (_, _, dashed) in enumerate(named)]
+    legend = " · ".join(
+        f"<span style='color:{style.colour}'>{'┅' if style.dashed else '━'}</span> {html.escape(name)}"
+        for (name, _, _), style in zip(named, styles, strict=True)
+    )
+    drawn = chart(*lines, styles=styles, width=900, height=260)
+    told = "each from its lowest (0) to its highest (1)"
+    return f"<h2>Training and held-out together</h2><figure><figcaption>{legend}; {told}</figcaption>{drawn}</figure>"
+
+
+def _scaled(points: Points) -> Points:
+    finite = [y for _, y in points if math.isfinite(y)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    return [(x, (y - low) / ((high - low) or 1)) for x, y in points]
+
+
 def _charts(title: str, series: Mapping[str, Points]) -> str:
     figures = "".join(
         f"<figure><figcaption>{html.escape(name)}</figcaption>{chart(points)}</figure>" for name, points in series.items()
@@ -151,7 +188,17 @@ def _charts(title: str, series: Mapping[str, Points]) -> str:
     return f"<h2>{title}</h2><div class=charts>{figures}</div>" if figures else ""
 
 
-def chart(*lines: Points, width: int = 440, height: int = 180) -> str:
+class Style(NamedTuple):
+    """How a line of a chart is drawn."""
+
+    colour: str
+    dashed: bool = False
+
+
+COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
+
+
+def chart(*lines: Points, styles: Sequence[Style] = (), width: int = 440, height: int = 180) -> str:
     """``lines`` in one SVG, with their common range on the axes; empty where there is nothing finite to draw."""
     finite = [[(x, y) for x, y in points if math.isfinite(y)] for points in lines]
     xs, ys = [x for points in finite for x, _ in points], [y for points in finite for _, y in points]
@@ -165,12 +212,13 @@ def chart(*lines: Points, width: int = 440, height: int = 180) -> str:
         return across, bottom - (bottom - top) * (y - low) / ((high - low) or 1)
 
     drawn = ""
-    for points in finite:
+    for points, style in zip(finite, styles or [Style(COLOURS[0])] * len(finite), strict=True):
         places = [place(x, y) for x, y in points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        drawn += f"<polyline points='{path}' fill='none' stroke='#2563eb' stroke-width='1.8'/>"
+        dashes = " stroke-dasharray='7 4'" if style.dashed else ""
+        drawn += f"<polyline points='{path}' fill='none' stroke='{style.colour}' stroke-width='1.8'{dashes}/>"
         if len(places) < 25:
-            drawn += "".join(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='2.5' fill='#2563eb'/>" for x, y in places)
+            drawn += "".join(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='2.5' fill='{style.colour}'/>" for x, y in places)
     axes = f"<path d='M{left} {top}V{bottom}H{right}' fill='none' stroke='#8888'/>"
     labels = "".join(
         f"<text x='{x}' y='{y}' text-anchor='{anchor}' font-size='11' fill='currentColor'>{value:.4g}</text>"

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from flowfactory.assembly import Hooks
 from flowfactory.canvas import Canvas
 from flowfactory.conditions import ConditionCache
 from flowfactory.distributed import ALONE, Ranks
+from flowfactory.hooks import Hooks
 from flowfactory.policy import Policy
 from flowfactory.prompts import Batch
 from flowfactory.types import Conditions, Prompt, Samples, SamplingPlan, Step, Trainable, Trajectory

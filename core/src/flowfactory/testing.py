@@ -18,17 +18,18 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict_saver import save as write
 
 from flowfactory import checkpoint, flow
-from flowfactory.assembly import Hooks, Rewards, manager_of
 from flowfactory.canvas import Canvas
 from flowfactory.conditions import ConditionCache
 from flowfactory.config import AlgorithmConfig, ComponentConfig, ModelConfig, TrainingConfig
 from flowfactory.dynamics import ODE, FlowSDEConfig
 from flowfactory.errors import RunError, UserError
+from flowfactory.hooks import Hooks, manager_of
 from flowfactory.hookspecs import hookimpl
 from flowfactory.learner import Gathered, Learner
 from flowfactory.objectives import normalised
 from flowfactory.policy import Policy
 from flowfactory.prompts import Batch, grouped
+from flowfactory.rewards import Rewards
 from flowfactory.sampler import Sampler, samples_of
 from flowfactory.two_parameter import TwoParameter, TwoParameterConfig
 from flowfactory.types import (

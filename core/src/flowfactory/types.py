@@ -8,6 +8,7 @@ B is the number of samples; everything with a B axis is in the same order.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -244,6 +245,10 @@ class Samples:
             metadata=tuple(self.metadata[i] for i in index),
             sources=tuple(self.sources[i] for i in index) if self.sources else (),
         )
+
+
+Answer = Mapping[str, Tensor | Future[Tensor]]
+"""What a reward answers: {label: scores [B]}, a value of which may be on its way."""
 
 
 @dataclass(frozen=True)

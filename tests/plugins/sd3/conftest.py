@@ -15,9 +15,9 @@ from tiny_parts import clip_text, clip_tokenizer, scaled_vae, t5_text, t5_tokeni
 from transformers import CLIPTextModelWithProjection
 
 from flowfactory import Canvas, Conditions, Prompt, Runtime, SamplingPlan, Trainable, Trajectory
-from flowfactory.assembly import Hooks, manager_of
 from flowfactory.conditions import ConditionCache
 from flowfactory.dynamics import ODE
+from flowfactory.hooks import Hooks, manager_of
 from flowfactory.policy import Policy
 from flowfactory.prompts import grouped
 from flowfactory.sampler import Sampler

@@ -1,0 +1,54 @@
+"""Any pointwise reward as its rank within the group."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from flowfactory import ComponentConfig, Samples, hookimpl
+from flowfactory.config import InnerReward, RunConfig
+from flowfactory.rewards import Rewards
+
+
+class RankConfig(ComponentConfig):
+    """The share of the other pictures of the prompt that a picture scores above under the reward ``of``; in [0, 1].
+
+    The best of a group scores 1, the worst 0, and ties share the mean of their places. What is left of ``of`` is its order,
+    so that neither its scale nor its outliers matter.
+    """
+
+    of: InnerReward = Field(description="the reward whose order counts: its name, or a mapping with 'name' and its options")
+
+    def check(self, run: RunConfig) -> None:
+        """What ``of`` checks."""
+        self.of.check(run)
+
+    def build(self, label: str) -> Rank:
+        return Rank(label, Rewards({label: self.of}))
+
+
+class Rank:
+    """Looks at whole groups."""
+
+    def __init__(self, label: str, rewards: Rewards) -> None:
+        self.label, self._rewards = label, rewards
+        self.concurrent = rewards.concurrent
+
+    @hookimpl
+    def prepare_reward(self, device: torch.device) -> None:
+        """Prepare the reward whose order counts."""
+        self._rewards.prepare(device)
+
+    @hookimpl
+    def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
+        """``{label: ranks [B]}``."""
+        return {self.label: ranks(self._rewards(samples)[self.label], samples.groups.cpu())}
+
+
+def ranks(scores: Tensor, groups: Tensor) -> Tensor:
+    """[B] in [0, 1]: the share of the others in its group that a score [B] is above, a tie counting half; 1/2 when alone."""
+    together = groups[:, None] == groups
+    above = together * ((scores[:, None] > scores).double() + (scores[:, None] == scores).double() / 2)
+    others = together.sum(1) - 1
+    return torch.where(others > 0, (above.sum(1) - 0.5) / others.clamp(min=1), 0.5).float()

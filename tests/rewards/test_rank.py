@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from scipy.stats import rankdata
+
+from flowfactory import Samples, UserError
+from flowfactory.config import component, validate
+from flowfactory.testing import check_reward
+from flowfactory_rewards.jpeg_size import JpegSizeConfig
+from flowfactory_rewards.rank import RankConfig, ranks
+
+
+def test_ranks_within_groups_are_scipys_from_0_to_1() -> None:
+    source = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, 5, (24,), generator=source).float()
+    groups = torch.tensor([3] * 9 + [1] * 7 + [2] * 8)[torch.randperm(24, generator=source)]
+    found = ranks(scores, groups)
+    for group in (1, 2, 3):
+        mine = groups == group
+        expected = (rankdata(scores[mine].numpy()) - 1) / (int(mine.sum()) - 1)
+        assert found[mine].tolist() == pytest.approx(expected.tolist())
+
+
+def test_the_best_is_1_the_worst_0_ties_share_and_one_alone_is_in_the_middle() -> None:
+    groups = torch.tensor([0, 0, 0, 1, 1, 1, 2])
+    found = ranks(torch.tensor([-1e9, 5.0, 5.0, 0.1, 0.3, 0.2, 7.0]), groups)
+    assert found.tolist() == pytest.approx([0, 0.75, 0.75, 0, 1, 0.5, 0.5])
+
+
+def test_it_takes_any_reward_by_its_name_or_with_its_options() -> None:
+    source = torch.Generator().manual_seed(1)
+    media = torch.rand(6, 3, 16, 16, generator=source) * torch.linspace(0.1, 1, 6).reshape(6, 1, 1, 1)
+    samples = Samples(media, ("a",) * 6, torch.tensor([0, 0, 0, 1, 1, 1]), ({},) * 6)
+    sizes = check_reward(JpegSizeConfig(), samples)["under test"]
+    found = check_reward(RankConfig(of=JpegSizeConfig()), samples, pointwise=False)["under test"]
+    assert found.tolist() == pytest.approx(ranks(sizes, samples.groups).tolist())
+    assert sorted(found[:3].tolist()) == [0, 0.5, 1]
+    for given in ("jpeg-size", {"name": "jpeg-size", "prefer": "large"}):
+        config = component("reward", {"name": "rank", "of": given, "weight": 0.5})
+        turned = check_reward(config, samples, pointwise=False)["under test"]
+        assert turned.tolist() == pytest.approx((found if given == "jpeg-size" else 1 - found).tolist())
+
+
+def test_a_mistake_in_the_inner_reward_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a\n")
+
+    def refused(of: object) -> str:
+        raw = {
+            "model": {"name": "tiny"},
+            "algorithm": "grpo",
+            "prompts": {"train": str(tmp_path / "p.txt")},
+            "rewards": {"order": {"name": "rank", "of": of}},
+            "sampling": {"dynamics": "flow-sde"},
+        }
+        with pytest.raises(UserError) as error:
+            validate(raw)
+        return str(error.value)
+
+    assert refused("jpg-size") == "config: rewards.order.of: no reward called 'jpg-size'; did you mean 'jpeg-size'?"
+    assert refused({"name": "jpeg-size", "qualty": 3}) == (
+        "config: rewards.order.of: reward jpeg-size: qualty: unknown key; did you mean 'quality'?"
+    )
+    assert refused({"quality": 3}) == "config: rewards.order.of: say which reward with 'name'"
+    assert "unknown key" in refused({"name": "jpeg-size", "weight": 2})  # its place within another has no weight
