@@ -136,6 +136,23 @@ def test_a_verdict_names_the_phase_and_what_would_help(load: Load) -> None:
     assert "model.quantize: nf4" not in remedies(found, quantised)
 
 
+def test_the_weights_of_rewards_are_counted_once_where_they_are_told(load: Load) -> None:
+    weighing = {"name": "bright", "weighs": 5 * GIB}
+    without = estimate(load({"model": {"name": "net"}}), cuda=True)
+    assert (without.parts.get("rewards"), without.unknown) == (None, ("bright",))
+    rewards = {"bright": weighing, "again": weighing, "silent": {"name": "bright"}}
+    twice = estimate(
+        load({"model": {"name": "net"}, "rewards": rewards, "evaluation": {"rewards": {"held": weighing}}}), cuda=True
+    )
+    assert (twice.parts["rewards"], twice.unknown) == (Part(5 * GIB), ("silent",))
+    for phase in ("sample", "evaluate", "learn", "save"):
+        assert twice.phases[phase] == pytest.approx(without.phases[phase] + 5 * GIB, abs=1024)
+    assert twice.phases["encode"] == without.phases["encode"], "they are read once the encoders are gone"
+    aside = estimate(load({"model": {"name": "net"}, "rewards": {"bright": {**weighing, "workers": 3}}}), cuda=True)
+    assert aside.parts["rewards"] == Part(0, 15 * GIB)
+    assert "beside what silent takes" in verdict(twice, load({"model": {"name": "net"}}), 64 * GIB)
+
+
 def test_the_command_prints_a_table_and_a_verdict(config_file: Callable[..., Any], invoke: Invoke) -> None:
     path = config_file({**FULL, "device": "auto"})
     code, out, err = invoke("estimate", path, "--card", "24")

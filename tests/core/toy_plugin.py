@@ -180,6 +180,11 @@ class BrightConfig(ComponentConfig):
     tells: Literal["pid"] | None = Field(None, description="the score is the number of its process")
     dies: bool = Field(False, description="whether its process is killed when it is asked")
 
+    weighs: int | None = Field(None, description="bytes that it says it holds, under one name for all")
+
+    def weights(self) -> dict[str, int] | None:
+        return None if self.weighs is None else {"bright": self.weighs}
+
     def build(self, label: str) -> Bright:
         return Bright(label, self)
 

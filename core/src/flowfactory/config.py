@@ -73,6 +73,13 @@ class ComponentConfig(Strict, ABC):
     def check(self, run: RunConfig) -> None:
         """Raise ValueError with one sentence when the rest of the config does not go with this component."""
 
+    def weights(self) -> Mapping[str, int] | None:
+        """Bytes of the weights that a reward will hold, by what they are called; None where that is not known.
+
+        What two rewards call by one name they hold together. ``flowfactory estimate`` counts them.
+        """
+        return None
+
 
 class LoraConfig(Strict):
     """Low-rank adapters (arXiv:2106.09685) on the linear layers whose names end in one of ``targets``."""

@@ -64,6 +64,7 @@ class Estimate:
 
     parts: what holds them, by name. phases: the most that the device holds at once while a run reads weights, encodes prompts,
     samples, decodes, evaluates, learns and saves. host: the most in host memory. Without ``cuda`` everything is the device's.
+    unknown: the labels of rewards that do not tell what they weigh.
     """
 
     parts: Mapping[str, Part]
@@ -71,6 +72,7 @@ class Estimate:
     host: int
     cuda: bool
     ranks: int
+    unknown: tuple[str, ...] = ()
 
     @property
     def peak(self) -> int:
@@ -554,8 +556,11 @@ class Trace:
             not cuda or getattr(config.model, key, "device") == "device" for key in ("encoders_on", "decoder_on")
         )
         parts["decoder"] = _on(decodes_here, self._vae)
+        parts["rewards"], unknown = reward_weights(config, cuda)
         held = {name: part.device for name, part in parts.items()}
-        always = held["weights"] + held["optimizer"] + held["references and averages"] + held["conditions"] + held["decoder"]
+        always = sum(
+            held[name] for name in ("weights", "optimizer", "references and averages", "conditions", "decoder", "rewards")
+        )
         whole = weights.whole if chosen.gather_to_sample else weights.gathered
         to_draw = (whole if divided else 0) + weights.unpacked
         to_learn = (weights.gathered + weights.reduced if divided else 0) + weights.unpacked
@@ -591,6 +596,7 @@ class Trace:
             host=round(host),
             cuda=cuda,
             ranks=self._ranks,
+            unknown=unknown,
         )
 
     def _draw(self) -> Drawing:
@@ -684,6 +690,21 @@ class Trace:
         )
 
 
+def reward_weights(config: RunConfig, cuda: bool) -> tuple[Part, tuple[str, ...]]:
+    """What the weights of all rewards take of the rank that computes them, and the labels of those that do not tell."""
+    told: dict[tuple[str, bool], int] = {}
+    unknown = []
+    for label, reward in (*config.rewards.items(), *config.evaluation.rewards.items()):
+        weights, workers = reward.weights(), getattr(reward, "workers", 0)
+        if weights is None:
+            unknown.append(label)
+            continue
+        aside = bool(workers) or getattr(reward, "device", "auto") == "cpu"
+        told |= {(name, cuda and aside): size * max(1, workers) for name, size in weights.items()}
+    device, host = (sum(size for (_, there), size in told.items() if there is on_host) for on_host in (False, True))
+    return Part(device, host), tuple(dict.fromkeys(unknown))
+
+
 def _on(device: bool, size: float) -> Part:
     return Part(round(size)) if device else Part(0, round(size))
 
@@ -763,7 +784,8 @@ def table(found: Estimate) -> Table:
         rows.add_column(name, justify="right" if name else "left")
     for name, part in found.parts.items():
         rows.add_row(name, *(told(size) if size else "" for size in (part.device, part.host)[: 1 + found.cuda]))
-    rows.add_row("rewards", "not known")
+    if found.unknown:
+        rows.add_row(f"rewards {', '.join(found.unknown)}", "not known")
     rows.add_section()
     for name, size in found.phases.items():
         rows.add_row(f"most at once: {name}", told(size))
@@ -775,7 +797,9 @@ def table(found: Estimate) -> Table:
 def verdict(found: Estimate, config: RunConfig, card: int) -> str:
     """Whether a card of ``card`` bytes holds the run, and what to change if it does not."""
     if found.needed <= card:
-        return f"{told(found.needed)} of a card's {told(card)}, CUDA's own included: it fits, beside the rewards"
+        return f"{told(found.needed)} of a card's {told(card)}, CUDA's own included: it fits" + (
+            f", beside what {', '.join(found.unknown)} takes" if found.unknown else ""
+        )
     phase = max(found.phases, key=lambda name: found.phases[name])
     changes = "; ".join(remedies(found, config)[:4]) or "a smaller model or size"
     return f"{told(found.needed)}, more than a card's {told(card)}, needed to {phase}; what would help: {changes}"

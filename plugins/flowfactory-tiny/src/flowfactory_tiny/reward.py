@@ -35,6 +35,9 @@ class SceneConfig(ComponentConfig):
                 except ValueError as error:
                     raise ValueError(f"reward scene cannot judge prompt {prompt.index + 1} of {path.name}: {error}") from error
 
+    def weights(self) -> dict[str, int]:
+        return {}
+
     def build(self, label: str) -> Scene:
         return Scene(label, self.mode)
 
