@@ -29,7 +29,7 @@ def read_picture(path: Path) -> Image.Image:
 
 def read_video(path: Path, frames: int) -> list[Image.Image]:
     """The first ``frames`` frames in RGB. UserError: it cannot be read, or has fewer."""
-    av = _av()
+    av = pyav()
     found: list[Image.Image] = []
     try:
         with av.open(str(path)) as container:
@@ -64,7 +64,7 @@ def write(medium: Tensor, path: Path, frame_rate: float | None = None) -> Path:
 
 
 def _encode(pictures: list[Image.Image], path: Path, frame_rate: float) -> None:
-    av = _av()
+    av = pyav()
     width, height = pictures[0].size
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(frame_rate).limit_denominator(1001))
@@ -81,7 +81,8 @@ def _encode(pictures: list[Image.Image], path: Path, frame_rate: float) -> None:
             container.mux(packet)
 
 
-def _av() -> Any:
+def pyav() -> Any:
+    """PyAV's module. UserError, with the command that installs it: it is missing."""
     try:
         import av
     except ImportError as error:
