@@ -21,6 +21,9 @@ class JpegSizeConfig(ComponentConfig):
     quality: int = Field(95, ge=1, le=100, description="of the JPEG, as Pillow counts it")
     frames: int = Field(8, ge=1, description="of a video that are looked at, evenly spread")
 
+    def weights(self) -> dict[str, int]:
+        return {}
+
     def build(self, label: str) -> JpegSize:
         return JpegSize(label, self)
 

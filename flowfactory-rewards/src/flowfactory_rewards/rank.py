@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -23,6 +25,9 @@ class RankConfig(ComponentConfig):
     def check(self, run: RunConfig) -> None:
         """What ``of`` checks."""
         self.of.check(run)
+
+    def weights(self) -> Mapping[str, int] | None:
+        return self.of.weights()
 
     def build(self, label: str) -> Rank:
         return Rank(label, Rewards({label: self.of}))

@@ -1,0 +1,48 @@
+"""LAION's improved aesthetic predictor, the reward of DDPO (arXiv:2305.13301): how much people like a picture's looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from flowfactory.config import CheckpointPath
+from flowfactory_rewards.alignment import clip
+from flowfactory_rewards.extras import require
+from flowfactory_rewards.learned import LINEAR_PREDICTOR, Learned, LearnedConfig, Scorer, below, linear_layers, tensors
+
+
+class AestheticConfig(LearnedConfig):
+    """How much people like its looks, whatever the prompt: the improved aesthetic predictor on CLIP ViT-L/14 embeddings.
+
+    A rating from 1 to 10, unbounded in principle; higher is better, and released weights mostly give 4 to 7.
+    Source: christophschuhmann/improved-aesthetic-predictor; the reward of DDPO (arXiv:2305.13301).
+    """
+
+    path: CheckpointPath = Field(
+        "openai/clip-vit-large-patch14", description="a folder or a hub id with the CLIPModel and its processor"
+    )
+    predictor: CheckpointPath = Field(
+        "trl-lib/ddpo-aesthetic-predictor", description="a folder or a hub id with the file of the predictor"
+    )
+    file: str = Field(
+        "aesthetic-model.pth", description="the predictor's file there; LAION calls it sac+logos+ava1-l14-linearMSE.pth"
+    )
+
+    def build(self, label: str) -> Learned:
+        require("aesthetic", "transformers")
+        return Learned(label, self, _scorer, self.path, self.predictor, self.file)
+
+
+def _scorer(path: str, predictor: str, file: str, device: torch.device, dtype: torch.dtype) -> Scorer:
+    state = below(tensors(predictor, file), "layers.")
+    rating = nn.Sequential(*linear_layers(state, LINEAR_PREDICTOR, f"{file} in {predictor}")).to(device)
+    encoder = clip(path, path, device, dtype)
+
+    def score(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+        found: Tensor = rating(encoder.of_pictures(pictures))[:, 0]
+        return found
+
+    return score

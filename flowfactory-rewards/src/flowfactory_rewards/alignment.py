@@ -1,0 +1,98 @@
+"""Two encoders that meet in one space, such as CLIP's (arXiv:2103.00020): how well a picture and a prompt agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from flowfactory.shared import shared
+from flowfactory_rewards.learned import Scorer, images, opened, pretrained
+
+CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+"""The CLIP that PickScore and HPSv2 are tuned from."""
+
+
+class DualEncoder:
+    """A ``model`` of transformers with the features of pictures and of texts.
+
+    ``transform``: pictures [n, 3, H, W] in [0, 1] to what the model sees; ``tokenize``: n texts to ids [n, L], of one L, so
+    that no prompt depends on the others of its batch.
+    """
+
+    def __init__(self, model: Any, transform: Callable[[Tensor], Tensor], tokenize: Callable[[list[str]], Tensor]) -> None:
+        self.model, self._transform, self._tokenize = model, transform, tokenize
+
+    def of_pictures(self, pictures: Tensor) -> Tensor:
+        """Their embeddings [n, D] of length 1, float32."""
+        values = self._transform(pictures).to(self.model.device, self.model.dtype)
+        return _unit(self.model.get_image_features(pixel_values=values))
+
+    def of_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Their embeddings [n, D] of length 1, float32; equal prompts are embedded once."""
+        places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+        ids = self._tokenize(list(places)).to(self.model.device)
+        # no mask: CLIP's texts look back alone, from a token before the padding, and SigLIP learned with its padding seen
+        return _unit(self.model.get_text_features(input_ids=ids))[[places[prompt] for prompt in prompts]]
+
+    def cosine(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Of each picture with its prompt: [n], in [-1, 1]."""
+        return (self.of_pictures(pictures) * self.of_prompts(prompts)).sum(1)
+
+    def logit(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The cosine by the scale the model learned: [n]."""
+        scaled: Tensor = self.model.logit_scale.float().exp() * self.cosine(pictures, prompts)
+        return scaled
+
+
+def _unit(features: Any) -> Tensor:
+    return functional.normalize(features.pooler_output.float(), dim=-1)
+
+
+def clip(path: str, processor: str, device: torch.device, dtype: torch.dtype) -> DualEncoder:
+    """The CLIP in ``path``, with the tokenizer and the picture processor in ``processor``; the same for all who ask."""
+    return shared(_clip, path, processor, device, dtype)
+
+
+def _clip(path: str, processor: str, device: torch.device, dtype: torch.dtype) -> DualEncoder:
+    from transformers import CLIPImageProcessorPil, CLIPModel
+
+    model = pretrained(CLIPModel, path, device, dtype)
+    return DualEncoder(model, processed(CLIPImageProcessorPil, processor), clip_tokens(processor, model))
+
+
+def processed(kind: Any, path: str) -> Callable[[Tensor], Tensor]:
+    """The transform of the picture processor in ``path``; of Pillow, whose rounding released code has."""
+    found = opened(kind, path)
+    return lambda pictures: found(images(pictures), return_tensors="pt")["pixel_values"]
+
+
+def clip_tokens(path: str, model: Any) -> Callable[[list[str]], Tensor]:
+    """The tokenizer in ``path``, cut off and filled up to the length that ``model`` has places for."""
+    from transformers import CLIPTokenizer
+
+    tokenizer = opened(CLIPTokenizer, path)
+    length = model.config.text_config.max_position_embeddings
+    return lambda texts: (
+        tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
+    )
+
+
+def processor_of(path: str, otherwise: str) -> str:
+    """``path`` where it is a folder with a picture processor of its own, else ``otherwise``."""
+    names = ("preprocessor_config.json", "processor_config.json")
+    return path if any((Path(path) / name).is_file() for name in names) else otherwise
+
+
+def cosine(path: str, processor: str, device: torch.device, dtype: torch.dtype) -> Scorer:
+    """Scores by the cosine of a CLIP."""
+    return clip(path, processor, device, dtype).cosine
+
+
+def logit(path: str, processor: str, device: torch.device, dtype: torch.dtype) -> Scorer:
+    """Scores by the scaled cosine of a CLIP."""
+    return clip(path, processor, device, dtype).logit

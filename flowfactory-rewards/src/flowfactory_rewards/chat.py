@@ -1,0 +1,200 @@
+"""Judges behind an OpenAI-compatible endpoint, POST /chat/completions: vLLM, SGLang or a hosted one."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from string import Formatter
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
+
+from flowfactory import Prompt, RunError
+from flowfactory.media import read_picture
+from flowfactory.wire import png, shown
+from flowfactory_rewards.client import AGAIN, Client, ClientConfig
+
+Content = list[dict[str, Any]]
+"""What a message consists of: texts and pictures."""
+
+
+def _template(text: str) -> str:
+    for _, name, form, conversion in Formatter().parse(text):  # which raises ValueError for a lone brace
+        if name is not None and (not re.fullmatch(r"[^\W\d]\w*", name) or form or conversion):
+            raise ValueError(f"{{{name}}} is no name; write {{prompt}} or a key of the metadata, and {{{{ for a brace")
+    return text
+
+
+Template = Annotated[str, AfterValidator(_template)]
+"""A text with {prompt} and the keys of a prompt's metadata in braces."""
+
+
+class ChatConfig(ClientConfig):
+    """What the options of every judge behind such an endpoint share; ``url`` ends where /chat/completions is to follow."""
+
+    model: str = Field(description="the judge, as the endpoint names it")
+    system: str | None = Field(None, description="the system message; null for none")
+    frames: int = Field(8, ge=1, description="of a video that are shown, evenly spread, as pictures of one message")
+    sources: bool = Field(False, description="whether the pictures that a prompt brings are shown first")
+    max_tokens: int = Field(16, ge=1, description="of an answer")
+    top_logprobs: int = Field(20, ge=2, description="likeliest tokens whose probabilities are asked for")
+    least_probability: float = Field(
+        0.01, ge=0, lt=1, description="of the two answers together; below, the judge counts as having given neither"
+    )
+    extra_body: dict[str, Any] = Field({}, description="further keys of a request; null takes a key out")
+
+
+class _Top(BaseModel):
+    token: str
+    logprob: float = Field(le=1e-3)  # rounding may lift a certainty above 0
+
+
+class _Token(_Top):
+    top_logprobs: list[_Top] = Field([])
+
+
+class _Logprobs(BaseModel):
+    content: list[_Token] | None = None
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class Choice(BaseModel):
+    """One answer, of which the keys that are read are named."""
+
+    message: _Message
+    logprobs: _Logprobs | None = None
+    finish_reason: str | None = None
+
+
+class _Completion(BaseModel):
+    choices: list[Choice] = Field(min_length=1)
+
+
+class Malformed(Exception):
+    """An answer that cannot be used, in a few words."""
+
+
+class Chat:
+    """Questions to the judge of ``config``."""
+
+    def __init__(self, config: ChatConfig) -> None:
+        self._config = config
+        self._client = Client(config, AGAIN | {500})
+
+    def check(self) -> None:
+        """RunError: an endpoint does not answer, or does not take the token."""
+        self._client.get("/models", tolerated=(404, 405))
+
+    def each(self, questions: Sequence[Callable[[], Content]], read: Callable[[Choice], float], logprobs: bool) -> list[float]:
+        """What ``read`` makes of the answers to ``questions``, in order. RunError: one could not be used after all tries."""
+        return self._client.each([partial(self._ask, question, read, logprobs) for question in questions])
+
+    def _ask(
+        self, question: Callable[[], Content], read: Callable[[Choice], float], logprobs: bool, stop: threading.Event
+    ) -> float:
+        config = self._config
+        system = [{"role": "system", "content": config.system}] if config.system is not None else []
+        wanted = {"logprobs": True, "top_logprobs": config.top_logprobs} if logprobs else {}
+        request = {
+            "model": config.model,
+            "messages": [*system, {"role": "user", "content": question()}],
+            "temperature": 0,
+            "max_tokens": config.max_tokens,
+            **wanted,
+            **config.extra_body,
+        }
+        body = json.dumps({key: value for key, value in request.items() if value is not None}).encode()
+        tries = config.retries + 1
+        for _ in range(tries):
+            url, answer = self._client.post("/chat/completions", ("application/json", body), stop)
+            try:
+                return read(choice_in(answer))
+            except Malformed as error:
+                reason = str(error)
+        raise RunError(f"{url}: no answer of {config.model} could be used in {tries}; the last: {reason}")
+
+
+def choice_in(body: bytes) -> Choice:
+    """The first choice of an answer. Malformed: it is none, or a refusal."""
+    try:
+        choice = _Completion.model_validate_json(body).choices[0]
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise Malformed(f"{place or 'the answer'}: {first['msg'].lower()}: {shown(body)}") from error
+    if choice.message.refusal:
+        raise Malformed(f"it refused: {shown(choice.message.refusal)}")
+    if choice.finish_reason == "content_filter":
+        raise Malformed("it was held back by a content filter")
+    return choice
+
+
+def text_of(choice: Choice) -> str:
+    """What was said. Malformed: nothing."""
+    text = (choice.message.content or "").strip()
+    if not text:
+        raise Malformed(f"it said nothing (finish_reason {choice.finish_reason})")
+    return text
+
+
+def word(token: str) -> str:
+    """The letters of a token in lower case, without what a tokenizer puts for a space."""
+    return "".join(letter for letter in token.lstrip("Ġ▁") if letter.isalpha()).casefold()
+
+
+def preference(choice: Choice, first: str, second: str, least: float) -> float:
+    """P(first) / (P(first) + P(second)) at the first token with letters, over all spellings of the two words.
+
+    Malformed: there are no probabilities, or the two have less than ``least`` together.
+    """
+    tokens = choice.logprobs.content if choice.logprobs else None
+    if not tokens:
+        raise Malformed("it has no logprobs; the endpoint must give them")
+    said = next((token for token in tokens if word(token.token)), None)
+    if said is None:
+        raise Malformed(f"it has no word: {shown(choice.message.content or '')}")
+    # the chosen one stands among the likeliest, but not everywhere
+    known = said.top_logprobs if any(top.token == said.token for top in said.top_logprobs) else [said, *said.top_logprobs]
+    p, q = (sum(math.exp(top.logprob) for top in known if word(top.token) == wanted) for wanted in (first, second))
+    if p + q <= least:
+        likeliest = sorted(known, key=lambda top: -top.logprob)[:3]
+        shares = ", ".join(f"{top.token!r} {math.exp(top.logprob):.3f}" for top in likeliest)
+        raise Malformed(
+            f"{first!r} and {second!r} have {p + q:.3g} of the probability among its {len(known)} likeliest tokens ({shares} …)"
+        )
+    return p / (p + q)
+
+
+def filled(template: str, prompt: str, metadata: Mapping[str, Any]) -> str:
+    """``template`` for one prompt. RunError: it asks for a key that the metadata lack."""
+    try:
+        return template.format_map({**metadata, "prompt": prompt})
+    except KeyError as error:
+        raise RunError(f"the prompt {prompt!r} has no metadata {error.args[0]!r}, which the question asks for") from error
+
+
+def text(said: str) -> dict[str, Any]:
+    """A text within a message."""
+    return {"type": "text", "text": said}
+
+
+def pictures(frames: NDArray[np.uint8]) -> Content:
+    """``frames`` [f, H, W, C], uint8, within a message."""
+    files = (base64.b64encode(png(frame)).decode() for frame in frames)
+    return [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{file}"}} for file in files]
+
+
+def brought(source: Prompt) -> Content:
+    """The pictures that a prompt brings."""
+    return [part for path in source.images for part in pictures(np.asarray(read_picture(path))[None])]

@@ -1,0 +1,260 @@
+"""Requests to servers that may be slow, busy or gone: connections are kept, failures tried again, several URLs shared."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import threading
+import time
+import weakref
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from flowfactory import ComponentConfig, RunError, UserError
+from flowfactory.wire import error_in
+
+if TYPE_CHECKING:
+    import httpx2
+
+T = TypeVar("T")
+
+FIRST_REST, LONGEST_REST = 0.5, 30.0  # seconds that a server is left alone after a failure, which double
+CONNECTING = 10.0  # seconds that a connection may take
+AGAIN = frozenset({408, 429, 502, 503, 504})
+"""What a server says that may do better next time."""
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{text!r} is no URL; write it as http://host:port")
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        # not shown: it may hold a secret
+        raise ValueError("a URL ends with its path and has no user in it; name the variable of a token with token_env")
+    return text.rstrip("/")
+
+
+Urls = Annotated[
+    tuple[Annotated[str, AfterValidator(_url)], ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    Field(min_length=1),
+]
+"""One URL or several."""
+
+
+class ClientConfig(ComponentConfig):
+    """What the options of every reward behind HTTP share."""
+
+    url: Urls = Field(description="where it is; several share the requests")
+    token_env: str | None = Field(None, description="the environment variable that holds the token; null for none")
+    requests: int = Field(8, ge=1, description="sent at once, over all URLs")
+    request_timeout: float = Field(120, gt=0, description="seconds that a server may take to answer one")
+    retries: int = Field(5, ge=0, description="further tries of a request that fails, with growing rests between them")
+    patience: float = Field(600, gt=0, description="seconds that a request waits for servers that say that they are busy")
+
+
+@dataclass
+class Host:
+    """One of the URLs, and how it does."""
+
+    url: str
+    at_work: int = 0
+    failures: int = 0
+    awake: float = 0.0  # when it is to be asked again, by the monotonic clock
+    era: int = 0  # counts its rests, so that requests that fail together count as one failure
+
+
+class Stopped(Exception):
+    """Another request of the same lot has failed."""
+
+
+class Client:
+    """Requests to the URLs of ``config``. UserError: the token is not there."""
+
+    def __init__(self, config: ClientConfig, again: frozenset[int] = AGAIN) -> None:
+        import httpx2
+
+        self.config, self._again = config, again
+        self._token = _token(config.token_env)
+        self._hosts = [Host(url) for url in config.url]
+        self._changed = threading.Condition()
+        self._chance = random.Random()
+        self._turn = 0
+        self._http = httpx2.Client(
+            headers={"Authorization": f"Bearer {self._token}"} if self._token else {},
+            timeout=httpx2.Timeout(config.request_timeout, connect=min(CONNECTING, config.request_timeout), pool=None),
+            limits=httpx2.Limits(
+                max_connections=None, max_keepalive_connections=max(config.requests, len(config.url)), keepalive_expiry=30
+            ),
+            # a proxy that the environment names is of no use on the way to this machine
+            mounts={f"all://{name}": None for name in ("127.0.0.1", "localhost", "[::1]")},
+        )
+        weakref.finalize(self, self._http.close)
+
+    def each(self, calls: Sequence[Callable[[threading.Event], T]]) -> list[T]:
+        """The results of ``calls`` in order, ``config.requests`` at once; the first error ends all."""
+        stop = threading.Event()
+        todo: SimpleQueue[int] = SimpleQueue()
+        done: SimpleQueue[tuple[int, Any, BaseException | None]] = SimpleQueue()
+        for i in range(len(calls)):
+            todo.put(i)
+
+        def work() -> None:
+            while not stop.is_set():
+                try:
+                    i = todo.get_nowait()
+                except Empty:
+                    return
+                try:
+                    done.put((i, calls[i](stop), None))
+                except BaseException as error:
+                    done.put((i, None, error))
+                    stop.set()
+
+        for _ in range(min(self.config.requests, len(calls))):
+            # daemons: a run that ends does not wait for a server
+            threading.Thread(target=work, daemon=True, name="request").start()
+        results: dict[int, Any] = {}
+        try:
+            while len(results) < len(calls):
+                i, result, error = done.get()
+                if error is not None:
+                    raise error
+                results[i] = result
+        finally:
+            stop.set()
+        return [results[i] for i in range(len(calls))]
+
+    def get(self, path: str, tolerated: Collection[int] = ()) -> list[tuple[str, bytes]]:
+        """Every URL and the body of its answer, whose status is 200 or ``tolerated``. RunError: as :meth:`post`."""
+        return [self._send("GET", path, None, threading.Event(), [host], tolerated) for host in self._hosts]
+
+    def post(self, path: str, body: tuple[str, bytes], stop: threading.Event) -> tuple[str, bytes]:
+        """The URL that answered and the body of its answer to ``body``, a Content-Type and bytes.
+
+        RunError, with the URL, the tries and the last reason: none could, or one said that it never will.
+        """
+        return self._send("POST", path, body, stop, self._hosts, ())
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: tuple[str, bytes] | None,
+        stop: threading.Event,
+        hosts: Sequence[Host],
+        tolerated: Collection[int],
+    ) -> tuple[str, bytes]:
+        headers, content = ({"Content-Type": body[0]}, body[1]) if body else ({}, None)
+        begun = time.monotonic()
+        failures = 0
+        while True:
+            host, era = self._taken(hosts, stop)
+            reason, wait, busy = "", 0.0, False
+            try:
+                response = self._http.request(method, host.url + path, content=content, headers=headers)
+            except Exception as error:
+                reason = self._failed(error)
+            else:
+                if response.status_code not in self._again:
+                    self._given_back(host, era, None)
+                    if response.status_code != 200 and response.status_code not in tolerated:
+                        raise RunError(self._refused(host, response))
+                    return host.url, response.content
+                reason = f"{response.status_code}, {self._quiet(error_in(response.content))}"
+                wait = _retry_after(response.headers.get("retry-after"))
+                busy = response.status_code == 429 or (response.status_code == 503 and wait > 0)
+            self._given_back(host, era, wait if busy and wait else 0.0)
+            waited = time.monotonic() - begun
+            if busy and waited + wait > self.config.patience:
+                raise RunError(f"{host.url}: busy for {waited:.0f} s; the last answer: {reason}")
+            failures += not busy
+            if failures > self.config.retries:
+                raise RunError(f"{host.url}: no answer in {failures} tr{'y' if failures == 1 else 'ies'}; the last: {reason}")
+
+    def _taken(self, hosts: Sequence[Host], stop: threading.Event) -> tuple[Host, int]:
+        """The host that has least to do of those that may be asked, and its era; waits for one."""
+        with self._changed:
+            while True:
+                if stop.is_set():
+                    raise Stopped
+                now = time.monotonic()
+                # one that has failed is tried with a single request first
+                ready = [host for host in hosts if host.awake <= now and not (host.failures and host.at_work)]
+                if ready:
+                    self._turn += 1
+                    place = {id(host): (i - self._turn) % len(hosts) for i, host in enumerate(hosts)}
+                    chosen = min(ready, key=lambda host: (host.at_work, place[id(host)]))
+                    chosen.at_work += 1
+                    return chosen, chosen.era
+                resting = [host.awake - now for host in hosts if host.awake > now]
+                self._changed.wait(min([0.5, *(rest * self._chance.uniform(1, 1.1) + 0.001 for rest in resting)]))
+
+    def _given_back(self, host: Host, era: int, rest: float | None) -> None:
+        """After an answer, with ``rest`` None; after a failure with 0; after 'busy' with the seconds it asked for."""
+        with self._changed:
+            host.at_work -= 1
+            if rest is None:
+                host.failures = 0
+            elif era == host.era:
+                host.era += 1
+                host.failures += not rest
+                growing = min(LONGEST_REST, FIRST_REST * 2 ** (host.failures - 1))
+                host.awake = time.monotonic() + (rest or growing) * self._chance.uniform(1, 1.25)
+            self._changed.notify_all()
+
+    def _refused(self, host: Host, response: httpx2.Response) -> str:
+        said = self._quiet(error_in(response.content))
+        if response.status_code in (401, 403):
+            variable = self.config.token_env
+            todo = f"see what {variable} holds" if variable else "name the environment variable that holds one with token_env"
+            return f"{host.url}: answered {response.status_code}, {said}; {todo}"
+        return f"{host.url}: answered {response.status_code}, {said}"
+
+    def _failed(self, error: Exception) -> str:
+        import httpx2
+
+        if isinstance(error, httpx2.ConnectTimeout):
+            return f"no connection within {min(CONNECTING, self.config.request_timeout):g} s"
+        if isinstance(error, httpx2.TimeoutException):
+            return f"no answer within {self.config.request_timeout:g} s"
+        if isinstance(error, httpx2.RequestError):
+            return self._quiet(f"{type(error).__name__}: {error}".removesuffix(": "))
+        raise error
+
+    def _quiet(self, text: str) -> str:
+        """Servers say what token they were given."""
+        return text.replace(self._token, "***") if self._token else text
+
+
+def _token(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    token = os.environ.get(variable, "").strip()
+    if not token:
+        raise UserError(f"token_env: the environment variable {variable} is not set; put the token into it")
+    if not re.fullmatch(r"[!-~]+", token):
+        raise UserError(f"token_env: {variable} holds what cannot be a token; it has printable ASCII characters alone")
+    return token
+
+
+def _retry_after(text: str | None) -> float:
+    """Seconds; 0 where nothing that can be read is asked for."""
+    if text is None:
+        return 0.0
+    try:
+        return max(0.0, float(text) if not text.strip().endswith("GMT") else _until(text))
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def _until(date: str) -> float:
+    return (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds()

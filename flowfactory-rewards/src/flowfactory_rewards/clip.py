@@ -1,0 +1,25 @@
+"""CLIP's cosine (arXiv:2103.00020), what CLIPScore (arXiv:2104.08718) is made of."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from flowfactory.config import CheckpointPath
+from flowfactory_rewards.alignment import cosine
+from flowfactory_rewards.extras import require
+from flowfactory_rewards.learned import Learned, LearnedConfig
+
+
+class ClipConfig(LearnedConfig):
+    """How well picture and prompt agree: the cosine of their CLIP embeddings, in [-1, 1], about 0.2 to 0.35 where they do.
+
+    Higher is better. CLIPScore (arXiv:2104.08718) is 2.5 times this where it is positive, and 0 elsewhere.
+    """
+
+    path: CheckpointPath = Field(
+        "openai/clip-vit-large-patch14", description="a folder or a hub id with a CLIPModel, its tokenizer and its processor"
+    )
+
+    def build(self, label: str) -> Learned:
+        require("clip", "transformers")
+        return Learned(label, self, cosine, self.path, self.path)

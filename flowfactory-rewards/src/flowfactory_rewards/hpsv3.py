@@ -1,0 +1,112 @@
+"""HPSv3 (arXiv:2508.03789): a Qwen2-VL that was asked about a picture, tuned on which pictures people prefer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from flowfactory import UserError
+from flowfactory.config import CheckpointPath
+from flowfactory_rewards.extras import require
+from flowfactory_rewards.learned import Learned, LearnedConfig, Scorer, below, filled, images, linear_layers, opened, tensors
+
+REWARD, IMAGE = "<|Reward|>", "<|image_pad|>"
+PIXELS = 256 * 28 * 28
+"""What every picture is resized to have, roughly: sides are whole tokens of 28 pixels."""
+
+
+class HpsV3Config(LearnedConfig):
+    """How people would like the picture for the prompt (arXiv:2508.03789), about -5 to 15; higher is better.
+
+    It is the mean of the score, which is predicted with an uncertainty; models in the authors' benchmark have -0.2 to 10.6.
+    """
+
+    path: CheckpointPath = Field("MizzenAI/HPSv3", description="a folder or a hub id with the released file")
+    file: str = Field("HPSv3.safetensors", description="the released file there")
+    base: CheckpointPath = Field(
+        "Qwen/Qwen2-VL-7B-Instruct",
+        description="a folder or a hub id of the model that was tuned: its config, tokenizer and picture processor",
+    )
+    dtype: Literal["float32", "bf16", "fp16"] = Field("bf16", description="what the model computes in; bf16 as released")
+    batch_size: int = Field(4, ge=1, description="pictures in one forward; does not change the scores")
+
+    def build(self, label: str) -> Learned:
+        require("hpsv3", "transformers")
+        return Learned(label, self, _scorer, self.path, self.file, self.base)
+
+
+def _scorer(path: str, file: str, base: str, device: torch.device, dtype: torch.dtype) -> Scorer:
+    from transformers import Qwen2Tokenizer, Qwen2VLConfig, Qwen2VLImageProcessorPil, Qwen2VLModel
+
+    source = f"{file} in {path}"
+    held = tensors(path, file)
+    state, head_state = from_released(held.get("model", held), source)
+    words = opened(Qwen2Tokenizer, base)
+    words.add_tokens([REWARD], special_tokens=True)
+    words.padding_side = "right"
+    config = opened(Qwen2VLConfig, base)
+    config.text_config.vocab_size = state["language_model.embed_tokens.weight"].shape[0]
+    if len(words) != config.text_config.vocab_size:
+        raise UserError(
+            f"{source} embeds {config.text_config.vocab_size} tokens and the tokenizer in {base} has {len(words)}: "
+            "it is not that of the model that was tuned"
+        )
+    model = filled(Qwen2VLModel, config, state, source, device, dtype)
+    first, second, third = linear_layers(head_state, (0, 3, 5), source)
+    # to the mean of the score and the logarithm of its standard deviation
+    rating = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third).to(device)
+    # one processor with the tokenizer would need torchvision, for videos
+    processor = opened(Qwen2VLImageProcessorPil, base, size={"shortest_edge": PIXELS, "longest_edge": PIXELS})
+    reward, area = words.convert_tokens_to_ids(REWARD), processor.merge_size**2
+
+    def score(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+        seen = processor(images(pictures), return_tensors="pt")
+        counts = (seen["image_grid_thw"].prod(1) // area).tolist()
+        asked = [question(prompt).replace(IMAGE, IMAGE * count, 1) for prompt, count in zip(prompts, counts, strict=True)]
+        told = words(asked, padding=True, return_tensors="pt").to(device)
+        rows, length = told.input_ids.shape
+        states = model(
+            input_ids=told.input_ids,
+            attention_mask=told.attention_mask,
+            # the released model counts tokens along each of the three axes, a picture's too: it was trained without M-RoPE
+            position_ids=torch.arange(length, device=device).expand(3, rows, length),
+            pixel_values=seen["pixel_values"].to(device, dtype),
+            image_grid_thw=seen["image_grid_thw"].to(device),
+            use_cache=False,
+        ).last_hidden_state
+        last = length - 1 - (told.input_ids == reward).flip(1).int().argmax(1)  # a prompt may say the token too
+        found: Tensor = rating(states[torch.arange(rows, device=device), last].float())[:, 0]
+        return found
+
+    return score
+
+
+def question(prompt: str) -> str:
+    """What the model is asked about a picture drawn for ``prompt``, with one token in the picture's place."""
+    asked = TEMPLATE.replace("{text_prompt}", prompt)
+    return (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        f"<|im_start|>user\n<|vision_start|>{IMAGE}<|vision_end|>{asked}<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+TEMPLATE = files("flowfactory_rewards").joinpath("hpsv3.txt").read_bytes().decode()
+"""The released instruction to the letter, blanks at the ends of lines included (MizzenAI/HPSv3, MIT)."""
+
+
+def from_released(state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights of a Qwen2VLModel and of the head, of the names that HPSv3 was released with.
+
+    UserError, which names ``source``: these are not such weights.
+    """
+    if lacking := [name for name in ("model.embed_tokens.weight", "rm_head.0.weight") if name not in state]:
+        raise UserError(f"{source} has no weight {lacking[0]}: it is not what HPSv3 was released as")
+    texts = {f"language_model.{name}": weight for name, weight in below(state, "model.").items()}
+    pictures = {f"visual.{name}": weight for name, weight in below(state, "visual.").items()}
+    return texts | pictures, below(state, "rm_head.")

@@ -1,0 +1,156 @@
+"""ImageReward (arXiv:2304.05977): BLIP that reads prompt and picture together, tuned on how people rank pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor, nn
+
+from flowfactory import UserError
+from flowfactory.config import CheckpointPath
+from flowfactory_rewards.extras import require
+from flowfactory_rewards.learned import (
+    LINEAR_PREDICTOR,
+    Learned,
+    LearnedConfig,
+    Scorer,
+    below,
+    filled,
+    images,
+    linear_layers,
+    opened,
+    tensors,
+)
+
+MEAN, STD = 0.16717362830052426, 1.0333394966054072
+"""Of the released model's raw scores, which leave the reward with mean 0 and variance 1 on its data."""
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+TOKENS = 35
+HEAD_WIDTH = 64
+"""Of the attention of ViT-L and of BERT, which the names and shapes of weights do not tell."""
+
+
+class ImageRewardConfig(LearnedConfig):
+    """How people would rank the picture for the prompt (arXiv:2304.05977), about -2.3 to 2; higher is better.
+
+    On the authors' data the mean is 0 and the variance 1.
+    """
+
+    path: CheckpointPath = Field("zai-org/ImageReward", description="a folder or a hub id with the released file")
+    file: str = Field("ImageReward.pt", description="the released file there")
+    tokenizer: CheckpointPath = Field("google-bert/bert-base-uncased", description="a folder or a hub id with BERT's tokenizer")
+
+    def build(self, label: str) -> Learned:
+        require("imagereward", "transformers")
+        return Learned(label, self, _scorer, self.path, self.file, self.tokenizer)
+
+
+def _scorer(path: str, file: str, tokenizer: str, device: torch.device, dtype: torch.dtype) -> Scorer:
+    from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
+
+    source = f"{file} in {path}"
+    config, state = from_blip(tensors(path, file), source)
+    vision = filled(BlipVisionModel, BlipVisionConfig(**config["vision"]), state["vision"], source, device, dtype)
+    reader = BlipTextConfig(**config["text"])
+    text = filled(BlipTextModel, reader, state["text"], source, device, dtype, add_pooling_layer=False)
+    rating = nn.Sequential(*linear_layers(state["head"], LINEAR_PREDICTOR, source)).to(device)
+    words = opened(BertTokenizer, tokenizer)
+    words.add_special_tokens({"bos_token": "[DEC]"})
+    words.add_tokens(["[ENC]"], special_tokens=True)
+    size = config["vision"]["image_size"]
+
+    def score(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+        seen = vision(pixel_values=transformed(pictures, size).to(device, dtype)).last_hidden_state
+        told = words(list(prompts), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt").to(device)
+        read = text(input_ids=told.input_ids, attention_mask=told.attention_mask, encoder_hidden_states=seen)
+        found: Tensor = (rating(read.last_hidden_state[:, 0].float())[:, 0] - MEAN) / STD
+        return found
+
+    return score
+
+
+def transformed(pictures: Tensor, size: int) -> Tensor:
+    """What the model sees of pictures [n, 3, H, W] in [0, 1]: their middle, [n, 3, size, size], normalised.
+
+    The shorter side becomes ``size``, bicubic as Pillow does it, and the middle is where torchvision sees it.
+    """
+    seen = []
+    for picture in images(pictures):
+        shorter = min(picture.size)
+        width, height = (int(size * side / shorter) for side in picture.size)
+        resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        seen.append(np.asarray(resized.crop((left, top, left + size, top + size))))
+    values = torch.from_numpy(np.stack(seen)).movedim(-1, -3).float() / 255
+    return (values - torch.tensor(PIXEL_MEAN)[:, None, None]) / torch.tensor(PIXEL_STD)[:, None, None]
+
+
+def from_blip(
+    state: Mapping[str, Tensor], source: str, head_width: int = HEAD_WIDTH
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Tensor]]]:
+    """The options of a BlipVisionConfig and a BlipTextConfig, and the weights of both and of the head, of ImageReward's names.
+
+    Under ``vision``, ``text`` and ``head``. What the reward does not use, such as BLIP's projections, is left out.
+    UserError, which names ``source``: these are not such weights.
+    """
+    vision = {_vision_name(name): weight for name, weight in below(state, "blip.visual_encoder.").items()}
+    text = {name: weight for name, weight in below(state, "blip.text_encoder.").items() if not name.endswith("position_ids")}
+    needed = ("embeddings.patch_embedding.weight", "embeddings.position_embedding", "encoder.layers.0.mlp.fc1.weight")
+    if lacking := [name for name in needed if name not in vision]:
+        raise UserError(f"{source} has no weight that becomes {lacking[0]}: it is not what ImageReward was released as")
+    if "encoder.layer.0.crossattention.self.key.weight" not in text:
+        raise UserError(f"{source} has no text encoder that attends to pictures: it is not what ImageReward was released as")
+    width, _, patch, _ = vision["embeddings.patch_embedding.weight"].shape
+    patches = vision["embeddings.position_embedding"].shape[1] - 1
+    vocabulary, text_width = text["embeddings.word_embeddings.weight"].shape
+    config = {
+        "vision": {
+            "hidden_size": width,
+            "intermediate_size": vision["encoder.layers.0.mlp.fc1.weight"].shape[0],
+            "num_hidden_layers": _count(below(vision, "encoder.layers.")),
+            "num_attention_heads": width // head_width,
+            "patch_size": patch,
+            "image_size": patch * round(patches**0.5),
+            "layer_norm_eps": 1e-6,
+        },
+        "text": {
+            "vocab_size": vocabulary,
+            "hidden_size": text_width,
+            "encoder_hidden_size": width,
+            "intermediate_size": text["encoder.layer.0.intermediate.dense.weight"].shape[0],
+            "num_hidden_layers": _count(below(text, "encoder.layer.")),
+            "num_attention_heads": text_width // head_width,
+            "max_position_embeddings": text["embeddings.position_embeddings.weight"].shape[0],
+            "layer_norm_eps": 1e-12,
+        },
+    }
+    return config, {"vision": vision, "text": text, "head": below(state, "mlp.layers.")}
+
+
+def _count(layers: Mapping[str, Tensor]) -> int:
+    return len({name.split(".")[0] for name in layers})
+
+
+VISION_NAMES = (
+    (r"^cls_token$", "embeddings.class_embedding"),
+    (r"^pos_embed$", "embeddings.position_embedding"),
+    (r"^patch_embed\.proj\.", "embeddings.patch_embedding."),
+    (r"^norm\.", "post_layernorm."),
+    (r"^blocks\.", "encoder.layers."),
+    (r"\.norm(1|2)\.", r".layer_norm\1."),
+    (r"\.attn\.proj\.", ".self_attn.projection."),
+    (r"\.attn\.", ".self_attn."),
+)
+
+
+def _vision_name(name: str) -> str:
+    for pattern, named in VISION_NAMES:
+        name = re.sub(pattern, named, name)
+    return name

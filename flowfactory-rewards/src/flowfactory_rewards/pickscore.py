@@ -1,0 +1,28 @@
+"""PickScore (arXiv:2305.01569): a CLIP tuned on which of two pictures people picked."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from flowfactory.config import CheckpointPath
+from flowfactory_rewards.alignment import CLIP_H, logit, processor_of
+from flowfactory_rewards.extras import require
+from flowfactory_rewards.learned import Learned, LearnedConfig
+
+
+class PickScoreConfig(LearnedConfig):
+    """Which picture people would pick (arXiv:2305.01569): the learned scale, about 100, times the cosine of a tuned CLIP-H.
+
+    Higher is better; released weights give about 15 to 25, and a difference of 1 is odds of e to 1. Some runs divide it by 26.
+    """
+
+    path: CheckpointPath = Field("yuvalkirstain/PickScore_v1", description="a folder or a hub id with the tuned CLIPModel")
+    processor: CheckpointPath | None = Field(
+        None,
+        description="a folder or a hub id with tokenizer and picture processor; when left out, the folder of the weights "
+        "where they are in it, and else those of the CLIP-H that was tuned",
+    )
+
+    def build(self, label: str) -> Learned:
+        require("pickscore", "transformers")
+        return Learned(label, self, logit, self.path, self.processor or processor_of(self.path, CLIP_H))

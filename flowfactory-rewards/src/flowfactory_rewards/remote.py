@@ -1,0 +1,119 @@
+"""Any reward in another process, environment or on another machine, where ``flowfactory serve`` computes it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from pydantic import BaseModel, Field, ValidationError
+from torch import Tensor
+
+from flowfactory import RunError, Samples, hookimpl
+from flowfactory.prompts import by_group
+from flowfactory.wire import VERSION, Encoding, WireError, multipart, parts_of, scores_in, shown
+from flowfactory_rewards.client import Client, ClientConfig
+from flowfactory_rewards.extras import require
+
+
+class RemoteConfig(ClientConfig):
+    """The scores that ``flowfactory serve`` gives behind ``url``; range and direction are those of the reward there."""
+
+    encoding: Encoding = Field(
+        "png", description="png, webp: 8 bits, videos as FFV1; raw: exact, float32; raw8: 8 bits without compression"
+    )
+    batch_size: int = Field(16, ge=1, description="samples a request; groups stay whole where the reward compares them")
+
+    def build(self, label: str) -> Remote:
+        require("remote", "httpx2")
+        return Remote(label, self)
+
+
+class Health(BaseModel):
+    """What a server says of itself; it may say more."""
+
+    reward: str
+    version: int
+    pointwise: bool
+    max_request: int
+
+
+class Remote:
+    """Requests for the scores of batches, several at once."""
+
+    concurrent = True
+
+    def __init__(self, label: str, config: RemoteConfig) -> None:
+        self.label, self._config = label, config
+        self._client: Client | None = None
+        self._pointwise = False
+        self._most = 0
+
+    @hookimpl
+    def prepare_reward(self, device: torch.device) -> None:
+        """Ask every server how it is. RunError: one does not answer, or they serve different rewards."""
+        self._client = Client(self._config)
+        told = [_health(url, body) for url, body in self._client.get("/health")]
+        for url, each in zip(self._config.url, told, strict=True):
+            if each.reward != told[0].reward:
+                raise RunError(
+                    f"{self._config.url[0]} serves {told[0].reward!r} and {url} {each.reward!r}; all must serve one reward"
+                )
+        self._pointwise = all(each.pointwise for each in told)
+        self._most = min(each.max_request for each in told)
+
+    @hookimpl
+    def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
+        """``{label: scores [B]}``."""
+        if self._client is None:
+            self.prepare_reward(samples.media.device)
+        assert self._client is not None
+        rows = list(range(len(samples.prompts)))
+        units = [[row] for row in rows] if self._pointwise else by_group(rows, samples.groups)
+        batches = packed(units, self._config.batch_size)
+        found = self._client.each([partial(self._scores, samples, batch) for batch in batches])
+        scores = torch.empty(len(rows))
+        for batch, some in zip(batches, found, strict=True):
+            scores[batch] = some
+        return {self.label: scores}
+
+    def _scores(self, samples: Samples, rows: Sequence[int], stop: threading.Event) -> Tensor:
+        assert self._client is not None
+        try:
+            body = multipart(parts_of(samples.rows(rows), self._config.encoding))
+        except WireError as error:
+            raise RunError(str(error)) from error
+        if len(body[1]) > self._most:
+            raise RunError(
+                f"{len(rows)} samples make a request of {len(body[1]) / 2**20:.1f} MiB, and {self._config.url[0]} "
+                f"takes {self._most / 2**20:g}; lower batch_size, or serve with a larger --max-request"
+            )
+        url, answer = self._client.post("/score", body, stop)
+        try:
+            return scores_in(answer, len(rows))
+        except WireError as error:
+            raise RunError(f"{url}: {error}") from error
+
+
+def packed(units: list[list[int]], size: int) -> list[list[int]]:
+    """The rows of whole ``units`` in batches of at most ``size``, or of one unit where that is larger."""
+    batches: list[list[int]] = []
+    for unit in units:
+        if batches and len(batches[-1]) + len(unit) <= size:
+            batches[-1] += unit
+        else:
+            batches.append(list(unit))
+    return batches
+
+
+def _health(url: str, body: bytes) -> Health:
+    try:
+        found = Health.model_validate_json(body)
+    except ValidationError as error:
+        raise RunError(f"{url}/health answered {shown(body)}; is that flowfactory serve?") from error
+    if found.version != VERSION:
+        raise RunError(
+            f"{url} speaks version {found.version} of the format and this is {VERSION}; install the same flowfactory"
+        )
+    return found

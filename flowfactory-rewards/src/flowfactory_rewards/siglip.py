@@ -1,0 +1,57 @@
+"""SigLIP (arXiv:2303.15343) and SigLIP 2 (arXiv:2502.14786) of fixed resolution: whether a picture and a prompt are a pair."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from flowfactory.config import CheckpointPath
+from flowfactory.shared import shared
+from flowfactory_rewards.alignment import DualEncoder, processed
+from flowfactory_rewards.extras import require
+from flowfactory_rewards.learned import Learned, LearnedConfig, Scorer, opened, pretrained
+
+
+class SiglipConfig(LearnedConfig):
+    """Whether picture and prompt are a pair, by SigLIP (arXiv:2303.15343) or SigLIP 2 (arXiv:2502.14786) of fixed resolution.
+
+    Higher is better. The logit is any number, mostly below 0; the probability is its sigmoid, in [0, 1].
+    """
+
+    path: CheckpointPath = Field(
+        "google/siglip2-so400m-patch14-384", description="a folder or a hub id with a SiglipModel, its tokenizer and processor"
+    )
+    score: Literal["logit", "probability"] = Field(
+        "logit", description="logit: scale times cosine plus bias; probability: the sigmoid of it, flat where pairs are poor"
+    )
+
+    def build(self, label: str) -> Learned:
+        require("siglip", "transformers", "sentencepiece")
+        return Learned(label, self, _scorer, self.path, self.score)
+
+
+def _scorer(path: str, score: str, device: torch.device, dtype: torch.dtype) -> Scorer:
+    encoder: DualEncoder = shared(_encoder, path, device, dtype)
+    bias = encoder.model.logit_bias.float()
+    if score == "probability":
+        return lambda pictures, prompts: (encoder.logit(pictures, prompts) + bias).sigmoid()
+    return lambda pictures, prompts: encoder.logit(pictures, prompts) + bias
+
+
+def _encoder(path: str, device: torch.device, dtype: torch.dtype) -> DualEncoder:
+    from transformers import AutoTokenizer, SiglipImageProcessorPil, SiglipModel
+
+    model = pretrained(SiglipModel, path, device, dtype)
+    tokenizer = opened(AutoTokenizer, path)
+    tokenizer.padding_side = "right"  # features are those of the last place, which is padding
+    length = model.config.text_config.max_position_embeddings
+
+    def tokenize(texts: list[str]) -> torch.Tensor:
+        lower = [text.lower() for text in texts]  # as both were trained; not every released tokenizer does it
+        found = tokenizer(lower, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        ids: torch.Tensor = found.input_ids
+        return ids
+
+    return DualEncoder(model, processed(SiglipImageProcessorPil, path), tokenize)

@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import itertools
+import socket
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from scripted import Answer, Asked, Drop, Scripted, scripted
+
+from flowfactory import RunError, UserError
+from flowfactory_rewards import client
+from flowfactory_rewards.client import Client, ClientConfig
+
+BODY = ("text/plain", b"?")
+
+
+class Options(ClientConfig):
+    def build(self, label: str) -> object:
+        raise NotImplementedError
+
+
+def made(*servers: Scripted, **options: Any) -> Client:
+    return Client(Options(url=[server.url for server in servers], **options))
+
+
+def post(client: Client, body: tuple[str, bytes] = BODY) -> bytes:
+    return client.post("/x", body, threading.Event())[1]
+
+
+def in_turn(*answers: Answer | bytes | type[Drop]) -> Callable[[Asked], Answer | bytes]:
+    """Each of ``answers`` once, and the last for ever."""
+    left = list(answers)
+
+    def answer(_: Asked) -> Answer | bytes:
+        given = left.pop(0) if len(left) > 1 else left[0]
+        if given is Drop:
+            raise Drop
+        return given  # type: ignore[return-value]
+
+    return answer
+
+
+def dead() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{found.getsockname()[1]}"
+
+
+@pytest.fixture(autouse=True)
+def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "FIRST_REST", 0.05)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        Drop,
+        *((status, b"", {}) for status in (408, 429, 502, 503, 504)),
+        (200, b"half", {"Content-Length": "8"}),
+    ],
+    ids=lambda failure: "drop" if failure is Drop else str(failure[0]),
+)
+def test_what_may_pass_is_tried_again(failure: Any) -> None:
+    closing = (*failure[:2], {**failure[2], "Connection": "close"}) if failure is not Drop else Drop
+    with scripted(in_turn(closing, closing, b"at last")) as server:
+        assert post(made(server)) == b"at last"
+        assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize("status", [201, 301, 400, 401, 403, 404, 413, 422, 500])
+def test_what_will_not_pass_is_not(status: int) -> None:
+    with scripted(in_turn((status, b'{"error": "that is so"}', {"Location": "/"}))) as server:
+        with pytest.raises(RunError, match=rf"^{server.url}: answered {status}, that is so"):
+            post(made(server))
+        assert len(server.asked) == 1
+
+
+def test_a_failure_that_outlasts_its_tries_names_url_tries_and_reason() -> None:
+    with scripted(in_turn((502, b"<h1>Bad gateway</h1>", {}))) as server:
+        with pytest.raises(RunError, match=rf"^{server.url}: no answer in 3 tries; the last: 502, '<h1>Bad gateway</h1>'$"):
+            post(made(server, retries=2))
+        assert len(server.asked) == 3
+
+
+def test_a_dead_server_is_named() -> None:
+    url = dead()
+    with pytest.raises(RunError, match=rf"^{url}: no answer in 1 try; the last: ConnectError: .*[Cc]onnection"):
+        post(Client(Options(url=url, retries=0)))
+
+
+def test_a_slow_server_is_named() -> None:
+    release = threading.Event()
+
+    def slow(_: Asked) -> bytes:
+        release.wait(60)
+        return b""
+
+    with scripted(slow) as server:
+        with pytest.raises(RunError, match=rf"^{server.url}: no answer in 2 tries; the last: no answer within 0\.2 s$"):
+            post(made(server, retries=1, request_timeout=0.2))
+        release.set()
+
+
+def test_rests_double() -> None:
+    with scripted(in_turn((502, b"", {}), (502, b"", {}), (502, b"", {}), b"")) as server:
+        post(made(server))
+        times = [asked.when for asked in server.asked]
+        rests = [later - earlier for earlier, later in itertools.pairwise(times)]
+        assert all(rest >= least for rest, least in zip(rests, (0.05, 0.1, 0.2), strict=True))
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_left_alone_for_as_long_as_it_asks_and_that_is_no_failure(status: int) -> None:
+    busy = (status, b"", {"Retry-After": "1"})
+    with scripted(in_turn(busy, busy, b"done")) as server:
+        assert post(made(server, retries=0)) == b"done"
+        times = [asked.when for asked in server.asked]
+        assert all(later - earlier >= 1 for earlier, later in itertools.pairwise(times))
+
+
+def test_patience_has_an_end() -> None:
+    with scripted(in_turn((503, b'{"error": "64 requests wait already"}', {"Retry-After": "7"}))) as server:
+        with pytest.raises(RunError, match=rf"^{server.url}: busy for 0 s; the last answer: 503, 64 requests wait already$"):
+            post(made(server, patience=5))
+        assert len(server.asked) == 1
+
+
+def test_what_it_asks_for_may_be_a_date_or_nonsense() -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
+    assert 90 < client._retry_after(soon) <= 100
+    assert client._retry_after("3") == 3
+    assert [client._retry_after(text) for text in (None, "soon", "-5", "GMT")] == [0, 0, 0, 0]
+
+
+def test_connections_are_kept() -> None:
+    with scripted(in_turn(b"")) as server:
+        one = made(server, requests=3)
+        for _ in range(4):
+            one.each([lambda stop: one.post("/x", BODY, stop) for _ in range(10)])
+        assert len(server.asked) == 40
+        assert server.connections <= 3
+
+
+def test_requests_are_sent_at_once_and_results_are_in_order() -> None:
+    together = threading.Barrier(4)
+
+    def answer(asked: Asked) -> bytes:
+        together.wait(60)  # until four are here
+        return asked.body
+
+    with scripted(answer) as server:
+        one = made(server, requests=4)
+        bodies = [b"%d" % i for i in range(12)]
+        calls = [lambda stop, body=body: one.post("/x", ("text/plain", body), stop)[1] for body in bodies]  # type: ignore[misc]
+        assert one.each(calls) == bodies
+        assert server.most_at_once == 4
+
+
+def test_the_first_error_ends_all_that_has_not_begun() -> None:
+    with scripted(in_turn((422, b'{"error": "no"}', {}))) as server:
+        one = made(server, requests=2)
+        with pytest.raises(RunError, match="answered 422, no"):
+            one.each([lambda stop: one.post("/x", BODY, stop) for _ in range(100)])
+        assert len(server.asked) < 100
+
+
+def test_several_urls_share_the_requests() -> None:
+    with scripted(in_turn(b"a")) as a, scripted(in_turn(b"b")) as b, scripted(in_turn(b"c")) as c:
+        one = made(a, b, c, requests=1)
+        for _ in range(30):
+            post(one)
+        assert [len(server.asked) for server in (a, b, c)] == [10, 10, 10]
+
+
+def test_a_slow_one_gets_fewer() -> None:
+    release = threading.Event()
+
+    def slow(_: Asked) -> bytes:
+        release.wait(60)
+        return b""
+
+    with scripted(slow) as tortoise, scripted(in_turn(b"")) as hare:
+        one = made(tortoise, hare, requests=2)
+
+        def call(stop: threading.Event) -> None:
+            one.post("/x", BODY, stop)
+            if len(hare.asked) == 20:
+                release.set()
+
+        one.each([call] * 21)
+        assert (len(tortoise.asked), len(hare.asked)) == (1, 20)
+
+
+def test_one_that_fails_rests_while_another_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "FIRST_REST", 1000)
+    monkeypatch.setattr(client, "LONGEST_REST", 1000)
+    with scripted(in_turn(Drop)) as bad, scripted(in_turn(b"good")) as good:
+        one = made(bad, good, requests=4, retries=1)
+        assert one.each([lambda stop: one.post("/x", BODY, stop)[1] for _ in range(50)]) == [b"good"] * 50
+        assert 1 <= len(bad.asked) <= 4  # those that were sent before the first came back
+
+
+def test_requests_that_fail_together_are_one_failure() -> None:
+    together = threading.Barrier(6)
+    failures = []
+
+    def answer(asked: Asked) -> bytes:
+        if len(server.asked) <= 6:
+            together.wait(60)
+            raise Drop
+        failures.append(one._hosts[0].failures)
+        return b""
+
+    with scripted(answer) as server:
+        one = made(server, requests=6)
+        one.each([lambda stop: one.post("/x", BODY, stop) for _ in range(6)])
+        assert failures[0] == 1  # and the rest was the first of those that double
+        assert len(server.asked) == 12
+
+
+def test_one_that_comes_back_is_used_again() -> None:
+    with scripted(in_turn(Drop, Drop, b"back")) as lame, scripted(in_turn((502, b"", {}))) as bad:
+        one = made(lame, bad, requests=1, retries=50)
+        assert [post(one) for _ in range(3)] == [b"back"] * 3
+
+
+def test_the_token_goes_with_every_request_and_into_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_NAME", " sesame-1234 \n")
+    with scripted(lambda asked: (401, b'{"error": "wrong key: sesame-1234"}', {})) as server:
+        one = made(server, token_env="SECRET_NAME")
+        said = rf"^{server.url}: answered 401, wrong key: \*\*\*; see what SECRET_NAME holds$"
+        with pytest.raises(RunError, match=said):
+            post(one)
+        with pytest.raises(RunError, match=said):
+            one.get("/x")
+        assert [asked.headers["authorization"] for asked in server.asked] == ["Bearer sesame-1234"] * 2
+        server.answer = lambda asked: (502, b"sesame-1234", {})
+        with pytest.raises(RunError, match=r"502, '\*\*\*'$"):
+            post(made(server, token_env="SECRET_NAME", retries=0))
+        assert "sesame" not in one.config.model_dump_json()
+
+
+def test_a_missing_token_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SECRET_NAME", raising=False)
+    with pytest.raises(UserError, match=r"^token_env: the environment variable SECRET_NAME is not set; put the token into it$"):
+        Client(Options(url="http://host", token_env="SECRET_NAME"))
+    monkeypatch.setenv("SECRET_NAME", "two words")
+    with pytest.raises(UserError, match=r"^token_env: SECRET_NAME holds what cannot be a token; it has printable") as caught:
+        Client(Options(url="http://host", token_env="SECRET_NAME"))
+    assert "two words" not in str(caught.value)
+    with scripted(in_turn((401, b'{"error": "a token is wanted"}', {}))) as server, pytest.raises(RunError) as error:
+        post(made(server))
+    assert str(error.value).endswith("a token is wanted; name the environment variable that holds one with token_env")
+
+
+def test_every_url_is_asked_how_it_is_and_some_answers_may_be_tolerated() -> None:
+    with scripted(in_turn(b"a")) as a, scripted(in_turn((404, b"", {}))) as b:
+        one = made(a, b)
+        assert one.get("/models", tolerated=(404,)) == [(a.url, b"a"), (b.url, b"")]
+        with pytest.raises(RunError, match=rf"^{b.url}: answered 404"):
+            one.get("/models")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("host:8100", "is no URL; write it as http://host:port"),
+        ("ftp://host", "is no URL"),
+        ("http://", "is no URL"),
+        ("http://me:sesame@host", "has no user in it; name the variable of a token with token_env"),
+        ("http://host/?key=sesame", "a URL ends with its path"),
+        ([], "at least 1 item"),
+    ],
+)
+def test_a_url_is_one(url: Any, said: str) -> None:
+    with pytest.raises(ValidationError, match=said) as caught:
+        Options(url=url)
+    assert "sesame" not in str(caught.value.errors()[0]["msg"])
+
+
+def test_a_url_may_have_a_path_and_a_slash() -> None:
+    with scripted(in_turn(b"")) as server:
+        post(Client(Options(url=f"{server.url}/v1/")))
+        assert server.asked[0].path == "/v1/x"
+
+
+def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", dead())
+    monkeypatch.setenv("ALL_PROXY", dead())
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with scripted(in_turn(b"direct")) as server:
+        assert post(made(server, retries=0)) == b"direct"

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import judge
+import pytest
+import torch
+from PIL import Image
+from scripted import Scripted, scripted
+from served import samples
+
+from flowfactory import Prompt, RunError, Samples, UserError
+from flowfactory.rewards import Rewards
+from flowfactory.testing import check_reward
+from flowfactory_rewards import client, extras
+from flowfactory_rewards.pairwise import PairwiseConfig, pairs
+
+LEVELS = [0.2, 0.8, 0.4, 1.0, 0.6]
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Scripted]:
+    with scripted(judge.a_or_b) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "FIRST_REST", 0.02)
+
+
+def config(server: Scripted, **options: Any) -> PairwiseConfig:
+    return PairwiseConfig(url=f"{server.url}/v1", model=judge.MODEL, **options)
+
+
+def scores(server: Scripted, what: Samples, **options: Any) -> list[float]:
+    return Rewards({"mine": config(server, **options)})(what)["mine"].tolist()
+
+
+def grey(levels: list[float], groups: list[int] | None = None) -> Samples:
+    return samples(torch.tensor(levels).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous(), groups)
+
+
+def questions(server: Scripted) -> int:
+    return sum(asked.path == "/v1/chat/completions" for asked in server.asked)
+
+
+def expected(levels: list[float]) -> list[float]:
+    """The judge's liking for A cancels: i beats j with 0.5 + 0.35 (i - j)."""
+    others = [[b for j, b in enumerate(levels) if j != i] for i in range(len(levels))]
+    return [sum(0.5 + 0.35 * (a - b) for b in rest) / len(rest) for a, rest in zip(levels, others, strict=True)]
+
+
+def test_it_keeps_the_contract(endpoint: Scripted) -> None:
+    found = check_reward(config(endpoint), grey(LEVELS), pointwise=False)
+    assert found["under test"].tolist() == pytest.approx(expected(LEVELS), abs=1e-6)
+
+
+def test_a_win_rate_is_the_mean_over_opponents_of_both_orders(endpoint: Scripted) -> None:
+    found = scores(endpoint, grey(LEVELS))
+    assert found == pytest.approx(expected(LEVELS), abs=1e-6)
+    assert sum(found) / 5 == pytest.approx(0.5)
+    assert questions(endpoint) == 5 * 4
+    shown = Counter(tuple(round(level, 1) for level in judge.brightness(asked)) for asked in endpoint.asked[1:])
+    assert shown == Counter((a, b) for a in LEVELS for b in LEVELS if a != b)
+
+
+def test_equals_are_even_though_the_judge_likes_a(endpoint: Scripted) -> None:
+    assert scores(endpoint, grey([0.4, 0.4, 0.4])) == pytest.approx([0.5] * 3, abs=1e-7)
+
+
+def test_only_members_of_a_group_meet(endpoint: Scripted) -> None:
+    found = scores(endpoint, grey([0.2, 0.8, 1.0, 0.6, 0.4], [7, 7, 3, 3, 3]))
+    assert found == pytest.approx([*expected([0.2, 0.8]), *expected([1.0, 0.6, 0.4])], abs=1e-6)
+    assert questions(endpoint) == 2 + 6
+
+
+def test_the_only_member_of_a_group_neither_wins_nor_loses(endpoint: Scripted) -> None:
+    assert scores(endpoint, grey([0.2, 0.9], [0, 1])) == [0.5, 0.5]
+    assert questions(endpoint) == 0
+
+
+def test_the_letter_alone_may_be_read(endpoint: Scripted) -> None:
+    # by likings of 0.1 of 0.35: those that differ by less than 0.29 are even, one win for each order
+    assert scores(endpoint, grey([0.0, 0.2, 1.0]), answer="choice") == [0.25, 0.25, 1.0]
+    assert "logprobs" not in endpoint.asked[-1].json
+
+
+@pytest.mark.parametrize("size", range(2, 12))
+@pytest.mark.parametrize("opponents", range(1, 12))
+def test_everybody_meets_as_many(size: int, opponents: int) -> None:
+    met = pairs(size, opponents)
+    assert len(set(met)) == len(met)
+    assert all(0 <= i < j < size for i, j in met)
+    degrees = Counter(member for pair in met for member in pair)
+    wanted = min(opponents, size - 1)
+    assert set(degrees.values()) == {wanted + (wanted * size) % 2}
+    assert set(degrees) == set(range(size))
+    assert met == pairs(size, opponents)
+
+
+def test_all_meet_all() -> None:
+    assert pairs(5, "all") == list(combinations(range(5), 2))
+
+
+def test_fewer_opponents_ask_fewer_questions(endpoint: Scripted) -> None:
+    found = scores(endpoint, grey([0.0, 0.2, 0.4, 1.0]), opponents=2)
+    beats = lambda a, b: 0.5 + 0.35 * (a - b)  # noqa: E731
+    ring = [0.0, 0.2, 0.4, 1.0]
+    by_hand = [(beats(ring[i], ring[i - 1]) + beats(ring[i], ring[(i + 1) % 4])) / 2 for i in range(4)]
+    assert found == pytest.approx(by_hand, abs=2e-3)
+    assert questions(endpoint) == 8
+
+
+def test_the_message_names_both_and_asks(endpoint: Scripted, tmp_path: Path) -> None:
+    black = tmp_path / "black.png"
+    Image.new("RGB", (4, 4)).save(black)
+    sources = (Prompt("p", images=(black,)),) * 2
+    clip = torch.tensor([0.2, 0.8]).view(2, 1, 1, 1, 1).expand(2, 4, 3, 8, 8)
+    what = replace(samples(clip), sources=sources, metadata=({"n": 3},) * 2)
+    scores(endpoint, what, sources=True, frames=2, question="Of {n}, {prompt}?", requests=1)
+    asked = endpoint.asked[1]
+    kinds = [part["text"] if part["type"] == "text" else "picture" for part in asked.json["messages"][-1]["content"]]
+    assert kinds == ["Given:", "picture", "A:", "picture", "picture", "B:", "picture", "picture", "Of 3, prompt 0?"]
+    assert judge.brightness(asked) == pytest.approx([0, 0.2, 0.2, 0.8, 0.8])
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "said"),
+    [
+        ({}, judge.completion("Both", {"Both": 1.0}), "'a' and 'b' have 0 of the probability among its 1 likeliest tokens"),
+        ({"answer": "choice"}, judge.completion("Neither"), "neither A nor B: 'Neither'"),
+        ({"answer": "choice"}, judge.completion("AB"), "neither A nor B: 'AB'"),
+    ],
+)
+def test_an_answer_that_cannot_be_used_is_an_error_and_no_draw(
+    endpoint: Scripted, options: dict[str, Any], answer: bytes, said: str
+) -> None:
+    endpoint.answer = lambda asked: answer if asked.path.endswith("completions") else b"{}"
+    with pytest.raises(RunError) as caught:
+        scores(endpoint, grey([0.2, 0.4]), retries=1, requests=1, **options)
+    start = f"reward 'mine': {endpoint.url}/v1: no answer of bright-judge could be used in 2; the last: "
+    assert str(caught.value).startswith(start + said)
+    assert questions(endpoint) == 2
+
+
+def test_it_wants_whole_groups() -> None:
+    assert not Rewards({"mine": PairwiseConfig(url="http://host", model="m")}).pointwise
+
+
+def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda module: None)
+    with pytest.raises(UserError, match=r"^reward 'pairwise' needs httpx2: pip install 'flowfactory-rewards\[pairwise\]'$"):
+        PairwiseConfig(url="http://host", model="m").build("mine")
