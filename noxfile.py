@@ -37,23 +37,27 @@ nox.needs_version = ">=2024.4"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def install(session: nox.Session, *extra: str) -> None:
+EXTRAS = {CORE: "[bitsandbytes,serve,tensorboard,video]", REWARDS: "[all]"}
+
+
+def install(session: nox.Session, *extra: str, extras: bool = False) -> None:
     """Torch on its own first, so that nothing else chooses its build; then our packages from source."""
     session.install("torch==2.13.0")
-    session.install(*(part for package in PACKAGES.values() for part in ("-e", package)), *extra)
+    packages = [package + (EXTRAS.get(package, "") if extras else "") for package in PACKAGES.values()]
+    session.install(*(part for package in packages for part in ("-e", package)), *extra)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """The whole default suite; what is given after -- goes to pytest."""
-    install(session, *TESTING, "bitsandbytes", "tensorboard")
+    install(session, *TESTING, extras=True)
     session.run(*PYTEST, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
 def distributed(session: nox.Session) -> None:
     """The longer tests of several ranks: killed, stopped, raising and resumed ones, and meshes."""
-    install(session, *TESTING, "bitsandbytes")
+    install(session, *TESTING, extras=True)
     # one at a time: each is as many processes as it has ranks
     session.run("pytest", "-m", "distributed", "tests/distributed", *session.posargs, env=ONE_THREAD)
 
@@ -66,8 +70,8 @@ def isolated(session: nox.Session, package: str) -> None:
     session.install("torch==2.13.0", *TESTING)
     for folder in PACKAGES.values():
         session.run_install("pip", "wheel", "-q", "--no-deps", "-w", wheels, f"./{folder}", silent=True)
-    distribution = "flowfactory[bitsandbytes,tensorboard,video]" if package == "core" else Path(PACKAGES[package]).name
-    session.install("--find-links", wheels, distribution)
+    wanted = {"core": [f"flowfactory{EXTRAS[CORE]}"], "rewards": ["flowfactory-rewards[all]", "flowfactory[serve]"]}
+    session.install("--find-links", wheels, *wanted.get(package, [Path(PACKAGES[package]).name]))
     session.run("flowfactory", "plugins", "list")
     if list((ROOT / "tests" / package).glob("test_*.py")):
         session.run(*PYTEST, f"tests/{package}", *session.posargs, env=ONE_THREAD)
@@ -76,7 +80,7 @@ def isolated(session: nox.Session, package: str) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """mypy, strict."""
-    install(session, "mypy", "types-PyYAML")
+    install(session, "mypy", "types-PyYAML", "fastapi", "uvicorn")
     session.run("mypy", *(f"{package}/src" for package in PACKAGES.values()))
 
 
