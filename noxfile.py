@@ -70,7 +70,10 @@ def isolated(session: nox.Session, package: str) -> None:
     session.install("torch==2.13.0", *TESTING)
     for folder in PACKAGES.values():
         session.run_install("pip", "wheel", "-q", "--no-deps", "-w", wheels, f"./{folder}", silent=True)
-    wanted = {"core": [f"flowfactory{EXTRAS[CORE]}"], "rewards": ["flowfactory-rewards[all]", "flowfactory[serve]"]}
+    wanted = {
+        "core": [f"flowfactory{EXTRAS[CORE]}"],
+        "rewards": ["flowfactory-rewards[all]", "flowfactory[serve]", "flowfactory-grpo"],
+    }
     session.install("--find-links", wheels, *wanted.get(package, [Path(PACKAGES[package]).name]))
     session.run("flowfactory", "plugins", "list")
     if list((ROOT / "tests" / package).glob("test_*.py")):

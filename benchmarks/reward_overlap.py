@@ -1,12 +1,13 @@
 """What a remote reward of 200 ms a picture costs an iteration when drawing a picture takes longer, as JSON.
 
-    python benchmarks/reward_overlap.py [--iterations 3] [--steps 0] [--out benchmarks/results]
+    python benchmarks/reward_overlap.py [--rounds 3] [--iterations 3] [--steps 0] [--out benchmarks/results]
 
 The embedded generator draws 16 groups of 2 pictures, a group at a time, in as many steps that a picture takes about 300 ms on
 this machine (or in --steps), one thread. A real `flowfactory serve` on this machine answers after 200 ms a picture; it sleeps,
 so that it takes no time from the drawing. The same work three ways in one run: a reward that costs nothing, the remote one
-while the next pictures are drawn, and the remote one with `concurrent: false`, after the pictures. All figures are ratios of
-seconds within the run, of the mean iteration after the first.
+while the next pictures are drawn, and the remote one with `concurrent: false`, after the pictures. They take turns
+for as many rounds, so that what else the machine does falls on all. All figures are ratios of seconds within the run, of the
+median iteration; the first one of each turn does not count.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import mean
+from statistics import median
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from flowfactory import config
 from flowfactory.loop import train, versions
 
 PLUGIN = Path(__file__).parent / "slow_reward.py"
+PARTS = ("sample", "reward", "update")
 GROUPS, GROUP_SIZE, SECONDS, DRAWING = 16, 2, 0.2, 0.3
 
 
@@ -53,20 +55,21 @@ def served() -> Iterator[str]:
         process.wait(30)
 
 
-def run(reward: dict[str, Any], steps: int, iterations: int) -> dict[str, float]:
-    """Mean seconds of an iteration after the first, by what they were spent on."""
+def run(reward: dict[str, Any], steps: int, iterations: int) -> list[dict[str, float]]:
+    """Seconds of each iteration after the first, by what they were spent on."""
     options = [f"rewards={json.dumps({'slow': reward})}", "evaluation.rewards={}", "prompts.heldout=null"]
     options += [f"sampling.groups={GROUPS}", f"sampling.group_size={GROUP_SIZE}", f"sampling.batch_size={GROUP_SIZE}"]
     options += [f"sampling.steps={steps}", f"training.iterations={iterations}", "training.updates=1", "training.batch_size=32"]
     with tempfile.TemporaryDirectory() as folder:
         directory = train(config.load("quickstart", options, [PLUGIN], Path(folder) / "run"), say=lambda _: None)
         records = directory.records()[2:]
-    return {name: mean(record[f"seconds/{name}"] for record in records) for name in ("sample", "reward", "update")}
+    return [{name: record[f"seconds/{name}"] for name in PARTS} for record in records]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--iterations", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--iterations", type=int, default=3)
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
@@ -75,17 +78,18 @@ def main() -> None:
     steps = arguments.steps
     if not steps:
         steps = 20
-        took = run(free, steps, 2)["sample"] / (GROUPS * GROUP_SIZE)
+        took = run(free, steps, 2)[0]["sample"] / (GROUPS * GROUP_SIZE)
         steps = max(1, round(steps * DRAWING / took))
     started = time.time()
     with served() as url:
         remote = {"name": "remote", "url": url}
-        found = {
-            "free": run(free, steps, arguments.iterations),
-            "concurrent": run(remote, steps, arguments.iterations),
-            "after": run(remote | {"concurrent": False}, steps, arguments.iterations),
-        }
-    totals = {name: sum(seconds.values()) for name, seconds in found.items()}
+        ways = {"free": free, "concurrent": remote, "after": remote | {"concurrent": False}}
+        turns: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+        for _ in range(arguments.rounds):
+            for name, reward in ways.items():
+                turns[name] += run(reward, steps, arguments.iterations)
+    found = {name: {part: median(turn[part] for turn in all_) for part in PARTS} for name, all_ in turns.items()}
+    totals = {name: median(sum(turn.values()) for turn in all_) for name, all_ in turns.items()}
     pictures = GROUPS * GROUP_SIZE
     result = {
         "pictures": pictures,

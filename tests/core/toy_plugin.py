@@ -172,6 +172,8 @@ class Score:
 class BrightConfig(ComponentConfig):
     """The mean of the pixels."""
 
+    free_to_change = ("seconds",)
+
     scale: float = Field(1.0, description="what the score is multiplied by")
     seconds: float = Field(0.0, ge=0, description="how long it takes its time")
     nan_from: int | None = Field(None, description="the call, counted from 1, from which on it gives NaN")

@@ -104,7 +104,8 @@ def config(name: str, checkpoints: Mapping[str, Path], prompts: Path, folder: Pa
     raw: dict[str, Any] = {
         "model": {"name": model, "path": str(checkpoints[model]), "train": training, **options},
         "algorithm": algorithm,
-        "rewards": {"place": {"name": "recorder", "folder": str(folder / "seen")}},
+        # beside drawing in some: each rank has a thread for its own groups
+        "rewards": {"place": {"name": "recorder", "folder": str(folder / "seen"), "concurrent": name in ("dpo", "full-nft")}},
         "prompts": {"train": str(prompts), "heldout": str(prompts)},
         "sampling": {
             "groups": 2,

@@ -7,8 +7,10 @@ import torch
 from scipy.stats import rankdata
 
 from flowfactory import Samples, UserError
-from flowfactory.config import component, validate
+from flowfactory.config import RunConfig, component, validate
+from flowfactory.fixed import changes, fixed
 from flowfactory.testing import check_reward
+from flowfactory.two_parameter import settings
 from flowfactory_rewards.jpeg_size import JpegSizeConfig
 from flowfactory_rewards.rank import RankConfig, ranks
 
@@ -44,19 +46,16 @@ def test_it_takes_any_reward_by_its_name_or_with_its_options() -> None:
         assert turned.tolist() == pytest.approx((found if given == "jpeg-size" else 1 - found).tolist())
 
 
-def test_a_mistake_in_the_inner_reward_is_named(tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_text("a\n")
+def configured(folder: Path, of: object) -> RunConfig:
+    """As a user writes it."""
+    raw = settings(folder, "grpo", rewards={"order": {"name": "rank", "of": of}}, sampling={"dynamics": "flow-sde"})
+    return validate(raw, folder=folder)
 
+
+def test_a_mistake_in_the_inner_reward_is_named(tmp_path: Path) -> None:
     def refused(of: object) -> str:
-        raw = {
-            "model": {"name": "tiny"},
-            "algorithm": "grpo",
-            "prompts": {"train": str(tmp_path / "p.txt")},
-            "rewards": {"order": {"name": "rank", "of": of}},
-            "sampling": {"dynamics": "flow-sde"},
-        }
         with pytest.raises(UserError) as error:
-            validate(raw)
+            configured(tmp_path, of)
         return str(error.value)
 
     assert refused("jpg-size") == "config: rewards.order.of: no reward called 'jpg-size'; did you mean 'jpeg-size'?"
@@ -65,3 +64,11 @@ def test_a_mistake_in_the_inner_reward_is_named(tmp_path: Path) -> None:
     )
     assert refused({"quality": 3}) == "config: rewards.order.of: say which reward with 'name'"
     assert "unknown key" in refused({"name": "jpeg-size", "weight": 2})  # its place within another has no weight
+
+
+def test_what_an_inner_reward_calls_free_to_change_is_so_within_another(tmp_path: Path) -> None:
+    def found(**options: object) -> dict[str, object]:
+        return fixed(configured(tmp_path, {"name": "remote", "url": "http://127.0.0.1:1", **options}))
+
+    assert changes(found(), found(url="http://127.0.0.1:2", requests=3)) == []
+    assert changes(found(), found(encoding="raw")) == ["rewards.order.of.encoding (png then, raw now)"]

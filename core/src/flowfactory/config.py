@@ -66,6 +66,9 @@ class ComponentConfig(Strict, ABC):
     A ``description`` of a field is what ``flowfactory plugins show`` prints.
     """
 
+    free_to_change: ClassVar[tuple[str, ...]] = ()
+    """The options that a resumed run may have others of: about speed, memory and places, and of no effect on any number."""
+
     @abstractmethod
     def build(self, label: str) -> object:
         """Make the component. ``label`` is the config's own name for it, which a reward returns its scores under."""
@@ -610,7 +613,10 @@ def choice(catalogue: Catalogue, kind: str, names: Iterable[str], inner: bool = 
         if taken:
             raise UserError(f"{kind} {name!r} has an option {taken.pop()!r}, which is flowfactory's own; rename it")
         fields = {"name": (Literal[name], name), **({} if inner else extra)}
-        options.append(create_model(parent.__name__, __base__=parent, __doc__=parent.__doc__, **fields))
+        made = create_model(parent.__name__, __base__=parent, __doc__=parent.__doc__, **fields)
+        free = (*parent.free_to_change, *(key for key in ASIDE if key in fields))
+        setattr(made, "free_to_change", free)  # noqa: B010 mypy takes what create_model returns for a type alone
+        options.append(made)
     if not options:
         return ComponentConfig
     return options[0] if len(options) == 1 else Annotated[Union[tuple(options)], Field(discriminator="name")]  # noqa: UP007

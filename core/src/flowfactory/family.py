@@ -147,6 +147,8 @@ class FamilyConfig(ModelConfig):
     family: ClassVar[Family]
 
     path: CheckpointPath = Field(description="a diffusers folder or a hub id")
+    free_to_change = ("decode_batch_size", "tiling", "encoders_on", "decoder_on")
+
     decode_batch_size: int | None = Field(None, ge=1, description="decoded at once; as many as are drawn when left out")
     tiling: bool = Field(False, description="decode in tiles, which takes less memory for large sizes")
     encoders_on: Literal["device", "host"] = Field("device", description="where prompts are encoded, once, by the first rank")

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from flowfactory import prompts
-from flowfactory.config import ASIDE, RunConfig
+from flowfactory.config import ComponentConfig, RunConfig
 
 FREE_TO_CHANGE = (
     *("evaluation", "output", "plugins", "device", "training.iterations"),
     # about memory and speed alone
-    *("distributed", "sampling.keep_on", "sampling.batch_size", "model.decode_batch_size", "model.tiling"),
-    *("model.encoders_on", "model.decoder_on"),
+    *("distributed", "sampling.keep_on", "sampling.batch_size"),
     *("training.batch_size", "training.times_per_forward", "training.kept_on"),
     *("training.activation_checkpointing", "training.compile"),
 )
@@ -27,7 +28,8 @@ def fixed(config: RunConfig) -> dict[str, Any]:
 
     UserError: a prompt file cannot be read.
     """
-    values = {key: value for key, value in _flat(config.model_dump(mode="json")).items() if not _free(key)}
+    free = (*FREE_TO_CHANGE, *_components_free(config))
+    values = {key: value for key, value in _flat(config.model_dump(mode="json")).items() if not _is_below(key, free)}
     files = {key: getattr(config.prompts, key.partition(".")[2]) for key in PROMPTS}
     return values | {key: path and _content(path) for key, path in files.items()}
 
@@ -43,10 +45,20 @@ def checksum(value: object) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _free(key: str) -> bool:
-    if key.startswith("rewards.") and key.rpartition(".")[2] in ASIDE:
-        return True
-    return any(f"{key}.".startswith(f"{free}.") for free in FREE_TO_CHANGE)
+def _is_below(key: str, places: Iterable[str]) -> bool:
+    return any(f"{key}.".startswith(f"{place}.") for place in places)
+
+
+def _components_free(value: object, place: str = "") -> Iterator[str]:
+    """The keys that the components of a config say are free to change."""
+    if isinstance(value, ComponentConfig):
+        yield from (f"{place}{key}" for key in value.free_to_change)
+    if isinstance(value, BaseModel):
+        inner: Iterable[tuple[str, object]] = value
+    else:
+        inner = value.items() if isinstance(value, Mapping) else ()
+    for key, item in inner:
+        yield from _components_free(item, f"{place}{key}.")
 
 
 def _told(key: str, before: Any, now: Any) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -52,6 +52,8 @@ Urls = Annotated[
 
 class ClientConfig(ComponentConfig):
     """What the options of every reward behind HTTP share."""
+
+    free_to_change: ClassVar[tuple[str, ...]] = ("url", "token_env", "requests", "request_timeout", "retries", "patience")
 
     url: Urls = Field(description="where it is; several share the requests")
     token_env: str | None = Field(None, description="the environment variable that holds the token; null for none")

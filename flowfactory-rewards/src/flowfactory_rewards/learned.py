@@ -28,6 +28,8 @@ Scorer = Callable[[Tensor, Sequence[str]], Tensor]
 class LearnedConfig(ComponentConfig):
     """What every learned reward's options share."""
 
+    free_to_change = ("device", "batch_size")
+
     path: CheckpointPath = Field(description="a folder or a hub id with the weights")
     device: str = Field("auto", description="auto (the run's), cpu, cuda, cuda:1 …")
     dtype: Literal["float32", "bf16", "fp16"] = Field("float32", description="what the model computes in")

@@ -40,6 +40,8 @@ class OcrConfig(ComponentConfig):
     The reward is that of Flow-GRPO (arXiv:2505.05470), for any number of texts.
     """
 
+    free_to_change = ("threads",)
+
     case: bool = Field(False, description="whether capital and small letters differ")
     spaces: bool = Field(False, description="whether spaces between words count as characters")
     only: bool = Field(False, description="whether characters of other text count as edits, divided by all that is wanted")

@@ -20,6 +20,8 @@ from flowfactory_rewards.extras import require
 class RemoteConfig(ClientConfig):
     """The scores that ``flowfactory serve`` gives behind ``url``; range and direction are those of the reward there."""
 
+    free_to_change = (*ClientConfig.free_to_change, "batch_size")
+
     encoding: Encoding = Field(
         "png", description="png, webp: 8 bits, videos as FFV1; raw: exact, float32; raw8: 8 bits without compression"
     )
