@@ -32,10 +32,14 @@ def normalised(rewards: Tensor, groups: Tensor, spread: Literal["group", "global
 
     A group whose rewards are all equal gets zeros. GRPO, arXiv:2402.03300.
     """
+    return centred(rewards, groups) * _scale(rewards, groups, spread)
+
+
+def _scale(rewards: Tensor, groups: Tensor, spread: Literal["group", "global"]) -> Tensor:
+    """What normalising multiplies centred rewards [B] by: one over their spread, and zero in a group that is constant."""
     own = group_std(rewards, groups)
-    deviation = torch.where(own > 0, centred(rewards, groups), 0.0)
-    std = own if spread == "group" else deviation.square().mean().sqrt()
-    return torch.where(own > 0, deviation / (std + EPSILON), 0.0)
+    std = own if spread == "group" else torch.where(own > 0, centred(rewards, groups), 0.0).square().mean().sqrt()
+    return torch.where(own > 0, 1 / (std + EPSILON), 0.0)
 
 
 def contributions(
@@ -54,11 +58,8 @@ def contributions(
     used = {label: weight for label, weight in weights.items() if weight != 0}
     if aggregate == "sum":
         weighted = {label: weight * rewards[label].double().nan_to_num(0.0) for label, weight in used.items()}
-        total = torch.stack(list(weighted.values())).sum(0)
-        own = group_std(total, groups)
-        deviation = torch.where(own > 0, centred(total, groups), 0.0)
-        std = own if spread == "group" else deviation.square().mean().sqrt()
-        return {label: torch.where(own > 0, centred(value, groups) / (std + EPSILON), 0.0) for label, value in weighted.items()}
+        scale = _scale(torch.stack(list(weighted.values())).sum(0), groups, spread)
+        return {label: centred(value, groups) * scale for label, value in weighted.items()}
     parts = {}
     for label, weight in used.items():
         known = rewards[label].isfinite()

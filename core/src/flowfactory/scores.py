@@ -73,8 +73,9 @@ def dominating(metrics: Mapping[str, float]) -> str | None:
 
 def told_of_dominance(label: str, metrics: Mapping[str, float]) -> str:
     """The sentence about a label that :func:`dominating` found."""
+    share = min(1.0, metrics[f"advantage/{label}/share"])  # more where others work against it
     return (
-        f"reward {label!r} supplies {metrics[f'advantage/{label}/share']:.0%} of the advantage, and the others hardly train; "
+        f"reward {label!r} supplies {share:.0%} of the advantage, and the others hardly train; "
         "advantages: {aggregate: gdpo} gives each its own scale, or change the weights"
     )
 
