@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -346,7 +347,16 @@ def test_what_goes_wrong_in_a_worker_is_named(options: Mapping[str, Any], messag
         workers(1, plugins=[TOY], **options)(MANY)
 
 
-def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+def test_what_asks_a_run_to_stop_leaves_its_workers_to_finish() -> None:
+    rewards = workers(1, plugins=[TOY], tells="pid")
+    pid = int(rewards(MANY)["glow"][0])
+    for asked in (signal.SIGINT, signal.SIGTERM):
+        os.kill(pid, asked)
+    assert int(rewards(MANY)["glow"][0]) == pid
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "pass", "raise SystemExit(3)"])
+def test_workers_end_with_the_process_that_started_them(end: str, tmp_path: Path) -> None:
     script = tmp_path / "killed.py"
     script.write_text(
         "import os, sys, signal, torch\n"
@@ -355,7 +365,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
         "if __name__ == '__main__':\n"
         "    from test_rewards import MANY, TOY, workers\n"
         "    print(int(workers(1, plugins=[TOY], tells='pid')(MANY)['glow'][0]), flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"    {end}\n"
     )
     done = subprocess.run([sys.executable, script, Path(__file__).parent], capture_output=True, text=True, timeout=120)
     pid = int(done.stdout)

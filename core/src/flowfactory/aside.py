@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -75,6 +77,8 @@ class Workers:
             here, there = context.Pipe()
             process = context.Process(target=_serve, args=(there, os.getpid(), *self._given), daemon=True)
             process.start()
+            atexit.register(process.kill)  # before multiprocessing would wait for what ignores its SIGTERM
+            weakref.finalize(self, process.kill)
             there.close()  # so that its death is the end of the file here
             self._ends.append(here)
         for end in self._ends:
@@ -114,8 +118,8 @@ def _serve(end: Connection, parent: int, label: str, options: Mapping[str, Any],
     """What a worker does until it is killed with its parent."""
     os.environ[PARENT] = str(parent)
     live_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the run, which finishes its iteration
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):  # is for the run, which finishes its iteration; schedulers tell all processes
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     from flowfactory.config import component
     from flowfactory.rewards import Judge
