@@ -25,7 +25,7 @@ PACKAGES = {  # what is built, by the folder of its tests
     "wan": WAN,
     "rewards": REWARDS,
 }
-TESTING = ["hypothesis", "pytest", "pytest-timeout", "pytest-xdist"]
+TESTING = ["httpx2", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist"]
 PYTEST = ["pytest", "-n", "2", "--dist", "loadfile"]
 
 os.environ["PIP_CONSTRAINT"] = str(ROOT / "constraints.txt")

@@ -292,9 +292,9 @@ def list_plugins(plugin: Plugins = None) -> None:
     catalogue = discover(plugin or [])
     for kind, components in catalogue.components.items():
         for name in sorted(components):
-            typer.echo(f"{kind:<10} {name:<16} {components[name].plugin} {components[name].version}".rstrip())
+            typer.echo(f"{kind:<10} {name:<18} {components[name].plugin} {components[name].version}".rstrip())
     for broken in catalogue.broken:
-        typer.echo(f"{'broken':<10} {broken.plugin:<16} {broken.reason}")
+        typer.echo(f"{'broken':<10} {broken.plugin:<18} {broken.reason}")
 
 
 @plugins_app.command("show")
