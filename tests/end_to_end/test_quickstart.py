@@ -47,7 +47,7 @@ def test_the_quickstart_runs_from_an_empty_directory_and_leaves_what_it_promises
     assert size(tmp_path / "drawn" / "003.png") == (32, 32)
 
     scored = json.loads(flowfactory("eval", run).stdout)
-    assert scored["pictures"] == 8
+    assert scored["eval/samples"] == 8
     assert scored["eval/strict/mean"] == pytest.approx(records[2]["eval/strict/mean"])
 
     (run / "report.html").unlink()

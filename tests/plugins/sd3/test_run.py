@@ -119,7 +119,7 @@ def test_the_command_line_trains_samples_and_evaluates(
     assert evaluated.exit_code == 0, evaluated.output
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     scored = json.loads(evaluated.stdout)
-    assert scored["pictures"] == 1
+    assert scored["eval/samples"] == 1
     assert scored["eval/light/mean"] == pytest.approx(metrics[-1]["eval/light/mean"], abs=1e-6)
     assert scored["eval/light/mean"] != pytest.approx(metrics[0]["eval/light/mean"], abs=1e-6), "the start was scored"
 
