@@ -118,7 +118,10 @@ def _serve(end: Connection, parent: int, label: str, options: Mapping[str, Any],
     """What a worker does until it is killed with its parent."""
     os.environ[PARENT] = str(parent)
     live_with_parent()
-    for number in (signal.SIGINT, signal.SIGTERM):  # is for the run, which finishes its iteration; schedulers tell all processes
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # is for the run, which finishes its iteration; schedulers tell all processes
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     from flowfactory.config import component

@@ -106,9 +106,9 @@ class Judge:
         self._workers = Workers(label, config, workers, plugins) if workers else None
         wanted = getattr(config, "concurrent", None)
         concurrent = bool(getattr(component, "concurrent", False)) if wanted is None else bool(wanted)
+        self.aside = concurrent or bool(workers)
         # without a thread of its own, what never answers could not be given up
-        self.aside = concurrent or bool(workers) or self._timeout is not None
-        self._thread = Aside(label) if self.aside and not workers else None
+        self._thread = Aside(label) if not workers and (concurrent or self._timeout is not None) else None
 
     def prepare(self, device: torch.device) -> None:
         """See RunSpecs.prepare_reward."""
@@ -128,10 +128,9 @@ class Judge:
             pieces = [piece for piece in evenly(units, len(self._workers)) if piece]
             return Asked(pieces, [self._workers.ask(samples.rows(piece)) for piece in pieces], self._timeout)
         mine = samples if len(rows) == len(samples.prompts) else samples.rows(rows)
-        if self._thread:
-            return Asked([rows], [self._thread.run(self._compute, mine)], self._timeout)
         with named(self.label):
-            return Asked([rows], [self._compute(mine)], self._timeout)
+            answer = self._thread.run(self._compute, mine) if self._thread else self._compute(mine)
+            return Asked([rows], [answer if self.aside else _waited(answer, self._timeout)], self._timeout)
 
     @torch.no_grad()
     def _compute(self, samples: Samples) -> Answer:
