@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from diffusers import AutoencoderKL
 from tokenizers import Regex, pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTokenizer, Qwen2Tokenizer, T5Config, T5EncoderModel, T5Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
@@ -114,6 +113,8 @@ def t5_text(vocabulary: int, width: int, model: Any = T5EncoderModel, config: An
 
 def scaled_vae(shift: float, scale: float) -> Any:
     """An AutoencoderKL in eval mode that halves each side: a picture of 32 pixels has latents of 16, with 4 channels."""
+    from diffusers import AutoencoderKL  # which tests of rewards do without
+
     return AutoencoderKL(
         block_out_channels=(8, 16),
         down_block_types=["DownEncoderBlock2D"] * 2,
