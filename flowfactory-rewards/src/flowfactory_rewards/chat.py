@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
-from flowfactory import Prompt, RunError
+from flowfactory import RunError, Samples
 from flowfactory.media import read_picture
 from flowfactory.wire import png, shown
 from flowfactory_rewards.client import AGAIN, Client, ClientConfig
+from flowfactory_rewards.frames import pixels, spread
 
 Content = list[dict[str, Any]]
 """What a message consists of: texts and pictures."""
@@ -95,6 +96,17 @@ class Chat:
     def check(self) -> None:
         """RunError: an endpoint does not answer, or does not take the token."""
         self._client.get("/models", tolerated=(404, 405))
+
+    def shown(self, samples: Samples, i: int) -> Content:
+        """Sample ``i``, as a picture or as the frames that are looked at."""
+        return pictures(pixels(spread(samples.media[i : i + 1], self._config.frames))[0])
+
+    def brought(self, samples: Samples, i: int) -> Content:
+        """The pictures that the prompt of sample ``i`` brings, where they are to be shown."""
+        if not (self._config.sources and samples.sources):
+            return []
+        images = samples.sources[i].images
+        return [part for path in images for part in pictures(np.asarray(read_picture(path))[None])]
 
     def each(self, questions: Sequence[Callable[[], Content]], read: Callable[[Choice], float], logprobs: bool) -> list[float]:
         """What ``read`` makes of the answers to ``questions``, in order. RunError: one could not be used after all tries."""
@@ -193,8 +205,3 @@ def pictures(frames: NDArray[np.uint8]) -> Content:
     """``frames`` [f, H, W, C], uint8, within a message."""
     files = (base64.b64encode(png(frame)).decode() for frame in frames)
     return [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{file}"}} for file in files]
-
-
-def brought(source: Prompt) -> Content:
-    """The pictures that a prompt brings."""
-    return [part for path in source.images for part in pictures(np.asarray(read_picture(path))[None])]

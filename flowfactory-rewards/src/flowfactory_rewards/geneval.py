@@ -19,7 +19,7 @@ from flowfactory_rewards.alignment import DualEncoder, clip
 from flowfactory_rewards.extras import require
 from flowfactory_rewards.frames import spread
 from flowfactory_rewards.judged import insist
-from flowfactory_rewards.learned import DTYPES, LearnedConfig, images, opened, pretrained
+from flowfactory_rewards.learned import LearnedConfig, images, opened, pretrained
 
 if TYPE_CHECKING:
     from flowfactory.config import RunConfig
@@ -267,9 +267,8 @@ class Geneval:
     def prepare_reward(self, device: torch.device) -> None:
         """Read the weights of the detector and of CLIP. UserError: ``path`` has no detector."""
         config = self._config
-        chosen = device if config.device == "auto" else torch.device(config.device)
-        self._detector = shared(Detector, config.path, chosen, DTYPES[config.dtype])
-        self._painter = shared(Painter, config.clip, chosen, DTYPES[config.dtype])
+        self._detector = shared(Detector, config.path, *config.placed(device))
+        self._painter = shared(Painter, config.clip, *config.placed(device))
 
     @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:

@@ -36,6 +36,10 @@ class LearnedConfig(ComponentConfig):
     batch_size: int = Field(16, ge=1, description="pictures in one forward; does not change the scores")
     frames: int = Field(8, ge=1, description="of a video that are looked at, evenly spread; its score is their mean")
 
+    def placed(self, device: torch.device) -> tuple[torch.device, torch.dtype]:
+        """Where and in what the model computes in a run on ``device``."""
+        return device if self.device == "auto" else torch.device(self.device), DTYPES[self.dtype]
+
     @property
     def checkpoints(self) -> tuple[str, ...]:
         """The folders and hub ids of the models that it holds."""
@@ -62,8 +66,7 @@ class Learned:
     @hookimpl
     def prepare_reward(self, device: torch.device) -> None:
         """Read the weights."""
-        chosen = device if self._config.device == "auto" else torch.device(self._config.device)
-        self._scorer = shared(self._load, *self._arguments, chosen, DTYPES[self._config.dtype])
+        self._scorer = shared(self._load, *self._arguments, *self._config.placed(device))
 
     @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:

@@ -19,16 +19,13 @@ from flowfactory_rewards.chat import (
     Content,
     Malformed,
     Template,
-    brought,
     filled,
-    pictures,
     preference,
     text,
     text_of,
     word,
 )
 from flowfactory_rewards.extras import require
-from flowfactory_rewards.frames import pixels, spread
 
 
 class PairwiseConfig(ChatConfig):
@@ -75,13 +72,10 @@ class Pairwise:
         if self._chat is None:
             self.prepare_reward(samples.media.device)
         assert self._chat is not None
-
-        @cache
-        def shown(i: int) -> Content:
-            return pictures(pixels(spread(samples.media[i : i + 1], self._config.frames))[0])
+        chat, shown = self._chat, cache(partial(self._chat.shown, samples))
 
         def asked(i: int, j: int) -> Content:
-            given = [text("Given:"), *brought(samples.sources[i])] if self._config.sources and samples.sources else []
+            given = [text("Given:"), *chat.brought(samples, i)] if self._config.sources and samples.sources else []
             question = filled(self._config.question, samples.prompts[i], samples.metadata[i])
             return [*given, text("A:"), *shown(i), text("B:"), *shown(j), text(question)]
 
@@ -90,7 +84,7 @@ class Pairwise:
         orders = [order for i, j in met for order in ((i, j), (j, i))]
         probable = self._config.answer == "probability"
         read = self._likelier if probable else _chosen
-        wins = self._chat.each([partial(asked, *order) for order in orders], read, probable)
+        wins = chat.each([partial(asked, *order) for order in orders], read, probable)
         return {self.label: win_rates(len(samples.prompts), met, wins[::2], wins[1::2])}
 
     def _likelier(self, choice: Choice) -> float:

@@ -15,7 +15,7 @@ from flowfactory.shared import shared
 from flowfactory_rewards.extras import require
 from flowfactory_rewards.frames import spread
 from flowfactory_rewards.judged import insist_on_videos
-from flowfactory_rewards.learned import DTYPES, LearnedConfig, images, opened
+from flowfactory_rewards.learned import LearnedConfig, images, opened
 
 if TYPE_CHECKING:
     from flowfactory.config import RunConfig
@@ -56,8 +56,7 @@ class VideoConsistency:
     @hookimpl
     def prepare_reward(self, device: torch.device) -> None:
         """Read the weights. UserError: ``path`` has no vision transformer."""
-        chosen = device if self._config.device == "auto" else torch.device(self._config.device)
-        self._vision = shared(Vision, self._config.path, chosen, DTYPES[self._config.dtype])
+        self._vision = shared(Vision, self._config.path, *self._config.placed(device))
 
     @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:

@@ -18,15 +18,12 @@ from flowfactory_rewards.chat import (
     Content,
     Malformed,
     Template,
-    brought,
     filled,
-    pictures,
     preference,
     text,
     text_of,
 )
 from flowfactory_rewards.extras import require
-from flowfactory_rewards.frames import pixels, spread
 
 QUESTIONS = {
     "yes-no": 'Does this figure show "{prompt}"? Please answer yes or no.',
@@ -97,13 +94,12 @@ class Vlm:
             self.prepare_reward(samples.media.device)
         assert self._chat is not None
         probable = self._config.answer == "yes-no"
-        questions = [partial(self._asked, samples, i) for i in range(len(samples.prompts))]
+        questions = [partial(self._asked, self._chat, samples, i) for i in range(len(samples.prompts))]
         return {self.label: torch.tensor(self._chat.each(questions, self._yes if probable else self._number, probable))}
 
-    def _asked(self, samples: Samples, i: int) -> Content:
-        shown = pictures(pixels(spread(samples.media[i : i + 1], self._config.frames))[0])
-        given = brought(samples.sources[i]) if self._config.sources and samples.sources else []
-        return [*given, *shown, text(filled(self._question, samples.prompts[i], samples.metadata[i]))]
+    def _asked(self, chat: Chat, samples: Samples, i: int) -> Content:
+        question = text(filled(self._question, samples.prompts[i], samples.metadata[i]))
+        return [*chat.brought(samples, i), *chat.shown(samples, i), question]
 
     def _yes(self, choice: Choice) -> float:
         return preference(choice, "yes", "no", self._config.least_probability)
