@@ -22,9 +22,9 @@ from typing import Any
 
 from machine import machine
 
-from flowfactory.config import validate
-from flowfactory.loop import prepare, versions
-from flowfactory.two_parameter import FILE
+from flowfactory.config.schema import validate
+from flowfactory.testing.two_parameter import FILE
+from flowfactory.training.iteration import prepare, versions
 
 T5_WIDTH, CLIP_WIDTH, LENGTH = 1024, 384, 32
 WORDS = (("red", "blue", "green", "grey"), ("cat", "boat", "lamp", "tree", "house"), ("at dawn", "in snow", "on a hill"))

@@ -156,8 +156,8 @@ def checkpoints(folder: Path) -> None:
 
 
 def foretold(path: Path, ranks: int) -> dict[str, Any]:
-    from flowfactory import config as configs
-    from flowfactory.estimate import estimate
+    from flowfactory.config import schema as configs
+    from flowfactory.runs.estimate.trace import estimate
 
     found = estimate(configs.load(path), ranks)
     parts = {name: part.device for name, part in found.parts.items()}
@@ -173,9 +173,9 @@ def measured(path: Path, ranks: int) -> dict[str, Any] | None:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    from flowfactory import config as configs
-    from flowfactory.distributed import join
-    from flowfactory.loop import peak_memory, train
+    from flowfactory.config import schema as configs
+    from flowfactory.distributed.ranks import join
+    from flowfactory.training.iteration import peak_memory, train
 
     torch.set_num_threads(1)
     resolved = configs.load(path)

@@ -27,8 +27,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, T5Config, UMT5Config
 
-from flowfactory import config as configs
-from flowfactory.estimate import GIB, estimate, verdict
+from flowfactory.config import schema as configs
+from flowfactory.runs.estimate.trace import GIB, estimate, verdict
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "shared"))
 from tiny_parts import clip_tokenizer, t5_tokenizer

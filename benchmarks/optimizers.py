@@ -22,9 +22,9 @@ import torch
 from machine import machine
 from torch import Tensor
 
-from flowfactory import optim
-from flowfactory.config import TrainingConfig
-from flowfactory.loop import versions
+from flowfactory.config.schema import TrainingConfig
+from flowfactory.training import optimizers
+from flowfactory.training.iteration import versions
 from flowfactory_tiny import FOLDER, pretrain, scenes
 
 OPTIMIZERS = {"adamw": 3e-4, "adamw8bit": 3e-4, "lion": 6e-5, "lion8bit": 6e-5}
@@ -60,7 +60,7 @@ def run(name: str, seed: int, steps: int, start: Any, latents: Tensor, captions:
     pipeline.transformer = copy.deepcopy(start.transformer).requires_grad_(True)
     parameters = dict(pipeline.transformer.named_parameters())
     chosen = TrainingConfig.model_validate({"optimizer": {"name": name, "lr": OPTIMIZERS[name]}}).optimizer
-    optimizer = optim.build(chosen, parameters)
+    optimizer = optimizers.build(chosen, parameters)
     generator = torch.Generator().manual_seed(seed)
     before = held_out(pipeline, latents, captions)
     started = time.perf_counter()

@@ -26,8 +26,8 @@ from machine import machine
 from tiny_flux import flux1
 from torch import nn
 
-from flowfactory import config
-from flowfactory.loop import Run, iterate, prepare, versions
+from flowfactory.config import schema
+from flowfactory.training.iteration import Run, iterate, prepare, versions
 
 SDE = {"name": "flow-sde", "noise_level": 0.7}
 TIMES = {"name": "uniform", "count": 2}
@@ -77,7 +77,7 @@ def settings(path: Path, folder: Path, algorithm: dict[str, Any], dynamics: Any)
 
 
 def made(path: Path, folder: Path, algorithm: dict[str, Any], dynamics: Any) -> Run:
-    run = prepare(config.validate(settings(path, folder, algorithm, dynamics)))
+    run = prepare(schema.validate(settings(path, folder, algorithm, dynamics)))
     run.assembly.hooks.run_started(run.info, run.policy)
     return run
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from machine import machine
 
-from flowfactory.loop import versions
-from flowfactory.report import chart
-from flowfactory.rundir import RunDirectory
+from flowfactory.runs.directory import RunDirectory
+from flowfactory.runs.report import chart
+from flowfactory.training.iteration import versions
 
 SCORE = "eval/strict/mean"
 

@@ -25,9 +25,9 @@ from machine import machine
 from overhead import SDE, checkpoint, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flowfactory import config
-from flowfactory.distributed import join, whole
-from flowfactory.loop import iterate, prepare, versions
+from flowfactory.config import schema
+from flowfactory.distributed.ranks import join, whole
+from flowfactory.training.iteration import iterate, prepare, versions
 
 ITERATIONS = 2
 CASES = {
@@ -62,7 +62,7 @@ class Received(TorchDispatchMode):
 def work(raw: dict[str, Any]) -> dict[str, Any]:
     """What this rank's part of the iterations takes."""
     torch.set_num_threads(1)
-    chosen = config.validate(raw)
+    chosen = schema.validate(raw)
     with join(chosen) as ranks:
         run = prepare(chosen, ranks=ranks)
         run.assembly.hooks.run_started(run.info, run.policy)

@@ -15,12 +15,12 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from flowfactory.averages import Decay
-from flowfactory.catalogue import discover
-from flowfactory.config import ComponentConfig, LoraConfig, ModelConfig, Optimizer, schema_type
-from flowfactory.dynamics import Slide
-from flowfactory.family import FamilyConfig
-from flowfactory.times import Times
+from flowfactory.config.ema import Decay
+from flowfactory.config.schema import ComponentConfig, LoraConfig, ModelConfig, Optimizer, schema_type
+from flowfactory.discovery.catalogue import discover
+from flowfactory.flow.dynamics import Slide
+from flowfactory.flow.timesteps import Times
+from flowfactory.models.family import FamilyConfig
 
 UNITS = {
     "LoraConfig.rank": "dimensions",

@@ -15,10 +15,10 @@ import torch
 import yaml
 from hypothesis import settings
 
-from flowfactory import config as configs
-from flowfactory.config import RunConfig
-from flowfactory.loop import Run, prepare, train
-from flowfactory.rundir import RunDirectory
+from flowfactory.config import schema as configs
+from flowfactory.config.schema import RunConfig
+from flowfactory.runs.directory import RunDirectory
+from flowfactory.training.iteration import Run, prepare, train
 
 TOY = Path(__file__).parent / "toy_plugin.py"
 MATCH = Path(__file__).parent / "toy_match.py"
@@ -176,7 +176,7 @@ def figures() -> Callable[[RunDirectory], list[dict[str, Any]]]:
 @pytest.fixture
 def invoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Runs the command line in this process: exit code, stdout, stderr."""
-    from flowfactory.cli import main
+    from flowfactory.cli.main import main
 
     def call(*arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["flowfactory", *map(str, arguments)])

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from flowfactory import Canvas, hookimpl
-from flowfactory.assembly import Assembly
-from flowfactory.config import ComponentConfig, RunConfig
-from flowfactory.dynamics import ODE, FlowSDE
+from flowfactory.config.schema import ComponentConfig, RunConfig
 from flowfactory.errors import UserError
-from flowfactory.hooks import Hooks, manager_of
+from flowfactory.flow.dynamics import ODE, FlowSDE
+from flowfactory.hooks.calls import Hooks, manager_of
 from flowfactory.testing import TwoParameter
+from flowfactory.training.assembly import Assembly
 from flowfactory.types import Conditions, Experience, Loss, Runtime, Samples, SamplingPlan, Trainable, Trajectory
 
 Load = Callable[..., RunConfig]

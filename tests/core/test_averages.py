@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from flowfactory import config as configs
-from flowfactory.averages import Constant, Cosine, Decay, Linear, PiecewiseLinear, Power, WarmupCosine
-from flowfactory.config import RunConfig
+from flowfactory.config import schema as configs
+from flowfactory.config.ema import Constant, Cosine, Decay, Linear, PiecewiseLinear, Power, WarmupCosine
+from flowfactory.config.schema import RunConfig
 from flowfactory.errors import UserError
 
 Load = Callable[..., RunConfig]

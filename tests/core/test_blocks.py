@@ -14,9 +14,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flowfactory import blocks, lora
-from flowfactory.config import LoraConfig
+from flowfactory.config.schema import LoraConfig
 from flowfactory.errors import UserError
+from flowfactory.policy import blocks, lora
 
 WIDTH, DEPTH, BATCH, TOKENS = 64, 5, 3, 8
 NAMES = ("Block", "Tail")

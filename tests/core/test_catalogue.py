@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flowfactory import config as configs
-from flowfactory.catalogue import discover, suggestion
+from flowfactory.config import schema as configs
+from flowfactory.discovery.catalogue import discover, suggestion
 from flowfactory.errors import UserError
 from flowfactory.testing import TwoParameterConfig
 
@@ -177,12 +177,12 @@ def test_show_prints_what_a_component_is_and_its_options(toy: Path, invoke: Call
 PROBE = """
 import json, resource, sys
 sys.argv = ["flowfactory", *{arguments!r}]
-from flowfactory.cli import main
+from flowfactory.cli.main import main
 try:
     main()
 except SystemExit as end:
     assert not end.code, end.code
-heavy = [name for name in ("torch", "numpy", "peft", "PIL", "yaml", "flowfactory.config") if name in sys.modules]
+heavy = [name for name in ("torch", "numpy", "peft", "PIL", "yaml", "flowfactory.config.schema") if name in sys.modules]
 print(json.dumps([heavy, resource.getrusage(resource.RUSAGE_SELF).ru_utime]), file=sys.stderr)
 """
 

@@ -22,14 +22,14 @@ import torch
 from PIL import Image
 from saved import tensors
 
-from flowfactory import checkpoint
-from flowfactory.checkpoint import Checkpoints, Manifest
-from flowfactory.config import RunConfig
-from flowfactory.distributed import Ranks
+from flowfactory.config.schema import RunConfig
+from flowfactory.distributed.ranks import Ranks
 from flowfactory.errors import RunError, UserError
-from flowfactory.fixed import fixed
-from flowfactory.loop import Run, iterate, prepare
-from flowfactory.rundir import RunDirectory
+from flowfactory.runs.checkpoints import save as checkpoint
+from flowfactory.runs.checkpoints.save import Checkpoints, Manifest
+from flowfactory.runs.directory import RunDirectory
+from flowfactory.runs.resume import fixed
+from flowfactory.training.iteration import Run, iterate, prepare
 
 Figures = Callable[[RunDirectory], list[dict[str, Any]]]
 Trained = Callable[..., RunDirectory]

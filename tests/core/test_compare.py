@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from flowfactory import flow
-from flowfactory.config import LoraConfig, LoraTraining
-from flowfactory.dynamics import ODE, FlowSDEConfig
+from flowfactory.config.schema import LoraConfig, LoraTraining
 from flowfactory.errors import RunError
-from flowfactory.policy import REFERENCE, At, Policy
+from flowfactory.flow.dynamics import ODE, FlowSDEConfig
+from flowfactory.policy.policy import REFERENCE, At, Policy
 from flowfactory.types import Conditions, Evaluation, Step, Trainable
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowfactory.canvas import Canvas
-from flowfactory.conditions import ConditionCache, checkpoint_identity, default_folder
+from flowfactory.data.encode_cache import ConditionCache, checkpoint_identity, default_folder
 from flowfactory.types import Conditions, Prompt
 
 CANVAS = Canvas(8, 8)

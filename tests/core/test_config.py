@@ -11,9 +11,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowfactory import config as configs
-from flowfactory.catalogue import discover
-from flowfactory.config import ComponentConfig, RunConfig, override, parse_yaml, schema_type
+from flowfactory.config import schema as configs
+from flowfactory.config.schema import ComponentConfig, RunConfig, override, parse_yaml, schema_type
+from flowfactory.discovery.catalogue import discover
 from flowfactory.errors import UserError
 
 ConfigFile = Callable[..., Path]

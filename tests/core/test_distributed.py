@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from flowfactory.config import DistributedConfig
-from flowfactory.distributed import ALONE, as_shard, dealt, evened, local, sizes, whole
+from flowfactory.config.schema import DistributedConfig
+from flowfactory.distributed.ranks import ALONE, as_shard, dealt, evened, local, sizes, whole
 from flowfactory.errors import UserError
 from flowfactory.flow import in_parts
 

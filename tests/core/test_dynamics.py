@@ -11,18 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowfactory import UserError, flow
-from flowfactory.config import RunConfig
-from flowfactory.dynamics import (
-    CPS,
-    ODE,
-    CPSConfig,
-    DanceSDE,
-    DanceSDEConfig,
-    FlowSDE,
-    FlowSDEConfig,
-    ODEConfig,
-    Slide,
-)
+from flowfactory.config.schema import RunConfig
+from flowfactory.flow.dynamics import CPS, ODE, CPSConfig, DanceSDE, DanceSDEConfig, FlowSDE, FlowSDEConfig, ODEConfig, Slide
 from flowfactory.types import Dynamics, Transition
 
 Load = Callable[..., RunConfig]

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from flowfactory.config import RunConfig
-from flowfactory.estimate import GIB, RESERVE, Counter, Estimate, Part, estimate, remedies, verdict
+from flowfactory.config.schema import RunConfig
+from flowfactory.runs.estimate.trace import GIB, RESERVE, Counter, Estimate, Part, estimate, remedies, verdict
 
 FLOAT = 4
 NET = (18 * 8 + 8 + 8 * 16 + 16) * FLOAT

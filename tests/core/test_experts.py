@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from flowfactory import RunError
-from flowfactory.learner import Gathered, Learner
-from flowfactory.loop import Run, train
+from flowfactory.training.iteration import Run, train
+from flowfactory.training.learner import Gathered, Learner
 from flowfactory.types import Loss
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from flowfactory.config import RunConfig
-from flowfactory.fixed import changes, fixed
+from flowfactory.config.schema import RunConfig
+from flowfactory.runs.resume import changes, fixed
 
 Load = Callable[..., RunConfig]
 

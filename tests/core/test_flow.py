@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowfactory import Canvas, flow
-from flowfactory.dynamics import ODE, FlowSDE, FlowSDEConfig
+from flowfactory.flow.dynamics import ODE, FlowSDE, FlowSDEConfig
 from flowfactory.types import Conditions, Dynamics, NoiseKey, SamplingPlan, Step
 
 SHAPE = (2, 3)

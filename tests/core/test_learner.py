@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowfactory.config import TrainingConfig
+from flowfactory.config.schema import TrainingConfig
 from flowfactory.errors import RunError
-from flowfactory.learner import Gathered, Learner
-from flowfactory.policy import Policy
+from flowfactory.policy.policy import Policy
+from flowfactory.training.learner import Gathered, Learner
 from flowfactory.types import Evaluation, Loss, Trainable
 
 X = torch.tensor([1.0, -2.0, 0.5, 3.0, 2.5, -1.0, 0.25])

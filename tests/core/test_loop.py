@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from flowfactory import flow, hookimpl
-from flowfactory.checkpoint import Checkpoints
-from flowfactory.config import RunConfig
-from flowfactory.distributed import device_of
+from flowfactory.config.schema import RunConfig
+from flowfactory.distributed.ranks import device_of
 from flowfactory.errors import RunError, UserError
-from flowfactory.evaluation import evaluate
-from flowfactory.hooks import Hooks
-from flowfactory.loop import Clock, Run, gather, plan_of, prepare, train
-from flowfactory.pool import Pool, shares
-from flowfactory.preflight import preflight
-from flowfactory.rundir import RunDirectory
+from flowfactory.hooks.calls import Hooks
+from flowfactory.runs.checkpoints.save import Checkpoints
+from flowfactory.runs.directory import RunDirectory
+from flowfactory.training.evaluation import evaluate
+from flowfactory.training.iteration import Clock, Run, gather, plan_of, prepare, train
+from flowfactory.training.preflight import preflight
+from flowfactory.training.rollouts import Pool, shares
 from flowfactory.types import Experience, NoiseKey, RunInfo, Samples
 
 Figures = Callable[[RunDirectory], list[dict[str, Any]]]

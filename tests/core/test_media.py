@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flowfactory import media
+from flowfactory.data import media
 from flowfactory.errors import UserError
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from flowfactory.objectives import (
+from flowfactory.rl.advantages import (
     advantages,
     centred,
     clipped_surrogate,

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from flowfactory import config as configs
-from flowfactory import optim
-from flowfactory.config import Optimizer, OptimizerConfig, RunConfig, TrainingConfig
+from flowfactory.config import schema as configs
+from flowfactory.config.schema import Optimizer, OptimizerConfig, RunConfig, TrainingConfig
 from flowfactory.errors import UserError
+from flowfactory.training import optimizers
 
 Load = Callable[..., RunConfig]
 CHOSEN: TypeAdapter[OptimizerConfig] = TypeAdapter(Optimizer)
@@ -50,7 +50,7 @@ def gradients(parameters: dict[str, nn.Parameter], steps: int, first: int = 0) -
         yield
 
 
-def stepped(optimizer: optim.Optimizer, parameters: dict[str, nn.Parameter], steps: int, first: int = 0) -> None:
+def stepped(optimizer: optimizers.Optimizer, parameters: dict[str, nn.Parameter], steps: int, first: int = 0) -> None:
     for _ in gradients(parameters, steps, first):
         optimizer.step(1e-2)
 
@@ -66,7 +66,7 @@ def test_adamw_is_the_papers(name: str) -> None:
     expected = {key: parameter.detach().double() for key, parameter in parameters.items()}
     m = {key: torch.zeros_like(value) for key, value in expected.items()}
     v = {key: torch.zeros_like(value) for key, value in expected.items()}
-    optimizer = optim.build(config, parameters)
+    optimizer = optimizers.build(config, parameters)
     for t, (lr, _) in enumerate(zip(rates(6), gradients(parameters, 6), strict=True), 1):
         optimizer.step(lr)
         for key, parameter in parameters.items():
@@ -90,7 +90,7 @@ def test_lion_is_the_papers(name: str) -> None:
     expected = {key: parameter.detach().double() for key, parameter in parameters.items()}
     m = {key: torch.zeros_like(value) for key, value in expected.items()}
     sure = {key: torch.ones_like(value, dtype=torch.bool) for key, value in expected.items()}
-    optimizer = optim.build(config, parameters)
+    optimizer = optimizers.build(config, parameters)
     for lr, _ in zip(rates(6), gradients(parameters, 6), strict=True):
         optimizer.step(lr)
         for key, parameter in parameters.items():
@@ -120,7 +120,7 @@ def test_eight_bits_follow_thirty_two(name: str, twin: str) -> None:
     for each in (name, twin):
         parameters = weights((96, 64))
         start = parameters["w0"].detach().clone()
-        optimizer = optim.build(chosen(each), parameters)
+        optimizer = optimizers.build(chosen(each), parameters)
         stepped(optimizer, parameters, 20)
         found[each] = (parameters["w0"].detach() - start, optimizer.state())
     (way, state), (exact, kept) = found[name], found[twin]
@@ -140,7 +140,7 @@ def test_eight_bits_find_the_bottom_of_a_bowl(name: str) -> None:
     torch.manual_seed(7)
     bottom, steep = torch.rand(96, 64), 0.5 + torch.rand(96, 64)
     before = (parameters["w0"].detach() - bottom).norm()
-    optimizer = optim.build(chosen(name), parameters)
+    optimizer = optimizers.build(chosen(name), parameters)
     for step in range(200):
         parameters["w0"].grad = steep * (parameters["w0"].detach() - bottom)
         optimizer.step(0.1 * (1 - step / 200))
@@ -153,7 +153,7 @@ def test_on_the_cpu_paging_changes_nothing(name: str) -> None:
     found = []
     for each in (name, name.removeprefix("paged-")):
         parameters = weights((96, 64), (7,))
-        optimizer = optim.build(chosen(each), parameters)
+        optimizer = optimizers.build(chosen(each), parameters)
         stepped(optimizer, parameters, 4)
         found.append({key: parameter.detach() for key, parameter in parameters.items()})
     # PyTorch's AdamW and bitsandbytes' round differently
@@ -165,7 +165,7 @@ def test_on_the_cpu_paging_changes_nothing(name: str) -> None:
 def test_the_state_is_all_there_before_the_first_step_and_as_large_as_is_told(name: str) -> None:
     parameters = weights((64, 64), (63, 65), (5000,), (100, 70), ())
     config = chosen(name)
-    optimizer = optim.build(config, parameters)
+    optimizer = optimizers.build(config, parameters)
     before = {key: (value.shape, value.dtype) for key, value in optimizer.state().items()}
     assert all(not value.any() for key, value in optimizer.state().items() if value.dtype == torch.float32)
     stepped(optimizer, parameters, 1)
@@ -179,7 +179,7 @@ def test_the_state_is_all_there_before_the_first_step_and_as_large_as_is_told(na
     small = {"w1": 4095, "w2": 5000, "w4": 1}
     assert {key: bytes_[key] for key in small} == {key: 4 * moments * size for key, size in small.items()}
     large = {"w0": 4096 + 4 * 16, "w3": 7000 + 4 * 28} if "8bit" in name else {"w0": 4 * 4096, "w3": 4 * 7000}
-    told = {key: optim.state_bytes(config, parameter.shape) for key, parameter in parameters.items()}
+    told = {key: optimizers.state_bytes(config, parameter.shape) for key, parameter in parameters.items()}
     assert {key: told[key] for key in large} == {key: moments * size for key, size in large.items()}
     for key in parameters:  # scales have zeros behind the last, up to where rows and blocks end together
         assert told[key] <= bytes_[key] <= 1.02 * told[key]
@@ -189,7 +189,7 @@ def test_the_state_is_all_there_before_the_first_step_and_as_large_as_is_told(na
 def test_a_parameter_without_a_gradient_is_not_stepped(name: str) -> None:
     parameters = weights((96, 64), (96, 64))
     still = parameters["w1"].detach().clone()
-    optimizer = optim.build(chosen(name, weight_decay=0.5), parameters)
+    optimizer = optimizers.build(chosen(name, weight_decay=0.5), parameters)
     for _ in gradients(parameters, 3):
         parameters["w1"].grad = None
         optimizer.step(0.1)
@@ -208,14 +208,14 @@ def test_a_weight_whose_memory_is_in_another_order_is_stepped_too(name: str) -> 
     turned["w0"] = nn.Parameter(turned["w0"].detach().t().contiguous().t())
     assert not turned["w0"].is_contiguous()
     for parameters in (plain, turned):
-        stepped(optim.build(chosen(name), parameters), parameters, 3)
+        stepped(optimizers.build(chosen(name), parameters), parameters, 3)
     assert torch.equal(plain["w0"], turned["w0"])
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw8bit", "lion8bit"])
 def test_weights_that_were_replaced_between_steps_are_the_ones_that_move(name: str) -> None:
     parameters = weights((96, 64))
-    optimizer = optim.build(chosen(name), parameters)
+    optimizer = optimizers.build(chosen(name), parameters)
     stepped(optimizer, parameters, 1)
     with torch.no_grad():
         parameters["w0"].fill_(3.0)  # by value, as kept weights are swapped in
@@ -229,11 +229,11 @@ def test_weights_that_were_replaced_between_steps_are_the_ones_that_move(name: s
 @pytest.mark.parametrize("name", ALL)
 def test_training_goes_on_from_its_state_bit_for_bit(name: str) -> None:
     parameters = weights((96, 64), (100, 70), (9,))
-    optimizer = optim.build(chosen(name, weight_decay=0.1), parameters)
+    optimizer = optimizers.build(chosen(name, weight_decay=0.1), parameters)
     stepped(optimizer, parameters, 7)
     saved = {key: value.clone() for key, value in optimizer.state().items()}
     copies = {key: nn.Parameter(parameter.detach().clone()) for key, parameter in parameters.items()}
-    again = optim.build(chosen(name, weight_decay=0.1), copies)
+    again = optimizers.build(chosen(name, weight_decay=0.1), copies)
     again.load_state(saved)
     assert all(torch.equal(value, saved[key]) for key, value in again.state().items())
     for each, own in ((optimizer, parameters), (again, copies)):
@@ -243,13 +243,13 @@ def test_training_goes_on_from_its_state_bit_for_bit(name: str) -> None:
 
 
 def test_the_state_of_another_optimizer_is_refused() -> None:
-    made = {name: optim.build(chosen(name), weights((96, 64))) for name in ("adamw", "adamw8bit", "lion")}
+    made = {name: optimizers.build(chosen(name), weights((96, 64))) for name in ("adamw", "adamw8bit", "lion")}
     with pytest.raises(ValueError, match=r"w0/exp_avg is torch\.uint8"):
         made["adamw"].load_state(made["adamw8bit"].state())
     with pytest.raises(KeyError, match="w0/momentum"):
         made["lion"].load_state(made["adamw"].state())
     with pytest.raises(ValueError, match=r"w0/exp_avg is torch\.float32 \[64, 96\]"):
-        made["adamw"].load_state(optim.build(chosen("adamw"), weights((64, 96))).state())
+        made["adamw"].load_state(optimizers.build(chosen("adamw"), weights((64, 96))).state())
 
 
 def starts(shape: tuple[int, int], count: int) -> set[int]:
@@ -271,25 +271,25 @@ def test_a_state_is_resumed_where_blocks_stay_whole(shape: tuple[int, int], befo
     parameters = {"w": torch.empty(shape, device="meta")}
     whole = starts(shape, 1)
     exact = before == now or math.prod(shape) < 4096 or starts(shape, before) == starts(shape, now) == whole
-    reason = optim.resumable(chosen("adamw8bit"), before, now, parameters)
+    reason = optimizers.resumable(chosen("adamw8bit"), before, now, parameters)
     assert (reason is None) == exact
-    assert optim.resumable(chosen("adamw"), before, now, parameters) is None
+    assert optimizers.resumable(chosen("adamw"), before, now, parameters) is None
     if reason is not None:
         offered = reason.partition("distributed.shard: ")[2].partition(",")[0].split(" or ")
         assert str(before) in offered
         for count in map(int, offered):
-            assert optim.resumable(chosen("adamw8bit"), before, count, parameters) is None
+            assert optimizers.resumable(chosen("adamw8bit"), before, count, parameters) is None
 
 
 def test_what_cannot_be_resumed_exactly_is_told_with_what_can() -> None:
     # 64 rows of 100: blocks and rows end together after 64 rows, which half of them are not
     parameters = {"w": torch.empty(64, 100, device="meta"), "b": torch.empty(10**6, device="meta")}
-    assert optim.resumable(chosen("lion8bit"), 1, 2, parameters) == (
+    assert optimizers.resumable(chosen("lion8bit"), 1, 2, parameters) == (
         "training.optimizer: the 8-bit state was saved with distributed.shard: 1, and 2 would divide other blocks of 256 "
         "elements; resume with distributed.shard: 1, or begin a new run with a 32-bit optimizer"
     )
     wide = {"w": torch.empty(3072, 3072, device="meta"), "b": torch.empty(10**6, device="meta")}
-    assert not any(optim.resumable(chosen("lion8bit"), 8, now, wide) for now in range(1, 65))
+    assert not any(optimizers.resumable(chosen("lion8bit"), 8, now, wide) for now in range(1, 65))
 
 
 def test_two_ranks_step_as_one_does_and_resume_each_others_state(tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_two_ranks_step_as_one_does_and_resume_each_others_state(tmp_path: Path)
         net = shards.even()
         optimizer = shards.built(name, net)
         parameters = dict(net.named_parameters())
-        assert optim.resumable(shards.chosen(name), 2, 1, parameters) is None
+        assert optimizers.resumable(shards.chosen(name), 2, 1, parameters) is None
         shards.load(net, optimizer, tmp_path / "ranks" / name)
         shards.train(net, optimizer, shards.HALF, shards.STEPS)
         assert all(torch.equal(value, alone[name][key]) for key, value in shards.weights(net).items())  # 2 -> 1
@@ -338,7 +338,7 @@ def test_two_ranks_step_as_one_does_and_resume_each_others_state(tmp_path: Path)
         for key, value in shards.weights(net).items():
             assert torch.equal(found["cut"][key], found["cut, resumed"][key])
             assert (found["cut"][key] - value).norm() < 0.1 * (value - start[key]).norm()
-        assert optim.resumable(shards.chosen(name), 2, 1, dict(net.named_parameters())) is not None
+        assert optimizers.resumable(shards.chosen(name), 2, 1, dict(net.named_parameters())) is not None
         with pytest.raises(BaseException, match=r"(?i)size mismatch"):  # nor does who did not ask get what would be wrong
             shards.load(net, optimizer, tmp_path / "cut" / name)
 
@@ -403,13 +403,13 @@ def test_a_kernel_that_the_cpu_lacks_is_missed_when_the_config_is_read(
     def missing(*arguments: Any, **options: Any) -> None:
         raise NotImplementedError("Could not run 'bitsandbytes::optimizer_update_8bit_blockwise'\nwith arguments from 'CPU'")
 
-    optim._fails_on_cpu.cache_clear()
+    optimizers._fails_on_cpu.cache_clear()
     monkeypatch.setattr(functional, "optimizer_update_8bit_blockwise", missing)
     try:
-        reason = optim.unavailable(chosen("lion8bit"), device, offload)
-        assert optim.unavailable(chosen("lion"), device, offload) is None
+        reason = optimizers.unavailable(chosen("lion8bit"), device, offload)
+        assert optimizers.unavailable(chosen("lion"), device, offload) is None
     finally:
-        optim._fails_on_cpu.cache_clear()
+        optimizers._fails_on_cpu.cache_clear()
     assert (reason is not None) == refused
     if reason is not None:
         assert reason == (
@@ -420,7 +420,7 @@ def test_a_kernel_that_the_cpu_lacks_is_missed_when_the_config_is_read(
 
 def test_reading_an_optimizer_imports_neither_torch_nor_bitsandbytes() -> None:
     program = (
-        "import sys; from flowfactory.config import TrainingConfig; "
+        "import sys; from flowfactory.config.schema import TrainingConfig; "
         "print(TrainingConfig.model_validate({'optimizer': 'adamw8bit'}).optimizer.bits, "
         "sorted({'torch', 'bitsandbytes'} & set(sys.modules)))"
     )

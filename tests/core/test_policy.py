@@ -11,12 +11,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flowfactory import flow, lora
-from flowfactory.config import LoraConfig, LoraTraining, RunConfig
-from flowfactory.dynamics import ODE
+from flowfactory import flow
+from flowfactory.config.schema import LoraConfig, LoraTraining, RunConfig
 from flowfactory.errors import RunError
-from flowfactory.loop import Clock, Run, gather, prepare
-from flowfactory.policy import REFERENCE, At, Policy
+from flowfactory.flow.dynamics import ODE
+from flowfactory.policy import lora
+from flowfactory.policy.policy import REFERENCE, At, Policy
+from flowfactory.training.iteration import Clock, Run, gather, prepare
 from flowfactory.types import Conditions, Evaluation, Step, Trainable
 
 Prepared = Callable[..., Run]

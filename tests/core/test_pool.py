@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from flowfactory.config import AlgorithmConfig
-from flowfactory.loop import Clock, Run, gather
-from flowfactory.pool import by_group, forwards_worth
+from flowfactory.config.schema import AlgorithmConfig
+from flowfactory.training.iteration import Clock, Run, gather
+from flowfactory.training.rollouts import by_group, forwards_worth
 from flowfactory.types import Loss
 
 Prepared = Callable[..., Run]

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from flowfactory import flow, hookimpl
-from flowfactory.config import AlgorithmConfig
+from flowfactory.config.schema import AlgorithmConfig
 from flowfactory.errors import RunError
-from flowfactory.hooks import Hooks, manager_of
-from flowfactory.loop import Clock, Run, gather
-from flowfactory.policy import Policy
-from flowfactory.pool import Pool
-from flowfactory.preflight import gradients_flow, preflight, ratio_is_one, rewards_differ, trains
+from flowfactory.hooks.calls import Hooks, manager_of
+from flowfactory.policy.policy import Policy
+from flowfactory.training.iteration import Clock, Run, gather
+from flowfactory.training.preflight import gradients_flow, preflight, ratio_is_one, rewards_differ, trains
+from flowfactory.training.rollouts import Pool
 from flowfactory.types import Evaluation, Experience, Loss, Step
 
 Prepared = Callable[..., Run]

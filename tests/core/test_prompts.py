@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowfactory.config import Takes
+from flowfactory.config.schema import Takes
+from flowfactory.data.prompts import chosen, grouped, insist, read, whole_groups
 from flowfactory.errors import UserError
-from flowfactory.prompts import chosen, grouped, insist, read, whole_groups
 from flowfactory.types import NoiseKey, Prompt
 
 

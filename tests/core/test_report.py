@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from flowfactory import media
-from flowfactory.config import RunConfig
-from flowfactory.loop import train
-from flowfactory.report import Terminal, chart, write_report
-from flowfactory.rundir import RunDirectory
+from flowfactory.config.schema import RunConfig
+from flowfactory.data import media
+from flowfactory.runs.directory import RunDirectory
+from flowfactory.runs.report import Terminal, chart, write_report
+from flowfactory.training.iteration import train
 from flowfactory.types import RunInfo
 
 Trained = Callable[..., RunDirectory]

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from flowfactory import Prompt, hookimpl
-from flowfactory.assembly import Assembly
-from flowfactory.config import ComponentConfig, RunConfig, component
+from flowfactory.config.schema import ComponentConfig, RunConfig, component
+from flowfactory.data.prompts import insist_on_labels
 from flowfactory.errors import RunError, UserError
-from flowfactory.loop import Clock, gather, read_prompts
-from flowfactory.prompts import insist_on_labels
-from flowfactory.rewards import Rewards
-from flowfactory.shared import shared
+from flowfactory.rewards.scoring import Rewards
+from flowfactory.rewards.shared_models import shared
+from flowfactory.training.assembly import Assembly
+from flowfactory.training.iteration import Clock, gather, read_prompts
 from flowfactory.types import Samples
 
 Load = Callable[..., RunConfig]

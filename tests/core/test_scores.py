@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from flowfactory.objectives import advantages, contributions
-from flowfactory.scores import dominating, figures, hacking, shares, told_of_dominance
+from flowfactory.rewards.statistics import dominating, figures, hacking, shares, told_of_dominance
+from flowfactory.rl.advantages import advantages, contributions
 
 NAN = math.nan
 GROUPS = torch.tensor([0, 0, 1, 1, 2, 2])

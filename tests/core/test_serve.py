@@ -16,8 +16,10 @@ import torch
 from odd_reward import weighted
 from served import ODD, Served, command, eventually, pictures, samples, served, several, url_of
 
-from flowfactory import Samples, UserError, serve, wire
-from flowfactory.cli import main
+from flowfactory import Samples, UserError
+from flowfactory.cli.main import main
+from flowfactory.rewards import server as serving
+from flowfactory.rewards import wire_format
 
 TOKEN = "correct-horse"
 
@@ -29,12 +31,12 @@ def server() -> Iterator[Served]:
         yield one
 
 
-def body_of(what: Samples, encoding: wire.Encoding = "raw") -> dict[str, Any]:
-    content_type, content = wire.multipart(wire.parts_of(what, encoding))
+def body_of(what: Samples, encoding: wire_format.Encoding = "raw") -> dict[str, Any]:
+    content_type, content = wire_format.multipart(wire_format.parts_of(what, encoding))
     return {"content": content, "headers": {"Content-Type": content_type}}
 
 
-def ask(url: str, what: Samples, encoding: wire.Encoding = "raw", **headers: str) -> httpx2.Response:
+def ask(url: str, what: Samples, encoding: wire_format.Encoding = "raw", **headers: str) -> httpx2.Response:
     body = body_of(what, encoding)
     return httpx2.post(f"{url}/score", content=body["content"], headers={**body["headers"], **headers}, timeout=60)
 
@@ -93,7 +95,7 @@ def test_what_goes_wrong_in_the_reward_is_told_and_the_server_lives_on(
 
 
 @pytest.mark.parametrize("encoding", ["png", "raw"])
-def test_a_request_that_is_off_is_refused_with_a_sentence(server: Served, encoding: wire.Encoding) -> None:
+def test_a_request_that_is_off_is_refused_with_a_sentence(server: Served, encoding: wire_format.Encoding) -> None:
     body = body_of(samples(pictures(2)), encoding)
     answer = httpx2.post(f"{server.url}/score", content=body["content"][:-100], headers=body["headers"])
     assert (answer.status_code, answer.json()) == (400, {"error": "the body ends within a part"})
@@ -330,16 +332,16 @@ def test_a_reward_that_cannot_get_ready_ends_the_command(
 
 
 def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "find_spec", lambda module: None)
+    monkeypatch.setattr(serving, "find_spec", lambda module: None)
     with pytest.raises(UserError, match=r"^flowfactory serve needs fastapi: pip install 'flowfactory\[serve\]'$"):
-        serve.insist_on_extra()
+        serving.insist_on_extra()
 
 
 def test_whoever_listens_to_other_machines_without_a_token_is_warned(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard = []
-    monkeypatch.setattr(serve, "run", lambda service, listener, say: heard.append(listener.getsockname()))
+    monkeypatch.setattr(serving, "run", lambda service, listener, say: heard.append(listener.getsockname()))
     monkeypatch.setenv("ODD_TOKEN", TOKEN)
     for options in (["--host", "0.0.0.0"], ["--host", "0.0.0.0", "--token-env", "ODD_TOKEN"], []):
         arguments = ["odd", "--plugin", str(ODD), "--port", "0", *options]
@@ -356,32 +358,37 @@ def test_whoever_listens_to_other_machines_without_a_token_is_warned(
     [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("::", False), ("n7", False)],
 )
 def test_loopback_is_told_from_the_rest(host: str, local: bool) -> None:
-    assert serve.is_local(host) == local
+    assert serving.is_local(host) == local
 
 
 def test_a_reward_is_a_name_or_a_file_with_options_set_on_top(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("name: odd\nfactor: 3\nuntil: here\n")
     plugins = [ODD]
-    assert serve.reward_of("odd", [], plugins)[1].model_dump()["factor"] == 1
-    name, config = serve.reward_of(str(file), ["factor=1e-4"], plugins)
+    assert serving.reward_of("odd", [], plugins)[1].model_dump()["factor"] == 1
+    name, config = serving.reward_of(str(file), ["factor=1e-4"], plugins)
     assert (name, config.model_dump()["factor"], config.model_dump()["until"]) == ("odd", 1e-4, "here")
 
 
 def test_a_token_that_no_header_could_carry_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("T", "schlüssel")
     with pytest.raises(UserError, match=r"^--token-env T: a token has printable ASCII characters alone$"):
-        serve.token_of("T")
+        serving.token_of("T")
     monkeypatch.setenv("T", " spaced-out\n")
-    assert serve.token_of("T") == "spaced-out"
+    assert serving.token_of("T") == "spaced-out"
 
 
 def test_the_page_is_the_format_that_is_read(tmp_path: Path) -> None:
     """Every key that the description names is a key of the request, and the other way round."""
-    assert wire.__doc__
-    keys = {*wire.Request.model_fields, *wire.Sample.model_fields, *wire.Medium.model_fields, *wire.File.model_fields}
-    assert {key for key in keys if f'"{key}"' in wire.__doc__} == keys
-    example = re.search(r"\{\"version\": 1.*\}", wire.__doc__)
+    assert wire_format.__doc__
+    keys = {
+        *wire_format.Request.model_fields,
+        *wire_format.Sample.model_fields,
+        *wire_format.Medium.model_fields,
+        *wire_format.File.model_fields,
+    }
+    assert {key for key in keys if f'"{key}"' in wire_format.__doc__} == keys
+    example = re.search(r"\{\"version\": 1.*\}", wire_format.__doc__)
     assert example
     filled = example[0].replace("[SAMPLE, ...]", json.dumps([{"prompt": "p", "media": {"part": "m", "type": "image/png"}}]))
-    assert wire.Request.model_validate_json(filled).version == 1
+    assert wire_format.Request.model_validate_json(filled).version == 1

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from flowfactory import flow, hookimpl
-from flowfactory.config import AlgorithmConfig, ComponentConfig, ModelConfig
-from flowfactory.objectives import centred
-from flowfactory.policy import Policy
+from flowfactory.config.schema import AlgorithmConfig, ComponentConfig, ModelConfig
+from flowfactory.policy.policy import Policy
+from flowfactory.rl.advantages import centred
 from flowfactory.testing import TwoParameter, TwoParameterConfig, check_algorithm, check_model, check_reward
 from flowfactory.types import Conditions, Evaluation, Experience, Loss, Samples, SamplingPlan, Step, Trajectory
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.distributions import Normal, SigmoidTransform, TransformedDistribution
 
 from flowfactory import Canvas, flow
-from flowfactory import config as configs
-from flowfactory.config import RunConfig
-from flowfactory.dynamics import ODE
+from flowfactory.config import schema as configs
+from flowfactory.config.schema import RunConfig
+from flowfactory.data.prompts import grouped
 from flowfactory.errors import RunError, UserError
-from flowfactory.prompts import grouped
-from flowfactory.times import Discrete, LogitNormal, Places, Uniform, places, shifted
+from flowfactory.flow.dynamics import ODE
+from flowfactory.flow.timesteps import Discrete, LogitNormal, Places, Uniform, places, shifted
 from flowfactory.types import Conditions, Experience, NoiseKey, Prompt, SamplingPlan
 
 Load = Callable[..., RunConfig]

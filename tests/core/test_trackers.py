@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from flowfactory.rundir import RunDirectory
+from flowfactory.runs.directory import RunDirectory
 
 
 def test_every_metric_is_a_scalar_in_the_event_file(trained: Callable[..., RunDirectory]) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flowfactory.dynamics import ODE
+from flowfactory.flow.dynamics import ODE
 from flowfactory.types import Canvas, Conditions, Evaluation, Experience, Loss, NoiseKey, SamplingPlan, Step
 
 GROUPS = st.lists(st.integers(-3, 3), min_size=1, max_size=12)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flowfactory import Prompt, Samples
-from flowfactory.wire import (
+from flowfactory.rewards.wire_format import (
     Part,
     WireError,
     answer_of,
@@ -154,7 +154,7 @@ def test_a_picture_that_somebody_else_wrote_is_read(tmp_path: Path) -> None:
 
 
 def test_a_lossy_video_is_read_too(tmp_path: Path) -> None:
-    from flowfactory import media as files
+    from flowfactory.data import media as files
 
     path = files.write(torch.linspace(0, 1, 4).reshape(4, 1, 1, 1).expand(4, 3, 16, 24), tmp_path / "c", 8)
     request = b'{"version": 1, "frame_rate": 8, "samples": [{"prompt": "p", "media": {"part": "m", "type": "video/mp4"}}]}'

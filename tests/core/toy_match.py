@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from flowfactory import AlgorithmConfig, Experience, Loss, Policy, SamplingPlan, hookimpl
-from flowfactory.averages import Constant
-from flowfactory.objectives import squared_error
-from flowfactory.times import Times, Uniform, places
+from flowfactory.config.ema import Constant
+from flowfactory.flow.timesteps import Times, Uniform, places
+from flowfactory.rl.advantages import squared_error
 
 if TYPE_CHECKING:
-    from flowfactory.config import RunConfig
+    from flowfactory.config.schema import RunConfig
 
 
 class MatchConfig(AlgorithmConfig):

@@ -34,11 +34,11 @@ from flowfactory import (
     flow,
     hookimpl,
 )
-from flowfactory.objectives import clipped_surrogate, is_clipped, velocity_kl
+from flowfactory.rl.advantages import clipped_surrogate, is_clipped, velocity_kl
 from flowfactory.testing import TwoParameterConfig
 
 if TYPE_CHECKING:
-    from flowfactory.config import RunConfig
+    from flowfactory.config.schema import RunConfig
 
 
 class NetConfig(ModelConfig):

@@ -15,8 +15,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from flowfactory import blocks, lora
-from flowfactory.config import LoraConfig
+from flowfactory.config.schema import LoraConfig
+from flowfactory.policy import blocks, lora
 
 NAMES = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
 WIDTH, BATCH, TOKENS = 32, 4, 16

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from flowfactory import launch
+from flowfactory.distributed import launch
 from flowfactory.errors import Interrupted, UserError
 
 DOES, FOLDER = sys.argv[1], Path(sys.argv[2])

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from flowfactory import checkpoint
-from flowfactory.checkpoint import Checkpoints
-from flowfactory.config import validate
-from flowfactory.distributed import Ranks, join
+from flowfactory.config.schema import validate
+from flowfactory.distributed.ranks import Ranks, join
 from flowfactory.errors import RunError, UserError
-from flowfactory.loop import Run, prepare, train
+from flowfactory.runs.checkpoints import save
+from flowfactory.runs.checkpoints.save import Checkpoints
+from flowfactory.training.iteration import Run, prepare, train
 
 
 def trains(config: Any, ranks: Ranks, resume: bool = False) -> list[str]:
@@ -44,7 +44,7 @@ def is_killed(config: Any, ranks: Ranks) -> list[str]:
     checkpoints.save(1, run.policy, run.learner)
     checkpoints.finish()
     if ranks.rank == ranks.count - 1:
-        checkpoint._write_part = lambda *_: time.sleep(600)  # type: ignore[assignment]
+        save._write_part = lambda *_: time.sleep(600)  # type: ignore[assignment]
     checkpoints.save(2, run.policy, run.learner)
     assert checkpoints.poll() == []
     (config.output.dir / f"under-way-{ranks.rank}").touch()

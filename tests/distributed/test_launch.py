@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from flowfactory import launch
+from flowfactory.distributed import launch
+from flowfactory.distributed.launch import Launch, Outcome, RankEnvironment, environment
 from flowfactory.errors import Interrupted, RunError, UserError
-from flowfactory.launch import Launch, Outcome, RankEnvironment, environment
 
 RANK = Path(__file__).parent / "rank.py"
 TORCH = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "5"}

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flowfactory.rundir import RunDirectory
+from flowfactory.runs.directory import RunDirectory
 
 RECORDER = str(Path(__file__).parent / "recorder.py")
 LORA = {"lora": {"rank": 2, "alpha": 4}}

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from flowfactory import Policy, RunInfo, hookimpl
-from flowfactory.config import validate
-from flowfactory.distributed import arranged, join, local, whole
-from flowfactory.loop import train
+from flowfactory.config.schema import validate
+from flowfactory.distributed.ranks import arranged, join, local, whole
+from flowfactory.training.iteration import train
 
 
 class Last:

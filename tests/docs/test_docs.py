@@ -16,9 +16,9 @@ import pytest
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
-from flowfactory.catalogue import discover
-from flowfactory.cli import app
-from flowfactory.config import parse_yaml, validate
+from flowfactory.cli.main import app
+from flowfactory.config.schema import parse_yaml, validate
+from flowfactory.discovery.catalogue import discover
 from flowfactory.errors import RunError, UserError
 from flowfactory_tiny import pretrain, scenes
 from flowfactory_tiny import prompts as tiny_prompts

@@ -15,8 +15,9 @@ from family_cases import CASES, prompts
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flowfactory import Evaluation, Prompt, Step, Trainable, blocks, hookimpl
-from flowfactory.catalogue import discover
+from flowfactory import Evaluation, Prompt, Step, Trainable, hookimpl
+from flowfactory.discovery.catalogue import discover
+from flowfactory.policy import blocks
 from flowfactory.testing import Bench, bench
 
 MODELS = {"flux1": 4, "flux2": 4, "qwen-image": 2, "z-image": 4, "wan-t2v": 2}  # and how many blocks each has

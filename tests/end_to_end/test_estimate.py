@@ -15,12 +15,12 @@ from family_cases import CASES, GRPO, NFT, prompts, sections
 from safetensors import safe_open
 from torch.profiler import ProfilerActivity, profile
 
-from flowfactory import blocks
-from flowfactory.config import RunConfig, validate
+from flowfactory.config.schema import RunConfig, validate
 from flowfactory.errors import UserError
-from flowfactory.estimate import estimate
-from flowfactory.loop import train
-from flowfactory.pretrained import Pretrained
+from flowfactory.models.pretrained import Pretrained
+from flowfactory.policy import blocks
+from flowfactory.runs.estimate.trace import estimate
+from flowfactory.training.iteration import train
 from flowfactory_tiny import FOLDER
 
 FLOAT = 4
@@ -127,7 +127,7 @@ def test_no_weights_are_read(tmp_path: Path) -> None:
     (bare / "transformer" / "config.json").unlink()
     with pytest.raises(UserError, match=r"model\.path .*bare.*config\.json"):
         estimate(config(tmp_path, model, GRPO))
-    assert Pretrained.open.__module__ == "flowfactory.pretrained", "checkpoints are opened whole again"
+    assert Pretrained.open.__module__ == "flowfactory.models.pretrained", "checkpoints are opened whole again"
 
 
 def test_checkpointed_blocks_and_bf16_keep_less(tmp_path: Path) -> None:

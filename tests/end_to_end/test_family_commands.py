@@ -15,7 +15,7 @@ from families import LORA, two_iterations
 from family_cases import CASES, GRPO, NFT, prompts, sections
 from typer.testing import CliRunner
 
-from flowfactory.cli import app
+from flowfactory.cli.main import app
 
 
 @pytest.mark.parametrize("key", CASES)

@@ -15,9 +15,9 @@ from family_cases import CASES, GRPO, NFT, prompts, sections
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from flowfactory.catalogue import discover
-from flowfactory.cli import app
-from flowfactory.config import load
+from flowfactory.cli.main import app
+from flowfactory.config.schema import load
+from flowfactory.discovery.catalogue import discover
 
 
 @pytest.mark.parametrize("train", [LORA, "full"], ids=["lora", "full"])

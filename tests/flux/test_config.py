@@ -14,11 +14,11 @@ from families import LORA
 from flux_family import EVERY, NAMES, TOKENS, Flux, config_of
 
 from flowfactory import Runtime, UserError
-from flowfactory.catalogue import discover
-from flowfactory.config import parse_yaml, validate
-from flowfactory.prompts import insist, read
+from flowfactory.config.schema import parse_yaml, validate
+from flowfactory.data.prompts import insist, read
+from flowfactory.discovery.catalogue import discover
 from flowfactory.testing import bench
-from flowfactory.two_parameter import FILE
+from flowfactory.testing.two_parameter import FILE
 
 REINFORCE = Path(tiny_flux.__file__).with_name("policy_gradient.py")
 CELLS = {"dev": 4, "kontext": 16, "flux2": 16, "klein": 16}

@@ -12,7 +12,7 @@ from families import LORA, apart, nudge
 from flux_family import EVERY, TOKENS, Flux, config_of, drawn_by, noise_of
 
 from flowfactory import Step
-from flowfactory.dynamics import ODE
+from flowfactory.flow.dynamics import ODE
 from flowfactory.testing import check_model
 
 PROMPTS = ("a red cat", "blue")

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from flowfactory import UserError
-from flowfactory.config import RunConfig, dump, validate
+from flowfactory.config.schema import RunConfig, dump, validate
 from flowfactory.testing import check_reward
-from flowfactory.two_parameter import settings
+from flowfactory.testing.two_parameter import settings
 from flowfactory_rewards.clip import ClipConfig
 from flowfactory_rewards.frames import spread
 from flowfactory_rewards.learned import tensors

@@ -7,10 +7,10 @@ import torch
 from scipy.stats import rankdata
 
 from flowfactory import Samples, UserError
-from flowfactory.config import RunConfig, component, validate
-from flowfactory.fixed import changes, fixed
+from flowfactory.config.schema import RunConfig, component, validate
+from flowfactory.runs.resume import changes, fixed
 from flowfactory.testing import check_reward
-from flowfactory.two_parameter import settings
+from flowfactory.testing.two_parameter import settings
 from flowfactory_rewards.jpeg_size import JpegSizeConfig
 from flowfactory_rewards.rank import RankConfig, ranks
 

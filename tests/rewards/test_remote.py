@@ -17,7 +17,7 @@ from scripted import Asked, scripted
 from served import Served, eventually, pictures, samples, served, several
 
 from flowfactory import Prompt, RunError, Samples, UserError
-from flowfactory.rewards import Rewards
+from flowfactory.rewards.scoring import Rewards
 from flowfactory.testing import check_reward
 from flowfactory_rewards import client, extras
 from flowfactory_rewards.remote import RemoteConfig, packed
@@ -154,7 +154,7 @@ def test_a_server_that_is_too_slow_is_an_error(server: Served, tmp_path: Path) -
 
 
 def test_a_server_that_is_slower_than_the_label_allows_is_an_error(server: Served, tmp_path: Path) -> None:
-    from flowfactory.config import component
+    from flowfactory.config.schema import component
 
     config = component("reward", {"name": "remote", "url": server.url, "timeout": 0.5})
     with pytest.raises(RunError, match=r"^reward 'mine': no scores within "):

@@ -18,7 +18,7 @@ from scripted import Answer, Asked, Scripted, scripted
 from served import samples
 
 from flowfactory import Prompt, RunError, Samples, UserError
-from flowfactory.rewards import Rewards
+from flowfactory.rewards.scoring import Rewards
 from flowfactory.testing import check_reward
 from flowfactory_rewards import client, extras
 from flowfactory_rewards.vlm import VlmConfig, number

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from flowfactory import Prompt, Trajectory
-from flowfactory.config import validate
-from flowfactory.dynamics import ODE
-from flowfactory.loop import train
-from flowfactory.rundir import RunDirectory
+from flowfactory.config.schema import validate
+from flowfactory.flow.dynamics import ODE
+from flowfactory.runs.directory import RunDirectory
 from flowfactory.testing import Bench, bench
-from flowfactory.two_parameter import FILE
+from flowfactory.testing.two_parameter import FILE
+from flowfactory.training.iteration import train
 
 LORA = {"lora": {"rank": 3, "alpha": 7.5}}
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowfactory.config import RunConfig, validate
-from flowfactory.two_parameter import settings
+from flowfactory.config.schema import RunConfig, validate
+from flowfactory.testing.two_parameter import settings
 
 
 def judged_run(
@@ -22,7 +22,7 @@ def judged_run(
 ) -> RunConfig:
     """The config of a run with ``reward``, and with ``evaluation`` as the only reward of its evaluations where it is given.
 
-    ``train`` and ``heldout`` are lines of the prompt files. UserError: as ``flowfactory.config.validate``.
+    ``train`` and ``heldout`` are lines of the prompt files. UserError: as ``flowfactory.config.schema.validate``.
     """
     for name, lines in (("train", train), ("heldout", heldout)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -23,9 +23,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from flowfactory import optim
-from flowfactory.config import Optimizer as Chosen
-from flowfactory.config import OptimizerConfig
+from flowfactory.config.schema import Optimizer as Chosen
+from flowfactory.config.schema import OptimizerConfig
+from flowfactory.training import optimizers
 
 NAMES = ("adamw", "adamw8bit", "lion", "lion8bit")
 HALF, STEPS = 10, 20
@@ -49,7 +49,7 @@ def cut() -> nn.Module:
     return nn.Sequential(nn.Linear(100, 65))
 
 
-def train(net: nn.Module, optimizer: optim.Optimizer, start: int, end: int) -> None:
+def train(net: nn.Module, optimizer: optimizers.Optimizer, start: int, end: int) -> None:
     for step in range(start, end):
         torch.manual_seed(100 + step)
         given = torch.randn(8, next(iter(net.parameters())).shape[1])
@@ -58,17 +58,17 @@ def train(net: nn.Module, optimizer: optim.Optimizer, start: int, end: int) -> N
         optimizer.step(1e-2 * (1 - step / STEPS))
 
 
-def built(name: str, net: nn.Module) -> optim.Optimizer:
-    return optim.build(chosen(name), dict(net.named_parameters()))
+def built(name: str, net: nn.Module) -> optimizers.Optimizer:
+    return optimizers.build(chosen(name), dict(net.named_parameters()))
 
 
-def save(net: nn.Module, optimizer: optim.Optimizer, folder: Path) -> None:
+def save(net: nn.Module, optimizer: optimizers.Optimizer, folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there may be no process group
         dcp.save({"net": net.state_dict(), "optimizer": optimizer.state()}, checkpoint_id=folder)
 
 
-def load(net: nn.Module, optimizer: optim.Optimizer, folder: Path) -> None:
+def load(net: nn.Module, optimizer: optimizers.Optimizer, folder: Path) -> None:
     state = {"net": net.state_dict(), "optimizer": optimizer.state()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

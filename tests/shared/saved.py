@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from flowfactory import Policy, checkpoint
+from flowfactory import Policy
+from flowfactory.runs.checkpoints import save as checkpoint
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:

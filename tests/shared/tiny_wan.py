@@ -17,7 +17,7 @@ from diffusers import (
 from tiny_parts import t5_text, t5_tokenizer
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
-from flowfactory import media
+from flowfactory.data import media
 
 TEXT, IMAGE, LATENT = 32, 16, 4
 BOUNDARY = 0.875

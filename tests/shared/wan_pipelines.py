@@ -12,7 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, 
 from torch import Tensor
 
 from flowfactory import Prompt, flow
-from flowfactory.media import read_picture, read_video
+from flowfactory.data.media import read_picture, read_video
 from flowfactory.testing import Bench
 from flowfactory_wan.image_to_video import WanI2VConfig
 from flowfactory_wan.text_to_video import WanT2VConfig

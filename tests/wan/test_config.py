@@ -14,10 +14,10 @@ from families import LORA, apart
 from wan_pipelines import CONFIGS, EVERY, SIZES
 
 from flowfactory import Runtime, UserError
-from flowfactory.config import validate
-from flowfactory.prompts import insist
+from flowfactory.config.schema import validate
+from flowfactory.data.prompts import insist
 from flowfactory.testing import bench
-from flowfactory.two_parameter import FILE
+from flowfactory.testing.two_parameter import FILE
 
 PLUGINS = [FILE, policy_gradient.__file__]
 

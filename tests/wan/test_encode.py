@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from wan_pipelines import CONFIGS, SIZES
 
 from flowfactory import Canvas, Prompt
-from flowfactory.media import read_picture, read_video
+from flowfactory.data.media import read_picture, read_video
 
 LONG = "a photo of a red circle and a blue square " * 80
 TEXTS = ("a photo of a red circle", "", "cat", "  blue &amp; green\n\ncat ", LONG)

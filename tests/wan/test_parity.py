@@ -185,7 +185,7 @@ def test_the_given_frame_is_reached_exactly_and_its_velocity_is_the_flow_to_it(m
 
 def velocity_of(made: Any, latents: Tensor, sigma: Tensor) -> Tensor:
     from flowfactory import Step
-    from flowfactory.dynamics import ODE
+    from flowfactory.flow.dynamics import ODE
 
     with torch.no_grad():
         found: Tensor = made.policy.evaluate(Step(latents, sigma, made.conditions, 1.0, ODE())).velocity

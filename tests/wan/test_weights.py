@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from wan_pipelines import CONFIGS, EVERY, SIZES, drawn, pipeline_of
 
 from flowfactory import Step, flow
-from flowfactory.dynamics import ODE
-from flowfactory.policy import REFERENCE
+from flowfactory.flow.dynamics import ODE
+from flowfactory.policy.policy import REFERENCE
 from flowfactory.testing import Bench, bench, check_model
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")

@@ -7,12 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from flowfactory.errors import RunError, UserError
-from flowfactory.hookspecs import hookimpl
+from flowfactory.hooks.specs import hookimpl
 
 if TYPE_CHECKING:
     from flowfactory.canvas import Canvas
-    from flowfactory.config import AlgorithmConfig, ComponentConfig, DynamicsConfig, LocalPath, ModelConfig
-    from flowfactory.policy import At, Policy
+    from flowfactory.config.schema import AlgorithmConfig, ComponentConfig, DynamicsConfig, LocalPath, ModelConfig
+    from flowfactory.policy.policy import At, Policy
     from flowfactory.types import (
         Conditions,
         Evaluation,
@@ -55,14 +55,14 @@ __all__ = [
 ]
 
 _HOME = {
-    "AlgorithmConfig": "config",
-    "At": "policy",
+    "AlgorithmConfig": "config.schema",
+    "At": "policy.policy",
     "Canvas": "canvas",
-    "ComponentConfig": "config",
-    "DynamicsConfig": "config",
-    "LocalPath": "config",
-    "ModelConfig": "config",
-    "Policy": "policy",
+    "ComponentConfig": "config.schema",
+    "DynamicsConfig": "config.schema",
+    "LocalPath": "config.schema",
+    "ModelConfig": "config.schema",
+    "Policy": "policy.policy",
 }
 
 

@@ -1,5 +1,5 @@
 """``python -m flowfactory`` is the command line too."""
 
-from flowfactory.cli import main
+from flowfactory.cli.main import main
 
 main()

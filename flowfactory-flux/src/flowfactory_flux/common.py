@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from flowfactory.canvas import Grid
-from flowfactory.family import Parts
-from flowfactory.pretrained import Pretrained
+from flowfactory.models.family import Parts
+from flowfactory.models.pretrained import Pretrained
 
 
 def grid(checkpoint: Pretrained) -> Grid:

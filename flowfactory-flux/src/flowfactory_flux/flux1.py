@@ -12,8 +12,9 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt, UserError
-from flowfactory.config import Takes
-from flowfactory.family import (
+from flowfactory.config.schema import Takes
+from flowfactory.data.media import read_picture
+from flowfactory.models.family import (
     Entry,
     Family,
     FamilyConfig,
@@ -25,7 +26,6 @@ from flowfactory.family import (
     scheduled,
     stacked_pictures,
 )
-from flowfactory.media import read_picture
 from flowfactory_flux.common import embedded, embeds_guidance, grid, never
 
 LORA_TARGETS = (

@@ -14,14 +14,14 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt, UserError
-from flowfactory.config import Takes
-from flowfactory.family import Entry, Family, FamilyConfig, Parts, even_sigmas, numbered, scheduled, stacked_pictures
-from flowfactory.media import read_picture
-from flowfactory.pretrained import Pretrained
+from flowfactory.config.schema import Takes
+from flowfactory.data.media import read_picture
+from flowfactory.models.family import Entry, Family, FamilyConfig, Parts, even_sigmas, numbered, scheduled, stacked_pictures
+from flowfactory.models.pretrained import Pretrained
 from flowfactory_flux.common import embedded, embeds_guidance, grid, never
 
 if TYPE_CHECKING:
-    from flowfactory.config import RunConfig
+    from flowfactory.config.schema import RunConfig
 
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flowfactory.shared import shared
+from flowfactory.rewards.shared_models import shared
 from flowfactory_rewards.learned import Scorer, images, opened, pretrained
 
 CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"

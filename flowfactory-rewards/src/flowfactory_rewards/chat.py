@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from flowfactory import RunError, Samples
-from flowfactory.media import read_picture
-from flowfactory.wire import png, shown
+from flowfactory.data.media import read_picture
+from flowfactory.rewards.wire_format import png, shown
 from flowfactory_rewards.client import AGAIN, Client, ClientConfig
 from flowfactory_rewards.frames import pixels, spread
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowfactory import RunError, Samples, UserError, hookimpl
-from flowfactory.config import CheckpointPath
-from flowfactory.shared import shared
+from flowfactory.config.schema import CheckpointPath
+from flowfactory.rewards.shared_models import shared
 from flowfactory_rewards.alignment import DualEncoder, clip
 from flowfactory_rewards.extras import require
 from flowfactory_rewards.frames import spread
@@ -22,7 +22,7 @@ from flowfactory_rewards.judged import insist
 from flowfactory_rewards.learned import LearnedConfig, images, opened, pretrained
 
 if TYPE_CHECKING:
-    from flowfactory.config import RunConfig
+    from flowfactory.config.schema import RunConfig
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from flowfactory import ComponentConfig, Prompt, UserError, prompts
+from flowfactory import ComponentConfig, Prompt, UserError
+from flowfactory.data import prompts
 
 if TYPE_CHECKING:
-    from flowfactory.config import RunConfig
+    from flowfactory.config.schema import RunConfig
 
 
 def insist(run: RunConfig, reward: ComponentConfig, read: Callable[[Prompt], object]) -> None:

@@ -15,8 +15,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from flowfactory import ComponentConfig, Samples, UserError, hookimpl
-from flowfactory.config import CheckpointPath
-from flowfactory.shared import shared
+from flowfactory.config.schema import CheckpointPath
+from flowfactory.rewards.shared_models import shared
 from flowfactory_rewards.frames import pixels, spread
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

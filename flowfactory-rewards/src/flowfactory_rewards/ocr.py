@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import ComponentConfig, RunError, Samples, UserError, hookimpl
-from flowfactory.shared import shared
+from flowfactory.rewards.shared_models import shared
 from flowfactory_rewards.extras import require
 from flowfactory_rewards.frames import pixels, spread
 from flowfactory_rewards.judged import insist
@@ -22,7 +22,7 @@ from flowfactory_rewards.judged import insist
 if TYPE_CHECKING:
     from rapidocr import RapidOCR
 
-    from flowfactory.config import RunConfig
+    from flowfactory.config.schema import RunConfig
 
 # an apostrophe stands after a letter where it opens nothing, and before one where it closes nothing
 _QUOTED = re.compile(r'"([^"]*)"|“([^”]*)”|«([^»]*)»|「([^」]*)」|‘(.+?)’(?!\w)|(?<!\w)\'(?!\s)(.+?)(?<!\s)\'(?!\w)')

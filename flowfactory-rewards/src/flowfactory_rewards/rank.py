@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import ComponentConfig, Samples, hookimpl
-from flowfactory.config import InnerReward, RunConfig
-from flowfactory.rewards import Rewards
+from flowfactory.config.schema import InnerReward, RunConfig
+from flowfactory.rewards.scoring import Rewards
 
 
 class RankConfig(ComponentConfig):

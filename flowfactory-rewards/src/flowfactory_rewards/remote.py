@@ -11,8 +11,8 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from flowfactory import RunError, Samples, hookimpl
-from flowfactory.prompts import by_group
-from flowfactory.wire import VERSION, Encoding, WireError, multipart, parts_of, scores_in, shown
+from flowfactory.data.prompts import by_group
+from flowfactory.rewards.wire_format import VERSION, Encoding, WireError, multipart, parts_of, scores_in, shown
 from flowfactory_rewards.client import Client, ClientConfig
 from flowfactory_rewards.extras import require
 

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from flowfactory.config import CheckpointPath
-from flowfactory.shared import shared
+from flowfactory.config.schema import CheckpointPath
+from flowfactory.rewards.shared_models import shared
 from flowfactory_rewards.alignment import DualEncoder, processed
 from flowfactory_rewards.extras import require
 from flowfactory_rewards.learned import Learned, LearnedConfig, Scorer, opened, pretrained

@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowfactory import RunError, Samples, UserError, hookimpl
-from flowfactory.config import CheckpointPath
-from flowfactory.shared import shared
+from flowfactory.config.schema import CheckpointPath
+from flowfactory.rewards.shared_models import shared
 from flowfactory_rewards.extras import require
 from flowfactory_rewards.frames import spread
 from flowfactory_rewards.judged import insist_on_videos
 from flowfactory_rewards.learned import LearnedConfig, images, opened
 
 if TYPE_CHECKING:
-    from flowfactory.config import RunConfig
+    from flowfactory.config.schema import RunConfig
 
 KINDS = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "clip")
 """Types of models whose embedding of a picture is the first of their last states, or CLIP's."""

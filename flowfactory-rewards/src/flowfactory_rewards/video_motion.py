@@ -16,7 +16,7 @@ from flowfactory_rewards.frames import pixels
 from flowfactory_rewards.judged import insist_on_videos
 
 if TYPE_CHECKING:
-    from flowfactory.config import RunConfig
+    from flowfactory.config.schema import RunConfig
 
 
 class VideoMotionConfig(ComponentConfig):

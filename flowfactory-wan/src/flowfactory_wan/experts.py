@@ -11,13 +11,13 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory.errors import UserError
-from flowfactory.family import FamilyConfig, Parts
 from flowfactory.flow import in_parts, like
-from flowfactory.pretrained import Pretrained
+from flowfactory.models.family import FamilyConfig, Parts
+from flowfactory.models.pretrained import Pretrained
 from flowfactory.types import Index
 
 if TYPE_CHECKING:
-    from flowfactory.config import RunConfig
+    from flowfactory.config.schema import RunConfig
 
 HIGH, LOW = "transformer", "transformer_2"
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt
-from flowfactory.config import Takes
-from flowfactory.family import Entry, Family, Parts
+from flowfactory.config.schema import Takes
+from flowfactory.data.media import read_picture
 from flowfactory.flow import like
-from flowfactory.media import read_picture
+from flowfactory.models.family import Entry, Family, Parts
 from flowfactory_wan.experts import ExpertsConfig, by_expert
 from flowfactory_wan.latents import ENCODERS, text
 from flowfactory_wan.text_to_video import T2V

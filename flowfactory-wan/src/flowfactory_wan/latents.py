@@ -9,8 +9,8 @@ from torch import Tensor
 
 from flowfactory import Canvas, Prompt
 from flowfactory.canvas import Grid
-from flowfactory.family import Parts, decode_normalised, scheduled
-from flowfactory.pretrained import Pretrained
+from flowfactory.models.family import Parts, decode_normalised, scheduled
+from flowfactory.models.pretrained import Pretrained
 
 TEXT_LENGTH = 512  # the transformer tells text from image tokens by this number
 ENCODERS = ("text_encoder", "tokenizer")

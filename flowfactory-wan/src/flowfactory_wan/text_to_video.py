@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt
-from flowfactory.family import Entry, Family, Parts
+from flowfactory.models.family import Entry, Family, Parts
 from flowfactory_wan.experts import HIGH, LOW, ExpertsConfig, by_expert, guide, trained
 from flowfactory_wan.latents import BLOCKS, ENCODERS, LORA_TARGETS, decode, frame_rate, grid, shape, sigmas, text
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from flowfactory import testing, two_parameter
-from flowfactory.testing import ODE, Learning
+from flowfactory import testing
+from flowfactory.testing import ODE, Learning, two_parameter
 from flowfactory.types import Dynamics
 from flowfactory_awm.awm import AWMConfig
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from flowfactory import RunError, UserError
-from flowfactory.config import validate
-from flowfactory.dynamics import CPSConfig, FlowSDEConfig
-from flowfactory.loop import Clock, gather, prepare, train
+from flowfactory.config.schema import validate
+from flowfactory.flow.dynamics import CPSConfig, FlowSDEConfig
 from flowfactory.testing import ODE, check_algorithm
+from flowfactory.training.iteration import Clock, gather, prepare, train
 from flowfactory.types import Dynamics
 from flowfactory_awm.awm import AWMConfig
 

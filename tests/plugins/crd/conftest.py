@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from flowfactory import Experience, testing, two_parameter
-from flowfactory.config import validate
-from flowfactory.loop import Clock, Run, gather, prepare
-from flowfactory.testing import ODE, Learning
+from flowfactory import Experience, testing
+from flowfactory.config.schema import validate
+from flowfactory.testing import ODE, Learning, two_parameter
+from flowfactory.training.iteration import Clock, Run, gather, prepare
 from flowfactory_crd.crd import CRDConfig
 
 START = (0.3, -0.2)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from flowfactory import Canvas, RunInfo, SamplingPlan, flow, testing
-from flowfactory.averages import Constant, Linear, PiecewiseLinear
+from flowfactory.config.ema import Constant, Linear, PiecewiseLinear
+from flowfactory.flow.timesteps import Discrete, LogitNormal, Places, Uniform, places
 from flowfactory.testing import ODE, Learning
-from flowfactory.times import Discrete, LogitNormal, Places, Uniform, places
 from flowfactory_crd.crd import OLD, CRDConfig
 
 START = (0.3, -0.2)  # of conftest.py

@@ -12,10 +12,10 @@ import saved
 import torch
 
 from flowfactory import UserError
-from flowfactory.config import validate
-from flowfactory.loop import train
-from flowfactory.rundir import RunDirectory
+from flowfactory.config.schema import validate
+from flowfactory.runs.directory import RunDirectory
 from flowfactory.testing import ODE, check_algorithm
+from flowfactory.training.iteration import train
 from flowfactory_crd.crd import CRDConfig
 
 SLOW = {"name": "constant", "decay": 0.5}

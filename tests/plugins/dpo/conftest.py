@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowfactory import AlgorithmConfig, Experience, testing, two_parameter
-from flowfactory.config import validate
-from flowfactory.loop import Clock, Run, gather, prepare
-from flowfactory.testing import ODE, Learning
-from flowfactory.times import Places
+from flowfactory import AlgorithmConfig, Experience, testing
+from flowfactory.config.schema import validate
+from flowfactory.flow.timesteps import Places
+from flowfactory.testing import ODE, Learning, two_parameter
+from flowfactory.training.iteration import Clock, Run, gather, prepare
 
 START = (0.3, -0.2)
 Weights = tuple[float, float]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from flowfactory import Canvas, SamplingPlan
+from flowfactory.flow.timesteps import LogitNormal, Places, Uniform, places
 from flowfactory.testing import ODE, Learning
-from flowfactory.times import LogitNormal, Places, Uniform, places
 from flowfactory_dpo.dgpo import DGPO, DGPOConfig
 
 OLD = (0.3, -0.2)  # START of conftest.py

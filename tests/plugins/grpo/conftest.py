@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowfactory import AlgorithmConfig, Step, testing, two_parameter
-from flowfactory.dynamics import CPSConfig, DanceSDEConfig, FlowSDEConfig
-from flowfactory.testing import Learning
+from flowfactory import AlgorithmConfig, Step, testing
+from flowfactory.flow.dynamics import CPSConfig, DanceSDEConfig, FlowSDEConfig
+from flowfactory.testing import Learning, two_parameter
 from flowfactory_grpo.grpo import GRPOConfig
 
 START = (0.3, -0.2)

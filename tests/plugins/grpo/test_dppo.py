@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from flowfactory import AlgorithmConfig, UserError
-from flowfactory.config import TrainingConfig, validate
-from flowfactory.dynamics import CPSConfig, DanceSDEConfig, FlowSDEConfig
-from flowfactory.learner import Gathered, Learner
-from flowfactory.loop import train
+from flowfactory.config.schema import TrainingConfig, validate
+from flowfactory.flow.dynamics import CPSConfig, DanceSDEConfig, FlowSDEConfig
 from flowfactory.testing import check_algorithm
+from flowfactory.training.iteration import train
+from flowfactory.training.learner import Gathered, Learner
 from flowfactory_grpo.dppo import DPPOConfig
 
 OLD = (0.3, -0.2)  # START of conftest.py

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from flowfactory import AlgorithmConfig
-from flowfactory.config import TrainingConfig, validate
-from flowfactory.learner import Gathered, Learner
-from flowfactory.loop import train
+from flowfactory.config.schema import TrainingConfig, validate
+from flowfactory.training.iteration import train
+from flowfactory.training.learner import Gathered, Learner
 from flowfactory_grpo.dppo import DPPOConfig
 from flowfactory_grpo.grpo import GRPOConfig
 from flowfactory_grpo.guard import GRPOGuardConfig

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowfactory.config import TrainingConfig
-from flowfactory.learner import Gathered, Learner
-from flowfactory.policy import REFERENCE, At
+from flowfactory.config.schema import TrainingConfig
+from flowfactory.policy.policy import REFERENCE, At
+from flowfactory.training.learner import Gathered, Learner
 
 OLD = (0.3, -0.2)  # START of conftest.py
 NEW = (0.36, -0.25)

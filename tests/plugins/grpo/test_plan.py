@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from flowfactory import Canvas, SamplingPlan, UserError
-from flowfactory.config import validate
-from flowfactory.dynamics import FlowSDEConfig
-from flowfactory.loop import Clock, gather, prepare, train
+from flowfactory.config.schema import validate
+from flowfactory.flow.dynamics import FlowSDEConfig
 from flowfactory.testing import check_algorithm
+from flowfactory.training.iteration import Clock, gather, prepare, train
 from flowfactory.types import Dynamics
 from flowfactory_grpo.grpo import GRPOConfig
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flowfactory import DynamicsConfig, hookimpl
-from flowfactory.dynamics import FlowSDE, FlowSDEConfig
+from flowfactory.flow.dynamics import FlowSDE, FlowSDEConfig
 
 
 class UnstatedConfig(DynamicsConfig):

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from flowfactory import RunError
-from flowfactory.config import TrainingConfig
-from flowfactory.dynamics import FlowSDEConfig
-from flowfactory.learner import Gathered, Learner
-from flowfactory.policy import REFERENCE, At
+from flowfactory.config.schema import TrainingConfig
+from flowfactory.flow.dynamics import FlowSDEConfig
+from flowfactory.flow.timesteps import Discrete, LogitNormal, Places, Uniform, places
+from flowfactory.policy.policy import REFERENCE, At
 from flowfactory.testing import Learning
-from flowfactory.times import Discrete, LogitNormal, Places, Uniform, places
+from flowfactory.training.learner import Gathered, Learner
 
 START = (0.3, -0.2)  # of conftest.py
 MIDDLE = (0.5, -0.35)

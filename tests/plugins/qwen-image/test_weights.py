@@ -12,7 +12,7 @@ from families import LORA, apart, nudge, opened
 from tiny_qwen_image import LATENTS
 
 from flowfactory import Prompt, Step, flow
-from flowfactory.dynamics import ODE
+from flowfactory.flow.dynamics import ODE
 from flowfactory.testing import Bench, bench, check_model
 
 CLOSE = 1e-5

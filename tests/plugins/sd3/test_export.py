@@ -13,11 +13,12 @@ from families import LORA, two_iterations
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from flowfactory import UserError, checkpoint
-from flowfactory.cli import app
-from flowfactory.export import export
-from flowfactory.loop import prepare
-from flowfactory.rundir import RunDirectory
+from flowfactory import UserError
+from flowfactory.cli.main import app
+from flowfactory.runs.checkpoints import save
+from flowfactory.runs.directory import RunDirectory
+from flowfactory.runs.export import export
+from flowfactory.training.iteration import prepare
 
 ALGORITHM = {"name": "reinforce"}
 
@@ -54,7 +55,7 @@ def transformer_of(directory: RunDirectory, weights: str | None = None) -> Any:
     """The transformer of the run's last checkpoint, in this process."""
     run = prepare(directory.load_config(), trackers=False)
     run.assembly.hooks.run_started(run.info, run.policy)
-    checkpoint.load(directory.checkpoints / "000002", run.policy)
+    save.load(directory.checkpoints / "000002", run.policy)
     with run.policy.using(weights):
         return {name: weight.detach().clone() for name, weight in run.policy.modules["transformer"].state_dict().items()}
 

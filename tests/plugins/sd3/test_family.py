@@ -16,7 +16,7 @@ from families import opened as bench_of
 from transformers import CLIPTextModelWithProjection
 
 from flowfactory import UserError, flow
-from flowfactory.pretrained import Pretrained
+from flowfactory.models.pretrained import Pretrained
 from flowfactory_sd3.model import SD3Config
 
 PROMPTS = ("a photo of a red circle", "green square", "cat")

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from flowfactory import Policy, RunInfo, Runtime, UserError, hookimpl
-from flowfactory.cli import app
-from flowfactory.config import validate
-from flowfactory.loop import train
-from flowfactory.two_parameter import FILE
+from flowfactory.cli.main import app
+from flowfactory.config.schema import validate
+from flowfactory.testing.two_parameter import FILE
+from flowfactory.training.iteration import train
 
 PLUGINS = [FILE, policy_gradient.__file__]
 LORA = {"lora": {"rank": 4, "alpha": 8}}

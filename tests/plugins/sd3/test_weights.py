@@ -11,7 +11,7 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from flowfactory import Trajectory, flow
-from flowfactory.policy import REFERENCE
+from flowfactory.policy.policy import REFERENCE
 from flowfactory.testing import check_model
 from flowfactory_sd3.model import SD3Config
 
@@ -151,6 +151,6 @@ def test_full_training_reaches_every_weight_but_the_queries_of_text_nobody_reads
 
 def step_at(latents: Tensor, conditions: Any, guidance: float) -> Any:
     from flowfactory import Step
-    from flowfactory.dynamics import ODE
+    from flowfactory.flow.dynamics import ODE
 
     return Step(latents, torch.full((len(latents),), 0.7), conditions, guidance, ODE())

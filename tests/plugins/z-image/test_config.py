@@ -14,10 +14,10 @@ import torch
 from families import LORA, two_iterations
 
 from flowfactory import Runtime, UserError
-from flowfactory.config import load, validate
-from flowfactory.pretrained import Pretrained
+from flowfactory.config.schema import load, validate
+from flowfactory.models.pretrained import Pretrained
 from flowfactory.testing import bench
-from flowfactory.two_parameter import FILE
+from flowfactory.testing.two_parameter import FILE
 from flowfactory_z_image.model import grid
 
 BFLOAT = torch.bfloat16

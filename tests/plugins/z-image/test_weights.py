@@ -11,7 +11,7 @@ from diffusers import ZImageTransformer2DModel
 from families import LORA, apart, nudge
 
 from flowfactory import Step, flow
-from flowfactory.dynamics import ODE
+from flowfactory.flow.dynamics import ODE
 from flowfactory.testing import check_model
 
 PROMPTS = ("a photo of a red circle", "green square")

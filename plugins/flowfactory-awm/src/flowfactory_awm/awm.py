@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 
 from flowfactory import At, Experience, Loss, Policy, hookimpl
-from flowfactory.averages import Constant, Decay, Power
-from flowfactory.objectives import clipped_surrogate, is_clipped, squared_error, velocity_kl
-from flowfactory.policy import REFERENCE
-from flowfactory.times import Places, TimedConfig, places
+from flowfactory.config.ema import Constant, Decay, Power
+from flowfactory.flow.timesteps import Places, TimedConfig, places
+from flowfactory.policy.policy import REFERENCE
+from flowfactory.rl.advantages import clipped_surrogate, is_clipped, squared_error, velocity_kl
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,10 +11,10 @@ from pydantic import Field
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
-from flowfactory.averages import Decay, PiecewiseLinear
-from flowfactory.objectives import group_max, group_sum, optimality, squared_error, velocity_kl
-from flowfactory.policy import REFERENCE
-from flowfactory.times import Places, TimedConfig, places
+from flowfactory.config.ema import Decay, PiecewiseLinear
+from flowfactory.flow.timesteps import Places, TimedConfig, places
+from flowfactory.policy.policy import REFERENCE
+from flowfactory.rl.advantages import group_max, group_sum, optimality, squared_error, velocity_kl
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,9 +9,9 @@ import torch
 from pydantic import Field
 
 from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
-from flowfactory.objectives import group_sum, squared_error, velocity_kl
-from flowfactory.policy import REFERENCE
-from flowfactory.times import Places, places
+from flowfactory.flow.timesteps import Places, places
+from flowfactory.policy.policy import REFERENCE
+from flowfactory.rl.advantages import group_sum, squared_error, velocity_kl
 from flowfactory_dpo.reference import Reference, ReferenceConfig
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from pydantic import Field
 from torch.nn.functional import logsigmoid
 
 from flowfactory import Experience, Loss, Policy, SamplingPlan, hookimpl
-from flowfactory.objectives import squared_error
-from flowfactory.times import Places, places
+from flowfactory.flow.timesteps import Places, places
+from flowfactory.rl.advantages import squared_error
 from flowfactory_dpo.reference import Reference, ReferenceConfig
 
 if TYPE_CHECKING:
-    from flowfactory.config import RunConfig
+    from flowfactory.config.schema import RunConfig
 
 
 class DPOConfig(ReferenceConfig):

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pydantic import Field
 
 from flowfactory import At, Policy, SamplingPlan
-from flowfactory.averages import Decay
-from flowfactory.policy import REFERENCE
-from flowfactory.times import TimedConfig
+from flowfactory.config.ema import Decay
+from flowfactory.flow.timesteps import TimedConfig
+from flowfactory.policy.policy import REFERENCE
 
 AVERAGE = "preference reference"
 

@@ -11,14 +11,14 @@ from pydantic import Field
 
 from flowfactory import Evaluation, Loss, Step
 from flowfactory.flow import like
-from flowfactory.objectives import normalised_log_ratio
+from flowfactory.rl.advantages import normalised_log_ratio
 from flowfactory_grpo.coupled import Coupled, CoupledConfig
 from flowfactory_grpo.grpo import clipped
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flowfactory.config import RunConfig
+    from flowfactory.config.schema import RunConfig
 
 
 class GRPOGuardConfig(CoupledConfig):

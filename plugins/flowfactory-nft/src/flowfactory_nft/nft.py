@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from flowfactory import At, Experience, Loss, Policy, SamplingPlan, hookimpl
-from flowfactory.averages import Decay, PiecewiseLinear
+from flowfactory.config.ema import Decay, PiecewiseLinear
 from flowfactory.flow import like
-from flowfactory.objectives import optimality, squared_error, velocity_kl
-from flowfactory.policy import REFERENCE
-from flowfactory.times import Places, TimedConfig, places
+from flowfactory.flow.timesteps import Places, TimedConfig, places
+from flowfactory.policy.policy import REFERENCE
+from flowfactory.rl.advantages import optimality, squared_error, velocity_kl
 
 if TYPE_CHECKING:
     from torch import Tensor

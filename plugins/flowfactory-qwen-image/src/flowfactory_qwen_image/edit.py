@@ -10,14 +10,14 @@ import torch
 from pydantic import Field
 
 from flowfactory import Canvas, Prompt
-from flowfactory.config import Takes
-from flowfactory.family import Entry, Family, FamilyConfig, Parts, numbered
-from flowfactory.media import read_picture
-from flowfactory.pretrained import Pretrained
+from flowfactory.config.schema import Takes
+from flowfactory.data.media import read_picture
+from flowfactory.models.family import Entry, Family, FamilyConfig, Parts, numbered
+from flowfactory.models.pretrained import Pretrained
 from flowfactory_qwen_image.image import QWEN_IMAGE, check_steps
 
 if TYPE_CHECKING:
-    from flowfactory.config import RunConfig
+    from flowfactory.config.schema import RunConfig
 
 
 class EditCheckpoint(Pretrained):

@@ -12,7 +12,7 @@ from torch import Tensor
 from flowfactory import Canvas, Conditions, Prompt
 from flowfactory.canvas import Grid
 from flowfactory.errors import UserError
-from flowfactory.family import (
+from flowfactory.models.family import (
     Entry,
     Family,
     FamilyConfig,
@@ -24,10 +24,10 @@ from flowfactory.family import (
     scheduled,
     stacked_pictures,
 )
-from flowfactory.pretrained import Pretrained
+from flowfactory.models.pretrained import Pretrained
 
 if TYPE_CHECKING:
-    from flowfactory.config import RunConfig
+    from flowfactory.config.schema import RunConfig
 
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt
 from flowfactory.canvas import Grid
-from flowfactory.family import Entry, Family, FamilyConfig, Parts, decode_scaled, resolution_shift, scheduled
-from flowfactory.pretrained import Pretrained
+from flowfactory.models.family import Entry, Family, FamilyConfig, Parts, decode_scaled, resolution_shift, scheduled
+from flowfactory.models.pretrained import Pretrained
 
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),

@@ -8,12 +8,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory import ComponentConfig, Samples, hookimpl, prompts
+from flowfactory import ComponentConfig, Samples, hookimpl
+from flowfactory.data import prompts
 from flowfactory_tiny.scenes import parse
 from flowfactory_tiny.verifier import verify
 
 if TYPE_CHECKING:
-    from flowfactory.config import RunConfig
+    from flowfactory.config.schema import RunConfig
 
 
 class SceneConfig(ComponentConfig):

@@ -11,11 +11,20 @@ from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt, flow
 from flowfactory.canvas import Grid
-from flowfactory.family import Entry, Family, FamilyConfig, Parts, decode_scaled, even_sigmas, resolution_shift, scheduled
-from flowfactory.pretrained import Pretrained
+from flowfactory.models.family import (
+    Entry,
+    Family,
+    FamilyConfig,
+    Parts,
+    decode_scaled,
+    even_sigmas,
+    resolution_shift,
+    scheduled,
+)
+from flowfactory.models.pretrained import Pretrained
 
 if TYPE_CHECKING:
-    from flowfactory.config import RunConfig
+    from flowfactory.config.schema import RunConfig
 
 PATCH = 2  # the transformer can have several, and the pipeline uses this one
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")

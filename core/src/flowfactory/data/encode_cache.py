@@ -1,0 +1,157 @@
+"""The encode-once cache: each distinct prompt goes through the text encoders once, then rests on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flowfactory.canvas import Canvas
+from flowfactory.data.media import digest
+from flowfactory.types import Conditions, Prompt
+
+ENVIRONMENT = "FLOWFACTORY_CACHE"
+CHECKSUM = "checksum"
+Entry = Mapping[str, Tensor]
+Encode = Callable[[Sequence[Prompt], Canvas], Iterable[Entry]]
+
+
+def default_folder() -> Path:
+    """$FLOWFACTORY_CACHE, or ``flowfactory`` in the user's cache folder."""
+    if chosen := os.environ.get(ENVIRONMENT):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowfactory"
+
+
+def checkpoint_identity(path: str, parts: Sequence[str] = ()) -> str:
+    """What changes when the checkpoint does: name, size and time of the files below ``parts`` of a folder, else the hub id.
+
+    A copy of a folder counts as another checkpoint, which costs one encoding and never a wrong one.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        return path
+    folders = [root / part for part in parts] or [root]
+    files = sorted(file for folder in folders for file in folder.rglob("*") if file.is_file())
+    facts = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps([str(root.resolve()), facts]).encode()).hexdigest()
+
+
+class ConditionCache:
+    """Conditions of prompts: from memory, else from disk, else from the model.
+
+    ``encoding`` is everything beside the prompt that changes the tensors; the canvas does where ``canvas_matters``. They are
+    held in host memory, once per distinct prompt, and come on ``device``. An entry that is missing, or whose bytes are not
+    those that were written, is made again; it is written to a temporary name and renamed, so that it is whole or not there.
+    """
+
+    def __init__(
+        self,
+        encode: Encode,
+        encoding: str,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        canvas_matters: bool = False,
+    ) -> None:
+        self._encode, self._encoding = encode, encoding
+        self._version = metadata.version("flowfactory")  # once: it is looked for on the disk
+        self._folder = folder / "conditions"
+        self._device = torch.device(device)
+        self._canvas_matters = canvas_matters
+        self._memory: dict[str, Entry] = {}
+
+    def prepare(self, prompts: Iterable[Prompt], canvas: Canvas) -> int:
+        """Have the entries of all ``prompts`` in memory; returns how many had to be encoded."""
+        missing: dict[str, Prompt] = {}
+        for prompt in prompts:
+            key = self._key(prompt, canvas)
+            if key in self._memory or key in missing:
+                continue
+            entry = _read(self._path(key))
+            if entry is None:
+                missing[key] = prompt
+            else:
+                self._memory[key] = entry
+        if missing:  # in one call, for which the encoders are loaded once
+            entries = self._encode(list(missing.values()), canvas)
+            for key, entry in zip(missing, entries, strict=True):
+                self._memory[key] = {name: tensor.cpu().contiguous() for name, tensor in entry.items()}
+                _write(self._path(key), self._memory[key])
+        return len(missing)
+
+    def conditions(self, prompts: Sequence[Prompt], canvas: Canvas, negative: Sequence[Prompt] | None = None) -> Conditions:
+        """The conditions of ``prompts``, one entry each, and of the ``negative`` prompt of each."""
+        self.prepare([*prompts, *(negative or ())], canvas)
+        arrived: dict[str, Entry] = {}
+
+        def entries(wanted: Sequence[Prompt]) -> tuple[Entry, ...]:
+            keys = [self._key(prompt, canvas) for prompt in wanted]
+            for key in keys:
+                if key not in arrived:
+                    arrived[key] = self._arrive(self._memory[key])
+            return tuple(arrived[key] for key in keys)
+
+        return Conditions(entries(prompts), None if negative is None else Conditions(entries(negative)))
+
+    def _arrive(self, entry: Entry) -> Entry:
+        if self._device.type == "cpu":
+            return entry
+        return {name: tensor.to(self._device) for name, tensor in entry.items()}
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}.safetensors"
+
+    def _key(self, prompt: Prompt, canvas: Canvas) -> str:
+        parts = [
+            self._version,
+            self._encoding,
+            prompt.text,
+            json.dumps(prompt.metadata, sort_keys=True, default=str),
+            [digest(path) for path in prompt.images],
+            prompt.video and digest(prompt.video),
+            prompt.audio and digest(prompt.audio),
+            canvas if self._canvas_matters else None,
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
+
+
+def _read(path: Path) -> Entry | None:
+    """The entry in ``path``; None where there is none, or where it is not as it was written."""
+    try:
+        with safe_open(path, "pt") as file:
+            entry = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            written = (file.metadata() or {}).get(CHECKSUM)
+    except (SafetensorError, OSError):
+        return None
+    return entry if written == _checksum(entry) else None
+
+
+def _write(path: Path, entry: Entry) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")
+    os.close(handle)
+    try:
+        save_file(dict(entry), temporary, metadata={CHECKSUM: _checksum(entry)})
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _checksum(entry: Entry) -> str:
+    """Of names, shapes, dtypes and bytes: safetensors itself notices a file cut short, not one with other bytes."""
+    found = hashlib.blake2b(digest_size=16)
+    for name in sorted(entry):
+        tensor = entry[name].contiguous()
+        found.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

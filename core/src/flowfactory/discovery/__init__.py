@@ -1,0 +1,1 @@
+"""What is installed: components found through entry points and one-file plugins."""

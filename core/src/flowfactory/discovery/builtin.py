@@ -1,0 +1,16 @@
+"""The components that come with core."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flowfactory.hooks.specs import hookimpl
+
+
+@hookimpl
+def register_components(register: Callable[[str, str, Any], None]) -> None:
+    """Register the dynamics and trackers of core."""
+    register("dynamics", "ode", "flowfactory.flow.dynamics:ODEConfig")
+    register("dynamics", "flow-sde", "flowfactory.flow.dynamics:FlowSDEConfig")
+    register("dynamics", "dance-sde", "flowfactory.flow.dynamics:DanceSDEConfig")
+    register("dynamics", "cps", "flowfactory.flow.dynamics:CPSConfig")
+    register("tracker", "tensorboard", "flowfactory.runs.trackers:TensorBoardConfig")

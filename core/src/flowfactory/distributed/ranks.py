@@ -1,0 +1,306 @@
+"""Ranks: the processes that do a run's work together, what they tell one another, and how they share its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import warnings
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+
+from flowfactory.distributed import launch
+from flowfactory.errors import UserError
+
+if TYPE_CHECKING:
+    from flowfactory.config.schema import DistributedConfig, RunConfig
+
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
+Rows = Sequence[Sequence[int]]
+"""The samples that each rank has or is to have."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among ``count``; alone, it does all the work and every exchange is with itself.
+
+    ``mesh`` has the dimensions replicate and shard, or shard alone; None where every rank holds whole weights.
+    ``local`` counts the ranks of this machine.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+    mesh: DeviceMesh | None = None
+    offload: bool = False
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank speaks for all: it alone prints, and writes what is not its own share."""
+        return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's ``value``, which can be pickled, in the order of the ranks."""
+        if self.count == 1:
+            return [value]
+        found: list[T] = [value] * self.count
+        dist.all_gather_object(found, value)
+        return found
+
+    def broadcast(self, value: T) -> T:
+        """The leading rank's ``value``."""
+        if self.count == 1:
+            return value
+        found = [value]
+        dist.broadcast_object_list(found, src=0)
+        return found[0]
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is set on some rank."""
+        return any(self.gather(flag))
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.count > 1:
+            self.gather(None)  # on the host, whatever the device
+
+    def agree(self, kinds: Sequence[K]) -> Sequence[K]:
+        """``kinds`` where ranks run on their own; the kinds of all ranks in one order where a forward is a joint work."""
+        if self.mesh is None or self.count == 1:
+            return kinds
+        own = sorted(kinds, key=repr)
+        digest = hashlib.blake2b(repr(own).encode(), digest_size=7).digest()
+        mine = torch.tensor([int.from_bytes(digest, "little")])
+        digests = [torch.empty_like(mine) for _ in range(self.count)]
+        dist.all_gather(digests, mine)
+        if all(torch.equal(other, mine) for other in digests):
+            return own
+        return sorted(set().union(*self.gather(own)), key=repr)
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Make of each of ``tensors`` the sum over the ranks, in place."""
+        if self.count == 1 or not tensors:
+            return
+        for same in _by_dtype(tensors):
+            flat = torch.cat([tensor.flatten() for tensor in same])
+            dist.all_reduce(flat)
+            torch._foreach_copy_(same, [part.view_as(own) for own, part in zip(same, _parts(flat, same), strict=True)])
+
+    def norm(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The L2 norm of ``tensors``, of which each rank gives its own shards where weights are sharded."""
+        own = torch.nn.utils.get_total_norm(tensors)
+        if self.mesh is None or self.mesh["shard"].size() == 1:
+            return own
+        squared = own.double().square()
+        dist.all_reduce(squared, group=self.mesh["shard"].get_group())
+        return squared.sqrt().to(own.dtype)
+
+    def exchange(self, tensor: Tensor, held: Rows, wanted: Rows) -> Tensor:
+        """The samples ``wanted[rank]`` [n, ...], where ``tensor`` holds the samples ``held[rank]`` of this rank, in order.
+
+        Every rank calls it with the same ``held`` and ``wanted``. What several ranks hold comes from the first of them.
+        """
+        holder: dict[int, tuple[int, int]] = {}
+        for rank, rows in enumerate(held):
+            for place, row in enumerate(rows):
+                holder.setdefault(row, (rank, place))
+        mine = wanted[self.rank]
+        if self.count == 1:
+            return tensor[[holder[row][1] for row in mine]]
+        leaves = [[holder[row][1] for row in rows if holder[row][0] == self.rank] for rows in wanted]
+        sources = [holder[row][0] for row in mine]
+        arrives = sorted(range(len(mine)), key=sources.__getitem__)  # rank after rank
+        size = tensor[:1].numel() * tensor.element_size()
+        order = [place for places in leaves for place in places]
+        # as bytes: gloo does not know every dtype
+        sent = tensor[order].contiguous().view(-1).view(torch.uint8)
+        got = sent.new_empty(len(mine) * size)
+        comes = [sources.count(rank) * size for rank in range(self.count)]
+        dist.all_to_all_single(got, sent, comes, [len(places) * size for places in leaves])
+        return got.view(tensor.dtype).view(len(mine), *tensor.shape[1:])[torch.tensor(arrives).argsort()]
+
+    def share(self, module: nn.Module, blocks: Sequence[nn.Module], dtype: torch.dtype) -> None:
+        """Divide the weights of ``module`` over the ranks, its ``blocks`` one by one; forwards compute in ``dtype``.
+
+        UserError: it cannot be divided.
+        """
+        from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+        assert self.mesh is not None
+        # that what a block returns is a view matters to who changes it in place, as no model here does
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+        on_cuda = self.mesh.device_type == "cuda"
+        offload = CPUOffloadPolicy(pin_memory=on_cuda) if self.offload else OffloadPolicy()
+        half = None if dtype == torch.float32 else dtype
+        # inputs stay as they are, as without sharding: times would lose digits, and autocast rounds what may be rounded
+        precision = MixedPrecisionPolicy(half, torch.float32 if half else None, cast_forward_inputs=False)
+        try:
+            for part in (*blocks, module):
+                # the root too, which would otherwise stay whole after a forward without gradients
+                fully_shard(part, mesh=self.mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=True)
+        except ValueError as error:
+            raise UserError(f"distributed.shard: {' '.join(str(error).split())}; set it to 1 for this model") from error
+        for part in module.modules():
+            if isinstance(part, FSDPModule):  # gradients add up; the learner divides by the number of samples
+                part.set_gradient_divide_factor(1.0)
+                part.set_force_sum_reduction_for_comms(True)
+
+
+ALONE = Ranks()
+
+
+def _by_dtype(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    kinds: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault(tensor.dtype, []).append(tensor)
+    return list(kinds.values())
+
+
+def _parts(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    return list(torch.split(flat, [tensor.numel() for tensor in like]))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's shard of ``tensor``, sharing its memory; ``tensor`` itself where it is whole."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def as_shard(own: Tensor, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+    """``own`` as this rank's shard of a tensor, of ``shape`` or that of ``like``, that is divided as ``like`` is.
+
+    They share their memory.
+    """
+    if not isinstance(like, DTensor):
+        return own
+    whole = torch.empty(like.shape if shape is None else tuple(shape), device="meta")
+    # not DTensor.from_local, which copies to the mesh's device what is off-loaded to the host
+    spec = DTensorSpec(like.device_mesh, like.placements, TensorMeta(whole.shape, whole.stride(), own.dtype))
+    return DTensor(own, spec, requires_grad=False)  # type: ignore[no-untyped-call]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of ``tensor``; a joint work of the ranks where it is sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@contextmanager
+def whole_weights(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Within it sharded ``modules`` are whole, so that forwards without gradients gather nothing."""
+    from torch.distributed.fsdp import FSDPModule
+
+    parts = [part for module in modules for part in module.modules() if isinstance(part, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(True, recurse=False)
+
+
+def evenly(units: Sequence[Sequence[int]], parts: int) -> list[list[int]]:
+    """The rows of whole ``units`` in ``parts`` runs, as even as they come; some are empty where there are fewer units."""
+    bounds = [len(units) * i // parts for i in range(parts + 1)]
+    return [[row for unit in units[start:end] for row in unit] for start, end in pairwise(bounds)]
+
+
+def dealt(units: Sequence[Sequence[int]], size: int, count: int) -> Iterator[Rows]:
+    """Rounds of the rows that each of ``count`` ranks is to have, whole ``units`` and as even as they come.
+
+    A rank has at most ``size`` units a round, but for a round to be; in the last some may have none.
+    """
+    rounds = math.ceil(len(units) / (size * count))
+    parts = rounds * count
+    pieces = evenly(units, parts)
+    pieces.sort(key=lambda piece: not piece)  # those without work last, together
+    for start in range(0, parts, count):
+        yield pieces[start : start + count]
+
+
+def evened(rows: Sequence[int], count: int) -> Rows:
+    """``rows`` in ``count`` runs of one length; the last row is repeated where they do not come out even."""
+    length = math.ceil(len(rows) / count)
+    return [[rows[min(rank * length + i, len(rows) - 1)] for i in range(length)] for rank in range(count)]
+
+
+def sizes(config: DistributedConfig, count: int) -> tuple[int, int]:
+    """(replicate, shard) of ``count`` ranks. UserError: they cannot be divided so."""
+    shard, replicate = config.shard, config.replicate
+    if shard == "auto":
+        shard = count if replicate == "auto" else count // replicate
+    if replicate == "auto":
+        replicate = count // shard
+    if shard * replicate != count or shard < 1:
+        raise UserError(
+            f"distributed: shard {config.shard} and replicate {config.replicate} do not divide {count} "
+            f"rank{'s' if count > 1 else ''}; their product must be that, and 'auto' is what is left"
+        )
+    return replicate, shard
+
+
+def device_of(name: str, local: int = 0) -> torch.device:
+    """The device; ``auto`` is CUDA where there is one, one a rank. UserError: no such device here."""
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{local % torch.cuda.device_count()}"  # a scheduler may show each rank one device, its own
+    elif name == "auto":
+        name = "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device: {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def arranged(config: RunConfig, rank: int, count: int, local: int) -> Ranks:
+    """The ranks of the group that this process is in, dividing weights as the config says. UserError: they cannot."""
+    replicate, shard = sizes(config.distributed, count)
+    offload, mesh = config.distributed.offload, None
+    if shard > 1 or offload:
+        device = device_of(config.device, local).type
+        mesh = init_device_mesh(device, (replicate, shard), mesh_dim_names=("replicate", "shard"))
+        mesh = mesh["shard"] if replicate == 1 else mesh
+    return Ranks(rank, count, local, mesh, offload)
+
+
+@contextmanager
+def join(config: RunConfig) -> Iterator[Ranks]:
+    """This process's place in the group that was started, alone where none was.
+
+    UserError: the ranks cannot be divided as the config says, or there is no device for each.
+    """
+    found, chosen = launch.environment(os.environ), config.distributed
+    count = found.world_size if found else 1
+    sizes(chosen, count)  # before anything waits for anyone
+    if count == 1 and not chosen.offload:
+        yield ALONE
+        return
+    local = found.local_rank if found else 0
+    device = device_of(config.device, local)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    timeout = timedelta(minutes=chosen.timeout)
+    if found and count > 1:
+        os.environ.update(found.variables())  # where the scheduler has other names for them
+        dist.init_process_group(backend, timeout=timeout)
+    else:  # off-loading is fully_shard's, which wants a group even of one
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)  # type: ignore[attr-defined]
+    ranks = arranged(config, found.rank if found else 0, count, local)
+    yield ranks
+    ranks.barrier()  # a rank that leaves early takes the connections of the others with it
+    dist.destroy_process_group()

@@ -1,0 +1,185 @@
+"""Training times: where algorithms that bring their own times ask for the velocity, and the noisy latents there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import BeforeValidator, Field, model_validator
+from torch import Tensor
+
+from flowfactory.config.schema import AlgorithmConfig
+from flowfactory.config.strict import Strict, name_only
+from flowfactory.errors import RunError
+from flowfactory.flow.rollout import generator, like
+from flowfactory.types import Experience, Index, NoiseKey, Step
+
+if TYPE_CHECKING:
+    from flowfactory.config.schema import RunConfig
+
+
+class _Range(Strict):
+    """Between which sigmas, and how many times a sample."""
+
+    count: int = Field(2, ge=1, description="times a sample and pass")
+    low: float = Field(0.0, ge=0, lt=1, description="no sigma below; a shift comes after")
+    high: float = Field(1.0, gt=0, le=1, description="no sigma above; a shift comes after")
+    shared: bool | None = Field(
+        None, description="whether the members of a group share noise and times; the algorithm's own choice when left out"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> _Range:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        return self
+
+    def check(self, run: RunConfig) -> None:
+        """Raise ValueError when the rest of the config does not go with these times."""
+
+
+class Discrete(_Range):
+    """Sigmas of the sampling schedule itself, drawn for each sample without replacement."""
+
+    name: Literal["discrete"] = "discrete"
+    initial: bool = Field(True, description="whether the first one, pure noise, is among them")
+
+    def check(self, run: RunConfig) -> None:
+        """There are as many steps as times."""
+        there = run.sampling.steps - (not self.initial)
+        if self.count > there:
+            raise ValueError(f"algorithm.times.count ({self.count}) is more than the {there} sampling steps there are")
+
+    def sigmas(self, schedule: Tensor, generator: torch.Generator) -> Tensor:
+        """[count] of ``schedule`` [steps + 1], each once. RunError: too few lie between low and high."""
+        steps = schedule[:-1] if self.initial else schedule[1:-1]
+        inside = steps[(steps >= self.low) & (steps <= self.high)]
+        if len(inside) < self.count:
+            raise RunError(
+                f"algorithm.times: {len(inside)} sampling steps lie between low {self.low} and high {self.high}, fewer than "
+                f"count {self.count}"
+            )
+        return inside[torch.randperm(len(inside), generator=generator)[: self.count]]
+
+
+class _Continuous(_Range):
+    shift: float = Field(1.0, gt=0, description="above 1 moves towards noise: sigma becomes s sigma / (1 + (s - 1) sigma)")
+    stratified: bool = Field(True, description="one time from each of count equal parts, instead of count at random")
+
+    def _shares(self, generator: torch.Generator) -> Tensor:
+        """[count] in [0, 1)."""
+        drawn = torch.rand(self.count, generator=generator, dtype=torch.float64)
+        return (torch.arange(self.count) + drawn) / self.count if self.stratified else drawn
+
+
+class Uniform(_Continuous):
+    """Uniform between low and high."""
+
+    name: Literal["uniform"] = "uniform"
+
+    def sigmas(self, schedule: Tensor, generator: torch.Generator) -> Tensor:
+        """[count]."""
+        return shifted(self.low + (self.high - self.low) * self._shares(generator), self.shift)
+
+
+class LogitNormal(_Continuous):
+    """The logistic function of a normal, arXiv:2403.03206, between low and high."""
+
+    name: Literal["logit-normal"] = "logit-normal"
+    mean: float = Field(0.0, description="of the normal; above 0 moves towards noise")
+    std: float = Field(1.0, gt=0, description="of the normal")
+
+    def sigmas(self, schedule: Tensor, generator: torch.Generator) -> Tensor:
+        """[count]: quantiles, so that low and high truncate and stratification is exact."""
+        low, high = (self._below(bound) for bound in (self.low, self.high))
+        shares = (low + (high - low) * self._shares(generator)).clamp(1e-9, 1 - 1e-9)
+        sigmas = torch.sigmoid(self.mean + self.std * torch.special.ndtri(shares))
+        return shifted(sigmas.clamp(self.low, self.high), self.shift)  # far in a tail the quantiles are not exact
+
+    def _below(self, sigma: float) -> float:
+        if sigma in (0.0, 1.0):
+            return sigma
+        return NormalDist(self.mean, self.std).cdf(float(torch.logit(torch.tensor(sigma, dtype=torch.float64))))
+
+
+Times = Annotated[Discrete | Uniform | LogitNormal, Field(discriminator="name"), BeforeValidator(name_only)]
+
+
+class TimedConfig(AlgorithmConfig):
+    """What the options of algorithms with training times of their own share."""
+
+    times: Times = Field(Uniform(), description="training times")
+
+    def check(self, run: RunConfig) -> None:
+        """The training times go with the sampling steps."""
+        self.times.check(run)
+
+
+def shifted(sigma: Tensor, shift: float) -> Tensor:
+    """Sigma moved towards noise by a shift above 1, as schedulers shift: s sigma / (1 + (s - 1) sigma)."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Noisy latents to ask for the velocity at, in ``step``, a row for each sample and time.
+
+    ``samples`` [b] are the rows' own; target [b, ...] is noise - clean; time [b] counts the times of a sample from 0.
+    """
+
+    samples: Experience
+    step: Step
+    target: Tensor
+    time: Tensor
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    @property
+    def groups(self) -> Tensor:
+        """[b], int64: rows of one group at one time share an id."""
+        return self.samples.groups * (int(self.time.max()) + 1) + self.time
+
+    def rows(self, index: Index) -> Places:
+        """The rows ``index``."""
+        return Places(self.samples.rows(index), self.step.rows(index), self.target[index], self.time[index])
+
+    def batches(self) -> list[Places]:
+        """Pieces that fit one forward, in order."""
+        most = self.samples.batch_size * self.samples.times_per_forward
+        return [self.rows(range(start, min(start + most, len(self)))) for start in range(0, len(self), most)]
+
+
+def places(experience: Experience, times: Discrete | Uniform | LogitNormal, shared: bool = False) -> Iterator[Places]:
+    """All samples of ``experience`` at their training times, ``times_per_forward`` times together.
+
+    Times and noise are functions of (seed, iteration, epoch, prompt, member) alone. With ``shared``, unless ``times`` says
+    otherwise, the members of a group have the same ones.
+    """
+    experience = experience.arrived()
+    plan, device = experience.plan, experience.latents.device
+    keys = plan.keys
+    if shared if times.shared is None else times.shared:  # a prompt that comes twice has groups of its own
+        first = {int(group): key for group, key in reversed(list(zip(experience.groups, keys, strict=True)))}
+        keys = tuple(NoiseKey(first[int(group)].prompt, -1 - int(group)) for group in experience.groups)
+    schedule = experience.sigmas.float().cpu()
+    sigmas = torch.stack([times.sigmas(schedule, _source("times", experience, key)).float() for key in keys]).to(device)
+    shape = experience.latents.shape[1:]
+    for start in range(0, times.count, experience.times_per_forward):
+        chosen = range(start, min(start + experience.times_per_forward, times.count))
+        samples = experience.rows([*range(len(experience))] * len(chosen))
+        sigma = torch.cat([sigmas[:, j] for j in chosen])
+        sources = [_source(f"noise {j}", experience, key) for j in chosen for key in keys]
+        noise = torch.stack([torch.randn(shape, generator=source) for source in sources]).to(device)
+        clean, s = samples.latents.float(), like(sigma, samples.latents)
+        latents = ((1 - s) * clean + s * noise).to(experience.latents.dtype)
+        step = Step(latents, sigma, samples.conditions, plan.guidance, plan.dynamics)
+        yield Places(samples, step, noise - clean, torch.tensor(chosen).repeat_interleave(len(experience)))
+
+
+def _source(purpose: str, experience: Experience, key: NoiseKey) -> torch.Generator:
+    plan = experience.plan
+    return generator("training", purpose, plan.seed, plan.iteration, experience.epoch, key.prompt, key.member)

@@ -1,0 +1,1 @@
+"""The hooks of a run: their specs, and typed calls to the components that implement them."""

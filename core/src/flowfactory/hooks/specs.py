@@ -1,0 +1,127 @@
+"""The seam: every hook, who implements it and what it promises.
+
+Two plugin managers share one marker. *Discovery* calls :class:`DiscoverySpecs` on every installed plugin and must stay
+free of heavy imports. *A run* calls :class:`RunSpecs` on just the components that its config names.
+Specs take no defaults and no ``*``: pluggy would never pass such a parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    import torch
+    from torch import Tensor
+
+    from flowfactory.canvas import Canvas
+    from flowfactory.policy.policy import Policy
+    from flowfactory.types import (
+        Conditions,
+        Evaluation,
+        Experience,
+        Loss,
+        Prompt,
+        RunInfo,
+        Runtime,
+        Samples,
+        SamplingPlan,
+        Step,
+        Trainable,
+        Trajectory,
+    )
+
+PROJECT = "flowfactory"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class DiscoverySpecs:
+    """What an installed plugin answers before any run exists."""
+
+    @hookspec(historic=True)
+    def register_components(self, register: Callable[[str, str, Any], None]) -> None:
+        """Call ``register(kind, name, spec)`` once per component.
+
+        ``kind`` is one of ``model``, ``algorithm``, ``reward``, ``dynamics``, ``tracker`` (then ``spec`` is a
+        :class:`~flowfactory.config.schema.ComponentConfig` class or a lazy ``"package.module:Class"``) or ``example`` (then
+        ``spec`` is the path of a YAML file). Must not import torch.
+        """
+
+
+class RunSpecs:
+    """What the components of a run answer. *One* means that assembly insists on exactly one implementation."""
+
+    @hookspec(firstresult=True)
+    def load(self, runtime: Runtime) -> Trainable:  # type: ignore[empty-body]
+        """Weights in host memory, what of them trains, and the blocks to shard. Model, one.
+
+        Core moves what is returned to ``runtime.device``, after the prompts are encoded.
+        """
+
+    @hookspec(firstresult=True)
+    def encode(self, prompts: Sequence[Prompt], canvas: Canvas) -> Iterable[Mapping[str, Tensor]]:  # type: ignore[empty-body]
+        """One mapping of tensors per prompt, in order, without a batch axis. Model, one.
+
+        Called once per distinct prompt; core puts each answer on disk as it comes, which a generator makes the most of. Text
+        encoders are loaded here, and freed. ``canvas`` is what will be drawn on, for conditions that must fit it.
+        """
+
+    @hookspec(firstresult=True)
+    def sample(self, conditions: Conditions, plan: SamplingPlan) -> Trajectory:  # type: ignore[empty-body]
+        """Media, clean latents and the recorded steps of one batch; no gradients. Model, one; algorithms may wrap."""
+
+    @hookspec(firstresult=True)
+    def log_prob(self, step: Step) -> Evaluation:  # type: ignore[empty-body]
+        """Velocity, and where ``step`` has next latents their log-density, from ONE forward, differentiable.
+
+        Model, one. ``sample`` must run the transformer through the same function.
+        """
+
+    @hookspec
+    def prepare_reward(self, device: torch.device) -> None:
+        """Read weights onto ``device``, the run's, or reach a server: what can fail before anything is drawn. Reward, optional.
+
+        Called once in each process that computes rewards, before ``compute_reward``; ``build`` must read no weights.
+        """
+
+    @hookspec
+    def compute_reward(self, samples: Samples) -> Mapping[str, Tensor | Future[Tensor]]:  # type: ignore[empty-body]
+        """``{label: score [B]}``, higher is better. Every reward; groups are whole. A value may be a future.
+
+        A failure must raise: it is an error of the run, never a reward of zero.
+        """
+
+    @hookspec(firstresult=True)
+    def plan(self, iteration: int, plan: SamplingPlan) -> SamplingPlan | None:
+        """The plan of this iteration: which steps are stochastic, which are recorded. Algorithm, optional."""
+
+    @hookspec(firstresult=True)
+    def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:  # type: ignore[empty-body]
+        """Yield the losses of the samples in ``experience``, a piece of what one optimizer step learns from. Algorithm, one.
+
+        Core back-propagates each loss before it asks for the next, so only one graph is alive; when it has asked for every
+        piece it divides by the number of samples, clips and steps. A piece fits one forward, or is one whole group where the
+        algorithm compares the members of a group. Pieces of as many samples yield as many losses, so that ranks keep step.
+        """
+
+    @hookspec
+    def run_started(self, run: RunInfo, policy: Policy) -> None:
+        """Weights are in place, nothing has been sampled. Anyone."""
+
+    @hookspec
+    def iteration_finished(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """``iteration`` counts from 1; 0 carries the evaluation before training. Anyone."""
+
+    @hookspec
+    def checkpoint_saved(self, iteration: int, path: Path) -> None:
+        """A checkpoint is whole under its final name. Anyone."""
+
+    @hookspec
+    def run_finished(self, run: RunInfo) -> None:
+        """The last iteration is done and everything is on disk. Anyone."""

@@ -1,0 +1,377 @@
+"""The one model over diffusers pipelines, and what a family of pipelines has to say to be run by it.
+
+A family is a :class:`Family` of pure functions: how prompts become tensors, the shape of the noise, the schedule, the velocity
+and the decoder. Opening the checkpoint, guidance, conditions of different shapes, sampling and replaying are here, once.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from itertools import count, takewhile
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from flowfactory import flow
+from flowfactory.canvas import Canvas, Grid
+from flowfactory.config.schema import CheckpointPath, ModelConfig
+from flowfactory.errors import UserError
+from flowfactory.hooks.specs import hookimpl
+from flowfactory.models.pretrained import Pretrained
+from flowfactory.types import (
+    Conditions,
+    Evaluation,
+    Index,
+    Prompt,
+    Runtime,
+    SamplingPlan,
+    Step,
+    Trainable,
+    Trajectory,
+    as_they_are,
+)
+
+if TYPE_CHECKING:
+    from flowfactory.config.schema import RunConfig
+
+ENCODE_BATCH = 32
+Entry = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the functions of a family work on: the pipeline with the parts that are open, the model's options, the device.
+
+    ``agree``: see :class:`~flowfactory.types.Runtime`.
+    """
+
+    pipeline: Any
+    options: Any
+    device: torch.device
+    agree: Callable[[Sequence[Hashable]], Sequence[Hashable]] = as_they_are
+
+
+def linear_guidance(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: Tensor) -> Tensor:
+    """Classifier-free guidance, arXiv:2207.12598: from the velocity without the prompt towards and past the given one."""
+    return without + guidance * (given - without)
+
+
+def from_noise(parts: Parts, noise: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+    """Where a trajectory starts that nothing but noise is known of."""
+    return noise
+
+
+def one_transformer(checkpoint: Pretrained, options: Any) -> tuple[str, ...]:
+    """The transformer of pipelines that have one."""
+    return ("transformer",)
+
+
+def pictures(parts: Parts) -> float | None:
+    """The frame rate of what does not move."""
+    return None
+
+
+def always(parts: Parts) -> bool:
+    """For every checkpoint of the family."""
+    return True
+
+
+def takes_guidance(checkpoint: Pretrained) -> bool:
+    """For every checkpoint of the family."""
+    return True
+
+
+def nothing(parts: Parts) -> tuple[str, ...]:
+    """For families all of whose weights count."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is particular to a family of pipelines.
+
+    distribution: the package it is in; its version is part of the key of encoded prompts.
+    pipelines: the diffusers class that opens it, then others whose checkpoints it may be.
+    encoders: the parts that only ``encode`` needs; ``encoded_with``: other parts whose files change what it makes.
+    lora_targets, blocks: see :class:`~flowfactory.types.Trainable`.
+    encode: tensors of each prompt, without a batch axis; called under ``no_grad`` with at most ``encode_batch`` prompts. It
+    looks at all options but ``not_encoded``.
+    shape: of the latents of one sample. sigmas: [steps + 1], as the checkpoint's scheduler has them.
+    velocity: [B, ...] without classifier-free guidance, for conditions of equal shapes except along the first axis of what
+    ``padded`` names; the guidance is for what is embedded. guide: joins the velocity with the prompt and the one with the
+    negative prompt. guided: whether the checkpoint at hand has classifier-free guidance. takes_guidance: whether any guidance
+    means something to it, as far as files on this machine tell.
+    start: latents at the first sigma. decode: media in [0, 1] of latents.
+    grid: what it can draw. trained: the transformers that train, by the checkpoint and the options. transformers: all there
+    may be.
+    float32: parts that are never rounded. unread, frame_rate, negative_media, canvas_matters: see Trainable.
+    """
+
+    distribution: str
+    pipelines: tuple[str, ...]
+    encoders: tuple[str, ...]
+    lora_targets: tuple[str, ...]
+    blocks: tuple[str, ...]
+    encode: Callable[[Parts, Sequence[Prompt], Canvas], Iterable[Entry]]
+    shape: Callable[[Parts, Canvas], tuple[int, ...]]
+    sigmas: Callable[[Parts, int, Canvas], Tensor]
+    velocity: Callable[[Parts, Tensor, Tensor, Conditions, float], Tensor]
+    decode: Callable[[Parts, Tensor], Tensor]
+    grid: Callable[[Pretrained], Grid]
+    guide: Callable[[Parts, Tensor, Tensor, float, Tensor], Tensor] = linear_guidance
+    guided: Callable[[Parts], bool] = always
+    takes_guidance: Callable[[Pretrained], bool] = takes_guidance
+    start: Callable[[Parts, Tensor, Tensor, Conditions], Tensor] = from_noise
+    unread: Callable[[Parts], tuple[str, ...]] = nothing
+    trained: Callable[[Pretrained, Any], tuple[str, ...]] = one_transformer
+    transformers: tuple[str, ...] = ("transformer",)
+    encoded_with: tuple[str, ...] = ()
+    encode_batch: int = ENCODE_BATCH
+    not_encoded: tuple[str, ...] = ()
+    padded: frozenset[str] = frozenset()
+    float32: tuple[str, ...] = ()
+    frame_rate: Callable[[Parts], float | None] = pictures
+    negative_media: bool = False
+    canvas_matters: bool = False
+
+
+class FamilyConfig(ModelConfig):
+    """What the options of every model over a diffusers pipeline share."""
+
+    family: ClassVar[Family]
+
+    path: CheckpointPath = Field(description="a diffusers folder or a hub id")
+    free_to_change = ("decode_batch_size", "tiling", "encoders_on", "decoder_on")
+
+    decode_batch_size: int | None = Field(None, ge=1, description="decoded at once; as many as are drawn when left out")
+    tiling: bool = Field(False, description="decode in tiles, which takes less memory for large sizes")
+    encoders_on: Literal["device", "host"] = Field("device", description="where prompts are encoded, once, by the first rank")
+    decoder_on: Literal["device", "host"] = Field("device", description="where the VAE is, and what was drawn is decoded")
+
+    @property
+    def checkpoint(self) -> Pretrained:
+        """What ``path`` names."""
+        return Pretrained(self.path, self.family.pipelines)
+
+    def check(self, run: RunConfig) -> None:
+        """Sizes and numbers of frames can be drawn, and guidance means something."""
+        grid = self.family.grid(self.checkpoint)
+        evaluation = run.evaluation
+        grid.check("sampling", run.sampling.size, run.sampling.frames)
+        grid.check("evaluation", evaluation.size, evaluation.frames)
+        if grid.stride is not None and run.sampling.frames is None:
+            raise ValueError(f"sampling.frames is missing: this model draws videos of 1 + a multiple of {grid.stride} frames")
+        if self.family.takes_guidance(self.checkpoint):
+            return
+        for section, guidance in (("sampling", run.sampling.guidance), ("evaluation", evaluation.guidance)):
+            if guidance not in (None, 1):
+                raise ValueError(f"{section}.guidance {guidance}: this checkpoint is distilled and takes none; leave it out")
+
+    def build(self, label: str) -> FamilyModel:
+        return FamilyModel(self)
+
+
+class FamilyModel:
+    """The hooks of a model, from its family. The transformer is run by ``velocity`` alone, in sampling and in training."""
+
+    def __init__(self, config: FamilyConfig) -> None:
+        self._config, self._family = config, config.family
+        self._checkpoint = config.checkpoint
+        self._parts = Parts(None, config, torch.device("cpu"))
+        self._dtype = torch.float32
+
+    @hookimpl
+    def load(self, runtime: Runtime) -> Trainable:
+        """The transformers in host memory, with the VAE and the scheduler beside them."""
+        family, self._dtype = self._family, runtime.dtype
+        there = [name for name, there in self._checkpoint.parts.items() if there]
+        kept = [name for name in there if name not in family.encoders]
+        trained = family.trained(self._checkpoint, self._config)
+        # weights that train are the master weights, and must not be rounded on the way in
+        pipeline = self._checkpoint.open(kept, self._dtypes(kept, trained if self._config.train == "full" else ()))
+        self._parts = Parts(pipeline, self._config, runtime.device, runtime.agree)
+        _settle([pipeline.vae], self._device(self._config.decoder_on))
+        if self._config.tiling:
+            if not hasattr(pipeline.vae, "enable_tiling"):
+                raise UserError(f"model.tiling: {type(pipeline.vae).__name__} cannot decode in tiles; leave it out")
+            pipeline.vae.enable_tiling()
+        frozen = [name for name in family.transformers if name not in trained]
+        return Trainable(
+            modules={name: getattr(pipeline, name) for name in trained},
+            training=self._config.train,
+            lora_targets=family.lora_targets,
+            blocks=family.blocks,
+            encoding=self._encoding(),
+            guided=family.guided(self._parts),
+            frozen={name: module for name in frozen if (module := getattr(pipeline, name, None)) is not None},
+            unread=family.unread(self._parts),
+            negative_media=family.negative_media,
+            canvas_matters=family.canvas_matters,
+            frame_rate=family.frame_rate(self._parts),
+        )
+
+    def _device(self, place: str) -> torch.device:
+        return torch.device("cpu") if place == "host" else self._parts.device
+
+    def _dtypes(self, names: Iterable[str], whole: Iterable[str] = ()) -> dict[str, torch.dtype]:
+        """Of the parts ``names``: what the run's frozen weights have, but float32 of ``whole`` and of what the family says."""
+        exact = {*whole, *self._family.float32}
+        return {"default": self._dtype} | {name: torch.float32 for name in names if name in exact}
+
+    def _encoding(self) -> str:
+        """Everything beside the prompt that changes what ``encode`` makes."""
+        family, config = self._family, self._config
+        options = config.model_dump(mode="json", exclude={*FamilyConfig.model_fields, *family.not_encoded})
+        names = (*family.encoders, *family.encoded_with)
+        tiled = config.tiling and "vae" in family.encoded_with  # pictures are encoded in tiles too
+        versions = [_version(name) for name in (family.distribution, "diffusers", "transformers", "pillow", "torchvision")]
+        return json.dumps([self._checkpoint.identity(names), family.pipelines[0], options, tiled, str(self._dtype), versions])
+
+    @hookimpl
+    def encode(self, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
+        """The tensors of each prompt, by encoders that are there for as long as this takes."""
+        family, loaded = self._family, self._parts.pipeline
+        # beside the encoders, what encoding looks at: the VAE, and sizes in the transformer's config
+        given = {name: getattr(loaded, name) for name in self._checkpoint.parts if name not in family.encoders}
+        pipeline = self._checkpoint.open(family.encoders, self._dtypes(family.encoders), **given)
+        parts = Parts(pipeline, self._config, self._device(self._config.encoders_on))
+        _settle([pipeline.vae, *(getattr(pipeline, name, None) for name in family.encoders)], parts.device)
+        for start in range(0, len(prompts), family.encode_batch):
+            with torch.no_grad():
+                entries = list(family.encode(parts, prompts[start : start + family.encode_batch], canvas))
+            # a row of a batch would keep the whole batch in memory
+            yield from ({name: tensor.clone() for name, tensor in entry.items()} for entry in entries)
+        _settle([loaded.vae], self._device(self._config.decoder_on))
+        del pipeline, parts, given
+        gc.collect()
+        if self._parts.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @hookimpl
+    def sample(self, conditions: Conditions, plan: SamplingPlan) -> Trajectory:
+        """Media in [0, 1], clean latents and recorded steps."""
+        family, parts = self._family, self._parts
+        noise = flow.noise(plan, family.shape(parts, plan.canvas), device=parts.device)
+        sigmas = family.sigmas(parts, plan.steps, plan.canvas).float().cpu()
+        start = family.start(parts, noise, sigmas[0], conditions)
+        latents, steps = flow.rollout(self.velocity, start, sigmas, conditions, plan)
+        return Trajectory(self.decode(latents), latents, sigmas, steps)
+
+    @hookimpl
+    def log_prob(self, step: Step) -> Evaluation:
+        """One forward at the step's latents."""
+        return flow.evaluate(self.velocity(step.latents, step.sigma, step.conditions, step.guidance), step)
+
+    def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
+        """[B, ...], classifier-free guidance included where it is above 1.
+
+        Samples whose conditions have other shapes have forwards of their own, unless the family pads.
+        """
+        negative = conditions.negative if guidance > 1 else None
+        if negative is not None:
+            conditions = Conditions(negative.entries + conditions.entries)
+            latents, sigma = torch.cat([latents] * 2), torch.cat([sigma] * 2)
+        joint = latents
+
+        def forward(rows: Index, kind: Hashable) -> Tensor:
+            if len(rows) == len(joint):
+                return self._family.velocity(self._parts, joint, sigma, conditions, guidance)
+            chosen = torch.tensor(list(rows), device=joint.device)
+            return self._family.velocity(self._parts, joint[chosen], sigma[chosen], conditions.rows(rows), guidance)
+
+        velocity = flow.in_parts([self._kind(entry) for entry in conditions.entries], forward, self._parts.agree)
+        if negative is None:
+            return velocity
+        without, given = velocity.chunk(2)
+        return self._family.guide(self._parts, given, without, guidance, sigma[: len(given)])
+
+    def _kind(self, entry: Entry) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        padded = self._family.padded
+        return tuple((name, tuple(entry[name].shape[name in padded :])) for name in sorted(entry))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Media [B, ...] in [0, 1], float32."""
+        parts = replace(self._parts, device=self._device(self._config.decoder_on))
+        latents = latents.to(parts.device)
+        most = self._config.decode_batch_size or len(latents)
+        starts = range(0, len(latents), most)
+        # the VAE computes in the dtype it is stored in: some are float32 since less is visible
+        with torch.autocast(latents.device.type, enabled=False):
+            pieces = [self._family.decode(parts, latents[start : start + most]) for start in starts]
+        return torch.cat(pieces).float().clamp(0, 1)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None  # such as torchvision, which prepares pictures otherwise where it is installed
+
+
+def _settle(modules: Iterable[object], device: torch.device) -> None:
+    for module in modules:
+        if isinstance(module, torch.nn.Module):  # a tokenizer is not
+            module.requires_grad_(False).eval().to(device)
+
+
+def decode_scaled(parts: Parts, latents: Tensor) -> Tensor:
+    """Pictures [B, 3, H, W] of a VAE with a scale and a shift for all channels."""
+    vae = parts.pipeline.vae
+    latents = latents / vae.config.scaling_factor + vae.config.shift_factor
+    pictures: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+    return pictures.float() / 2 + 0.5
+
+
+def decode_normalised(parts: Parts, latents: Tensor) -> Tensor:
+    """Videos [B, 3, F, H, W] of latents [B, C, F, H, W], by a VAE that normalises each channel."""
+    vae = parts.pipeline.vae
+    mean, std = channel_statistics(parts)
+    videos: Tensor = vae.decode((latents.float() * std + mean).to(vae.dtype), return_dict=False)[0]
+    return videos.float() / 2 + 0.5
+
+
+def channel_statistics(parts: Parts) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of what the VAE encodes, [C, 1, 1, 1]."""
+    config = parts.pipeline.vae.config
+    mean, std = (torch.tensor(of, device=parts.device).view(-1, 1, 1, 1) for of in (config.latents_mean, config.latents_std))
+    return mean, std
+
+
+def numbered(pictures: Iterable[Tensor]) -> dict[str, Tensor]:
+    """The latents of a prompt's pictures as entries of its conditions, in order."""
+    return {f"image_{place}": latents for place, latents in enumerate(pictures)}
+
+
+def stacked_pictures(conditions: Conditions) -> list[Tensor]:
+    """The latents [B, C, H, W] of each picture that the prompts bring, in order: what :func:`numbered` put there."""
+    names = takewhile(lambda name: name in conditions.entries[0], (f"image_{place}" for place in count()))
+    return [conditions.stack(name) for name in names]
+
+
+def scheduled(parts: Parts, steps: int, **options: Any) -> Tensor:
+    """The sigmas [steps + 1] of the checkpoint's own scheduler, with ``options`` of its ``set_timesteps``."""
+    scheduler = parts.pipeline.scheduler
+    scheduler.set_timesteps(**({"num_inference_steps": steps} | options))
+    sigmas: Tensor = scheduler.sigmas
+    # UniPC starts 1e-6 below 1 for the sake of its logarithms; an SDE whose spread has 1 - sigma below it must not
+    return torch.where(sigmas > 1 - 1e-5, torch.ones_like(sigmas), sigmas)
+
+
+def resolution_shift(parts: Parts, tokens: int, max_shift: float = 1.15) -> float:
+    """The logarithm of the shift for a picture of ``tokens``, linear in them as the checkpoint's scheduler says."""
+    config = parts.pipeline.scheduler.config
+    least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
+    slope = (high - low) / (most - least)
+    return float(tokens * slope + (low - slope * least))
+
+
+def even_sigmas(steps: int) -> list[float]:
+    """From 1 to 1 / steps, before any shift."""
+    return torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist()

@@ -1,0 +1,109 @@
+"""Low-rank adapters: put on, switched off, saved as diffusers loads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from flowfactory.distributed.ranks import whole
+from flowfactory.errors import RunError
+
+if TYPE_CHECKING:
+    from flowfactory.config.schema import LoraConfig
+
+ADAPTER = "default"
+FILE = "pytorch_lora_weights.safetensors"
+FIRST = "transformer"
+
+
+def inject(module: nn.Module, config: LoraConfig, targets: Sequence[str], seed: int) -> list[str]:
+    """The names of the layers that got an adapter; the rest of ``module`` is frozen.
+
+    The adapters are float32 whatever the layer's dtype, and their start depends on ``seed`` alone.
+    RunError: no layer's name ends in a target, so that nothing would train.
+    """
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    module.requires_grad_(False)
+    wanted = list(config.targets or targets)
+    peft_config = PeftConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=wanted, lora_dropout=0.0, init_lora_weights="gaussian"
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            inject_adapter_in_model(peft_config, module, ADAPTER)
+        except ValueError as error:  # peft's own words for targets that match nothing
+            raise RunError(_no_layer(module, wanted)) from error
+    found = [name for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)]
+    if not found:
+        raise RunError(_no_layer(module, wanted))
+    for name, parameter in module.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+    # what diffusers' own add_adapter leaves behind, and its save and fuse methods look for
+    module.peft_config = {ADAPTER: peft_config}  # type: ignore[assignment]
+    module._hf_peft_config_loaded = True  # type: ignore[assignment]
+    return found
+
+
+def _no_layer(module: nn.Module, targets: Sequence[str]) -> str:
+    linear = sorted({name.rsplit(".", 1)[-1] for name, layer in module.named_modules() if isinstance(layer, nn.Linear)})
+    return (
+        f"LoRA found no layer whose name ends in {', '.join(targets)}: nothing would train; "
+        f"set model.train.lora.targets to some of {', '.join(linear)}"
+    )
+
+
+@contextmanager
+def switched_off(module: nn.Module) -> Iterator[None]:
+    """Within it the adapters of ``module`` add nothing: the weights are those that training started from."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+    trains = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter in trains:  # enable_adapters freezes on the way off
+            parameter.requires_grad_(True)
+
+
+def place(folder: Path, module: str) -> Path:
+    """The file of a module's adapters: of a pipeline's second transformer in a folder of its own, where diffusers looks."""
+    return (folder if module == FIRST else folder / module) / FILE
+
+
+def save(modules: Mapping[str, nn.Module], folder: Path, leads: bool = True) -> None:
+    """Write the adapters as ``pipeline.load_lora_weights`` reads them, each module's at its :func:`place`.
+
+    Where they are sharded all ranks call it, and the one that ``leads`` writes.
+    """
+    from peft import get_peft_model_state_dict
+
+    states = {}  # all of them first: a disk that fails the leading rank must not leave the others waiting for it
+    for name, module in modules.items():
+        state = get_peft_model_state_dict(module, adapter_name=ADAPTER)
+        # diffusers wants this prefix for whichever transformer it loads them into
+        states[name] = {f"{FIRST}.{key}": whole(value.detach()).cpu().contiguous() for key, value in state.items()}
+    for name, weights in states.items() if leads else ():
+        config = modules[name].peft_config[ADAPTER].to_dict()  # type: ignore[index, union-attr]
+        metadata = {f"{FIRST}.{key}": sorted(v) if isinstance(v, set) else v for key, v in config.items()}
+        header = {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, default=str, sort_keys=True)}
+        file = place(folder, name)
+        file.parent.mkdir(exist_ok=True)
+        save_file(weights, file, metadata=header)

@@ -1,0 +1,308 @@
+"""The model as an algorithm sees it: its present weights, and others kept beside them by value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from flowfactory.distributed.ranks import ALONE, Ranks, as_shard, local, whole, whole_weights
+from flowfactory.errors import RunError
+from flowfactory.policy import blocks, lora
+from flowfactory.types import Evaluation, Step, Trainable
+
+if TYPE_CHECKING:
+    from flowfactory.config.schema import TrainingConfig
+
+REFERENCE = "reference"
+FULL = "diffusion_pytorch_model.safetensors"
+
+Schedule = Callable[[int], float]
+"""``decay(iteration)``: see :mod:`flowfactory.config.ema`."""
+
+
+class At(NamedTuple):
+    """Where to evaluate beside the present weights: kept ``weights``, under ``guidance`` or the step's own."""
+
+    weights: str
+    guidance: float | None = None
+
+
+@dataclass
+class _Kept:
+    """Weights by value, with a number that equal weights share; the reference of a LoRA run needs no values."""
+
+    version: int
+    weights: dict[str, Tensor]
+
+
+class Policy:
+    """Owner of the weights.
+
+    ``parameters`` are the trainable ones by name. ``evaluate`` is one differentiable forward. Other weights are *kept*
+    under a name (a copy by value), *averaged* towards the present ones, and *used* within a context.
+    """
+
+    def __init__(
+        self,
+        trainable: Trainable,
+        evaluate: Callable[[Step], Evaluation],
+        device: torch.device,
+        precision: torch.dtype = torch.float32,
+        seed: int = 0,
+        host: bool = False,
+        quantize: str | None = None,
+    ) -> None:
+        self.modules = dict(trainable.modules)
+        self._frozen = dict(trainable.frozen)
+        self.adapted: list[str] = []
+        self._evaluate = evaluate
+        self.device, self._precision = device, precision
+        self._blocks = trainable.blocks
+        self._ranks, self._whole_to_sample = ALONE, False
+        self.lora = trainable.training != "full"
+        if quantize:
+            for module in (*self.modules.values(), *self._frozen.values()):
+                blocks.quantise(module, trainable.blocks, quantize, precision, device)
+        for name, module in self.modules.items():
+            if self.lora:
+                found = lora.inject(module, trainable.training.lora, trainable.lora_targets, seed)
+                self.adapted += [full for layer in found if not (full := f"{name}.{layer}").startswith(trainable.unread)]
+            else:
+                module.requires_grad_(True)
+                module.float()  # master weights; the forward is autocast to the precision
+            for key, parameter in module.named_parameters():
+                if f"{name}.{key}".startswith(trainable.unread):
+                    parameter.requires_grad_(False)
+            module.eval()  # dropout would make the ratio differ from one
+        for module in self._frozen.values():
+            module.requires_grad_(False).eval()
+        self._kept: dict[str, _Kept] = {}
+        self._averages: dict[str, Schedule] = {}
+        self._kept_on = torch.device("cpu") if host else device
+        self._versions = count()
+        self._start = self._version = next(self._versions)
+
+    def settle(self, ranks: Ranks, training: TrainingConfig, whole_to_sample: bool = False) -> None:
+        """Bring the weights to where the run has them: on its device, and divided where ``ranks`` share them.
+
+        UserError: the model has no blocks for what is asked of them, or cannot be divided.
+        """
+        self._ranks, self._whole_to_sample = ranks, whole_to_sample
+        for module in self.modules.values():
+            blocks.checkpoint(module, self._blocks, training.activation_checkpointing)
+        for module in (*self.modules.values(), *self._frozen.values()):
+            if training.compile:
+                blocks.compiled(module, self._blocks)
+            if ranks.mesh is None:
+                module.to(self.device)
+            else:
+                ranks.share(module, blocks.find(module, self._blocks), self._precision)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether there are several transformers, of which a sample goes through one."""
+        return len(self.modules) + len(self._frozen) > 1
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters by name."""
+        return {
+            f"{name}.{key}": parameter
+            for name, module in self.modules.items()
+            for key, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
+
+    @contextmanager
+    def drawing(self, name: str | None) -> Iterator[None]:
+        """Within it the weights are those kept as ``name``, as they are to draw: forwards have no gradients."""
+        with self.using(name), self.precision():
+            if self._whole_to_sample and self._ranks.mesh is not None:
+                with whole_weights([*self.modules.values(), *self._frozen.values()]):
+                    yield
+            else:
+                yield
+
+    def precision(self) -> AbstractContextManager[object]:
+        """The context every forward runs in, sampling and training alike."""
+        if self._precision == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self._precision)
+
+    def evaluate(self, step: Step) -> Evaluation:
+        """One forward of the present weights at ``step``, differentiable."""
+        with self.precision():
+            return self._evaluate(step)
+
+    def compare(self, step: Step, kept: Mapping[str, At]) -> tuple[Evaluation, dict[str, Evaluation]]:
+        """The present weights at ``step``, differentiable, and each of ``kept`` there, detached, under its own key.
+
+        Nothing is evaluated twice: weights that are the present ones, or one another, share a forward.
+        """
+        found: dict[tuple[int, float], Evaluation] = {}
+        # the kept ones first: weights are swapped by value, which a graph would not survive
+        for at in kept.values():
+            place = self._place(at, step)
+            if place not in found and place != (self._version, step.guidance):
+                with torch.no_grad(), self.using(at.weights):
+                    found[place] = self.evaluate(replace(step, guidance=place[1])).detached()
+        present = self.evaluate(step)
+        found[self._version, step.guidance] = present.detached()
+        return present, {key: found[self._place(at, step)] for key, at in kept.items()}
+
+    def is_present(self, at: At, step: Step) -> bool:
+        """Whether ``at`` gives at ``step`` what the present weights give."""
+        return self._place(at, step) == (self._version, step.guidance)
+
+    def _place(self, at: At, step: Step) -> tuple[int, float]:
+        return self._find(at.weights).version, step.guidance if at.guidance is None else at.guidance
+
+    def changed(self) -> None:
+        """To be called whenever the present weights have changed."""
+        self._version = next(self._versions)
+
+    def keep_reference(self) -> None:
+        """Remember the weights that training starts from; with LoRA they are the base, and cost nothing."""
+        if self.lora:
+            self._kept[REFERENCE] = _Kept(self._start, {})
+        else:
+            self.keep(REFERENCE)
+
+    def keep(self, name: str) -> None:
+        """Copy the present weights under ``name``."""
+        copies = {key: own.to(self._kept_on, copy=True) for key, own in self._present().items()}
+        self._kept[name] = _Kept(self._version, copies)
+
+    def average(self, name: str, decay: Schedule) -> None:
+        """Keep the present weights under ``name``, and after each iteration move them towards those present then."""
+        self.keep(name)
+        self._averages[name] = decay
+
+    def iteration_finished(self, iteration: int) -> None:
+        """Move every average; ``iteration`` counts from 0."""
+        for name, decay in self._averages.items():
+            self.blend(name, decay(iteration))
+
+    @torch.no_grad()
+    def blend(self, name: str, decay: float) -> None:
+        """Kept ``name`` becomes ``decay`` of itself and the rest of the present weights."""
+        kept, present = self._find(name), self._present()
+        if kept.version == self._version or decay >= 1:
+            return
+        own = list(kept.weights.values())
+        others = [present[key].to(self._kept_on) for key in kept.weights]
+        if decay <= 0:
+            torch._foreach_copy_(own, others)
+            kept.version = self._version
+        else:
+            torch._foreach_lerp_(own, others, 1 - decay)
+            kept.version = next(self._versions)
+
+    @contextmanager
+    def using(self, name: str | None) -> Iterator[None]:
+        """Within it the weights are those kept as ``name``; None, and weights that are present already, change nothing."""
+        if name is None or self._find(name).version == self._version:
+            yield
+            return
+        kept = self._find(name)
+        version, self._version = self._version, kept.version
+        try:
+            with self._without_adapters() if name == REFERENCE and self.lora else self._swapped(kept.weights):
+                yield
+        finally:
+            self._version = version
+
+    @contextmanager
+    def _without_adapters(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for module in self.modules.values():
+                stack.enter_context(lora.switched_off(module))
+            yield
+
+    @contextmanager
+    def _swapped(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        present = {key: own.clone() for key, own in self._present().items()}
+        self._copy(weights)
+        try:
+            yield
+        finally:
+            self._copy(present)
+
+    def _find(self, name: str) -> _Kept:
+        if name not in self._kept:
+            raise RunError(f"no weights are kept as {name!r}; keep or average them when the run starts")
+        return self._kept[name]
+
+    @torch.no_grad()
+    def _copy(self, weights: Mapping[str, Tensor]) -> None:
+        # by value: assigning .data moves nothing under FSDP2, which keeps its own view of the shards
+        present = self._present()
+        torch._foreach_copy_([present[key] for key in weights], list(weights.values()))
+
+    def _present(self) -> dict[str, Tensor]:
+        """This rank's part of the trainable parameters, sharing their memory."""
+        return {key: local(parameter.detach()) for key, parameter in self.parameters.items()}
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The names of the kept weights."""
+        return tuple(self._kept)
+
+    def state(self) -> dict[str, Tensor]:
+        """``present/<parameter>`` and ``kept/<name>/<parameter>``, sharded as they are, to be read and written in place."""
+        parameters = self.parameters
+        state = {f"present/{key}": parameter.detach() for key, parameter in parameters.items()}
+        for name, kept in self._kept.items():
+            state |= {f"kept/{name}/{key}": as_shard(own, parameters[key]) for key, own in kept.weights.items()}
+        return state
+
+    def room_for(self, names: Collection[str]) -> None:
+        """Have weights kept under ``names`` and no others, to be read into; those that are no values stay."""
+        self._kept = {name: kept for name, kept in self._kept.items() if not kept.weights or name in names}
+        for name in names:
+            if name not in self._kept:
+                self.keep(name)
+
+    def restored(self) -> None:
+        """To be called when :meth:`state` was written in place."""
+        self.changed()
+        for kept in self._kept.values():
+            if kept.weights:
+                kept.version = self._version_of(kept.weights)
+        for name in self._averages.keys() - self._kept.keys():  # one that the saved run had not begins with its weights
+            self.keep(name)
+
+    def save_trained(self, folder: Path) -> None:
+        """Write the present weights as diffusers loads them; a joint work of the ranks, of which the leading one writes."""
+        leads = self._ranks.leads
+        if self.lora:
+            lora.save(self.modules, folder, leads)
+            return
+        for name, module in self.modules.items():
+            state = {}
+            for key, value in module.state_dict().items():
+                tensor = whole(value.detach())
+                if leads:
+                    state[key] = tensor.cpu().contiguous()
+            if not leads:
+                continue
+            (folder / name).mkdir()
+            save_file(state, folder / name / FULL, metadata={"format": "pt"})
+            write_config = getattr(module, "save_config", None)  # diffusers reads weights with their config beside them
+            if write_config is not None:
+                write_config(folder / name)
+
+    def _version_of(self, weights: Mapping[str, Tensor]) -> int:
+        """The present version if ``weights`` are the present ones, so that a resumed run knows it too; else a new one."""
+        present = self._present()
+        same = all(torch.equal(value.to(own.device), own) for value, own in ((weights[key], present[key]) for key in weights))
+        # every rank has to know, since weights that are the same share a forward
+        return next(self._versions) if self._ranks.any(not same) else self._version

@@ -1,0 +1,1 @@
+"""Rewards: scoring, executors, statistics, shared models, and rewards over HTTP."""

@@ -1,0 +1,190 @@
+"""The rewards of a config: asked about the samples they apply to, each checked before anything learns from it."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowfactory.config.schema import ComponentConfig
+from flowfactory.data.prompts import by_group
+from flowfactory.distributed.ranks import evenly
+from flowfactory.errors import RunError, UserError
+from flowfactory.hooks.calls import insist, manager_of
+from flowfactory.rewards.executors import Aside, Workers
+from flowfactory.types import Answer, Samples
+
+
+class Rewards:
+    """The rewards of a config under its labels."""
+
+    def __init__(self, configs: Mapping[str, ComponentConfig], plugins: Sequence[Path] = ()) -> None:
+        self.labels = tuple(configs)
+        self._judges = [Judge(label, config, plugins) for label, config in configs.items()]
+        self._ready = False
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether all of them score each sample by itself."""
+        return all(judge.pointwise for judge in self._judges)
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether any of them is computed beside the thread that asks."""
+        return any(judge.aside for judge in self._judges)
+
+    def prepare(self, device: torch.device) -> None:
+        """Have them read their weights and reach their servers, once. UserError, RunError: one cannot, under its label."""
+        if not self._ready:
+            for judge in self._judges:
+                judge.prepare(device)
+        self._ready = True
+
+    def start(self, samples: Samples) -> Scoring:
+        """Ask all of them; what runs aside goes on after this returns. RunError: as :meth:`Scoring.result`."""
+        self.prepare(samples.media.device)
+        # those that run aside first, so that they do while the others hold this thread up
+        order = sorted(self._judges, key=lambda judge: not judge.aside)
+        asked = {judge.label: judge.ask(samples) for judge in order}
+        return Scoring(len(samples.prompts), {label: asked[label] for label in self.labels})
+
+    def __call__(self, samples: Samples) -> dict[str, Tensor]:
+        """``{label: scores [B]}``; as :meth:`Scoring.result`."""
+        return self.start(samples).result()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The rows that a reward was asked about, in pieces, and its answers, that may be on their way."""
+
+    rows: Sequence[Sequence[int]]
+    answers: Sequence[Answer | Future[Answer]]
+    timeout: float | None
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The scores of ``count`` samples, some of which may be on their way."""
+
+    count: int
+    asked: Mapping[str, Asked]
+
+    def result(self) -> dict[str, Tensor]:
+        """``{label: scores [B]}``, float32, on the CPU; NaN where a label does not apply to a sample's prompt.
+
+        RunError, which names the label: a reward raised, took too long, or its answer is off.
+        """
+        return {label: self._scores(label, asked) for label, asked in self.asked.items()}
+
+    def _scores(self, label: str, asked: Asked) -> Tensor:
+        scores = torch.full((self.count,), math.nan)
+        with named(label):
+            for rows, answer in zip(asked.rows, asked.answers, strict=True):
+                scores[list(rows)] = _checked(label, answer, rows, asked.timeout)
+        return scores
+
+
+class Judge:
+    """One reward: its component, here, in a thread or in processes of its own."""
+
+    def __init__(self, label: str, config: ComponentConfig, plugins: Sequence[Path] = ()) -> None:
+        self.label = label
+        component = config.build(label)
+        self._manager = manager_of({label: component})
+        insist(self._manager, label, "compute_reward")
+        self.pointwise = bool(getattr(component, "pointwise", False))
+        self._timeout: float | None = getattr(config, "timeout", None)
+        workers: int = getattr(config, "workers", 0)
+        self._workers = Workers(label, config, workers, plugins) if workers else None
+        wanted = getattr(config, "concurrent", None)
+        concurrent = bool(getattr(component, "concurrent", False)) if wanted is None else bool(wanted)
+        self.aside = concurrent or bool(workers)
+        # without a thread of its own, what never answers could not be given up
+        self._thread = Aside(label) if not workers and (concurrent or self._timeout is not None) else None
+
+    def prepare(self, device: torch.device) -> None:
+        """See RunSpecs.prepare_reward."""
+        with named(self.label):
+            if self._workers:
+                self._workers.start()
+            else:
+                self._manager.hook.prepare_reward(device=device)
+
+    def ask(self, samples: Samples) -> Asked:
+        """Begin with the samples that the label applies to."""
+        rows = [i for i, metadata in enumerate(samples.metadata) if applies(self.label, metadata)]
+        if not rows:
+            return Asked([], [], self._timeout)
+        if self._workers:
+            units = [[row] for row in rows] if self.pointwise else by_group(rows, samples.groups)
+            pieces = [piece for piece in evenly(units, len(self._workers)) if piece]
+            return Asked(pieces, [self._workers.ask(samples.rows(piece)) for piece in pieces], self._timeout)
+        mine = samples if len(rows) == len(samples.prompts) else samples.rows(rows)
+        with named(self.label):
+            answer = self._thread.run(self._compute, mine) if self._thread else self._compute(mine)
+            return Asked([rows], [answer if self.aside else _waited(answer, self._timeout)], self._timeout)
+
+    @torch.no_grad()
+    def _compute(self, samples: Samples) -> Answer:
+        answers: list[Answer] = self._manager.hook.compute_reward(samples=samples)
+        return answers[0]
+
+
+def applies(label: str, metadata: Mapping[str, Any]) -> bool:
+    """Whether a prompt is judged by the reward ``label``: where its metadata lists ``rewards``, those alone."""
+    return label in metadata["rewards"] if "rewards" in metadata else True
+
+
+def _checked(label: str, answer: Answer | Future[Answer], rows: Sequence[int], timeout: float | None) -> Tensor:
+    answered: Any = _waited(answer, timeout)
+    if not isinstance(answered, Mapping):
+        raise RunError(f"answered {type(answered).__name__}; expected a mapping from its label to scores")
+    if others := [name for name in answered if name != label]:
+        raise RunError(f"answered under {others[0]!r}; each answers once, under the label it was built with")
+    if label not in answered:
+        raise RunError("gave no scores")
+    value = answered[label]
+    score = _waited(value, timeout)
+    if not isinstance(score, Tensor) or score.shape != (len(rows),):
+        got = list(score.shape) if isinstance(score, Tensor) else type(score).__name__
+        raise RunError(f"gave {got}; expected a tensor [{len(rows)}], one score a sample")
+    if not score.isfinite().all():
+        first = int((~score.isfinite()).nonzero()[0])
+        raise RunError(f"gave {float(score[first])} for sample {rows[first]}; scores must be finite")
+    return score.detach().float().cpu()
+
+
+def _waited(value: Any, timeout: float | None) -> Any:
+    if not isinstance(value, Future):
+        return value
+    if not wait([value], timeout).done:
+        raise RunError(f"no scores within {timeout:g} seconds; raise its timeout, or look at what holds it up")
+    return value.result()
+
+
+@contextmanager
+def named(label: str) -> Iterator[None]:
+    """Whatever is raised within becomes an error of the reward ``label``, with the line of a plugin that raised it."""
+    try:
+        yield
+    except (RunError, UserError) as error:
+        raise type(error)(f"reward {label!r}: {error}") from error
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise RunError(f"reward {label!r}: {told} ({_line(error)})") from error
+
+
+def _line(error: Exception) -> str:
+    """Where in the plugin it was raised: the first line below the call of its hook."""
+    frames = traceback.extract_tb(error.__traceback__)
+    below = max((i + 1 for i, frame in enumerate(frames) if Path(frame.filename).parent.name == "pluggy"), default=0)
+    where = frames[min(below, len(frames) - 1)]
+    return f"{Path(where.filename).name} line {where.lineno}"

@@ -1,0 +1,125 @@
+"""What the scores of several rewards tell: figures of an iteration, and warnings that they are reason for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowfactory.rl.advantages import centred, group_std
+
+NEARLY_ALL = 0.95
+
+
+def figures(rewards: Mapping[str, Tensor], contributions: Mapping[str, Tensor], groups: Tensor) -> dict[str, float]:
+    """The metrics of an iteration's rewards {label: [B]}, each over the samples that it applies to.
+
+    ``reward/<label>/mean`` and ``/std``, ``reward/<label>/flat`` the share of groups within which it does not differ,
+    ``advantage/<label>/share`` the share of the advantage that it supplies, and where there are several
+    ``correlation/<a>/<b>``, Pearson's of what two rewards differ by within the groups that both apply to.
+    """
+    found = {}
+    known = {label: reward.isfinite() for label, reward in rewards.items()}
+    for label, reward in rewards.items():
+        own, where = reward[known[label]].double(), groups[known[label]]
+        if len(own):
+            found[f"reward/{label}/mean"] = float(own.mean())
+            found[f"reward/{label}/std"] = float(own.std(correction=0))
+            found[f"reward/{label}/flat"] = _of_groups(group_std(own, where) == 0, where)
+    found |= {f"advantage/{label}/share": share for label, share in shares(contributions).items()}
+    for a, b in combinations(rewards, 2):
+        both = known[a] & known[b]
+        if (correlation := _correlation(rewards[a][both], rewards[b][both], groups[both])) is not None:
+            found[f"correlation/{a}/{b}"] = correlation
+    return found
+
+
+def shares(contributions: Mapping[str, Tensor]) -> dict[str, float]:
+    """{label: share of the advantage's variance that its contribution [B] explains}; they add up to 1.
+
+    The covariance of a contribution with the sum of all, by the variance of the sum; below 0 where it works against the
+    others. Empty where there is no advantage at all.
+    """
+    total = torch.stack(list(contributions.values())).sum(0)
+    power = float(total.square().sum())
+    return {label: float((part * total).sum()) / power for label, part in contributions.items()} if power else {}
+
+
+def _of_groups(flags: Tensor, groups: Tensor) -> float:
+    """The share of groups [B] whose samples' flag [B] is set, which it is for all of a group or for none."""
+    return len(torch.unique(groups[flags])) / len(torch.unique(groups))
+
+
+def _correlation(a: Tensor, b: Tensor, groups: Tensor) -> float | None:
+    if not len(groups):
+        return None
+    x, y = (torch.where(group_std(value, groups) > 0, centred(value, groups), 0.0) for value in (a, b))
+    norm = math.sqrt(float(x.square().sum()) * float(y.square().sum()))
+    return float((x * y).sum()) / norm if norm else None
+
+
+def dominating(metrics: Mapping[str, float]) -> str | None:
+    """The label that supplies nearly all of an iteration's advantage though others are trained on too."""
+    supplied = {name.split("/")[1]: share for name, share in metrics.items() if name.startswith("advantage/")}
+    if len(supplied) < 2:
+        return None
+    label = max(supplied, key=supplied.__getitem__)
+    return label if supplied[label] >= NEARLY_ALL else None
+
+
+def told_of_dominance(label: str, metrics: Mapping[str, float]) -> str:
+    """The sentence about a label that :func:`dominating` found."""
+    share = min(1.0, metrics[f"advantage/{label}/share"])  # more where others work against it
+    return (
+        f"reward {label!r} supplies {share:.0%} of the advantage, and the others hardly train; "
+        "advantages: {aggregate: gdpo} gives each its own scale, or change the weights"
+    )
+
+
+def hacking(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A sentence for every held-out reward that fell while a training reward rose: what reward hacking looks like.
+
+    It fell where its last mean is below its best by more than two standard errors of their difference. A training reward rose
+    meanwhile where the mean of the last quarter of the iterations since is above that of the first by as much.
+    """
+    for name in dict.fromkeys(key for record in records for key in record if _is(key, "eval", "mean")):
+        label = name.split("/")[1]
+        points = [record for record in records if name in record]
+        best = max(points, key=lambda record: float(record[name]))
+        last = points[-1]
+        if last[name] >= best[name] - 2 * _error(best, last, label):
+            continue
+        since = [record for record in records if best["iteration"] <= record["iteration"] <= last["iteration"]]
+        for rising, (before, after) in _rising(since):
+            yield (
+                f"{rising} rose from {before:.4g} to {after:.4g} in training while held-out {label} fell from {best[name]:.4g} "
+                f"(after iteration {best['iteration']}) to {last[name]:.4g} (after {last['iteration']}): this is what reward "
+                f"hacking looks like; look at the pictures, and at the checkpoint of iteration {best['iteration']}"
+            )
+
+
+def _is(key: str, kind: str, figure: str) -> bool:
+    parts = key.split("/")
+    return len(parts) == 3 and parts[0] == kind and parts[2] == figure
+
+
+def _error(one: Mapping[str, Any], other: Mapping[str, Any], label: str) -> float:
+    """The standard error of the difference of two evaluations' means, as if their samples had nothing in common."""
+    return math.sqrt(sum(record.get(f"eval/{label}/std", 0.0) ** 2 / record.get("eval/samples", 1) for record in (one, other)))
+
+
+def _rising(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, tuple[float, float]]]:
+    for name in dict.fromkeys(key for record in records for key in record if _is(key, "reward", "mean")):
+        label = name.split("/")[1]
+        values = torch.tensor([record[name] for record in records if name in record], dtype=torch.float64)
+        if len(values) < 2 or not any(f"advantage/{label}/share" in record for record in records):
+            continue  # what is only watched is no reason to suspect
+        count = max(1, len(values) // 4)
+        first, last = values[:count], values[-count:]
+        noise = math.sqrt(float(first.var(correction=0) + last.var(correction=0)) / count)
+        if float(last.mean() - first.mean()) > 2 * noise:
+            yield label, (float(first.mean()), float(last.mean()))

@@ -1,0 +1,1 @@
+"""Reinforcement learning in pure functions: advantages, losses, and divergences."""

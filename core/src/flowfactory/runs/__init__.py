@@ -1,0 +1,1 @@
+"""A run on disk: its directory, checkpoints, what may change on resume, export, estimate and report."""

@@ -1,0 +1,1 @@
+"""A run's checkpoints: written while training goes on, whole or not there."""

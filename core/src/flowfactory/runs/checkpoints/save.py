@@ -1,0 +1,490 @@
+"""A run's checkpoints: written by torch.distributed.checkpoint while training goes on, whole under their name or not there.
+
+Weights, kept weights and optimizer state are one mapping of names to tensors, of which every rank writes its own part. What is
+to be written is copied to host memory first, and a thread writes it. A manifest, ``checkpoint.json``, names every file with its
+size and checksum, and a rename makes the whole of it appear.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import pickle
+import re
+import shutil
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem
+from torch.distributed.checkpoint.state_dict_loader import load as read_into
+from torch.distributed.checkpoint.storage import WriteResult
+
+from flowfactory.errors import RunError, UserError
+from flowfactory.runs.resume import checksum, fixed
+
+if TYPE_CHECKING:
+    from flowfactory.config.schema import RunConfig
+    from flowfactory.distributed.ranks import Ranks
+    from flowfactory.policy.policy import Policy
+    from flowfactory.training.learner import Learner
+
+MANIFEST = "checkpoint.json"
+FORMAT = 1
+WRITING, REMOVING, PART = ".writing-", ".removing-", ".part-"
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+T = TypeVar("T")
+Say = Callable[[str], None]
+
+
+class Stored(NamedTuple):
+    """What a file has to be."""
+
+    bytes: int
+    checksum: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``checkpoint.json`` says: ``shard`` of the ``ranks`` held one copy of the weights together.
+
+    ``fixed`` is what a resumed run may not change, :func:`flowfactory.runs.resume.fixed`.
+    """
+
+    iteration: int
+    ranks: int
+    shard: int
+    fixed: dict[str, Any]
+    files: dict[str, Stored]
+
+    def write(self, folder: Path) -> None:
+        """Write it, onto the disk."""
+        content = asdict(self) | {"fixed": {"hash": checksum(self.fixed), "values": self.fixed}}
+        path = folder / MANIFEST
+        path.write_text(json.dumps({"format": FORMAT, "checksum": checksum(content), **content}, indent=1), encoding="utf-8")
+        _flush(path)
+
+    @staticmethod
+    def read(folder: Path) -> Manifest:
+        """That of a checkpoint. Damaged: it is not what was written. UserError: it is of another version's format."""
+        try:
+            content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise Damaged(f"{MANIFEST} cannot be read") from error
+        known = content.pop("format", None) if isinstance(content, dict) else None
+        if known != FORMAT and (folder / "training.pt").exists():
+            raise UserError(f"{folder} is of an older version, which wrote one file; start the run anew in another --out")
+        if isinstance(known, int) and known > FORMAT:
+            raise UserError(f"{folder} is of a newer version (format {known}, this one reads {FORMAT}); update flowfactory")
+        if known != FORMAT or content.pop("checksum", None) != checksum(content):
+            raise Damaged(f"{MANIFEST} is not what was written")
+        files = {name: Stored(*stored) for name, stored in content.pop("files").items()}
+        return Manifest(**{**content, "fixed": content["fixed"]["values"], "files": files})
+
+
+class Damaged(Exception):
+    """What of a checkpoint is missing or not what was written."""
+
+
+def _stored(path: Path) -> Stored:
+    with path.open("rb") as file:
+        return Stored(path.stat().st_size, hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest())
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _there(folder: Path) -> list[Path]:
+    """The checkpoints in ``folder``, oldest first; whether one is whole is not looked at."""
+    return sorted((path.parent for path in folder.glob(f"[0-9]*/{MANIFEST}")), key=lambda path: int(path.name))
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint, or None; whether it is whole is not looked at."""
+    return max(_there(folder), key=lambda path: int(path.name), default=None)
+
+
+def fixed_in(folder: Path) -> dict[str, Any] | None:
+    """What the newest checkpoint whose manifest can be read holds a resumed run to; None: there is none."""
+    for path in reversed(_there(folder)):
+        try:
+            return Manifest.read(path).fixed
+        except Damaged:
+            continue
+    return None
+
+
+def find(folder: Path, iteration: int | None = None, say: Say = lambda _: None) -> Path:
+    """The checkpoint of ``iteration``, or the newest whole one; ``say`` hears of damaged ones that are passed over.
+
+    UserError: there is none, or the one that was asked for is damaged.
+    """
+    if iteration is None:
+        if there := _there(folder):
+            return _newest_whole(there, lambda path: damage(path), say)
+        raise UserError(f"{folder} holds no checkpoint")
+    path = folder / f"{iteration:06d}"
+    if path not in _there(folder):
+        known = ", ".join(str(int(p.name)) for p in _there(folder))
+        raise UserError(f"{folder} holds no checkpoint of iteration {iteration}" + (f"; there is {known}" if known else ""))
+    if problem := damage(path):
+        raise UserError(f"{path} is damaged: {problem}; choose another checkpoint")
+    return path
+
+
+def _newest_whole(there: Sequence[Path], damage: Callable[[Path], str | None], say: Say) -> Path:
+    for path in reversed(there):
+        problem = damage(path)
+        if problem is None:
+            return path
+        say(f"warning: {path} is damaged and passed over: {problem}")
+    raise UserError(f"{there[0].parent} holds no checkpoint that is whole; start the run anew in another --out")
+
+
+def damage(path: Path, rank: int = 0, count: int = 1) -> str | None:
+    """What is wrong with a checkpoint, None if it is whole; of ``count`` ranks each looks at its share of the files."""
+    try:
+        files = Manifest.read(path).files
+        for name in sorted(files, key=lambda name: (files[name].bytes, name))[rank::count]:
+            if not (path / name).is_file():
+                return f"{name} is missing"
+            if (size := (path / name).stat().st_size) != files[name].bytes:
+                return f"{name} has {size} bytes, not {files[name].bytes}"
+            if _stored(path / name) != files[name]:
+                return f"{name} is not what was written"
+    except Damaged as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
+    return None
+
+
+def load(path: Path, policy: Policy, others: Mapping[str, Tensor] | None = None) -> None:
+    """Read a checkpoint's weights into ``policy``, and into the tensors ``others`` what it has under their names, in place.
+
+    Each rank reads what it needs, however many wrote. RunError: it has other weights than ``policy``.
+    """
+    reader = FileSystemReader(path)
+    saved = reader.read_metadata().state_dict_metadata
+    policy.room_for({name.removeprefix("kept/").rpartition("/")[0] for name in saved if name.startswith("kept/")})
+    weights = policy.state()
+    state = {**weights, **(others or {})}
+    there = {name: tuple(entry.size) for name, entry in saved.items() if isinstance(entry, TensorStorageMetadata)}
+    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    lacking = [name for name in wanted if there.get(name) != wanted[name]]
+    lacking += [name for name in there if name.startswith(("present/", "kept/")) and name not in wanted]
+    if lacking:
+        raise RunError(f"{path} holds other weights than the config trains: {lacking[0]} ({len(lacking)} in all)")
+    with warnings.catch_warnings():  # that there is no process group, which reading needs not
+        warnings.simplefilter("ignore")
+        read_into(state, storage_reader=reader, no_dist=True)
+    policy.restored()
+
+
+class _Staged(DefaultSavePlanner):
+    """Copies to host memory what this rank is to write, when it is told what that is."""
+
+    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
+        plan = super().finish_plan(new_plan)
+        # an index says which shard of a tensor it is
+        self._copies = {item.index: self._copy(item) for item in plan.items}
+        return plan
+
+    def _copy(self, item: WriteItem) -> Tensor:
+        tensor = super().resolve_data(item)
+        assert isinstance(tensor, Tensor)
+        return tensor.detach().to("cpu", copy=True)
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor:
+        return self._copies[write_item.index]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Who writes what: it depends on names, shapes and shards alone, and so is the same for every checkpoint of a run."""
+
+    asked: SavePlan
+    mine: SavePlan
+    metadata: Metadata
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors."""
+        tensors = [entry for entry in self.metadata.state_dict_metadata.values() if isinstance(entry, TensorStorageMetadata)]
+        return sum(math.prod(entry.size) * entry.properties.dtype.itemsize for entry in tensors)
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """A checkpoint that is being written: this rank's part, and of the leading rank the whole of it."""
+
+    number: int
+    part: Future[None]
+    whole: Future[None] | None
+    given_up: threading.Event
+
+    @property
+    def state(self) -> str:
+        if self.part.done() and self.part.exception():
+            return "failed"
+        return "done" if self.part.done() and (self.whole is None or self.whole.done()) else "under way"
+
+
+class Checkpoints:
+    """Owner of a run's ``folder`` of checkpoints: at most one is being written, while training goes on.
+
+    Every rank calls every method, with a ``folder`` that all of them see. ``say`` hears of damaged checkpoints. Methods that
+    return a list return the iteration and the path of what has come to be whole.
+    """
+
+    def __init__(self, folder: Path, ranks: Ranks, config: RunConfig, say: Say = lambda _: None) -> None:
+        self._folder, self._ranks, self._say = folder, ranks, say
+        self._keep_last = config.output.keep_last
+        self._fixed = fixed(config) if ranks.leads else {}
+        self._shard = 1 if ranks.mesh is None else ranks.mesh["shard"].size()
+        self._last: Path | None = None
+        self._plan: _Plan | None = None
+        self._writing: _Writing | None = None
+
+    @property
+    def latest(self) -> Path | None:
+        """The newest that this run has saved or was resumed from, else the newest there is; asks no other rank.
+
+        The leading rank waits a minute for the one that is being written.
+        """
+        writing = self._writing
+        if writing is not None and writing.whole is not None:
+            with suppress(TimeoutError):
+                if writing.whole.exception(timeout=60) is None:
+                    return self._folder / f"{writing.number:06d}"
+        return self._last or latest(self._folder)
+
+    def restore(self, policy: Policy, learner: Learner) -> int | None:
+        """The iteration of the newest whole checkpoint; weights and optimizer are as they were then. None: there is none.
+
+        Random state is restored onto as many ranks as saved it. UserError: none is whole, or the optimizer's state does not
+        fit the ranks there are now.
+        """
+        there = self._ranks.broadcast(_there(self._folder))
+        if not there:
+            return None
+        path = _newest_whole(there, self._damage, self._say)
+        manifest = Manifest.read(path)
+        if problem := learner.resumable(manifest.shard, self._shard):
+            raise UserError(f"{path}: {problem}")
+        random = {f"random/{self._ranks.rank}": torch.get_rng_state()} if manifest.ranks == self._ranks.count else {}
+        training = learner.state()
+        load(path, policy, {**training, **random})
+        learner.load_state(training)
+        for state in random.values():
+            torch.set_rng_state(state)
+        self._last = path
+        return manifest.iteration
+
+    def _damage(self, path: Path) -> str | None:
+        found = self._ranks.gather(damage(path, self._ranks.rank, self._ranks.count))
+        return next((problem for problem in found if problem), None)
+
+    def save(self, number: int, policy: Policy, learner: Learner) -> list[tuple[int, Path]]:
+        """Begin the checkpoint of iteration ``number``: all there is to write is copied to host memory when this returns.
+
+        Waits for the one before. RunError: the disk is full or cannot be written to; earlier checkpoints stay.
+        """
+        saved = self.finish()
+        ranks, folder = self._ranks, self._folder / f"{WRITING}{number:06d}"
+        writer = FileSystemWriter(folder, per_thread_copy_ahead=0)
+        writer.set_up_storage_writer(ranks.leads)
+        planner = _Staged()
+        random = {f"random/{ranks.rank}": torch.get_rng_state()}
+        planner.set_up_planner({**policy.state(), **learner.state(), **random}, is_coordinator=ranks.leads)
+        plan = self._plan = self._planned(planner, writer)
+        self._together(number, lambda: self._make(folder) if ranks.leads else None)
+        self._together(number, lambda: self._insist_on_shared(folder))
+        if policy.lora:
+            self._together(number, lambda: policy.save_trained(folder))
+        mine = planner.finish_plan(plan.mine)
+        given_up = threading.Event()
+        part = _in_thread(lambda: _write_part(writer, mine, planner, ranks.rank))
+        whole = _in_thread(lambda: self._complete(number, writer, plan.metadata, part, given_up)) if ranks.leads else None
+        self._writing = _Writing(number, part, whole, given_up)
+        return saved
+
+    def _planned(self, planner: _Staged, writer: FileSystemWriter) -> _Plan:
+        asked = planner.create_local_plan()
+        known = self._plan
+        if not self._ranks.any(known is None or known.asked != asked) and known is not None:
+            return known
+        # every rank comes to the same, since what it comes from is the same
+        plans, metadata = planner.create_global_plan(self._ranks.gather(asked))
+        return _Plan(asked, writer.prepare_global_plan(plans)[self._ranks.rank], metadata)
+
+    def _make(self, folder: Path) -> None:
+        for prefix in (WRITING, REMOVING):
+            for left in self._folder.glob(f"{prefix}*"):
+                shutil.rmtree(left)
+        folder.mkdir(parents=True)
+
+    def _insist_on_shared(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise RunError(
+                f"{self._folder} of rank 0 is not seen by rank {self._ranks.rank}; put output.dir where every rank does"
+            )
+
+    def poll(self) -> list[tuple[int, Path]]:
+        """What was being written and is whole now; does not wait. RunError: as :meth:`save`."""
+        if self._writing is None:
+            return []
+        states = self._ranks.gather(self._writing.state)
+        return self.finish() if "failed" in states or "under way" not in states else []
+
+    def finish(self) -> list[tuple[int, Path]]:
+        """Wait for what is being written. RunError: as :meth:`save`."""
+        writing = self._writing
+        if writing is None:
+            return []
+        try:
+            self._together(writing.number, writing.part.result)
+            self._together(writing.number, lambda: writing.whole.result() if writing.whole else None)
+        finally:
+            self._writing = None
+        self._last = self._folder / f"{writing.number:06d}"
+        return [(writing.number, self._last)]
+
+    def _complete(
+        self, number: int, writer: FileSystemWriter, metadata: Metadata, own: Future[None], given_up: threading.Event
+    ) -> None:
+        """Make a checkpoint of all ranks' parts, when they are there. In a thread of the leading rank."""
+        own.result()
+        temporary, final = Path(writer.path), self._folder / f"{number:06d}"
+        # by way of files, since ranks may talk to one another in one thread only
+        parts = [_read_part(temporary / f"{PART}{rank}", given_up) for rank in range(self._ranks.count)]
+        writer.finish(metadata, [results for results, _ in parts])
+        files = {name: stored for _, part in parts for name, stored in part.items()}
+        for path in sorted(temporary.rglob("*"), reverse=True):
+            _flush(path)
+            name = path.relative_to(temporary).as_posix()
+            if path.is_file() and name not in files:
+                files[name] = _stored(path)
+        Manifest(number, self._ranks.count, self._shard, self._fixed, files).write(temporary)
+        _flush(temporary)
+        if final.exists():  # the same iteration again, after an older one was resumed
+            _remove(final)
+        os.rename(temporary, final)
+        _flush(self._folder)
+        if self._keep_last is not None:
+            older = [path for path in _there(self._folder) if int(path.name) <= number]
+            for path in older[: -self._keep_last]:
+                _remove(path)
+
+    def _together(self, number: int, action: Callable[[], T]) -> T:
+        """What ``action`` gives, if it succeeds on every rank; else nothing is left of checkpoint ``number``."""
+        problem: Exception | None = None
+        try:
+            result = action()
+        except Exception as error:
+            problem = error
+        told = [sentence for sentence in self._ranks.gather(problem and self._told(number, problem)) if sentence]
+        if not told:
+            return result
+        self._abandon(number)
+        if problem is not None and _cause(problem) is None:
+            raise problem
+        raise RunError(told[0]) from problem
+
+    def _abandon(self, number: int) -> None:
+        if self._writing is not None:
+            self._writing.given_up.set()
+            if self._writing.whole is not None:
+                self._writing.whole.exception()  # waits, so that nothing comes back after it was deleted
+        if self._ranks.leads:
+            shutil.rmtree(self._folder / f"{WRITING}{number:06d}", ignore_errors=True)
+
+    def _told(self, number: int, problem: Exception) -> str:
+        cause = _cause(problem)
+        if cause is None:
+            return str(problem) if isinstance(problem, RunError) else f"rank {self._ranks.rank}: {problem!r}"
+        size = _readable(self._plan.bytes if self._plan else 0)
+        what = f"the checkpoint of iteration {number}, about {size} ({cause.strerror or cause})"
+        if cause.errno in NO_ROOM:
+            return f"{self._folder} has no room for {what}; make room, or set output.keep_last, and continue with --resume"
+        return f"{self._folder} cannot take {what}; see that it can be written to, and continue with --resume"
+
+
+def _in_thread(action: Callable[[], T]) -> Future[T]:
+    """The result of ``action`` to come. The process does not end before it."""
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(action())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="checkpoint").start()
+    return future
+
+
+def _write_part(writer: FileSystemWriter, plan: SavePlan, planner: _Staged, rank: int) -> None:
+    """Write this rank's part, and what is where in which files for the leading rank to read."""
+    results: list[WriteResult] = writer.write_data(plan, planner).wait()
+    folder = Path(writer.path)
+    files = {name: _stored(folder / name) for name in {result.storage_data.relative_path for result in results}}
+    temporary = folder / f"{PART}{rank}.writing"
+    temporary.write_bytes(pickle.dumps((results, files)))
+    os.rename(temporary, folder / f"{PART}{rank}")
+
+
+def _read_part(path: Path, given_up: threading.Event) -> tuple[list[WriteResult], dict[str, Stored]]:
+    """What :func:`_write_part` told, once it has; the file is gone then. RunError: it is not waited for any more."""
+    while not path.exists():
+        if given_up.wait(0.02) or not threading.main_thread().is_alive():
+            raise RunError(f"{path} was given up")
+    part: tuple[list[WriteResult], dict[str, Stored]] = pickle.loads(path.read_bytes())
+    path.unlink()
+    return part
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint, which is gone at once or not at all."""
+    aside = path.with_name(f"{REMOVING}{path.name}")
+    os.rename(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _cause(error: BaseException) -> OSError | None:
+    """The operating system's word in ``error``; torch and safetensors wrap it in errors of their own."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError):
+            return seen
+        if found := re.search(r"\(os error (\d+)\)", str(seen)):
+            return OSError(int(found[1]), os.strerror(int(found[1])))
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _readable(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"

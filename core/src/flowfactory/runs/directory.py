@@ -1,0 +1,126 @@
+"""The run directory: what a run leaves behind, and how it is read again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from flowfactory.config import schema as configs
+from flowfactory.config.schema import RunConfig
+from flowfactory.data.media import write as write_media
+from flowfactory.errors import UserError
+from flowfactory.runs.checkpoints import save
+from flowfactory.runs.resume import changes, fixed
+
+
+class RunDirectory:
+    """config.yaml, metrics.jsonl, run.json, samples/, checkpoints/ and report.html below ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.facts = path / "run.json"
+        self.samples = path / "samples"
+        self.checkpoints = path / "checkpoints"
+        self.report = path / "report.html"
+
+    def open(self, config: RunConfig, resume: bool) -> None:
+        """Make the directory, or take up the run in it.
+
+        UserError: it holds a run and ``resume`` is off, or the run in it was made with another config or other prompts.
+        """
+        if self.config.exists() and self._begun():
+            if not resume:
+                raise UserError(f"{self.path} already holds a run; continue it with --resume, or choose another --out")
+            self._insist_on_same(config)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write(self.config, configs.dump(config))
+        except OSError as error:
+            raise UserError(f"output.dir: {self.path} cannot be written to: {error.strerror}") from error
+
+    def _begun(self) -> bool:
+        """Whether there is something to lose: a run that failed before its first update is not in the way of the next."""
+        return any(record["iteration"] > 0 for record in self.records()) or any(self.checkpoints.glob("[0-9]*"))
+
+    def insist(self) -> None:
+        """UserError: this is no run directory."""
+        if not self.config.is_file():
+            raise UserError(f"{self.path} is no run directory: it has no config.yaml")
+
+    def load_config(self, overrides: Sequence[str] = ()) -> RunConfig:
+        """The run's resolved config. UserError: this is no run directory."""
+        self.insist()
+        return configs.load(self.config, overrides)
+
+    def _insist_on_same(self, config: RunConfig) -> None:
+        # what a checkpoint says counts, since the config beside it may have been edited
+        before = save.fixed_in(self.checkpoints) or fixed(self.load_config())
+        if changed := changes(before, fixed(config)):
+            told = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+            raise UserError(f"{self.path} was run with another config: {told}; resume with the same, or choose another --out")
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last one that a kill cut short is left out."""
+        if not self.metrics.exists():
+            return []
+        records = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+    def rewind(self, iteration: int) -> None:
+        """Forget the metrics after ``iteration``, which are about to be made again."""
+        kept = [record for record in self.records() if record["iteration"] <= iteration]
+        write(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def keep_samples(
+        self,
+        iteration: int,
+        media: Tensor,
+        prompts: Sequence[str],
+        scores: Mapping[str, Tensor],
+        frame_rate: float | None = None,
+    ) -> None:
+        """Write ``samples/<iteration>/<number>.png``, or ``.mp4`` of what moves, and ``index.json``."""
+        folder = self.samples / f"{iteration:06d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        index = []
+        for i, (medium, prompt) in enumerate(zip(media, prompts, strict=True)):
+            file = write_media(medium, folder / f"{i:03d}", frame_rate)
+            index.append({"file": file.name, "prompt": prompt, "scores": {k: float(v[i]) for k, v in scores.items()}})
+        write(folder / "index.json", as_json(index))
+
+    def kept_samples(self, iteration: int) -> list[dict[str, Any]]:
+        """What :meth:`keep_samples` wrote, with ``path`` in place of ``file``."""
+        folder = self.samples / f"{iteration:06d}"
+        if not (folder / "index.json").exists():
+            return []
+        index = json.loads((folder / "index.json").read_text())
+        return [{**item, "path": folder / item["file"]} for item in index]
+
+
+def write(path: Path, text: str) -> None:
+    """Write ``text`` to a temporary name, then rename it to ``path``."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def as_json(value: object) -> str:
+    """``value`` as a file's text."""
+    return json.dumps(value, indent=1) + "\n"

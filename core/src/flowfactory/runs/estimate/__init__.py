@@ -1,0 +1,1 @@
+"""What a run takes of each rank's memory, estimated without its weights."""

@@ -1,0 +1,261 @@
+"""What a person looks at: progress in the terminal, and the report page."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from flowfactory.hooks.specs import hookimpl
+from flowfactory.rewards import statistics
+from flowfactory.runs.directory import RunDirectory, write
+from flowfactory.types import RunInfo
+
+
+class Terminal:
+    """Progress with pictures a second and time left on a terminal; a plain line an iteration elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._run: RunInfo | None = None
+        self._pictures, self._kind = 0, "images"
+        self._bar: Progress | None = None
+
+    def say(self, sentence: str) -> None:
+        """Print one line, above the bar where there is one."""
+        self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+    @hookimpl
+    def run_started(self, run: RunInfo) -> None:
+        """Remember what is to come."""
+        self._run = run
+        self._pictures = run.config.sampling.groups * run.config.sampling.group_size
+        self._kind = "videos" if run.config.sampling.frames else "images"
+
+    @hookimpl
+    def iteration_finished(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Move the bar, or print the line."""
+        if self._run is None or iteration == 0:
+            return
+        rewards = "  ".join(
+            f"{name.split('/')[1]} {value:.4f}"
+            for name, value in metrics.items()
+            if name.startswith("reward/") and name.endswith("/mean")
+        )
+        seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))
+        rate = f"{self._pictures / seconds:.1f} {self._kind}/s" if seconds else ""
+        if self._console.is_terminal:
+            if self._bar is None:
+                self._bar = Progress(
+                    TextColumn("training"),
+                    BarColumn(),
+                    MofNCompleteColumn(),
+                    TextColumn("{task.fields[rewards]}  {task.fields[rate]}"),
+                    TimeElapsedColumn(),
+                    TextColumn("left"),
+                    TimeRemainingColumn(),
+                    console=self._console,
+                )
+                # a resumed run's bar starts where it left off, and its pace at the first iteration it makes
+                self._bar.add_task("", total=self._run.iterations, completed=iteration - 1, rewards="", rate="")
+                self._bar.start()
+            self._bar.update(self._bar.task_ids[0], completed=iteration, rewards=rewards, rate=rate)
+        else:
+            ratio = f"  ratio {metrics['ratio/mean']:.6f}" if "ratio/mean" in metrics else ""
+            self.say(f"iteration {iteration}/{self._run.iterations}  {rewards}  loss {metrics['loss']:.3e}{ratio}  {rate}")
+
+    @hookimpl
+    def run_finished(self) -> None:
+        """Take the bar away."""
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def write_report(directory: RunDirectory) -> Path:
+    """The path of ``report.html``: one page without outside parts, made from what is on disk."""
+    records = directory.records()
+    facts = json.loads(directory.facts.read_text()) if directory.facts.exists() else {}
+    write(directory.report, page(directory, records, facts))
+    return directory.report
+
+
+def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
+    """The report as HTML."""
+    rewards = _series(records, "reward/", "/mean")
+    held = _series(records, "eval/", "/mean")
+    diagnostics = {
+        name: points
+        for name in ("loss", "kl", "clip_fraction", "ratio/max_deviation", "grad_norm")
+        if (points := _points(records, name))
+    }
+    sections = [_warnings(records), _scores(held), _together(rewards, held)]
+    sections += [_charts("Reward while training", rewards), _charts("Held-out score", held)]
+    sections += [_pictures(directory, records), _charts("Diagnostics", diagnostics)]
+    versions = "".join(f"<tr><td>{html.escape(k)}<td>{html.escape(v)}" for k, v in facts.get("versions", {}).items())
+    config = html.escape(directory.config.read_text(encoding="utf-8")) if directory.config.exists() else ""
+    name = html.escape(directory.path.name)
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{name} · flowfactory</title><style>{STYLE}</style><main><h1>{name}</h1>{''.join(sections)}"
+        f"<h2>Config</h2><pre>{config}</pre><h2>Versions</h2><table>{versions}</table></main></html>\n"
+    )
+
+
+STYLE = """
+:root{color-scheme:light dark;--faint:#8884}
+body{font:15px/1.5 system-ui,sans-serif;margin:0}main{max-width:60rem;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.6rem}h2{font-size:1.15rem;margin-top:2.2rem;border-bottom:1px solid var(--faint)}
+pre{overflow:auto;padding:1rem;background:#8881;border-radius:6px;font-size:13px}
+table{border-collapse:collapse}td,th{padding:.2rem .8rem .2rem 0;text-align:left}.big td{font-size:1.4rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(26rem,1fr));gap:1rem}figure{margin:0}
+figcaption{font-size:13px}svg{width:100%;height:auto}
+.warnings{border-left:4px solid #d97706;padding:.4rem 1rem .4rem 2rem;background:#d9770618}
+.pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(13rem,1fr));gap:1rem}
+.pair{display:flex;gap:4px}.pair>*{width:50%;image-rendering:pixelated;border:1px solid var(--faint)}
+"""
+
+Points = list[tuple[float, float]]
+
+
+def _points(records: Sequence[Mapping[str, Any]], name: str) -> Points:
+    return [(record["iteration"], record[name]) for record in records if name in record]
+
+
+def _series(records: Sequence[Mapping[str, Any]], prefix: str, suffix: str) -> dict[str, Points]:
+    names = dict.fromkeys(key for r in records for key in r if key.startswith(prefix) and key.endswith(suffix))
+    return {name.removeprefix(prefix).removesuffix(suffix): _points(records, name) for name in names}
+
+
+def _scores(held: Mapping[str, Points]) -> str:
+    rows = "".join(
+        f"<tr><td>{html.escape(label)}<td>{points[0][1]:.4f}<td>{points[-1][1]:.4f}<td>{points[-1][1] - points[0][1]:+.4f}"
+        for label, points in held.items()
+    )
+    return f"<h2>Held-out score</h2><table class=big><tr><th><th>before<th>after<th>change{rows}</table>" if rows else ""
+
+
+def _warnings(records: Sequence[Mapping[str, Any]]) -> str:
+    """What the run should have its reader look at first."""
+    told = list(statistics.hacking(records))
+    found = [(record, label) for record in records if (label := statistics.dominating(record))]
+    for label in dict.fromkeys(label for _, label in found):
+        mine = [record for record, which in found if which == label]
+        first = statistics.told_of_dominance(label, mine[0])
+        told.append(f"in {len(mine)} iterations, {mine[0]['iteration']} the first of them, {first}")
+    rows = "".join(f"<li>{html.escape(sentence)}" for sentence in told)
+    return f"<h2>Warnings</h2><ul class=warnings>{rows}</ul>" if rows else ""
+
+
+def _together(rewards: Mapping[str, Points], held: Mapping[str, Points]) -> str:
+    """Rewards and held-out scores in one chart, each on a scale of its own, so that one that falls as others rise is seen."""
+    if not (rewards and any(len(points) > 1 for points in held.values())):
+        return ""
+    named = [(f"{label} in training", points, False) for label, points in rewards.items()]
+    named += [(f"{label} held out", points, True) for label, points in held.items()]
+    lines = [_scaled(points) for _, points, _ in named]
+    styles = [Style(COLOURS[i % len(COLOURS)], dashed) for i, (_, _, dashed) in enumerate(named)]
+    legend = " · ".join(
+        f"<span style='color:{style.colour}'>{'┅' if style.dashed else '━'}</span> {html.escape(name)}"
+        for (name, _, _), style in zip(named, styles, strict=True)
+    )
+    drawn = chart(*lines, styles=styles, width=900, height=260)
+    told = "each from its lowest (0) to its highest (1)"
+    return f"<h2>Training and held-out together</h2><figure><figcaption>{legend}; {told}</figcaption>{drawn}</figure>"
+
+
+def _scaled(points: Points) -> Points:
+    finite = [y for _, y in points if math.isfinite(y)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    return [(x, (y - low) / ((high - low) or 1)) for x, y in points]
+
+
+def _charts(title: str, series: Mapping[str, Points]) -> str:
+    figures = "".join(
+        f"<figure><figcaption>{html.escape(name)}</figcaption>{chart(points)}</figure>" for name, points in series.items()
+    )
+    return f"<h2>{title}</h2><div class=charts>{figures}</div>" if figures else ""
+
+
+class Style(NamedTuple):
+    """How a line of a chart is drawn."""
+
+    colour: str
+    dashed: bool = False
+
+
+COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
+
+
+def chart(*lines: Points, styles: Sequence[Style] = (), width: int = 440, height: int = 180) -> str:
+    """``lines`` in one SVG, with their common range on the axes; empty where there is nothing finite to draw."""
+    finite = [[(x, y) for x, y in points if math.isfinite(y)] for points in lines]
+    xs, ys = [x for points in finite for x, _ in points], [y for points in finite for _, y in points]
+    if not xs:
+        return ""
+    (first, last), (low, high) = (min(xs), max(xs)), (min(ys), max(ys))
+    left, top, right, bottom = 64, 10, width - 8, height - 22
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = left + (right - left) * (x - first) / ((last - first) or 1)
+        return across, bottom - (bottom - top) * (y - low) / ((high - low) or 1)
+
+    drawn = ""
+    for points, style in zip(finite, styles or [Style(COLOURS[0])] * len(finite), strict=True):
+        places = [place(x, y) for x, y in points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        dashes = " stroke-dasharray='7 4'" if style.dashed else ""
+        drawn += f"<polyline points='{path}' fill='none' stroke='{style.colour}' stroke-width='1.8'{dashes}/>"
+        if len(places) < 25:
+            drawn += "".join(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='2.5' fill='{style.colour}'/>" for x, y in places)
+    axes = f"<path d='M{left} {top}V{bottom}H{right}' fill='none' stroke='#8888'/>"
+    labels = "".join(
+        f"<text x='{x}' y='{y}' text-anchor='{anchor}' font-size='11' fill='currentColor'>{value:.4g}</text>"
+        for x, y, anchor, value in (
+            (left - 6, top + 6, "end", high),
+            (left - 6, bottom, "end", low),
+            (left, height - 6, "start", first),
+            (right, height - 6, "end", last),
+        )
+    )
+    return (
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}' role='img' font-family='sans-serif'>"
+        f"{axes}{drawn}{labels}</svg>"
+    )
+
+
+def _pictures(directory: RunDirectory, records: Sequence[Mapping[str, Any]]) -> str:
+    evaluated = [r["iteration"] for r in records if any(key.startswith("eval/") for key in r)]
+    if len(evaluated) < 2:
+        return ""
+    before, after = directory.kept_samples(evaluated[0]), directory.kept_samples(evaluated[-1])
+    pairs = "".join(
+        f"<figure><div class=pair>{_image(old)}{_image(new)}</div><figcaption>{html.escape(old['prompt'])}<br>"
+        f"{_told(old['scores'])} → {_told(new['scores'])}</figcaption></figure>"
+        for old, new in zip(before, after, strict=False)
+    )
+    heading = f"Same prompt, same noise: after {evaluated[0]} and after {evaluated[-1]} iterations"
+    return f"<h2>{heading}</h2><div class=pictures>{pairs}</div>" if pairs else ""
+
+
+def _image(item: Mapping[str, Any]) -> str:
+    path, told = Path(item["path"]), html.escape(item["prompt"], quote=True)
+    data = base64.b64encode(path.read_bytes()).decode()
+    if path.suffix == ".mp4":
+        return f"<video controls loop muted playsinline aria-label='{told}' src='data:video/mp4;base64,{data}'></video>"
+    return f"<img alt='{told}' src='data:image/png;base64,{data}'>"
+
+
+def _told(scores: Mapping[str, float]) -> str:
+    return ", ".join(f"{html.escape(label)} {score:.2f}" for label, score in scores.items())

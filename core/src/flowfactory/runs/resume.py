@@ -1,0 +1,88 @@
+"""What a resumed run may not change: all of the config but a few keys, and the prompts by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from flowfactory.config.schema import ComponentConfig, RunConfig
+from flowfactory.data import prompts
+
+FREE_TO_CHANGE = (
+    *("evaluation", "output", "plugins", "device", "training.iterations"),
+    # about memory and speed alone
+    *("distributed", "sampling.keep_on", "sampling.batch_size"),
+    *("training.batch_size", "training.times_per_forward", "training.kept_on"),
+    *("training.activation_checkpointing", "training.compile"),
+)
+PROMPTS = ("prompts.train", "prompts.heldout")
+
+
+def fixed(config: RunConfig) -> dict[str, Any]:
+    """Every key of ``config`` that is not free to change and its value in JSON; of a prompt file the checksum of its content.
+
+    UserError: a prompt file cannot be read.
+    """
+    free = (*FREE_TO_CHANGE, *_components_free(config))
+    values = {key: value for key, value in _flat(config.model_dump(mode="json")).items() if not _is_below(key, free)}
+    files = {key: getattr(config.prompts, key.partition(".")[2]) for key in PROMPTS}
+    return values | {key: path and _content(path) for key, path in files.items()}
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two of :func:`fixed`, each key with its value then and now."""
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    return [_told(key, before.get(key), now.get(key)) for key in changed]
+
+
+def checksum(value: object) -> str:
+    """BLAKE2b of a JSON value, the same whatever the order of its keys."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _is_below(key: str, places: Iterable[str]) -> bool:
+    return any(f"{key}.".startswith(f"{place}.") for place in places)
+
+
+def _components_free(value: object, place: str = "") -> Iterator[str]:
+    """The keys that the components of a config say are free to change."""
+    if isinstance(value, ComponentConfig):
+        yield from (f"{place}{key}" for key in value.free_to_change)
+    if isinstance(value, BaseModel):
+        inner: Iterable[tuple[str, object]] = value
+    else:
+        inner = value.items() if isinstance(value, Mapping) else ()
+    for key, item in inner:
+        yield from _components_free(item, f"{place}{key}.")
+
+
+def _told(key: str, before: Any, now: Any) -> str:
+    if key in PROMPTS:
+        return f"{key}: its content has changed since" if before and now else f"{key} is {'set' if now else 'not set'} now"
+    return f"{key} ({before} then, {now} now)"
+
+
+def _content(path: Path) -> str:
+    """The checksum of the prompts in a file and of the media they bring, wherever those lie."""
+    found = hashlib.blake2b(digest_size=16)
+    for prompt in prompts.read(path):
+        kinds = [len(prompt.images), prompt.video is not None, prompt.audio is not None]
+        whole = [prompt.text, prompt.negative, dict(prompt.metadata), kinds, [_bytes(file) for file in prompt.media]]
+        found.update(checksum(whole).encode())
+    return found.hexdigest()
+
+
+def _bytes(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}".lstrip(".")).items()}
+    return {prefix: value}

@@ -1,0 +1,47 @@
+"""The tracker that comes with core: TensorBoard event files in the run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flowfactory.config.schema import ComponentConfig
+from flowfactory.errors import UserError
+from flowfactory.hooks.specs import hookimpl
+from flowfactory.types import RunInfo
+
+
+class TensorBoardConfig(ComponentConfig):
+    """Every metric as a scalar in ``<run>/tensorboard``."""
+
+    def build(self, label: str) -> TensorBoard:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError("tracker 'tensorboard' needs: pip install 'flowfactory[tensorboard]'") from error
+        return TensorBoard(SummaryWriter)
+
+
+class TensorBoard:
+    """Writes event files."""
+
+    def __init__(self, writer: Any) -> None:
+        self._make = writer
+        self._writer: Any = None
+
+    @hookimpl
+    def run_started(self, run: RunInfo) -> None:
+        """Open the event file."""
+        self._writer = self._make(str(run.directory / "tensorboard"))
+
+    @hookimpl
+    def iteration_finished(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """A scalar a metric."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, iteration)
+        self._writer.flush()
+
+    @hookimpl
+    def run_finished(self) -> None:
+        """Close the event file."""
+        self._writer.close()

@@ -1,0 +1,1 @@
+"""An iteration: rollouts, advantages, and optimizer steps; evaluation, and the checks before the first update."""

@@ -1,0 +1,48 @@
+"""A config to the typed hooks of one run; fails before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from flowfactory.config.schema import RunConfig
+from flowfactory.hooks.calls import EXACTLY_ONE, Hooks, insist, manager_of
+from flowfactory.rewards.scoring import Rewards
+from flowfactory.types import Dynamics
+
+
+class Assembly:
+    """All components of a config, built and joined: hooks, dynamics, training and evaluation rewards."""
+
+    def __init__(self, config: RunConfig, observers: Iterable[object] = (), trackers: bool = True) -> None:
+        components: dict[str, object] = {
+            "model": config.model.build("model"),
+            "algorithm": config.algorithm.build("algorithm"),
+        }
+        if trackers:
+            components |= {f"tracker {i}": t.build(f"tracker {i}") for i, t in enumerate(config.output.trackers)}
+        components |= {f"observer {i}": observer for i, observer in enumerate(observers)}
+        manager = manager_of(components)
+        for hook, owner in EXACTLY_ONE.items():
+            insist(manager, owner, hook)
+        self.hooks = Hooks(manager)
+        dynamics: Any = config.sampling.dynamics.build("dynamics")
+        ode: Any = _ode()
+        self.dynamics: Dynamics = dynamics
+        self.ode: Dynamics = ode
+        self.rewards = Rewards(config.rewards, config.plugins)
+        others = config.evaluation.rewards
+        self.evaluation_rewards = Rewards(others, config.plugins) if others else self.rewards
+
+    def prepare_rewards(self, device: torch.device) -> None:
+        """Have all rewards read their weights and reach their servers. UserError, RunError: one cannot."""
+        for rewards in (self.rewards, self.evaluation_rewards):
+            rewards.prepare(device)
+
+
+def _ode() -> Dynamics:
+    from flowfactory.flow.dynamics import ODE
+
+    return ODE()

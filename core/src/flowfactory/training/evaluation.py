@@ -1,0 +1,78 @@
+"""Held-out prompts with fixed noise, scored by rewards that may be others than those trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowfactory.config.schema import RunConfig
+from flowfactory.data.prompts import grouped, whole_groups
+from flowfactory.distributed.ranks import ALONE, Ranks
+from flowfactory.training.assembly import Assembly
+from flowfactory.training.rollouts import draw, judge, judged
+from flowfactory.training.sampler import Sampler
+from flowfactory.types import HELD_OUT, Prompt, SamplingPlan
+
+EVALUATION = "evaluation"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The B prompts, {label: scores [B]}, and the media that were to be kept, [k, ...]."""
+
+    media: Tensor
+    prompts: tuple[str, ...]
+    scores: dict[str, Tensor]
+
+    def metrics(self) -> dict[str, float]:
+        """``eval/<label>/mean`` and ``/std`` over the samples that it applies to, and ``eval/samples``, how many were drawn."""
+        found: dict[str, float] = {}
+        for label, score in self.scores.items():
+            known = score[score.isfinite()].double()
+            if len(known):
+                found |= {f"eval/{label}/mean": float(known.mean()), f"eval/{label}/std": float(known.std(correction=0))}
+        return found | ({"eval/samples": len(self.prompts)} if found else {})
+
+
+def evaluate(
+    sampler: Sampler,
+    assembly: Assembly,
+    config: RunConfig,
+    prompts: Sequence[Prompt],
+    members: int | None = None,
+    score: bool = True,
+    keep: int | None = None,
+    ranks: Ranks = ALONE,
+) -> Evaluated:
+    """Draw ``prompts`` with the ODE and noise that no iteration changes, and score them unless told otherwise.
+
+    The first ``keep`` media are kept, all when it is None, by the leading rank alone.
+    """
+    chosen, sampling = config.evaluation, config.sampling
+    batch = grouped(prompts, members or chosen.members)
+    plan = SamplingPlan(
+        steps=chosen.steps or sampling.steps,
+        canvas=chosen.canvas(sampling),
+        guidance=sampling.guidance if chosen.guidance is None else chosen.guidance,
+        dynamics=assembly.ode,
+        seed=config.seed,
+        iteration=HELD_OUT,
+        keys=batch.keys,
+        weights=EVALUATION if chosen.average else None,
+    )
+    batch_size = chosen.batch_size or sampling.batch_size
+    kept, started, left = [], [], len(batch.keys) if keep is None else keep
+    for rows in whole_groups(batch, batch_size * ranks.count):
+        part = batch.rows(rows)
+        conditions = sampler.conditions(part.prompts, plan.guidance, plan.canvas)
+        drawn = draw(sampler, conditions, plan.rows(rows), batch_size, ranks)
+        if score:
+            judges = config.distributed.judges_of(ranks.count)
+            started.append(judge(assembly.evaluation_rewards, drawn, part, ranks, judges, sampler.frame_rate))
+        first = range(min(left, len(rows)))
+        kept.append(ranks.exchange(drawn.trajectory.media, drawn.held, [first, *[()] * (ranks.count - 1)]).cpu())
+        left -= len(first)
+    return Evaluated(torch.cat(kept), batch.texts, judged(started, ranks) if score else {})

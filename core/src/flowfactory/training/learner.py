@@ -1,0 +1,141 @@
+"""Losses to optimizer steps: backward, accumulate, clip, step."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from flowfactory.config.schema import TrainingConfig
+from flowfactory.distributed.ranks import ALONE, Ranks, local
+from flowfactory.errors import RunError
+from flowfactory.policy.policy import Policy
+from flowfactory.training import optimizers
+from flowfactory.types import Loss
+
+
+class Learner:
+    """Owner of the optimizer."""
+
+    def __init__(self, policy: Policy, config: TrainingConfig, ranks: Ranks = ALONE) -> None:
+        self._policy = policy
+        self._parameters = policy.parameters
+        self._optimizer = optimizers.build(config.optimizer, self._parameters)
+        self._config, self._ranks = config, ranks
+        self._steps = 0
+        self.rate = config.optimizer.lr
+
+    def step(self, losses: Iterable[Loss], gathered: Gathered) -> float:
+        """The gradient's norm, after one optimizer step along the mean of all ``losses``; their metrics go to ``gathered``.
+
+        The losses are those of all ranks, each of which yields its own. RunError: a loss or the gradient is not finite, or
+        nothing was yielded. No step is skipped in silence.
+        """
+        self._optimizer.zero_grad()
+        before = gathered.count
+        for loss in losses:
+            gathered.add(loss)
+            if loss.values.requires_grad or not self._policy.has_experts:  # samples may all be a frozen expert's
+                loss.values.sum().backward()  # type: ignore[no-untyped-call]
+        count = sum(self._ranks.gather(gathered.count - before))
+        if not count:
+            raise RunError("the algorithm yielded no loss, so that nothing would train")
+        gradients = self._reduced()
+        # dividing afterwards gives the exact mean whatever the sizes of the pieces
+        if gradients:
+            torch._foreach_div_(gradients, count)
+        norm = self._ranks.norm(gradients)
+        if not torch.isfinite(norm):  # before clipping, which would spread a NaN to every weight
+            bad = self._broken()
+            raise RunError(f"the gradient of {bad[0]} is not finite ({len(bad)} of {len(self._parameters)} weights)")
+        if gradients:
+            torch._foreach_mul_(gradients, torch.clamp(self._config.max_grad_norm / (norm + 1e-6), max=1.0))
+        self.rate = self._config.optimizer.lr * self._schedule()
+        self._optimizer.step(self.rate)
+        self._policy.changed()
+        self._steps += 1
+        return float(norm)
+
+    def _reduced(self) -> list[Tensor]:
+        """This rank's part of the gradients, summed over all ranks' losses."""
+        if self._ranks.mesh is None and self._ranks.count > 1:
+            # a transformer may have had samples on some ranks alone; one that had none on any is to have no gradient
+            reached = [p.grad is not None for p in self._parameters.values()]
+            anywhere = [any(flags) for flags in zip(*self._ranks.gather(reached), strict=True)]
+            for parameter, wanted in zip(self._parameters.values(), anywhere, strict=True):
+                if wanted and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            self._ranks.add([p.grad for p in self._parameters.values() if p.grad is not None])
+        return [local(p.grad) for p in self._parameters.values() if p.grad is not None]
+
+    def _broken(self) -> list[str]:
+        """The weights whose gradient is not finite on some rank."""
+        mine = [name for name, p in self._parameters.items() if p.grad is not None and not local(p.grad).isfinite().all()]
+        return list(dict.fromkeys(name for names in self._ranks.gather(mine) for name in names))
+
+    def _schedule(self) -> float:
+        config = self._config
+        total = max(1, config.iterations * config.epochs * config.updates - config.warmup)
+        if self._steps < config.warmup:
+            return (self._steps + 1) / config.warmup
+        done = min(1.0, (self._steps - config.warmup) / total)
+        match config.decay:
+            case "constant":
+                return 1.0
+            case "linear":
+                return 1.0 - done
+            case "cosine":
+                return 0.5 * (1.0 + math.cos(math.pi * done))
+
+    def state(self) -> dict[str, Tensor]:
+        """``optimizer/<parameter>/<moment>`` and ``steps``: what a resumed run goes on with, sharded as the weights are."""
+        state = {f"optimizer/{key}": value for key, value in self._optimizer.state().items()}
+        return {**state, "steps": torch.tensor(self._steps)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from :meth:`state`."""
+        prefix = "optimizer/"
+        self._optimizer.load_state({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
+        self._steps = int(state["steps"])
+
+    def resumable(self, before: int, now: int) -> str | None:
+        """Why the state that ``before`` shards saved cannot be gone on with by ``now``; None where it can, exactly."""
+        return optimizers.resumable(self._config.optimizer, before, now, self._parameters)
+
+
+class Gathered:
+    """Means and maxima over the losses of an update."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+        self._maxima: dict[str, float] = {}
+
+    def add(self, loss: Loss) -> None:
+        """Take in one loss. RunError: it is not finite."""
+        if loss.values.dim() != 1:
+            raise RunError(f"a loss has shape {list(loss.values.shape)}; yield one value a sample, [b]")
+        if not loss.values.isfinite().all():
+            terms = [name for name, term in loss.terms.items() if not term.isfinite().all()]
+            raise RunError("the loss is not finite" + (f": its term {terms[0]!r} is not" if terms else ""))
+        self.count += len(loss.values)
+        for name, value in {"loss": loss.values, **loss.terms, **loss.metrics}.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach().double().sum())
+            self._counts[name] = self._counts.get(name, 0) + len(value)
+        for name, value in loss.extremes.items():
+            self._maxima[name] = max(self._maxima.get(name, -math.inf), float(value.detach().max()))
+
+    def metrics(self, ranks: Ranks = ALONE) -> dict[str, float]:
+        """The mean of every metric, the maximum of every extreme, over all ranks."""
+        sums, counts = defaultdict[str, float](float), defaultdict[str, int](int)
+        maxima: dict[str, float] = {}
+        for others, samples, most in ranks.gather((self._sums, self._counts, self._maxima)):
+            for name, total in others.items():
+                sums[name] += total
+                counts[name] += samples[name]
+            maxima |= {name: max(maxima.get(name, -math.inf), value) for name, value in most.items()}
+        return {name: sums[name] / counts[name] for name in sums if counts[name]} | maxima

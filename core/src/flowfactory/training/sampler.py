@@ -1,0 +1,106 @@
+"""Drawing a batch: conditions, plan and the model's ``sample``, piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from flowfactory.canvas import Canvas
+from flowfactory.data.encode_cache import ConditionCache
+from flowfactory.data.prompts import Batch
+from flowfactory.distributed.ranks import ALONE, Ranks
+from flowfactory.hooks.calls import Hooks
+from flowfactory.policy.policy import Policy
+from flowfactory.types import Conditions, Prompt, Samples, SamplingPlan, Step, Trainable, Trajectory
+
+
+class Sampler:
+    """Draws what a plan says; what was drawn rests on the device, or in host memory where ``host`` says so.
+
+    ``negative`` is the negative prompt of prompts that have none of their own.
+    """
+
+    def __init__(
+        self,
+        hooks: Hooks,
+        policy: Policy,
+        cache: ConditionCache,
+        trainable: Trainable,
+        negative: str,
+        host: bool = False,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self._hooks, self._policy, self._cache = hooks, policy, cache
+        self._trainable, self._negative = trainable, negative
+        self._rests_on = torch.device("cpu") if host else None
+        self._ranks = ranks
+
+    @property
+    def frame_rate(self) -> float | None:
+        """Frames a second of what the model draws; None for pictures."""
+        return self._trainable.frame_rate
+
+    def prepare(self, wanted: Iterable[tuple[Prompt, Canvas]]) -> int:
+        """Have all that drawing each prompt on its canvas may need encoded; returns how many prompts had to be.
+
+        The encoders are loaded once, or once a canvas where it matters, by the leading rank; the others find its work on the
+        disk, and where machines share none the first rank of each does it again.
+        """
+        by_canvas: dict[Canvas, list[Prompt]] = {}
+        for prompt, canvas in wanted:
+            same = canvas if self._trainable.canvas_matters else next(iter(by_canvas), canvas)
+            by_canvas.setdefault(same, []).extend([prompt, *([self._opposite(prompt)] if self._trainable.guided else [])])
+        encoded = 0
+        for mine in (self._ranks.leads, self._ranks.local == 0, True) if self._ranks.count > 1 else (True,):
+            if mine:
+                encoded += sum(self._cache.prepare(prompts, canvas) for canvas, prompts in by_canvas.items())
+            self._ranks.barrier()
+        return encoded
+
+    def conditions(self, prompts: Sequence[Prompt], guidance: float, canvas: Canvas) -> Conditions:
+        """The conditions of ``prompts``, with the negative prompts' where ``guidance`` needs them."""
+        guided = self._trainable.guided and guidance > 1
+        return self._cache.conditions(prompts, canvas, [self._opposite(prompt) for prompt in prompts] if guided else None)
+
+    def _opposite(self, prompt: Prompt) -> Prompt:
+        text = self._negative if prompt.negative is None else prompt.negative
+        if self._trainable.negative_media:
+            return replace(prompt, text=text, index=0, metadata={}, negative=None)
+        return Prompt(text)
+
+    def draw(self, conditions: Conditions, plan: SamplingPlan, batch_size: int) -> Trajectory:
+        """The trajectory of all samples of ``plan``, drawn at most ``batch_size`` at once, with the weights it names."""
+        pieces = []
+        with self._policy.drawing(plan.weights):
+            for start in range(0, len(plan.keys), batch_size):
+                index = range(start, min(start + batch_size, len(plan.keys)))
+                piece = self._hooks.sample(conditions.rows(index), plan.rows(index))
+                pieces.append(piece if self._rests_on is None else piece.to(self._rests_on))
+        return joined(pieces, conditions)
+
+
+def joined(pieces: Sequence[Trajectory], conditions: Conditions) -> Trajectory:
+    """The pieces as one trajectory, in order; ``conditions`` are those of all."""
+    if len(pieces) == 1:
+        return pieces[0]
+    steps = [Step.joined(same, conditions) for same in zip(*(piece.steps for piece in pieces), strict=True)]
+    return Trajectory(
+        torch.cat([piece.media for piece in pieces]),
+        torch.cat([piece.latents for piece in pieces]),
+        pieces[0].sigmas,
+        tuple(steps),
+    )
+
+
+def merged(scores: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """{label: scores [B]} of all pieces, in order."""
+    return {label: torch.cat([piece[label] for piece in scores]) for label in scores[0]}
+
+
+def samples_of(media: Tensor, batch: Batch, frame_rate: float | None = None) -> Samples:
+    """What the rewards see of a drawn batch."""
+    metadata = tuple(prompt.metadata for prompt in batch.prompts)
+    return Samples(media, batch.texts, batch.groups, metadata, batch.prompts, frame_rate)
