@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from flowfactory.config import schema
+from flowfactory.config import loading
+from flowfactory.runs.train import train, versions
 from flowfactory.testing import Count
-from flowfactory.training.iteration import train, versions
 
 SDE, ODE = "{name: flow-sde, num_sde_steps: 2}", "ode"
 VARIANTS = {
@@ -44,7 +44,7 @@ def count(algorithm: str, dynamics: str, batch_size: int, updates: int) -> dict[
         options = [*SMALL, f"algorithm={algorithm}", f"sampling.dynamics={dynamics}", f"training.updates={updates}"]
         options += [f"training.batch_size={batch_size}", "training.optimizer.lr=1e-5"]
         counted = Count()
-        train(schema.load("quickstart", options, out=Path(folder) / "run"), observers=[counted], say=lambda _: None)
+        train(loading.load("quickstart", options, out=Path(folder) / "run"), observers=[counted], say=lambda _: None)
     found = counted.iterations[3]
     return {name: round(found.get(name, 0) / PICTURES, 3) for name in ("sample", "train", "no_grad", "backward")}
 

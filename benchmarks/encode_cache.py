@@ -22,9 +22,10 @@ from typing import Any
 
 from machine import machine
 
-from flowfactory.config.schema import validate
+from flowfactory.config.loading import validate
+from flowfactory.runs.train import versions
 from flowfactory.testing.two_parameter import FILE
-from flowfactory.training.iteration import prepare, versions
+from flowfactory.training.setup import prepare
 
 T5_WIDTH, CLIP_WIDTH, LENGTH = 1024, 384, 32
 WORDS = (("red", "blue", "green", "grey"), ("cat", "boat", "lamp", "tree", "house"), ("at dawn", "in snow", "on a hill"))

@@ -156,7 +156,7 @@ def checkpoints(folder: Path) -> None:
 
 
 def foretold(path: Path, ranks: int) -> dict[str, Any]:
-    from flowfactory.config import schema as configs
+    from flowfactory.config import loading as configs
     from flowfactory.runs.estimate.trace import estimate
 
     found = estimate(configs.load(path), ranks)
@@ -173,9 +173,10 @@ def measured(path: Path, ranks: int) -> dict[str, Any] | None:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    from flowfactory.config import schema as configs
-    from flowfactory.distributed.ranks import join
-    from flowfactory.training.iteration import peak_memory, train
+    from flowfactory.config import loading as configs
+    from flowfactory.distributed.process_group import join
+    from flowfactory.runs.train import train
+    from flowfactory.training.iteration import peak_memory
 
     torch.set_num_threads(1)
     resolved = configs.load(path)

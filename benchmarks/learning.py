@@ -31,9 +31,9 @@ def run(name: str, seed: int, forwards: int) -> dict[str, Any]:
     """One training, and what it took."""
     import torch
 
-    from flowfactory.config import schema
+    from flowfactory.config import loading
+    from flowfactory.runs.train import train
     from flowfactory.testing import Count
-    from flowfactory.training.iteration import train
 
     torch.set_num_threads(1)
 
@@ -41,12 +41,12 @@ def run(name: str, seed: int, forwards: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             counted = Count()
             settings = [f"training.iterations={iterations}", f"seed={seed}", f"evaluation.members={MEMBERS}", *options]
-            directory = train(schema.load(name, settings, out=Path(folder) / "run"), observers=[counted], say=lambda _: None)
+            directory = train(loading.load(name, settings, out=Path(folder) / "run"), observers=[counted], say=lambda _: None)
             return directory.records(), counted
 
     # averages differ from the present weights from the third iteration on, which takes what every further one does; two groups
     # take their share of it
-    groups = schema.load(name).sampling.groups
+    groups = loading.load(name).sampling.groups
     _, counted = trained(3, "prompts.heldout=null", "sampling.groups=2")
     each = _forwards(counted.iterations[3]) * groups // 2
     started = time.perf_counter()
@@ -157,7 +157,7 @@ def main() -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     from machine import machine
 
-    from flowfactory.training.iteration import versions
+    from flowfactory.runs.train import versions
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "learning.json"

@@ -27,8 +27,10 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, T5Config, UMT5Config
 
-from flowfactory.config import schema as configs
-from flowfactory.runs.estimate.trace import GIB, estimate, verdict
+from flowfactory.config import loading as configs
+from flowfactory.runs.estimate.result import GIB
+from flowfactory.runs.estimate.table import verdict
+from flowfactory.runs.estimate.trace import estimate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "shared"))
 from tiny_parts import clip_tokenizer, t5_tokenizer

@@ -23,8 +23,8 @@ from machine import machine
 from torch import Tensor
 
 from flowfactory.config.schema import TrainingConfig
+from flowfactory.runs.train import versions
 from flowfactory.training import optimizers
-from flowfactory.training.iteration import versions
 from flowfactory_tiny import FOLDER, pretrain, scenes
 
 OPTIMIZERS = {"adamw": 3e-4, "adamw8bit": 3e-4, "lion": 6e-5, "lion8bit": 6e-5}

@@ -18,9 +18,9 @@ from typing import Any
 
 from machine import machine
 
+from flowfactory.runs.charts import chart
 from flowfactory.runs.directory import RunDirectory
-from flowfactory.runs.report import chart
-from flowfactory.training.iteration import versions
+from flowfactory.runs.train import versions
 
 SCORE = "eval/strict/mean"
 

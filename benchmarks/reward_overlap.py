@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from machine import machine
 
-from flowfactory.config import schema
-from flowfactory.training.iteration import train, versions
+from flowfactory.config import loading
+from flowfactory.runs.train import train, versions
 
 PLUGIN = Path(__file__).parent / "slow_reward.py"
 PARTS = ("sample", "reward", "update")
@@ -61,7 +61,7 @@ def run(reward: dict[str, Any], steps: int, iterations: int) -> list[dict[str, f
     options += [f"sampling.groups={GROUPS}", f"sampling.group_size={GROUP_SIZE}", f"sampling.batch_size={GROUP_SIZE}"]
     options += [f"sampling.steps={steps}", f"training.iterations={iterations}", "training.updates=1", "training.batch_size=32"]
     with tempfile.TemporaryDirectory() as folder:
-        directory = train(schema.load("quickstart", options, [PLUGIN], Path(folder) / "run"), say=lambda _: None)
+        directory = train(loading.load("quickstart", options, [PLUGIN], Path(folder) / "run"), say=lambda _: None)
         records = directory.records()[2:]
     return [{name: record[f"seconds/{name}"] for name in PARTS} for record in records]
 

@@ -25,9 +25,12 @@ from machine import machine
 from overhead import SDE, checkpoint, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flowfactory.config import schema
-from flowfactory.distributed.ranks import join, whole
-from flowfactory.training.iteration import iterate, prepare, versions
+from flowfactory.config import loading
+from flowfactory.distributed.process_group import join
+from flowfactory.distributed.sharding import whole
+from flowfactory.runs.train import versions
+from flowfactory.training.iteration import iterate
+from flowfactory.training.setup import prepare
 
 ITERATIONS = 2
 CASES = {
@@ -62,7 +65,7 @@ class Received(TorchDispatchMode):
 def work(raw: dict[str, Any]) -> dict[str, Any]:
     """What this rank's part of the iterations takes."""
     torch.set_num_threads(1)
-    chosen = schema.validate(raw)
+    chosen = loading.validate(raw)
     with join(chosen) as ranks:
         run = prepare(chosen, ranks=ranks)
         run.assembly.hooks.run_started(run.info, run.policy)

@@ -19,10 +19,12 @@ from typing import Any
 import torch
 from machine import machine
 
-from flowfactory.config import schema
-from flowfactory.rl.advantages import group_std
-from flowfactory.runs.report import COLOURS, Style, chart
-from flowfactory.training.iteration import Clock, gather, prepare, train, versions
+from flowfactory.config import loading
+from flowfactory.rl.groups import group_std
+from flowfactory.runs.charts import COLOURS, Style, chart
+from flowfactory.runs.train import train, versions
+from flowfactory.training.iteration import Clock, gather
+from flowfactory.training.setup import prepare
 
 PLUGIN = Path(__file__).parent / "attributes.py"
 SPREADS = {"bright": 1.0, "warm": 100.0, "green": 0.01}
@@ -38,7 +40,7 @@ def scales() -> dict[str, float]:
     """What gives each reward its spread within the groups of a first iteration."""
     with tempfile.TemporaryDirectory() as folder:
         options = [*settings(dict.fromkeys(SPREADS, 1.0)), "seed=0", "sampling.groups=48", "prompts.heldout=null"]
-        run = prepare(schema.load("quickstart", options, [PLUGIN], Path(folder) / "run"))
+        run = prepare(loading.load("quickstart", options, [PLUGIN], Path(folder) / "run"))
         run.assembly.hooks.run_started(run.info, run.policy)
         found = gather(run, 0, Clock(torch.device("cpu"))).experience
     spreads = {label: float(group_std(found.rewards[label], found.groups).square().mean().sqrt()) for label in SPREADS}
@@ -50,7 +52,7 @@ def run(aggregate: str, seed: int, iterations: int, chosen: dict[str, float]) ->
     options = [f"advantages.aggregate={aggregate}", f"seed={seed}", f"training.iterations={iterations}"]
     options += [f"evaluation.every={EVERY}", "evaluation.members=2", *settings(chosen)]
     with tempfile.TemporaryDirectory() as folder:
-        directory = train(schema.load("quickstart", options, [PLUGIN], Path(folder) / "run"), say=lambda _: None)
+        directory = train(loading.load("quickstart", options, [PLUGIN], Path(folder) / "run"), say=lambda _: None)
         records = directory.records()
     evaluated = [record for record in records if "eval/bright/mean" in record]
     gains = {

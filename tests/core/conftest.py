@@ -15,10 +15,11 @@ import torch
 import yaml
 from hypothesis import settings
 
-from flowfactory.config import schema as configs
+from flowfactory.config import loading as configs
 from flowfactory.config.schema import RunConfig
 from flowfactory.runs.directory import RunDirectory
-from flowfactory.training.iteration import Run, prepare, train
+from flowfactory.runs.train import train
+from flowfactory.training.setup import Run, prepare
 
 TOY = Path(__file__).parent / "toy_plugin.py"
 MATCH = Path(__file__).parent / "toy_match.py"

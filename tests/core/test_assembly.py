@@ -10,11 +10,13 @@ import torch
 from flowfactory import Canvas, hookimpl
 from flowfactory.config.schema import ComponentConfig, RunConfig
 from flowfactory.errors import UserError
+from flowfactory.experience import Experience, Loss
 from flowfactory.flow.dynamics import ODE, FlowSDE
-from flowfactory.hooks.calls import Hooks, manager_of
+from flowfactory.hooks.calls import Hooks
+from flowfactory.hooks.manager import manager_of
 from flowfactory.testing import TwoParameter
 from flowfactory.training.assembly import Assembly
-from flowfactory.types import Conditions, Experience, Loss, Runtime, Samples, SamplingPlan, Trainable, Trajectory
+from flowfactory.types import Conditions, Runtime, Samples, SamplingPlan, Trainable, Trajectory
 
 Load = Callable[..., RunConfig]
 SAMPLES = Samples(torch.rand(3, 1, 2, 2), ("a", "a", "b"), torch.tensor([0, 0, 1]), ({}, {}, {}))

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from flowfactory.config import schema as configs
+from flowfactory.config import loading
 from flowfactory.config.ema import Constant, Cosine, Decay, Linear, PiecewiseLinear, Power, WarmupCosine
 from flowfactory.config.schema import RunConfig
+from flowfactory.config.yaml import dump, parse_yaml
 from flowfactory.errors import UserError
 
 Load = Callable[..., RunConfig]
@@ -186,21 +187,21 @@ def test_a_schedule_that_gives_little_reads_back_to_the_same_with_all_of_it(
 ) -> None:
     made = load({"evaluation": {"average": yaml.safe_load(text)}, "sampling": {"average": yaml.safe_load(text)}})
     assert made.evaluation.average == made.sampling.average == schedule
-    written = configs.dump(made)
+    written = dump(made)
     (tmp_path / "again.yaml").write_text(written)
-    again = configs.load(tmp_path / "again.yaml")
+    again = loading.load(tmp_path / "again.yaml")
     assert again.evaluation.average == again.sampling.average == schedule
-    assert configs.dump(again) == written
+    assert dump(again) == written
     assert set(yaml.safe_load(written)["evaluation"]["average"]) == {"name", *type(schedule).model_fields}
 
 
 def test_no_schedule_is_no_average(load: Load) -> None:
     made = load()
     assert (made.sampling.average, made.evaluation.average) == (None, None)
-    assert yaml.safe_load(configs.dump(made))["evaluation"]["average"] is None
+    assert yaml.safe_load(dump(made))["evaluation"]["average"] is None
 
 
 @given(SCHEDULES)
 def test_every_schedule_survives_its_own_yaml(schedule: Any) -> None:
     text = yaml.safe_dump(schedule.model_dump(mode="json"))
-    assert DECAYS.validate_python(configs.parse_yaml(text, "here")) == schedule
+    assert DECAYS.validate_python(parse_yaml(text, "here")) == schedule

@@ -14,9 +14,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from flowfactory.config.bitsandbytes import quantization_unavailable
 from flowfactory.config.schema import LoraConfig
 from flowfactory.errors import UserError
-from flowfactory.policy import blocks, lora
+from flowfactory.policy import blocks, lora, quantization
 
 WIDTH, DEPTH, BATCH, TOKENS = 64, 5, 3, 8
 NAMES = ("Block", "Tail")
@@ -156,7 +157,7 @@ def test_a_subclass_made_of_a_block_is_still_one() -> None:
     [
         ("training.activation_checkpointing", lambda module, names: blocks.checkpoint(module, names, "every-2")),
         ("training.compile", blocks.compiled),
-        ("model.quantize", lambda module, names: blocks.quantise(module, names, "int8", FLOAT32)),
+        ("model.quantize", lambda module, names: quantization.quantise(module, names, "int8", FLOAT32)),
     ],
 )
 def test_what_wants_blocks_says_so_where_there_are_none(option: str, wants: Callable[..., None]) -> None:
@@ -249,7 +250,7 @@ def quantised(kind: str, dtype: torch.dtype = FLOAT32) -> nn.Module:
     if kind == "nf4":
         pytest.importorskip("bitsandbytes")
     module = Whole().to(dtype)
-    blocks.quantise(module, NAMES, kind, dtype)
+    quantization.quantise(module, NAMES, kind, dtype)
     return module
 
 
@@ -294,7 +295,7 @@ def test_int8_is_within_half_a_step_of_each_rows_own_scale(dtype: torch.dtype) -
     with torch.no_grad():
         layer.weight[1] *= 1000
         layer.weight[2] = 0
-    stored = blocks.Int8Linear(layer, dtype, torch.device("cpu"))
+    stored = quantization.Int8Linear(layer, dtype, torch.device("cpu"))
     steps = layer.weight.detach().double().abs().amax(1, keepdim=True) / 127
     assert ((read(stored, "int8") - layer.weight.double()).abs() <= 0.503 * steps + 1e-30).all()
     assert not stored(torch.ones(1, 64, dtype=dtype))[0, 2]
@@ -321,12 +322,12 @@ def test_bits_a_weight(kind: str, bits: float) -> None:
 def test_the_linear_layers_of_blocks_alone_are_stored_so() -> None:
     module = Whole()
     module.first[0].odd = nn.Linear(12, WIDTH)
-    found = blocks.quantise(module, NAMES, "int8", FLOAT32)
+    found = quantization.quantise(module, NAMES, "int8", FLOAT32)
     assert found == [
         f"{list_}.{i}.{name}" for list_, n in (("first", 3), ("second", 2)) for i in range(n) for name in ("up", "down")
     ]
     kinds = {name: type(layer) for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
-    assert {name for name, kind in kinds.items() if kind is blocks.Int8Linear} == set(found)
+    assert {name for name, kind in kinds.items() if kind is quantization.Int8Linear} == set(found)
     assert kinds["out"] is kinds["patch.up"] is kinds["first.0.odd"] is nn.Linear
 
 
@@ -380,7 +381,7 @@ def test_with_and_without_a_gradient_stored_weights_give_the_same(kind: str, mon
 def test_int8_behaves_under_autocast_as_a_linear_layer() -> None:
     """And makes no weight larger than the precision needs."""
     layer, given = nn.Linear(2 * WIDTH, WIDTH), torch.randn(2, 2 * WIDTH)
-    stored = blocks.Int8Linear(layer, BFLOAT16, torch.device("cpu"))
+    stored = quantization.Int8Linear(layer, BFLOAT16, torch.device("cpu"))
     with torch.autocast("cpu", BFLOAT16), Living() as living:
         assert stored(given).dtype == layer(given).dtype == BFLOAT16
     assert living.largest == 2 * WIDTH * WIDTH * 2
@@ -398,10 +399,10 @@ def test_no_unpacked_weight_lives_until_the_backward(kind: str) -> None:
 
 def test_what_a_kind_of_storage_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    assert blocks.check("int8") is blocks.check(None) is None
-    assert (blocks.check("nf4") or "").startswith("model.quantize: nf4 needs bitsandbytes")
+    assert quantization_unavailable("int8") is quantization_unavailable(None) is None
+    assert (quantization_unavailable("nf4") or "").startswith("model.quantize: nf4 needs bitsandbytes")
     with pytest.raises(UserError, match=r"pip install 'flowfactory\[bitsandbytes\]', or choose int8$"):
-        blocks.quantise(Whole(), NAMES, "nf4", FLOAT32)
+        quantization.quantise(Whole(), NAMES, "nf4", FLOAT32)
 
 
 @COMPILING

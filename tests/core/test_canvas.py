@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowfactory.canvas import Grid
+from flowfactory.models.resolution import Grid
 
 GRIDS = st.builds(Grid, st.integers(1, 64), st.just(float("inf")), st.sampled_from([None, 1, 4, 8]))
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from flowfactory.config import schema as configs
-from flowfactory.discovery.catalogue import discover, suggestion
-from flowfactory.errors import UserError
+from flowfactory.config import loading as configs
+from flowfactory.config.components import config_class
+from flowfactory.discovery.catalogue import discover
+from flowfactory.errors import UserError, suggestion
 from flowfactory.testing import TwoParameterConfig
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -49,7 +50,7 @@ def test_a_file_is_a_plugin(toy: Path) -> None:
     found = discover([toy])
     assert set(found.components["model"]) == {"toy", "net", "experts"}
     assert found.components["reward"]["bright"].plugin == "toy_plugin.py"
-    assert found.find("model", "toy").config_class() is TwoParameterConfig
+    assert config_class(found.find("model", "toy")) is TwoParameterConfig
 
 
 def test_the_same_file_twice_is_one_plugin(toy: Path, tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_what_is_registered_must_be_a_config(spec: str, tmp_path: Path) -> None:
     (tmp_path / "p.py").write_text(HEAD + f"    register('algorithm', 'x', {spec})\n")
     with pytest.raises(UserError, match=r"^algorithm 'x' of plugin 'p\.py' registers .*; register a subclass of flow"):
-        discover([tmp_path / "p.py"]).find("algorithm", "x").config_class()
+        config_class(discover([tmp_path / "p.py"]).find("algorithm", "x"))
 
 
 def test_the_nearest_name_is_suggested_or_all_are_listed() -> None:

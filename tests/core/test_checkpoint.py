@@ -25,11 +25,14 @@ from saved import tensors
 from flowfactory.config.schema import RunConfig
 from flowfactory.distributed.ranks import Ranks
 from flowfactory.errors import RunError, UserError
-from flowfactory.runs.checkpoints import save as checkpoint
-from flowfactory.runs.checkpoints.save import Checkpoints, Manifest
+from flowfactory.runs.checkpoints import load, lookup
+from flowfactory.runs.checkpoints import save as saving
+from flowfactory.runs.checkpoints.manifest import Manifest
+from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.resume import fixed
-from flowfactory.training.iteration import Run, iterate, prepare
+from flowfactory.training.iteration import iterate
+from flowfactory.training.setup import Run, prepare
 
 Figures = Callable[[RunDirectory], list[dict[str, Any]]]
 Trained = Callable[..., RunDirectory]
@@ -140,7 +143,7 @@ def test_an_interrupted_run_saves_its_iteration_and_resumes_as_if_it_had_not_bee
     done = stopped.records()[-1]["iteration"]
     assert 2 <= done < 9
     assert err == f"stopped after iteration {done}; continue with --resume\n"
-    assert checkpoint.find(stopped.checkpoints).name == f"{done:06d}"
+    assert lookup.find(stopped.checkpoints).name == f"{done:06d}"
 
     code, out, err = invoke(*arguments, "--resume")
     assert (code, err) == (0, "")
@@ -152,13 +155,13 @@ def test_a_checkpoint_is_of_the_moment_it_was_asked_for_while_training_goes_on(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     go = threading.Event()
-    write = checkpoint._write_part
+    write = saving._write_part
 
     def later(*arguments: Any) -> None:
         assert go.wait(60)
         write(*arguments)
 
-    monkeypatch.setattr(checkpoint, "_write_part", later)
+    monkeypatch.setattr(saving, "_write_part", later)
     run = prepared({"model": MODELS[0]})
     random_state = torch.get_rng_state()
     checkpoints = owner(run, tmp_path)
@@ -168,7 +171,7 @@ def test_a_checkpoint_is_of_the_moment_it_was_asked_for_while_training_goes_on(
     iterate(run, 0)
     torch.rand(3)
     assert checkpoints.poll() == []
-    assert checkpoint.latest(tmp_path) is None
+    assert lookup.latest(tmp_path) is None
     go.set()
     assert checkpoints.finish() == [(1, tmp_path / "000001")]
     assert checkpoints.poll() == checkpoints.finish() == []
@@ -243,7 +246,7 @@ def test_what_a_kill_left_half_written_or_half_deleted_is_cleared_away_by_the_ne
     for left in (".writing-000002", ".removing-000001"):
         (folder / left).mkdir()
         (folder / left / "__0_0.distcp").write_text("half")
-    assert checkpoint.latest(folder) is None
+    assert lookup.latest(folder) is None
     save(owner(run, folder), run, 2)
     assert [path.name for path in folder.iterdir()] == ["000002"]
 
@@ -263,25 +266,25 @@ def test_the_last_checkpoints_are_kept_and_nothing_else_is_deleted(prepared: Pre
 
 def test_a_folder_without_a_manifest_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "000004").mkdir()
-    assert checkpoint.latest(tmp_path) is None
+    assert lookup.latest(tmp_path) is None
 
 
 def test_the_newest_is_the_one_with_the_largest_number(prepared: Prepared, tmp_path: Path) -> None:
     run = prepared()
     save(owner(run, tmp_path), run, 999_999, 1_000_000)
-    assert checkpoint.latest(tmp_path) == checkpoint.find(tmp_path) == tmp_path / "1000000"
+    assert lookup.latest(tmp_path) == lookup.find(tmp_path) == tmp_path / "1000000"
 
 
 def test_what_is_not_there_is_refused_with_what_is(prepared: Prepared, tmp_path: Path) -> None:
     run = prepared()
     with pytest.raises(UserError, match=r"holds no checkpoint$"):
-        checkpoint.find(tmp_path)
+        lookup.find(tmp_path)
     assert owner(run, tmp_path).restore(run.policy, run.learner) is None
     save(owner(run, tmp_path), run, 2, 10)
-    assert checkpoint.find(tmp_path).name == "000010"
-    assert checkpoint.find(tmp_path, 2).name == "000002"
+    assert lookup.find(tmp_path).name == "000010"
+    assert lookup.find(tmp_path, 2).name == "000002"
     with pytest.raises(UserError, match=r"holds no checkpoint of iteration 3; there is 2, 10$"):
-        checkpoint.find(tmp_path, 3)
+        lookup.find(tmp_path, 3)
 
 
 def test_saving_an_iteration_again_replaces_it(prepared: Prepared, folder: Path) -> None:
@@ -367,14 +370,14 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning_for_the_one_before(
     assert len(said) == 1
     assert str(tmp_path / "000002") in said[0]
     with pytest.raises(UserError, match=rf"000002 is damaged: {problem}.*; choose another checkpoint$"):
-        checkpoint.find(tmp_path, 2)
-    assert checkpoint.find(tmp_path) == checkpoint.find(tmp_path, 1) == checkpoints.latest == tmp_path / "000001"
+        lookup.find(tmp_path, 2)
+    assert lookup.find(tmp_path) == lookup.find(tmp_path, 1) == checkpoints.latest == tmp_path / "000001"
 
     damage(tmp_path / "000001")
     with pytest.raises(UserError, match="holds no checkpoint that is whole; start the run anew in another --out"):
         checkpoints.restore(run.policy, run.learner)
     with pytest.raises(UserError, match="holds no checkpoint that is whole"):
-        checkpoint.find(tmp_path)
+        lookup.find(tmp_path)
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
@@ -403,14 +406,14 @@ def test_other_versions_checkpoints_are_refused_with_a_sentence(prepared: Prepar
     old.mkdir(parents=True)
     (old / "checkpoint.json").write_text('{"iteration": 2}')
     (old / "training.pt").write_bytes(b"")
-    for attempt in (lambda: owner(run, old.parent).restore(run.policy, run.learner), lambda: checkpoint.find(old.parent)):
+    for attempt in (lambda: owner(run, old.parent).restore(run.policy, run.learner), lambda: lookup.find(old.parent)):
         with pytest.raises(UserError, match="000002 is of an older version, which wrote one file; start the run anew"):
             attempt()
     save(owner(run, tmp_path / "new"), run, 2)
     manifest = tmp_path / "new/000002/checkpoint.json"
     manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
     with pytest.raises(UserError, match=r"000002 is of a newer version \(format 2, this one reads 1\); update flowfactory"):
-        checkpoint.find(tmp_path / "new")
+        lookup.find(tmp_path / "new")
 
 
 def test_a_checkpoint_of_other_weights_is_refused(trained: Trained, invoke: Invoke, prepared: Prepared) -> None:
@@ -420,7 +423,7 @@ def test_a_checkpoint_of_other_weights_is_refused(trained: Trained, invoke: Invo
     assert "000003 holds other weights than the config trains: present/transformer.0.lora_A.default.weight (8 in all)" in err
     fewer = prepared({"model": {"name": "net", "train": {"lora": {"targets": ["2"]}}}})
     with pytest.raises(RunError, match=r"holds other weights than the config trains: present/transformer\.0\.lora_A"):
-        checkpoint.load(directory.checkpoints / "000003", fewer.policy)
+        load.load(directory.checkpoints / "000003", fewer.policy)
 
 
 def test_state_that_does_not_fit_the_ranks_is_refused_before_anything_is_loaded(prepared: Prepared, folder: Path) -> None:
@@ -437,10 +440,10 @@ def test_state_that_does_not_fit_the_ranks_is_refused_before_anything_is_loaded(
 ENDS = """
 import sys, threading, time
 from pathlib import Path
-from flowfactory import checkpoint
-from flowfactory.config import load
-from flowfactory.distributed import Ranks
-from flowfactory.loop import prepare
+from flowfactory.config.loading import load
+from flowfactory.distributed.ranks import Ranks
+from flowfactory.runs.checkpoints import save as checkpoint
+from flowfactory.training.setup import prepare
 write = checkpoint._write_part
 checkpoint._write_part = lambda *arguments: (time.sleep(1), write(*arguments))
 run = prepare(load(sys.argv[1]))
@@ -457,7 +460,7 @@ def test_a_process_that_fails_completes_its_checkpoint_and_waits_for_no_other(
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert "ZeroDivisionError: an iteration failed" in done.stderr
     assert [path.name for path in folder.iterdir()] == ["000001"]
-    assert checkpoint.find(folder).name == "000001"
+    assert lookup.find(folder).name == "000001"
 
 
 @contextmanager
@@ -487,17 +490,18 @@ def test_a_full_disk_is_a_sentence_and_the_previous_checkpoint_stays(
         f"the last checkpoint is {folder / '000002'}\n"
     )
     assert [path.name for path in folder.iterdir()] == ["000002"]
-    assert checkpoint.find(folder).name == "000002"
+    assert lookup.find(folder).name == "000002"
 
 
 FULL = """
 import sys
 from pathlib import Path
-from flowfactory.checkpoint import Checkpoints, Manifest
-from flowfactory.config import load
-from flowfactory.distributed import Ranks
+from flowfactory.config.loading import load
+from flowfactory.distributed.ranks import Ranks
 from flowfactory.errors import RunError
-from flowfactory.loop import prepare
+from flowfactory.runs.checkpoints.manifest import Manifest
+from flowfactory.runs.checkpoints.save import Checkpoints
+from flowfactory.training.setup import prepare
 run = prepare(load(sys.argv[1]))
 folder = Path(sys.argv[2])
 checkpoints = Checkpoints(folder, Ranks(), run.config)

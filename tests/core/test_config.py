@@ -11,8 +11,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowfactory.config import schema as configs
-from flowfactory.config.schema import ComponentConfig, RunConfig, override, parse_yaml, schema_type
+from flowfactory.config import loading
+from flowfactory.config.components import schema_type
+from flowfactory.config.schema import ComponentConfig, RunConfig
+from flowfactory.config.yaml import dump, override, parse_yaml
 from flowfactory.discovery.catalogue import discover
 from flowfactory.errors import UserError
 
@@ -53,7 +55,7 @@ def test_every_float_python_prints_is_read_back_as_itself(number: float) -> None
 def test_a_learning_rate_without_a_point_is_a_number(config_file: ConfigFile) -> None:
     path = config_file()
     path.write_text(path.read_text().replace("lr: 0.02", "lr: 1e-4"))
-    assert configs.load(path).training.optimizer.lr == 1e-4
+    assert loading.load(path).training.optimizer.lr == 1e-4
 
 
 def test_a_repeated_key_is_refused_with_its_line(config_file: ConfigFile) -> None:
@@ -61,7 +63,7 @@ def test_a_repeated_key_is_refused_with_its_line(config_file: ConfigFile) -> Non
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines, "seed: 8"]))
     with pytest.raises(UserError, match=rf"^config\.yaml line {len(lines) + 1}: key 'seed' stands twice$"):
-        configs.load(path)
+        loading.load(path)
 
 
 @pytest.mark.parametrize("text", ["a: [1", "a: b: c", "\tseed: 1", "a: 1\n b: 2", "? [1]\n: 2", "a: {{b}}", "a: *nowhere"])
@@ -79,13 +81,13 @@ def test_a_shared_part_may_be_merged_in() -> None:
 def test_a_file_that_holds_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(UserError, match=r"^c\.yaml: expected a mapping at the top, got "):
-        configs.load(tmp_path / "c.yaml")
+        loading.load(tmp_path / "c.yaml")
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00seed")
     with pytest.raises(UserError, match=r"c\.yaml"):
-        configs.load(tmp_path / "c.yaml")
+        loading.load(tmp_path / "c.yaml")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,7 @@ def test_a_value_that_cannot_be_is_refused_in_one_sentence(load: Load, change: d
 def test_plugins_that_are_no_list_are_refused_beside_the_command_lines_too(config_file: ConfigFile, toy: Path) -> None:
     for value in ("toy.py", 5):
         with pytest.raises(UserError, match=r"^config\.yaml: plugins: expected a list of files$"):
-            configs.load(config_file({"plugins": value}), plugins=[toy])
+            loading.load(config_file({"plugins": value}), plugins=[toy])
 
 
 def test_set_takes_numbers_lists_and_mappings(load: Load) -> None:
@@ -273,12 +275,12 @@ def test_the_resolved_config_reads_back_to_the_same(load: Load, tmp_path: Path) 
             "training": {"optimizer": {"lr": 1e-7}},
         }
     )
-    text = configs.dump(made)
+    text = dump(made)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/config.yaml").write_text(text)
-    again = configs.load(tmp_path / "elsewhere/config.yaml")
+    again = loading.load(tmp_path / "elsewhere/config.yaml")
     assert again.model_dump(mode="json") == made.model_dump(mode="json")
-    assert configs.dump(again) == text
+    assert dump(again) == text
     resolved = yaml.safe_load(text)
     assert list(resolved["rewards"]["b"])[:2] == ["name", "weight"]
     assert resolved["sampling"]["dynamics"]["noise_level"] == 0.7  # defaults are written out
@@ -291,31 +293,31 @@ def test_paths_in_a_file_are_relative_to_the_file(config_file: ConfigFile, toy: 
     (folder / "train.txt").write_text("red")
     (folder / "heldout.txt").write_text("blue")
     (folder / "toy.py").write_text(toy.read_text())
-    made = configs.load(folder / "config.yaml")
+    made = loading.load(folder / "config.yaml")
     assert made.prompts.train == folder / "train.txt"
     assert made.output.dir == tmp_path / "deep/runs"
     assert made.plugins == (folder / "toy.py",)
 
 
 def test_the_run_directory_is_named_for_the_config_where_the_command_is_given(config_file: ConfigFile, tmp_path: Path) -> None:
-    assert configs.load(config_file(name="mine.yaml")).output.dir == tmp_path / "runs/mine"
-    assert configs.load(config_file(), out=Path("else/where")).output.dir == tmp_path / "else/where"
+    assert loading.load(config_file(name="mine.yaml")).output.dir == tmp_path / "runs/mine"
+    assert loading.load(config_file(), out=Path("else/where")).output.dir == tmp_path / "else/where"
 
 
 def test_a_plugin_of_the_command_line_joins_those_of_the_file(config_file: ConfigFile, toy: Path) -> None:
-    made = configs.load(config_file({"plugins": None}), plugins=[toy])
+    made = loading.load(config_file({"plugins": None}), plugins=[toy])
     assert made.plugins == (toy,)
 
 
 def test_a_file_that_is_not_there_is_refused_with_the_examples(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^no file nothing\.yaml, and no example of that name; none is installed$"):
-        configs.load("nothing.yaml")
+        loading.load("nothing.yaml")
     (tmp_path / "plugin.py").write_text(
         "from flowfactory import hookimpl\n@hookimpl\ndef register_components(register):\n"
         "    register('example', 'demo', 'demo.yaml')\n"
     )
     with pytest.raises(UserError, match=r"^no file demos, and no example of that name; did you mean 'demo'\?$"):
-        configs.load("demos", plugins=[tmp_path / "plugin.py"])
+        loading.load("demos", plugins=[tmp_path / "plugin.py"])
 
 
 def test_an_example_runs_by_its_name(config_file: ConfigFile, toy: Path, tmp_path: Path) -> None:
@@ -324,7 +326,7 @@ def test_an_example_runs_by_its_name(config_file: ConfigFile, toy: Path, tmp_pat
         "from flowfactory import hookimpl\n@hookimpl\ndef register_components(register):\n"
         f"    register('example', 'demonstration', {str(path)!r})\n"
     )
-    made = configs.load("demonstration", plugins=[tmp_path / "plugin.py", toy])
+    made = loading.load("demonstration", plugins=[tmp_path / "plugin.py", toy])
     assert made.prompts.train == tmp_path / "train.txt"
 
 
@@ -426,7 +428,7 @@ def test_a_config_cannot_be_changed(load: Load) -> None:
 
 def test_a_label_that_would_split_the_name_of_a_metric_is_refused(config_file: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match="the label 'a/b' may have letters"):
-        configs.load(config_file({"rewards": {"a/b": {"name": "bright"}}}))
+        loading.load(config_file({"rewards": {"a/b": {"name": "bright"}}}))
 
 
 def test_an_algorithm_that_compares_a_groups_members_keeps_them_together(

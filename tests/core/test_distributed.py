@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flowfactory.config.schema import DistributedConfig
-from flowfactory.distributed.ranks import ALONE, as_shard, dealt, evened, local, sizes, whole
+from flowfactory.distributed.dealing import dealt, evened
+from flowfactory.distributed.process_group import sizes
+from flowfactory.distributed.ranks import ALONE
+from flowfactory.distributed.sharding import as_shard, local, whole
 from flowfactory.errors import UserError
 from flowfactory.flow import in_parts
 

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from flowfactory import RunError
-from flowfactory.training.iteration import Run, train
+from flowfactory.experience import Loss
+from flowfactory.runs.train import train
 from flowfactory.training.learner import Gathered, Learner
-from flowfactory.types import Loss
+from flowfactory.training.setup import Run
 
 
 def settings(**changes: Any) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from flowfactory.config.schema import TrainingConfig
 from flowfactory.errors import RunError
+from flowfactory.experience import Loss
 from flowfactory.policy.policy import Policy
 from flowfactory.training.learner import Gathered, Learner
-from flowfactory.types import Evaluation, Loss, Trainable
+from flowfactory.types import Evaluation, Trainable
 
 X = torch.tensor([1.0, -2.0, 0.5, 3.0, 2.5, -1.0, 0.25])
 

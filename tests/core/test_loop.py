@@ -14,16 +14,19 @@ from torch import Tensor
 
 from flowfactory import flow, hookimpl
 from flowfactory.config.schema import RunConfig
-from flowfactory.distributed.ranks import device_of
+from flowfactory.distributed.process_group import device_of
 from flowfactory.errors import RunError, UserError
+from flowfactory.experience import Experience
 from flowfactory.hooks.calls import Hooks
 from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory
+from flowfactory.runs.train import train
 from flowfactory.training.evaluation import evaluate
-from flowfactory.training.iteration import Clock, Run, gather, plan_of, prepare, train
+from flowfactory.training.iteration import Clock, gather, plan_of
 from flowfactory.training.preflight import preflight
 from flowfactory.training.rollouts import Pool, shares
-from flowfactory.types import Experience, NoiseKey, RunInfo, Samples
+from flowfactory.training.setup import Run, prepare
+from flowfactory.types import NoiseKey, RunInfo, Samples
 
 Figures = Callable[[RunDirectory], list[dict[str, Any]]]
 Trained = Callable[..., RunDirectory]

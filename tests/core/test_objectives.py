@@ -10,21 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from flowfactory.rl.advantages import (
-    advantages,
-    centred,
-    clipped_surrogate,
-    group_max,
-    group_std,
-    group_sum,
-    is_clipped,
-    mean_kl,
-    normalised,
-    normalised_log_ratio,
-    optimality,
-    squared_error,
-    velocity_kl,
-)
+from flowfactory.rl.advantages import advantages, normalised
+from flowfactory.rl.divergences import mean_kl, velocity_kl
+from flowfactory.rl.groups import centred, group_max, group_std, group_sum
+from flowfactory.rl.losses import clipped_surrogate, is_clipped, normalised_log_ratio, optimality, squared_error
 
 SCORES = st.floats(-10, 10, width=32)
 Spread = Literal["group", "global"]

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from flowfactory.config import schema as configs
-from flowfactory.config.schema import Optimizer, OptimizerConfig, RunConfig, TrainingConfig
+from flowfactory.config import bitsandbytes
+from flowfactory.config import yaml as configs
+from flowfactory.config.optimizers import Optimizer, OptimizerConfig
+from flowfactory.config.schema import RunConfig, TrainingConfig
 from flowfactory.errors import UserError
 from flowfactory.training import optimizers
 
@@ -28,7 +30,7 @@ ALL = ADAMW + LION
 
 
 @pytest.fixture(autouse=True)
-def bitsandbytes() -> None:
+def installed() -> None:
     pytest.importorskip("bitsandbytes")
 
 
@@ -403,13 +405,13 @@ def test_a_kernel_that_the_cpu_lacks_is_missed_when_the_config_is_read(
     def missing(*arguments: Any, **options: Any) -> None:
         raise NotImplementedError("Could not run 'bitsandbytes::optimizer_update_8bit_blockwise'\nwith arguments from 'CPU'")
 
-    optimizers._fails_on_cpu.cache_clear()
+    bitsandbytes._fails_on_cpu.cache_clear()
     monkeypatch.setattr(functional, "optimizer_update_8bit_blockwise", missing)
     try:
-        reason = optimizers.unavailable(chosen("lion8bit"), device, offload)
-        assert optimizers.unavailable(chosen("lion"), device, offload) is None
+        reason = bitsandbytes.optimizer_unavailable(chosen("lion8bit"), device, offload)
+        assert bitsandbytes.optimizer_unavailable(chosen("lion"), device, offload) is None
     finally:
-        optimizers._fails_on_cpu.cache_clear()
+        bitsandbytes._fails_on_cpu.cache_clear()
     assert (reason is not None) == refused
     if reason is not None:
         assert reason == (

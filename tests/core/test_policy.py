@@ -17,7 +17,8 @@ from flowfactory.errors import RunError
 from flowfactory.flow.dynamics import ODE
 from flowfactory.policy import lora
 from flowfactory.policy.policy import REFERENCE, At, Policy
-from flowfactory.training.iteration import Clock, Run, gather, prepare
+from flowfactory.training.iteration import Clock, gather
+from flowfactory.training.setup import Run, prepare
 from flowfactory.types import Conditions, Evaluation, Step, Trainable
 
 Prepared = Callable[..., Run]

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from flowfactory.config.schema import AlgorithmConfig
-from flowfactory.training.iteration import Clock, Run, gather
-from flowfactory.training.rollouts import by_group, forwards_worth
-from flowfactory.types import Loss
+from flowfactory.data.batches import by_group
+from flowfactory.experience import Loss
+from flowfactory.training.iteration import Clock, gather
+from flowfactory.training.rollouts import forwards_worth
+from flowfactory.training.setup import Run
 
 Prepared = Callable[..., Run]
 

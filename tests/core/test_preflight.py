@@ -11,12 +11,15 @@ from torch import Tensor
 from flowfactory import flow, hookimpl
 from flowfactory.config.schema import AlgorithmConfig
 from flowfactory.errors import RunError
-from flowfactory.hooks.calls import Hooks, manager_of
+from flowfactory.experience import Experience, Loss
+from flowfactory.hooks.calls import Hooks
+from flowfactory.hooks.manager import manager_of
 from flowfactory.policy.policy import Policy
-from flowfactory.training.iteration import Clock, Run, gather
+from flowfactory.training.iteration import Clock, gather
 from flowfactory.training.preflight import gradients_flow, preflight, ratio_is_one, rewards_differ, trains
 from flowfactory.training.rollouts import Pool
-from flowfactory.types import Evaluation, Experience, Loss, Step
+from flowfactory.training.setup import Run
+from flowfactory.types import Evaluation, Step
 
 Prepared = Callable[..., Run]
 Make = Callable[[Step, Experience, Policy], Loss]

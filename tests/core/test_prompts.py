@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowfactory.config.schema import Takes
-from flowfactory.data.prompts import chosen, grouped, insist, read, whole_groups
+from flowfactory.data.batches import chosen, grouped, whole_groups
+from flowfactory.data.prompts import insist, read
 from flowfactory.errors import UserError
 from flowfactory.types import NoiseKey, Prompt
 

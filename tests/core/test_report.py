@@ -17,9 +17,11 @@ from rich.console import Console
 
 from flowfactory.config.schema import RunConfig
 from flowfactory.data import media
+from flowfactory.runs.charts import chart
 from flowfactory.runs.directory import RunDirectory
-from flowfactory.runs.report import Terminal, chart, write_report
-from flowfactory.training.iteration import train
+from flowfactory.runs.report import write_report
+from flowfactory.runs.terminal import Terminal
+from flowfactory.runs.train import train
 from flowfactory.types import RunInfo
 
 Trained = Callable[..., RunDirectory]

@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from flowfactory import Prompt, hookimpl
-from flowfactory.config.schema import ComponentConfig, RunConfig, component
+from flowfactory.config.components import component
+from flowfactory.config.schema import ComponentConfig, RunConfig
 from flowfactory.data.prompts import insist_on_labels
 from flowfactory.errors import RunError, UserError
 from flowfactory.rewards.scoring import Rewards
 from flowfactory.rewards.shared_models import shared
 from flowfactory.training.assembly import Assembly
-from flowfactory.training.iteration import Clock, gather, read_prompts
+from flowfactory.training.iteration import Clock, gather
+from flowfactory.training.setup import read_prompts
 from flowfactory.types import Samples
 
 Load = Callable[..., RunConfig]

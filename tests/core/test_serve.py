@@ -19,7 +19,7 @@ from served import ODD, Served, command, eventually, pictures, samples, served, 
 from flowfactory import Samples, UserError
 from flowfactory.cli.main import main
 from flowfactory.rewards import server as serving
-from flowfactory.rewards import wire_format
+from flowfactory.rewards.wire import format, multipart, schema
 
 TOKEN = "correct-horse"
 
@@ -31,12 +31,12 @@ def server() -> Iterator[Served]:
         yield one
 
 
-def body_of(what: Samples, encoding: wire_format.Encoding = "raw") -> dict[str, Any]:
-    content_type, content = wire_format.multipart(wire_format.parts_of(what, encoding))
+def body_of(what: Samples, encoding: schema.Encoding = "raw") -> dict[str, Any]:
+    content_type, content = multipart.multipart(format.parts_of(what, encoding))
     return {"content": content, "headers": {"Content-Type": content_type}}
 
 
-def ask(url: str, what: Samples, encoding: wire_format.Encoding = "raw", **headers: str) -> httpx2.Response:
+def ask(url: str, what: Samples, encoding: schema.Encoding = "raw", **headers: str) -> httpx2.Response:
     body = body_of(what, encoding)
     return httpx2.post(f"{url}/score", content=body["content"], headers={**body["headers"], **headers}, timeout=60)
 
@@ -95,7 +95,7 @@ def test_what_goes_wrong_in_the_reward_is_told_and_the_server_lives_on(
 
 
 @pytest.mark.parametrize("encoding", ["png", "raw"])
-def test_a_request_that_is_off_is_refused_with_a_sentence(server: Served, encoding: wire_format.Encoding) -> None:
+def test_a_request_that_is_off_is_refused_with_a_sentence(server: Served, encoding: schema.Encoding) -> None:
     body = body_of(samples(pictures(2)), encoding)
     answer = httpx2.post(f"{server.url}/score", content=body["content"][:-100], headers=body["headers"])
     assert (answer.status_code, answer.json()) == (400, {"error": "the body ends within a part"})
@@ -380,15 +380,15 @@ def test_a_token_that_no_header_could_carry_is_refused(monkeypatch: pytest.Monke
 
 def test_the_page_is_the_format_that_is_read(tmp_path: Path) -> None:
     """Every key that the description names is a key of the request, and the other way round."""
-    assert wire_format.__doc__
+    assert format.__doc__
     keys = {
-        *wire_format.Request.model_fields,
-        *wire_format.Sample.model_fields,
-        *wire_format.Medium.model_fields,
-        *wire_format.File.model_fields,
+        *schema.Request.model_fields,
+        *schema.Sample.model_fields,
+        *schema.Medium.model_fields,
+        *schema.File.model_fields,
     }
-    assert {key for key in keys if f'"{key}"' in wire_format.__doc__} == keys
-    example = re.search(r"\{\"version\": 1.*\}", wire_format.__doc__)
+    assert {key for key in keys if f'"{key}"' in format.__doc__} == keys
+    example = re.search(r"\{\"version\": 1.*\}", format.__doc__)
     assert example
     filled = example[0].replace("[SAMPLE, ...]", json.dumps([{"prompt": "p", "media": {"part": "m", "type": "image/png"}}]))
-    assert wire_format.Request.model_validate_json(filled).version == 1
+    assert schema.Request.model_validate_json(filled).version == 1

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from flowfactory import flow, hookimpl
 from flowfactory.config.schema import AlgorithmConfig, ComponentConfig, ModelConfig
+from flowfactory.experience import Experience, Loss
 from flowfactory.policy.policy import Policy
-from flowfactory.rl.advantages import centred
+from flowfactory.rl.groups import centred
 from flowfactory.testing import TwoParameter, TwoParameterConfig, check_algorithm, check_model, check_reward
-from flowfactory.types import Conditions, Evaluation, Experience, Loss, Samples, SamplingPlan, Step, Trajectory
+from flowfactory.types import Conditions, Evaluation, Samples, SamplingPlan, Step, Trajectory
 
 SAMPLES = Samples(
     torch.rand(4, 1, 4, 4, generator=flow.generator("media")), ("a", "a", "b", "b"), torch.tensor([0, 0, 1, 1]), ({},) * 4

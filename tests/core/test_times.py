@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.distributions import Normal, SigmoidTransform, TransformedDistribution
 
 from flowfactory import Canvas, flow
-from flowfactory.config import schema as configs
+from flowfactory.config import loading, yaml
 from flowfactory.config.schema import RunConfig
-from flowfactory.data.prompts import grouped
+from flowfactory.data.batches import grouped
 from flowfactory.errors import RunError, UserError
+from flowfactory.experience import Experience
 from flowfactory.flow.dynamics import ODE
 from flowfactory.flow.timesteps import Discrete, LogitNormal, Places, Uniform, places, shifted
-from flowfactory.types import Conditions, Experience, NoiseKey, Prompt, SamplingPlan
+from flowfactory.types import Conditions, NoiseKey, Prompt, SamplingPlan
 
 Load = Callable[..., RunConfig]
 Times = Discrete | Uniform | LogitNormal
@@ -400,10 +401,10 @@ def test_times_that_give_little_read_back_to_the_same_with_all_of_it(
 ) -> None:
     made: Any = load(matching(times=times))
     assert made.algorithm.times == expected
-    text = configs.dump(made)
-    again: Any = configs.validate(configs.parse_yaml(text, "again"))
+    text = yaml.dump(made)
+    again: Any = loading.validate(yaml.parse_yaml(text, "again"))
     assert again.algorithm.times == expected
-    assert configs.dump(again) == text
+    assert yaml.dump(again) == text
 
 
 @pytest.mark.parametrize("options", [{"std": 0.1, "low": 0.9}, {"std": 0.1, "high": 0.1}, {"low": 0.998}])

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from flowfactory.canvas import Canvas
+from flowfactory.experience import Experience, Loss
 from flowfactory.flow.dynamics import ODE
-from flowfactory.types import Canvas, Conditions, Evaluation, Experience, Loss, NoiseKey, SamplingPlan, Step
+from flowfactory.types import Conditions, Evaluation, NoiseKey, SamplingPlan, Step
 
 GROUPS = st.lists(st.integers(-3, 3), min_size=1, max_size=12)
 

@@ -18,17 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flowfactory import Prompt, Samples
-from flowfactory.rewards.wire_format import (
-    Part,
-    WireError,
-    answer_of,
-    error_in,
-    multipart,
-    parts_in,
-    parts_of,
-    samples_of,
-    scores_in,
-)
+from flowfactory.rewards.wire.format import answer_of, error_in, parts_of, samples_of, scores_in
+from flowfactory.rewards.wire.multipart import multipart, parts_in
+from flowfactory.rewards.wire.schema import Part, WireError
 
 PIXELS = 10**6
 RGB = Image.new("RGB", (5, 4), (10, 20, 30))

@@ -11,7 +11,7 @@ from pydantic import Field
 from flowfactory import AlgorithmConfig, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.config.ema import Constant
 from flowfactory.flow.timesteps import Times, Uniform, places
-from flowfactory.rl.advantages import squared_error
+from flowfactory.rl.losses import squared_error
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig

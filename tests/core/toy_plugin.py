@@ -34,7 +34,8 @@ from flowfactory import (
     flow,
     hookimpl,
 )
-from flowfactory.rl.advantages import clipped_surrogate, is_clipped, velocity_kl
+from flowfactory.rl.divergences import velocity_kl
+from flowfactory.rl.losses import clipped_surrogate, is_clipped
 from flowfactory.testing import TwoParameterConfig
 
 if TYPE_CHECKING:

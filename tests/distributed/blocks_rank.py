@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from flowfactory.config.schema import LoraConfig
-from flowfactory.policy import blocks, lora
+from flowfactory.policy import blocks, lora, quantization
 
 NAMES = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
 WIDTH, BATCH, TOKENS = 32, 4, 16
@@ -41,7 +41,7 @@ def transformer(kind: str | None, setting: str, fast: bool) -> nn.Module:
         axes_dims_rope=(4, 6, 6),
     ).eval()
     if kind:
-        blocks.quantise(module, NAMES, kind, torch.float32)
+        quantization.quantise(module, NAMES, kind, torch.float32)
     lora.inject(module, LoraConfig(rank=4, alpha=8), ("to_q", "to_k", "to_v", "to_out.0", "proj_mlp"), seed=1)
     for name, parameter in module.named_parameters():
         if "lora_B" in name:

@@ -7,7 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from flowfactory.distributed import launch
+from flowfactory.distributed import environment as ranks_environment
+from flowfactory.distributed import outcome
 from flowfactory.errors import Interrupted, UserError
 
 DOES, FOLDER = sys.argv[1], Path(sys.argv[2])
@@ -34,7 +35,7 @@ def wait_for(name: str) -> None:
 
 
 def environment() -> None:
-    trace("environment", repr((launch.environment(os.environ), os.environ["OMP_NUM_THREADS"], sys.argv[3:])))
+    trace("environment", repr((ranks_environment.environment(os.environ), os.environ["OMP_NUM_THREADS"], sys.argv[3:])))
 
 
 def raise_among_deaf() -> None:
@@ -60,7 +61,7 @@ def raise_after_loss() -> None:
 
 
 def die_at_first() -> None:
-    trace(f"attempt-{ATTEMPT}", str(launch.restarted()))
+    trace(f"attempt-{ATTEMPT}", str(ranks_environment.restarted()))
     if ATTEMPT == 0:
         if RANK == 1:
             wait_for("attempt-0-0")
@@ -88,7 +89,7 @@ def die_on_one_node_and_raise_on_the_other() -> None:
 
 
 def end_badly_when_done() -> None:
-    launch.report(None)
+    outcome.report(None)
     os.kill(os.getpid(), signal.SIGABRT)
 
 
@@ -121,10 +122,10 @@ def load() -> None:
 
 
 if __name__ == "__main__":
-    launch.live_with_parent()
+    outcome.live_with_parent()
     try:
         globals()[DOES]()
     except Exception as error:
-        launch.report(error)
+        outcome.report(error)
         sys.exit(1)
-    launch.report(None)
+    outcome.report(None)

@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 
-from flowfactory.config.schema import validate
-from flowfactory.distributed.ranks import Ranks, join
+from flowfactory.config.loading import validate
+from flowfactory.distributed.process_group import join
+from flowfactory.distributed.ranks import Ranks
 from flowfactory.errors import RunError, UserError
 from flowfactory.runs.checkpoints import save
 from flowfactory.runs.checkpoints.save import Checkpoints
-from flowfactory.training.iteration import Run, prepare, train
+from flowfactory.runs.train import train
+from flowfactory.training.setup import Run, prepare
 
 
 def trains(config: Any, ranks: Ranks, resume: bool = False) -> list[str]:

@@ -17,11 +17,11 @@ import pytest
 import torch
 from saved import tensors
 
-from flowfactory.config.schema import validate
+from flowfactory.config.loading import validate
 from flowfactory.distributed.ranks import Ranks
-from flowfactory.runs.checkpoints import save
+from flowfactory.runs.checkpoints import lookup, manifest
 from flowfactory.runs.checkpoints.save import Checkpoints
-from flowfactory.training.iteration import prepare
+from flowfactory.training.setup import prepare
 
 pytestmark = pytest.mark.distributed
 HERE = Path(__file__).parent
@@ -104,7 +104,7 @@ def runs(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for count in (1, 2, 3):
             shutil.copytree(root / f"{case}-half", root / f"{case}-{count}")
     shutil.copytree(root / "full-half", root / "damaged-2")
-    checked = save.Manifest.read(root / "damaged-2/checkpoints/000002").files
+    checked = manifest.Manifest.read(root / "damaged-2/checkpoints/000002").files
     second = sorted(checked, key=lambda name: (checked[name].bytes, name))[1]  # of two ranks the second looks at it
     (root / "damaged-2/checkpoints/000002" / second).write_bytes(b"?" * checked[second].bytes)
     for count in (1, 2, 3):
@@ -144,9 +144,9 @@ def test_other_numbers_of_ranks_resume_to_the_same(case: str, count: int, runs: 
 
 
 def test_every_rank_writes_its_own_part_of_what_is_divided(runs: Path) -> None:
-    manifest = save.Manifest.read(runs / "full-whole/checkpoints/000004")
-    assert (manifest.ranks, manifest.shard) == (2, 2)
-    sizes = [manifest.files[f"__{rank}_0.distcp"].bytes for rank in (0, 1)]
+    read = manifest.Manifest.read(runs / "full-whole/checkpoints/000004")
+    assert (read.ranks, read.shard) == (2, 2)
+    sizes = [read.files[f"__{rank}_0.distcp"].bytes for rank in (0, 1)]
     assert max(sizes) < 0.6 * sum(sizes)
 
 
@@ -184,7 +184,7 @@ def test_ranks_killed_while_a_checkpoint_is_written_leave_the_previous_one(start
         for pid in (str(process.pid), *ranks):
             os.kill(int(pid), signal.SIGKILL)
         process.communicate(timeout=60)
-    assert save.find(folder).name == "000001"
+    assert lookup.find(folder).name == "000001"
     assert (folder / ".writing-000002").is_dir()
 
     run = prepare(validate(raw), trackers=False)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from flowfactory.distributed import launch
-from flowfactory.distributed.launch import Launch, Outcome, RankEnvironment, environment
+from flowfactory.distributed import launch, outcome, slurm
+from flowfactory.distributed.environment import RankEnvironment, environment
+from flowfactory.distributed.launch import Launch
+from flowfactory.distributed.outcome import Outcome
 from flowfactory.errors import Interrupted, RunError, UserError
 
 RANK = Path(__file__).parent / "rank.py"
@@ -108,11 +110,11 @@ def test_steps_of_one_job_meet_at_different_ports() -> None:
     ],
 )
 def test_node_lists_are_read_as_slurm_writes_them(text: str, names: list[str]) -> None:
-    assert launch.hosts(text) == names
+    assert slurm.hosts(text) == names
 
 
 def test_tasks_per_node_are_read_as_slurm_writes_them() -> None:
-    assert launch.tasks_per_node("4(x2),3,2(x1)") == [4, 4, 3, 2]
+    assert slurm.tasks_per_node("4(x2),3,2(x1)") == [4, 4, 3, 2]
 
 
 @pytest.mark.parametrize(
@@ -202,9 +204,9 @@ def test_an_error_that_a_lost_rank_caused_is_known_through_what_wraps_it() -> No
     for cause in (closed, dist.DistNetworkError("gone")):
         error = RunError("no gradient")
         error.__cause__ = cause
-        assert launch.outcome_of(error, 2).kind == "lost"
-    assert launch.outcome_of(RunError("no gradient"), 2).kind == "run"
-    assert launch.outcome_of(RuntimeError("no gradient"), 2).kind == "unexpected"
+        assert outcome.outcome_of(error, 2).kind == "lost"
+    assert outcome.outcome_of(RunError("no gradient"), 2).kind == "run"
+    assert outcome.outcome_of(RuntimeError("no gradient"), 2).kind == "unexpected"
 
 
 def surroundings() -> tuple[object, ...]:
@@ -345,7 +347,8 @@ def test_asked_while_there_is_nothing_to_save_ranks_end_and_do_not_start_again(
 
 NODE = """
 import sys
-from flowfactory import errors, launch
+from flowfactory import errors
+from flowfactory.distributed import launch
 rank, nodes, port, *command = sys.argv[1:]
 wanted = launch.Launch(2, int(nodes), int(rank), f"127.0.0.1:{port}", max_restarts=1)
 try:

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from flowfactory import Policy, RunInfo, hookimpl
-from flowfactory.config.schema import validate
-from flowfactory.distributed.ranks import arranged, join, local, whole
-from flowfactory.training.iteration import train
+from flowfactory.config.loading import validate
+from flowfactory.distributed.process_group import arranged, join
+from flowfactory.distributed.sharding import local, whole
+from flowfactory.runs.train import train
 
 
 class Last:

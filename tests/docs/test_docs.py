@@ -17,7 +17,8 @@ from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from flowfactory.cli.main import app
-from flowfactory.config.schema import parse_yaml, validate
+from flowfactory.config.loading import validate
+from flowfactory.config.yaml import parse_yaml
 from flowfactory.discovery.catalogue import discover
 from flowfactory.errors import RunError, UserError
 from flowfactory_tiny import pretrain, scenes

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowfactory import Evaluation, Prompt, Step, Trainable, hookimpl
+from flowfactory.config.components import config_class
 from flowfactory.discovery.catalogue import discover
-from flowfactory.policy import blocks
+from flowfactory.policy import blocks, quantization
 from flowfactory.testing import Bench, bench
 
 MODELS = {"flux1": 4, "flux2": 4, "qwen-image": 2, "z-image": 4, "wan-t2v": 2}  # and how many blocks each has
@@ -46,7 +47,7 @@ def made(checkpoints: Callable[[str], Path], cache: Path, tmp_path: Path) -> Mad
 
     def make(key: str, change: Change = lambda module, names: None, precision: torch.dtype = FLOAT32) -> Bench:
         case = CASES[key]
-        kind = discover([]).find("model", case.name).config_class()
+        kind = config_class(discover([]).find("model", case.name))
         config = kind.model_validate(
             {"path": str(checkpoints(key)), "train": {"lora": {"rank": 3, "alpha": 6}}, **case.options}
         )
@@ -135,7 +136,7 @@ def test_sd3_too_with_all_its_weights() -> None:
 
 
 def unpacked(layer: Any) -> Tensor:
-    if isinstance(layer, blocks.Int8Linear):
+    if isinstance(layer, quantization.Int8Linear):
         return layer.weight.detach().view(torch.int8).double() * layer.scale.double()
     from bitsandbytes.functional import dequantize_4bit
 
@@ -149,7 +150,7 @@ def test_over_stored_weights_adapters_learn_as_over_the_same_weights_unstored(
     made: Made, key: str, kind: str, least: float, most: float
 ) -> None:
     layers: list[str] = []
-    stored = made(key, lambda module, names: layers.extend(blocks.quantise(module, names, kind, FLOAT32)))
+    stored = made(key, lambda module, names: layers.extend(quantization.quantise(module, names, kind, FLOAT32)))
     plain = made(key)
     assert all(torch.equal(weight, stored.policy.parameters[name]) for name, weight in plain.policy.parameters.items())
     assert len(layers) >= 6 * MODELS[key]
@@ -172,7 +173,7 @@ def test_over_stored_weights_adapters_learn_as_over_the_same_weights_unstored(
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_in_bf16_stored_weights_draw_and_learn(made: Made, kind: str) -> None:
-    stored = made("flux1", lambda module, names: blocks.quantise(module, names, kind, BFLOAT16), BFLOAT16)
+    stored = made("flux1", lambda module, names: quantization.quantise(module, names, kind, BFLOAT16), BFLOAT16)
     nudge(stored)
     step = stored.draw(4).steps[0]
     evaluation, gradients, _ = learned(stored, step)
@@ -186,7 +187,7 @@ def test_in_bf16_stored_weights_draw_and_learn(made: Made, kind: str) -> None:
 def test_adapters_of_stored_weights_load_into_the_plain_pipeline(
     made: Made, checkpoints: Callable[[str], Path], tmp_path: Path, kind: str
 ) -> None:
-    stored = made("flux1", lambda module, names: blocks.quantise(module, names, kind, FLOAT32))
+    stored = made("flux1", lambda module, names: quantization.quantise(module, names, kind, FLOAT32))
     nudge(stored)
     stored.policy.save_trained(tmp_path)
     written = load_file(tmp_path / "pytorch_lora_weights.safetensors")

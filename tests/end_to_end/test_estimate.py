@@ -15,12 +15,13 @@ from family_cases import CASES, GRPO, NFT, prompts, sections
 from safetensors import safe_open
 from torch.profiler import ProfilerActivity, profile
 
-from flowfactory.config.schema import RunConfig, validate
+from flowfactory.config.loading import validate
+from flowfactory.config.schema import RunConfig
 from flowfactory.errors import UserError
 from flowfactory.models.pretrained import Pretrained
-from flowfactory.policy import blocks
+from flowfactory.policy import quantization
 from flowfactory.runs.estimate.trace import estimate
-from flowfactory.training.iteration import train
+from flowfactory.runs.train import train
 from flowfactory_tiny import FOLDER
 
 FLOAT = 4
@@ -157,7 +158,7 @@ def test_fewer_bits_take_what_the_quantised_blocks_take(kind: str, tmp_path: Pat
     from diffusers import SD3Transformer2DModel
 
     transformer = SD3Transformer2DModel.from_pretrained(FOLDER / "pipeline" / "transformer")
-    blocks.quantise(transformer, ("JointTransformerBlock",), kind, torch.float32)
+    quantization.quantise(transformer, ("JointTransformerBlock",), kind, torch.float32)
     stored = sum(weight.numel() * weight.element_size() for weight in transformer.parameters())
     states = [weight.quant_state for weight in transformer.parameters() if hasattr(weight, "quant_state")]
     scales = [scale for state in states for scale in (state.absmax, state.state2.absmax)]

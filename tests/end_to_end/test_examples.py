@@ -2,9 +2,9 @@
 
 import pytest
 
-from flowfactory.config import schema
+from flowfactory.config import loading
 from flowfactory.discovery.catalogue import discover
-from flowfactory.training.iteration import train
+from flowfactory.runs.train import train
 
 ALGORITHMS = sorted(discover().components["algorithm"])
 SHORT = ("training.iterations=2", "sampling.groups=2", "sampling.group_size=6", "sampling.steps=4", "prompts.heldout=null")
@@ -17,7 +17,7 @@ def test_every_algorithm_has_an_example():
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_an_example_is_of_the_algorithm_it_is_named_after_and_trains(name, tmp_path, cache, monkeypatch):
     monkeypatch.setenv("FLOWFACTORY_CACHE", str(cache))
-    chosen = schema.load(name, SHORT, out=tmp_path / "run")
+    chosen = loading.load(name, SHORT, out=tmp_path / "run")
     assert chosen.algorithm.name == name
     said: list[str] = []
     records = train(chosen, say=said.append).records()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from flowfactory.cli.main import app
-from flowfactory.config.schema import load
+from flowfactory.config.loading import load
 from flowfactory.discovery.catalogue import discover
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from flowfactory.config import schema
+from flowfactory.config import loading
+from flowfactory.runs.train import train
 from flowfactory.testing import Count, two_parameter
-from flowfactory.training.iteration import train
 
 GROUPS, MEMBERS, STEPS, TIMES = 4, 6, 5, 2
 PICTURES = GROUPS * MEMBERS
@@ -33,7 +33,7 @@ def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             },
             training={"iterations": 4, "batch_size": 2 * MEMBERS, "optimizer": {"lr": 0.01}, **training},
         )
-        train(schema.validate(raw), observers=[counted], say=lambda _: None)
+        train(loading.validate(raw), observers=[counted], say=lambda _: None)
         return {phase: rows / PICTURES for phase, rows in counted.iterations[3].items()}
 
     return run

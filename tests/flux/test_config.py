@@ -14,7 +14,9 @@ from families import LORA
 from flux_family import EVERY, NAMES, TOKENS, Flux, config_of
 
 from flowfactory import Runtime, UserError
-from flowfactory.config.schema import parse_yaml, validate
+from flowfactory.config.components import config_class
+from flowfactory.config.loading import validate
+from flowfactory.config.yaml import parse_yaml
 from flowfactory.data.prompts import insist, read
 from flowfactory.discovery.catalogue import discover
 from flowfactory.testing import bench
@@ -159,12 +161,8 @@ def test_the_example_names_what_the_package_ships(name: str) -> None:
     path = Path(discover().components["example"][name].spec)
     raw = parse_yaml(path.read_text(encoding="utf-8"), path.name)
     assert raw["model"]["name"] == name
-    config = (
-        discover()
-        .find("model", name)
-        .config_class()
-        .model_validate({key: value for key, value in raw["model"].items() if key != "name"})
-    )
+    options = {key: value for key, value in raw["model"].items() if key != "name"}
+    config = config_class(discover().find("model", name)).model_validate(options)
     files = {key: (path.parent / file).resolve() for key, file in raw["prompts"].items()}
     for file in files.values():
         assert file.parent.name == "data"

@@ -13,7 +13,9 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from flowfactory import UserError
-from flowfactory.config.schema import RunConfig, dump, validate
+from flowfactory.config.loading import validate
+from flowfactory.config.schema import RunConfig
+from flowfactory.config.yaml import dump
 from flowfactory.testing import check_reward
 from flowfactory.testing.two_parameter import settings
 from flowfactory_rewards.clip import ClipConfig

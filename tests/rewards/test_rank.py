@@ -7,7 +7,9 @@ import torch
 from scipy.stats import rankdata
 
 from flowfactory import Samples, UserError
-from flowfactory.config.schema import RunConfig, component, validate
+from flowfactory.config.components import component
+from flowfactory.config.loading import validate
+from flowfactory.config.schema import RunConfig
 from flowfactory.runs.resume import changes, fixed
 from flowfactory.testing import check_reward
 from flowfactory.testing.two_parameter import settings

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from flowfactory import Prompt, Trajectory
-from flowfactory.config.schema import validate
+from flowfactory.config.loading import validate
 from flowfactory.flow.dynamics import ODE
 from flowfactory.runs.directory import RunDirectory
+from flowfactory.runs.train import train
 from flowfactory.testing import Bench, bench
 from flowfactory.testing.two_parameter import FILE
-from flowfactory.training.iteration import train
 
 LORA = {"lora": {"rank": 3, "alpha": 7.5}}
 

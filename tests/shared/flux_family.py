@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from flowfactory import Canvas, Prompt, flow
-from flowfactory.data.prompts import grouped
+from flowfactory.data.batches import grouped
 from flowfactory.testing import Bench
 from flowfactory_flux.flux1 import Flux1Config, KontextConfig
 from flowfactory_flux.flux2 import Flux2Config, KleinConfig

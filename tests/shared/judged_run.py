@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowfactory.config.schema import RunConfig, validate
+from flowfactory.config.loading import validate
+from flowfactory.config.schema import RunConfig
 from flowfactory.testing.two_parameter import settings
 
 
@@ -22,7 +23,7 @@ def judged_run(
 ) -> RunConfig:
     """The config of a run with ``reward``, and with ``evaluation`` as the only reward of its evaluations where it is given.
 
-    ``train`` and ``heldout`` are lines of the prompt files. UserError: as ``flowfactory.config.schema.validate``.
+    ``train`` and ``heldout`` are lines of the prompt files. UserError: as ``flowfactory.config.loading.validate``.
     """
     for name, lines in (("train", train), ("heldout", heldout)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

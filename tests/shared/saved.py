@@ -11,7 +11,7 @@ from torch.distributed.checkpoint import FileSystemReader, state_dict_loader, st
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from flowfactory import Policy
-from flowfactory.runs.checkpoints import save as checkpoint
+from flowfactory.runs.checkpoints import load as checkpoint
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from families import opened
 from wan_pipelines import CONFIGS, pipeline_of
 
 from flowfactory import Canvas, Prompt
-from flowfactory.data.prompts import grouped
+from flowfactory.data.batches import grouped
 from flowfactory.testing import Bench
 
 

@@ -14,7 +14,7 @@ from families import LORA, apart
 from wan_pipelines import CONFIGS, EVERY, SIZES
 
 from flowfactory import Runtime, UserError
-from flowfactory.config.schema import validate
+from flowfactory.config.loading import validate
 from flowfactory.data.prompts import insist
 from flowfactory.testing import bench
 from flowfactory.testing.two_parameter import FILE

@@ -6,18 +6,18 @@ What authors of plugins need is importable from here; importing this module impo
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from flowfactory.discovery.specs import hookimpl
 from flowfactory.errors import RunError, UserError
-from flowfactory.hooks.specs import hookimpl
 
 if TYPE_CHECKING:
     from flowfactory.canvas import Canvas
-    from flowfactory.config.schema import AlgorithmConfig, ComponentConfig, DynamicsConfig, LocalPath, ModelConfig
+    from flowfactory.config.paths import LocalPath
+    from flowfactory.config.schema import AlgorithmConfig, ComponentConfig, DynamicsConfig, ModelConfig
+    from flowfactory.experience import Experience, Loss
     from flowfactory.policy.policy import At, Policy
     from flowfactory.types import (
         Conditions,
         Evaluation,
-        Experience,
-        Loss,
         Prompt,
         RunInfo,
         Runtime,
@@ -60,7 +60,9 @@ _HOME = {
     "Canvas": "canvas",
     "ComponentConfig": "config.schema",
     "DynamicsConfig": "config.schema",
-    "LocalPath": "config.schema",
+    "Experience": "experience",
+    "LocalPath": "config.paths",
+    "Loss": "experience",
     "ModelConfig": "config.schema",
     "Policy": "policy.policy",
 }

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowfactory.canvas import Grid
 from flowfactory.models.family import Parts
 from flowfactory.models.pretrained import Pretrained
+from flowfactory.models.resolution import Grid
 
 
 def grid(checkpoint: Pretrained) -> Grid:

@@ -14,18 +14,10 @@ from torch import Tensor
 from flowfactory import Canvas, Conditions, Prompt, UserError
 from flowfactory.config.schema import Takes
 from flowfactory.data.media import read_picture
-from flowfactory.models.family import (
-    Entry,
-    Family,
-    FamilyConfig,
-    Parts,
-    decode_scaled,
-    even_sigmas,
-    numbered,
-    resolution_shift,
-    scheduled,
-    stacked_pictures,
-)
+from flowfactory.models.decoding import decode_scaled
+from flowfactory.models.family import Entry, Family, FamilyConfig, Parts
+from flowfactory.models.image_conditions import numbered, stacked_pictures
+from flowfactory.models.schedules import even_sigmas, resolution_shift, scheduled
 from flowfactory_flux.common import embedded, embeds_guidance, grid, never
 
 LORA_TARGETS = (

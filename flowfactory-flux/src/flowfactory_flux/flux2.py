@@ -16,8 +16,10 @@ from torch import Tensor
 from flowfactory import Canvas, Conditions, Prompt, UserError
 from flowfactory.config.schema import Takes
 from flowfactory.data.media import read_picture
-from flowfactory.models.family import Entry, Family, FamilyConfig, Parts, even_sigmas, numbered, scheduled, stacked_pictures
+from flowfactory.models.family import Entry, Family, FamilyConfig, Parts
+from flowfactory.models.image_conditions import numbered, stacked_pictures
 from flowfactory.models.pretrained import Pretrained
+from flowfactory.models.schedules import even_sigmas, scheduled
 from flowfactory_flux.common import embedded, embeds_guidance, grid, never
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from flowfactory.config.schema import CheckpointPath
+from flowfactory.config.paths import CheckpointPath
 from flowfactory_rewards.alignment import clip
 from flowfactory_rewards.extras import require
 from flowfactory_rewards.learned import LINEAR_PREDICTOR, Learned, LearnedConfig, Scorer, below, linear_layers, tensors

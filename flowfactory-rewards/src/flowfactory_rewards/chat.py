@@ -18,7 +18,8 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from flowfactory import RunError, Samples
 from flowfactory.data.media import read_picture
-from flowfactory.rewards.wire_format import png, shown
+from flowfactory.rewards.wire.format import shown
+from flowfactory.rewards.wire.media import png
 from flowfactory_rewards.client import AGAIN, Client, ClientConfig
 from flowfactory_rewards.frames import pixels, spread
 

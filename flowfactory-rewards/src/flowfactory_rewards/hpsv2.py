@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowfactory import UserError
-from flowfactory.config.schema import CheckpointPath
+from flowfactory.config.paths import CheckpointPath
 from flowfactory_rewards.alignment import CLIP_H, DualEncoder, clip_tokens, processor_of
 from flowfactory_rewards.extras import require
 from flowfactory_rewards.frames import pixels

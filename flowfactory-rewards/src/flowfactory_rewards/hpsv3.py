@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from flowfactory import UserError
-from flowfactory.config.schema import CheckpointPath
+from flowfactory.config.paths import CheckpointPath
 from flowfactory_rewards.extras import require
 from flowfactory_rewards.learned import Learned, LearnedConfig, Scorer, below, filled, images, linear_layers, opened, tensors
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory.config.schema import CheckpointPath
+from flowfactory.config.paths import CheckpointPath
 from flowfactory_rewards.alignment import clip
 from flowfactory_rewards.extras import require
 from flowfactory_rewards.frames import pixels

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from flowfactory import ComponentConfig, Samples, UserError, hookimpl
-from flowfactory.config.schema import CheckpointPath
+from flowfactory.config.paths import CheckpointPath
 from flowfactory.rewards.shared_models import shared
 from flowfactory_rewards.frames import pixels, spread
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import Samples, hookimpl
-from flowfactory.data.prompts import by_group
+from flowfactory.data.batches import by_group
 from flowfactory_rewards.chat import (
     Chat,
     ChatConfig,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from flowfactory.config.schema import CheckpointPath
+from flowfactory.config.paths import CheckpointPath
 from flowfactory_rewards.alignment import CLIP_H, logit, processor_of
 from flowfactory_rewards.extras import require
 from flowfactory_rewards.learned import Learned, LearnedConfig

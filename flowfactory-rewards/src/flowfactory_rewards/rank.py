@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import ComponentConfig, Samples, hookimpl
-from flowfactory.config.schema import InnerReward, RunConfig
+from flowfactory.config.components import InnerReward
+from flowfactory.config.schema import RunConfig
 from flowfactory.rewards.scoring import Rewards
 
 

@@ -11,8 +11,10 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from flowfactory import RunError, Samples, hookimpl
-from flowfactory.data.prompts import by_group
-from flowfactory.rewards.wire_format import VERSION, Encoding, WireError, multipart, parts_of, scores_in, shown
+from flowfactory.data.batches import by_group
+from flowfactory.rewards.wire.format import parts_of, scores_in, shown
+from flowfactory.rewards.wire.multipart import multipart
+from flowfactory.rewards.wire.schema import VERSION, Encoding, WireError
 from flowfactory_rewards.client import Client, ClientConfig
 from flowfactory_rewards.extras import require
 

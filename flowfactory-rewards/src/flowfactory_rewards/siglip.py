@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from flowfactory.config.schema import CheckpointPath
+from flowfactory.config.paths import CheckpointPath
 from flowfactory.rewards.shared_models import shared
 from flowfactory_rewards.alignment import DualEncoder, processed
 from flowfactory_rewards.extras import require

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowfactory import RunError, Samples, UserError, hookimpl
-from flowfactory.config.schema import CheckpointPath
+from flowfactory.config.paths import CheckpointPath
 from flowfactory.rewards.shared_models import shared
 from flowfactory_rewards.extras import require
 from flowfactory_rewards.frames import spread

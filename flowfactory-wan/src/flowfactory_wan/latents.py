@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from flowfactory import Canvas, Prompt
-from flowfactory.canvas import Grid
-from flowfactory.models.family import Parts, decode_normalised, scheduled
+from flowfactory.models.decoding import decode_normalised
+from flowfactory.models.family import Parts
 from flowfactory.models.pretrained import Pretrained
+from flowfactory.models.resolution import Grid
+from flowfactory.models.schedules import scheduled
 
 TEXT_LENGTH = 512  # the transformer tells text from image tokens by this number
 ENCODERS = ("text_encoder", "tokenizer")

@@ -14,7 +14,8 @@ from torch import Tensor
 from flowfactory import Canvas, Conditions, Prompt
 from flowfactory.config.schema import Takes
 from flowfactory.data.media import read_video
-from flowfactory.models.family import Entry, Family, Parts, channel_statistics, linear_guidance
+from flowfactory.models.decoding import channel_statistics
+from flowfactory.models.family import Entry, Family, Parts, linear_guidance
 from flowfactory_wan import latents as wan
 from flowfactory_wan.experts import HIGH, WanConfig
 from flowfactory_wan.text_to_video import T2V

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from flowfactory import Experience, testing
-from flowfactory.config.schema import validate
+from flowfactory.config.loading import validate
 from flowfactory.testing import ODE, Learning, two_parameter
-from flowfactory.training.iteration import Clock, Run, gather, prepare
+from flowfactory.training.iteration import Clock, gather
+from flowfactory.training.setup import Run, prepare
 from flowfactory_crd.crd import CRDConfig
 
 START = (0.3, -0.2)

@@ -12,10 +12,10 @@ import saved
 import torch
 
 from flowfactory import UserError
-from flowfactory.config.schema import validate
+from flowfactory.config.loading import validate
 from flowfactory.runs.directory import RunDirectory
+from flowfactory.runs.train import train
 from flowfactory.testing import ODE, check_algorithm
-from flowfactory.training.iteration import train
 from flowfactory_crd.crd import CRDConfig
 
 SLOW = {"name": "constant", "decay": 0.5}

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from flowfactory import AlgorithmConfig, Experience, testing
-from flowfactory.config.schema import validate
+from flowfactory.config.loading import validate
 from flowfactory.flow.timesteps import Places
 from flowfactory.testing import ODE, Learning, two_parameter
-from flowfactory.training.iteration import Clock, Run, gather, prepare
+from flowfactory.training.iteration import Clock, gather
+from flowfactory.training.setup import Run, prepare
 
 START = (0.3, -0.2)
 Weights = tuple[float, float]

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from flowfactory import AlgorithmConfig, UserError
-from flowfactory.config.schema import TrainingConfig, validate
+from flowfactory.config.loading import validate
+from flowfactory.config.schema import TrainingConfig
 from flowfactory.flow.dynamics import CPSConfig, DanceSDEConfig, FlowSDEConfig
+from flowfactory.runs.train import train
 from flowfactory.testing import check_algorithm
-from flowfactory.training.iteration import train
 from flowfactory.training.learner import Gathered, Learner
 from flowfactory_grpo.dppo import DPPOConfig
 

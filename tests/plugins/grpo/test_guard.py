@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from flowfactory import AlgorithmConfig, Conditions, Loss, Step, UserError, flow
-from flowfactory.config.schema import TrainingConfig, validate
+from flowfactory.config.loading import validate
+from flowfactory.config.schema import TrainingConfig
 from flowfactory.flow.dynamics import CPSConfig, DanceSDEConfig, FlowSDEConfig
+from flowfactory.runs.train import train
 from flowfactory.testing import check_algorithm
-from flowfactory.training.iteration import train
 from flowfactory.training.learner import Gathered, Learner
 from flowfactory_grpo import grpo, guard
 from flowfactory_grpo.guard import GRPOGuardConfig

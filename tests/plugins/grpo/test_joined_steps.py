@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from flowfactory import AlgorithmConfig
-from flowfactory.config.schema import TrainingConfig, validate
-from flowfactory.training.iteration import train
+from flowfactory.config.loading import validate
+from flowfactory.config.schema import TrainingConfig
+from flowfactory.runs.train import train
 from flowfactory.training.learner import Gathered, Learner
 from flowfactory_grpo.dppo import DPPOConfig
 from flowfactory_grpo.grpo import GRPOConfig

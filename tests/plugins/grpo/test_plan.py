@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from flowfactory import Canvas, SamplingPlan, UserError
-from flowfactory.config.schema import validate
+from flowfactory.config.loading import validate
 from flowfactory.flow.dynamics import FlowSDEConfig
+from flowfactory.runs.train import train
 from flowfactory.testing import check_algorithm
-from flowfactory.training.iteration import Clock, gather, prepare, train
+from flowfactory.training.iteration import Clock, gather
+from flowfactory.training.setup import prepare
 from flowfactory.types import Dynamics
 from flowfactory_grpo.grpo import GRPOConfig
 

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from flowfactory import RunError, UserError, flow
-from flowfactory.config.schema import validate
+from flowfactory.config.loading import validate
 from flowfactory.flow.dynamics import CPSConfig, FlowSDEConfig
+from flowfactory.runs.train import train
 from flowfactory.testing import ODE, check_algorithm
-from flowfactory.training.iteration import Clock, gather, prepare, train
+from flowfactory.training.iteration import Clock, gather
+from flowfactory.training.setup import prepare
 from flowfactory.types import Dynamics
 from flowfactory_nft.nft import NFTConfig
 

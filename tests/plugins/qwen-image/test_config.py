@@ -14,11 +14,11 @@ from families import LORA, opened, two_iterations
 
 import flowfactory_qwen_image
 from flowfactory import Runtime, UserError
-from flowfactory.config.schema import validate
+from flowfactory.config.loading import validate
 from flowfactory.data.media import read_picture
 from flowfactory.data.prompts import insist, read
+from flowfactory.runs.train import train
 from flowfactory.testing.two_parameter import FILE
-from flowfactory.training.iteration import train
 from flowfactory_qwen_image.edit import QwenImageEditConfig
 from flowfactory_qwen_image.image import QwenImageConfig
 

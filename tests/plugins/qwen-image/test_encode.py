@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from flowfactory import Canvas, Prompt, Runtime
-from flowfactory.hooks.calls import Hooks, manager_of
+from flowfactory.hooks.calls import Hooks
+from flowfactory.hooks.manager import manager_of
 
 LONG = "a photo of a red circle and a blue square " * 4
 TEXTS = ("a photo of a red circle", "", "cat", LONG)

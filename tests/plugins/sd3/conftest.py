@@ -15,10 +15,11 @@ from tiny_parts import clip_text, clip_tokenizer, scaled_vae, t5_text, t5_tokeni
 from transformers import CLIPTextModelWithProjection
 
 from flowfactory import Canvas, Conditions, Prompt, Runtime, SamplingPlan, Trainable, Trajectory
+from flowfactory.data.batches import grouped
 from flowfactory.data.encode_cache import ConditionCache
-from flowfactory.data.prompts import grouped
 from flowfactory.flow.dynamics import ODE
-from flowfactory.hooks.calls import Hooks, manager_of
+from flowfactory.hooks.calls import Hooks
+from flowfactory.hooks.manager import manager_of
 from flowfactory.policy.policy import Policy
 from flowfactory.training.sampler import Sampler
 from flowfactory_sd3.model import SD3Config

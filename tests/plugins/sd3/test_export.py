@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from flowfactory import UserError
 from flowfactory.cli.main import app
-from flowfactory.runs.checkpoints import save
+from flowfactory.runs.checkpoints import load
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.export import export
-from flowfactory.training.iteration import prepare
+from flowfactory.training.setup import prepare
 
 ALGORITHM = {"name": "reinforce"}
 
@@ -55,7 +55,7 @@ def transformer_of(directory: RunDirectory, weights: str | None = None) -> Any:
     """The transformer of the run's last checkpoint, in this process."""
     run = prepare(directory.load_config(), trackers=False)
     run.assembly.hooks.run_started(run.info, run.policy)
-    save.load(directory.checkpoints / "000002", run.policy)
+    load.load(directory.checkpoints / "000002", run.policy)
     with run.policy.using(weights):
         return {name: weight.detach().clone() for name, weight in run.policy.modules["transformer"].state_dict().items()}
 

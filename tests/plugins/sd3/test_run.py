@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 
 from flowfactory import Policy, RunInfo, Runtime, UserError, hookimpl
 from flowfactory.cli.main import app
-from flowfactory.config.schema import validate
+from flowfactory.config.loading import validate
+from flowfactory.runs.train import train
 from flowfactory.testing.two_parameter import FILE
-from flowfactory.training.iteration import train
 
 PLUGINS = [FILE, policy_gradient.__file__]
 LORA = {"lora": {"rank": 4, "alpha": 8}}

@@ -14,7 +14,7 @@ import torch
 from families import LORA, two_iterations
 
 from flowfactory import Runtime, UserError
-from flowfactory.config.schema import load, validate
+from flowfactory.config.loading import load, validate
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.testing import bench
 from flowfactory.testing.two_parameter import FILE

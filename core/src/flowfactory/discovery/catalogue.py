@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import import_module, metadata, util
+from importlib import metadata, util
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pluggy
 
-from flowfactory.errors import UserError
-from flowfactory.hooks.specs import PROJECT, DiscoverySpecs
-
-if TYPE_CHECKING:
-    from flowfactory.config.schema import ComponentConfig
+from flowfactory.discovery.specs import PROJECT, DiscoverySpecs
+from flowfactory.errors import UserError, suggestion
 
 KINDS = ("model", "algorithm", "reward", "dynamics", "tracker", "example")
+
+
 NARROW = "FLOWFACTORY_PLUGINS"
 
 
@@ -34,31 +31,6 @@ class Component:
     spec: Any
     plugin: str
     version: str
-
-    def config_class(self) -> type[ComponentConfig]:
-        """The option schema. UserError: the lazy spec does not import, or is no ComponentConfig."""
-        from flowfactory.config import schema
-
-        bases: dict[str, Any] = {
-            "model": schema.ModelConfig,
-            "algorithm": schema.AlgorithmConfig,
-            "dynamics": schema.DynamicsConfig,
-        }
-        base: Any = bases.get(self.kind, schema.ComponentConfig)
-        spec: Any = self.spec
-        if isinstance(spec, str):
-            module, _, attribute = spec.partition(":")
-            try:
-                spec = getattr(import_module(module), attribute)
-            except Exception as error:
-                raise UserError(f"{self.kind} {self.name!r} of plugin {self.plugin!r} cannot be loaded: {error}") from error
-        if isinstance(spec, type) and issubclass(spec, base):
-            chosen: type[ComponentConfig] = spec
-            return chosen
-        raise UserError(
-            f"{self.kind} {self.name!r} of plugin {self.plugin!r} registers {spec!r}; "
-            f"register a subclass of flowfactory.{base.__name__}"
-        )
 
 
 @dataclass(frozen=True)
@@ -76,31 +48,12 @@ class Catalogue:
     components: dict[str, dict[str, Component]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
     broken: list[Broken] = field(default_factory=list)
 
-    def loadable(self) -> dict[str, list[str]]:
-        """The names by kind of the components whose lazy spec imports, examples left out."""
-        found: dict[str, list[str]] = {kind: [] for kind in KINDS if kind != "example"}
-        for kind in found:
-            for name, component in self.components[kind].items():
-                with suppress(UserError):
-                    component.config_class()
-                    found[kind].append(name)
-        return found
-
     def find(self, kind: str, name: str) -> Component:
         """The component. UserError: there is none; names the nearest, and the plugins that failed to load."""
         if name in self.components[kind]:
             return self.components[kind][name]
         failed = "".join(f"; plugin {b.plugin!r} could not be loaded: {b.reason}" for b in self.broken)
         raise UserError(f"no {kind} called {name!r}{suggestion(name, self.components[kind])}{failed}")
-
-
-def suggestion(name: str, names: Iterable[str]) -> str:
-    """``; did you mean 'x'?``, or the list of what there is where nothing is near."""
-    known = sorted(names)
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; there is {', '.join(known)}" if known else "; none is installed"
 
 
 def discover(files: Sequence[Path] = ()) -> Catalogue:

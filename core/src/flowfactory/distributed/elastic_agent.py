@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -22,10 +22,11 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SubprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
-from flowfactory.distributed.launch import OUTCOMES, PARENT, Launch, Outcome, outcome_path
+from flowfactory.distributed.launch import Launch
+from flowfactory.distributed.outcome import OUTCOMES, PARENT, Outcome, outcome_path
 from flowfactory.errors import Interrupted, RunError, UserError
+from flowfactory.types import Say
 
-Say = Callable[[str], None]
 LOOK = 0.1
 SETTLE = 0.5
 """Seconds for the rank at fault to say so, once another has ended because of it."""
@@ -267,6 +268,16 @@ def _told(code: int) -> str:
         return f"ended with exit code {code} and said nothing"
     name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
     return f"was killed by {name}" + (", perhaps for want of memory" if -code == signal.SIGKILL else "")
+
+
+def start(command: Sequence[str], launch: Launch, say: Say) -> None:
+    """Run ``command`` as every rank of ``launch`` on this node until all have ended.
+
+    The end of a run is raised as in one process: UserError, RunError, Interrupted. A rank that raises ends all of them. One
+    that dies is reason to start all again, with TORCHELASTIC_RESTART_COUNT above 0. The first Ctrl+C or SIGTERM
+    is passed on to every rank as one SIGTERM; the second ends them at once.
+    """
+    run(command, launch, say).conclude()
 
 
 def run(command: Sequence[str], launch: Launch, say: Say) -> Outcome:

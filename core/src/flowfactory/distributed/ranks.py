@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import math
-import os
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+from torch.distributed.device_mesh import DeviceMesh
 
-from flowfactory.distributed import launch
+from flowfactory.distributed.dealing import Rows
 from flowfactory.errors import UserError
 
 if TYPE_CHECKING:
-    from flowfactory.config.schema import DistributedConfig, RunConfig
+    pass
 
 T = TypeVar("T")
+
+
 K = TypeVar("K", bound=Hashable)
-Rows = Sequence[Sequence[int]]
-"""The samples that each rank has or is to have."""
 
 
 @dataclass(frozen=True)
@@ -170,137 +163,3 @@ def _by_dtype(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
 
 def _parts(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return list(torch.split(flat, [tensor.numel() for tensor in like]))
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's shard of ``tensor``, sharing its memory; ``tensor`` itself where it is whole."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def as_shard(own: Tensor, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-    """``own`` as this rank's shard of a tensor, of ``shape`` or that of ``like``, that is divided as ``like`` is.
-
-    They share their memory.
-    """
-    if not isinstance(like, DTensor):
-        return own
-    whole = torch.empty(like.shape if shape is None else tuple(shape), device="meta")
-    # not DTensor.from_local, which copies to the mesh's device what is off-loaded to the host
-    spec = DTensorSpec(like.device_mesh, like.placements, TensorMeta(whole.shape, whole.stride(), own.dtype))
-    return DTensor(own, spec, requires_grad=False)  # type: ignore[no-untyped-call]
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of ``tensor``; a joint work of the ranks where it is sharded."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-@contextmanager
-def whole_weights(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Within it sharded ``modules`` are whole, so that forwards without gradients gather nothing."""
-    from torch.distributed.fsdp import FSDPModule
-
-    parts = [part for module in modules for part in module.modules() if isinstance(part, FSDPModule)]
-    for part in parts:
-        part.set_reshard_after_forward(False, recurse=False)
-        part.unshard()
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.reshard()
-            part.set_reshard_after_forward(True, recurse=False)
-
-
-def evenly(units: Sequence[Sequence[int]], parts: int) -> list[list[int]]:
-    """The rows of whole ``units`` in ``parts`` runs, as even as they come; some are empty where there are fewer units."""
-    bounds = [len(units) * i // parts for i in range(parts + 1)]
-    return [[row for unit in units[start:end] for row in unit] for start, end in pairwise(bounds)]
-
-
-def dealt(units: Sequence[Sequence[int]], size: int, count: int) -> Iterator[Rows]:
-    """Rounds of the rows that each of ``count`` ranks is to have, whole ``units`` and as even as they come.
-
-    A rank has at most ``size`` units a round, but for a round to be; in the last some may have none.
-    """
-    rounds = math.ceil(len(units) / (size * count))
-    parts = rounds * count
-    pieces = evenly(units, parts)
-    pieces.sort(key=lambda piece: not piece)  # those without work last, together
-    for start in range(0, parts, count):
-        yield pieces[start : start + count]
-
-
-def evened(rows: Sequence[int], count: int) -> Rows:
-    """``rows`` in ``count`` runs of one length; the last row is repeated where they do not come out even."""
-    length = math.ceil(len(rows) / count)
-    return [[rows[min(rank * length + i, len(rows) - 1)] for i in range(length)] for rank in range(count)]
-
-
-def sizes(config: DistributedConfig, count: int) -> tuple[int, int]:
-    """(replicate, shard) of ``count`` ranks. UserError: they cannot be divided so."""
-    shard, replicate = config.shard, config.replicate
-    if shard == "auto":
-        shard = count if replicate == "auto" else count // replicate
-    if replicate == "auto":
-        replicate = count // shard
-    if shard * replicate != count or shard < 1:
-        raise UserError(
-            f"distributed: shard {config.shard} and replicate {config.replicate} do not divide {count} "
-            f"rank{'s' if count > 1 else ''}; their product must be that, and 'auto' is what is left"
-        )
-    return replicate, shard
-
-
-def device_of(name: str, local: int = 0) -> torch.device:
-    """The device; ``auto`` is CUDA where there is one, one a rank. UserError: no such device here."""
-    if name in ("auto", "cuda") and torch.cuda.is_available():
-        name = f"cuda:{local % torch.cuda.device_count()}"  # a scheduler may show each rank one device, its own
-    elif name == "auto":
-        name = "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def arranged(config: RunConfig, rank: int, count: int, local: int) -> Ranks:
-    """The ranks of the group that this process is in, dividing weights as the config says. UserError: they cannot."""
-    replicate, shard = sizes(config.distributed, count)
-    offload, mesh = config.distributed.offload, None
-    if shard > 1 or offload:
-        device = device_of(config.device, local).type
-        mesh = init_device_mesh(device, (replicate, shard), mesh_dim_names=("replicate", "shard"))
-        mesh = mesh["shard"] if replicate == 1 else mesh
-    return Ranks(rank, count, local, mesh, offload)
-
-
-@contextmanager
-def join(config: RunConfig) -> Iterator[Ranks]:
-    """This process's place in the group that was started, alone where none was.
-
-    UserError: the ranks cannot be divided as the config says, or there is no device for each.
-    """
-    found, chosen = launch.environment(os.environ), config.distributed
-    count = found.world_size if found else 1
-    sizes(chosen, count)  # before anything waits for anyone
-    if count == 1 and not chosen.offload:
-        yield ALONE
-        return
-    local = found.local_rank if found else 0
-    device = device_of(config.device, local)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    timeout = timedelta(minutes=chosen.timeout)
-    if found and count > 1:
-        os.environ.update(found.variables())  # where the scheduler has other names for them
-        dist.init_process_group(backend, timeout=timeout)
-    else:  # off-loading is fully_shard's, which wants a group even of one
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)  # type: ignore[attr-defined]
-    ranks = arranged(config, found.rank if found else 0, count, local)
-    yield ranks
-    ranks.barrier()  # a rank that leaves early takes the connections of the others with it
-    dist.destroy_process_group()

@@ -1,5 +1,6 @@
-"""Flow matching in pure functions: noise, schedules, one step, the rollout, dynamics, and training timesteps."""
+"""Flow matching in pure functions: noise, one step, the rollout, dynamics, and training timesteps."""
 
-from flowfactory.flow.rollout import euler, evaluate, generator, in_parts, like, log_normal, noise, rollout
+from flowfactory.flow.noise import INITIAL, generator, noise
+from flowfactory.flow.rollout import euler, evaluate, in_parts, like, log_normal, rollout
 
-__all__ = ["euler", "evaluate", "generator", "in_parts", "like", "log_normal", "noise", "rollout"]
+__all__ = ["INITIAL", "euler", "evaluate", "generator", "in_parts", "like", "log_normal", "noise", "rollout"]

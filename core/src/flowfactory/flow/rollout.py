@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from flowfactory.types import Conditions, Evaluation, Index, NoiseKey, SamplingPlan, Step, Velocity, as_they_are
-
-INITIAL = -1
-
-
-def generator(*key: int | str) -> torch.Generator:
-    """A CPU generator seeded by the whole key, the same in every process and on every machine."""
-    # not hash(): it differs from process to process
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-
-
-def noise(plan: SamplingPlan, shape: Sequence[int], step: int = INITIAL, device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal [B, *shape], float32: a function of (seed, iteration, prompt, member, step) alone.
-
-    ``step`` is INITIAL for the start of the trajectory, else the step whose noise it is.
-    """
-
-    def draw(key: NoiseKey) -> Tensor:
-        source = generator("noise", plan.seed, plan.iteration, key.prompt, key.member, step)
-        return torch.randn(tuple(shape), generator=source)
-
-    return torch.stack([draw(key) for key in plan.keys]).to(device)
+from flowfactory.flow.noise import noise
+from flowfactory.types import Conditions, Evaluation, Index, SamplingPlan, Step, Velocity, as_they_are
 
 
 def like(sigma: Tensor, latents: Tensor) -> Tensor:

@@ -14,8 +14,10 @@ from torch import Tensor
 from flowfactory.config.schema import AlgorithmConfig
 from flowfactory.config.strict import Strict, name_only
 from flowfactory.errors import RunError
-from flowfactory.flow.rollout import generator, like
-from flowfactory.types import Experience, Index, NoiseKey, Step
+from flowfactory.experience import Experience
+from flowfactory.flow.noise import generator
+from flowfactory.flow.rollout import like
+from flowfactory.types import Index, NoiseKey, Step
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig

@@ -11,26 +11,11 @@ import torch
 from torch import Tensor
 
 from flowfactory.canvas import Canvas
-from flowfactory.errors import UserError
-from flowfactory.hooks.specs import PROJECT, RunSpecs
-from flowfactory.types import (
-    Conditions,
-    Evaluation,
-    Experience,
-    Loss,
-    Prompt,
-    RunInfo,
-    Runtime,
-    SamplingPlan,
-    Step,
-    Trainable,
-    Trajectory,
-)
+from flowfactory.experience import Experience, Loss
+from flowfactory.types import Conditions, Evaluation, Prompt, RunInfo, Runtime, SamplingPlan, Step, Trainable, Trajectory
 
 if TYPE_CHECKING:
     from flowfactory.policy.policy import Policy
-
-EXACTLY_ONE = {"load": "model", "encode": "model", "sample": "model", "log_prob": "model", "update": "algorithm"}
 
 
 class Hooks:
@@ -85,37 +70,3 @@ class Hooks:
     def run_finished(self, run: RunInfo) -> None:
         """See RunSpecs.run_finished."""
         self._hook.run_finished(run=run)
-
-
-def manager_of(components: Mapping[str, object]) -> pluggy.PluginManager:
-    """A fresh manager that holds just ``components`` under their labels. UserError: one does not fit the hook specs."""
-    manager = pluggy.PluginManager(PROJECT)
-    manager.add_hookspecs(RunSpecs)
-    for label, component in components.items():
-        try:
-            manager.register(component, label)
-        except ValueError as error:
-            told = " ".join(str(error).split())
-            raise UserError(f"{label}: {told}; components must compare by identity, as plain classes do") from error
-        except pluggy.PluginValidationError as error:
-            raise UserError(f"{label}: {' '.join(str(error).split())}") from error
-    try:
-        manager.check_pending()
-    except pluggy.PluginValidationError as error:
-        raise UserError(f"{' '.join(str(error).split())}; there is no such hook, see flowfactory.hooks.specs") from error
-    return manager
-
-
-def insist(manager: pluggy.PluginManager, owner: str, hook: str) -> None:
-    """UserError unless ``owner`` implements ``hook``, and where one is wanted nobody else does."""
-    implementations = [
-        implementation.plugin_name
-        for implementation in getattr(manager.hook, hook).get_hookimpls()
-        if not (implementation.wrapper or implementation.hookwrapper)
-    ]
-    if owner not in implementations:
-        kind = type(manager.get_plugin(owner)).__name__
-        raise UserError(f"{owner}: {kind} does not implement {hook}; write the method and mark it with @hookimpl")
-    if hook in EXACTLY_ONE and len(implementations) > 1:
-        others = ", ".join(name for name in implementations if name != owner)
-        raise UserError(f"{hook} is implemented by {owner} and by {others}; exactly one may, others wrap (wrapper=True)")

@@ -7,11 +7,11 @@ Specs take no defaults and no ``*``: pluggy would never pass such a parameter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import pluggy
+from flowfactory.discovery.specs import hookspec
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -20,12 +20,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flowfactory.canvas import Canvas
+    from flowfactory.experience import Experience, Loss
     from flowfactory.policy.policy import Policy
     from flowfactory.types import (
         Conditions,
         Evaluation,
-        Experience,
-        Loss,
         Prompt,
         RunInfo,
         Runtime,
@@ -35,23 +34,6 @@ if TYPE_CHECKING:
         Trainable,
         Trajectory,
     )
-
-PROJECT = "flowfactory"
-hookspec = pluggy.HookspecMarker(PROJECT)
-hookimpl = pluggy.HookimplMarker(PROJECT)
-
-
-class DiscoverySpecs:
-    """What an installed plugin answers before any run exists."""
-
-    @hookspec(historic=True)
-    def register_components(self, register: Callable[[str, str, Any], None]) -> None:
-        """Call ``register(kind, name, spec)`` once per component.
-
-        ``kind`` is one of ``model``, ``algorithm``, ``reward``, ``dynamics``, ``tracker`` (then ``spec`` is a
-        :class:`~flowfactory.config.schema.ComponentConfig` class or a lazy ``"package.module:Class"``) or ``example`` (then
-        ``spec`` is the path of a YAML file). Must not import torch.
-        """
 
 
 class RunSpecs:

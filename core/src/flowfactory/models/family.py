@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
-from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -19,11 +18,13 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import flow
-from flowfactory.canvas import Canvas, Grid
-from flowfactory.config.schema import CheckpointPath, ModelConfig
+from flowfactory.canvas import Canvas
+from flowfactory.config.paths import CheckpointPath
+from flowfactory.config.schema import ModelConfig
+from flowfactory.discovery.specs import hookimpl
 from flowfactory.errors import UserError
-from flowfactory.hooks.specs import hookimpl
 from flowfactory.models.pretrained import Pretrained
+from flowfactory.models.resolution import Grid
 from flowfactory.types import (
     Conditions,
     Evaluation,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
 
 ENCODE_BATCH = 32
+
+
 Entry = Mapping[str, Tensor]
 
 
@@ -318,60 +321,3 @@ def _settle(modules: Iterable[object], device: torch.device) -> None:
     for module in modules:
         if isinstance(module, torch.nn.Module):  # a tokenizer is not
             module.requires_grad_(False).eval().to(device)
-
-
-def decode_scaled(parts: Parts, latents: Tensor) -> Tensor:
-    """Pictures [B, 3, H, W] of a VAE with a scale and a shift for all channels."""
-    vae = parts.pipeline.vae
-    latents = latents / vae.config.scaling_factor + vae.config.shift_factor
-    pictures: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
-    return pictures.float() / 2 + 0.5
-
-
-def decode_normalised(parts: Parts, latents: Tensor) -> Tensor:
-    """Videos [B, 3, F, H, W] of latents [B, C, F, H, W], by a VAE that normalises each channel."""
-    vae = parts.pipeline.vae
-    mean, std = channel_statistics(parts)
-    videos: Tensor = vae.decode((latents.float() * std + mean).to(vae.dtype), return_dict=False)[0]
-    return videos.float() / 2 + 0.5
-
-
-def channel_statistics(parts: Parts) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of what the VAE encodes, [C, 1, 1, 1]."""
-    config = parts.pipeline.vae.config
-    mean, std = (torch.tensor(of, device=parts.device).view(-1, 1, 1, 1) for of in (config.latents_mean, config.latents_std))
-    return mean, std
-
-
-def numbered(pictures: Iterable[Tensor]) -> dict[str, Tensor]:
-    """The latents of a prompt's pictures as entries of its conditions, in order."""
-    return {f"image_{place}": latents for place, latents in enumerate(pictures)}
-
-
-def stacked_pictures(conditions: Conditions) -> list[Tensor]:
-    """The latents [B, C, H, W] of each picture that the prompts bring, in order: what :func:`numbered` put there."""
-    names = takewhile(lambda name: name in conditions.entries[0], (f"image_{place}" for place in count()))
-    return [conditions.stack(name) for name in names]
-
-
-def scheduled(parts: Parts, steps: int, **options: Any) -> Tensor:
-    """The sigmas [steps + 1] of the checkpoint's own scheduler, with ``options`` of its ``set_timesteps``."""
-    scheduler = parts.pipeline.scheduler
-    scheduler.set_timesteps(**({"num_inference_steps": steps} | options))
-    sigmas: Tensor = scheduler.sigmas
-    # UniPC starts 1e-6 below 1 for the sake of its logarithms; an SDE whose spread has 1 - sigma below it must not
-    return torch.where(sigmas > 1 - 1e-5, torch.ones_like(sigmas), sigmas)
-
-
-def resolution_shift(parts: Parts, tokens: int, max_shift: float = 1.15) -> float:
-    """The logarithm of the shift for a picture of ``tokens``, linear in them as the checkpoint's scheduler says."""
-    config = parts.pipeline.scheduler.config
-    least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    low, high = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
-    slope = (high - low) / (most - least)
-    return float(tokens * slope + (low - slope * least))
-
-
-def even_sigmas(steps: int) -> list[float]:
-    """From 1 to 1 / steps, before any shift."""
-    return torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist()

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from importlib import import_module
 from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint as computed_again
 
 from flowfactory.errors import UserError
 
 Forward = Callable[..., Any]
+
+
 GRAPHS = 64
 """Of one class of blocks: with a gradient or without, adapters on or off, inputs that want one, sizes fixed or free."""
 
@@ -34,7 +35,7 @@ def find(module: nn.Module, names: Sequence[str] = ()) -> list[nn.Module]:
     return [m for m in module.modules() if id(m) in listed and wanted & {kind.__name__ for kind in type(m).__mro__}]
 
 
-def _some(module: nn.Module, names: Sequence[str], key: str) -> list[nn.Module]:
+def find_or_raise(module: nn.Module, names: Sequence[str], key: str) -> list[nn.Module]:
     """The blocks. UserError: there are none, and the option ``key`` is about them."""
     found = find(module, names)
     if not found:
@@ -53,7 +54,7 @@ def checkpoint(module: nn.Module, names: Sequence[str], setting: str) -> None:
     if setting == "none":
         return
     n = 1 if setting == "blocks" else int(setting.removeprefix("every-"))
-    for block in _some(module, names, "training.activation_checkpointing")[::n]:
+    for block in find_or_raise(module, names, "training.activation_checkpointing")[::n]:
         # forward and not the block itself is wrapped: its name stays, and the casts of fully_shard stay outside
         _replace_forward(block, _recomputing(type(block).forward))
 
@@ -74,7 +75,7 @@ def _replace_forward(block: nn.Module, forward: Forward) -> None:
 
 def compiled(module: nn.Module, names: Sequence[str]) -> None:
     """Have torch compile each block, when it first runs. UserError: there are no blocks."""
-    found = _some(module, names, "training.compile")
+    found = find_or_raise(module, names, "training.compile")
     from torch._dynamo import config
 
     config.recompile_limit = max(config.recompile_limit, GRAPHS)
@@ -87,103 +88,3 @@ def compiled(module: nn.Module, names: Sequence[str]) -> None:
 def _compile(forward: Forward) -> Forward:
     # fused operations round as separate ones do; else bf16 has another ratio with a gradient than without
     return torch.compile(forward, options={"emulate_precision_casts": True})
-
-
-def check(kind: str | None) -> str | None:
-    """Why weights cannot be stored as ``kind`` here, and what to do; None when they can."""
-    if kind == "nf4":
-        try:
-            import_module("bitsandbytes")
-        except ImportError as error:
-            return f"model.quantize: nf4 needs bitsandbytes ({error}); pip install 'flowfactory[bitsandbytes]', or choose int8"
-    return None
-
-
-def quantise(
-    module: nn.Module, names: Sequence[str], kind: str, dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> list[str]:
-    """The names of the linear layers in the blocks, which now hold their weights in 4 bits (``nf4``) or 8 (``int8``).
-
-    They compute in ``dtype``, and their weights are stored in elements of it, which ``fully_shard`` does not cast. The
-    arithmetic is done on ``device``; the layers stay where they are, and train no more. nf4: QLoRA, arXiv:2305.14314. int8: one
-    scale a row. UserError: there are no blocks, or no library for it.
-    """
-    if lacking := check(kind):
-        raise UserError(lacking)
-    stored = {"nf4": _nf4, "int8": Int8Linear}[kind]
-    found = []
-    blocks = {id(block) for block in _some(module, names, "model.quantize")}
-    for name, block in list(module.named_modules()):
-        if id(block) not in blocks:
-            continue
-        for inner, layer in list(block.named_modules()):
-            # 8 weights of 4 bits, or 4 of 8, are an element of float32; rows end with an element
-            if type(layer) is nn.Linear and layer.in_features % 8 == 0:
-                block.set_submodule(inner, stored(layer, dtype, torch.device(device)).train(layer.training))
-                found.append(f"{name}.{inner}")
-    return found
-
-
-def _nf4(layer: nn.Linear, dtype: torch.dtype, device: torch.device) -> nn.Linear:
-    library: Any = import_module("bitsandbytes.nn")
-    home = layer.weight.device
-    made: nn.Linear = library.Linear4bit(
-        layer.in_features,
-        layer.out_features,
-        bias=layer.bias is not None,
-        compute_dtype=dtype,
-        quant_type="nf4",
-        quant_storage=dtype,
-        device="meta",
-    )
-    made.weight = library.Params4bit(layer.weight.detach(), quant_type="nf4", quant_storage=dtype, module=made)
-    if layer.bias is not None:
-        made.bias = nn.Parameter(layer.bias.detach().to(dtype), requires_grad=False)
-    # on such processors it would repack the weights in eval mode for kernels that have no gradient
-    made.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-    return made.to(device).to(home)
-
-
-class Int8Linear(nn.Linear):
-    """A frozen linear layer whose weight is 8 bits, each row with a scale of its own.
-
-    weight: [out, in / size of ``dtype``], the bits of int8 [out, in]; scale [out, 1]. Unlike bitsandbytes' Linear8bitLt it
-    rounds no activations, keeps none for the backward, and can be sharded.
-    """
-
-    def __init__(self, layer: nn.Linear, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-        home, weight = layer.weight.device, layer.weight.detach().to(device, torch.float32)
-        # the scale is rounded first, so that its rounding is no error of the weights
-        scale = (weight.abs().amax(1, keepdim=True) / 127).clamp_min(1e-30).to(dtype)
-        rounded = (weight / scale).round().clamp(-127, 127).to(torch.int8)
-        self.weight = nn.Parameter(rounded.view(dtype).to(home), requires_grad=False)
-        self.scale = nn.Parameter(scale.to(home), requires_grad=False)
-        if layer.bias is not None:
-            self.bias = nn.Parameter(layer.bias.detach().to(dtype), requires_grad=False)
-
-    def forward(self, input: Tensor) -> Tensor:
-        kind = input.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
-        bias = None if self.bias is None else self.bias.to(dtype)
-        result: Tensor = _Int8.apply(input.to(dtype), self.weight, self.scale, bias)  # type: ignore[no-untyped-call]
-        return result
-
-
-class _Int8(torch.autograd.Function):
-    """``linear`` that keeps the 8 bits for the backward rather than the weight."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, stored: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(stored, scale)
-        return nn.functional.linear(input, _weight(stored, scale, input.dtype), bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        stored, scale = ctx.saved_tensors
-        return gradient @ _weight(stored, scale, gradient.dtype), None, None, None
-
-
-def _weight(stored: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """[out, in] of what :class:`Int8Linear` stores."""
-    return stored.view(torch.int8).to(dtype) * scale.to(dtype)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from flowfactory.distributed.ranks import whole
+from flowfactory.distributed.sharding import whole
 from flowfactory.errors import RunError
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from flowfactory.distributed.ranks import ALONE, Ranks, as_shard, local, whole, whole_weights
+from flowfactory.distributed.ranks import ALONE, Ranks
+from flowfactory.distributed.sharding import as_shard, local, whole, whole_weights
 from flowfactory.errors import RunError
-from flowfactory.policy import blocks, lora
+from flowfactory.policy import blocks, lora, quantization
 from flowfactory.types import Evaluation, Step, Trainable
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Policy:
         self.lora = trainable.training != "full"
         if quantize:
             for module in (*self.modules.values(), *self._frozen.values()):
-                blocks.quantise(module, trainable.blocks, quantize, precision, device)
+                quantization.quantise(module, trainable.blocks, quantize, precision, device)
         for name, module in self.modules.items():
             if self.lora:
                 found = lora.inject(module, trainable.training.lora, trainable.lora_targets, seed)

@@ -20,8 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowfactory.distributed.launch import PARENT, live_with_parent
+from flowfactory.config.components import component
+from flowfactory.distributed.outcome import PARENT, live_with_parent
 from flowfactory.errors import RunError, UserError
+from flowfactory.rewards.component import RewardComponent, named
 from flowfactory.types import Answer, Samples
 
 if TYPE_CHECKING:
@@ -118,25 +120,21 @@ def _serve(end: Connection, parent: int, label: str, options: Mapping[str, Any],
     """What a worker does until it is killed with its parent."""
     os.environ[PARENT] = str(parent)
     live_with_parent()
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # is for the run, which finishes its iteration; schedulers tell all processes
+    # for the run, which finishes its iteration; schedulers tell all processes
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-    from flowfactory.config.schema import component
-    from flowfactory.rewards.scoring import Judge
-
     alone = {key: value for key, value in options.items() if key not in ("workers", "concurrent", "timeout")}
     try:
-        judge = Judge(label, component("reward", alone, [Path(path) for path in plugins]))
-        judge.prepare(torch.device("cpu"))
+        reward = RewardComponent(label, component("reward", alone, [Path(path) for path in plugins]))
+        with named(label):
+            reward.prepare(torch.device("cpu"))
         end.send((None, None))
         while True:
             media, groups, rest = end.recv()
             samples = replace(rest, media=torch.from_numpy(media), groups=torch.from_numpy(groups))
-            asked = judge.ask(samples)
-            answer: Any = asked.answers[0]
+            with named(label):
+                answer = reward.compute(samples)
             end.send((None, {name: _array(scores) for name, scores in answer.items()}))
     except (EOFError, BrokenPipeError):
         return

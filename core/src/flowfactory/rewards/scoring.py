@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,10 @@ import torch
 from torch import Tensor
 
 from flowfactory.config.schema import ComponentConfig
-from flowfactory.data.prompts import by_group
-from flowfactory.distributed.ranks import evenly
-from flowfactory.errors import RunError, UserError
-from flowfactory.hooks.calls import insist, manager_of
+from flowfactory.data.batches import by_group
+from flowfactory.distributed.dealing import evenly
+from flowfactory.errors import RunError
+from flowfactory.rewards.component import RewardComponent, named
 from flowfactory.rewards.executors import Aside, Workers
 from flowfactory.types import Answer, Samples
 
@@ -97,15 +95,13 @@ class Judge:
 
     def __init__(self, label: str, config: ComponentConfig, plugins: Sequence[Path] = ()) -> None:
         self.label = label
-        component = config.build(label)
-        self._manager = manager_of({label: component})
-        insist(self._manager, label, "compute_reward")
-        self.pointwise = bool(getattr(component, "pointwise", False))
+        self._component = RewardComponent(label, config)
+        self.pointwise = self._component.pointwise
         self._timeout: float | None = getattr(config, "timeout", None)
         workers: int = getattr(config, "workers", 0)
         self._workers = Workers(label, config, workers, plugins) if workers else None
         wanted = getattr(config, "concurrent", None)
-        concurrent = bool(getattr(component, "concurrent", False)) if wanted is None else bool(wanted)
+        concurrent = self._component.concurrent if wanted is None else bool(wanted)
         self.aside = concurrent or bool(workers)
         # without a thread of its own, what never answers could not be given up
         self._thread = Aside(label) if not workers and (concurrent or self._timeout is not None) else None
@@ -116,7 +112,7 @@ class Judge:
             if self._workers:
                 self._workers.start()
             else:
-                self._manager.hook.prepare_reward(device=device)
+                self._component.prepare(device)
 
     def ask(self, samples: Samples) -> Asked:
         """Begin with the samples that the label applies to."""
@@ -129,13 +125,8 @@ class Judge:
             return Asked(pieces, [self._workers.ask(samples.rows(piece)) for piece in pieces], self._timeout)
         mine = samples if len(rows) == len(samples.prompts) else samples.rows(rows)
         with named(self.label):
-            answer = self._thread.run(self._compute, mine) if self._thread else self._compute(mine)
+            answer = self._thread.run(self._component.compute, mine) if self._thread else self._component.compute(mine)
             return Asked([rows], [answer if self.aside else _waited(answer, self._timeout)], self._timeout)
-
-    @torch.no_grad()
-    def _compute(self, samples: Samples) -> Answer:
-        answers: list[Answer] = self._manager.hook.compute_reward(samples=samples)
-        return answers[0]
 
 
 def applies(label: str, metadata: Mapping[str, Any]) -> bool:
@@ -168,23 +159,3 @@ def _waited(value: Any, timeout: float | None) -> Any:
     if not wait([value], timeout).done:
         raise RunError(f"no scores within {timeout:g} seconds; raise its timeout, or look at what holds it up")
     return value.result()
-
-
-@contextmanager
-def named(label: str) -> Iterator[None]:
-    """Whatever is raised within becomes an error of the reward ``label``, with the line of a plugin that raised it."""
-    try:
-        yield
-    except (RunError, UserError) as error:
-        raise type(error)(f"reward {label!r}: {error}") from error
-    except Exception as error:
-        told = f"{type(error).__name__}: {error}".removesuffix(": ")
-        raise RunError(f"reward {label!r}: {told} ({_line(error)})") from error
-
-
-def _line(error: Exception) -> str:
-    """Where in the plugin it was raised: the first line below the call of its hook."""
-    frames = traceback.extract_tb(error.__traceback__)
-    below = max((i + 1 for i, frame in enumerate(frames) if Path(frame.filename).parent.name == "pluggy"), default=0)
-    where = frames[min(below, len(frames) - 1)]
-    return f"{Path(where.filename).name} line {where.lineno}"

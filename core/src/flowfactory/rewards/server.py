@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flowfactory.config.schema import ComponentConfig, component, override, parse_yaml
+from flowfactory.config.components import component
+from flowfactory.config.schema import ComponentConfig
+from flowfactory.config.yaml import override, parse_yaml
 from flowfactory.errors import RunError, UserError
-from flowfactory.rewards import wire_format
 from flowfactory.rewards.executors import Aside
 from flowfactory.rewards.scoring import Rewards
+from flowfactory.rewards.wire import format, multipart, schema
 from flowfactory.types import Samples
 
 if TYPE_CHECKING:
@@ -124,7 +126,7 @@ class Service:
     async def _describe(self, request: Request) -> Response:
         from fastapi.responses import PlainTextResponse
 
-        return PlainTextResponse(f"{self.name}: {self._about}\n\n{wire_format.__doc__}")
+        return PlainTextResponse(f"{self.name}: {self._about}\n\n{format.__doc__}")
 
     async def _health(self, request: Request) -> Response:
         from fastapi.responses import JSONResponse
@@ -132,7 +134,7 @@ class Service:
         return JSONResponse(
             {
                 "reward": self.name,
-                "version": wire_format.VERSION,
+                "version": schema.VERSION,
                 "pointwise": self._rewards.pointwise,
                 "max_request": self._limits.request,
                 "device": str(self._device),
@@ -177,7 +179,7 @@ class Service:
                         scores = await asyncio.wrap_future(self._scoring.run(self._compute, samples))
         finally:
             self._inside -= 1
-        return Response(wire_format.answer_of(scores), media_type="application/json")
+        return Response(format.answer_of(scores), media_type="application/json")
 
     def _wait(self) -> int:
         """Seconds after which there may be room, as far as can be told."""
@@ -211,8 +213,8 @@ class Service:
 
     def _read(self, content_type: str, body: bytes, folder: Path) -> Samples:
         try:
-            samples = wire_format.samples_of(wire_format.parts_in(content_type, body), folder, self._limits.pixels)
-        except wire_format.WireError as error:
+            samples = format.samples_of(multipart.parts_in(content_type, body), folder, self._limits.pixels)
+        except schema.WireError as error:
             raise Refused(400, str(error)) from error
         except UserError as error:
             raise Refused(422, str(error)) from error

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowfactory.rl.advantages import centred, group_std
+from flowfactory.rl.groups import centred, group_std
 
 NEARLY_ALL = 0.95
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from flowfactory.config import schema as configs
+from flowfactory.config import loading, yaml
 from flowfactory.config.schema import RunConfig
 from flowfactory.data.media import write as write_media
 from flowfactory.errors import UserError
-from flowfactory.runs.checkpoints import save
+from flowfactory.runs.checkpoints import lookup
 from flowfactory.runs.resume import changes, fixed
 
 
@@ -41,7 +41,7 @@ class RunDirectory:
             self._insist_on_same(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write(self.config, configs.dump(config))
+            write(self.config, yaml.dump(config))
         except OSError as error:
             raise UserError(f"output.dir: {self.path} cannot be written to: {error.strerror}") from error
 
@@ -57,11 +57,11 @@ class RunDirectory:
     def load_config(self, overrides: Sequence[str] = ()) -> RunConfig:
         """The run's resolved config. UserError: this is no run directory."""
         self.insist()
-        return configs.load(self.config, overrides)
+        return loading.load(self.config, overrides)
 
     def _insist_on_same(self, config: RunConfig) -> None:
         # what a checkpoint says counts, since the config beside it may have been edited
-        before = save.fixed_in(self.checkpoints) or fixed(self.load_config())
+        before = lookup.fixed_in(self.checkpoints) or fixed(self.load_config())
         if changed := changes(before, fixed(config)):
             told = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
             raise UserError(f"{self.path} was run with another config: {told}; resume with the same, or choose another --out")

@@ -16,7 +16,7 @@ from flowfactory.config.schema import RunConfig, reward_weight
 from flowfactory.errors import UserError
 from flowfactory.policy import lora
 from flowfactory.policy.policy import Policy
-from flowfactory.runs.checkpoints import save
+from flowfactory.runs.checkpoints import load, lookup
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.training.assembly import Assembly
 from flowfactory.types import DTYPES, Runtime
@@ -41,7 +41,7 @@ def export(
     if out.exists():
         raise UserError(f"{out} is there already; choose another folder")
     config = directory.load_config()
-    saved = save.find(directory.checkpoints, iteration, say)
+    saved = lookup.find(directory.checkpoints, iteration, say)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
     try:
@@ -65,7 +65,7 @@ def _restored(config: RunConfig, saved: Path, weights: str | None) -> Policy:
     device = torch.device("cpu")
     trainable = assembly.hooks.load(Runtime(device, torch.float32 if config.model.train == "full" else DTYPES["bf16"]))
     policy = Policy(trainable, assembly.hooks.log_prob, device, seed=config.seed)
-    save.load(saved, policy)
+    load.load(saved, policy)
     if weights is not None and weights not in policy.kept:
         known = ", ".join(policy.kept) or "none"
         raise UserError(f"{saved} keeps no weights called {weights!r}; there is {known}")

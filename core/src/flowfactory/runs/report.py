@@ -5,82 +5,13 @@ from __future__ import annotations
 import base64
 import html
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from flowfactory.hooks.specs import hookimpl
 from flowfactory.rewards import statistics
+from flowfactory.runs.charts import COLOURS, Points, Style, chart, scale_to_unit
 from flowfactory.runs.directory import RunDirectory, write
-from flowfactory.types import RunInfo
-
-
-class Terminal:
-    """Progress with pictures a second and time left on a terminal; a plain line an iteration elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._run: RunInfo | None = None
-        self._pictures, self._kind = 0, "images"
-        self._bar: Progress | None = None
-
-    def say(self, sentence: str) -> None:
-        """Print one line, above the bar where there is one."""
-        self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-
-    @hookimpl
-    def run_started(self, run: RunInfo) -> None:
-        """Remember what is to come."""
-        self._run = run
-        self._pictures = run.config.sampling.groups * run.config.sampling.group_size
-        self._kind = "videos" if run.config.sampling.frames else "images"
-
-    @hookimpl
-    def iteration_finished(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        """Move the bar, or print the line."""
-        if self._run is None or iteration == 0:
-            return
-        rewards = "  ".join(
-            f"{name.split('/')[1]} {value:.4f}"
-            for name, value in metrics.items()
-            if name.startswith("reward/") and name.endswith("/mean")
-        )
-        seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))
-        rate = f"{self._pictures / seconds:.1f} {self._kind}/s" if seconds else ""
-        if self._console.is_terminal:
-            if self._bar is None:
-                self._bar = Progress(
-                    TextColumn("training"),
-                    BarColumn(),
-                    MofNCompleteColumn(),
-                    TextColumn("{task.fields[rewards]}  {task.fields[rate]}"),
-                    TimeElapsedColumn(),
-                    TextColumn("left"),
-                    TimeRemainingColumn(),
-                    console=self._console,
-                )
-                # a resumed run's bar starts where it left off, and its pace at the first iteration it makes
-                self._bar.add_task("", total=self._run.iterations, completed=iteration - 1, rewards="", rate="")
-                self._bar.start()
-            self._bar.update(self._bar.task_ids[0], completed=iteration, rewards=rewards, rate=rate)
-        else:
-            ratio = f"  ratio {metrics['ratio/mean']:.6f}" if "ratio/mean" in metrics else ""
-            self.say(f"iteration {iteration}/{self._run.iterations}  {rewards}  loss {metrics['loss']:.3e}{ratio}  {rate}")
-
-    @hookimpl
-    def run_finished(self) -> None:
-        """Take the bar away."""
-        self.close()
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
 
 
 def write_report(directory: RunDirectory) -> Path:
@@ -126,8 +57,6 @@ figcaption{font-size:13px}svg{width:100%;height:auto}
 .pair{display:flex;gap:4px}.pair>*{width:50%;image-rendering:pixelated;border:1px solid var(--faint)}
 """
 
-Points = list[tuple[float, float]]
-
 
 def _points(records: Sequence[Mapping[str, Any]], name: str) -> Points:
     return [(record["iteration"], record[name]) for record in records if name in record]
@@ -164,7 +93,7 @@ def _together(rewards: Mapping[str, Points], held: Mapping[str, Points]) -> str:
         return ""
     named = [(f"{label} in training", points, False) for label, points in rewards.items()]
     named += [(f"{label} held out", points, True) for label, points in held.items()]
-    lines = [_scaled(points) for _, points, _ in named]
+    lines = [scale_to_unit(points) for _, points, _ in named]
     styles = [Style(COLOURS[i % len(COLOURS)], dashed) for i, (_, _, dashed) in enumerate(named)]
     legend = " · ".join(
         f"<span style='color:{style.colour}'>{'┅' if style.dashed else '━'}</span> {html.escape(name)}"
@@ -175,64 +104,11 @@ def _together(rewards: Mapping[str, Points], held: Mapping[str, Points]) -> str:
     return f"<h2>Training and held-out together</h2><figure><figcaption>{legend}; {told}</figcaption>{drawn}</figure>"
 
 
-def _scaled(points: Points) -> Points:
-    finite = [y for _, y in points if math.isfinite(y)]
-    low, high = min(finite, default=0.0), max(finite, default=0.0)
-    return [(x, (y - low) / ((high - low) or 1)) for x, y in points]
-
-
 def _charts(title: str, series: Mapping[str, Points]) -> str:
     figures = "".join(
         f"<figure><figcaption>{html.escape(name)}</figcaption>{chart(points)}</figure>" for name, points in series.items()
     )
     return f"<h2>{title}</h2><div class=charts>{figures}</div>" if figures else ""
-
-
-class Style(NamedTuple):
-    """How a line of a chart is drawn."""
-
-    colour: str
-    dashed: bool = False
-
-
-COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
-
-
-def chart(*lines: Points, styles: Sequence[Style] = (), width: int = 440, height: int = 180) -> str:
-    """``lines`` in one SVG, with their common range on the axes; empty where there is nothing finite to draw."""
-    finite = [[(x, y) for x, y in points if math.isfinite(y)] for points in lines]
-    xs, ys = [x for points in finite for x, _ in points], [y for points in finite for _, y in points]
-    if not xs:
-        return ""
-    (first, last), (low, high) = (min(xs), max(xs)), (min(ys), max(ys))
-    left, top, right, bottom = 64, 10, width - 8, height - 22
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = left + (right - left) * (x - first) / ((last - first) or 1)
-        return across, bottom - (bottom - top) * (y - low) / ((high - low) or 1)
-
-    drawn = ""
-    for points, style in zip(finite, styles or [Style(COLOURS[0])] * len(finite), strict=True):
-        places = [place(x, y) for x, y in points]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        dashes = " stroke-dasharray='7 4'" if style.dashed else ""
-        drawn += f"<polyline points='{path}' fill='none' stroke='{style.colour}' stroke-width='1.8'{dashes}/>"
-        if len(places) < 25:
-            drawn += "".join(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='2.5' fill='{style.colour}'/>" for x, y in places)
-    axes = f"<path d='M{left} {top}V{bottom}H{right}' fill='none' stroke='#8888'/>"
-    labels = "".join(
-        f"<text x='{x}' y='{y}' text-anchor='{anchor}' font-size='11' fill='currentColor'>{value:.4g}</text>"
-        for x, y, anchor, value in (
-            (left - 6, top + 6, "end", high),
-            (left - 6, bottom, "end", low),
-            (left, height - 6, "start", first),
-            (right, height - 6, "end", last),
-        )
-    )
-    return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}' role='img' font-family='sans-serif'>"
-        f"{axes}{drawn}{labels}</svg>"
-    )
 
 
 def _pictures(directory: RunDirectory, records: Sequence[Mapping[str, Any]]) -> str:

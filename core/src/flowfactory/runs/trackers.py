@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowfactory.config.schema import ComponentConfig
+from flowfactory.discovery.specs import hookimpl
 from flowfactory.errors import UserError
-from flowfactory.hooks.specs import hookimpl
 from flowfactory.types import RunInfo
 
 

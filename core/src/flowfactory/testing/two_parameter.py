@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flowfactory import flow
 from flowfactory.config.schema import ComponentConfig, ModelConfig
-from flowfactory.hooks.specs import hookimpl
+from flowfactory.discovery.specs import hookimpl
 from flowfactory.types import Conditions, Evaluation, Prompt, Runtime, Samples, SamplingPlan, Step, Trainable, Trajectory
 
 FILE = str(Path(__file__).resolve())
@@ -125,7 +125,7 @@ class Bright:
 
 
 def settings(folder: Path, algorithm: str | Mapping[str, Any], **sections: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of three iterations of ``algorithm`` on this flow, for ``flowfactory.config.schema.validate``.
+    """A config of three iterations of ``algorithm`` on this flow, for ``flowfactory.config.loading.validate``.
 
     ``sections`` are set on top, key by key. The prompts and the run lie in ``folder``.
     """

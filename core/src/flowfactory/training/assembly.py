@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from flowfactory.config.schema import RunConfig
-from flowfactory.hooks.calls import EXACTLY_ONE, Hooks, insist, manager_of
+from flowfactory.hooks.calls import Hooks
+from flowfactory.hooks.manager import EXACTLY_ONE, insist, manager_of
 from flowfactory.rewards.scoring import Rewards
 from flowfactory.types import Dynamics
 

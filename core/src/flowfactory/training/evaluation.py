@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowfactory.config.schema import RunConfig
-from flowfactory.data.prompts import grouped, whole_groups
+from flowfactory.data.batches import grouped, whole_groups
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.rollouts import draw, judge, judged

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from flowfactory.config.schema import TrainingConfig
-from flowfactory.distributed.ranks import ALONE, Ranks, local
+from flowfactory.distributed.ranks import ALONE, Ranks
+from flowfactory.distributed.sharding import local
 from flowfactory.errors import RunError
+from flowfactory.experience import Loss
 from flowfactory.policy.policy import Policy
 from flowfactory.training import optimizers
-from flowfactory.types import Loss
 
 
 class Learner:

@@ -9,22 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from flowfactory.config.schema import OptimizerConfig
-from flowfactory.distributed.ranks import as_shard, local
+from flowfactory.config.bitsandbytes import BLOCK, bitsandbytes_optimizer
+from flowfactory.config.optimizers import OptimizerConfig
+from flowfactory.distributed.sharding import as_shard, local
 
-BLOCK = 256
-"""Elements that share a scale."""
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lion": ("momentum",)}
 """What each method remembers of a parameter's gradients."""
-INSTALL = "pip install 'flowfactory[bitsandbytes]'"
 
 
 def build(config: OptimizerConfig, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
@@ -45,34 +41,6 @@ def state_bytes(config: OptimizerConfig, shape: Sequence[int]) -> int:
     size = math.prod(shape)
     each = size + 4 * math.ceil(size / BLOCK) if in_8_bits(config, shape) else 4 * size
     return each * len(MOMENTS[config.method])
-
-
-def unavailable(config: OptimizerConfig, device: str, offload: bool = False) -> str | None:
-    """Why the optimizer cannot be had on ``device``, as a config names it, and what to do; None where it can."""
-    if config.name == "adamw":
-        return None
-    try:
-        import_module("bitsandbytes")
-    except ImportError as error:
-        return f"{config.name} needs bitsandbytes ({error}); {INSTALL}, or choose adamw"
-    on_cpu = offload or device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    if on_cpu and (reason := _fails_on_cpu(config)):
-        return f"this bitsandbytes cannot run {config.name} on the CPU ({reason}); {INSTALL} -U, or choose adamw"
-    return None
-
-
-@cache
-def _fails_on_cpu(config: OptimizerConfig) -> str | None:
-    """What one step on the CPU ends with; None where it goes well. Which kernels there are is told by nothing else."""
-    try:
-        for bits in (32, config.bits):
-            weight = torch.ones(BLOCK)
-            optimizer = _bitsandbytes(config, [weight], bits)
-            weight.grad = torch.ones_like(weight)
-            optimizer.step()
-    except (RuntimeError, AttributeError) as error:
-        return " ".join(str(error).split())[:200] or type(error).__name__
-    return None
 
 
 def resumable(config: OptimizerConfig, before: int, now: int, parameters: Mapping[str, Tensor]) -> str | None:
@@ -120,7 +88,8 @@ class Optimizer:
         for part in self._parts.values():
             views.setdefault(8 if in_8_bits(config, part.parameter.shape) else 32, []).append(part.view)
         self._inner = [
-            _adamw(config, own) if config.name == "adamw" else _bitsandbytes(config, own, n) for n, own in views.items()
+            _adamw(config, own) if config.name == "adamw" else bitsandbytes_optimizer(config, own, n)
+            for n, own in views.items()
         ]
         kept = {view: state for inner in self._inner for view, state in inner.state.items()}
         for part in self._parts.values():
@@ -231,16 +200,4 @@ def _adamw(config: OptimizerConfig, views: Sequence[Tensor]) -> torch.optim.Opti
     for view in views:  # what its first step would make, before there is a gradient
         moments = {name: torch.zeros_like(view) for name in MOMENTS["adamw"]}
         optimizer.state[view] = {"step": torch.tensor(0.0), **moments}
-    return optimizer
-
-
-def _bitsandbytes(config: OptimizerConfig, views: Sequence[Tensor], bits: int) -> Any:
-    library: Any = import_module("bitsandbytes.optim")
-    method = {"adamw": library.AdamW, "lion": library.Lion}[config.method]
-    # on the CPU there is nowhere to page to
-    paged = config.paged and views[0].device.type != "cpu"
-    # its own bound on what is small would look at shards
-    optimizer = method(views, **config.model_dump(exclude={"name"}), optim_bits=bits, min_8bit_size=0, is_paged=paged)
-    for index, view in enumerate(views):
-        optimizer.init_state(optimizer.param_groups[0], view, 0, index)
     return optimizer

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from flowfactory.config.schema import AlgorithmConfig, RunConfig, reward_weight
-from flowfactory.distributed.ranks import local
+from flowfactory.distributed.sharding import local
 from flowfactory.errors import RunError
+from flowfactory.experience import Experience, Loss
 from flowfactory.flow import generator
 from flowfactory.hooks.calls import Hooks
 from flowfactory.policy.policy import Policy
-from flowfactory.rl.advantages import group_std
+from flowfactory.rl.groups import group_std
 from flowfactory.training.rollouts import Pool, forwards_worth
-from flowfactory.types import Experience, Loss
 
 # a deviation of the log-density, the mean over elements, as it comes from rounding alone
 TOLERANCE = {"float32": 1e-5, "bf16": 1e-3}

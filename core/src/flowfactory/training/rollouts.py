@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from flowfactory.config.schema import AlgorithmConfig
-from flowfactory.data.prompts import Batch, by_group
-from flowfactory.distributed.ranks import ALONE, Ranks, Rows, dealt, evened, evenly
+from flowfactory.data.batches import Batch, by_group
+from flowfactory.distributed.dealing import Rows, dealt, evened, evenly
+from flowfactory.distributed.ranks import ALONE, Ranks
+from flowfactory.experience import Experience
 from flowfactory.flow import generator
 from flowfactory.rewards.scoring import Rewards, Scoring
 from flowfactory.training.sampler import Sampler, merged, samples_of
-from flowfactory.types import Conditions, Experience, SamplingPlan, Trajectory
+from flowfactory.types import Conditions, SamplingPlan, Trajectory
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from flowfactory.canvas import Canvas
+from flowfactory.data.batches import Batch
 from flowfactory.data.encode_cache import ConditionCache
-from flowfactory.data.prompts import Batch
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.hooks.calls import Hooks
 from flowfactory.policy.policy import Policy

@@ -13,7 +13,8 @@ from flowfactory import At, Experience, Loss, Policy, hookimpl
 from flowfactory.config.ema import Constant, Decay, Power
 from flowfactory.flow.timesteps import Places, TimedConfig, places
 from flowfactory.policy.policy import REFERENCE
-from flowfactory.rl.advantages import clipped_surrogate, is_clipped, squared_error, velocity_kl
+from flowfactory.rl.divergences import velocity_kl
+from flowfactory.rl.losses import clipped_surrogate, is_clipped, squared_error
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,9 @@ from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, 
 from flowfactory.config.ema import Decay, PiecewiseLinear
 from flowfactory.flow.timesteps import Places, TimedConfig, places
 from flowfactory.policy.policy import REFERENCE
-from flowfactory.rl.advantages import group_max, group_sum, optimality, squared_error, velocity_kl
+from flowfactory.rl.divergences import velocity_kl
+from flowfactory.rl.groups import group_max, group_sum
+from flowfactory.rl.losses import optimality, squared_error
 
 if TYPE_CHECKING:
     from torch import Tensor

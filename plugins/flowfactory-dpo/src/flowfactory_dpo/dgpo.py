@@ -11,7 +11,9 @@ from pydantic import Field
 from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.flow.timesteps import Places, places
 from flowfactory.policy.policy import REFERENCE
-from flowfactory.rl.advantages import group_sum, squared_error, velocity_kl
+from flowfactory.rl.divergences import velocity_kl
+from flowfactory.rl.groups import group_sum
+from flowfactory.rl.losses import squared_error
 from flowfactory_dpo.reference import Reference, ReferenceConfig
 
 if TYPE_CHECKING:

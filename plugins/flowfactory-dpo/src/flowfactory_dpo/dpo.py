@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from flowfactory import Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.flow.timesteps import Places, places
-from flowfactory.rl.advantages import squared_error
+from flowfactory.rl.losses import squared_error
 from flowfactory_dpo.reference import Reference, ReferenceConfig
 
 if TYPE_CHECKING:

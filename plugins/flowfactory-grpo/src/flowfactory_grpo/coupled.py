@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowfactory import AlgorithmConfig, At, Evaluation, Experience, Loss, Policy, SamplingPlan, Step, hookimpl
 from flowfactory.policy.policy import REFERENCE
-from flowfactory.rl.advantages import mean_kl, velocity_kl
+from flowfactory.rl.divergences import mean_kl, velocity_kl
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig

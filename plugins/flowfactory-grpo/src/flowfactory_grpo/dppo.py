@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from flowfactory import Evaluation, Loss, Step
-from flowfactory.rl.advantages import mean_kl
+from flowfactory.rl.divergences import mean_kl
 from flowfactory_grpo.coupled import Coupled, CoupledConfig, ratio
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from flowfactory import Evaluation, Loss, Step
-from flowfactory.rl.advantages import clipped_surrogate, is_clipped
+from flowfactory.rl.losses import clipped_surrogate, is_clipped
 from flowfactory_grpo.coupled import Coupled, CoupledConfig, ratio
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from flowfactory import Evaluation, Loss, Step
 from flowfactory.flow import like
-from flowfactory.rl.advantages import normalised_log_ratio
+from flowfactory.rl.losses import normalised_log_ratio
 from flowfactory_grpo.coupled import Coupled, CoupledConfig
 from flowfactory_grpo.grpo import clipped
 

@@ -13,7 +13,8 @@ from flowfactory.config.ema import Decay, PiecewiseLinear
 from flowfactory.flow import like
 from flowfactory.flow.timesteps import Places, TimedConfig, places
 from flowfactory.policy.policy import REFERENCE
-from flowfactory.rl.advantages import optimality, squared_error, velocity_kl
+from flowfactory.rl.divergences import velocity_kl
+from flowfactory.rl.losses import optimality, squared_error
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,8 @@ from pydantic import Field
 from flowfactory import Canvas, Prompt
 from flowfactory.config.schema import Takes
 from flowfactory.data.media import read_picture
-from flowfactory.models.family import Entry, Family, FamilyConfig, Parts, numbered
+from flowfactory.models.family import Entry, Family, FamilyConfig, Parts
+from flowfactory.models.image_conditions import numbered
 from flowfactory.models.pretrained import Pretrained
 from flowfactory_qwen_image.image import QWEN_IMAGE, check_steps
 

@@ -10,21 +10,13 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt
-from flowfactory.canvas import Grid
 from flowfactory.errors import UserError
-from flowfactory.models.family import (
-    Entry,
-    Family,
-    FamilyConfig,
-    Parts,
-    decode_normalised,
-    even_sigmas,
-    linear_guidance,
-    resolution_shift,
-    scheduled,
-    stacked_pictures,
-)
+from flowfactory.models.decoding import decode_normalised
+from flowfactory.models.family import Entry, Family, FamilyConfig, Parts, linear_guidance
+from flowfactory.models.image_conditions import stacked_pictures
 from flowfactory.models.pretrained import Pretrained
+from flowfactory.models.resolution import Grid
+from flowfactory.models.schedules import even_sigmas, resolution_shift, scheduled
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig

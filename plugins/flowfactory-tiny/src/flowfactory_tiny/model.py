@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from flowfactory.config.schema import CheckpointPath
+from flowfactory.config.paths import CheckpointPath
 from flowfactory_sd3.model import SD3Config
 from flowfactory_tiny import FOLDER
 

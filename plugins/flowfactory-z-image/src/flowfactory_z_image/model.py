@@ -10,18 +10,11 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt, flow
-from flowfactory.canvas import Grid
-from flowfactory.models.family import (
-    Entry,
-    Family,
-    FamilyConfig,
-    Parts,
-    decode_scaled,
-    even_sigmas,
-    resolution_shift,
-    scheduled,
-)
+from flowfactory.models.decoding import decode_scaled
+from flowfactory.models.family import Entry, Family, FamilyConfig, Parts
 from flowfactory.models.pretrained import Pretrained
+from flowfactory.models.resolution import Grid
+from flowfactory.models.schedules import even_sigmas, resolution_shift, scheduled
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig

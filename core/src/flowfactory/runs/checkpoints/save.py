@@ -8,33 +8,33 @@ size and checksum, and a rename makes the whole of it appear.
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import math
 import os
 import pickle
 import re
 import shutil
 import threading
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
-from torch.distributed.checkpoint.state_dict_loader import load as read_into
 from torch.distributed.checkpoint.storage import WriteResult
 
 from flowfactory.errors import RunError, UserError
-from flowfactory.runs.resume import checksum, fixed
+from flowfactory.runs.checkpoints.load import load
+from flowfactory.runs.checkpoints.lookup import damage, latest, list_checkpoints, newest_intact
+from flowfactory.runs.checkpoints.manifest import Manifest, Stored, file_record, flush_to_disk
+from flowfactory.runs.resume import fixed
+from flowfactory.types import Say
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
@@ -42,162 +42,13 @@ if TYPE_CHECKING:
     from flowfactory.policy.policy import Policy
     from flowfactory.training.learner import Learner
 
-MANIFEST = "checkpoint.json"
-FORMAT = 1
 WRITING, REMOVING, PART = ".writing-", ".removing-", ".part-"
+
+
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
+
 T = TypeVar("T")
-Say = Callable[[str], None]
-
-
-class Stored(NamedTuple):
-    """What a file has to be."""
-
-    bytes: int
-    checksum: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What ``checkpoint.json`` says: ``shard`` of the ``ranks`` held one copy of the weights together.
-
-    ``fixed`` is what a resumed run may not change, :func:`flowfactory.runs.resume.fixed`.
-    """
-
-    iteration: int
-    ranks: int
-    shard: int
-    fixed: dict[str, Any]
-    files: dict[str, Stored]
-
-    def write(self, folder: Path) -> None:
-        """Write it, onto the disk."""
-        content = asdict(self) | {"fixed": {"hash": checksum(self.fixed), "values": self.fixed}}
-        path = folder / MANIFEST
-        path.write_text(json.dumps({"format": FORMAT, "checksum": checksum(content), **content}, indent=1), encoding="utf-8")
-        _flush(path)
-
-    @staticmethod
-    def read(folder: Path) -> Manifest:
-        """That of a checkpoint. Damaged: it is not what was written. UserError: it is of another version's format."""
-        try:
-            content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise Damaged(f"{MANIFEST} cannot be read") from error
-        known = content.pop("format", None) if isinstance(content, dict) else None
-        if known != FORMAT and (folder / "training.pt").exists():
-            raise UserError(f"{folder} is of an older version, which wrote one file; start the run anew in another --out")
-        if isinstance(known, int) and known > FORMAT:
-            raise UserError(f"{folder} is of a newer version (format {known}, this one reads {FORMAT}); update flowfactory")
-        if known != FORMAT or content.pop("checksum", None) != checksum(content):
-            raise Damaged(f"{MANIFEST} is not what was written")
-        files = {name: Stored(*stored) for name, stored in content.pop("files").items()}
-        return Manifest(**{**content, "fixed": content["fixed"]["values"], "files": files})
-
-
-class Damaged(Exception):
-    """What of a checkpoint is missing or not what was written."""
-
-
-def _stored(path: Path) -> Stored:
-    with path.open("rb") as file:
-        return Stored(path.stat().st_size, hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest())
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _there(folder: Path) -> list[Path]:
-    """The checkpoints in ``folder``, oldest first; whether one is whole is not looked at."""
-    return sorted((path.parent for path in folder.glob(f"[0-9]*/{MANIFEST}")), key=lambda path: int(path.name))
-
-
-def latest(folder: Path) -> Path | None:
-    """The newest checkpoint, or None; whether it is whole is not looked at."""
-    return max(_there(folder), key=lambda path: int(path.name), default=None)
-
-
-def fixed_in(folder: Path) -> dict[str, Any] | None:
-    """What the newest checkpoint whose manifest can be read holds a resumed run to; None: there is none."""
-    for path in reversed(_there(folder)):
-        try:
-            return Manifest.read(path).fixed
-        except Damaged:
-            continue
-    return None
-
-
-def find(folder: Path, iteration: int | None = None, say: Say = lambda _: None) -> Path:
-    """The checkpoint of ``iteration``, or the newest whole one; ``say`` hears of damaged ones that are passed over.
-
-    UserError: there is none, or the one that was asked for is damaged.
-    """
-    if iteration is None:
-        if there := _there(folder):
-            return _newest_whole(there, lambda path: damage(path), say)
-        raise UserError(f"{folder} holds no checkpoint")
-    path = folder / f"{iteration:06d}"
-    if path not in _there(folder):
-        known = ", ".join(str(int(p.name)) for p in _there(folder))
-        raise UserError(f"{folder} holds no checkpoint of iteration {iteration}" + (f"; there is {known}" if known else ""))
-    if problem := damage(path):
-        raise UserError(f"{path} is damaged: {problem}; choose another checkpoint")
-    return path
-
-
-def _newest_whole(there: Sequence[Path], damage: Callable[[Path], str | None], say: Say) -> Path:
-    for path in reversed(there):
-        problem = damage(path)
-        if problem is None:
-            return path
-        say(f"warning: {path} is damaged and passed over: {problem}")
-    raise UserError(f"{there[0].parent} holds no checkpoint that is whole; start the run anew in another --out")
-
-
-def damage(path: Path, rank: int = 0, count: int = 1) -> str | None:
-    """What is wrong with a checkpoint, None if it is whole; of ``count`` ranks each looks at its share of the files."""
-    try:
-        files = Manifest.read(path).files
-        for name in sorted(files, key=lambda name: (files[name].bytes, name))[rank::count]:
-            if not (path / name).is_file():
-                return f"{name} is missing"
-            if (size := (path / name).stat().st_size) != files[name].bytes:
-                return f"{name} has {size} bytes, not {files[name].bytes}"
-            if _stored(path / name) != files[name]:
-                return f"{name} is not what was written"
-    except Damaged as error:
-        return str(error)
-    except OSError as error:
-        return f"{error.filename} cannot be read: {error.strerror}"
-    return None
-
-
-def load(path: Path, policy: Policy, others: Mapping[str, Tensor] | None = None) -> None:
-    """Read a checkpoint's weights into ``policy``, and into the tensors ``others`` what it has under their names, in place.
-
-    Each rank reads what it needs, however many wrote. RunError: it has other weights than ``policy``.
-    """
-    reader = FileSystemReader(path)
-    saved = reader.read_metadata().state_dict_metadata
-    policy.room_for({name.removeprefix("kept/").rpartition("/")[0] for name in saved if name.startswith("kept/")})
-    weights = policy.state()
-    state = {**weights, **(others or {})}
-    there = {name: tuple(entry.size) for name, entry in saved.items() if isinstance(entry, TensorStorageMetadata)}
-    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    lacking = [name for name in wanted if there.get(name) != wanted[name]]
-    lacking += [name for name in there if name.startswith(("present/", "kept/")) and name not in wanted]
-    if lacking:
-        raise RunError(f"{path} holds other weights than the config trains: {lacking[0]} ({len(lacking)} in all)")
-    with warnings.catch_warnings():  # that there is no process group, which reading needs not
-        warnings.simplefilter("ignore")
-        read_into(state, storage_reader=reader, no_dist=True)
-    policy.restored()
 
 
 class _Staged(DefaultSavePlanner):
@@ -284,10 +135,10 @@ class Checkpoints:
         Random state is restored onto as many ranks as saved it. UserError: none is whole, or the optimizer's state does not
         fit the ranks there are now.
         """
-        there = self._ranks.broadcast(_there(self._folder))
+        there = self._ranks.broadcast(list_checkpoints(self._folder))
         if not there:
             return None
-        path = _newest_whole(there, self._damage, self._say)
+        path = newest_intact(there, self._damage, self._say)
         manifest = Manifest.read(path)
         if problem := learner.resumable(manifest.shard, self._shard):
             raise UserError(f"{path}: {problem}")
@@ -380,18 +231,18 @@ class Checkpoints:
         writer.finish(metadata, [results for results, _ in parts])
         files = {name: stored for _, part in parts for name, stored in part.items()}
         for path in sorted(temporary.rglob("*"), reverse=True):
-            _flush(path)
+            flush_to_disk(path)
             name = path.relative_to(temporary).as_posix()
             if path.is_file() and name not in files:
-                files[name] = _stored(path)
+                files[name] = file_record(path)
         Manifest(number, self._ranks.count, self._shard, self._fixed, files).write(temporary)
-        _flush(temporary)
+        flush_to_disk(temporary)
         if final.exists():  # the same iteration again, after an older one was resumed
             _remove(final)
         os.rename(temporary, final)
-        _flush(self._folder)
+        flush_to_disk(self._folder)
         if self._keep_last is not None:
-            older = [path for path in _there(self._folder) if int(path.name) <= number]
+            older = [path for path in list_checkpoints(self._folder) if int(path.name) <= number]
             for path in older[: -self._keep_last]:
                 _remove(path)
 
@@ -447,7 +298,7 @@ def _write_part(writer: FileSystemWriter, plan: SavePlan, planner: _Staged, rank
     """Write this rank's part, and what is where in which files for the leading rank to read."""
     results: list[WriteResult] = writer.write_data(plan, planner).wait()
     folder = Path(writer.path)
-    files = {name: _stored(folder / name) for name in {result.storage_data.relative_path for result in results}}
+    files = {name: file_record(folder / name) for name in {result.storage_data.relative_path for result in results}}
     temporary = folder / f"{PART}{rank}.writing"
     temporary.write_bytes(pickle.dumps((results, files)))
     os.rename(temporary, folder / f"{PART}{rank}")

@@ -1,0 +1,37 @@
+"""``flowfactory estimate``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flowfactory.cli.options import Plugins, Sets
+from flowfactory.errors import UserError
+
+
+def estimate(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a bundled example.")],
+    sets: Sets = None,
+    plugin: Plugins = None,
+    nproc: Annotated[int, typer.Option(metavar="N", min=1, help="How many ranks share the work.")] = 1,
+    card: Annotated[float | None, typer.Option(metavar="GIB", help="Memory of a GPU; of the one here when left out.")] = None,
+) -> None:
+    """Tell what a run of CONFIG takes of each rank's memory; reads no weights."""
+    import torch
+    from rich.console import Console
+
+    from flowfactory.config import loading as configs
+    from flowfactory.runs.estimate import result, table, trace
+
+    resolved = configs.load(config, sets or [], plugin or [])
+    here = torch.cuda.is_available()
+    if card is not None and resolved.device == "cpu":
+        raise UserError("--card is about a GPU, and device is cpu; leave one of them out")
+    cuda = card is not None or resolved.device.startswith("cuda") or (resolved.device == "auto" and here)
+    if card is None and cuda and here:
+        card = torch.cuda.get_device_properties(0).total_memory / result.GIB
+    found = trace.estimate(resolved, nproc, cuda)
+    Console().print(table.table(found))
+    if card is not None:
+        typer.echo(table.verdict(found, resolved, round(card * result.GIB)))

@@ -1,0 +1,41 @@
+"""``flowfactory export`` and ``flowfactory report``: what a run leaves for others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowfactory.cli.options import Iteration, RunFolder
+from flowfactory.cli.output import warn
+from flowfactory.errors import UserError
+
+
+def export(
+    directory: RunFolder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that is not there yet.")],
+    checkpoint: Iteration = None,
+    weights: Annotated[str | None, typer.Option(help="Kept weights, such as 'evaluation'; else the trained ones.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="float32|bf16", help="Of a full fine-tune; the run's own when left out.")
+    ] = None,
+) -> None:
+    """Write a run's weights to OUT, as diffusers loads them, with a model card."""
+    from flowfactory.runs.directory import RunDirectory
+    from flowfactory.runs.export import export as write_export
+    from flowfactory.types import DTYPES
+
+    if precision is not None and precision not in DTYPES:
+        raise UserError(f"--precision {precision}: write one of {', '.join(DTYPES)}")
+    typer.echo(str(write_export(RunDirectory(directory), out, checkpoint, weights, precision, warn)))
+
+
+def report(directory: RunFolder) -> None:
+    """Write RUN/report.html anew from what is on disk."""
+    from flowfactory.runs.directory import RunDirectory
+    from flowfactory.runs.report import write_report
+
+    where = RunDirectory(directory)
+    where.insist()  # the config itself may be of plugins and prompts that are not on this machine
+    typer.echo(str(write_report(where)))

@@ -1,0 +1,93 @@
+"""``flowfactory run``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flowfactory.cli.options import Plugins, Sets
+from flowfactory.cli.output import warn
+from flowfactory.distributed import environment, launch
+
+if TYPE_CHECKING:
+    from flowfactory.config.schema import RunConfig
+    from flowfactory.runs.directory import RunDirectory
+
+
+def run(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a bundled example.")],
+    sets: Sets = None,
+    plugin: Plugins = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory; runs/<name of the config> when left out.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the run directory.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the resolved config; read no weights.")] = False,
+    nproc: Annotated[int | None, typer.Option(metavar="N", help="Start N ranks on this node, one a GPU.")] = None,
+    nnodes: Annotated[int, typer.Option(metavar="N", help="On how many nodes this command is given.")] = 1,
+    node_rank: Annotated[int | None, typer.Option(metavar="N", help="Which of them this is, from 0.")] = None,
+    rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where node 0 waits for the others.")] = None,
+    max_restarts: Annotated[int, typer.Option(metavar="N", help="How often to start again when a rank dies.")] = 3,
+) -> None:
+    """Train as CONFIG says."""
+    from flowfactory.config import loading, yaml
+
+    wanted = launch.Launch(nproc, nnodes, node_rank, rendezvous, max_restarts)
+    wanted.insist(os.environ)
+    resolved = loading.load(config, sets or [], plugin or [], out)
+    if dry_run:
+        from flowfactory.training.assembly import Assembly
+        from flowfactory.training.setup import read_prompts
+
+        Assembly(resolved)
+        read_prompts(resolved)
+        typer.echo(yaml.dump(resolved), nl=False)
+        return
+    if not wanted.several:
+        _train(resolved, resume or environment.restarted())
+        return
+    from flowfactory.distributed.elastic_agent import start
+
+    wanted.insist_on_devices(resolved.device)
+    options = [*(["--out", str(out)] if out else []), *(["--resume"] if resume else [])]
+    options += [part for file in plugin or [] for part in ("--plugin", str(file))]
+    options += [part for assignment in sets or [] for part in ("--set", assignment)]
+    # -P: the folder that this is called in is no place to import from, as it is not for the installed command
+    start([sys.executable, "-P", "-m", "flowfactory", "run", *options, "--", config], wanted, warn)
+
+
+def _train(config: RunConfig, resume: bool) -> None:
+    from rich.console import Console
+
+    from flowfactory.distributed.process_group import join
+    from flowfactory.runs.terminal import Terminal
+    from flowfactory.runs.train import train
+
+    with join(config) as ranks:
+        if not ranks.leads:
+            train(config, resume, ranks=ranks)
+            return
+        terminal = Terminal(Console())
+        try:
+            directory = train(config, resume, [terminal], terminal.say, ranks)
+        finally:
+            terminal.close()
+        _conclude(directory, terminal.say)
+
+
+def _conclude(directory: RunDirectory, say: Callable[[str], None]) -> None:
+    from flowfactory.rewards.statistics import hacking
+    from flowfactory.runs.report import write_report
+
+    report = write_report(directory)
+    records = [record for record in directory.records() if any(key.startswith("eval/") for key in record)]
+    if len(records) > 1:
+        for key in (key for key in records[-1] if key.startswith("eval/") and key.endswith("/mean")):
+            label = key.split("/")[1]
+            say(f"held-out {label}: {records[0][key]:.4f} before, {records[-1][key]:.4f} after")
+    for sentence in hacking(directory.records()):
+        say(f"warning: {sentence}")
+    say(f"report: {report}")

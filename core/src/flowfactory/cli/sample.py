@@ -1,0 +1,82 @@
+"""``flowfactory sample`` and ``flowfactory eval``: drawing with a run's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flowfactory.cli.options import Iteration, RunFolder, Sets
+from flowfactory.cli.output import warn
+from flowfactory.errors import UserError
+
+if TYPE_CHECKING:
+    from flowfactory.training.setup import Run
+
+
+def sample(
+    directory: RunFolder,
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT…", help="What to draw.")] = None,
+    file: Annotated[Path | None, typer.Option("--prompts", help="A file of prompts, .txt or .jsonl, beside PROMPTs.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A picture that every PROMPT brings. May repeat.")] = None,
+    video: Annotated[Path | None, typer.Option(help="The video that every PROMPT brings.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Pictures a prompt.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Where to; RUN/samples/drawn when left out.")] = None,
+    checkpoint: Iteration = None,
+    sets: Sets = None,
+) -> None:
+    """Draw PROMPTs with a run's weights."""
+    from dataclasses import replace
+
+    from flowfactory.data import media
+    from flowfactory.data.prompts import insist, read
+    from flowfactory.runs.directory import RunDirectory
+    from flowfactory.training.evaluation import evaluate
+    from flowfactory.types import Prompt
+
+    for path in (*(image or ()), *([video] if video else ())):
+        if not path.is_file():
+            raise UserError(f"no file {path}")
+    wanted = [Prompt(text, images=tuple(image or ()), video=video) for text in prompts or ()] + list(read(file) if file else ())
+    wanted = [replace(prompt, index=index) for index, prompt in enumerate(wanted)]
+    if not wanted:
+        raise UserError("nothing to draw: give a PROMPT, or a file with --prompts")
+    config = RunDirectory(directory).load_config(sets or [])
+    insist(wanted, config.model.takes, getattr(config.model, "name", "model"))
+    restored, _ = _restored(directory, checkpoint, sets)
+    folder = out or RunDirectory(directory).samples / "drawn"
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = evaluate(restored.sampler, restored.assembly, restored.config, wanted, count, score=False).media
+    number = 0
+    for medium in drawn:
+        while any(folder.glob(f"{number:03d}.*")):
+            number += 1
+        typer.echo(str(media.write(medium, folder / f"{number:03d}", restored.sampler.frame_rate)))
+
+
+def evaluate_run(directory: RunFolder, checkpoint: Iteration = None, sets: Sets = None) -> None:
+    """Score a run's weights on its held-out prompts."""
+    import json
+
+    from flowfactory.training.evaluation import evaluate
+
+    restored, path = _restored(directory, checkpoint, sets)
+    if not restored.heldout:
+        raise UserError(f"{directory}: prompts.heldout is not set; give one with --set prompts.heldout=FILE")
+    result = evaluate(restored.sampler, restored.assembly, restored.config, restored.heldout)
+    typer.echo(json.dumps({"checkpoint": str(path), **result.metrics()}))
+
+
+def _restored(directory: Path, iteration: int | None, sets: list[str] | None) -> tuple[Run, Path]:
+    from flowfactory.runs.checkpoints import load, lookup
+    from flowfactory.runs.directory import RunDirectory
+    from flowfactory.training.setup import prepare
+
+    where = RunDirectory(directory)
+    config = where.load_config(sets or [])
+    path = lookup.find(where.checkpoints, iteration, warn)
+    restored = prepare(config, trackers=False)
+    restored.assembly.hooks.run_started(restored.info, restored.policy)
+    load.load(path, restored.policy)
+    return restored, path

@@ -1,0 +1,186 @@
+"""The options of components that plugins bring, as parts of a config's schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from types import GenericAlias
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    create_model,
+)
+
+from flowfactory.config.messages import explain
+from flowfactory.config.schema import (
+    AlgorithmConfig,
+    ComponentConfig,
+    DynamicsConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OutputConfig,
+    RunConfig,
+    SamplingConfig,
+)
+from flowfactory.config.strict import name_only
+from flowfactory.discovery.catalogue import KINDS, Catalogue, Component, discover
+from flowfactory.errors import UserError
+
+BASES: Mapping[str, Any] = {
+    "model": ModelConfig,
+    "algorithm": AlgorithmConfig,
+    "dynamics": DynamicsConfig,
+}
+"""What a component of a kind subclasses; ComponentConfig where none stands here."""
+
+
+def config_class(component: Component) -> type[ComponentConfig]:
+    """The option schema of ``component``. UserError: the lazy spec does not import, or is no ComponentConfig."""
+    base: Any = BASES.get(component.kind, ComponentConfig)
+    origin = f"{component.kind} {component.name!r} of plugin {component.plugin!r}"
+    spec: Any = component.spec
+    if isinstance(spec, str):
+        module, _, attribute = spec.partition(":")
+        try:
+            spec = getattr(import_module(module), attribute)
+        except Exception as error:
+            raise UserError(f"{origin} cannot be loaded: {error}") from error
+    if isinstance(spec, type) and issubclass(spec, base):
+        chosen: type[ComponentConfig] = spec
+        return chosen
+    raise UserError(f"{origin} registers {spec!r}; register a subclass of flowfactory.{base.__name__}")
+
+
+def loadable(catalogue: Catalogue) -> dict[str, list[str]]:
+    """The names by kind of the components whose lazy spec imports, examples left out."""
+    found: dict[str, list[str]] = {kind: [] for kind in KINDS if kind != "example"}
+    for kind in found:
+        for name, component in catalogue.components[kind].items():
+            with suppress(UserError):
+                config_class(component)
+                found[kind].append(name)
+    return found
+
+
+def component(
+    kind: str, raw: Any, plugins: Sequence[Path] = (), folder: Path | None = None, source: str = "", inner: bool = False
+) -> ComponentConfig:
+    """The typed options of one component, a name or a mapping with ``name``, as in a config. UserError: as :func:`load`."""
+    return _component(kind, raw, discover(plugins), folder, source, inner)
+
+
+def _component(
+    kind: str, raw: Any, catalogue: Catalogue, folder: Path | None, source: str = "", inner: bool = False
+) -> ComponentConfig:
+    named = name_only(raw)
+    if not isinstance(named, Mapping) or not isinstance(named.get("name"), str):
+        raise UserError(f"say which {kind} with 'name'")
+    schema = choice(catalogue, kind, [named["name"]], inner)
+    try:
+        made: ComponentConfig = schema.model_validate(named, context={"folder": folder, "catalogue": catalogue})
+    except ValidationError as error:
+        raise UserError(explain(error, schema, source or f"{kind} {named['name']}", ())) from error
+    return made
+
+
+def _inner_reward(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, ComponentConfig):
+        return value
+    context = info.context or {}
+    try:
+        return _component("reward", value, context.get("catalogue") or discover(), context.get("folder"), inner=True)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+
+
+InnerReward = Annotated[
+    SerializeAsAny[ComponentConfig],
+    PlainValidator(_inner_reward),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]}),
+]
+"""A reward within the options of another, given as every reward is: its name, or a mapping with ``name``."""
+
+
+_EXTRA_FIELDS: dict[str, dict[str, Any]] = {
+    "reward": {
+        "weight": (float, Field(1.0, description="in the sum of rewards; 0 only watches")),
+        "concurrent": (
+            bool | None,
+            Field(None, description="whether it is computed while the next samples are drawn; its own way when left out"),
+        ),
+        "workers": (int, Field(0, ge=0, description="processes on the CPU that compute it while the next samples are drawn")),
+        "timeout": (float | None, Field(None, gt=0, description="seconds that the run waits for its scores; null for ever")),
+    }
+}
+
+
+ASIDE = ("concurrent", "workers", "timeout")
+"""The options of a reward that say how it is computed and change no score."""
+
+
+def choice(catalogue: Catalogue, kind: str, names: Iterable[str], inner: bool = False) -> Any:
+    """The type of a config's slot for one of the components ``names`` of ``kind``, told apart by ``name``.
+
+    ``inner``: without the options that core gives to those a run has; for a component within a component.
+    """
+    options: list[Any] = []
+    extra = _EXTRA_FIELDS.get(kind, {})
+    for name in sorted(names):
+        parent = config_class(catalogue.find(kind, name))
+        taken = {"name", *extra} & set(parent.model_fields)
+        if taken:
+            raise UserError(f"{kind} {name!r} has an option {taken.pop()!r}, which is flowfactory's own; rename it")
+        fields = {"name": (Literal[name], name), **({} if inner else extra)}
+        made = create_model(parent.__name__, __base__=parent, __doc__=parent.__doc__, **fields)
+        free = (*parent.free_to_change, *(key for key in ASIDE if key in fields))
+        setattr(made, "free_to_change", free)  # noqa: B010 mypy takes what create_model returns for a type alone
+        options.append(made)
+    if not options:
+        return ComponentConfig
+    return options[0] if len(options) == 1 else Annotated[Union[tuple(options)], Field(discriminator="name")]  # noqa: UP007
+
+
+def schema_type(catalogue: Catalogue, names: Mapping[str, Iterable[str]] | None = None) -> type[RunConfig]:
+    """RunConfig whose slots accept the components ``names`` by kind, or all that are installed and can be loaded."""
+    chosen = loadable(catalogue) if names is None else names
+
+    annotated: Any = Annotated  # made at run time, where mypy wants types it can read
+
+    def slot(kind: str) -> Any:
+        return annotated[choice(catalogue, kind, chosen.get(kind, ())), BeforeValidator(name_only)]
+
+    rewards: Any = GenericAlias(dict, (str, slot("reward")))
+    trackers: Any = GenericAlias(tuple, (slot("tracker"), ...))
+    sampling = create_model(
+        "SamplingConfig",
+        __base__=SamplingConfig,
+        __doc__=SamplingConfig.__doc__,
+        dynamics=(slot("dynamics"), Field({"name": "ode"}, validate_default=True, description="how latents step")),
+    )
+    evaluation = create_model(
+        "EvaluationConfig",
+        __base__=EvaluationConfig,
+        __doc__=EvaluationConfig.__doc__,
+        rewards=(rewards, EvaluationConfig.model_fields["rewards"]),
+    )
+    output = create_model("OutputConfig", __base__=OutputConfig, __doc__=OutputConfig.__doc__, trackers=(trackers, ()))
+    return create_model(
+        "RunConfig",
+        __base__=RunConfig,
+        __doc__=RunConfig.__doc__,
+        model=(slot("model"), ...),
+        algorithm=(slot("algorithm"), ...),
+        rewards=(rewards, Field(min_length=1)),
+        sampling=(sampling, Field({}, validate_default=True)),
+        evaluation=(evaluation, Field({}, validate_default=True)),
+        output=(output, Field({}, validate_default=True)),
+    )

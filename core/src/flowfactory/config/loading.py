@@ -1,0 +1,109 @@
+"""A config file to a checked RunConfig."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    ValidationError,
+)
+
+from flowfactory.config.components import schema_type
+from flowfactory.config.messages import blame, explain
+from flowfactory.config.schema import RunConfig
+from flowfactory.config.yaml import override, parse_yaml
+from flowfactory.discovery.catalogue import discover
+from flowfactory.errors import UserError, suggestion
+
+
+def load(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[Path] = (),
+    out: Path | None = None,
+) -> RunConfig:
+    """The config in the file ``source`` (or the bundled example of that name) with ``overrides`` set on top.
+
+    UserError: one line that names the file, the key and the nearest valid name. Reads no weights.
+    """
+    path = find(source, plugins)
+    try:
+        raw = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path.name}: expected a mapping at the top, got {type(raw).__name__}")
+    for assignment in overrides:
+        raw = override(raw, assignment)
+    listed = raw.get("plugins") or []
+    if plugins and isinstance(listed, list):
+        raw["plugins"] = [*listed, *(str(Path(plugin).resolve()) for plugin in plugins)]
+    # --out and the default are relative to where the command was given, a path in the file to the file
+    if out is not None or "dir" not in (raw.get("output") or {}):
+        output = raw.get("output") or {}
+        if isinstance(output, dict):
+            chosen = Path(out) if out is not None else Path("runs") / path.stem
+            raw["output"] = {**output, "dir": str(chosen.absolute())}
+    return validate(raw, source=path.name, folder=path.parent, overrides=overrides)
+
+
+def find(source: str | Path, plugins: Sequence[Path] = ()) -> Path:
+    """The config file: an existing path, or the bundled example of that name. UserError: neither."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    examples = discover(plugins).components["example"]
+    if str(source) in examples:
+        return Path(examples[str(source)].spec)
+    raise UserError(f"no file {source}, and no example of that name{suggestion(str(source), examples)}")
+
+
+def validate(
+    raw: Mapping[str, Any], source: str = "config", folder: Path | None = None, overrides: Sequence[str] = ()
+) -> RunConfig:
+    """The typed config of the mapping ``raw``; relative paths are relative to ``folder``. UserError: as :func:`load`."""
+    files = raw.get("plugins") or []
+    if not isinstance(files, list | tuple):
+        raise UserError(f"{source}: plugins: expected a list of files")
+    catalogue = discover([(folder or Path()) / str(file) for file in files])
+    names: dict[str, set[str]] = {}
+    for kind, name, place in _named_components(raw, source):
+        try:
+            catalogue.find(kind, name)
+        except UserError as error:
+            raise UserError(f"{blame(place, source, overrides)}: {error}") from error
+        names.setdefault(kind, set()).add(name)
+    schema = schema_type(catalogue, names)
+    try:
+        return schema.model_validate(raw, context={"folder": folder, "catalogue": catalogue})
+    except ValidationError as error:
+        raise UserError(explain(error, schema, source, overrides)) from error
+
+
+def _named_components(raw: Mapping[str, Any], source: str) -> Iterator[tuple[str, str, str]]:
+    """(kind, name, place) of every component that ``raw`` names; what is malformed is left to pydantic."""
+
+    def section(key: str) -> Mapping[str, Any]:
+        value = raw.get(key)
+        return value if isinstance(value, Mapping) else {}
+
+    def items(value: Any) -> Iterable[tuple[str, Any]]:
+        return value.items() if isinstance(value, Mapping) else ()
+
+    trackers = section("output").get("trackers")
+    slots: list[tuple[str, str, Any]] = [(kind, kind, raw[kind]) for kind in ("model", "algorithm") if kind in raw]
+    slots += [("dynamics", "sampling.dynamics", section("sampling").get("dynamics", "ode"))]
+    slots += [("reward", f"rewards.{label}", value) for label, value in items(raw.get("rewards"))]
+    slots += [("reward", f"evaluation.rewards.{label}", value) for label, value in items(section("evaluation").get("rewards"))]
+    slots += [("tracker", f"output.trackers.{i}", value) for i, value in enumerate(trackers or [])]
+    for kind, place, value in slots:
+        if isinstance(value, str):
+            yield kind, value, place
+        elif isinstance(value, Mapping):
+            if not isinstance(value.get("name"), str):
+                raise UserError(f"{source}: {place}: say which {kind} with 'name'")
+            yield kind, value["name"], place
+        else:
+            raise UserError(f"{source}: {place}: expected the name of a {kind} or a mapping with 'name'")

@@ -1,0 +1,42 @@
+"""Paths in a config: relative to the file they stand in, or to where ``--set`` was typed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    BeforeValidator,
+    ValidationInfo,
+)
+
+
+class CommandLineText(str):
+    """Text from the command line, where a relative path is relative to where the command was given."""
+
+
+def _absolute(path: Any, info: ValidationInfo) -> Any:
+    folder = Path.cwd() if isinstance(path, CommandLineText) else (info.context or {}).get("folder")
+    if folder is None or not isinstance(path, str | Path):
+        return path
+    return Path(folder).joinpath(Path(path).expanduser()).resolve()
+
+
+LocalPath = Annotated[Path, BeforeValidator(_absolute)]
+"""A path; a relative one is relative to the config file it stands in, or to where ``--set`` was typed."""
+
+
+def _folder_or_hub_id(path: Any, info: ValidationInfo) -> Any:
+    if not isinstance(path, str):
+        return path
+    local = Path(_absolute(path, info))
+    if local.is_dir():
+        return str(local)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        raise ValueError(f"{local} is no folder, and {str(path)!r} is no hub id (owner/name)")
+    return str(path)
+
+
+CheckpointPath = Annotated[str, BeforeValidator(_folder_or_hub_id)]
+"""A folder (relative as a LocalPath is) or a hub id; a folder that exists wins."""

@@ -1,0 +1,99 @@
+"""YAML as configs have it: strict keys, YAML 1.2 numbers, ``--set`` overrides, and a config written back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, cast
+
+import yaml
+from pydantic import BaseModel
+
+from flowfactory.config.paths import CommandLineText
+from flowfactory.errors import UserError
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.2 floats (``1e-4`` is a number), and a repeated key is an error rather than the last one's win."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, list | dict | set):
+                problem = f"{key!r} cannot be a key; write text with braces in quotes"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*(?:[eE][-+]?[0-9]+)|[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The value. UserError: not YAML, with file and line."""
+    try:
+        return yaml.load(text, Loader=Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{source}{where}: {problem}") from error
+
+
+def override(raw: dict[str, Any], assignment: str) -> dict[str, Any]:
+    """``raw`` with ``a.b=value`` set; the value is YAML. UserError: no ``=``, or a path through a list."""
+    path, equals, text = assignment.partition("=")
+    if not equals or not path:
+        raise UserError(f"--set {assignment}: write it as a.b=value")
+    keys = path.split(".")
+
+    def put(node: Any, depth: int) -> Any:
+        if depth == len(keys):
+            return _typed(parse_yaml(text, f"--set {path}"))
+        if isinstance(node, list):
+            raise UserError(f"--set {assignment}: {'.'.join(keys[:depth])} is a list; set it as a whole")
+        if isinstance(node, str) and _is_component(keys[:depth]):
+            node = {"name": node}  # the shorthand of a component without options
+        inner = dict(node) if isinstance(node, dict) else {}
+        inner[keys[depth]] = put(inner.get(keys[depth]), depth + 1)
+        return inner
+
+    return cast(dict[str, Any], put(raw, 0))
+
+
+def _typed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    return CommandLineText(value) if isinstance(value, str) else value
+
+
+def _is_component(keys: Sequence[str]) -> bool:
+    alone = {("model",), ("algorithm",), ("sampling", "dynamics"), ("training", "optimizer")}
+    return tuple(keys) in alone or "rewards" in keys[:-1]
+
+
+def dump(config: BaseModel) -> str:
+    """The resolved config as YAML that :func:`load` reads back to the same."""
+    return yaml.safe_dump(_name_first(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
+
+
+def _name_first(value: Any) -> Any:
+    if isinstance(value, dict):
+        first = [key for key in ("name", "weight") if key in value]
+        return {key: _name_first(value[key]) for key in [*first, *(key for key in value if key not in first)]}
+    if isinstance(value, list):
+        return [_name_first(item) for item in value]
+    return value

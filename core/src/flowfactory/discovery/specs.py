@@ -1,0 +1,32 @@
+"""The marker of all hooks, and what an installed plugin answers before any run exists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    pass
+
+PROJECT = "flowfactory"
+
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+
+
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class DiscoverySpecs:
+    """What an installed plugin answers before any run exists."""
+
+    @hookspec(historic=True)
+    def register_components(self, register: Callable[[str, str, Any], None]) -> None:
+        """Call ``register(kind, name, spec)`` once per component.
+
+        ``kind`` is one of ``model``, ``algorithm``, ``reward``, ``dynamics``, ``tracker`` (then ``spec`` is a
+        :class:`~flowfactory.config.schema.ComponentConfig` class or a lazy ``"package.module:Class"``) or ``example`` (then
+        ``spec`` is the path of a YAML file). Must not import torch.
+        """

@@ -1,0 +1,89 @@
+"""The process group of a run: the mesh, the device of each rank, joining and leaving."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from flowfactory.distributed import environment
+from flowfactory.distributed.ranks import ALONE, Ranks
+from flowfactory.errors import UserError
+
+if TYPE_CHECKING:
+    from flowfactory.config.schema import DistributedConfig, RunConfig
+
+
+def sizes(config: DistributedConfig, count: int) -> tuple[int, int]:
+    """(replicate, shard) of ``count`` ranks. UserError: they cannot be divided so."""
+    shard, replicate = config.shard, config.replicate
+    if shard == "auto":
+        shard = count if replicate == "auto" else count // replicate
+    if replicate == "auto":
+        replicate = count // shard
+    if shard * replicate != count or shard < 1:
+        raise UserError(
+            f"distributed: shard {config.shard} and replicate {config.replicate} do not divide {count} "
+            f"rank{'s' if count > 1 else ''}; their product must be that, and 'auto' is what is left"
+        )
+    return replicate, shard
+
+
+def device_of(name: str, local: int = 0) -> torch.device:
+    """The device; ``auto`` is CUDA where there is one, one a rank. UserError: no such device here."""
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{local % torch.cuda.device_count()}"  # a scheduler may show each rank one device, its own
+    elif name == "auto":
+        name = "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device: {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def arranged(config: RunConfig, rank: int, count: int, local: int) -> Ranks:
+    """The ranks of the group that this process is in, dividing weights as the config says. UserError: they cannot."""
+    replicate, shard = sizes(config.distributed, count)
+    offload, mesh = config.distributed.offload, None
+    if shard > 1 or offload:
+        device = device_of(config.device, local).type
+        mesh = init_device_mesh(device, (replicate, shard), mesh_dim_names=("replicate", "shard"))
+        mesh = mesh["shard"] if replicate == 1 else mesh
+    return Ranks(rank, count, local, mesh, offload)
+
+
+@contextmanager
+def join(config: RunConfig) -> Iterator[Ranks]:
+    """This process's place in the group that was started, alone where none was.
+
+    UserError: the ranks cannot be divided as the config says, or there is no device for each.
+    """
+    found, chosen = environment.environment(os.environ), config.distributed
+    count = found.world_size if found else 1
+    sizes(chosen, count)  # before anything waits for anyone
+    if count == 1 and not chosen.offload:
+        yield ALONE
+        return
+    local = found.local_rank if found else 0
+    device = device_of(config.device, local)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    timeout = timedelta(minutes=chosen.timeout)
+    if found and count > 1:
+        os.environ.update(found.variables())  # where the scheduler has other names for them
+        dist.init_process_group(backend, timeout=timeout)
+    else:  # off-loading is fully_shard's, which wants a group even of one
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)  # type: ignore[attr-defined]
+    ranks = arranged(config, found.rank if found else 0, count, local)
+    yield ranks
+    ranks.barrier()  # a rank that leaves early takes the connections of the others with it
+    dist.destroy_process_group()

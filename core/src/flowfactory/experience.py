@@ -1,0 +1,111 @@
+"""What an algorithm learns from, and what it answers: experience and losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from flowfactory.types import Conditions, Index, SamplingPlan, Step
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What an algorithm learns from.
+
+    latents [B, ...], recorded steps, rewards {label: [B]}, advantages [B], groups [B]; sigmas [steps + 1] of the schedule
+    that drew them. ``batch_size`` samples, each at ``times_per_forward`` steps or training times, fit one forward.
+    ``epoch`` counts the passes over the iteration's samples from 0, and is part of the key of what is drawn to train.
+    Samples may rest in host memory; the pieces that fit a forward come on ``device``, where that is given.
+    """
+
+    latents: Tensor
+    steps: tuple[Step, ...]
+    conditions: Conditions
+    plan: SamplingPlan
+    rewards: Mapping[str, Tensor]
+    advantages: Tensor
+    groups: Tensor
+    sigmas: Tensor
+    batch_size: int
+    times_per_forward: int = 1
+    epoch: int = 0
+    device: torch.device | None = None
+
+    def __len__(self) -> int:
+        return len(self.advantages)
+
+    def arrived(self) -> Experience:
+        """The experience on ``device``; as it is where it rests there already, or where none is given."""
+        if self.device is None or self.latents.device == self.device:
+            return self
+        steps = tuple(step.to(self.device) for step in self.steps)
+        latents, advantages = self.latents.to(self.device), self.advantages.to(self.device)
+        return replace(self, latents=latents, advantages=advantages, steps=steps)
+
+    def rows(self, index: Index) -> Experience:
+        """The experience of the samples ``index``, which may repeat."""
+        return replace(
+            self._alone(index),
+            steps=tuple(step.rows(index) for step in self.steps),
+        )
+
+    def _alone(self, index: Index) -> Experience:
+        return replace(
+            self,
+            latents=self.latents[index],
+            steps=(),
+            conditions=self.conditions.rows(index),
+            plan=self.plan.rows(index),
+            rewards={label: reward[index] for label, reward in self.rewards.items()},
+            advantages=self.advantages[index],
+            groups=self.groups[index],
+        )
+
+    def batches(self) -> Iterator[Experience]:
+        """Pieces of at most ``batch_size`` samples, in order: what fits one forward."""
+        for start in range(0, len(self), self.batch_size):
+            yield self.rows(range(start, min(start + self.batch_size, len(self)))).arrived()
+
+    def whole_groups(self) -> Iterator[Experience]:
+        """Pieces that hold whole groups: as many as ``batch_size`` samples allow, and one where a group alone is larger."""
+        rows: list[int] = []
+        for group in torch.unique(self.groups):
+            members = (self.groups == group).nonzero().flatten().tolist()
+            if rows and len(rows) + len(members) > self.batch_size:
+                yield self.rows(rows).arrived()
+                rows = []
+            rows += members
+        yield self.rows(rows).arrived()
+
+    def replay(self) -> Iterator[tuple[Experience, Step]]:
+        """The recorded steps, ``times_per_forward`` of them joined, with the samples of each row."""
+        for batch in self.batches():
+            for start in range(0, len(batch.steps), self.times_per_forward):
+                steps = batch.steps[start : start + self.times_per_forward]
+                samples = batch._alone([*range(len(batch))] * len(steps))
+                yield samples, Step.joined(steps, samples.conditions)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Losses of b samples, ``values`` [b], differentiable; core takes the mean over all that an update yields.
+
+    ``metrics`` [b] are averaged, ``extremes`` [b] reduced by their maximum. ``terms`` [b] name differentiable parts of
+    ``values``, such as ``kl``: preflight proves that each has a gradient, and they are averaged as metrics.
+    """
+
+    values: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    extremes: Mapping[str, Tensor] = field(default_factory=dict)
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def idle(self) -> Loss:
+        """The loss of no sample, with the same graph: what it is back-propagated for is that other ranks do so too."""
+        return Loss(self.values[:0], terms={name: term[:0] for name, term in self.terms.items()})
+
+    def plus(self, name: str, weight: float | Tensor, term: Tensor) -> Loss:
+        """The loss with ``weight`` times ``term`` [b] added to its values, and the term under ``name``."""
+        return replace(self, values=self.values + weight * term, terms={**self.terms, name: term})

@@ -1,0 +1,36 @@
+"""Latents to media, by the VAEs of diffusers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from flowfactory.models.family import Parts
+
+if TYPE_CHECKING:
+    pass
+
+
+def decode_scaled(parts: Parts, latents: Tensor) -> Tensor:
+    """Pictures [B, 3, H, W] of a VAE with a scale and a shift for all channels."""
+    vae = parts.pipeline.vae
+    latents = latents / vae.config.scaling_factor + vae.config.shift_factor
+    pictures: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+    return pictures.float() / 2 + 0.5
+
+
+def decode_normalised(parts: Parts, latents: Tensor) -> Tensor:
+    """Videos [B, 3, F, H, W] of latents [B, C, F, H, W], by a VAE that normalises each channel."""
+    vae = parts.pipeline.vae
+    mean, std = channel_statistics(parts)
+    videos: Tensor = vae.decode((latents.float() * std + mean).to(vae.dtype), return_dict=False)[0]
+    return videos.float() / 2 + 0.5
+
+
+def channel_statistics(parts: Parts) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of what the VAE encodes, [C, 1, 1, 1]."""
+    config = parts.pipeline.vae.config
+    mean, std = (torch.tensor(of, device=parts.device).view(-1, 1, 1, 1) for of in (config.latents_mean, config.latents_std))
+    return mean, std

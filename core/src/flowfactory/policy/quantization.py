@@ -1,0 +1,104 @@
+"""Frozen linear layers stored in 4 bits (nf4) or 8 (int8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowfactory.config.bitsandbytes import quantization_unavailable
+from flowfactory.errors import UserError
+from flowfactory.policy.blocks import find_or_raise
+
+
+def quantise(
+    module: nn.Module, names: Sequence[str], kind: str, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> list[str]:
+    """The names of the linear layers in the blocks, which now hold their weights in 4 bits (``nf4``) or 8 (``int8``).
+
+    They compute in ``dtype``, and their weights are stored in elements of it, which ``fully_shard`` does not cast. The
+    arithmetic is done on ``device``; the layers stay where they are, and train no more. nf4: QLoRA, arXiv:2305.14314. int8: one
+    scale a row. UserError: there are no blocks, or no library for it.
+    """
+    if lacking := quantization_unavailable(kind):
+        raise UserError(lacking)
+    stored = {"nf4": _nf4, "int8": Int8Linear}[kind]
+    found = []
+    blocks = {id(block) for block in find_or_raise(module, names, "model.quantize")}
+    for name, block in list(module.named_modules()):
+        if id(block) not in blocks:
+            continue
+        for inner, layer in list(block.named_modules()):
+            # 8 weights of 4 bits, or 4 of 8, are an element of float32; rows end with an element
+            if type(layer) is nn.Linear and layer.in_features % 8 == 0:
+                block.set_submodule(inner, stored(layer, dtype, torch.device(device)).train(layer.training))
+                found.append(f"{name}.{inner}")
+    return found
+
+
+def _nf4(layer: nn.Linear, dtype: torch.dtype, device: torch.device) -> nn.Linear:
+    library: Any = import_module("bitsandbytes.nn")
+    home = layer.weight.device
+    made: nn.Linear = library.Linear4bit(
+        layer.in_features,
+        layer.out_features,
+        bias=layer.bias is not None,
+        compute_dtype=dtype,
+        quant_type="nf4",
+        quant_storage=dtype,
+        device="meta",
+    )
+    made.weight = library.Params4bit(layer.weight.detach(), quant_type="nf4", quant_storage=dtype, module=made)
+    if layer.bias is not None:
+        made.bias = nn.Parameter(layer.bias.detach().to(dtype), requires_grad=False)
+    # on such processors it would repack the weights in eval mode for kernels that have no gradient
+    made.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    return made.to(device).to(home)
+
+
+class Int8Linear(nn.Linear):
+    """A frozen linear layer whose weight is 8 bits, each row with a scale of its own.
+
+    weight: [out, in / size of ``dtype``], the bits of int8 [out, in]; scale [out, 1]. Unlike bitsandbytes' Linear8bitLt it
+    rounds no activations, keeps none for the backward, and can be sharded.
+    """
+
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        home, weight = layer.weight.device, layer.weight.detach().to(device, torch.float32)
+        # the scale is rounded first, so that its rounding is no error of the weights
+        scale = (weight.abs().amax(1, keepdim=True) / 127).clamp_min(1e-30).to(dtype)
+        rounded = (weight / scale).round().clamp(-127, 127).to(torch.int8)
+        self.weight = nn.Parameter(rounded.view(dtype).to(home), requires_grad=False)
+        self.scale = nn.Parameter(scale.to(home), requires_grad=False)
+        if layer.bias is not None:
+            self.bias = nn.Parameter(layer.bias.detach().to(dtype), requires_grad=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        kind = input.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        result: Tensor = _Int8.apply(input.to(dtype), self.weight, self.scale, bias)  # type: ignore[no-untyped-call]
+        return result
+
+
+class _Int8(torch.autograd.Function):
+    """``linear`` that keeps the 8 bits for the backward rather than the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, stored: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(stored, scale)
+        return nn.functional.linear(input, _weight(stored, scale, input.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        stored, scale = ctx.saved_tensors
+        return gradient @ _weight(stored, scale, gradient.dtype), None, None, None
+
+
+def _weight(stored: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """[out, in] of what :class:`Int8Linear` stores."""
+    return stored.view(torch.int8).to(dtype) * scale.to(dtype)

@@ -1,0 +1,38 @@
+"""Surrogates and matching losses, one value a sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def clipped_surrogate(ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
+    """Loss [B]: -min(ratio A, clip(ratio, 1 - c, 1 + c) A). PPO, arXiv:1707.06347, eq. 7."""
+    return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage)
+
+
+def is_clipped(ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
+    """[B], 1.0 where the surrogate's gradient is cut: the ratio is past the bound on the side the advantage pushes to."""
+    past = torch.where(advantage > 0, ratio > 1 + clip_range, (ratio < 1 - clip_range) & (advantage < 0))
+    return past.float()
+
+
+def normalised_log_ratio(mean: Tensor, old_mean: Tensor, next_latents: Tensor, std: Tensor) -> Tensor:
+    """[B]: the log-ratio of two Gaussian steps, less its bias and in units of its own spread.
+
+    Mean over elements of (mean - old_mean) (next_latents - old_mean) / std, which at the weights that drew is centred
+    at zero whatever the step. GRPO-Guard, arXiv:2510.22319, eq. 8.
+    """
+    return ((mean - old_mean) * (next_latents.float() - old_mean) / std).flatten(1).mean(1)
+
+
+def optimality(advantage: Tensor, maximum: float) -> Tensor:
+    """[B] in [0, 1]: clamp(A / (2 maximum) + 1/2). DiffusionNFT, arXiv:2509.16117."""
+    return (advantage / (2 * maximum) + 0.5).clamp(0, 1)
+
+
+def squared_error(estimate: Tensor, target: Tensor, scaled: bool = False) -> Tensor:
+    """[B]: mean over elements of the squared error, divided by its own detached mean absolute error if ``scaled``."""
+    error = (estimate.float() - target).flatten(1)
+    mean = error.square().mean(1)
+    return mean / error.detach().abs().mean(1).clamp(min=1e-5) if scaled else mean

@@ -1,0 +1,80 @@
+"""Which checkpoints there are, and whether each is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowfactory.errors import UserError
+from flowfactory.runs.checkpoints.manifest import MANIFEST, Damaged, Manifest, file_record
+from flowfactory.types import Say
+
+if TYPE_CHECKING:
+    pass
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in ``folder``, oldest first; whether one is whole is not looked at."""
+    return sorted((path.parent for path in folder.glob(f"[0-9]*/{MANIFEST}")), key=lambda path: int(path.name))
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint, or None; whether it is whole is not looked at."""
+    return max(list_checkpoints(folder), key=lambda path: int(path.name), default=None)
+
+
+def fixed_in(folder: Path) -> dict[str, Any] | None:
+    """What the newest checkpoint whose manifest can be read holds a resumed run to; None: there is none."""
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            return Manifest.read(path).fixed
+        except Damaged:
+            continue
+    return None
+
+
+def find(folder: Path, iteration: int | None = None, say: Say = lambda _: None) -> Path:
+    """The checkpoint of ``iteration``, or the newest whole one; ``say`` hears of damaged ones that are passed over.
+
+    UserError: there is none, or the one that was asked for is damaged.
+    """
+    if iteration is None:
+        if there := list_checkpoints(folder):
+            return newest_intact(there, lambda path: damage(path), say)
+        raise UserError(f"{folder} holds no checkpoint")
+    path = folder / f"{iteration:06d}"
+    if path not in list_checkpoints(folder):
+        known = ", ".join(str(int(p.name)) for p in list_checkpoints(folder))
+        raise UserError(f"{folder} holds no checkpoint of iteration {iteration}" + (f"; there is {known}" if known else ""))
+    if problem := damage(path):
+        raise UserError(f"{path} is damaged: {problem}; choose another checkpoint")
+    return path
+
+
+def newest_intact(there: Sequence[Path], damage: Callable[[Path], str | None], say: Say) -> Path:
+    """The newest of ``there`` without damage; ``say`` hears of those passed over. UserError: there is none."""
+    for path in reversed(there):
+        problem = damage(path)
+        if problem is None:
+            return path
+        say(f"warning: {path} is damaged and passed over: {problem}")
+    raise UserError(f"{there[0].parent} holds no checkpoint that is whole; start the run anew in another --out")
+
+
+def damage(path: Path, rank: int = 0, count: int = 1) -> str | None:
+    """What is wrong with a checkpoint, None if it is whole; of ``count`` ranks each looks at its share of the files."""
+    try:
+        files = Manifest.read(path).files
+        for name in sorted(files, key=lambda name: (files[name].bytes, name))[rank::count]:
+            if not (path / name).is_file():
+                return f"{name} is missing"
+            if (size := (path / name).stat().st_size) != files[name].bytes:
+                return f"{name} has {size} bytes, not {files[name].bytes}"
+            if file_record(path / name) != files[name]:
+                return f"{name} is not what was written"
+    except Damaged as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
+    return None

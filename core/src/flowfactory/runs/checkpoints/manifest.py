@@ -1,0 +1,85 @@
+"""``checkpoint.json``: every file of a checkpoint with its size and checksum, and what a resumed run may not change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flowfactory.errors import UserError
+from flowfactory.runs.resume import checksum
+
+if TYPE_CHECKING:
+    pass
+
+MANIFEST = "checkpoint.json"
+
+
+FORMAT = 1
+
+
+class Stored(NamedTuple):
+    """What a file has to be."""
+
+    bytes: int
+    checksum: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``checkpoint.json`` says: ``shard`` of the ``ranks`` held one copy of the weights together.
+
+    ``fixed`` is what a resumed run may not change, :func:`flowfactory.runs.resume.fixed`.
+    """
+
+    iteration: int
+    ranks: int
+    shard: int
+    fixed: dict[str, Any]
+    files: dict[str, Stored]
+
+    def write(self, folder: Path) -> None:
+        """Write it, onto the disk."""
+        content = asdict(self) | {"fixed": {"hash": checksum(self.fixed), "values": self.fixed}}
+        path = folder / MANIFEST
+        path.write_text(json.dumps({"format": FORMAT, "checksum": checksum(content), **content}, indent=1), encoding="utf-8")
+        flush_to_disk(path)
+
+    @staticmethod
+    def read(folder: Path) -> Manifest:
+        """That of a checkpoint. Damaged: it is not what was written. UserError: it is of another version's format."""
+        try:
+            content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise Damaged(f"{MANIFEST} cannot be read") from error
+        known = content.pop("format", None) if isinstance(content, dict) else None
+        if known != FORMAT and (folder / "training.pt").exists():
+            raise UserError(f"{folder} is of an older version, which wrote one file; start the run anew in another --out")
+        if isinstance(known, int) and known > FORMAT:
+            raise UserError(f"{folder} is of a newer version (format {known}, this one reads {FORMAT}); update flowfactory")
+        if known != FORMAT or content.pop("checksum", None) != checksum(content):
+            raise Damaged(f"{MANIFEST} is not what was written")
+        files = {name: Stored(*stored) for name, stored in content.pop("files").items()}
+        return Manifest(**{**content, "fixed": content["fixed"]["values"], "files": files})
+
+
+class Damaged(Exception):
+    """What of a checkpoint is missing or not what was written."""
+
+
+def file_record(path: Path) -> Stored:
+    """Size and checksum of a file."""
+    with path.open("rb") as file:
+        return Stored(path.stat().st_size, hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest())
+
+
+def flush_to_disk(path: Path) -> None:
+    """Have the system write ``path`` to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,208 @@
+"""Tensors that have shapes and no bytes: every storage that comes to be is counted until it is gone."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+if TYPE_CHECKING:
+    pass
+
+aten = torch.ops.aten
+
+
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the storages that come to be within it, until they are gone.
+
+    Operations on fake tensors stay fake, those on real ones real, and noise is fake. Any number that is asked of a fake tensor
+    is 1. Gradients, and copies of the weights that train, count ``share`` of their bytes: they are as divided as the weights.
+    """
+
+    def __init__(self, fake: FakeTensorMode) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.share = 1.0
+        self._fake = fake
+        self._known: dict[int, weakref.ref[Any]] = {}
+        self._bytes: dict[int, float] = {}
+        self._weights: set[int] = set()
+        self._live = self._peak = 0.0
+
+    @property
+    def live(self) -> float:
+        """Bytes now."""
+        return self._live
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return True  # being wrapped for it would cost a fifth of the time
+
+    def begin(self) -> float:
+        """Bytes now, from where on the next :meth:`lap` is."""
+        self._peak = self._live
+        return self._live
+
+    def lap(self) -> float:
+        """The most bytes there were since this was last asked."""
+        peak, self._peak = self._peak, self._live
+        return peak
+
+    def watch(self, parameters: Iterable[nn.Parameter]) -> None:
+        """``parameters`` are the weights that train."""
+        for parameter in parameters:
+            self._note(parameter, 0)
+            self._weights.add(parameter.untyped_storage()._cdata)
+            parameter.register_post_accumulate_grad_hook(self._accumulated)  # type: ignore[no-untyped-call]
+
+    def _accumulated(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        storage = parameter.grad.untyped_storage()
+        self._count(storage._cdata, self.share * storage.nbytes())
+
+    def _count(self, key: int, size: float) -> None:
+        self._live += size - self._bytes.get(key, 0)
+        self._bytes[key] = size
+        self._peak = max(self._peak, self._live)
+
+    def _note(self, tensor: Tensor, share: float) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+
+        def gone(_: object) -> None:
+            del self._known[key]
+            self._live -= self._bytes.pop(key)
+
+        self._known[key] = weakref.ref(storage, gone)
+        self._count(key, share * storage.nbytes())
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is torch.ops.prim.device.default:  # of three operations one
+            return args[0].fake_device if isinstance(args[0], FakeTensor) else function(*args)
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        for tensor in given:
+            self._note(tensor, 0)  # what was there before is counted by others
+        result = self._run(function, given, args, kwargs or {})
+        copies = function in (aten.clone.default, aten._to_copy.default) and self._is_weight(given[0])
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                copy = copies and tensor.dtype == given[0].dtype
+                weight = (tensor.is_meta and not isinstance(tensor, FakeTensor)) or (given and given[0].is_meta)
+                self._note(tensor, 0 if weight else self.share if copy else 1)
+        return result
+
+    def _is_weight(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self._weights
+
+    def _run(self, function: Any, given: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        fakes = any(isinstance(tensor, FakeTensor) for tensor in given)
+        if fakes and function is aten._local_scalar_dense.default:
+            return {torch.bool: True, torch.int64: 1, torch.int32: 1}.get(given[0].dtype, 1.0)
+        if fakes and function is aten.equal.default:
+            return True
+        if fakes and function is aten.index.Tensor:  # a mask whose numbers are known says how many there are
+            places = [_places(index) for index in args[1]]
+            args = (args[0], [place for found in places for place in found])
+        arrives = function is aten._to_copy.default and given[0].is_meta and kwargs.get("device") is not None
+        if arrives:
+            with self._fake:
+                return torch.empty(given[0].shape, dtype=kwargs.get("dtype") or given[0].dtype)
+        if fakes and any(tensor.requires_grad and not isinstance(tensor, FakeTensor) for tensor in given):
+            # real ones that fake ones were written into
+            args, kwargs = tree_map(lambda leaf: to_fake(leaf, self._fake) if _in_graph(leaf) else leaf, (args, kwargs))
+        noise = function in (aten.randn.default, aten.randn.generator)
+        with self._fake if noise else nullcontext():
+            return function(*args, **kwargs)
+
+
+def _places(index: Tensor | None) -> Sequence[Tensor | None]:
+    if index is None or isinstance(index, FakeTensor) or index.dtype != torch.bool:
+        return [index]
+    return index.nonzero(as_tuple=True)
+
+
+def _in_graph(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.requires_grad
+
+
+def to_fake(tensor: Tensor, fake: FakeTensorMode) -> Tensor:
+    """A fake tensor of the same shape and dtype; ``tensor`` itself where it is one."""
+    if isinstance(tensor, FakeTensor):
+        return tensor
+    with fake:
+        return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+
+@contextmanager
+def cuda_autocast() -> Iterator[None]:
+    """Within it autocast keeps in float32 what it keeps so on CUDA and not on a CPU, which stands in for it here."""
+    # replaced, because checkpointed blocks run again where no mode of functions reaches
+    whole = {name: getattr(nn.functional, name) for name in ("layer_norm", "rms_norm", "softmax")}
+
+    def exact(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*args: Any, **kwargs: Any) -> Tensor:
+            if torch.is_autocast_enabled("cpu"):
+                args = tuple(arg.float() if isinstance(arg, Tensor) else arg for arg in args)
+            return function(*args, **kwargs)
+
+        return run
+
+    for name, function in whole.items():
+        setattr(nn.functional, name, exact(function))
+    try:
+        yield
+    finally:
+        for name, function in whole.items():
+            setattr(nn.functional, name, function)
+
+
+class Forwards:
+    """Runs each of ``modules`` once for each shape of its inputs where no graph is wanted; later only its bytes pass.
+
+    ``peak``: the most bytes there were until the last of them ended.
+    """
+
+    def __init__(self, counter: Counter, fake: FakeTensorMode, modules: Iterable[nn.Module]) -> None:
+        self._counter, self._fake = counter, fake
+        self._known: dict[object, tuple[Any, float]] = {}
+        self.peak = 0.0
+        for module in modules:
+            module.forward = self._once(module.forward)
+
+    def begin(self) -> None:
+        """Look for the peak from here on."""
+        self._counter.lap()
+        self.peak = 0.0
+
+    def _once(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if torch.is_grad_enabled():
+                return forward(*args, **kwargs)
+            leaves = tree_leaves((args, kwargs))
+            key = (id(forward), *((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves))
+            before = self._counter.lap()
+            start = self._counter.live
+            if key not in self._known:
+                result = forward(*args, **kwargs)
+                took = self._counter.lap() - start
+                self._known[key] = tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, result), took
+            else:
+                like, took = self._known[key]
+                with self._fake:
+                    result = tree_map(
+                        lambda leaf: torch.empty(leaf.shape, dtype=leaf.dtype) if isinstance(leaf, Tensor) else leaf, like
+                    )
+            self.peak = max(self.peak, before, start + took)
+            return result
+
+        return run

@@ -1,0 +1,51 @@
+"""The bytes of one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+GIB = 2**30
+
+
+RESERVE = GIB
+"""Bytes of a CUDA card that no tensor gets: its context, the workspaces of libraries, gaps. Reckoned, not measured."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes on the device, and in host memory where that is another."""
+
+    device: int = 0
+    host: int = 0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of one rank, that with the most.
+
+    parts: what holds them, by name. phases: the most that the device holds at once while a run reads weights, encodes prompts,
+    samples, decodes, evaluates, learns and saves. host: the most in host memory. Without ``cuda`` everything is the device's.
+    unknown: the labels of rewards that do not tell what they weigh.
+    """
+
+    parts: Mapping[str, Part]
+    phases: Mapping[str, int]
+    host: int
+    cuda: bool
+    ranks: int
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def peak(self) -> int:
+        """The most bytes of tensors that the device ever holds."""
+        return max(self.phases.values())
+
+    @property
+    def needed(self) -> int:
+        """Bytes that a card must have."""
+        return self.peak + (RESERVE if self.cuda else 0)

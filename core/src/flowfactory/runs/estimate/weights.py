@@ -1,0 +1,123 @@
+"""Bytes of weights: trained, frozen, quantised, sharded, and those of rewards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from flowfactory.policy import blocks
+from flowfactory.policy.policy import Policy
+from flowfactory.runs.estimate.result import Part
+from flowfactory.training import optimizers
+from flowfactory.types import DTYPES, Trainable
+
+if TYPE_CHECKING:
+    from flowfactory.config.schema import RunConfig
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """Bytes of ``tensor``."""
+    return tensor.numel() * tensor.element_size()
+
+
+def _stored(tensor: Tensor, packed: str | None) -> float:
+    """Bytes that sharding divides."""
+    return tensor.numel() * {"nf4": 0.5, "int8": 1.0}[packed] if packed else tensor_bytes(tensor)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of the transformers, and of what trains in them, before they are divided over ranks.
+
+    read: before any is stored in fewer bits; stored: as they rest; alone: what of that no sharding divides. optimizer: its
+    state. largest: the largest tensor that trains. gathered: what a rank has whole while a forward goes through sharded
+    weights: a block that is used and one on its way, and what is in no block. reduced: the gradients of a block, as computed
+    and as they are added up. whole: everything, as sampling has it under ``gather_to_sample``. unpacked: the largest of the
+    layers that are stored in fewer bits, as it computes.
+    """
+
+    read: int
+    stored: float
+    alone: float
+    trained: int
+    optimizer: int
+    largest: int
+    gathered: float
+    reduced: float
+    whole: float
+    unpacked: int
+
+    @staticmethod
+    def of(trainable: Trainable, policy: Policy, packed: frozenset[int], config: RunConfig) -> Weights:
+        """Those of ``policy``, of whose weights ``packed``, by their id, will be stored as ``model.quantize`` says."""
+        compute = DTYPES[config.training.precision]
+        kind = config.model.quantize
+
+        def stored(parameter: Tensor) -> float:
+            return _stored(parameter, kind if id(parameter) in packed else None)
+
+        def gathered(parameter: Tensor) -> float:
+            cast_down = parameter.is_floating_point() and id(parameter) not in packed and compute != torch.float32
+            return parameter.numel() * compute.itemsize if cast_down else stored(parameter)
+
+        modules = [*policy.modules.values(), *trainable.frozen.values()]
+        everything = [parameter for module in modules for parameter in module.parameters()]
+        trained = list(policy.parameters.values())
+        within = [[*block.parameters()] for module in modules for block in blocks.find(module, trainable.blocks)]
+        inside = {id(parameter) for block in within for parameter in block}
+        outside = [sum(gathered(p) for p in module.parameters() if id(p) not in inside) for module in modules]
+        gradients = [sum(p.numel() for p in block if p.requires_grad) for block in within]
+
+        def scales(parameter: Tensor) -> float:
+            blocks_of_64 = parameter.numel() / 64  # each with a scale of 8 bits, and 256 of those with one of 32
+            return blocks_of_64 * (1 + 4 / 256) if kind == "nf4" else len(parameter) * compute.itemsize
+
+        small = [parameter for parameter in everything if id(parameter) in packed]
+        computed = compute.itemsize * (2 if kind == "int8" else 1)  # the scaled beside the unscaled
+        return Weights(
+            read=sum(map(tensor_bytes, everything)),
+            stored=sum(map(stored, everything)),
+            alone=sum(map(scales, small)),
+            trained=sum(map(tensor_bytes, trained)),
+            optimizer=sum(optimizers.state_bytes(config.training.optimizer, parameter.shape) for parameter in trained),
+            largest=max(map(tensor_bytes, trained), default=0),
+            gathered=max(outside, default=0) + 2 * max((sum(map(gathered, block)) for block in within), default=0),
+            reduced=max(gradients, default=0) * (compute.itemsize + 4),
+            whole=sum(map(gathered, everything)),
+            unpacked=max((parameter.numel() * computed for parameter in small), default=0),
+        )
+
+
+def quantized_ids(trainable: Trainable, kind: str | None) -> frozenset[int]:
+    """The ids of the weights that ``blocks.quantise`` would pack."""
+    modules = (*trainable.modules.values(), *trainable.frozen.values()) if kind else ()
+    layers = [layer for module in modules for block in blocks.find(module, trainable.blocks) for layer in block.modules()]
+    return frozenset(id(layer.weight) for layer in layers if type(layer) is nn.Linear and layer.in_features % 8 == 0)
+
+
+def reward_weights(config: RunConfig, cuda: bool) -> tuple[Part, tuple[str, ...]]:
+    """What the weights of all rewards take of the rank that computes them, and the labels of those that do not tell."""
+    told: dict[tuple[str, bool], int] = {}
+    unknown = []
+    for label, reward in (*config.rewards.items(), *config.evaluation.rewards.items()):
+        weights, workers = reward.weights(), getattr(reward, "workers", 0)
+        if weights is None:
+            unknown.append(label)
+            continue
+        aside = bool(workers) or getattr(reward, "device", "auto") == "cpu"
+        told |= {(name, cuda and aside): size * max(1, workers) for name, size in weights.items()}
+    device, host = (sum(size for (_, there), size in told.items() if there is on_host) for on_host in (False, True))
+    return Part(device, host), tuple(dict.fromkeys(unknown))
+
+
+def part_on(device: bool, size: float) -> Part:
+    """``size`` bytes on the device, or in host memory."""
+    return Part(round(size)) if device else Part(0, round(size))
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters and buffers."""
+    return sum(map(tensor_bytes, (*module.parameters(), *module.buffers())))

@@ -1,0 +1,75 @@
+"""Progress in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from flowfactory.discovery.specs import hookimpl
+from flowfactory.types import RunInfo
+
+
+class Terminal:
+    """Progress with pictures a second and time left on a terminal; a plain line an iteration elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._run: RunInfo | None = None
+        self._pictures, self._kind = 0, "images"
+        self._bar: Progress | None = None
+
+    def say(self, sentence: str) -> None:
+        """Print one line, above the bar where there is one."""
+        self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+    @hookimpl
+    def run_started(self, run: RunInfo) -> None:
+        """Remember what is to come."""
+        self._run = run
+        self._pictures = run.config.sampling.groups * run.config.sampling.group_size
+        self._kind = "videos" if run.config.sampling.frames else "images"
+
+    @hookimpl
+    def iteration_finished(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Move the bar, or print the line."""
+        if self._run is None or iteration == 0:
+            return
+        rewards = "  ".join(
+            f"{name.split('/')[1]} {value:.4f}"
+            for name, value in metrics.items()
+            if name.startswith("reward/") and name.endswith("/mean")
+        )
+        seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))
+        rate = f"{self._pictures / seconds:.1f} {self._kind}/s" if seconds else ""
+        if self._console.is_terminal:
+            if self._bar is None:
+                self._bar = Progress(
+                    TextColumn("training"),
+                    BarColumn(),
+                    MofNCompleteColumn(),
+                    TextColumn("{task.fields[rewards]}  {task.fields[rate]}"),
+                    TimeElapsedColumn(),
+                    TextColumn("left"),
+                    TimeRemainingColumn(),
+                    console=self._console,
+                )
+                # a resumed run's bar starts where it left off, and its pace at the first iteration it makes
+                self._bar.add_task("", total=self._run.iterations, completed=iteration - 1, rewards="", rate="")
+                self._bar.start()
+            self._bar.update(self._bar.task_ids[0], completed=iteration, rewards=rewards, rate=rate)
+        else:
+            ratio = f"  ratio {metrics['ratio/mean']:.6f}" if "ratio/mean" in metrics else ""
+            self.say(f"iteration {iteration}/{self._run.iterations}  {rewards}  loss {metrics['loss']:.3e}{ratio}  {rate}")
+
+    @hookimpl
+    def run_finished(self) -> None:
+        """Take the bar away."""
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

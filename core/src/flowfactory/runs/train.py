@@ -1,0 +1,162 @@
+"""train(): iterate until done, with checkpoints, evaluations, and a way to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from itertools import chain
+from types import FrameType
+
+from flowfactory.config.schema import RunConfig
+from flowfactory.distributed.ranks import ALONE, Ranks
+from flowfactory.errors import Interrupted, RunError
+from flowfactory.rewards import statistics
+from flowfactory.runs.checkpoints.save import Checkpoints
+from flowfactory.runs.directory import RunDirectory, as_json, write
+from flowfactory.training.evaluation import evaluate
+from flowfactory.training.iteration import iterate
+from flowfactory.training.preflight import preflight
+from flowfactory.training.rollouts import Pool
+from flowfactory.training.setup import Run, prepare
+from flowfactory.types import Say
+
+
+def train(
+    config: RunConfig,
+    resume: bool = False,
+    observers: Sequence[object] = (),
+    say: Say = print,
+    ranks: Ranks = ALONE,
+) -> RunDirectory:
+    """Train to the last iteration and return the run directory.
+
+    RunError: something is off with the training; the sentence names the last checkpoint. Interrupted: asked to stop; the
+    iteration under way was finished and saved first.
+    """
+    directory = RunDirectory(config.output.dir)
+    if ranks.leads:
+        directory.open(config, resume)
+    else:
+        say = _silent
+    ranks.barrier()
+    run = prepare(config, observers, say, ranks=ranks)
+    if ranks.rank < config.distributed.judges_of(ranks.count):
+        run.assembly.prepare_rewards(run.policy.device)
+    run.assembly.hooks.run_started(run.info, run.policy)
+    checkpoints = Checkpoints(directory.checkpoints, ranks, config, say)
+    done = _take_up(run, directory, checkpoints, resume, say)
+    try:
+        _iterations(run, directory, checkpoints, done, say)
+    except RunError as error:
+        last = checkpoints.latest
+        where = f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
+        raise RunError(f"{error}; {where}") from error
+    run.assembly.hooks.run_finished(run.info)
+    return directory
+
+
+def _silent(sentence: str) -> None:
+    """What ranks other than the leading one say."""
+
+
+def _take_up(run: Run, directory: RunDirectory, checkpoints: Checkpoints, resume: bool, say: Say) -> int:
+    """The iteration that is done, after the last whole checkpoint where there is one to resume from."""
+    done = checkpoints.restore(run.policy, run.learner) if resume else None
+    if done is not None:
+        say(f"resumed after iteration {done} from {directory.checkpoints / f'{done:06d}'}")
+        if run.ranks.leads:
+            directory.rewind(done)
+        return done
+    if resume:
+        say("nothing to resume from: starting at the first iteration")
+    if run.ranks.leads:
+        write(directory.metrics, "")
+        write(directory.facts, as_json({"versions": versions()}))
+    _observe(run, directory, 0, {}, say)
+    return 0
+
+
+def _iterations(run: Run, directory: RunDirectory, checkpoints: Checkpoints, done: int, say: Say) -> None:
+    config = run.config
+    hooks = run.assembly.hooks
+
+    def check(pool: Pool) -> None:
+        for sentence in preflight(pool, run.policy, hooks, config):
+            say(f"preflight: {sentence}")
+
+    warned: set[str] = set()
+    with stop_request(say) as asked:
+        for number in range(done + 1, config.training.iterations + 1):
+            metrics = iterate(run, number - 1, check if number == done + 1 else None)
+            if (label := statistics.dominating(metrics)) and label not in warned:
+                warned.add(label)
+                say(f"warning: in iteration {number} {statistics.told_of_dominance(label, metrics)}")
+            last = number == config.training.iterations
+            _observe(run, directory, number, metrics, say, last)
+            stopping = run.ranks.any(asked.is_set()) and not last  # a signal does not reach all ranks at once
+            saved = checkpoints.poll()
+            if last or stopping or number % config.output.checkpoint_every == 0:
+                saved += checkpoints.save(number, run.policy, run.learner)
+            if last or stopping:
+                saved += checkpoints.finish()
+            for written, path in saved:
+                hooks.checkpoint_saved(written, path)
+            if stopping:
+                raise Interrupted(f"stopped after iteration {number}; continue with --resume")
+
+
+def _observe(run: Run, directory: RunDirectory, number: int, metrics: dict[str, float], say: Say, last: bool = False) -> None:
+    """Evaluate when it is time, write the iteration's record, tell the observers."""
+    config = run.config.evaluation
+    if run.heldout and (number == 0 or last or (config.every and number % config.every == 0)):
+        result = evaluate(run.sampler, run.assembly, run.config, run.heldout, keep=config.pictures, ranks=run.ranks)
+        metrics = metrics | result.metrics()
+        kept = slice(len(result.media))
+        scores = {label: score[kept] for label, score in result.scores.items()}
+        if run.ranks.leads:
+            directory.keep_samples(number, result.media, result.prompts[kept], scores, run.sampler.frame_rate)
+        told = ", ".join(f"{label} {float(score.double().mean()):.4f}" for label, score in result.scores.items())
+        say(f"held-out score after iteration {number}, {len(result.prompts)} pictures: {told}")
+    if run.ranks.leads:
+        directory.append({"iteration": number, **metrics})
+    run.assembly.hooks.iteration_finished(number, metrics)
+
+
+@contextmanager
+def stop_request(say: Say) -> Iterator[threading.Event]:
+    """Set by the first Ctrl+C or SIGTERM; the second one acts as always."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # only the main thread may set handlers
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.set()
+        say("stopping after this iteration, which is saved; once more to stop at once")
+        for which, handler in before.items():
+            signal.signal(which, handler)
+
+    for which in before:
+        signal.signal(which, ask)
+    try:
+        yield asked
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
+
+
+def versions() -> dict[str, str]:
+    """The version of every distribution that has a say in the figures."""
+    names = ["flowfactory", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "bitsandbytes"]
+    plugins = sorted({entry.dist.name for entry in metadata.entry_points(group="flowfactory") if entry.dist})
+    found = {}
+    for name in chain(names, plugins):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

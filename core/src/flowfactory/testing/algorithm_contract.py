@@ -1,0 +1,89 @@
+"""The contract of an algorithm."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from flowfactory.config.schema import AlgorithmConfig, TrainingConfig
+from flowfactory.experience import Experience
+from flowfactory.hooks.calls import Hooks
+from flowfactory.policy.policy import Policy
+from flowfactory.rl.advantages import normalised
+from flowfactory.testing.model_bench import Bench, bench
+from flowfactory.testing.two_parameter import TwoParameterConfig
+from flowfactory.training.learner import Gathered, Learner
+from flowfactory.training.sampler import samples_of
+from flowfactory.types import Dynamics, RunInfo, SamplingPlan
+
+
+def check_algorithm(
+    config: AlgorithmConfig, iterations: int = 30, lr: float = 0.02, dynamics: Dynamics | None = None
+) -> list[float]:
+    """The mean reward of each iteration on a two-parameter flow, after the algorithm has kept its contract.
+
+    Losses are [b], finite and differentiable; they reach every weight; the experience is left as it was; and ``iterations``
+    iterations with a reward for bright pictures raise the reward.
+    """
+    others = {"algorithm": config.build("algorithm")}
+    with tempfile.TemporaryDirectory() as name:
+        made = bench(TwoParameterConfig(), Path(name), group_size=32, dynamics=dynamics, others=others)
+    hooks = made.hooks
+    hooks.run_started(RunInfo(Path(), None, iterations), made.policy)
+    training = TrainingConfig.model_validate({"optimizer": {"lr": lr}})
+    learner = Learner(made.policy, training)
+    history = []
+    for iteration in range(iterations):
+        plan = hooks.plan(iteration, replace(made.plan, iteration=iteration))
+        experience, reward = _bright(made, plan)
+        history.append(reward)
+        if iteration == 0:
+            _check_losses(hooks, experience, made.policy)
+        learner.step(hooks.update(experience, made.policy), Gathered())
+        made.policy.iteration_finished(iteration)
+    early, late = sum(history[:5]) / 5, sum(history[-5:]) / 5
+    assert late > early, f"{iterations} iterations took the mean reward from {early:.4f} to {late:.4f}; it should rise"
+    return history
+
+
+def _bright(made: Bench, plan: SamplingPlan) -> tuple[Experience, float]:
+    drawn = made.sampler.draw(made.conditions, plan, 64)
+    rewards = {"bright": samples_of(drawn.media, made.batch).media.flatten(1).mean(1)}
+    experience = Experience(
+        latents=drawn.latents,
+        steps=drawn.steps,
+        conditions=made.conditions,
+        plan=plan,
+        rewards=rewards,
+        advantages=normalised(rewards["bright"], made.batch.groups).float(),
+        groups=made.batch.groups,
+        sigmas=drawn.sigmas,
+        batch_size=16,
+    )
+    return experience, float(rewards["bright"].mean())
+
+
+def _check_losses(hooks: Hooks, experience: Experience, policy: Policy) -> None:
+    before = [
+        experience.latents.clone(),
+        experience.advantages.clone(),
+        *(step.latents.clone() for step in experience.steps),
+    ]
+    parameters = policy.parameters
+    count = 0
+    for loss in hooks.update(experience, policy):
+        count += 1
+        assert loss.values.dim() == 1, f"a loss has shape {list(loss.values.shape)}; yield one value a sample, [b]"
+        assert bool(loss.values.isfinite().all()), "a loss is not finite"
+        assert loss.values.requires_grad, "a loss has no gradient"
+        gradients = torch.autograd.grad(loss.values.sum(), list(parameters.values()), retain_graph=True, allow_unused=True)
+        for name, gradient in zip(parameters, gradients, strict=True):
+            assert gradient is not None, f"{name} gets no gradient"
+        for name, term in loss.terms.items():
+            assert term.requires_grad, f"the term {name!r} has no gradient"
+    assert count, "update yielded no loss"
+    after = [experience.latents, experience.advantages, *(step.latents for step in experience.steps)]
+    assert all(map(torch.equal, before, after)), "update changed the experience it was given"

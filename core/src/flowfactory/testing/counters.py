@@ -1,0 +1,69 @@
+"""Counts of transformer forwards and backwards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from flowfactory.discovery.specs import hookimpl
+from flowfactory.policy.policy import Policy
+from flowfactory.types import HELD_OUT, SamplingPlan
+
+
+class Calls:
+    """How often the transformers of a policy are called, and how often with a graph."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.forwards = self.graphs = 0
+        for module in policy.modules.values():
+            module.register_forward_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.forwards += 1
+        self.graphs += torch.is_grad_enabled()
+
+
+class Count:
+    """An observer of a run that counts transformer forwards and backwards, in samples: guidance above 1 counts twice.
+
+    ``iterations`` holds a mapping for each record of the run, the one before training first: "sample" to draw, "evaluation",
+    "train" to update, differentiably, "no_grad" to update otherwise, and "backward". Preflight's are the first iteration's.
+    """
+
+    def __init__(self) -> None:
+        self.iterations: list[dict[str, int]] = []
+        self._rows: Counter[str] = Counter()
+        self._phase: str | None = None
+
+    @hookimpl
+    def run_started(self, policy: Policy) -> None:
+        """Listen to the transformers."""
+        for module in policy.modules.values():
+            module.register_forward_hook(self._forward, with_kwargs=True)
+
+    @hookimpl(wrapper=True)
+    def sample(self, plan: SamplingPlan) -> Any:
+        """Tell drawing from updating."""
+        self._phase = "evaluation" if plan.iteration == HELD_OUT else "sample"
+        try:
+            return (yield)
+        finally:
+            self._phase = None
+
+    @hookimpl
+    def iteration_finished(self) -> None:
+        """Begin anew."""
+        self.iterations.append(dict(self._rows))
+        self._rows.clear()
+
+    def _forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        rows = len(args[0] if args else next(iter(kwargs.values())))
+        result = output[0] if isinstance(output, tuple) else output
+        result = result[0] if isinstance(result, list) else result  # a tensor a sample, which share one backward
+        phase = self._phase or ("train" if torch.is_grad_enabled() else "no_grad")
+        self._rows[phase] += rows
+        if phase == "train":
+            result.register_hook(lambda _: self._rows.update(backward=rows))

@@ -1,0 +1,73 @@
+"""A model on the CPU with its policy, sampler and plan, ready to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from flowfactory import flow
+from flowfactory.canvas import Canvas
+from flowfactory.config.schema import ModelConfig
+from flowfactory.data.batches import Batch, grouped
+from flowfactory.data.encode_cache import ConditionCache
+from flowfactory.flow.dynamics import FlowSDEConfig
+from flowfactory.hooks.calls import Hooks
+from flowfactory.hooks.manager import manager_of
+from flowfactory.policy.policy import Policy
+from flowfactory.training.sampler import Sampler
+from flowfactory.types import Conditions, Dynamics, Prompt, Runtime, SamplingPlan, Trajectory
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model with its policy, sampler and plan, ready to draw."""
+
+    hooks: Hooks
+    policy: Policy
+    sampler: Sampler
+    batch: Batch
+    plan: SamplingPlan
+    conditions: Conditions
+    entries: int
+
+    def draw(self, batch_size: int) -> Trajectory:
+        """The whole plan, ``batch_size`` at once."""
+        return self.sampler.draw(self.conditions, self.plan, batch_size)
+
+
+def bench(
+    model: ModelConfig,
+    folder: Path,
+    prompts: Sequence[str | Prompt] = ("a", "bb"),
+    size: tuple[int, ...] = (4, 4),
+    steps: int = 4,
+    guidance: float = 1.0,
+    group_size: int = 4,
+    dynamics: Dynamics | None = None,
+    others: Mapping[str, object] | None = None,
+    negative: str = "",
+    precision: torch.dtype = torch.float32,
+) -> Bench:
+    """``model`` on the CPU, its conditions cached in ``folder``, with a plan that records every stochastic step.
+
+    ``size`` is height, width and, for videos, frames. ``others`` are components that share its hooks, such as an algorithm
+    that wraps ``sample``.
+    """
+    hooks = Hooks(manager_of({"model": model.build("model"), **(others or {})}))
+    trainable = hooks.load(Runtime(CPU, precision))
+    policy = Policy(trainable, hooks.log_prob, CPU, precision)
+    cache = ConditionCache(hooks.encode, trainable.encoding, folder, CPU, trainable.canvas_matters)
+    sampler = Sampler(hooks, policy, cache, trainable, negative)
+    told = [prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts]
+    batch = grouped([replace(prompt, index=index) for index, prompt in enumerate(told)], group_size)
+    chosen = dynamics or FlowSDEConfig().build("dynamics")
+    window = chosen.window(steps, 0, flow.generator("window"))
+    plan = SamplingPlan(steps, Canvas(*size), guidance, chosen, 0, 0, batch.keys, window, window)
+    encoded = cache.prepare(batch.prompts, plan.canvas)
+    conditions = sampler.conditions(batch.prompts, guidance, plan.canvas)
+    return Bench(hooks, policy, sampler, batch, plan, conditions, encoded)

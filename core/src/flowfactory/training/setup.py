@@ -1,0 +1,83 @@
+"""A run with its weights in place: components assembled, prompts read and encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flowfactory.config.schema import RunConfig
+from flowfactory.data import encode_cache, prompts
+from flowfactory.data.encode_cache import ConditionCache
+from flowfactory.distributed.process_group import device_of
+from flowfactory.distributed.ranks import ALONE, Ranks
+from flowfactory.errors import UserError
+from flowfactory.policy.policy import Policy
+from flowfactory.training.assembly import Assembly
+from flowfactory.training.evaluation import EVALUATION
+from flowfactory.training.learner import Learner
+from flowfactory.training.sampler import Sampler
+from flowfactory.types import DTYPES, Prompt, RunInfo, Runtime, Say
+
+SAMPLING = "sampling"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run with its weights in place."""
+
+    config: RunConfig
+    assembly: Assembly
+    policy: Policy
+    sampler: Sampler
+    learner: Learner
+    train: Sequence[Prompt]
+    heldout: Sequence[Prompt]
+    ranks: Ranks = ALONE
+
+    @property
+    def info(self) -> RunInfo:
+        """What observers are told."""
+        return RunInfo(self.config.output.dir, self.config, self.config.training.iterations)
+
+
+def read_prompts(config: RunConfig) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    """The training and the held-out prompts. UserError: they are not what the model takes."""
+    train = prompts.read(config.prompts.train)
+    heldout = prompts.read(config.prompts.heldout) if config.prompts.heldout else ()
+    prompts.insist([*train, *heldout], config.model.takes, getattr(config.model, "name", "model"))
+    prompts.insist_on_labels([*train, *heldout], [*config.rewards, *config.evaluation.rewards])
+    return train, heldout
+
+
+def prepare(
+    config: RunConfig,
+    observers: Sequence[object] = (),
+    say: Say = lambda _: None,
+    trackers: bool = True,
+    ranks: Ranks = ALONE,
+) -> Run:
+    """Components assembled, prompts read and encoded, weights where the ranks are to have them."""
+    assembly = Assembly(config, observers, trackers and ranks.leads)
+    device = device_of(config.device, ranks.local)
+    train, heldout = read_prompts(config)
+    precision = DTYPES[config.training.precision]
+    trainable = assembly.hooks.load(Runtime(device, precision, ranks.agree))
+    try:
+        config.model.check(config)  # again: what a hub id names may only now be on this machine
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
+    host = config.training.kept_on == "host"
+    policy = Policy(trainable, assembly.hooks.log_prob, device, precision, config.seed, host, config.model.quantize)
+    folder = encode_cache.default_folder()
+    cache = ConditionCache(assembly.hooks.encode, trainable.encoding, folder, device, trainable.canvas_matters)
+    on_host = config.sampling.keep_on == "host"
+    sampler = Sampler(assembly.hooks, policy, cache, trainable, config.prompts.negative, on_host, ranks)
+    heldout_canvas = config.evaluation.canvas(config.sampling)
+    wanted = [*((prompt, config.sampling.canvas) for prompt in train), *((prompt, heldout_canvas) for prompt in heldout)]
+    encoded = sampler.prepare(wanted)
+    say(f"{len(train)} training and {len(heldout)} held-out prompts, {encoded} encoded now, the rest from the cache")
+    policy.settle(ranks, config.training, config.distributed.gather_to_sample)
+    for name, decay in ((SAMPLING, config.sampling.average), (EVALUATION, config.evaluation.average)):
+        if decay is not None:
+            policy.average(name, decay)
+    return Run(config, assembly, policy, sampler, Learner(policy, config.training, ranks), train, heldout, ranks)
