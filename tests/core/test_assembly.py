@@ -90,7 +90,7 @@ def test_a_misspelt_hook_is_found_out(load: Load) -> None:
         @hookimpl
         def iteration_finnished(self, iteration: int) -> None: ...
 
-    with pytest.raises(UserError, match=r"^[^\n]*iteration_finnished[^\n]*there is no such hook, see flowfactory\.hookspecs$"):
+    with pytest.raises(UserError, match=r"^[^\n]*iteration_finnished[^\n]*there is no such hook, see flowfactory\.hooks\.specs$"):
         assembled(load, algorithm=Misspelt())
 
 

@@ -24,7 +24,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from flowfactory.config.schema import Optimizer as Chosen
-from flowfactory.config.schema import OptimizerConfig
+from flowfactory.config.optimizers import OptimizerConfig
 from flowfactory.training import optimizers
 
 NAMES = ("adamw", "adamw8bit", "lion", "lion8bit")
