@@ -295,7 +295,13 @@ def test_what_cannot_be_resumed_exactly_is_told_with_what_can() -> None:
 
 
 def test_two_ranks_step_as_one_does_and_resume_each_others_state(tmp_path: Path) -> None:
-    alone = {}
+    alone, untrained = {}, shards.weights(shards.even())
+
+    def as_alone(found: dict[str, Tensor], name: str) -> bool:
+        # kernels may round otherwise where a shard lies and ends elsewhere, and a code of 8 bits may turn with it
+        ways = {key: (value - untrained[key]).norm() for key, value in alone[name].items()}
+        return all((found[key] - value).norm() < 1e-3 * ways[key] for key, value in alone[name].items())
+
     for name in shards.NAMES:
         net = shards.even()
         optimizer = shards.built(name, net)
@@ -322,14 +328,14 @@ def test_two_ranks_step_as_one_does_and_resume_each_others_state(tmp_path: Path)
         assert found["empty shards"] == [0, 2]  # what has one row
         assert found["steps"] == [{float(shards.HALF)}] * 2
         for way in ("shared", "replicated", "resumed"):  # resumed: 1 -> 2
-            assert all(torch.equal(found[way][key], value) for key, value in alone[name].items()), (name, way)
+            assert as_alone(found[way], name), (name, way)
         net = shards.even()
         optimizer = shards.built(name, net)
         parameters = dict(net.named_parameters())
         assert optimizers.resumable(shards.chosen(name), 2, 1, parameters) is None
         shards.load(net, optimizer, tmp_path / "ranks" / name)
         shards.train(net, optimizer, shards.HALF, shards.STEPS)
-        assert all(torch.equal(value, alone[name][key]) for key, value in shards.weights(net).items())  # 2 -> 1
+        assert as_alone(shards.weights(net), name)  # 2 -> 1
 
         if "8bit" not in name:
             continue

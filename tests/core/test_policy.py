@@ -156,13 +156,14 @@ def test_the_same_weights_train_after_the_reference_was_looked_at(policy: Policy
 
 def test_adapters_leave_the_base_as_it_was(prepared: Prepared, step: Step) -> None:
     full, adapted = prepared({"model": MODELS["full"]}).policy, prepared({"model": MODELS["lora"]}).policy
-    assert torch.equal(velocity(adapted, step), velocity(full, step))  # an adapter starts as nothing
+    # an adapter starts as nothing, but a frozen weight may meet other kernels than one that trains
+    torch.testing.assert_close(velocity(adapted, step), velocity(full, step), rtol=1e-6, atol=1e-6)
     assert adapted.adapted == ["transformer.0", "transformer.2"]
     assert {name.split(".")[2] for name in adapted.parameters} == {"lora_A", "lora_B"}
     assert sum(p.numel() for p in adapted.parameters.values()) == 2 * (18 + 8) + 2 * (8 + 16)
     nudge(adapted)
-    assert not torch.equal(velocity(adapted, step), velocity(full, step))
-    assert torch.equal(reference_velocity(adapted, step), velocity(full, step))
+    assert not torch.allclose(velocity(adapted, step), velocity(full, step), atol=1e-2)
+    torch.testing.assert_close(reference_velocity(adapted, step), velocity(full, step), rtol=1e-6, atol=1e-6)
 
 
 def test_an_adapter_adds_alpha_over_rank_of_its_product(prepared: Prepared, step: Step) -> None:

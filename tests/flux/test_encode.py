@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import tiny_flux
 import torch
-from families import opened
+from families import apart, opened
 from flux_family import LONG, TAKES_PICTURES, TOKENS, Flux, config_of, told
 from safetensors import SafetensorError
 
 from flowfactory import Canvas, UserError
 
+CLOSE = 5e-5  # of the largest: by 1e-5 other kernels round embeds with outliers otherwise, as those of FLUX.2
 TEXTS = ("a photo of a red circle", "", "cat", LONG)
 ENCODERS = ("Qwen3ForCausalLM", "Mistral3ForConditionalGeneration", "T5EncoderModel", "CLIPTextModel")
 
@@ -29,7 +30,7 @@ def test_encode_is_the_pipelines_encode_prompt(flux: Flux, variant: str) -> None
         told = flux.pipeline(variant).encode_prompt(list(TEXTS), max_sequence_length=TOKENS[variant])
     names = ("embeds", "pooled") if variant == "dev" else ("embeds",)
     for name, expected in zip(names, told, strict=False):
-        torch.testing.assert_close(torch.stack([entry[name] for entry in entries]), expected, rtol=1e-5, atol=1e-5)
+        assert apart(torch.stack([entry[name] for entry in entries]), expected) < CLOSE
     assert set(entries[0]) == set(names)
     assert not torch.allclose(entries[0]["embeds"], entries[2]["embeds"])
 
@@ -44,7 +45,7 @@ def test_a_batch_of_prompts_is_encoded_as_one_by_one(flux: Flux, variant: str) -
         (alone,) = hooks.encode([prompts[place]], Canvas(32, 32))
         assert set(together[place]) == set(alone)
         for name, tensor in alone.items():
-            torch.testing.assert_close(together[place][name], tensor, rtol=1e-5, atol=1e-5)
+            assert apart(together[place][name], tensor) < CLOSE
 
 
 @pytest.mark.parametrize("variant", TAKES_PICTURES)

@@ -29,7 +29,7 @@ def test_text_is_the_pipelines_encode_prompt(model: Any, pipeline: Any, prompts:
     with torch.no_grad():
         theirs, _ = pipeline(task).encode_prompt(list(TEXTS), do_classifier_free_guidance=False, max_sequence_length=512)
     assert ours.shape == (5, 512, 32)
-    assert apart(ours, theirs) < 1e-6
+    assert apart(ours, theirs) < 1e-5
     assert bool((ours[1, 1:] == 0).all()), "an empty text is its end alone"
 
 
@@ -46,10 +46,10 @@ def test_the_picture_is_what_the_pipeline_joins_to_the_latents(model: Any, pipel
                 pixels, 1, theirs.vae.config.z_dim, *canvas, torch.float32, torch.device("cpu")
             )
             seen = theirs.encode_image(picture, torch.device("cpu")) if kind == "2.1" else None
-        assert apart(entry["condition"], condition[0]) < 1e-6
+        assert apart(entry["condition"], condition[0]) < 1e-5
         assert set(entry) == {"embeds", "condition"} | ({"image"} if kind == "2.1" else set())
         if seen is not None:
-            assert apart(entry["image"], seen[0]) < 1e-6
+            assert apart(entry["image"], seen[0]) < 1e-5
     mask = ours[0]["condition"][:4]
     if kind != "5b":  # the first of two latent frames is given
         assert torch.equal(mask, torch.tensor([1.0, 0.0])[None, :, None, None].expand(4, 2, 4, 6))
@@ -68,7 +68,7 @@ def test_the_video_is_encoded_as_the_pipeline_encodes_it(model: Any, pipeline: A
                 *(pixels, 1, 4, canvas.height, canvas.width, torch.float32, torch.device("cpu")),
                 timestep=theirs.scheduler.timesteps[:1],
             )
-        assert apart(found, clean[0]) < 1e-6
+        assert apart(found, clean[0]) < 1e-5
 
 
 def without_noise(pipeline: Any) -> Any:

@@ -134,12 +134,13 @@ def test_a_run_passes_preflight_and_moves_off_its_reference(settings: dict[str, 
     settings["algorithm"] |= {"kl": 0.1}
     said: list[str] = []
     records = train(validate(settings), say=said.append).records()[1:]
-    assert any("replaying 2 recorded steps gives a ratio of 1 within 0.0e+00" in line for line in said)
+    (replayed,) = (line.split(" within ")[1] for line in said if "replaying 2 recorded steps gives a ratio of 1" in line)
+    assert float(replayed) <= 1e-6  # of batches of 8 and of 4, which other kernels may round otherwise
     assert any("a finite gradient reaches all 2 trainable tensors, kl too" in line for line in said)
     assert [record["iteration"] for record in records] == [1, 2, 3]
     assert records[0]["kl"] == 0
     assert records[1]["kl"] > 0
-    assert all(record["ratio/max_deviation"] == 0 for record in records), "one update an iteration is on-policy"
+    assert all(record["ratio/max_deviation"] <= 1e-6 for record in records), "one update an iteration is on-policy"
 
 
 def test_later_updates_of_an_iteration_are_off_policy_and_bounded(settings: dict[str, Any]) -> None:

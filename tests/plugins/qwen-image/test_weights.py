@@ -61,7 +61,7 @@ def test_adapters_land_on_every_projection_of_attention_and_feed_forward(config:
 def test_fresh_adapters_change_nothing(config: Any, cache: Path, prompts: Any) -> None:
     plain = opened(config("image"), cache, prompts["image"], (32, 32)).draw(2)
     adapted = opened(config("image", LORA), cache, prompts["image"], (32, 32)).draw(2)
-    assert torch.equal(plain.latents, adapted.latents)
+    assert apart(adapted.latents, plain.latents) < CLOSE  # a frozen weight meets other kernels than one that trains
 
 
 @pytest.mark.parametrize(("kind", "guidance"), [("image", 1.0), ("image", 4.0), ("edit-2511", 4.0)])

@@ -74,7 +74,7 @@ def test_adapters_land_on_every_projection_of_attention_and_feed_forward(opened:
 def test_fresh_adapters_change_nothing(opened: Any, checkpoint: Any) -> None:
     plain = opened(checkpoint()).draw(PROMPTS)
     adapted = opened(checkpoint(), LORA).draw(PROMPTS)
-    assert torch.equal(plain.latents, adapted.latents)
+    assert apart(adapted, plain.latents) < 1e-5  # a frozen weight meets other kernels than one that trains
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])

@@ -55,10 +55,11 @@ def test_the_saved_folder_is_an_ordinary_pipeline(trained):
     texts = ["a large red circle on white", "an orange ring above a blue square on gray"]
     with torch.no_grad():
         for mine, theirs in zip(encode(pipeline, texts), encode(loaded, texts), strict=True):
-            assert torch.equal(mine, theirs)
+            # kernels may round otherwise where the weights of a file lie in memory
+            torch.testing.assert_close(theirs, mine, rtol=1e-5, atol=1e-5)
     pictures = sample(loaded, texts, steps=2, guidance=3.0, seed=0)
     assert pictures.shape == (2, 3, 32, 32)
-    assert torch.equal(pictures, sample(pipeline, texts, steps=2, guidance=3.0, seed=0))
+    torch.testing.assert_close(pictures, sample(pipeline, texts, steps=2, guidance=3.0, seed=0), rtol=0, atol=1e-5)
 
 
 def test_the_weights_are_small_and_the_samples_lie_beside_them(trained):

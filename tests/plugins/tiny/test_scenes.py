@@ -126,7 +126,9 @@ def test_rendering_is_independent_of_the_batch():
     together = render(scenes)
     assert together.shape == (12, 3, 32, 32)
     assert 0 <= together.min() <= together.max() <= 1
-    assert all(torch.equal(render([scene])[0], picture) for scene, picture in zip(scenes, together, strict=True))
+    for scene, picture in zip(scenes, together, strict=True):
+        # what is left over at the end of a vector may be rounded otherwise
+        torch.testing.assert_close(render([scene])[0], picture, rtol=0, atol=1e-5)
 
 
 def test_larger_pictures_show_the_same():
