@@ -15,7 +15,7 @@ from typing import Any
 
 from flowfactory.config import loading
 from flowfactory.runs.train import train, versions
-from flowfactory.testing import Count
+from flowfactory.testing import ForwardCount
 
 SDE, ODE = "{name: flow-sde, num_sde_steps: 2}", "ode"
 VARIANTS = {
@@ -43,7 +43,7 @@ def count(algorithm: str, dynamics: str, batch_size: int, updates: int) -> dict[
     with tempfile.TemporaryDirectory() as folder:
         options = [*SMALL, f"algorithm={algorithm}", f"sampling.dynamics={dynamics}", f"training.updates={updates}"]
         options += [f"training.batch_size={batch_size}", "training.optimizer.lr=1e-5"]
-        counted = Count()
+        counted = ForwardCount()
         train(loading.load("quickstart", options, out=Path(folder) / "run"), observers=[counted], say=lambda _: None)
     found = counted.iterations[3]
     return {name: round(found.get(name, 0) / PICTURES, 3) for name in ("sample", "train", "no_grad", "backward")}

@@ -25,7 +25,7 @@ from machine import machine
 from flowfactory.config.loading import validate
 from flowfactory.runs.train import versions
 from flowfactory.testing.two_parameter import FILE
-from flowfactory.training.setup import prepare
+from flowfactory.training.setup import prepare_run
 
 T5_WIDTH, CLIP_WIDTH, LENGTH = 1024, 384, 32
 WORDS = (("red", "blue", "green", "grey"), ("cat", "boat", "lamp", "tree", "house"), ("at dawn", "in snow", "on a hill"))
@@ -142,7 +142,7 @@ def start(config: Path) -> None:
     run_config = validate(json.loads(config.read_text()))
     before = resident("VmRSS")
     started = time.perf_counter()
-    run = prepare(run_config)
+    run = prepare_run(run_config)
     seconds = time.perf_counter() - started
     assert run.policy.parameters
     print(json.dumps({"seconds": round(seconds, 2), "peak_mb": round(resident("VmHWM") - before)}))

@@ -174,7 +174,7 @@ def measured(path: Path, ranks: int) -> dict[str, Any] | None:
     from torch.profiler import ProfilerActivity, profile
 
     from flowfactory.config import loading as configs
-    from flowfactory.distributed.process_group import join
+    from flowfactory.distributed.process_group import join_process_group
     from flowfactory.runs.train import train
     from flowfactory.training.iteration import peak_memory
 
@@ -182,7 +182,7 @@ def measured(path: Path, ranks: int) -> dict[str, Any] | None:
     resolved = configs.load(path)
     torch.nn.Linear(8, 8)(torch.zeros(2, 8)).sum().backward()
     before = peak_memory(torch.device("cpu"))
-    with join(resolved) as joined, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with join_process_group(resolved) as joined, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         assert joined.count == ranks
         train(resolved, say=lambda _: None, ranks=joined)
     if not joined.leads:

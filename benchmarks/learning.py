@@ -33,13 +33,13 @@ def run(name: str, seed: int, forwards: int) -> dict[str, Any]:
 
     from flowfactory.config import loading
     from flowfactory.runs.train import train
-    from flowfactory.testing import Count
+    from flowfactory.testing import ForwardCount
 
     torch.set_num_threads(1)
 
-    def trained(iterations: int, *options: str) -> tuple[list[dict[str, Any]], Count]:
+    def trained(iterations: int, *options: str) -> tuple[list[dict[str, Any]], ForwardCount]:
         with tempfile.TemporaryDirectory() as folder:
-            counted = Count()
+            counted = ForwardCount()
             settings = [f"training.iterations={iterations}", f"seed={seed}", f"evaluation.members={MEMBERS}", *options]
             directory = train(loading.load(name, settings, out=Path(folder) / "run"), observers=[counted], say=lambda _: None)
             return directory.records(), counted

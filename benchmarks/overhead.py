@@ -29,7 +29,7 @@ from torch import nn
 from flowfactory.config import loading
 from flowfactory.runs.train import versions
 from flowfactory.training.iteration import iterate
-from flowfactory.training.setup import Run, prepare
+from flowfactory.training.setup import Run, prepare_run
 
 SDE = {"name": "flow-sde", "noise_level": 0.7}
 TIMES = {"name": "uniform", "count": 2}
@@ -79,7 +79,7 @@ def settings(path: Path, folder: Path, algorithm: dict[str, Any], dynamics: Any)
 
 
 def made(path: Path, folder: Path, algorithm: dict[str, Any], dynamics: Any) -> Run:
-    run = prepare(loading.validate(settings(path, folder, algorithm, dynamics)))
+    run = prepare_run(loading.validate(settings(path, folder, algorithm, dynamics)))
     run.assembly.hooks.run_started(run.info, run.policy)
     return run
 

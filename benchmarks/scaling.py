@@ -26,11 +26,11 @@ from overhead import SDE, checkpoint, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowfactory.config import loading
-from flowfactory.distributed.process_group import join
-from flowfactory.distributed.sharding import whole
+from flowfactory.distributed.process_group import join_process_group
+from flowfactory.distributed.sharding import full_tensor
 from flowfactory.runs.train import versions
 from flowfactory.training.iteration import iterate
-from flowfactory.training.setup import prepare
+from flowfactory.training.setup import prepare_run
 
 ITERATIONS = 2
 CASES = {
@@ -66,8 +66,8 @@ def work(raw: dict[str, Any]) -> dict[str, Any]:
     """What this rank's part of the iterations takes."""
     torch.set_num_threads(1)
     chosen = loading.validate(raw)
-    with join(chosen) as ranks:
-        run = prepare(chosen, ranks=ranks)
+    with join_process_group(chosen) as ranks:
+        run = prepare_run(chosen, ranks=ranks)
         run.assembly.hooks.run_started(run.info, run.policy)
         iterate(run, 0)
         forwards = {True: 0, False: 0}
@@ -82,7 +82,7 @@ def work(raw: dict[str, Any]) -> dict[str, Any]:
             for number in range(1, ITERATIONS + 1):
                 iterate(run, number)
         seconds = sum(ranks.gather(time.process_time() - started))
-        weights = sum(whole(p.detach()).numel() * p.element_size() for p in transformer.parameters())
+        weights = sum(full_tensor(p.detach()).numel() * p.element_size() for p in transformer.parameters())
         trained = sum(p.numel() * p.element_size() for p in run.policy.parameters.values())
         images = ITERATIONS * chosen.sampling.groups * chosen.sampling.group_size
         found: dict[str, Any] = {"cpu_seconds_per_image": seconds / images}

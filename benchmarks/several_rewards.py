@@ -23,8 +23,8 @@ from flowfactory.config import loading
 from flowfactory.rl.groups import group_std
 from flowfactory.runs.charts import COLOURS, Style, chart
 from flowfactory.runs.train import train, versions
-from flowfactory.training.iteration import Clock, gather
-from flowfactory.training.setup import prepare
+from flowfactory.training.iteration import Timer, collect_rollouts
+from flowfactory.training.setup import prepare_run
 
 PLUGIN = Path(__file__).parent / "attributes.py"
 SPREADS = {"bright": 1.0, "warm": 100.0, "green": 0.01}
@@ -40,9 +40,9 @@ def scales() -> dict[str, float]:
     """What gives each reward its spread within the groups of a first iteration."""
     with tempfile.TemporaryDirectory() as folder:
         options = [*settings(dict.fromkeys(SPREADS, 1.0)), "seed=0", "sampling.groups=48", "prompts.heldout=null"]
-        run = prepare(loading.load("quickstart", options, [PLUGIN], Path(folder) / "run"))
+        run = prepare_run(loading.load("quickstart", options, [PLUGIN], Path(folder) / "run"))
         run.assembly.hooks.run_started(run.info, run.policy)
-        found = gather(run, 0, Clock(torch.device("cpu"))).experience
+        found = collect_rollouts(run, 0, Timer(torch.device("cpu"))).experience
     spreads = {label: float(group_std(found.rewards[label], found.groups).square().mean().sqrt()) for label in SPREADS}
     return {label: wanted / spreads[label] for label, wanted in SPREADS.items()}
 

@@ -22,7 +22,7 @@ from flowfactory.config.optimizers import Optimizer
 from flowfactory.config.schema import ComponentConfig, LoraConfig, ModelConfig
 from flowfactory.discovery.catalogue import discover
 from flowfactory.flow.dynamics import Slide
-from flowfactory.flow.timesteps import Times
+from flowfactory.flow.timesteps import Timesteps
 from flowfactory.models.family import FamilyConfig
 
 UNITS = {
@@ -186,7 +186,7 @@ SHARED: dict[str, type[BaseModel]] = {"model": ModelConfig, "family": FamilyConf
 UNIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "average": get_args(get_args(Decay)[0]),
     "optimizer": get_args(get_args(Optimizer)[0]),
-    "times": get_args(get_args(Times)[0]),
+    "times": get_args(get_args(Timesteps)[0]),
 }
 """Classes of which a config chooses one by its ``name``."""
 

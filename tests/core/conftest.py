@@ -19,7 +19,7 @@ from flowfactory.config import loading as configs
 from flowfactory.config.schema import RunConfig
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.train import train
-from flowfactory.training.setup import Run, prepare
+from flowfactory.training.setup import Run, prepare_run
 
 TOY = Path(__file__).parent / "toy_plugin.py"
 MATCH = Path(__file__).parent / "toy_match.py"
@@ -116,7 +116,7 @@ def prepared(load: Callable[..., RunConfig]) -> Callable[..., Run]:
     """The toy's run with its weights in place and nothing trained."""
 
     def make(changes: Mapping[str, Any] | None = None) -> Run:
-        run = prepare(load(changes))
+        run = prepare_run(load(changes))
         run.assembly.hooks.run_started(run.info, run.policy)
         return run
 

@@ -13,7 +13,7 @@ from flowfactory.errors import UserError
 from flowfactory.experience import Experience, Loss
 from flowfactory.flow.dynamics import ODE, FlowSDE
 from flowfactory.hooks.calls import Hooks
-from flowfactory.hooks.manager import manager_of
+from flowfactory.hooks.manager import make_manager
 from flowfactory.testing import TwoParameter
 from flowfactory.training.assembly import Assembly
 from flowfactory.types import Conditions, Runtime, Samples, SamplingPlan, Trainable, Trajectory
@@ -90,7 +90,9 @@ def test_a_misspelt_hook_is_found_out(load: Load) -> None:
         @hookimpl
         def iteration_finnished(self, iteration: int) -> None: ...
 
-    with pytest.raises(UserError, match=r"^[^\n]*iteration_finnished[^\n]*there is no such hook, see flowfactory\.hooks\.specs$"):
+    with pytest.raises(
+        UserError, match=r"^[^\n]*iteration_finnished[^\n]*there is no such hook, see flowfactory\.hooks\.specs$"
+    ):
         assembled(load, algorithm=Misspelt())
 
 
@@ -156,14 +158,14 @@ def test_sampling_keeps_no_graph() -> None:
         def sample(self, conditions: Conditions, plan: SamplingPlan) -> Trajectory:
             return Trajectory(self.flow.p * torch.ones(1), torch.ones(1), torch.ones(2))
 
-    hooks = Hooks(manager_of({"model": Model(0.1, 0.2)}))
+    hooks = Hooks(make_manager({"model": Model(0.1, 0.2)}))
     plan = SamplingPlan(2, Canvas(4, 4), 1.0, ODE(), 0, 0)
     assert not hooks.sample(Conditions(()), plan).media.requires_grad
 
 
 def test_a_plan_that_no_algorithm_changes_is_itself() -> None:
     plan = SamplingPlan(2, Canvas(4, 4), 1.0, ODE(), 0, 0)
-    assert Hooks(manager_of({"algorithm": Learns()})).plan(3, plan) is plan
+    assert Hooks(make_manager({"algorithm": Learns()})).plan(3, plan) is plan
 
 
 def test_components_that_are_equal_are_refused_in_a_sentence() -> None:
@@ -175,4 +177,4 @@ def test_components_that_are_equal_are_refused_in_a_sentence() -> None:
         def iteration_finished(self, iteration: int) -> None: ...
 
     with pytest.raises(UserError, match=r"^b: [^\n]*; components must compare by identity, as plain classes do$"):
-        manager_of({"a": Equal(), "b": Equal()})
+        make_manager({"a": Equal(), "b": Equal()})

@@ -71,7 +71,7 @@ class Whole(nn.Module):
 
 def adapted(module: nn.Module) -> nn.Module:
     """With LoRA over what is frozen, neither A nor B zero."""
-    lora.inject(module, ADAPTERS, TARGETS, seed=1)
+    lora.add_adapters(module, ADAPTERS, TARGETS, seed=1)
     source = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -132,32 +132,32 @@ def counted(layer: nn.Module) -> Iterator[list[None]]:
 
 def test_blocks_are_the_members_of_lists_in_order() -> None:
     module = Whole()
-    assert blocks.find(module, NAMES) == [*module.first, *module.second]
-    assert blocks.find(module, ("Tail",)) == list(module.second)
-    assert blocks.find(module, ("Linear", "Absent")) == []
+    assert blocks.find_blocks(module, NAMES) == [*module.first, *module.second]
+    assert blocks.find_blocks(module, ("Tail",)) == list(module.second)
+    assert blocks.find_blocks(module, ("Linear", "Absent")) == []
 
 
 def test_without_names_blocks_are_what_a_class_of_diffusers_calls_so() -> None:
     module: Any = Whole()
-    assert blocks.find(module) == []
+    assert blocks.find_blocks(module) == []
     module._repeated_blocks, module._no_split_modules = ["Tail"], None
-    assert blocks.find(module) == list(module.second)
+    assert blocks.find_blocks(module) == list(module.second)
     module._no_split_modules = ["Block"]
-    assert blocks.find(module) == [*module.first, *module.second]
+    assert blocks.find_blocks(module) == [*module.first, *module.second]
 
 
 def test_a_subclass_made_of_a_block_is_still_one() -> None:
     module = Whole()
     module.first[1].__class__ = type("FSDPBlock", (Block,), {})
-    assert blocks.find(module, ("Block",))[:3] == list(module.first)
+    assert blocks.find_blocks(module, ("Block",))[:3] == list(module.first)
 
 
 @pytest.mark.parametrize(
     ("option", "wants"),
     [
-        ("training.activation_checkpointing", lambda module, names: blocks.checkpoint(module, names, "every-2")),
-        ("training.compile", blocks.compiled),
-        ("model.quantize", lambda module, names: quantization.quantise(module, names, "int8", FLOAT32)),
+        ("training.activation_checkpointing", lambda module, names: blocks.checkpoint_blocks(module, names, "every-2")),
+        ("training.compile", blocks.compile_blocks),
+        ("model.quantize", lambda module, names: quantization.quantize_blocks(module, names, "int8", FLOAT32)),
     ],
 )
 def test_what_wants_blocks_says_so_where_there_are_none(option: str, wants: Callable[..., None]) -> None:
@@ -168,7 +168,7 @@ def test_what_wants_blocks_says_so_where_there_are_none(option: str, wants: Call
 
 
 def test_no_checkpointing_wants_no_blocks() -> None:
-    blocks.checkpoint(Whole(), (), "none")
+    blocks.checkpoint_blocks(Whole(), (), "none")
 
 
 @pytest.mark.parametrize("precision", [FLOAT32, BFLOAT16])
@@ -177,7 +177,7 @@ def test_no_checkpointing_wants_no_blocks() -> None:
 def test_gradients_are_those_of_a_forward_that_keeps_everything(setting: str, full: bool, precision: torch.dtype) -> None:
     """To the last bit; with LoRA no input of the first block wants a gradient, and no weight but the adapters does."""
     plain, saving = (Whole() if full else adapted(Whole()) for _ in range(2))
-    blocks.checkpoint(saving, NAMES, setting)
+    blocks.checkpoint_blocks(saving, NAMES, setting)
     contexts = [torch.autocast("cpu", precision, enabled=precision != FLOAT32) for _ in range(2)]
     (expected, gradients), (result, found) = learned(plain, contexts[0]), learned(saving, contexts[1])
     assert torch.equal(result, expected)
@@ -188,7 +188,7 @@ def test_gradients_are_those_of_a_forward_that_keeps_everything(setting: str, fu
 
 def test_what_is_dropped_is_dropped_again() -> None:
     plain, saving = adapted(Whole()).train(), adapted(Whole()).train()
-    blocks.checkpoint(saving, NAMES, "blocks")
+    blocks.checkpoint_blocks(saving, NAMES, "blocks")
     torch.manual_seed(4)
     _, gradients = learned(plain)
     torch.manual_seed(4)
@@ -199,7 +199,7 @@ def test_what_is_dropped_is_dropped_again() -> None:
 def kept(setting: str) -> int:
     """Bytes that live after a forward only because a backward needs them."""
     module = adapted(Whole())
-    blocks.checkpoint(module, NAMES, setting)
+    blocks.checkpoint_blocks(module, NAMES, setting)
     given = inputs()
     with Living() as living:
         result = module(*given)
@@ -219,8 +219,8 @@ def test_only_the_inputs_of_blocks_live_until_the_backward() -> None:
 )
 def test_the_blocks_that_a_setting_says_are_computed_twice_and_only_for_a_gradient(setting: str, again: list[int]) -> None:
     module = adapted(Whole())
-    blocks.checkpoint(module, NAMES, setting)
-    for index, block in enumerate(blocks.find(module, NAMES)):
+    blocks.checkpoint_blocks(module, NAMES, setting)
+    for index, block in enumerate(blocks.find_blocks(module, NAMES)):
         assert isinstance(block, Block)
         with counted(block.norm) as calls:
             with torch.no_grad():
@@ -233,11 +233,11 @@ def test_the_blocks_that_a_setting_says_are_computed_twice_and_only_for_a_gradie
 @COMPILING
 def test_names_stay_and_a_copy_runs_its_own_weights() -> None:
     plain, module = Whole(), Whole()
-    blocks.checkpoint(module, NAMES, "blocks")
-    blocks.compiled(module, NAMES)
+    blocks.checkpoint_blocks(module, NAMES, "blocks")
+    blocks.compile_blocks(module, NAMES)
     assert list(module.state_dict()) == list(plain.state_dict())
     module = Whole()
-    blocks.checkpoint(module, NAMES, "blocks")
+    blocks.checkpoint_blocks(module, NAMES, "blocks")
     twin = copy.deepcopy(module)
     with torch.no_grad():
         for parameter in twin.parameters():
@@ -250,7 +250,7 @@ def quantised(kind: str, dtype: torch.dtype = FLOAT32) -> nn.Module:
     if kind == "nf4":
         pytest.importorskip("bitsandbytes")
     module = Whole().to(dtype)
-    quantization.quantise(module, NAMES, kind, dtype)
+    quantization.quantize_blocks(module, NAMES, kind, dtype)
     return module
 
 
@@ -322,7 +322,7 @@ def test_bits_a_weight(kind: str, bits: float) -> None:
 def test_the_linear_layers_of_blocks_alone_are_stored_so() -> None:
     module = Whole()
     module.first[0].odd = nn.Linear(12, WIDTH)
-    found = quantization.quantise(module, NAMES, "int8", FLOAT32)
+    found = quantization.quantize_blocks(module, NAMES, "int8", FLOAT32)
     assert found == [
         f"{list_}.{i}.{name}" for list_, n in (("first", 3), ("second", 2)) for i in range(n) for name in ("up", "down")
     ]
@@ -336,7 +336,7 @@ def test_the_linear_layers_of_blocks_alone_are_stored_so() -> None:
 def test_adapters_start_the_same_over_stored_weights_and_alone_train(kind: str, dtype: torch.dtype) -> None:
     plain, module = Whole().to(dtype), quantised(kind, dtype)
     for each in (plain, module):
-        lora.inject(each, ADAPTERS, TARGETS, seed=1)
+        lora.add_adapters(each, ADAPTERS, TARGETS, seed=1)
     expected, found = ({n: p for n, p in each.named_parameters() if p.requires_grad} for each in (plain, module))
     assert found.keys() == expected.keys()
     assert len(found) == 2 * len(TARGETS)
@@ -352,7 +352,7 @@ def test_adapters_over_stored_weights_learn_as_over_the_same_weights_unstored(ki
     for name, layer in plain.named_modules():
         if isinstance(layer, nn.Linear) and name.startswith(("first", "second")):
             layer.weight.data = read(stored.get_submodule(name), kind).to(dtype)
-    blocks.checkpoint(saving, NAMES, "blocks")
+    blocks.checkpoint_blocks(saving, NAMES, "blocks")
     context = torch.autocast("cpu", BFLOAT16, enabled=autocast)
     (expected, gradients), (result, found), (same, again) = (learned(adapted(m), context) for m in (plain, stored, saving))
     rounding = 2e-2 if autocast else 2e-6
@@ -402,7 +402,7 @@ def test_what_a_kind_of_storage_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -
     assert quantization_unavailable("int8") is quantization_unavailable(None) is None
     assert (quantization_unavailable("nf4") or "").startswith("model.quantize: nf4 needs bitsandbytes")
     with pytest.raises(UserError, match=r"pip install 'flowfactory\[bitsandbytes\]', or choose int8$"):
-        quantization.quantise(Whole(), NAMES, "nf4", FLOAT32)
+        quantization.quantize_blocks(Whole(), NAMES, "nf4", FLOAT32)
 
 
 @COMPILING
@@ -410,8 +410,8 @@ def test_compiled_blocks_that_save_memory_compute_what_the_plain_ones_do() -> No
     """With a gradient and without, in bf16: what is fused rounds as what is not, or replaying would not give what was drawn."""
     context = torch.autocast("cpu", BFLOAT16)
     plain, module = Whole(), Whole()
-    blocks.checkpoint(module, ("Tail",), "blocks")
-    blocks.compiled(module, ("Tail",))
+    blocks.checkpoint_blocks(module, ("Tail",), "blocks")
+    blocks.compile_blocks(module, ("Tail",))
     with torch.no_grad(), context:
         drawn = module(*inputs())
     (expected, gradients), (result, found) = learned(plain, context), learned(module, context)

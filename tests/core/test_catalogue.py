@@ -12,7 +12,7 @@ import pytest
 from flowfactory.config import loading as configs
 from flowfactory.config.components import config_class
 from flowfactory.discovery.catalogue import discover
-from flowfactory.errors import UserError, suggestion
+from flowfactory.errors import UserError, did_you_mean
 from flowfactory.testing import TwoParameterConfig
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -158,9 +158,9 @@ def test_what_is_registered_must_be_a_config(spec: str, tmp_path: Path) -> None:
 
 
 def test_the_nearest_name_is_suggested_or_all_are_listed() -> None:
-    assert suggestion("gpro", ["grpo", "nft", "awm"]) == "; did you mean 'grpo'?"
-    assert suggestion("zzz", ["nft", "awm"]) == "; there is awm, nft"
-    assert suggestion("zzz", []) == "; none is installed"
+    assert did_you_mean("gpro", ["grpo", "nft", "awm"]) == "; did you mean 'grpo'?"
+    assert did_you_mean("zzz", ["nft", "awm"]) == "; there is awm, nft"
+    assert did_you_mean("zzz", []) == "; none is installed"
 
 
 def test_show_prints_what_a_component_is_and_its_options(toy: Path, invoke: Callable[..., tuple[int, str, str]]) -> None:

@@ -30,9 +30,9 @@ from flowfactory.runs.checkpoints import save as saving
 from flowfactory.runs.checkpoints.manifest import Manifest
 from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory
-from flowfactory.runs.resume import fixed
+from flowfactory.runs.resume import fixed_config
 from flowfactory.training.iteration import iterate
-from flowfactory.training.setup import Run, prepare
+from flowfactory.training.setup import Run, prepare_run
 
 Figures = Callable[[RunDirectory], list[dict[str, Any]]]
 Trained = Callable[..., RunDirectory]
@@ -303,7 +303,7 @@ def test_saving_an_iteration_again_replaces_it(prepared: Prepared, folder: Path)
 @BOTH
 def test_restoring_brings_back_weights_optimizer_and_random_state(model: dict[str, Any], load: Load, tmp_path: Path) -> None:
     def fresh() -> Run:
-        run = prepare(load({"model": model}))
+        run = prepare_run(load({"model": model}))
         run.assembly.hooks.run_started(run.info, run.policy)
         return run
 
@@ -602,7 +602,7 @@ def test_a_prompt_whose_picture_changed_is_another(load: Load, tmp_path: Path) -
         config = load()
         (tmp_path / "train.jsonl").write_text(json.dumps({"prompt": "a", "image": "one.png", **changes}) + "\n")
         prompts = config.prompts.model_copy(update={"train": tmp_path / "train.jsonl"})
-        return str(fixed(config.model_copy(update={"prompts": prompts}))["prompts.train"])
+        return str(fixed_config(config.model_copy(update={"prompts": prompts}))["prompts.train"])
 
     before = digest()
     assert digest(image="two.png") == before

@@ -44,7 +44,7 @@ class Line:
     def move(self, rows: list[list[float]]) -> None:
         """As an update would."""
         self.set(rows)
-        self.policy.changed()
+        self.policy.mark_changed()
 
 
 def step(guidance: float = 1.0) -> Step:
@@ -218,7 +218,7 @@ def test_the_reference_costs_no_forward_until_the_weights_have_changed(training:
     with torch.no_grad():
         for parameter in line.policy.parameters.values():
             parameter.add_(1.0)
-    line.policy.changed()
+    line.policy.mark_changed()
     line.forwards.clear()
     new, moved = line.policy.compare(step(), kept)
     assert line.forwards == [False, True]  # what was kept at the start is the reference

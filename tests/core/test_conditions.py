@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowfactory.canvas import Canvas
-from flowfactory.data.encode_cache import ConditionCache, checkpoint_identity, default_folder
+from flowfactory.data.encode_cache import EncodeCache, checkpoint_identity, default_folder
 from flowfactory.types import Conditions, Prompt
 
 CANVAS = Canvas(8, 8)
@@ -39,15 +39,15 @@ class Encoder:
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Callable[..., tuple[ConditionCache, Encoder]]:
-    def make(encoding: str = "model-1") -> tuple[ConditionCache, Encoder]:
+def made(tmp_path: Path) -> Callable[..., tuple[EncodeCache, Encoder]]:
+    def make(encoding: str = "model-1") -> tuple[EncodeCache, Encoder]:
         encoder = Encoder()
-        return ConditionCache(encoder, encoding, tmp_path), encoder
+        return EncodeCache(encoder, encoding, tmp_path), encoder
 
     return make
 
 
-Made = Callable[..., tuple[ConditionCache, Encoder]]
+Made = Callable[..., tuple[EncodeCache, Encoder]]
 
 
 def files(folder: Path) -> list[Path]:
@@ -209,7 +209,7 @@ def test_media_count_by_their_bytes(made: Made, tmp_path: Path) -> None:
 @pytest.mark.parametrize("matters", [False, True])
 def test_the_canvas_counts_where_it_matters(matters: bool, tmp_path: Path) -> None:
     encoder = Encoder()
-    cache = ConditionCache(encoder, "m", tmp_path, canvas_matters=matters)
+    cache = EncodeCache(encoder, "m", tmp_path, canvas_matters=matters)
     cache.prepare([Prompt("a")], Canvas(8, 8, 5))
     for other in (Canvas(8, 16, 5), Canvas(8, 8, 9)):
         assert cache.prepare([Prompt("a")], other) == int(matters)
@@ -222,14 +222,14 @@ def test_an_entry_is_on_the_disk_as_soon_as_it_is_made(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ConditionCache(encode, "m", tmp_path).prepare([Prompt("a"), Prompt("b")], CANVAS)
+        EncodeCache(encode, "m", tmp_path).prepare([Prompt("a"), Prompt("b")], CANVAS)
     encoder = Encoder()
-    assert ConditionCache(encoder, "m", tmp_path).prepare([Prompt("a"), Prompt("b")], CANVAS) == 1
+    assert EncodeCache(encoder, "m", tmp_path).prepare([Prompt("a"), Prompt("b")], CANVAS) == 1
     assert encoder.asked == ["b"]
 
 
 def test_on_another_device_the_samples_of_a_prompt_still_share_one_entry(tmp_path: Path) -> None:
-    cache = ConditionCache(Encoder(), "m", tmp_path, "meta")
+    cache = EncodeCache(Encoder(), "m", tmp_path, "meta")
     known = cache.conditions([Prompt("a")] * 3 + [Prompt("b")], CANVAS, [Prompt("no")] * 4)
     assert known.negative is not None
     assert {entry["embeds"].device.type for entry in (*known.entries, *known.negative.entries)} == {"meta"}

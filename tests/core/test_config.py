@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from flowfactory.config import loading
 from flowfactory.config.components import schema_type
 from flowfactory.config.schema import ComponentConfig, RunConfig
-from flowfactory.config.yaml import dump, override, parse_yaml
+from flowfactory.config.yaml import apply_override, dump, parse_yaml
 from flowfactory.discovery.catalogue import discover
 from flowfactory.errors import UserError
 
@@ -232,7 +232,7 @@ def test_set_takes_numbers_lists_and_mappings(load: Load) -> None:
 def test_set_opens_the_shorthand_of_a_component() -> None:
     raw = {"model": "toy", "algorithm": "score", "rewards": {"a": "bright"}, "sampling": {"dynamics": "flow-sde"}}
     for assignment in ("model.p=2", "algorithm.pull=3", "rewards.a.scale=4", "sampling.dynamics.noise_level=1"):
-        raw = override(raw, assignment)
+        raw = apply_override(raw, assignment)
     assert raw == {
         "model": {"name": "toy", "p": 2},
         "algorithm": {"name": "score", "pull": 3},
@@ -243,7 +243,7 @@ def test_set_opens_the_shorthand_of_a_component() -> None:
 
 def test_set_leaves_what_it_is_given_as_it_was() -> None:
     raw = {"training": {"optimizer": {"lr": 1}}}
-    assert override(raw, "training.optimizer.lr=2") == {"training": {"optimizer": {"lr": 2}}}
+    assert apply_override(raw, "training.optimizer.lr=2") == {"training": {"optimizer": {"lr": 2}}}
     assert raw == {"training": {"optimizer": {"lr": 1}}}
 
 

@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flowfactory.config.schema import DistributedConfig
-from flowfactory.distributed.dealing import dealt, evened
-from flowfactory.distributed.process_group import sizes
+from flowfactory.distributed.dealing import assign_rounds, split_with_padding
+from flowfactory.distributed.process_group import mesh_sizes
 from flowfactory.distributed.ranks import ALONE
-from flowfactory.distributed.sharding import as_shard, local, whole
+from flowfactory.distributed.sharding import as_shard, full_tensor, local_shard
 from flowfactory.errors import UserError
-from flowfactory.flow import in_parts
+from flowfactory.flow import forward_by_kind
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 7), st.integers(1, 5))
 def test_every_unit_is_dealt_once_whole_and_as_even_as_it_comes(units: int, size: int, count: int, length: int) -> None:
     rows = [[unit * length + i for i in range(length)] for unit in range(units)]
-    rounds = list(dealt(rows, size, count))
+    rounds = list(assign_rounds(rows, size, count))
     assert len(rounds) == -(-units // (size * count)), "no more rounds than it takes"
     assert all(len(given) == count for given in rounds)
     pieces = [piece for given in rounds for piece in given]
@@ -36,7 +36,7 @@ def test_every_unit_is_dealt_once_whole_and_as_even_as_it_comes(units: int, size
 @given(st.integers(1, 50), st.integers(1, 9))
 def test_samples_are_evened_over_ranks_in_order(samples: int, count: int) -> None:
     rows = [7 + i for i in range(samples)]
-    given = evened(rows, count)
+    given = split_with_padding(rows, count)
     assert len(given) == count
     assert len({len(mine) for mine in given}) == 1, "every rank draws as many"
     assert len(given[0]) == -(-samples // count)
@@ -57,7 +57,7 @@ def test_samples_are_evened_over_ranks_in_order(samples: int, count: int) -> Non
     ],
 )
 def test_ranks_are_divided_as_the_config_says(options: dict[str, int], count: int, expected: tuple[int, int]) -> None:
-    assert sizes(DistributedConfig.model_validate(options), count) == expected
+    assert mesh_sizes(DistributedConfig.model_validate(options), count) == expected
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_ranks_are_divided_as_the_config_says(options: dict[str, int], count: in
 )
 def test_ranks_that_cannot_be_divided_so_are_refused(options: dict[str, int], count: int) -> None:
     with pytest.raises(UserError, match=rf"^distributed: shard .* and replicate .* do not divide {count} rank"):
-        sizes(DistributedConfig.model_validate(options), count)
+        mesh_sizes(DistributedConfig.model_validate(options), count)
 
 
 def test_a_process_alone_is_all_there_is() -> None:
@@ -85,8 +85,8 @@ def test_a_process_alone_is_all_there_is() -> None:
 
 def test_what_is_whole_is_its_own_shard() -> None:
     tensor = nn.Parameter(torch.ones(3))
-    assert local(tensor) is tensor
-    assert whole(tensor) is tensor
+    assert local_shard(tensor) is tensor
+    assert full_tensor(tensor) is tensor
     assert as_shard(tensor, tensor) is tensor
 
 
@@ -98,7 +98,7 @@ def test_kinds_that_only_other_ranks_have_run_and_count_for_nothing() -> None:
         asked.append(str(kind))
         return weights[str(kind)] * torch.tensor([row + 1.0 for row in rows])  # type: ignore[attr-defined]
 
-    result = in_parts("cca", velocity, lambda kinds: ["a", "b", "c"])
+    result = forward_by_kind("cca", velocity, lambda kinds: ["a", "b", "c"])
     assert asked == ["a", "b", "c"], "in the order that all ranks have"
     assert result.tolist() == [4.0, 8.0, 6.0]
     result.sum().backward()

@@ -12,7 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flowfactory.config.schema import RunConfig
-from flowfactory.runs.estimate.fake_tensors import Counter
+from flowfactory.runs.estimate.fake_tensors import StorageCounter
 from flowfactory.runs.estimate.result import GIB, RESERVE, Estimate, Part
 from flowfactory.runs.estimate.table import remedies, verdict
 from flowfactory.runs.estimate.trace import estimate
@@ -28,7 +28,7 @@ def test_storages_count_until_they_are_gone_and_gradients_by_their_share() -> No
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
         weight = nn.Parameter(torch.empty(100, 100))
-    with Counter(fake) as counter:
+    with StorageCounter(fake) as counter:
         counter.share = 0.25
         counter.watch([weight])
         x = torch.randn(10, 100)
@@ -48,7 +48,7 @@ def test_storages_count_until_they_are_gone_and_gradients_by_their_share() -> No
 
 
 def test_numbers_asked_of_fake_tensors_are_one_and_real_ones_stay() -> None:
-    with Counter(FakeTensorMode(allow_non_fake_inputs=True)):
+    with StorageCounter(FakeTensorMode(allow_non_fake_inputs=True)):
         fake, real = torch.randn(3), torch.tensor([False, True, True])
         assert float(fake.sum()) == 1.0
         assert bool(fake.isfinite().all())

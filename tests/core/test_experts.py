@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from flowfactory import RunError
 from flowfactory.experience import Loss
 from flowfactory.runs.train import train
-from flowfactory.training.learner import Gathered, Learner
+from flowfactory.training.learner import Learner, UpdateMetrics
 from flowfactory.training.setup import Run
 
 
@@ -81,7 +81,7 @@ def test_adapters_of_each_are_saved_apart_and_come_back(prepared: Callable[..., 
 def test_the_frozen_one_goes_to_the_device_too(prepared: Callable[..., Run]) -> None:
     run = prepared(settings(model={"only": "transformer_2"}, **window([3], 1)))
     run.policy.device = torch.device("meta")
-    run.policy.settle(run.ranks, run.config.training)
+    run.policy.distribute(run.ranks, run.config.training)
     for module in (*run.policy.modules.values(), *run.policy._frozen.values()):
         assert {parameter.device.type for parameter in module.parameters()} == {"meta"}
 
@@ -108,7 +108,7 @@ def test_one_that_no_training_time_is_for_is_found_out(
 
 def test_losses_that_only_the_frozen_one_made_count_and_teach_nothing(prepared: Callable[..., Run]) -> None:
     run = prepared(settings(model={"only": "transformer"}, **window([1, 3], 2)))
-    learner, gathered = Learner(run.policy, run.config.training), Gathered()
+    learner, gathered = Learner(run.policy, run.config.training), UpdateMetrics()
     before = {name: parameter.detach().clone() for name, parameter in run.policy.parameters.items()}
     norm = learner.step(iter([Loss(torch.ones(3))]), gathered)
     assert (norm, gathered.count) == (0.0, 3)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flowfactory.config.schema import RunConfig
-from flowfactory.runs.resume import changes, fixed
+from flowfactory.runs.resume import config_changes, fixed_config
 
 Load = Callable[..., RunConfig]
 
@@ -22,7 +22,7 @@ Load = Callable[..., RunConfig]
     ],
 )
 def test_what_is_about_speed_memory_and_places_may_be_changed(changed: dict[str, Any], load: Load) -> None:
-    assert changes(fixed(load()), fixed(load(changed))) == []
+    assert config_changes(fixed_config(load()), fixed_config(load(changed))) == []
 
 
 @pytest.mark.parametrize(
@@ -35,4 +35,4 @@ def test_what_is_about_speed_memory_and_places_may_be_changed(changed: dict[str,
     ],
 )
 def test_what_changes_a_number_may_not_be_changed(changed: dict[str, Any], told: list[str], load: Load) -> None:
-    assert changes(fixed(load()), fixed(load(changed))) == told
+    assert config_changes(fixed_config(load()), fixed_config(load(changed))) == told

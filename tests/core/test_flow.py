@@ -31,7 +31,7 @@ def conditions(count: int) -> Conditions:
 
 def shrink(latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
     """0.3 x + 0.2 sigma."""
-    return 0.3 * latents + 0.2 * flow.like(sigma, latents)
+    return 0.3 * latents + 0.2 * flow.expand_sigma(sigma, latents)
 
 
 def test_the_noise_of_a_sample_does_not_depend_on_who_it_is_drawn_with() -> None:
@@ -219,7 +219,7 @@ def test_the_gradient_of_the_log_density_is_that_of_the_formula_in_float64(
     dynamics = FlowSDEConfig(noise_level=level).build("dynamics")
     weights = torch.tensor([p, q], requires_grad=True)
     latents, at = torch.tensor([[x, 2 * x]]), torch.tensor([sigma])
-    velocity = weights[0] * latents + weights[1] * flow.like(at, latents)
+    velocity = weights[0] * latents + weights[1] * flow.expand_sigma(at, latents)
     step = Step(latents, at, conditions(1), 1.0, dynamics, torch.tensor([then]), torch.tensor([[arrived, -arrived]]))
     found = flow.evaluate(velocity, step)
     assert found.log_prob is not None
@@ -253,7 +253,7 @@ def test_parts_are_asked_once_each_and_come_back_in_order(kinds: list[str]) -> N
         asked.append(list(rows))
         return torch.tensor([[10.0 * row] for row in rows])
 
-    result = flow.in_parts(kinds, velocity)
+    result = flow.forward_by_kind(kinds, velocity)
     assert result.flatten().tolist() == [10.0 * row for row in range(len(kinds))]
     assert len(asked) == len(set(kinds))
     assert all(len({kinds[row] for row in rows}) == 1 for rows in asked)
@@ -261,7 +261,9 @@ def test_parts_are_asked_once_each_and_come_back_in_order(kinds: list[str]) -> N
 
 def test_parts_keep_their_gradients() -> None:
     weight = torch.ones(4, requires_grad=True)
-    result = flow.in_parts("abab", lambda rows, _: weight[torch.tensor(list(rows))] * torch.tensor([row + 1.0 for row in rows]))
+    result = flow.forward_by_kind(
+        "abab", lambda rows, _: weight[torch.tensor(list(rows))] * torch.tensor([row + 1.0 for row in rows])
+    )
     assert torch.autograd.grad(result.sum(), weight)[0].tolist() == [1.0, 2.0, 3.0, 4.0]
 
 

@@ -12,7 +12,7 @@ from flowfactory.config.schema import TrainingConfig
 from flowfactory.errors import RunError
 from flowfactory.experience import Loss
 from flowfactory.policy.policy import Policy
-from flowfactory.training.learner import Gathered, Learner
+from flowfactory.training.learner import Learner, UpdateMetrics
 from flowfactory.types import Evaluation, Trainable
 
 X = torch.tensor([1.0, -2.0, 0.5, 3.0, 2.5, -1.0, 0.25])
@@ -43,7 +43,7 @@ def squared(line: Line, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("pieces", [[7], [1, 6], [3, 3, 1], [1] * 7])
 def test_unequal_pieces_give_the_mean_of_one_batch(pieces: list[int]) -> None:
     line, learner = made()
-    gathered = Gathered()
+    gathered = UpdateMetrics()
     norm = learner.step((Loss(squared(line, x)) for x in torch.split(X, pieces)), gathered)
 
     a, b = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.5, -0.25))
@@ -62,7 +62,7 @@ def test_unequal_pieces_give_the_mean_of_one_batch(pieces: list[int]) -> None:
 def test_several_steps_are_adamws() -> None:
     line, learner = made(optimizer={"lr": 0.05, "betas": [0.8, 0.95], "weight_decay": 0.1, "eps": 1e-6})
     for _ in range(5):
-        learner.step([Loss(squared(line, X))], Gathered())
+        learner.step([Loss(squared(line, X))], UpdateMetrics())
     a, b, m, v = 0.5, -0.25, [0.0, 0.0], [0.0, 0.0]
     x = X.double().tolist()
     for t in range(1, 6):
@@ -81,7 +81,7 @@ def test_several_steps_are_adamws() -> None:
 
 def test_gradients_do_not_pile_up_from_step_to_step() -> None:
     line, learner = made(optimizer={"lr": 1e-12})
-    norms = [learner.step([Loss(squared(line, X))], Gathered()) for _ in range(3)]
+    norms = [learner.step([Loss(squared(line, X))], UpdateMetrics()) for _ in range(3)]
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-6)
 
 
@@ -97,13 +97,13 @@ def test_one_graph_is_alive_at_a_time() -> None:
                 values.sum().backward()  # type: ignore[no-untyped-call]
             freed.append(True)
 
-    learner.step(losses(), Gathered())
+    learner.step(losses(), UpdateMetrics())
     assert len(freed) == 3
 
 
 def test_the_norm_is_told_before_clipping_and_the_gradient_is_clipped() -> None:
     line, learner = made(max_grad_norm=0.5)
-    norm = learner.step([Loss(squared(line, X))], Gathered())
+    norm = learner.step([Loss(squared(line, X))], UpdateMetrics())
     clipped = math.hypot(*(float(p.grad) for p in (line.a, line.b) if p.grad is not None))
     assert norm > 1
     assert clipped == pytest.approx(0.5, rel=1e-4)
@@ -111,7 +111,7 @@ def test_the_norm_is_told_before_clipping_and_the_gradient_is_clipped() -> None:
 
 def test_metrics_are_means_over_samples_and_extremes_maxima() -> None:
     line, learner = made()
-    gathered = Gathered()
+    gathered = UpdateMetrics()
     pieces = [
         Loss(
             squared(line, X[:1]),
@@ -139,9 +139,9 @@ def test_a_loss_that_is_not_finite_stops_and_names_its_term() -> None:
     bad = torch.tensor([1.0, math.nan])
     values = squared(line, X[:2])
     with pytest.raises(RunError, match=r"^the loss is not finite: its term 'kl' is not$"):
-        learner.step([Loss(values + bad, terms={"fine": values, "kl": bad})], Gathered())
+        learner.step([Loss(values + bad, terms={"fine": values, "kl": bad})], UpdateMetrics())
     with pytest.raises(RunError, match=r"^the loss is not finite$"):
-        learner.step([Loss(squared(line, X[:2]) * math.inf)], Gathered())
+        learner.step([Loss(squared(line, X[:2]) * math.inf)], UpdateMetrics())
     assert (float(line.a.detach()), float(line.b.detach())) == (0.5, -0.25)
 
 
@@ -150,20 +150,20 @@ def test_a_gradient_that_is_not_finite_stops_and_names_its_weight_alone(value: s
     line, learner = made(max_grad_norm=1.0)
     line.b.register_hook(lambda gradient: gradient * slope)  # type: ignore[no-untyped-call]
     with pytest.raises(RunError, match=r"^the gradient of line\.b is not finite \(1 of 2 weights\)$"):
-        learner.step([Loss(squared(line, X))], Gathered())
+        learner.step([Loss(squared(line, X))], UpdateMetrics())
     assert (float(line.a.detach()), float(line.b.detach())) == (0.5, -0.25)
 
 
 def test_an_update_without_losses_is_refused() -> None:
     _, learner = made()
     with pytest.raises(RunError, match="yielded no loss"):
-        learner.step([], Gathered())
+        learner.step([], UpdateMetrics())
 
 
 def test_a_loss_that_is_already_a_mean_is_refused() -> None:
     line, learner = made()
     with pytest.raises(RunError, match=r"^a loss has shape \[\]; yield one value a sample, \[b\]$"):
-        learner.step([Loss(squared(line, X).mean())], Gathered())
+        learner.step([Loss(squared(line, X).mean())], UpdateMetrics())
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_the_learning_rate_follows_its_schedule(options: dict[str, Any], expecte
     line, learner = made(**options, iterations=2, updates=2, epochs=2)
     rates = []
     for _ in range(8):
-        learner.step([Loss(squared(line, X))], Gathered())
+        learner.step([Loss(squared(line, X))], UpdateMetrics())
         rates.append(learner.rate)
     assert rates == pytest.approx([0.1 * part for part in expected])
 
@@ -189,12 +189,12 @@ def test_a_restored_learner_goes_on_where_it_was() -> None:
     options = {"decay": "linear", "warmup": 2, "iterations": 6}
     line, learner = made(**options)
     for _ in range(3):
-        learner.step([Loss(squared(line, X))], Gathered())
+        learner.step([Loss(squared(line, X))], UpdateMetrics())
     other, restored = made(**options)
     other.load_state_dict(line.state_dict())
     restored.load_state(copy.deepcopy(learner.state()))  # as a file would
     for _ in range(3):
-        norms = [one.step([Loss(squared(at, X))], Gathered()) for one, at in ((learner, line), (restored, other))]
+        norms = [one.step([Loss(squared(at, X))], UpdateMetrics()) for one, at in ((learner, line), (restored, other))]
         assert norms[0] == norms[1]
         assert learner.rate == restored.rate
     assert torch.equal(line.a, other.a)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowfactory import flow, hookimpl
 from flowfactory.config.schema import RunConfig
-from flowfactory.distributed.process_group import device_of
+from flowfactory.distributed.process_group import resolve_device
 from flowfactory.errors import RunError, UserError
 from flowfactory.experience import Experience
 from flowfactory.hooks.calls import Hooks
@@ -22,10 +22,10 @@ from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.train import train
 from flowfactory.training.evaluation import evaluate
-from flowfactory.training.iteration import Clock, gather, plan_of
+from flowfactory.training.iteration import Timer, collect_rollouts, sampling_plan
 from flowfactory.training.preflight import preflight
-from flowfactory.training.rollouts import Pool, shares
-from flowfactory.training.setup import Run, prepare
+from flowfactory.training.rollouts import Rollouts, split_updates
+from flowfactory.training.setup import Run, prepare_run
 from flowfactory.types import NoiseKey, RunInfo, Samples
 
 Figures = Callable[[RunDirectory], list[dict[str, Any]]]
@@ -44,7 +44,7 @@ def weights(directory: RunDirectory, iteration: int = 3) -> dict[str, Tensor]:
 def nudge(run: Run) -> None:
     for name, parameter in run.policy.parameters.items():
         parameter.add_(0.3 * torch.randn(parameter.shape, generator=flow.generator("nudge", name)))
-    run.policy.changed()
+    run.policy.mark_changed()
 
 
 def test_training_twice_gives_the_same_figures_and_weights(trained: Trained, figures: Figures) -> None:
@@ -63,7 +63,7 @@ def test_the_same_noise_whatever_the_sampling_batch_size(prepared: Prepared) -> 
     drawn: dict[int, list[Experience]] = {}
     for size in (1, 5, 16):
         run = prepared({"model": FULL, "sampling": {"batch_size": size, "dynamics": dynamics}})
-        drawn[size] = [gather(run, iteration, Clock(CPU)).experience for iteration in range(3)]
+        drawn[size] = [collect_rollouts(run, iteration, Timer(CPU)).experience for iteration in range(3)]
     for size in (5, 16):
         for one, other in zip(drawn[1], drawn[size], strict=True):
             assert torch.equal(one.steps[0].latents, other.steps[0].latents)
@@ -102,8 +102,8 @@ def test_updates_and_epochs_give_the_number_of_optimizer_steps(
 
 @pytest.mark.parametrize("updates", [1, 2, 3, 4, 5, 16])
 def test_an_epoch_deals_out_every_sample_once(prepared: Prepared, updates: int) -> None:
-    experience = gather(prepared(), 0, Clock(CPU)).experience
-    dealt = list(shares(experience.groups, updates, 7, 0, 0))
+    experience = collect_rollouts(prepared(), 0, Timer(CPU)).experience
+    dealt = list(split_updates(experience.groups, updates, 7, 0, 0))
     assert len(dealt) == updates
     assert sorted(row for rows in dealt for row in rows) == list(range(16))
     if updates <= 4:  # there are four groups
@@ -113,10 +113,10 @@ def test_an_epoch_deals_out_every_sample_once(prepared: Prepared, updates: int) 
 
 
 def test_each_epoch_has_an_order_of_its_own(prepared: Prepared) -> None:
-    groups = gather(prepared(), 0, Clock(CPU)).experience.groups
-    orders = [list(shares(groups, 16, 7, 0, epoch)) for epoch in (0, 0, 1)]
+    groups = collect_rollouts(prepared(), 0, Timer(CPU)).experience.groups
+    orders = [list(split_updates(groups, 16, 7, 0, epoch)) for epoch in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
-    assert list(shares(groups, 16, 7, 1, 0)) != orders[0]
+    assert list(split_updates(groups, 16, 7, 1, 0)) != orders[0]
 
 
 def test_the_record_of_an_iteration_has_every_promised_key(trained: Trained) -> None:
@@ -135,7 +135,7 @@ def test_the_record_of_an_iteration_has_every_promised_key(trained: Trained) -> 
 
 
 def test_the_recorded_reward_is_that_of_the_drawn_pictures(prepared: Prepared, trained: Trained) -> None:
-    rewards = gather(prepared(), 0, Clock(CPU)).experience.rewards["bright"]
+    rewards = collect_rollouts(prepared(), 0, Timer(CPU)).experience.rewards["bright"]
     record = trained().records()[1]
     values = [float(value) for value in rewards]
     mean = math.fsum(values) / 16
@@ -167,8 +167,8 @@ def test_evaluation_comes_before_every_so_often_and_at_the_end(trained: Trained)
     evaluated = [record["iteration"] for record in directory.records() if "eval/bright/mean" in record]
     assert evaluated == [0, 2, 4, 5]
     for iteration in evaluated:
-        assert len(directory.kept_samples(iteration)) == 3
-    assert directory.kept_samples(1) == []
+        assert len(directory.read_samples(iteration)) == 3
+    assert directory.read_samples(1) == []
 
 
 def test_evaluation_may_have_other_rewards(trained: Trained) -> None:
@@ -240,17 +240,17 @@ def test_observers_see_the_run_in_order(load: Callable[..., RunConfig]) -> None:
 def test_the_window_is_drawn_anew_each_iteration_and_the_same_in_every_process(prepared: Prepared) -> None:
     keys = [NoiseKey(0, 0)]
     one, other = prepared(), prepared()
-    windows = [plan_of(one, iteration, keys).stochastic for iteration in range(20)]
-    assert windows == [plan_of(other, iteration, keys).stochastic for iteration in range(20)]
+    windows = [sampling_plan(one, iteration, keys).stochastic for iteration in range(20)]
+    assert windows == [sampling_plan(other, iteration, keys).stochastic for iteration in range(20)]
     assert all(len(window) == 2 and window <= {0, 1, 2} for window in windows)
     assert len(set(windows)) == 3
-    assert plan_of(one, 0, keys).recorded == windows[0]  # what the algorithm asks for
+    assert sampling_plan(one, 0, keys).recorded == windows[0]  # what the algorithm asks for
 
 
 def test_guidance_changes_what_is_drawn(prepared: Prepared) -> None:
     model = {"name": "net", "train": "full", "guided": True}
     drawn = [
-        gather(prepared({"model": model, "sampling": {"guidance": scale}}), 0, Clock(CPU)).experience
+        collect_rollouts(prepared({"model": model, "sampling": {"guidance": scale}}), 0, Timer(CPU)).experience
         for scale in (1.0, 1.0, 4.0)
     ]
     assert torch.equal(drawn[0].latents, drawn[1].latents)
@@ -265,9 +265,9 @@ def test_half_precision_trains_with_full_master_weights(trained: Trained) -> Non
 
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(UserError, match=r"^device: 'cuda:77' is not to be had here: "):
-        device_of("cuda:77")
+        resolve_device("cuda:77")
     with pytest.raises(UserError, match=r"^device: 'gpu' is not to be had here: "):
-        device_of("gpu")
+        resolve_device("gpu")
 
 
 AVERAGE = {"name": "linear", "start": 0, "end": 1, "iterations": 4}  # keeps 0, then 1/4, then 1/2
@@ -314,11 +314,11 @@ def test_pictures_are_drawn_with_the_average_where_the_config_says_so(prepared: 
     with torch.no_grad():
         run.policy.parameters["transformer.p"].fill_(0.5)
         run.policy.parameters["transformer.q"].fill_(-0.6)
-    run.policy.changed()
+    run.policy.mark_changed()
     run.policy.iteration_finished(0)
-    drawn = gather(run, 1, Clock(CPU)).experience
+    drawn = collect_rollouts(run, 1, Timer(CPU)).experience
     # 3/4 of the start and 1/4 of the present: p = 0.2 and q = 0
-    expected = gather(prepared({"model": {"name": "toy", "p": 0.2, "q": 0.0}}), 1, Clock(CPU)).experience
+    expected = collect_rollouts(prepared({"model": {"name": "toy", "p": 0.2, "q": 0.0}}), 1, Timer(CPU)).experience
     torch.testing.assert_close(drawn.latents, expected.latents, rtol=0, atol=1e-5)
     torch.testing.assert_close(drawn.rewards["bright"], expected.rewards["bright"], rtol=0, atol=1e-6)
     for step, other in zip(drawn.steps, expected.steps, strict=True):
@@ -372,7 +372,7 @@ Matching = Callable[..., dict[str, Any]]
 def test_the_conditions_bring_what_the_teachers_guidance_needs(prepared: Prepared, matching: Matching) -> None:
     for guided, teacher, negative in ((True, 1.0, False), (True, 4.0, True), (False, 4.0, False)):
         model = {"name": "net", "train": "full", "guided": guided}
-        experience = gather(prepared({"model": model, **matching(teacher=teacher)}), 0, Clock(CPU)).experience
+        experience = collect_rollouts(prepared({"model": model, **matching(teacher=teacher)}), 0, Timer(CPU)).experience
         assert (experience.conditions.negative is not None) == negative
         assert experience.plan.guidance == 1.0
 
@@ -380,18 +380,19 @@ def test_the_conditions_bring_what_the_teachers_guidance_needs(prepared: Prepare
 def test_the_teachers_guidance_does_not_change_what_is_drawn(prepared: Prepared, matching: Matching) -> None:
     model = {"name": "net", "train": "full", "guided": True}
     drawn = [
-        gather(prepared({"model": model, **matching(teacher=scale)}), 0, Clock(CPU)).experience.latents for scale in (1.0, 4.0)
+        collect_rollouts(prepared({"model": model, **matching(teacher=scale)}), 0, Timer(CPU)).experience.latents
+        for scale in (1.0, 4.0)
     ]
     torch.testing.assert_close(*drawn, rtol=0, atol=1e-5)
 
 
 def test_an_algorithm_that_draws_with_its_own_average_is_heard(prepared: Prepared, matching: Matching) -> None:
     run = prepared({"model": FULL, **matching()})
-    start = gather(run, 1, Clock(CPU)).experience
+    start = collect_rollouts(run, 1, Timer(CPU)).experience
     nudge(run)
-    assert torch.equal(gather(run, 1, Clock(CPU)).experience.latents, start.latents)  # the average has not moved yet
+    assert torch.equal(collect_rollouts(run, 1, Timer(CPU)).experience.latents, start.latents)  # the average has not moved yet
     run.policy.iteration_finished(0)
-    assert not torch.allclose(gather(run, 1, Clock(CPU)).experience.latents, start.latents, atol=1e-3)
+    assert not torch.allclose(collect_rollouts(run, 1, Timer(CPU)).experience.latents, start.latents, atol=1e-3)
 
 
 def test_the_same_weights_however_many_samples_and_times_share_a_forward(
@@ -410,16 +411,16 @@ def test_the_same_weights_however_many_samples_and_times_share_a_forward(
 
 
 def test_the_experience_says_what_fits_a_forward_and_which_schedule_drew(prepared: Prepared) -> None:
-    experience = gather(prepared({"training": {"batch_size": 3, "times_per_forward": 2}}), 0, Clock(CPU)).experience
+    experience = collect_rollouts(prepared({"training": {"batch_size": 3, "times_per_forward": 2}}), 0, Timer(CPU)).experience
     assert (experience.batch_size, experience.times_per_forward, experience.epoch) == (3, 2, 0)
     assert experience.sigmas.tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
 
 
 @pytest.mark.parametrize("updates", [2, 7])
 def test_every_share_knows_its_epoch(prepared: Prepared, updates: int) -> None:
-    pool = gather(prepared(), 0, Clock(CPU))
-    for rows in shares(pool.experience.groups, updates, 7, 0, 3):
-        assert [piece.epoch for piece, _ in pool.pieces([rows], 1, epoch=3)] == [3]
+    pool = collect_rollouts(prepared(), 0, Timer(CPU))
+    for rows in split_updates(pool.experience.groups, updates, 7, 0, 3):
+        assert [piece.epoch for piece, _ in pool.micro_batches([rows], 1, epoch=3)] == [3]
 
 
 def test_samples_that_rest_on_the_host_teach_the_same(trained: Trained) -> None:
@@ -432,24 +433,24 @@ def test_samples_that_rest_on_the_host_teach_the_same(trained: Trained) -> None:
 @pytest.mark.gpu
 def test_samples_leave_the_accelerator_until_they_are_learned_from(prepared: Prepared, trained: Trained) -> None:
     changes = {"model": {"name": "net", "train": "full"}, "device": "cuda", "sampling": {"keep_on": "host"}}
-    experience = gather(prepared(changes), 0, Clock(torch.device("cuda"))).experience
+    experience = collect_rollouts(prepared(changes), 0, Timer(torch.device("cuda"))).experience
     assert {experience.latents.device.type, *(step.latents.device.type for step in experience.steps)} == {"cpu"}
-    assert {batch.latents.device.type for batch in experience.batches()} == {"cuda"}
+    assert {batch.latents.device.type for batch in experience.micro_batches()} == {"cuda"}
     assert trained(changes).records()[-1]["iteration"] == 3
 
 
 def test_latents_kept_as_bf16_are_halved_and_still_replay(prepared: Prepared) -> None:
     run = prepared({"sampling": {"keep_as": "bf16"}})
-    experience = gather(run, 0, Clock(torch.device("cpu"))).experience
+    experience = collect_rollouts(run, 0, Timer(torch.device("cpu"))).experience
     assert {step.latents.dtype for step in experience.steps} == {torch.bfloat16}
     assert experience.latents.dtype == torch.bfloat16
-    said = list(preflight(Pool(experience), run.policy, run.assembly.hooks, run.config))
+    said = list(preflight(Rollouts(experience), run.policy, run.assembly.hooks, run.config))
     assert "a ratio of 1 within" in said[2]
 
 
 @pytest.mark.parametrize(("batch_size", "calls"), [(1, 4), (4, 4), (8, 2), (11, 2), (16, 1)])
 def test_rewards_judge_whole_groups_as_they_are_drawn(batch_size: int, calls: int, prepared: Prepared) -> None:
-    whole = gather(prepared({"sampling": {"batch_size": 16}}), 0, Clock(torch.device("cpu"))).experience
+    whole = collect_rollouts(prepared({"sampling": {"batch_size": 16}}), 0, Timer(torch.device("cpu"))).experience
     run = prepared({"sampling": {"batch_size": batch_size}})
     seen: list[Samples] = []
     start = run.assembly.rewards.start
@@ -459,7 +460,7 @@ def test_rewards_judge_whole_groups_as_they_are_drawn(batch_size: int, calls: in
         return start(samples)
 
     run.assembly.rewards.start = watched  # type: ignore[method-assign]
-    experience = gather(run, 0, Clock(torch.device("cpu"))).experience
+    experience = collect_rollouts(run, 0, Timer(torch.device("cpu"))).experience
     assert len(seen) == calls
     assert all(len(samples.groups) % 4 == 0 for samples in seen)
     assert [source.text for samples in seen for source in samples.sources] == [p for samples in seen for p in samples.prompts]
@@ -474,7 +475,7 @@ def test_a_prompt_may_bring_its_own_negative(tmp_path: Path, load: Callable[...,
         '{"prompt": "a", "negative_prompt": "not this"}\n{"prompt": "a"}\n{"prompt": "a", "negative_prompt": ""}\n'
     )
     changed = config.prompts.model_copy(update={"train": config.prompts.train.with_suffix(".jsonl")})
-    run = prepare(config.model_copy(update={"prompts": changed}))
+    run = prepare_run(config.model_copy(update={"prompts": changed}))
     conditions = run.sampler.conditions(run.train, 2.0, config.sampling.canvas)
     assert conditions.negative is not None
     lengths = [round(10 * float(entry["length"])) for entry in conditions.negative.entries]
@@ -493,7 +494,7 @@ def test_what_only_the_opened_model_knows_is_checked_before_anything_is_encoded(
 
     monkeypatch.setattr(type(config.model), "check", late)
     with pytest.raises(UserError, match=r"^model: sampling\.size \[4, 4\]: this model draws multiples of 8$"):
-        prepare(config)
+        prepare_run(config)
 
 
 @pytest.mark.parametrize(("matters", "calls"), [(False, 1), (True, 2)])
@@ -510,7 +511,7 @@ def test_encoders_are_loaded_once_for_training_and_held_out_prompts(
 
     monkeypatch.setattr(Hooks, "encode", encode)
     monkeypatch.setattr(Hooks, "load", lambda self, runtime: replace(real_load(self, runtime), canvas_matters=matters))
-    prepare(load({"evaluation": {"size": [8, 8]}}))
+    prepare_run(load({"evaluation": {"size": [8, 8]}}))
     assert sum(asked) == 7
     assert len(asked) == calls
 

@@ -20,7 +20,7 @@ def clip(frames: int, height: int = 16, width: int = 24) -> torch.Tensor:
 
 
 def test_a_video_is_written_and_read_frame_by_frame(tmp_path: Path) -> None:
-    written = media.write(clip(7), tmp_path / "c", frame_rate=16)
+    written = media.write_media(clip(7), tmp_path / "c", frame_rate=16)
     assert written == tmp_path / "c.mp4"
     read = media.read_video(written, 7)
     assert [frame.size for frame in read] == [(24, 16)] * 7
@@ -33,7 +33,7 @@ def test_a_video_is_written_and_read_frame_by_frame(tmp_path: Path) -> None:
 def test_a_clip_plays_in_a_browser_at_its_frame_rate(tmp_path: Path) -> None:
     import av
 
-    with av.open(str(media.write(clip(9), tmp_path / "c", frame_rate=24))) as container:
+    with av.open(str(media.write_media(clip(9), tmp_path / "c", frame_rate=24))) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
         assert float(stream.average_rate) == pytest.approx(24)
@@ -41,19 +41,19 @@ def test_a_clip_plays_in_a_browser_at_its_frame_rate(tmp_path: Path) -> None:
 
 
 def test_odd_sides_lose_no_pixel(tmp_path: Path) -> None:
-    (frame, *_) = media.read_video(media.write(clip(2, 15, 23), tmp_path / "c"), 2)
+    (frame, *_) = media.read_video(media.write_media(clip(2, 15, 23), tmp_path / "c"), 2)
     assert frame.size == (24, 16)
 
 
 def test_one_frame_is_a_picture(tmp_path: Path) -> None:
-    written = media.write(clip(1), tmp_path / "c")
+    written = media.write_media(clip(1), tmp_path / "c")
     assert written.suffix == ".png"
     with Image.open(written) as picture:
         assert picture.size == (24, 16)
 
 
 def test_the_first_frames_are_read_and_too_few_are_refused(tmp_path: Path) -> None:
-    written = media.write(clip(5), tmp_path / "c")
+    written = media.write_media(clip(5), tmp_path / "c")
     assert len(media.read_video(written, 3)) == 3
     with pytest.raises(UserError, match=r"^video .*c\.mp4: it has 5 frames, and 9 are wanted; ask for fewer with 'frames'$"):
         media.read_video(written, 9)
@@ -85,11 +85,11 @@ def test_a_digest_follows_the_bytes(tmp_path: Path) -> None:
     one, two = tmp_path / "1", tmp_path / "2"
     one.write_bytes(b"same")
     two.write_bytes(b"same")
-    assert media.digest(one) == media.digest(two)
+    assert media.file_digest(one) == media.file_digest(two)
     two.write_bytes(b"diff!")
-    assert media.digest(one) != media.digest(two)
+    assert media.file_digest(one) != media.file_digest(two)
     with pytest.raises(UserError, match="cannot be read"):
-        media.digest(tmp_path / "3")
+        media.file_digest(tmp_path / "3")
 
 
 def test_without_pyav_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -102,4 +102,4 @@ def test_without_pyav_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(UserError, match=r"videos need PyAV: pip install 'flowfactory\[video\]'"):
-        media.write(clip(2), tmp_path / "c")
+        media.write_media(clip(2), tmp_path / "c")

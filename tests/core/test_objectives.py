@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from flowfactory.rl.advantages import advantages, normalised
+from flowfactory.rl.advantages import advantages, normalize
 from flowfactory.rl.divergences import mean_kl, velocity_kl
-from flowfactory.rl.groups import centred, group_max, group_std, group_sum
-from flowfactory.rl.losses import clipped_surrogate, is_clipped, normalised_log_ratio, optimality, squared_error
+from flowfactory.rl.groups import center, group_max, group_std, group_sum
+from flowfactory.rl.losses import clipped_surrogate, is_clipped, normalized_log_ratio, optimality, squared_error
 
 SCORES = st.floats(-10, 10, width=32)
 Spread = Literal["group", "global"]
@@ -43,8 +43,8 @@ def by_hand(scores: Tensor, groups: Tensor) -> list[tuple[float, float]]:
 def test_centring_and_spread_are_those_of_the_group(batch: tuple[list[Tensor], Tensor]) -> None:
     (scores,), groups = batch
     expected = by_hand(scores, groups)
-    assert centred(scores, groups).dtype == torch.float64
-    assert centred(scores, groups).tolist() == pytest.approx([c for c, _ in expected], abs=1e-9)
+    assert center(scores, groups).dtype == torch.float64
+    assert center(scores, groups).tolist() == pytest.approx([c for c, _ in expected], abs=1e-9)
     assert group_std(scores, groups).tolist() == pytest.approx([s for _, s in expected], abs=2e-6)
 
 
@@ -94,7 +94,7 @@ def test_a_reward_that_weighs_two_equal_sums_is_constant() -> None:
 
 def test_one_outlying_group_does_not_make_another_constant() -> None:
     rewards = torch.tensor([1e9, 2e9, 1.0, 3.0], dtype=torch.float64)
-    advantage = normalised(rewards, torch.tensor([0, 0, 1, 1]))
+    advantage = normalize(rewards, torch.tensor([0, 0, 1, 1]))
     assert advantage.tolist() == pytest.approx([-1, 1, -1, 1], abs=1e-6)
 
 
@@ -109,11 +109,11 @@ def test_the_group_divides_by_its_own_spread_and_the_batch_by_that_of_all() -> N
 def test_small_differences_of_large_rewards_survive() -> None:
     # float32 would round the mean of these away
     scores = torch.tensor([16_777_216.0, 16_777_218.0, 16_777_220.0])
-    found = normalised(scores, torch.zeros(3, dtype=torch.int64), "global")
-    assert centred(scores, torch.zeros(3, dtype=torch.int64)).tolist() == [-2.0, 0.0, 2.0]
+    found = normalize(scores, torch.zeros(3, dtype=torch.int64), "global")
+    assert center(scores, torch.zeros(3, dtype=torch.int64)).tolist() == [-2.0, 0.0, 2.0]
     assert found.dtype == torch.float64
     scores = torch.tensor([1000.0, 1000.001, 1000.002, 1000.003], dtype=torch.float64)
-    own = normalised(scores, torch.zeros(4, dtype=torch.int64)).tolist()
+    own = normalize(scores, torch.zeros(4, dtype=torch.int64)).tolist()
     assert own == pytest.approx([-3 / math.sqrt(5), -1 / math.sqrt(5), 1 / math.sqrt(5), 3 / math.sqrt(5)], rel=1e-4)
 
 
@@ -308,15 +308,15 @@ def test_the_normalised_log_ratio_is_the_log_ratio_less_its_bias_in_units_of_the
     log_ratio = Normal(mean, std).log_prob(x) - Normal(old, std).log_prob(x)
     bias = -kl_divergence(Normal(old, std), Normal(mean, std))  # what the log-ratio is on average where old drew
     expected = (std * (log_ratio - bias)).mean(1)
-    torch.testing.assert_close(normalised_log_ratio(mean, old, x, std), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(normalized_log_ratio(mean, old, x, std), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_the_normalised_log_ratio_does_not_care_how_noisy_the_step_is() -> None:
     mean, old, noise = torch.tensor([[[1.0, 2.0]], [[0.5, -1.0]]]), torch.zeros(2, 1, 2), torch.tensor([[[0.5, -2.0]]])
     for std in (0.01, 1.0, 30.0):
-        found = normalised_log_ratio(mean, old, old + std * noise, torch.full((2, 1, 1), std))
+        found = normalized_log_ratio(mean, old, old + std * noise, torch.full((2, 1, 1), std))
         assert found.tolist() == pytest.approx([(0.5 - 4) / 2, (0.25 + 2) / 2], rel=1e-5)
-    assert normalised_log_ratio(old, old, old + noise, torch.ones(2, 1, 1)).tolist() == [0.0, 0.0]
+    assert normalized_log_ratio(old, old, old + noise, torch.ones(2, 1, 1)).tolist() == [0.0, 0.0]
 
 
 def test_the_largest_of_a_group_is_every_members() -> None:

@@ -17,8 +17,8 @@ from flowfactory.errors import RunError
 from flowfactory.flow.dynamics import ODE
 from flowfactory.policy import lora
 from flowfactory.policy.policy import REFERENCE, At, Policy
-from flowfactory.training.iteration import Clock, gather
-from flowfactory.training.setup import Run, prepare
+from flowfactory.training.iteration import Timer, collect_rollouts
+from flowfactory.training.setup import Run, prepare_run
 from flowfactory.types import Conditions, Evaluation, Step, Trainable
 
 Prepared = Callable[..., Run]
@@ -46,7 +46,7 @@ def values(policy: Policy) -> dict[str, Tensor]:
 def nudge(policy: Policy, seed: int = 0) -> None:
     for name, parameter in policy.parameters.items():
         parameter.add_(0.3 * torch.randn(parameter.shape, generator=flow.generator(seed, name)))
-    policy.changed()
+    policy.mark_changed()
 
 
 def velocity(policy: Policy, step: Step) -> Tensor:
@@ -104,7 +104,7 @@ def test_the_parameters_stay_the_ones_the_optimizer_holds(policy: Policy) -> Non
     with policy.using("old"):
         assert {name: id(parameter) for name, parameter in policy.parameters.items()} == before
     policy.keep_reference()
-    policy.changed()
+    policy.mark_changed()
     with policy.using(REFERENCE):
         pass
     assert {name: id(parameter) for name, parameter in policy.parameters.items()} == before
@@ -115,12 +115,12 @@ def test_blending_moves_what_is_kept_towards_the_present(policy: Policy) -> None
     first = values(policy)
     nudge(policy)
     second = values(policy)
-    policy.blend("slow", 0.75)
+    policy.update_ema("slow", 0.75)
     with policy.using("slow"):
         for name, weight in values(policy).items():
             torch.testing.assert_close(weight, 0.75 * first[name] + 0.25 * second[name])
     assert same(values(policy), second)
-    policy.blend("slow", 0.0)
+    policy.update_ema("slow", 0.0)
     with policy.using("slow"):
         assert same(values(policy), second)
 
@@ -192,7 +192,7 @@ def test_where_adapters_start_depends_on_the_seed_alone() -> None:
     def start(seed: int) -> dict[str, Tensor]:
         module = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
         before = torch.get_rng_state()
-        lora.inject(module, LoraConfig(rank=2), ("0", "1"), seed)
+        lora.add_adapters(module, LoraConfig(rank=2), ("0", "1"), seed)
         assert torch.equal(torch.get_rng_state(), before)
         return {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
 
@@ -298,15 +298,15 @@ def test_dropout_is_off_in_sampling_and_in_training() -> None:
 def test_kept_weights_cost_the_trained_ones_alone(prepared: Prepared) -> None:
     run = prepared({"model": MODELS["lora"]})
     run.policy.keep_reference()
-    gather(run, 0, Clock(CPU))
+    collect_rollouts(run, 0, Timer(CPU))
     kept = {name: set(kept.weights) for name, kept in run.policy._kept.items()}
     assert kept == {"slow": set(run.policy.parameters), "reference": set()}  # the algorithm's; the reference is the base
 
 
 def test_an_average_moves_as_its_schedule_says(policy: Policy) -> None:
     decays = {0: 0.5, 1: 0.25, 2: 1.0, 3: 0.9, 4: 0.0, 5: 0.75}
-    policy.average("slow", decays.__getitem__)
-    policy.average("slower", lambda iteration: 0.9)
+    policy.track_ema("slow", decays.__getitem__)
+    policy.track_ema("slower", lambda iteration: 0.9)
     slow = {name: value.double() for name, value in values(policy).items()}
     slower = dict(slow)
     for iteration, decay in decays.items():
@@ -323,7 +323,7 @@ def test_an_average_moves_as_its_schedule_says(policy: Policy) -> None:
 
 
 def test_a_decay_of_zero_copies_and_the_copy_is_known_as_present(policy: Policy, step: Step) -> None:
-    policy.average("old", lambda iteration: 0.0)
+    policy.track_ema("old", lambda iteration: 0.0)
     nudge(policy)
     assert not policy.is_present(At("old"), step)
     policy.iteration_finished(0)
@@ -337,7 +337,7 @@ def test_a_decay_of_zero_copies_and_the_copy_is_known_as_present(policy: Policy,
 
 
 def test_an_average_of_weights_that_did_not_change_stays_the_present_ones(policy: Policy, step: Step) -> None:
-    policy.average("slow", lambda iteration: 0.3)
+    policy.track_ema("slow", lambda iteration: 0.3)
     before = values(policy)
     policy.iteration_finished(0)
     assert policy.is_present(At("slow"), step)
@@ -349,7 +349,7 @@ def test_an_average_of_weights_that_did_not_change_stays_the_present_ones(policy
 
 
 def test_a_decay_of_one_stands_still(policy: Policy, step: Step) -> None:
-    policy.average("fixed", lambda iteration: 1.0)
+    policy.track_ema("fixed", lambda iteration: 1.0)
     start = values(policy)
     for iteration in range(3):
         nudge(policy, iteration)
@@ -362,7 +362,7 @@ def test_a_decay_of_one_stands_still(policy: Policy, step: Step) -> None:
 def test_what_is_kept_lies_where_the_config_says(load: Callable[..., RunConfig]) -> None:
     # the meta device is another than the host's, on every machine
     for where, device in (("host", "cpu"), ("device", "meta")):
-        run = prepare(load({"model": MODELS["full"], "device": "meta", "training": {"kept_on": where}}))
+        run = prepare_run(load({"model": MODELS["full"], "device": "meta", "training": {"kept_on": where}}))
         assert run.policy._kept_on.type == device
 
 
@@ -370,7 +370,7 @@ def test_what_is_kept_lies_where_the_config_says(load: Callable[..., RunConfig])
 def test_weights_are_kept_on_the_host_or_on_the_device(host: bool, device: str) -> None:
     trainable = Trainable({"transformer": nn.Linear(2, 2)}, "full", (), (), "", guided=False)
     policy = Policy(trainable, lambda step: Evaluation(step.latents), torch.device("meta"), host=host)
-    policy.average("slow", lambda iteration: 0.5)
+    policy.track_ema("slow", lambda iteration: 0.5)
     policy.keep_reference()
     for name in ("slow", REFERENCE):
         assert {value.device.type for value in policy._kept[name].weights.values()} == {device}
@@ -385,7 +385,7 @@ def test_weights_kept_on_the_host_are_used_averaged_and_loaded_as_others_are(ste
                 parameter.copy_(torch.randn(parameter.shape, generator=flow.generator("start", name)))
         trainable = Trainable({"transformer": module}, "full", (), (), "", guided=False)
         policy = Policy(trainable, lambda s, m=module: Evaluation(m(s.latents.flatten(1))), CPU, host=host)  # type: ignore[misc]
-        policy.average("slow", lambda iteration: 0.5)
+        policy.track_ema("slow", lambda iteration: 0.5)
         policy.keep_reference()
         nudge(policy)
         policy.iteration_finished(0)
@@ -401,8 +401,8 @@ def test_weights_kept_on_the_host_are_used_averaged_and_loaded_as_others_are(ste
 def test_a_resumed_policy_knows_again_which_kept_weights_are_the_present_ones(
     policy: Policy, step: Step, tmp_path: Path
 ) -> None:
-    policy.average("old", lambda iteration: 0.0)
-    policy.average("slow", lambda iteration: 0.5)
+    policy.track_ema("old", lambda iteration: 0.0)
+    policy.track_ema("slow", lambda iteration: 0.5)
     nudge(policy)
     policy.iteration_finished(0)
     saved.save(policy, tmp_path)
@@ -473,7 +473,7 @@ def test_an_average_that_the_saved_run_had_not_begins_with_its_weights(policy: P
     nudge(policy)
     before = values(policy)
     saved.save(policy, tmp_path)
-    policy.average("new", lambda iteration: 0.5)
+    policy.track_ema("new", lambda iteration: 0.5)
     nudge(policy, 1)
     policy.iteration_finished(0)
     saved.load(policy, tmp_path)
@@ -488,7 +488,7 @@ def test_an_average_that_the_saved_run_had_not_begins_with_its_weights(policy: P
 
 def test_an_average_that_moved_is_told_from_what_was_kept_with_it(policy: Policy, step: Step) -> None:
     policy.keep("start")
-    policy.average("slow", lambda iteration: 0.5)
+    policy.track_ema("slow", lambda iteration: 0.5)
     start = velocity(policy, step)
     nudge(policy)
     policy.iteration_finished(0)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from flowfactory.config.schema import AlgorithmConfig
-from flowfactory.data.batches import by_group
+from flowfactory.data.batches import rows_by_group
 from flowfactory.experience import Loss
-from flowfactory.training.iteration import Clock, gather
-from flowfactory.training.rollouts import forwards_worth
+from flowfactory.training.iteration import Timer, collect_rollouts
+from flowfactory.training.rollouts import micro_batch_units
 from flowfactory.training.setup import Run
 
 Prepared = Callable[..., Run]
@@ -31,9 +31,9 @@ class Pairs(Groupwise):
 
 
 def test_what_is_dealt_is_the_samples_themselves(prepared: Prepared) -> None:
-    pool = gather(prepared(), 0, Clock(torch.device("cpu")))
+    pool = collect_rollouts(prepared(), 0, Timer(torch.device("cpu")))
     rows = [5, 3, 14]
-    piece, expected = pool.deal([rows], epoch=2), pool.experience.rows(rows)
+    piece, expected = pool.redistribute([rows], epoch=2), pool.experience.rows(rows)
     assert piece.epoch == 2
     assert piece.plan.keys == expected.plan.keys
     for name in ("latents", "advantages", "groups"):
@@ -61,10 +61,10 @@ def test_what_is_dealt_is_the_samples_themselves(prepared: Prepared) -> None:
 def test_a_piece_is_what_fits_a_forward(
     algorithm: AlgorithmConfig, batch_size: int, lengths: list[int], prepared: Prepared
 ) -> None:
-    pool = gather(prepared(), 0, Clock(torch.device("cpu")))
+    pool = collect_rollouts(prepared(), 0, Timer(torch.device("cpu")))
     pool = replace(pool, experience=replace(pool.experience, batch_size=batch_size))
-    units, size = forwards_worth(range(16), pool.experience, algorithm)
-    pieces = list(pool.pieces(units, size))
+    units, size = micro_batch_units(range(16), pool.experience, algorithm)
+    pieces = list(pool.micro_batches(units, size))
     assert [len(piece) for piece, _ in pieces] == lengths
     assert all(counts for _, counts in pieces)
     if algorithm.groupwise:
@@ -73,13 +73,15 @@ def test_a_piece_is_what_fits_a_forward(
 
 def test_rows_are_told_by_their_group() -> None:
     groups = torch.tensor([4, 4, 1, 1, 4])
-    assert by_group([4, 2, 0], groups) == [[4, 0], [2]]
+    assert rows_by_group([4, 2, 0], groups) == [[4, 0], [2]]
 
 
 def test_an_idle_loss_reaches_the_weights_and_is_of_no_sample() -> None:
     weight = torch.ones(3, requires_grad=True)
-    loss: Any = Loss(weight * 2, metrics={"m": weight.detach()}, extremes={"e": weight.detach()}).plus("kl", 1.0, weight * 3)
-    idle = loss.idle()
+    loss: Any = Loss(weight * 2, metrics={"m": weight.detach()}, extremes={"e": weight.detach()}).add_term(
+        "kl", 1.0, weight * 3
+    )
+    idle = loss.empty()
     assert (len(idle.values), idle.metrics, idle.extremes, list(idle.terms)) == (0, {}, {}, ["kl"])
     idle.values.sum().backward()
     assert weight.grad is not None

@@ -13,11 +13,11 @@ from flowfactory.config.schema import AlgorithmConfig
 from flowfactory.errors import RunError
 from flowfactory.experience import Experience, Loss
 from flowfactory.hooks.calls import Hooks
-from flowfactory.hooks.manager import manager_of
+from flowfactory.hooks.manager import make_manager
 from flowfactory.policy.policy import Policy
-from flowfactory.training.iteration import Clock, gather
+from flowfactory.training.iteration import Timer, collect_rollouts
 from flowfactory.training.preflight import gradients_flow, preflight, ratio_is_one, rewards_differ, trains
-from flowfactory.training.rollouts import Pool
+from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.setup import Run
 from flowfactory.types import Evaluation, Step
 
@@ -37,10 +37,10 @@ def learning(make: Make) -> Hooks:
     class Algorithm:
         @hookimpl
         def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
-            for batch in experience.batches():
+            for batch in experience.micro_batches():
                 yield make(batch.steps[0], batch, policy)
 
-    return Hooks(manager_of({"algorithm": Algorithm()}))
+    return Hooks(make_manager({"algorithm": Algorithm()}))
 
 
 def surrogate(step: Step, batch: Experience, policy: Policy) -> Tensor:
@@ -52,12 +52,12 @@ def surrogate(step: Step, batch: Experience, policy: Policy) -> Tensor:
 
 def refusal(run: Run, make: Make) -> str:
     with pytest.raises(RunError, match=r"^preflight: ") as refused:
-        list(preflight(gather(run, 0, Clock(CPU)), run.policy, learning(make), run.config))
+        list(preflight(collect_rollouts(run, 0, Timer(CPU)), run.policy, learning(make), run.config))
     return str(refused.value).removeprefix("preflight: ")
 
 
 def test_a_sound_run_is_told_what_was_proved(run: Run) -> None:
-    said = list(preflight(gather(run, 0, Clock(CPU)), run.policy, run.assembly.hooks, run.config))
+    said = list(preflight(collect_rollouts(run, 0, Timer(CPU)), run.policy, run.assembly.hooks, run.config))
     assert said[0] == f"all weights of transformer: {18 * 8 + 8 + 8 * 16 + 16} trainable weights"
     assert said[1] == "rewards are finite and differ within groups: bright in 100% of the groups"
     assert said[2].startswith("replaying 2 recorded steps gives a ratio of 1 within ")
@@ -66,7 +66,7 @@ def test_a_sound_run_is_told_what_was_proved(run: Run) -> None:
 
 
 def test_it_leaves_no_trace(run: Run) -> None:
-    pool = gather(run, 0, Clock(CPU))
+    pool = collect_rollouts(run, 0, Timer(CPU))
     before = [p.detach().clone() for p in run.policy.parameters.values()]
     random = torch.get_rng_state()
     list(preflight(pool, run.policy, run.assembly.hooks, run.config))
@@ -117,8 +117,8 @@ def test_no_loss_is_found_out(run: Run) -> None:
         def update(self) -> Iterator[Loss]:
             return iter(())
 
-    pool = gather(run, 0, Clock(CPU))
-    hooks = Hooks(manager_of({"algorithm": Silent()}))
+    pool = collect_rollouts(run, 0, Timer(CPU))
+    hooks = Hooks(make_manager({"algorithm": Silent()}))
     finding = gradients_flow(pool, run.policy, hooks, run.config.algorithm)
     assert finding == (False, "the algorithm yields no loss, so that nothing would train")
 
@@ -156,26 +156,26 @@ def test_a_ratio_that_is_off_is_found_out(run: Run, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_size_of_the_deviation_is_told(run: Run) -> None:
-    pool = gather(run, 0, Clock(CPU))
+    pool = collect_rollouts(run, 0, Timer(CPU))
     steps = tuple(
         replace(step, log_prob=None if step.log_prob is None else step.log_prob - 0.01) for step in pool.experience.steps
     )
-    finding = ratio_is_one(Pool(replace(pool.experience, steps=steps)), run.policy, 1e-5)
+    finding = ratio_is_one(Rollouts(replace(pool.experience, steps=steps)), run.policy, 1e-5)
     assert not finding.holds
     assert "a ratio of 1 within 1.0e-02, more than 1e-05" in finding.sentence  # exp(0.01) - 1
 
 
 def test_recorded_steps_without_a_density_are_found_out(run: Run) -> None:
-    pool = gather(run, 0, Clock(CPU))
+    pool = collect_rollouts(run, 0, Timer(CPU))
     steps = tuple(replace(step, log_prob=None) for step in pool.experience.steps)
-    finding = ratio_is_one(Pool(replace(pool.experience, steps=steps)), run.policy, 1e-5)
+    finding = ratio_is_one(Rollouts(replace(pool.experience, steps=steps)), run.policy, 1e-5)
     assert finding == (False, "a recorded step has no log-density: its dynamics are deterministic")
-    assert ratio_is_one(Pool(replace(pool.experience, steps=())), run.policy, 1e-5).holds
+    assert ratio_is_one(Rollouts(replace(pool.experience, steps=())), run.policy, 1e-5).holds
 
 
 def test_constant_rewards_are_found_out_and_named(run: Run, prepared: Prepared) -> None:
     constant = prepared({"rewards": {"glow": {"name": "bright", "scale": 0}, "bright": None}})
-    pool = gather(constant, 0, Clock(CPU))
+    pool = collect_rollouts(constant, 0, Timer(CPU))
     finding = rewards_differ(pool.experience.rewards, pool.experience.groups, constant.config)
     assert not finding.holds
     assert finding.sentence.startswith("rewards do not differ within any group (all of 'glow' are near 0)")
@@ -193,7 +193,7 @@ def test_rewards_that_differ_between_groups_alone_teach_nothing(run: Run) -> Non
 def test_a_reward_that_is_only_watched_does_not_count(prepared: Prepared) -> None:
     rewards = {"bright": {"name": "bright", "scale": 0}, "watched": {"name": "bright", "weight": 0}}
     run = prepared({"rewards": rewards})
-    pool = gather(run, 0, Clock(CPU))
+    pool = collect_rollouts(run, 0, Timer(CPU))
     assert not rewards_differ(pool.experience.rewards, pool.experience.groups, run.config).holds
 
 
@@ -209,7 +209,7 @@ def test_a_run_that_failed_its_checks_is_not_in_the_way_of_the_corrected_one(tra
 
 
 def test_replay_is_asked_of_the_models_one_forward(run: Run) -> None:
-    pool = gather(run, 0, Clock(CPU))
+    pool = collect_rollouts(run, 0, Timer(CPU))
     seen: list[Step] = []
 
     def evaluate(step: Step) -> Evaluation:
@@ -232,7 +232,7 @@ def yielding(*makes: Make) -> tuple[Hooks, list[Experience]]:
                 asked.append(experience)
                 yield make(experience.steps[0], experience, policy)
 
-    return Hooks(manager_of({"algorithm": Algorithm()})), asked
+    return Hooks(make_manager({"algorithm": Algorithm()})), asked
 
 
 def reaching(*names: str) -> Make:
@@ -250,11 +250,11 @@ def sound(step: Step, batch: Experience, policy: Policy) -> Loss:
 
 def severed(step: Step, batch: Experience, policy: Policy) -> Loss:
     """Sound but for its term."""
-    return sound(step, batch, policy).plus("kl", 1.0, torch.ones(len(batch)))
+    return sound(step, batch, policy).add_term("kl", 1.0, torch.ones(len(batch)))
 
 
 def test_a_term_without_a_gradient_in_a_later_loss_is_found_while_weights_are_unproven(run: Run) -> None:
-    pool = gather(run, 0, Clock(CPU))
+    pool = collect_rollouts(run, 0, Timer(CPU))
     hooks, asked = yielding(reaching("0.weight", "0.bias"), severed, sound)
     finding = gradients_flow(pool, run.policy, hooks, run.config.algorithm)
     assert finding == (False, "the term 'kl' of the loss has no gradient (computed under no_grad?), so it would do nothing")
@@ -262,7 +262,7 @@ def test_a_term_without_a_gradient_in_a_later_loss_is_found_while_weights_are_un
 
 
 def test_no_loss_is_asked_for_after_the_one_that_proves_every_weight(run: Run) -> None:
-    pool = gather(run, 0, Clock(CPU))
+    pool = collect_rollouts(run, 0, Timer(CPU))
     for losses, count in (
         ((sound, severed), 1),
         ((reaching("0.weight", "0.bias"), reaching("2.weight", "2.bias"), severed), 2),
@@ -277,7 +277,7 @@ def test_no_loss_is_asked_for_after_the_one_that_proves_every_weight(run: Run) -
 
 
 def test_weights_that_no_loss_reaches_are_counted_over_all_of_them(run: Run) -> None:
-    pool = gather(run, 0, Clock(CPU))
+    pool = collect_rollouts(run, 0, Timer(CPU))
     hooks, asked = yielding(reaching("0.weight"), reaching("2.weight"), reaching("0.weight"))
     finding = gradients_flow(pool, run.policy, hooks, run.config.algorithm)
     assert finding == (False, "2 of 4 trainable weights get no gradient, the first transformer.0.bias")
@@ -289,7 +289,7 @@ def test_a_broken_gradient_in_a_later_loss_is_found_while_weights_are_unproven(r
         return Loss(surrogate(step, batch, policy) * torch.inf)
 
     hooks, _ = yielding(reaching("0.weight"), broken)
-    finding = gradients_flow(gather(run, 0, Clock(CPU)), run.policy, hooks, run.config.algorithm)
+    finding = gradients_flow(collect_rollouts(run, 0, Timer(CPU)), run.policy, hooks, run.config.algorithm)
     assert not finding.holds
     assert "is not finite" in finding.sentence
 
@@ -298,18 +298,18 @@ def test_the_terms_that_were_proved_are_named_in_order(run: Run) -> None:
     def termed(name: str) -> Make:
         def make(step: Step, batch: Experience, policy: Policy) -> Loss:
             part = reaching("0.bias" if name == "pull" else "2.bias")(step, batch, policy)
-            return part.plus(name, 0.5, policy.evaluate(step).velocity.square().flatten(1).mean(1))
+            return part.add_term(name, 0.5, policy.evaluate(step).velocity.square().flatten(1).mean(1))
 
         return make
 
     hooks, _ = yielding(reaching("0.weight"), termed("pull"))
-    pool = gather(run, 0, Clock(CPU))
+    pool = collect_rollouts(run, 0, Timer(CPU))
     assert (
         gradients_flow(pool, run.policy, hooks, run.config.algorithm)[1]
         == "a finite gradient reaches all 4 trainable tensors, pull too"
     )
     hooks, _ = yielding(
-        lambda s, b, p: termed("kl")(s, b, p).plus("anchor", 2.0, p.parameters["transformer.2.bias"].sum() * b.advantages)
+        lambda s, b, p: termed("kl")(s, b, p).add_term("anchor", 2.0, p.parameters["transformer.2.bias"].sum() * b.advantages)
     )
     sentence = gradients_flow(pool, run.policy, hooks, run.config.algorithm)[1]
     assert sentence == "a finite gradient reaches all 4 trainable tensors, anchor too, kl too"
@@ -329,11 +329,11 @@ class Groupwise(AlgorithmConfig):
     [(1, [2]), (3, [2]), (4, [2]), (7, [2]), (8, [0, 2]), (12, [0, 2, 3]), (16, [0, 1, 2, 3]), (99, [0, 1, 2, 3])],
 )
 def test_update_is_given_whole_groups_the_loudest_first(run: Run, batch_size: int, groups: list[int]) -> None:
-    pool = gather(run, 0, Clock(CPU))
+    pool = collect_rollouts(run, 0, Timer(CPU))
     loud = torch.tensor([[0.0, -2.0, 0.1, 0.0], [0.3, -0.3, 0.2, 0.0], [0.1, 3.0, 0.0, 0.0], [1.0, 0.5, 0.0, -1.5]])
     experience = replace(pool.experience, advantages=loud.flatten(), batch_size=batch_size)
     hooks, asked = yielding(sound)
-    assert gradients_flow(Pool(experience), run.policy, hooks, Groupwise()).holds
+    assert gradients_flow(Rollouts(experience), run.policy, hooks, Groupwise()).holds
     assert asked[0].groups.tolist() == [group for group in groups for _ in range(4)]
     assert asked[0].plan.keys == tuple(key for i, key in enumerate(experience.plan.keys) if i // 4 in groups)
     assert asked[0].batch_size == batch_size
@@ -345,13 +345,13 @@ def test_the_ratio_is_one_under_the_weights_that_drew(prepared: Prepared) -> Non
     with torch.no_grad():
         for parameter in run.policy.parameters.values():
             parameter.add_(0.1)
-    run.policy.changed()
+    run.policy.mark_changed()
     run.policy.iteration_finished(0)
-    pool = gather(run, 1, Clock(CPU))
+    pool = collect_rollouts(run, 1, Timer(CPU))
     assert ratio_is_one(pool, run.policy, 1e-5).holds
     # the present weights give another
     assert not ratio_is_one(
-        Pool(replace(pool.experience, plan=replace(pool.experience.plan, weights=None))), run.policy, 1e-5
+        Rollouts(replace(pool.experience, plan=replace(pool.experience.plan, weights=None))), run.policy, 1e-5
     ).holds
     said = list(preflight(pool, run.policy, run.assembly.hooks, run.config))
     assert len(said) == 4

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowfactory.config.schema import Takes
-from flowfactory.data.batches import chosen, grouped, whole_groups
-from flowfactory.data.prompts import insist, read
+from flowfactory.data.batches import make_batch, prompts_of_iteration, split_whole_groups
+from flowfactory.data.prompts import check_media, read_prompts
 from flowfactory.errors import UserError
 from flowfactory.types import NoiseKey, Prompt
 
@@ -23,30 +23,30 @@ def many(count: int) -> list[Prompt]:
 def test_a_line_is_a_prompt_and_an_empty_one_is_none(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_bytes("\ufeffa red circle\r\n\n   \n  un été  \n猫".encode())
-    assert read(path) == (Prompt("a red circle", 0), Prompt("un été", 1), Prompt("猫", 2))
+    assert read_prompts(path) == (Prompt("a red circle", 0), Prompt("un été", 1), Prompt("猫", 2))
 
 
 def test_just_a_line_feed_ends_a_prompt(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_text("one\u2028and\x0bthe same\ntwo\n", encoding="utf-8")
-    assert [prompt.text for prompt in read(path)] == ["one\u2028and\x0bthe same", "two"]
+    assert [prompt.text for prompt in read_prompts(path)] == ["one\u2028and\x0bthe same", "two"]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n\t\n"])
 def test_a_file_without_prompts_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_bytes(content)
     with pytest.raises(UserError, match=r"^prompts .*p\.txt: there is no prompt in it; write one a line$"):
-        read(tmp_path / "p.txt")
+        read_prompts(tmp_path / "p.txt")
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_bytes(b"\x89PNG\xff\xfe")
     with pytest.raises(UserError, match=r"^prompts .*p\.txt: .*utf-8"):
-        read(tmp_path / "p.txt")
+        read_prompts(tmp_path / "p.txt")
 
 
 def test_members_of_a_group_stand_together_with_a_key_each() -> None:
-    batch = grouped([Prompt("b", 4), Prompt("a", 2)], 3)
+    batch = make_batch([Prompt("b", 4), Prompt("a", 2)], 3)
     assert batch.texts == ("b", "b", "b", "a", "a", "a")
     assert batch.keys == tuple(NoiseKey(prompt, member) for prompt in (4, 2) for member in range(3))
     assert batch.groups.tolist() == [0, 0, 0, 1, 1, 1]
@@ -54,7 +54,7 @@ def test_members_of_a_group_stand_together_with_a_key_each() -> None:
 
 
 def test_a_prompt_that_comes_twice_is_two_groups_with_other_noise() -> None:
-    batch = grouped([Prompt("a", 2), Prompt("b", 3), Prompt("a", 2)], 2)
+    batch = make_batch([Prompt("a", 2), Prompt("b", 3), Prompt("a", 2)], 2)
     assert batch.groups.tolist() == [0, 0, 1, 1, 2, 2]
     assert batch.keys == ((2, 0), (2, 1), (3, 0), (3, 1), (2, 2), (2, 3))
 
@@ -63,19 +63,19 @@ def test_a_prompt_that_comes_twice_is_two_groups_with_other_noise() -> None:
 def test_every_epoch_has_each_prompt_once(count: int, groups: int, epoch: int, seed: int) -> None:
     prompts = many(count)
     iterations = range((epoch + 1) * count // groups + 1)
-    sequence = [prompt.index for iteration in iterations for prompt in chosen(prompts, iteration, groups, seed)]
+    sequence = [prompt.index for iteration in iterations for prompt in prompts_of_iteration(prompts, iteration, groups, seed)]
     assert sorted(sequence[epoch * count : (epoch + 1) * count]) == list(range(count))
 
 
 @given(st.integers(1, 12), st.integers(1, 9), st.integers(0, 50))
 def test_the_choice_is_a_function_of_its_arguments(count: int, groups: int, iteration: int) -> None:
-    assert chosen(many(count), iteration, groups, 3) == chosen(many(count), iteration, groups, 3)
-    assert len(chosen(many(count), iteration, groups, 3)) == groups
+    assert prompts_of_iteration(many(count), iteration, groups, 3) == prompts_of_iteration(many(count), iteration, groups, 3)
+    assert len(prompts_of_iteration(many(count), iteration, groups, 3)) == groups
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     prompts = many(20)
-    orders = {tuple(p.index for p in chosen(prompts, epoch, 20, seed)) for epoch in range(3) for seed in range(3)}
+    orders = {tuple(p.index for p in prompts_of_iteration(prompts, epoch, 20, seed)) for epoch in range(3) for seed in range(3)}
     assert len(orders) == 9
 
 
@@ -95,7 +95,7 @@ def test_a_jsonl_line_brings_all_that_a_prompt_can(tmp_path: Path) -> None:
         {"prompt": "two", "images": ["media/a.png", str(media / "b.png")], "video": "media/c.mp4", "audio": "media/d.wav"},
         {"prompt": ""},
     )
-    assert read(path) == (
+    assert read_prompts(path) == (
         Prompt("a cat", 0, {"count": 2, "text": {"said": "no"}}, "a dog", (media / "a.png",)),
         Prompt("two", 1, {}, None, (media / "a.png", media / "b.png"), media / "c.mp4", media / "d.wav"),
         Prompt("", 2),
@@ -120,7 +120,7 @@ def test_a_jsonl_line_that_is_none_is_named(line: str, sentence: str, tmp_path: 
     with pytest.raises(
         UserError, match=rf"^prompts .*p\.jsonl line 3: {re.escape(sentence).replace(re.escape('.*'), '.*')}"
     ) as refused:
-        read(tmp_path / "p.jsonl")
+        read_prompts(tmp_path / "p.jsonl")
     assert "\n" not in str(refused.value)
 
 
@@ -148,19 +148,19 @@ PICTURE, CLIP = Path("a.png"), Path("c.mp4")
 )
 def test_media_that_the_model_does_not_take_or_lacks_are_refused(prompt: Prompt, takes: Takes, sentence: str) -> None:
     with pytest.raises(UserError) as refused:
-        insist([prompt], takes, "m")
+        check_media([prompt], takes, "m")
     assert str(refused.value) == f"prompts: 'a' {sentence}"
 
 
 def test_media_that_the_model_takes_are_welcome() -> None:
-    insist([Prompt("a", images=(PICTURE,)), Prompt("b", images=(PICTURE,) * 5)], Takes(images=(1, float("inf"))), "m")
-    insist([Prompt("a", video=CLIP)], Takes(video=(1, 1)), "m")
+    check_media([Prompt("a", images=(PICTURE,)), Prompt("b", images=(PICTURE,) * 5)], Takes(images=(1, float("inf"))), "m")
+    check_media([Prompt("a", video=CLIP)], Takes(video=(1, 1)), "m")
 
 
 @given(st.integers(1, 7), st.integers(1, 5), st.integers(1, 20))
 def test_pieces_hold_whole_groups_and_all_samples_in_order(groups: int, group_size: int, size: int) -> None:
-    batch = grouped(many(groups), group_size)
-    pieces = list(whole_groups(batch, size))
+    batch = make_batch(many(groups), group_size)
+    pieces = list(split_whole_groups(batch, size))
     assert [row for piece in pieces for row in piece] == list(range(groups * group_size))
     for piece in pieces:
         part = batch.rows(piece)

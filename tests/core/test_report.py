@@ -68,7 +68,7 @@ def test_the_page_needs_nothing_from_outside(directory: RunDirectory) -> None:
 def test_the_pictures_before_and_after_are_on_the_page(directory: RunDirectory) -> None:
     page = reported(directory)
     shown = [base64.b64decode(value.partition(",")[2]) for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
-    kept = [directory.kept_samples(iteration) for iteration in (0, 3)]
+    kept = [directory.read_samples(iteration) for iteration in (0, 3)]
     pairs = [item["path"].read_bytes() for pair in zip(*kept, strict=True) for item in pair]
     assert shown == pairs
     assert len(shown) == 4
@@ -234,7 +234,7 @@ def test_sample_draws_with_the_runs_weights(directory: RunDirectory, invoke: Inv
     files = [Path(line) for line in out.splitlines()]
     assert files == [tmp_path / "drawn/000.png", tmp_path / "drawn/001.png"]
     # the held-out prompts in their order have the noise of the evaluation
-    for file, kept in zip(files, directory.kept_samples(3), strict=True):
+    for file, kept in zip(files, directory.read_samples(3), strict=True):
         assert file.read_bytes() == kept["path"].read_bytes()
 
 
@@ -275,7 +275,7 @@ def test_a_video_is_a_clip_on_the_page(directory: RunDirectory) -> None:
     frames = torch.rand(2, 5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     scores = {"bright": torch.tensor([0.5, 0.25])}
     for iteration in (0, 3):
-        directory.keep_samples(iteration, frames, ("one", NASTY), scores, 16)
+        directory.write_samples(iteration, frames, ("one", NASTY), scores, 16)
     page = reported(directory)
     clips = [value for tag, name, value in page.attributes if (tag, name) == ("video", "src")]
     assert len(clips) == 4
@@ -294,7 +294,7 @@ def test_a_dry_run_reads_the_prompts(config_file: Callable[..., Path], invoke: I
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_picture_is_written_pixel_for_pixel(channels: int, tmp_path: Path) -> None:
     levels = torch.randint(0, 256, (channels, 3, 5))
-    media.write(levels / 255, tmp_path / "p")
+    media.write_media(levels / 255, tmp_path / "p")
     with Image.open(tmp_path / "p.png") as picture:
         assert picture.size == (5, 3)
         pixels = torch.tensor(list(picture.convert("RGB").tobytes())).reshape(3, 5, 3).permute(2, 0, 1)
@@ -302,7 +302,7 @@ def test_a_picture_is_written_pixel_for_pixel(channels: int, tmp_path: Path) -> 
 
 
 def test_what_is_out_of_range_is_cut_to_it(tmp_path: Path) -> None:
-    media.write(torch.tensor([[[-1.0, 2.0]]]), tmp_path / "p")
+    media.write_media(torch.tensor([[[-1.0, 2.0]]]), tmp_path / "p")
     with Image.open(tmp_path / "p.png") as picture:
         assert list(picture.convert("L").tobytes()) == [0, 255]
 

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from flowfactory import Prompt, hookimpl
-from flowfactory.config.components import component
+from flowfactory.config.components import parse_component
 from flowfactory.config.schema import ComponentConfig, RunConfig
-from flowfactory.data.prompts import insist_on_labels
+from flowfactory.data.prompts import check_reward_labels
 from flowfactory.errors import RunError, UserError
 from flowfactory.rewards.scoring import Rewards
-from flowfactory.rewards.shared_models import shared
+from flowfactory.rewards.shared_models import load_shared
 from flowfactory.training.assembly import Assembly
-from flowfactory.training.iteration import Clock, gather
+from flowfactory.training.iteration import Timer, collect_rollouts
 from flowfactory.training.setup import read_prompts
 from flowfactory.types import Samples
 
@@ -248,9 +248,9 @@ def test_samples_go_on_being_drawn_while_a_concurrent_reward_is_computed(prepare
         return sample(*arguments)
 
     hook.sample = counted
-    expected = gather(prepared({"sampling": {"batch_size": 4}}), 0, Clock(CPU)).experience.rewards
+    expected = collect_rollouts(prepared({"sampling": {"batch_size": 4}}), 0, Timer(CPU)).experience.rewards
     run.assembly.rewards = Rewards({"bright": Given(make=lambda _: Waits())})
-    rewards = gather(run, 0, Clock(CPU)).experience.rewards
+    rewards = collect_rollouts(run, 0, Timer(CPU)).experience.rewards
     assert waited == [True] * 4
     torch.testing.assert_close(rewards, expected)
 
@@ -314,7 +314,7 @@ def test_a_reward_is_asked_only_about_the_prompts_that_it_applies_to() -> None:
 )
 def test_a_prompt_may_name_labels_of_the_config_alone(told: object, message: str) -> None:
     with pytest.raises(UserError, match=r"^prompts: 'a cat': " + message):
-        insist_on_labels([Prompt("a dog"), Prompt("a cat", metadata={"rewards": told})], ["bright", "legible"])
+        check_reward_labels([Prompt("a dog"), Prompt("a cat", metadata={"rewards": told})], ["bright", "legible"])
 
 
 def test_such_prompts_are_found_before_any_weight_is_read(load: Load, tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_such_prompts_are_found_before_any_weight_is_read(load: Load, tmp_path: 
 
 
 def workers(count: int, *, plugins: Sequence[Path], **options: Any) -> Rewards:
-    config = component("reward", {"name": "bright", "workers": count, **options}, plugins)
+    config = parse_component("reward", {"name": "bright", "workers": count, **options}, plugins)
     return Rewards({"glow": config}, plugins)
 
 
@@ -393,12 +393,12 @@ class Model:
 
 def test_what_is_shared_is_made_once_and_let_go_with_its_last_holder() -> None:
     Model.made = 0
-    first, second = shared(Model, "a", torch.float32), shared(Model, "a", torch.float32)
+    first, second = load_shared(Model, "a", torch.float32), load_shared(Model, "a", torch.float32)
     assert first is second
-    assert shared(Model, "a", torch.bfloat16) is not first
+    assert load_shared(Model, "a", torch.bfloat16) is not first
     assert Model.made == 2
     del first, second
-    third = shared(Model, "a", torch.float32)
+    third = load_shared(Model, "a", torch.float32)
     assert Model.made == 3
     del third
 
@@ -412,5 +412,5 @@ def test_threads_that_share_at_once_make_one() -> None:
             super().__init__(path, dtype)
 
     with ThreadPoolExecutor(8) as pool:
-        held = list(pool.map(lambda _: shared(Slow, "a", torch.float32), range(8)))
+        held = list(pool.map(lambda _: load_shared(Slow, "a", torch.float32), range(8)))
     assert len(set(map(id, held))) == 1

@@ -7,8 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from flowfactory.rewards.statistics import dominating, figures, hacking, shares, told_of_dominance
-from flowfactory.rl.advantages import advantages, contributions
+from flowfactory.rewards.statistics import (
+    advantage_shares,
+    dominance_warning,
+    dominant_reward,
+    hacking_warnings,
+    reward_metrics,
+)
+from flowfactory.rl.advantages import advantages, reward_contributions
 
 NAN = math.nan
 GROUPS = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -20,7 +26,7 @@ def test_the_figures_are_those_of_the_samples_a_reward_applies_to() -> None:
         "b": torch.tensor([NAN, NAN, 5.0, 9.0, 1.0, 1.0]),
         "nowhere": torch.full((6,), NAN),
     }
-    found = figures(rewards, contributions(rewards, {"a": 1.0, "b": 1.0, "nowhere": 1.0}, GROUPS), GROUPS)
+    found = reward_metrics(rewards, reward_contributions(rewards, {"a": 1.0, "b": 1.0, "nowhere": 1.0}, GROUPS), GROUPS)
     assert found["reward/a/mean"] == pytest.approx(3.0)
     assert found["reward/a/std"] == pytest.approx(math.sqrt((4 + 0 + 1 + 1 + 1 + 9) / 6))
     assert found["reward/a/flat"] == pytest.approx(1 / 3)
@@ -40,7 +46,7 @@ def test_the_figures_are_those_of_the_samples_a_reward_applies_to() -> None:
 def test_the_correlation_is_pearsons_of_what_differs_within_groups(other: list[float], expected: float) -> None:
     # within groups: -1 1 -0.5 0.5 -2 2
     rewards = {"a": torch.tensor([0.0, 2, 100, 101, -4, 0]), "b": torch.tensor(other)}
-    found = figures(rewards, contributions(rewards, {"a": 1.0}, GROUPS), GROUPS)["correlation/a/b"]
+    found = reward_metrics(rewards, reward_contributions(rewards, {"a": 1.0}, GROUPS), GROUPS)["correlation/a/b"]
     centred = [[(x - y) / 2, (y - x) / 2] for x, y in zip(other[::2], other[1::2], strict=True)]
     a, b = [-1, 1, -0.5, 0.5, -2, 2], [value for pair in centred for value in pair]
     by_hand = sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
@@ -50,13 +56,13 @@ def test_the_correlation_is_pearsons_of_what_differs_within_groups(other: list[f
 
 def test_shares_of_the_advantage_add_up_to_one_and_are_those_of_its_variance() -> None:
     rewards = {"large": torch.tensor([0.0, 10.0, 0.0, 10.0]), "small": torch.tensor([0.0, 1.0, 1.0, 0.0])}
-    parts = contributions(rewards, {"large": 1.0, "small": 1.0}, torch.tensor([0, 0, 1, 1]))
-    found = shares(parts)
+    parts = reward_contributions(rewards, {"large": 1.0, "small": 1.0}, torch.tensor([0, 0, 1, 1]))
+    found = advantage_shares(parts)
     assert sum(found.values()) == pytest.approx(1.0)
     # both groups are normalised to -1, 1, of which large is 10/11 in the first and 10/9 in the second
     assert found["large"] == pytest.approx((10 / 11 + 10 / 9) / 2, abs=1e-6)
     assert found["small"] == pytest.approx((1 / 11 - 1 / 9) / 2, abs=1e-6)
-    assert shares({"a": torch.zeros(4), "b": torch.zeros(4)}) == {}
+    assert advantage_shares({"a": torch.zeros(4), "b": torch.zeros(4)}) == {}
 
 
 @pytest.mark.parametrize("aggregate", ["sum", "gdpo"])
@@ -66,10 +72,10 @@ def test_contributions_add_up_to_the_advantage_before_clipping(aggregate: Any, s
     groups = torch.arange(5).repeat_interleave(4)
     rewards = {label: torch.randn(20, generator=source) * scale for label, scale in (("a", 1.0), ("b", 100.0), ("c", 0.01))}
     weights = {"a": 1.0, "b": 0.5, "c": -2.0}
-    parts = contributions(rewards, weights, groups, aggregate, spread)
+    parts = reward_contributions(rewards, weights, groups, aggregate, spread)
     total = advantages(rewards, weights, groups, aggregate, spread)
     torch.testing.assert_close(torch.stack(list(parts.values())).sum(0).float(), total)
-    found = shares(parts)
+    found = advantage_shares(parts)
     assert (found["b"] > 0.99) is (aggregate == "sum")
 
 
@@ -80,8 +86,8 @@ def test_a_reward_that_does_not_apply_to_a_prompt_is_left_out_of_its_advantage(a
     some = torch.tensor([NAN, NAN, 7.0, 9.0, NAN, NAN])
     found = advantages({"a": everywhere, "b": some}, {"a": 1.0, "b": 1.0}, GROUPS, aggregate, spread, clip=None)
     assert bool(found.isfinite().all())
-    alone = contributions({"a": everywhere}, {"a": 1.0}, GROUPS, aggregate, spread)["a"]
-    both = contributions({"a": everywhere, "b": some}, {"a": 1.0, "b": 1.0}, GROUPS, aggregate, spread)
+    alone = reward_contributions({"a": everywhere}, {"a": 1.0}, GROUPS, aggregate, spread)["a"]
+    both = reward_contributions({"a": everywhere, "b": some}, {"a": 1.0, "b": 1.0}, GROUPS, aggregate, spread)
     assert both["b"][[0, 1, 4, 5]].tolist() == [0.0] * 4
     assert bool((both["b"][2:4] != 0).all())
     if (aggregate, spread) == ("sum", "group"):
@@ -93,7 +99,7 @@ def test_a_reward_that_does_not_apply_to_a_prompt_is_left_out_of_its_advantage(a
 
 def test_the_spread_of_all_is_that_of_the_samples_a_reward_applies_to() -> None:
     some = torch.tensor([NAN, NAN, 0.0, 4.0, 1.0, 3.0])
-    found = contributions({"b": some, "a": torch.zeros(6)}, {"b": 1.0, "a": 1.0}, GROUPS, "gdpo", "global")["b"]
+    found = reward_contributions({"b": some, "a": torch.zeros(6)}, {"b": 1.0, "a": 1.0}, GROUPS, "gdpo", "global")["b"]
     # centred: -2 2 -1 1, of variance 2.5; then whitened over all six
     normal = [0.0, 0.0, *(value / math.sqrt(2.5) for value in (-2, 2, -1, 1))]
     mean = sum(normal) / 6
@@ -103,12 +109,12 @@ def test_the_spread_of_all_is_that_of_the_samples_a_reward_applies_to() -> None:
 
 def test_a_reward_that_supplies_nearly_all_of_the_advantage_is_named() -> None:
     metrics = {"advantage/loud/share": 0.97, "advantage/quiet/share": 0.03, "reward/loud/mean": 1.0}
-    assert dominating(metrics) == "loud"
-    told = told_of_dominance("loud", metrics)
+    assert dominant_reward(metrics) == "loud"
+    told = dominance_warning("loud", metrics)
     assert told.startswith("reward 'loud' supplies 97% of the advantage")
-    assert dominating({"advantage/loud/share": 0.9, "advantage/quiet/share": 0.1}) is None
-    assert dominating({"advantage/only/share": 1.0}) is None
-    assert dominating({}) is None
+    assert dominant_reward({"advantage/loud/share": 0.9, "advantage/quiet/share": 0.1}) is None
+    assert dominant_reward({"advantage/only/share": 1.0}) is None
+    assert dominant_reward({}) is None
 
 
 def record(iteration: int, train: float, held: float | None = None, std: float = 0.1) -> dict[str, Any]:
@@ -122,7 +128,7 @@ def record(iteration: int, train: float, held: float | None = None, std: float =
 
 def test_a_held_out_reward_that_falls_while_training_rises_is_told() -> None:
     records = [record(0, 0, 0.5), record(1, 0.1), record(2, 0.2, 0.6), record(3, 0.5), record(4, 0.6, 0.3)]
-    told = list(hacking(records))
+    told = list(hacking_warnings(records))
     assert len(told) == 1
     assert told[0].startswith(
         "proxy rose from 0.2 to 0.6 in training while held-out taste fell from 0.6 (after iteration 2) to 0.3 (after 4)"
@@ -141,4 +147,4 @@ def test_a_held_out_reward_that_falls_while_training_rises_is_told() -> None:
     ],
 )
 def test_what_is_no_hacking_is_not_called_so(records: list[Mapping[str, Any]]) -> None:
-    assert list(hacking(records)) == []
+    assert list(hacking_warnings(records)) == []

@@ -32,7 +32,7 @@ def server() -> Iterator[Served]:
 
 
 def body_of(what: Samples, encoding: schema.Encoding = "raw") -> dict[str, Any]:
-    content_type, content = multipart.multipart(format.parts_of(what, encoding))
+    content_type, content = multipart.build_multipart(format.encode_request(what, encoding))
     return {"content": content, "headers": {"Content-Type": content_type}}
 
 
@@ -334,7 +334,7 @@ def test_a_reward_that_cannot_get_ready_ends_the_command(
 def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "find_spec", lambda module: None)
     with pytest.raises(UserError, match=r"^flowfactory serve needs fastapi: pip install 'flowfactory\[serve\]'$"):
-        serving.insist_on_extra()
+        serving.require_dependencies()
 
 
 def test_whoever_listens_to_other_machines_without_a_token_is_warned(
@@ -365,17 +365,17 @@ def test_a_reward_is_a_name_or_a_file_with_options_set_on_top(tmp_path: Path) ->
     file = tmp_path / "mine.yaml"
     file.write_text("name: odd\nfactor: 3\nuntil: here\n")
     plugins = [ODD]
-    assert serving.reward_of("odd", [], plugins)[1].model_dump()["factor"] == 1
-    name, config = serving.reward_of(str(file), ["factor=1e-4"], plugins)
+    assert serving.load_reward("odd", [], plugins)[1].model_dump()["factor"] == 1
+    name, config = serving.load_reward(str(file), ["factor=1e-4"], plugins)
     assert (name, config.model_dump()["factor"], config.model_dump()["until"]) == ("odd", 1e-4, "here")
 
 
 def test_a_token_that_no_header_could_carry_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("T", "schlüssel")
     with pytest.raises(UserError, match=r"^--token-env T: a token has printable ASCII characters alone$"):
-        serving.token_of("T")
+        serving.read_token("T")
     monkeypatch.setenv("T", " spaced-out\n")
-    assert serving.token_of("T") == "spaced-out"
+    assert serving.read_token("T") == "spaced-out"
 
 
 def test_the_page_is_the_format_that_is_read(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from flowfactory import flow, hookimpl
 from flowfactory.config.schema import AlgorithmConfig, ComponentConfig, ModelConfig
 from flowfactory.experience import Experience, Loss
 from flowfactory.policy.policy import Policy
-from flowfactory.rl.groups import centred
+from flowfactory.rl.groups import center
 from flowfactory.testing import TwoParameter, TwoParameterConfig, check_algorithm, check_model, check_reward
 from flowfactory.types import Conditions, Evaluation, Samples, SamplingPlan, Step, Trajectory
 
@@ -58,7 +58,7 @@ class Learns(AlgorithmConfig):
         class Algorithm:
             @hookimpl
             def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
-                for batch in experience.batches():
+                for batch in experience.micro_batches():
                     for step in batch.steps:
                         made = loss(step, batch, policy)
                         if made is not None:
@@ -94,7 +94,7 @@ def darkens(samples: Samples) -> Tensor:
 
 
 def test_a_reward_that_looks_at_its_group_says_so() -> None:
-    config = ScoredBy(score=lambda samples: centred(brightness(samples), samples.groups))
+    config = ScoredBy(score=lambda samples: center(brightness(samples), samples.groups))
     with pytest.raises(
         AssertionError, match=r"alone and .* in a batch; pass pointwise=False if it is meant to look at the group"
     ):
@@ -172,7 +172,7 @@ class TwoWays(TwoParameter):
 
 class Detached(TwoParameter):
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
-        return self.flow.p * latents + self.flow.q.detach() * flow.like(sigma, latents)
+        return self.flow.p * latents + self.flow.q.detach() * flow.expand_sigma(sigma, latents)
 
 
 class Endless(TwoParameter):

@@ -17,11 +17,11 @@ from torch.distributions import Normal, SigmoidTransform, TransformedDistributio
 from flowfactory import Canvas, flow
 from flowfactory.config import loading, yaml
 from flowfactory.config.schema import RunConfig
-from flowfactory.data.batches import grouped
+from flowfactory.data.batches import make_batch
 from flowfactory.errors import RunError, UserError
 from flowfactory.experience import Experience
 from flowfactory.flow.dynamics import ODE
-from flowfactory.flow.timesteps import Discrete, LogitNormal, Places, Uniform, places, shifted
+from flowfactory.flow.timesteps import Discrete, LogitNormal, NoisedBatch, Uniform, noised_batches, shift_sigma
 from flowfactory.types import Conditions, NoiseKey, Prompt, SamplingPlan
 
 Load = Callable[..., RunConfig]
@@ -103,11 +103,11 @@ def test_without_strata_each_time_is_truncated_on_its_own() -> None:
 @given(st.floats(0, 1), st.floats(0.1, 10))
 def test_the_shift_is_the_schedulers_formula(sigma: float, shift: float) -> None:
     value = torch.tensor([sigma], dtype=torch.float64)
-    moved = float(shifted(value, shift))
+    moved = float(shift_sigma(value, shift))
     assert moved == pytest.approx(shift * sigma / (1 + (shift - 1) * sigma), abs=1e-12)
     assert 0 <= moved <= 1 + 1e-12
     assert (moved - sigma) * (shift - 1) >= -1e-12  # above 1 towards noise, below 1 towards clean
-    assert float(shifted(shifted(value, shift), 1 / shift)) == pytest.approx(sigma, abs=1e-9)
+    assert float(shift_sigma(shift_sigma(value, shift), 1 / shift)) == pytest.approx(sigma, abs=1e-9)
 
 
 @pytest.mark.parametrize("shift", [3.0, 0.5])
@@ -116,7 +116,7 @@ def test_the_shift_is_that_of_diffusers(shift: float) -> None:
     plain, moved = (
         schedulers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=s).sigmas.double() for s in (1.0, shift)
     )
-    torch.testing.assert_close(shifted(plain, shift), moved, rtol=0, atol=1e-6)
+    torch.testing.assert_close(shift_sigma(plain, shift), moved, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [Uniform, LogitNormal])
@@ -150,7 +150,7 @@ def test_discrete_times_lie_between_low_and_high_inclusive() -> None:
 )
 def test_too_few_steps_between_low_and_high_are_told_in_one_line(times: Discrete, there: int) -> None:
     with pytest.raises(RunError) as refused:
-        list(places(made(), times))
+        list(noised_batches(made(), times))
     assert str(refused.value) == (
         f"algorithm.times: {there} sampling steps lie between low {times.low} and high {times.high}, "
         f"fewer than count {times.count}"
@@ -161,7 +161,7 @@ def made(
     prompts: Sequence[int] = (0, 1, 2), group_size: int = 3, seed: int = 7, iteration: int = 2, **options: Any
 ) -> Experience:
     """What was drawn for prompts of these numbers; the clean latents depend on the sample's key alone."""
-    batch = grouped([Prompt(f"prompt {number}", number) for number in prompts], group_size)
+    batch = make_batch([Prompt(f"prompt {number}", number) for number in prompts], group_size)
     latents = torch.stack([torch.randn(SHAPE, generator=flow.generator("clean", *key)) for key in batch.keys])
     entries = tuple({"who": torch.tensor(key)} for key in batch.keys)
     plan = SamplingPlan(4, Canvas(2, 2), 3.5, ODE(), seed, iteration, batch.keys)
@@ -185,7 +185,7 @@ def by_key(experience: Experience, times: Times, shared: bool = False) -> dict[P
     """(sigma, noise) of each sample at each of its times."""
     found = {}
     blank = replace(experience, latents=torch.zeros_like(experience.latents))  # so that the target is the noise, exactly
-    for at in places(blank, times, shared):
+    for at in noised_batches(blank, times, shared):
         for i, key in enumerate(at.samples.plan.keys):
             found[key, int(at.time[i])] = (float(at.step.sigma[i]), tuple(at.target[i].flatten().tolist()))
     return found
@@ -197,7 +197,7 @@ def test_latents_lie_on_the_line_from_clean_to_noise_and_the_target_points_along
     times: Times, times_per_forward: int
 ) -> None:
     experience = made(times_per_forward=times_per_forward)
-    for at in places(experience, times):
+    for at in noised_batches(experience, times):
         s = at.step.sigma.double().reshape(-1, 1, 1, 1)
         clean, target, latents = at.samples.latents.double(), at.target.double(), at.step.latents.double()
         noise = target + clean
@@ -207,7 +207,7 @@ def test_latents_lie_on_the_line_from_clean_to_noise_and_the_target_points_along
 
 def test_the_noise_is_standard_normal_and_independent_of_the_times_and_of_the_samples_own() -> None:
     experience = made(prompts=range(40), group_size=5)
-    (at,) = places(experience, Uniform(count=1))
+    (at,) = noised_batches(experience, Uniform(count=1))
     noise = (at.target + at.samples.latents).double()
     insist_on_uniform(Normal(0.0, 1.0).cdf(noise))
     began = flow.noise(experience.plan, SHAPE).double()
@@ -219,7 +219,7 @@ def test_the_noise_is_standard_normal_and_independent_of_the_times_and_of_the_sa
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_row_is_its_samples_own_in_every_part(shared: bool) -> None:
     experience = made(times_per_forward=2)
-    pieces = list(places(experience, Uniform(count=3), shared))
+    pieces = list(noised_batches(experience, Uniform(count=3), shared))
     assert [len(at) for at in pieces] == [18, 9]
     for at in pieces:
         for i, key in enumerate(at.samples.plan.keys):
@@ -237,7 +237,7 @@ def test_a_row_is_its_samples_own_in_every_part(shared: bool) -> None:
 @pytest.mark.parametrize("shared", [False, True])
 def test_how_many_times_share_a_forward_changes_nothing_but_how_rows_are_joined(times: Times, shared: bool) -> None:
     def joined(times_per_forward: int) -> list[Tensor]:
-        pieces = list(places(made(times_per_forward=times_per_forward), times, shared))
+        pieces = list(noised_batches(made(times_per_forward=times_per_forward), times, shared))
         assert len(pieces) == math.ceil(3 / times_per_forward)
         return [
             torch.cat(column)
@@ -260,7 +260,7 @@ def test_times_and_noise_are_the_samples_own_whatever_stands_beside_it(times: Ti
         found = by_key(experience.rows(order), times, shared)
         assert found == {(key, j): whole[key, j] for key in (experience.plan.keys[i] for i in order) for j in range(3)}
     pieces: dict[Place, Any] = {}
-    for batch in replace(experience, batch_size=2).batches():
+    for batch in replace(experience, batch_size=2).micro_batches():
         pieces |= by_key(batch, times, shared)
     assert pieces == whole
 
@@ -310,7 +310,7 @@ def test_a_shared_place_is_the_same_within_a_group_alone(times: Times) -> None:
 )
 def test_rows_share_an_id_just_where_group_and_time_are_the_same(groups: list[int], count: int, times_per_forward: int) -> None:
     experience = made(prompts=(0,), group_size=len(groups), times_per_forward=times_per_forward)
-    for at in places(replace(experience, groups=torch.tensor(groups)), Uniform(count=count)):
+    for at in noised_batches(replace(experience, groups=torch.tensor(groups)), Uniform(count=count)):
         ids: dict[int, set[tuple[int, int]]] = {}
         for row, group, time in zip(at.groups.tolist(), at.samples.groups.tolist(), at.time.tolist(), strict=True):
             ids.setdefault(row, set()).add((group, time))
@@ -320,13 +320,13 @@ def test_rows_share_an_id_just_where_group_and_time_are_the_same(groups: list[in
 
 @pytest.mark.parametrize(("batch_size", "times_per_forward", "sizes"), [(4, 1, [4, 4, 1]), (4, 2, [8, 8, 2]), (20, 1, [9])])
 def test_pieces_fit_one_forward_and_keep_the_rows_in_order(batch_size: int, times_per_forward: int, sizes: list[int]) -> None:
-    at = next(places(made(batch_size=batch_size, times_per_forward=times_per_forward), Uniform(count=4)))
-    pieces = at.batches()
+    at = next(noised_batches(made(batch_size=batch_size, times_per_forward=times_per_forward), Uniform(count=4)))
+    pieces = at.micro_batches()
     assert [len(piece) for piece in pieces] == sizes
     for piece in pieces:
         assert len(piece.step.latents) == len(piece.samples) == len(piece.step.conditions) == len(piece.target)
 
-    def columns(pieces: list[Places]) -> list[Tensor]:
+    def columns(pieces: list[NoisedBatch]) -> list[Tensor]:
         parts = [(p.step.latents, p.step.sigma, p.target, p.time, p.samples.advantages, p.samples.groups) for p in pieces]
         return [torch.cat(column) for column in zip(*parts, strict=True)]
 
@@ -340,13 +340,13 @@ def test_pieces_fit_one_forward_and_keep_the_rows_in_order(batch_size: int, time
 def test_half_precision_latents_are_rounded_and_the_target_is_not() -> None:
     experience = made()
     rounded = replace(experience, latents=experience.latents.bfloat16())
-    (at,) = places(rounded, Uniform(count=1))
+    (at,) = noised_batches(rounded, Uniform(count=1))
     s = at.step.sigma.reshape(-1, 1, 1, 1)
     assert at.step.latents.dtype == torch.bfloat16
     assert at.target.dtype == torch.float32
     clean = rounded.latents.float()
     torch.testing.assert_close(at.step.latents.float(), clean + s * at.target, rtol=2**-8, atol=2**-8)
-    (full,) = places(replace(rounded, latents=clean), Uniform(count=1))
+    (full,) = noised_batches(replace(rounded, latents=clean), Uniform(count=1))
     assert torch.equal(at.target, full.target)
     assert torch.equal(at.step.latents, full.step.latents.bfloat16())
 
@@ -415,7 +415,7 @@ def test_bounds_hold_far_in_a_tail_too(options: dict[str, float]) -> None:
 
 def test_places_are_on_the_device_though_samples_rest_elsewhere() -> None:
     resting = replace(made(), device=torch.device("meta"))
-    for at in places(resting, Uniform(count=2)):
+    for at in noised_batches(resting, Uniform(count=2)):
         for tensor in (at.step.latents, at.step.sigma, at.target, at.samples.latents, at.samples.advantages):
             assert tensor.device.type == "meta"
     assert resting.latents.device.type == "cpu"

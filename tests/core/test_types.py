@@ -83,7 +83,7 @@ def assert_is(step: Step, expected: list[float], means: bool) -> None:
 @given(GROUPS, st.integers(1, 8))
 def test_whole_groups_are_whole_and_every_sample_comes_once(groups: list[int], batch_size: int) -> None:
     ids = torch.tensor(groups)
-    pieces = list(replace(experience(len(groups)), groups=ids, batch_size=batch_size).whole_groups())
+    pieces = list(replace(experience(len(groups)), groups=ids, batch_size=batch_size).group_batches())
     dealt = [numbers(piece) for piece in pieces]
     assert sorted(i for rows in dealt for i in rows) == list(range(len(groups)))
     held = [{groups[i] for i in rows} for rows in dealt]
@@ -110,7 +110,7 @@ def test_groups_of_two_sizes_fill_the_pieces_in_order() -> None:
         (3, [[1, 3, 5, 7], [4], [0, 2, 6, 8], [9]]),  # a group that is larger stands alone
         (10, [[1, 3, 5, 7, 4, 0, 2, 6, 8, 9]]),
     ):
-        pieces = replace(experience(10), groups=groups, batch_size=batch_size).whole_groups()
+        pieces = replace(experience(10), groups=groups, batch_size=batch_size).group_batches()
         assert [numbers(piece) for piece in pieces] == expected
 
 
@@ -143,7 +143,7 @@ def test_a_replay_of_no_steps_shows_nothing() -> None:
 def test_joined_steps_are_their_rows_in_order(means: bool) -> None:
     steps = [recorded(4, range(2), means), recorded(1, range(3), means), recorded(2, range(1), means)]
     theirs = Conditions(tuple({"who": torch.tensor(i)} for i in (5, 4, 3, 2, 1, 0)))
-    joined = Step.joined(steps, theirs)
+    joined = Step.concatenate(steps, theirs)
     assert joined.conditions is theirs
     assert_is(joined, [400.0, 401.0, 100.0, 101.0, 102.0, 200.0], means)
     chosen = joined.rows([5, 0, 0, 3])
@@ -153,14 +153,14 @@ def test_joined_steps_are_their_rows_in_order(means: bool) -> None:
 
 def test_one_step_joined_is_itself_under_the_conditions_given() -> None:
     step, theirs = recorded(1, range(2), means=True), conditions(range(2))
-    joined = Step.joined([step], theirs)
+    joined = Step.concatenate([step], theirs)
     assert joined == replace(step, conditions=theirs)
     assert joined.conditions is theirs
 
 
 def test_places_without_a_transition_join_without_one() -> None:
     places = [Step(torch.full((2, 1), float(i)), torch.full((2,), i / 4), conditions(range(2)), 1.0, ODE()) for i in (3, 1)]
-    joined = Step.joined(places, conditions(range(4)))
+    joined = Step.concatenate(places, conditions(range(4)))
     assert joined.latents[:, 0].tolist() == [3, 3, 1, 1]
     assert joined.sigma.tolist() == [0.75, 0.75, 0.25, 0.25]
     assert [joined.next_latents, joined.next_sigma, joined.log_prob, joined.mean] == [None] * 4
@@ -178,12 +178,12 @@ def test_rows_may_repeat_and_take_their_steps_along() -> None:
 
 def test_an_evaluation_without_its_graph_has_the_same_numbers() -> None:
     tensors = [torch.full((2,), float(i), requires_grad=True) * 2 for i in range(4)]
-    whole = Evaluation(*tensors).detached()
+    whole = Evaluation(*tensors).detach()
     for before, after in zip(tensors, (whole.velocity, whole.mean, whole.std, whole.log_prob), strict=True):
         assert after is not None
         assert torch.equal(before, after)
         assert not after.requires_grad
-    alone = Evaluation(tensors[0]).detached()
+    alone = Evaluation(tensors[0]).detach()
     assert (alone.mean, alone.std, alone.log_prob) == (None, None, None)
 
 
@@ -192,7 +192,7 @@ def test_a_term_is_added_with_its_weight_and_kept_under_its_name_without(weight:
     x = torch.tensor([3.0, -1.0], dtype=torch.float64, requires_grad=True)
     metric = torch.ones(2)
     plain = Loss(2 * x, metrics={"m": metric}, extremes={"e": metric}, terms={"first": x})
-    loss = plain.plus("kl", weight, x.square())
+    loss = plain.add_term("kl", weight, x.square())
     shares = [0.5, 0.5] if isinstance(weight, float) else [0.5, 2.0]
     assert loss.values.tolist() == [6 + shares[0] * 9, -2 + shares[1] * 1]
     assert list(loss.terms) == ["first", "kl"]
@@ -209,12 +209,12 @@ def test_recorded_steps_of_two_kinds_are_not_joined() -> None:
     recorded = replace(plain, next_latents=torch.zeros(2, 1), next_sigma=torch.zeros(2), log_prob=torch.zeros(2))
     for steps in ([plain, recorded], [recorded, plain]):
         with pytest.raises(ValueError, match="record the stochastic ones alone"):
-            Step.joined(steps, Conditions(({},) * 4))
+            Step.concatenate(steps, Conditions(({},) * 4))
 
 
 def test_pieces_that_fit_a_forward_come_on_the_device() -> None:
     resting = experience(5, means=True, device=torch.device("meta"))
-    for pieces in (resting.batches(), resting.whole_groups()):
+    for pieces in (resting.micro_batches(), resting.group_batches()):
         for piece in pieces:
             tensors = [piece.latents, piece.advantages]
             tensors += [

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flowfactory import Prompt, Samples
-from flowfactory.rewards.wire.format import answer_of, error_in, parts_of, samples_of, scores_in
-from flowfactory.rewards.wire.multipart import multipart, parts_in
+from flowfactory.rewards.wire.format import decode_request, decode_scores, encode_request, encode_scores, error_message
+from flowfactory.rewards.wire.multipart import build_multipart, parse_multipart
 from flowfactory.rewards.wire.schema import Part, WireError
 
 PIXELS = 10**6
@@ -39,7 +39,7 @@ def media(*shape: int) -> torch.Tensor:
 
 
 def through(samples: Samples, encoding: Any, folder: Path) -> Samples:
-    return samples_of(parts_in(*multipart(parts_of(samples, encoding))), folder, PIXELS)
+    return decode_request(parse_multipart(*build_multipart(encode_request(samples, encoding))), folder, PIXELS)
 
 
 def of(values: torch.Tensor, **more: Any) -> Samples:
@@ -109,7 +109,7 @@ def test_a_file_that_a_group_shares_goes_once(tmp_path: Path) -> None:
     picture = tmp_path / "a.png"
     picture.write_bytes(file_of(RGB))
     sources = (Prompt("a cat", images=(picture,)),) * 3
-    assert [part.name for part in parts_of(of(media(3, 3, 4, 4), sources=sources), "png")] == [
+    assert [part.name for part in encode_request(of(media(3, 3, 4, 4), sources=sources), "png")] == [
         *("request", "media-0", "media-1", "media-2", "file-0"),
     ]
 
@@ -120,11 +120,11 @@ def test_the_body_is_what_another_library_reads() -> None:
         Part("m", "image/png", bytes(range(256)) * 5),
         Part("e", "x/y", b""),
     ]
-    content_type, body = multipart(parts)
+    content_type, body = build_multipart(parts)
     message = email.message_from_bytes(f"Content-Type: {content_type}\r\n\r\n".encode() + body)
     read = [(p.get_param("name", header="content-disposition"), p.get_content_type()) for p in message.get_payload()]  # type: ignore[union-attr]
     assert read == [("request", "application/json"), ("m", "image/png"), ("e", "x/y")]
-    assert {name: bytes(content) for name, content in parts_in(content_type, body).items()} == {
+    assert {name: bytes(content) for name, content in parse_multipart(content_type, body).items()} == {
         p.name: p.content for p in parts
     }
 
@@ -133,13 +133,13 @@ def test_the_body_of_another_library_is_read() -> None:
     contents = {"request": b'{"a": 1}', "b": b"\r\n--\r\n\r\n" * 9, "empty": b""}
     files = {name: (f"the {name}.bin", content, "application/octet-stream") for name, content in contents.items()}
     request = httpx2.Request("POST", "http://host/", files=files)
-    found = parts_in(request.headers["content-type"], request.read())
+    found = parse_multipart(request.headers["content-type"], request.read())
     assert {name: bytes(content) for name, content in found.items()} == contents
 
 
 def test_a_picture_that_somebody_else_wrote_is_read(tmp_path: Path) -> None:
     request = b'{"version": 1, "samples": [{"prompt": "p", "media": {"part": "m", "type": "image/png"}}]}'
-    read = samples_of({"request": request, "m": file_of(RGB)}, tmp_path, PIXELS)
+    read = decode_request({"request": request, "m": file_of(RGB)}, tmp_path, PIXELS)
     assert read.media.shape == (1, 3, 4, 5)
     assert read.media[0, :, 2, 3].mul(255).tolist() == pytest.approx([10, 20, 30])
     assert (read.groups.tolist(), read.metadata, read.frame_rate) == ([0], ({},), None)
@@ -148,9 +148,9 @@ def test_a_picture_that_somebody_else_wrote_is_read(tmp_path: Path) -> None:
 def test_a_lossy_video_is_read_too(tmp_path: Path) -> None:
     from flowfactory.data import media as files
 
-    path = files.write(torch.linspace(0, 1, 4).reshape(4, 1, 1, 1).expand(4, 3, 16, 24), tmp_path / "c", 8)
+    path = files.write_media(torch.linspace(0, 1, 4).reshape(4, 1, 1, 1).expand(4, 3, 16, 24), tmp_path / "c", 8)
     request = b'{"version": 1, "frame_rate": 8, "samples": [{"prompt": "p", "media": {"part": "m", "type": "video/mp4"}}]}'
-    read = samples_of({"request": request, "m": path.read_bytes()}, tmp_path, PIXELS)
+    read = decode_request({"request": request, "m": path.read_bytes()}, tmp_path, PIXELS)
     assert read.media.shape == (1, 4, 3, 16, 24)
     assert read.media.mean((0, 2, 3, 4)).tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1], abs=0.03)
 
@@ -217,7 +217,7 @@ def test_a_request_that_is_off_is_refused_in_a_sentence(request_: Any, part: byt
     whole = {"version": 1, "samples": request_} if isinstance(request_, list) and request_ else request_
     body = whole if isinstance(whole, bytes) else json.dumps(whole).encode()
     with pytest.raises(WireError, match=said) as caught:
-        samples_of({"request": body, "m": part}, tmp_path, PIXELS)
+        decode_request({"request": body, "m": part}, tmp_path, PIXELS)
     assert "\n" not in str(caught.value)
 
 
@@ -225,15 +225,15 @@ def test_media_of_different_shapes_are_refused(tmp_path: Path) -> None:
     numbers = {"part": "n", "type": "application/octet-stream", "dtype": "uint8", "shape": [1, 4, 5]}
     request = json.dumps({"version": 1, "samples": [sample(), {"prompt": "p", "media": numbers}]})
     with pytest.raises(WireError, match=r"^sample 1 has shape \[1, 4, 5\] and sample 0 \[3, 4, 5\]; send them in separate"):
-        samples_of({"request": request.encode(), "m": file_of(RGB), "n": bytes(20)}, tmp_path, PIXELS)
+        decode_request({"request": request.encode(), "m": file_of(RGB), "n": bytes(20)}, tmp_path, PIXELS)
 
 
 def test_a_video_of_too_many_frames_is_refused(tmp_path: Path) -> None:
     clip = of(torch.zeros(1, 30, 3, 20, 20))
-    body = multipart(parts_of(clip, "png"))
-    assert len(samples_of(parts_in(*body), tmp_path, 30 * 400).media[0]) == 30
+    body = build_multipart(encode_request(clip, "png"))
+    assert len(decode_request(parse_multipart(*body), tmp_path, 30 * 400).media[0]) == 30
     with pytest.raises(WireError, match=r"^part 'media-0': media have more than 11999 pixels"):
-        samples_of(parts_in(*body), tmp_path, 30 * 400 - 1)
+        decode_request(parse_multipart(*body), tmp_path, 30 * 400 - 1)
 
 
 def test_a_large_picture_that_a_prompt_brings_is_refused(tmp_path: Path) -> None:
@@ -266,11 +266,11 @@ TORN: dict[str, tuple[str, bytes, str]] = {
 @pytest.mark.parametrize(("content_type", "body", "said"), TORN.values(), ids=TORN)
 def test_a_torn_body_is_refused_in_a_sentence(content_type: str, body: bytes, said: str) -> None:
     with pytest.raises(WireError, match=said):
-        parts_in(content_type, body)
+        parse_multipart(content_type, body)
 
 
 def test_an_untorn_body_is_not() -> None:
-    assert bytes(parts_in('Multipart/Form-Data; charset=utf-8; boundary="b"', BODY)["a"]) == b"x"
+    assert bytes(parse_multipart('Multipart/Form-Data; charset=utf-8; boundary="b"', BODY)["a"]) == b"x"
 
 
 @settings(max_examples=300, deadline=None)
@@ -282,25 +282,25 @@ def test_no_body_however_broken_raises_anything_else(data: st.DataObject, tmp_pa
         place = data.draw(st.integers(0, len(broken) - 1))
         broken[place : place + data.draw(st.integers(0, 20))] = data.draw(st.binary(max_size=8))
     with suppress(WireError):
-        read = samples_of(parts_in(content_type, bytes(broken)), tmp_path_factory.getbasetemp(), 10_000)
+        read = decode_request(parse_multipart(content_type, bytes(broken)), tmp_path_factory.getbasetemp(), 10_000)
         assert len(read.prompts) == len(read.media)
 
 
-FUZZED = multipart([*parts_of(of(media(2, 3, 6, 6)), "webp"), Part("other", "x/y", b"z")])
+FUZZED = build_multipart([*encode_request(of(media(2, 3, 6, 6)), "webp"), Part("other", "x/y", b"z")])
 
 
 def test_what_a_format_cannot_hold_is_refused_where_it_is_sent(tmp_path: Path) -> None:
     with pytest.raises(WireError, match=r"^media have 4 channels; png has 1 or 3: write 'encoding: raw'$"):
-        parts_of(of(media(1, 4, 2, 2)), "png")
+        encode_request(of(media(1, 4, 2, 2)), "png")
     with pytest.raises(WireError, match=r"^the metadata of a prompt cannot be written as JSON: .*PosixPath"):
-        parts_of(Samples(media(1, 3, 2, 2), ("p",), torch.tensor([0]), ({"x": tmp_path},)), "png")
+        encode_request(Samples(media(1, 3, 2, 2), ("p",), torch.tensor([0]), ({"x": tmp_path},)), "png")
     with pytest.raises(WireError, match=r"gone\.png: cannot be read: No such file"):
-        parts_of(of(media(1, 3, 2, 2), sources=(Prompt("p", images=(tmp_path / "gone.png",)),)), "png")
+        encode_request(of(media(1, 3, 2, 2), sources=(Prompt("p", images=(tmp_path / "gone.png",)),)), "png")
 
 
 def test_scores_arrive_bit_by_bit() -> None:
     scores = torch.tensor([0.1, -1e-40, 3.4e38, 0.0, 1 / 3])
-    assert torch.equal(scores_in(answer_of(scores), 5), scores)
+    assert torch.equal(decode_scores(encode_scores(scores), 5), scores)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_scores_arrive_bit_by_bit() -> None:
 )
 def test_an_answer_that_is_off_is_no_score(body: bytes, said: str) -> None:
     with pytest.raises(WireError, match=said):
-        scores_in(body, 2)
+        decode_scores(body, 2)
 
 
 @pytest.mark.parametrize(
@@ -343,4 +343,4 @@ def test_an_answer_that_is_off_is_no_score(body: bytes, said: str) -> None:
     ],
 )
 def test_the_sentence_of_an_error_is_found(body: bytes, said: str) -> None:
-    assert error_in(body) == said
+    assert error_message(body) == said

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from flowfactory import AlgorithmConfig, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.config.ema import Constant
-from flowfactory.flow.timesteps import Times, Uniform, places
+from flowfactory.flow.timesteps import Timesteps, Uniform, noised_batches
 from flowfactory.rl.losses import squared_error
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class MatchConfig(AlgorithmConfig):
     own_sampler: ClassVar[bool] = True
 
     teacher: float = Field(1.0, ge=0, description="guidance asked of weights beside those that draw")
-    times: Times = Field(Uniform(), description="training times")
+    times: Timesteps = Field(Uniform(), description="training times")
 
     def check(self, run: RunConfig) -> None:
         self.times.check(run)
@@ -41,7 +41,7 @@ class Match:
 
     @hookimpl
     def run_started(self, policy: Policy) -> None:
-        policy.average("drawing", Constant(decay=0.5))
+        policy.track_ema("drawing", Constant(decay=0.5))
 
     @hookimpl
     def plan(self, plan: SamplingPlan) -> SamplingPlan:
@@ -49,9 +49,9 @@ class Match:
 
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
-        for groups in experience.whole_groups():
-            for at in places(groups, self.config.times):
-                for piece in at.batches():
+        for groups in experience.group_batches():
+            for at in noised_batches(groups, self.config.times):
+                for piece in at.micro_batches():
                     error = squared_error(policy.evaluate(piece.step).velocity, piece.target)
                     yield Loss(piece.samples.advantages * error, metrics={"sigma": piece.step.sigma})
 

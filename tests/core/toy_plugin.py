@@ -118,7 +118,7 @@ class Experts(Net):
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
         inputs = torch.cat([latents.flatten(1), sigma[:, None], conditions.stack("length")[:, None]], 1)
         sides = ["transformer" if s >= 0.5 else "transformer_2" for s in sigma.tolist()]
-        found = flow.in_parts(sides, lambda rows, side: self.experts[side](inputs[torch.tensor(list(rows))]))
+        found = flow.forward_by_kind(sides, lambda rows, side: self.experts[side](inputs[torch.tensor(list(rows))]))
         return found.reshape(latents.shape)
 
 
@@ -144,7 +144,7 @@ class Score:
 
     @hookimpl
     def run_started(self, policy: Policy) -> None:
-        policy.average("slow", lambda iteration: 0.5)
+        policy.track_ema("slow", lambda iteration: 0.5)
 
     @hookimpl
     def plan(self, plan: SamplingPlan) -> SamplingPlan:
@@ -153,7 +153,7 @@ class Score:
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
         clip = self.config.clip_range
-        for batch in experience.batches():
+        for batch in experience.micro_batches():
             for step in batch.steps:
                 with torch.no_grad(), policy.using("slow"):
                     slow = policy.evaluate(step).velocity

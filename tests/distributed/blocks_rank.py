@@ -41,14 +41,14 @@ def transformer(kind: str | None, setting: str, fast: bool) -> nn.Module:
         axes_dims_rope=(4, 6, 6),
     ).eval()
     if kind:
-        quantization.quantise(module, NAMES, kind, torch.float32)
-    lora.inject(module, LoraConfig(rank=4, alpha=8), ("to_q", "to_k", "to_v", "to_out.0", "proj_mlp"), seed=1)
+        quantization.quantize_blocks(module, NAMES, kind, torch.float32)
+    lora.add_adapters(module, LoraConfig(rank=4, alpha=8), ("to_q", "to_k", "to_v", "to_out.0", "proj_mlp"), seed=1)
     for name, parameter in module.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
-    blocks.checkpoint(module, NAMES, setting)
+    blocks.checkpoint_blocks(module, NAMES, setting)
     if fast:
-        blocks.compiled(module, NAMES[1:])  # of one class: each graph takes many seconds
+        blocks.compile_blocks(module, NAMES[1:])  # of one class: each graph takes many seconds
     return module
 
 
@@ -74,7 +74,7 @@ def compare(case: str) -> dict[str, Any]:
     expected = gradients(transformer(*CASES[case]), slice(None))
     module = transformer(*CASES[case])
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for part in (*blocks.find(module, NAMES), module):
+    for part in (*blocks.find_blocks(module, NAMES), module):
         fully_shard(part, mesh=mesh)
     share = BATCH // dist.get_world_size()
     rows = slice(dist.get_rank() * share, (dist.get_rank() + 1) * share)
@@ -91,7 +91,7 @@ def compare(case: str) -> dict[str, Any]:
         "replayed": float((forward(module, rows).detach() - drawn).abs().max()),
         "sharded": isinstance(weight, DTensor),
         "share": weight.to_local().numel() * weight.element_size() / WIDTH**2,
-        "blocks": len(blocks.find(module, NAMES)),
+        "blocks": len(blocks.find_blocks(module, NAMES)),
     }
 
 

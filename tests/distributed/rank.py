@@ -35,7 +35,7 @@ def wait_for(name: str) -> None:
 
 
 def environment() -> None:
-    trace("environment", repr((ranks_environment.environment(os.environ), os.environ["OMP_NUM_THREADS"], sys.argv[3:])))
+    trace("environment", repr((ranks_environment.read_environment(os.environ), os.environ["OMP_NUM_THREADS"], sys.argv[3:])))
 
 
 def raise_among_deaf() -> None:
@@ -61,7 +61,7 @@ def raise_after_loss() -> None:
 
 
 def die_at_first() -> None:
-    trace(f"attempt-{ATTEMPT}", str(ranks_environment.restarted()))
+    trace(f"attempt-{ATTEMPT}", str(ranks_environment.is_restart()))
     if ATTEMPT == 0:
         if RANK == 1:
             wait_for("attempt-0-0")
@@ -89,7 +89,7 @@ def die_on_one_node_and_raise_on_the_other() -> None:
 
 
 def end_badly_when_done() -> None:
-    outcome.report(None)
+    outcome.report_outcome(None)
     os.kill(os.getpid(), signal.SIGABRT)
 
 
@@ -122,10 +122,10 @@ def load() -> None:
 
 
 if __name__ == "__main__":
-    outcome.live_with_parent()
+    outcome.die_with_parent()
     try:
         globals()[DOES]()
     except Exception as error:
-        outcome.report(error)
+        outcome.report_outcome(error)
         sys.exit(1)
-    outcome.report(None)
+    outcome.report_outcome(None)

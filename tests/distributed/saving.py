@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from flowfactory.config.loading import validate
-from flowfactory.distributed.process_group import join
+from flowfactory.distributed.process_group import join_process_group
 from flowfactory.distributed.ranks import Ranks
 from flowfactory.errors import RunError, UserError
 from flowfactory.runs.checkpoints import save
 from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.train import train
-from flowfactory.training.setup import Run, prepare
+from flowfactory.training.setup import Run, prepare_run
 
 
 def trains(config: Any, ranks: Ranks, resume: bool = False) -> list[str]:
@@ -35,7 +35,7 @@ def trains(config: Any, ranks: Ranks, resume: bool = False) -> list[str]:
 
 
 def opened(config: Any, ranks: Ranks) -> tuple[Run, Checkpoints]:
-    run = prepare(config, trackers=False, ranks=ranks)
+    run = prepare_run(config, trackers=False, ranks=ranks)
     run.assembly.hooks.run_started(run.info, run.policy)
     return run, Checkpoints(config.output.dir / "checkpoints", ranks, config)
 
@@ -78,7 +78,7 @@ JOBS: dict[str, Callable[..., list[str]]] = {"train": trains, "killed": is_kille
 def main() -> None:
     torch.set_num_threads(1)
     jobs = json.loads(Path(sys.argv[1]).read_text())
-    with join(validate(jobs[0]["config"])) as ranks:
+    with join_process_group(validate(jobs[0]["config"])) as ranks:
         for job in jobs:
             config = validate(job.pop("config"))
             told = JOBS[job.pop("do")](config, ranks, **job)

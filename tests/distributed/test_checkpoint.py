@@ -21,7 +21,7 @@ from flowfactory.config.loading import validate
 from flowfactory.distributed.ranks import Ranks
 from flowfactory.runs.checkpoints import lookup, manifest
 from flowfactory.runs.checkpoints.save import Checkpoints
-from flowfactory.training.setup import prepare
+from flowfactory.training.setup import prepare_run
 
 pytestmark = pytest.mark.distributed
 HERE = Path(__file__).parent
@@ -187,7 +187,7 @@ def test_ranks_killed_while_a_checkpoint_is_written_leave_the_previous_one(start
     assert lookup.find(folder).name == "000001"
     assert (folder / ".writing-000002").is_dir()
 
-    run = prepare(validate(raw), trackers=False)
+    run = prepare_run(validate(raw), trackers=False)
     run.assembly.hooks.run_started(run.info, run.policy)
     checkpoints = Checkpoints(folder, Ranks(), run.config)
     assert checkpoints.restore(run.policy, run.learner) == 1

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flowfactory.distributed import launch, outcome, slurm
-from flowfactory.distributed.environment import RankEnvironment, environment
+from flowfactory.distributed.environment import RankEnvironment, read_environment
 from flowfactory.distributed.launch import Launch
 from flowfactory.distributed.outcome import Outcome
 from flowfactory.errors import Interrupted, RunError, UserError
@@ -37,19 +37,19 @@ def without(variables: dict[str, str], name: str) -> dict[str, str]:
 
 
 def test_a_group_is_believed_in_when_rank_size_and_address_are_there() -> None:
-    assert environment(TORCH) == RankEnvironment(3, 8, 1, 2, "a", 5)
+    assert read_environment(TORCH) == RankEnvironment(3, 8, 1, 2, "a", 5)
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
-        assert environment(without(TORCH, name)) is None
-        assert environment(TORCH | {name: ""}) is None
-    assert environment({}) is None
+        assert read_environment(without(TORCH, name)) is None
+        assert read_environment(TORCH | {name: ""}) is None
+    assert read_environment({}) is None
 
 
 def test_what_torch_wants_is_what_was_found() -> None:
-    assert environment(TORCH).variables() == TORCH
+    assert read_environment(TORCH).variables() == TORCH
 
 
 def test_a_rank_of_one_node_need_not_be_told_its_place_on_it() -> None:
-    found = environment({"RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "a"})
+    found = read_environment({"RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "a"})
     assert found == RankEnvironment(3, 8, 3, 8, "a", 29500)
 
 
@@ -64,19 +64,19 @@ def test_a_rank_of_one_node_need_not_be_told_its_place_on_it() -> None:
 )
 def test_a_group_that_cannot_be_is_an_error_that_names_the_variable(changes: dict[str, str], told: str) -> None:
     with pytest.raises(UserError, match=told):
-        environment(TORCH | changes)
+        read_environment(TORCH | changes)
 
 
 def test_a_task_of_srun_is_a_rank() -> None:
     # 10000 + (1000 * 31 + 2) % 20000
-    assert environment(SLURM) == RankEnvironment(3, 5, 1, 2, "gpu07", 21002)
-    assert environment(SLURM | {"SLURM_NODEID": "2", "SLURM_PROCID": "4", "SLURM_LOCALID": "0"}) == RankEnvironment(
+    assert read_environment(SLURM) == RankEnvironment(3, 5, 1, 2, "gpu07", 21002)
+    assert read_environment(SLURM | {"SLURM_NODEID": "2", "SLURM_PROCID": "4", "SLURM_LOCALID": "0"}) == RankEnvironment(
         4, 5, 0, 1, "gpu07", 21002
     )
 
 
 def test_the_user_may_say_where_the_tasks_of_srun_meet() -> None:
-    found = environment(SLURM | {"MASTER_ADDR": "head", "MASTER_PORT": "99"})
+    found = read_environment(SLURM | {"MASTER_ADDR": "head", "MASTER_PORT": "99"})
     assert (found.address, found.port) == ("head", 99)
 
 
@@ -90,11 +90,11 @@ def test_the_user_may_say_where_the_tasks_of_srun_meet() -> None:
     ],
 )
 def test_slurm_alone_is_no_group(changes: dict[str, str]) -> None:
-    assert environment(SLURM | changes) is None
+    assert read_environment(SLURM | changes) is None
 
 
 def test_steps_of_one_job_meet_at_different_ports() -> None:
-    ports = {environment(SLURM | {"SLURM_STEP_ID": str(step)}).port for step in range(31)}
+    ports = {read_environment(SLURM | {"SLURM_STEP_ID": str(step)}).port for step in range(31)}
     assert len(ports) == 31
     assert all(1024 < port < 32768 for port in ports)  # not where the system takes its own from
 
@@ -110,11 +110,11 @@ def test_steps_of_one_job_meet_at_different_ports() -> None:
     ],
 )
 def test_node_lists_are_read_as_slurm_writes_them(text: str, names: list[str]) -> None:
-    assert slurm.hosts(text) == names
+    assert slurm.expand_hosts(text) == names
 
 
 def test_tasks_per_node_are_read_as_slurm_writes_them() -> None:
-    assert slurm.tasks_per_node("4(x2),3,2(x1)") == [4, 4, 3, 2]
+    assert slurm.expand_tasks_per_node("4(x2),3,2(x1)") == [4, 4, 3, 2]
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,14 @@ def test_tasks_per_node_are_read_as_slurm_writes_them() -> None:
 )
 def test_what_cannot_be_started_is_refused_by_its_flag(wanted: Launch, told: str) -> None:
     with pytest.raises(UserError, match=f"^{told}"):
-        wanted.insist({})
+        wanted.check({})
 
 
 def test_ranks_are_not_started_within_a_group() -> None:
     Launch().insist(TORCH)
     for wanted in (Launch(nproc=1), Launch(nproc=2), Launch(nnodes=2)):
         with pytest.raises(UserError, match="rank 3 of 8 that are started already; leave it out"):
-            wanted.insist(TORCH)
+            wanted.check(TORCH)
     with pytest.raises(UserError, match="rank 3 of 5"):
         Launch(nproc=2).insist(SLURM)
 
@@ -170,17 +170,17 @@ def test_more_ranks_than_devices_are_refused_where_devices_are_wanted(monkeypatc
     import torch
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    Launch(nproc=2).insist_on_devices("auto")
-    Launch(nproc=3).insist_on_devices("cpu")
+    Launch(nproc=2).check_devices("auto")
+    Launch(nproc=3).check_devices("cpu")
     for device in ("auto", "cuda"):
         with pytest.raises(UserError, match="--nproc 3: this node has 2 CUDA devices"):
-            Launch(nproc=3).insist_on_devices(device)
+            Launch(nproc=3).check_devices(device)
     with pytest.raises(UserError, match="cuda:1 is one device for 2 ranks"):
-        Launch(nproc=2).insist_on_devices("cuda:1")
+        Launch(nproc=2).check_devices("cuda:1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    Launch(nproc=2).insist_on_devices("auto")
+    Launch(nproc=2).check_devices("auto")
     with pytest.raises(UserError, match="has 0 CUDA devices"):
-        Launch(nproc=2).insist_on_devices("cuda")
+        Launch(nproc=2).check_devices("cuda")
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -204,9 +204,9 @@ def test_an_error_that_a_lost_rank_caused_is_known_through_what_wraps_it() -> No
     for cause in (closed, dist.DistNetworkError("gone")):
         error = RunError("no gradient")
         error.__cause__ = cause
-        assert outcome.outcome_of(error, 2).kind == "lost"
-    assert outcome.outcome_of(RunError("no gradient"), 2).kind == "run"
-    assert outcome.outcome_of(RuntimeError("no gradient"), 2).kind == "unexpected"
+        assert outcome.to_outcome(error, 2).kind == "lost"
+    assert outcome.to_outcome(RunError("no gradient"), 2).kind == "run"
+    assert outcome.to_outcome(RuntimeError("no gradient"), 2).kind == "unexpected"
 
 
 def surroundings() -> tuple[object, ...]:

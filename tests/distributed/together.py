@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from flowfactory import Policy, RunInfo, hookimpl
 from flowfactory.config.loading import validate
-from flowfactory.distributed.process_group import arranged, join
-from flowfactory.distributed.sharding import local, whole
+from flowfactory.distributed.process_group import join_process_group, make_ranks
+from flowfactory.distributed.sharding import full_tensor, local_shard
 from flowfactory.runs.train import train
 
 
@@ -30,15 +30,17 @@ def main() -> None:
     torch.set_num_threads(1)
     configs = [validate(raw) for raw in json.loads(Path(sys.argv[1]).read_text())]
     # off-loading wants a group even of one
-    with join(next((config for config in configs if config.distributed.offload), configs[0])) as group:
+    with join_process_group(next((config for config in configs if config.distributed.offload), configs[0])) as group:
         for config in configs:
-            ranks = arranged(config, group.rank, group.count, group.local)
+            ranks = make_ranks(config, group.rank, group.count, group.local)
             last = Last()
             train(config, observers=[last], say=lambda sentence: None, ranks=ranks)
             parameters = last.policy.parameters
             shard = 1 if ranks.mesh is None else ranks.mesh["shard"].size()
-            assert all(local(p).shape[0] < p.shape[0] for p in parameters.values() if p.shape[0] > shard > 1), "not divided"
-            weights = {key: whole(parameter.detach()).cpu() for key, parameter in parameters.items()}
+            assert all(local_shard(p).shape[0] < p.shape[0] for p in parameters.values() if p.shape[0] > shard > 1), (
+                "not divided"
+            )
+            weights = {key: full_tensor(parameter.detach()).cpu() for key, parameter in parameters.items()}
             if ranks.leads:
                 save_file(weights, config.output.dir / "weights.safetensors")
 

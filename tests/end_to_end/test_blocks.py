@@ -85,14 +85,14 @@ def joined(gradients: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("key", MODELS)
 def test_checkpointing_saves_bytes_and_changes_no_bit(made: Made, key: str) -> None:
     counts: list[int] = []
-    plain = made(key, lambda module, names: counts.append(len(blocks.find(module, names))))
+    plain = made(key, lambda module, names: counts.append(len(blocks.find_blocks(module, names))))
     assert counts == [MODELS[key]]
     nudge(plain)
     step = plain.draw(4).steps[0]
     expected, gradients, everything = learned(plain, step)
     sizes = []
     for setting in ("every-2", "blocks"):
-        saving = made(key, lambda module, names, setting=setting: blocks.checkpoint(module, names, setting))
+        saving = made(key, lambda module, names, setting=setting: blocks.checkpoint_blocks(module, names, setting))
         nudge(saving)
         evaluation, found, size = learned(saving, step)
         assert torch.equal(evaluation.velocity, expected.velocity)
@@ -128,8 +128,8 @@ def test_sd3_too_with_all_its_weights() -> None:
         return list(torch.autograd.grad(result.square().sum(), list(module.parameters()), allow_unused=True))
 
     before = gradients()
-    assert len(blocks.find(module)) == 3, "what diffusers itself calls its blocks"
-    blocks.checkpoint(module, (), "blocks")
+    assert len(blocks.find_blocks(module)) == 3, "what diffusers itself calls its blocks"
+    blocks.checkpoint_blocks(module, (), "blocks")
     for ours, theirs in zip(gradients(), before, strict=True):
         assert (ours is None) == (theirs is None)
         assert ours is None or theirs is None or torch.equal(ours, theirs)
@@ -150,7 +150,7 @@ def test_over_stored_weights_adapters_learn_as_over_the_same_weights_unstored(
     made: Made, key: str, kind: str, least: float, most: float
 ) -> None:
     layers: list[str] = []
-    stored = made(key, lambda module, names: layers.extend(quantization.quantise(module, names, kind, FLOAT32)))
+    stored = made(key, lambda module, names: layers.extend(quantization.quantize_blocks(module, names, kind, FLOAT32)))
     plain = made(key)
     assert all(torch.equal(weight, stored.policy.parameters[name]) for name, weight in plain.policy.parameters.items())
     assert len(layers) >= 6 * MODELS[key]
@@ -173,7 +173,7 @@ def test_over_stored_weights_adapters_learn_as_over_the_same_weights_unstored(
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_in_bf16_stored_weights_draw_and_learn(made: Made, kind: str) -> None:
-    stored = made("flux1", lambda module, names: quantization.quantise(module, names, kind, BFLOAT16), BFLOAT16)
+    stored = made("flux1", lambda module, names: quantization.quantize_blocks(module, names, kind, BFLOAT16), BFLOAT16)
     nudge(stored)
     step = stored.draw(4).steps[0]
     evaluation, gradients, _ = learned(stored, step)
@@ -187,7 +187,7 @@ def test_in_bf16_stored_weights_draw_and_learn(made: Made, kind: str) -> None:
 def test_adapters_of_stored_weights_load_into_the_plain_pipeline(
     made: Made, checkpoints: Callable[[str], Path], tmp_path: Path, kind: str
 ) -> None:
-    stored = made("flux1", lambda module, names: quantization.quantise(module, names, kind, FLOAT32))
+    stored = made("flux1", lambda module, names: quantization.quantize_blocks(module, names, kind, FLOAT32))
     nudge(stored)
     stored.policy.save_trained(tmp_path)
     written = load_file(tmp_path / "pytorch_lora_weights.safetensors")

@@ -158,7 +158,7 @@ def test_fewer_bits_take_what_the_quantised_blocks_take(kind: str, tmp_path: Pat
     from diffusers import SD3Transformer2DModel
 
     transformer = SD3Transformer2DModel.from_pretrained(FOLDER / "pipeline" / "transformer")
-    quantization.quantise(transformer, ("JointTransformerBlock",), kind, torch.float32)
+    quantization.quantize_blocks(transformer, ("JointTransformerBlock",), kind, torch.float32)
     stored = sum(weight.numel() * weight.element_size() for weight in transformer.parameters())
     states = [weight.quant_state for weight in transformer.parameters() if hasattr(weight, "quant_state")]
     scales = [scale for state in states for scale in (state.absmax, state.state2.absmax)]

@@ -34,7 +34,7 @@ def test_two_iterations_train_and_are_drawn(
     assert all(record["grad_norm"] > 0 for record in records[1:])
     assert records[-1]["eval/light/mean"] != records[0]["eval/light/mean"], "training changed nothing"
     ending = ".mp4" if len(case.size) == 3 else ".png"
-    assert [item["path"].suffix for item in directory.kept_samples(2)] == [ending] * 2
+    assert [item["path"].suffix for item in directory.read_samples(2)] == [ending] * 2
     folder = directory.checkpoints / "000002"
     if train != "full":
         adapters = load_file(folder / "pytorch_lora_weights.safetensors")

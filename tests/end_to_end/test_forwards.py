@@ -6,7 +6,7 @@ import pytest
 
 from flowfactory.config import loading
 from flowfactory.runs.train import train
-from flowfactory.testing import Count, two_parameter
+from flowfactory.testing import ForwardCount, two_parameter
 
 GROUPS, MEMBERS, STEPS, TIMES = 4, 6, 5, 2
 PICTURES = GROUPS * MEMBERS
@@ -20,7 +20,7 @@ def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FLOWFACTORY_CACHE", str(tmp_path / "cache"))
 
     def run(algorithm: dict, dynamics: object, **training: int) -> dict[str, float]:
-        counted = Count()
+        counted = ForwardCount()
         raw = two_parameter.settings(
             tmp_path,
             algorithm,

@@ -17,7 +17,7 @@ from flowfactory import Runtime, UserError
 from flowfactory.config.components import config_class
 from flowfactory.config.loading import validate
 from flowfactory.config.yaml import parse_yaml
-from flowfactory.data.prompts import insist, read
+from flowfactory.data.prompts import check_media, read_prompts
 from flowfactory.discovery.catalogue import discover
 from flowfactory.testing import bench
 from flowfactory.testing.two_parameter import FILE
@@ -104,10 +104,10 @@ def test_a_prompt_brings_as_many_pictures_as_the_model_takes(
     file.write_text(json.dumps({"prompt": "cat", "images": [str(flux.pictures[0])] * images}))
     config = config_of(variant, flux.folder(variant))
     if wanted is None:
-        insist(read(file), config.takes, NAMES.get(variant, variant))
+        check_media(read_prompts(file), config.takes, NAMES.get(variant, variant))
         return
     with pytest.raises(UserError, match=re.escape(wanted)):
-        insist(read(file), config.takes, NAMES.get(variant, variant))
+        check_media(read_prompts(file), config.takes, NAMES.get(variant, variant))
 
 
 @pytest.mark.parametrize(
@@ -166,6 +166,8 @@ def test_the_example_names_what_the_package_ships(name: str) -> None:
     files = {key: (path.parent / file).resolve() for key, file in raw["prompts"].items()}
     for file in files.values():
         assert file.parent.name == "data"
-        insist(read(file), config.takes, name)
-    assert 8 <= len(read(files["train"])) <= 24
-    assert not {prompt.text for prompt in read(files["train"])} & {prompt.text for prompt in read(files["heldout"])}
+        check_media(read_prompts(file), config.takes, name)
+    assert 8 <= len(read_prompts(files["train"])) <= 24
+    assert not {prompt.text for prompt in read_prompts(files["train"])} & {
+        prompt.text for prompt in read_prompts(files["heldout"])
+    }

@@ -7,10 +7,10 @@ import torch
 from scipy.stats import rankdata
 
 from flowfactory import Samples, UserError
-from flowfactory.config.components import component
+from flowfactory.config.components import parse_component
 from flowfactory.config.loading import validate
 from flowfactory.config.schema import RunConfig
-from flowfactory.runs.resume import changes, fixed
+from flowfactory.runs.resume import config_changes, fixed_config
 from flowfactory.testing import check_reward
 from flowfactory.testing.two_parameter import settings
 from flowfactory_rewards.jpeg_size import JpegSizeConfig
@@ -43,7 +43,7 @@ def test_it_takes_any_reward_by_its_name_or_with_its_options() -> None:
     assert found.tolist() == pytest.approx(ranks(sizes, samples.groups).tolist())
     assert sorted(found[:3].tolist()) == [0, 0.5, 1]
     for given in ("jpeg-size", {"name": "jpeg-size", "prefer": "large"}):
-        config = component("reward", {"name": "rank", "of": given, "weight": 0.5})
+        config = parse_component("reward", {"name": "rank", "of": given, "weight": 0.5})
         turned = check_reward(config, samples, pointwise=False)["under test"]
         assert turned.tolist() == pytest.approx((found if given == "jpeg-size" else 1 - found).tolist())
 
@@ -70,7 +70,7 @@ def test_a_mistake_in_the_inner_reward_is_named(tmp_path: Path) -> None:
 
 def test_what_an_inner_reward_calls_free_to_change_is_so_within_another(tmp_path: Path) -> None:
     def found(**options: object) -> dict[str, object]:
-        return fixed(configured(tmp_path, {"name": "remote", "url": "http://127.0.0.1:1", **options}))
+        return fixed_config(configured(tmp_path, {"name": "remote", "url": "http://127.0.0.1:1", **options}))
 
-    assert changes(found(), found(url="http://127.0.0.1:2", requests=3)) == []
-    assert changes(found(), found(encoding="raw")) == ["rewards.order.of.encoding (png then, raw now)"]
+    assert config_changes(found(), found(url="http://127.0.0.1:2", requests=3)) == []
+    assert config_changes(found(), found(encoding="raw")) == ["rewards.order.of.encoding (png then, raw now)"]

@@ -155,9 +155,9 @@ def test_a_server_that_is_too_slow_is_an_error(server: Served, tmp_path: Path) -
 
 
 def test_a_server_that_is_slower_than_the_label_allows_is_an_error(server: Served, tmp_path: Path) -> None:
-    from flowfactory.config.components import component
+    from flowfactory.config.components import parse_component
 
-    config = component("reward", {"name": "remote", "url": server.url, "timeout": 0.5})
+    config = parse_component("reward", {"name": "remote", "url": server.url, "timeout": 0.5})
     with pytest.raises(RunError, match=r"^reward 'mine': no scores within "):
         Rewards({"mine": config})(samples(pictures(2), hold=str(tmp_path)))
     (tmp_path / "go").touch()

@@ -62,7 +62,7 @@ def nudge(made: Bench, scale: float = 0.3) -> None:
         for weight in made.policy.parameters.values():
             spread = float(weight.std()) if weight.numel() > 1 else 0.0
             weight.add_(torch.randn(weight.shape, generator=source), alpha=scale * spread + 0.02)
-    made.policy.changed()
+    made.policy.mark_changed()
 
 
 def one_by_one(made: Bench) -> Trajectory:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from flowfactory import Canvas, Prompt, flow
-from flowfactory.data.batches import grouped
+from flowfactory.data.batches import make_batch
 from flowfactory.testing import Bench
 from flowfactory_flux.flux1 import Flux1Config, KontextConfig
 from flowfactory_flux.flux2 import Flux2Config, KleinConfig
@@ -92,7 +92,7 @@ class Flux:
         Models with the same options share their weights: what changes them opens one of its own.
         """
         made = self._shared(variant, tuple(sorted(options.items())))
-        batch = grouped([replace(prompt, index=index) for index, prompt in enumerate(prompts)], 1)
+        batch = make_batch([replace(prompt, index=index) for index, prompt in enumerate(prompts)], 1)
         plan = replace(made.plan, steps=steps, canvas=Canvas(*size), guidance=guidance, keys=batch.keys)
         conditions = made.sampler.conditions(batch.prompts, guidance, plan.canvas)
         return replace(made, batch=batch, plan=plan, conditions=conditions)

@@ -23,8 +23,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from flowfactory.config.schema import Optimizer as Chosen
 from flowfactory.config.optimizers import OptimizerConfig
+from flowfactory.config.schema import Optimizer as Chosen
 from flowfactory.training import optimizers
 
 NAMES = ("adamw", "adamw8bit", "lion", "lion8bit")

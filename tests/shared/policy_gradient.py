@@ -23,7 +23,7 @@ class Reinforce:
 
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
-        for batch in experience.batches():
+        for batch in experience.micro_batches():
             for step in batch.steps:
                 log_prob = policy.evaluate(step).log_prob
                 assert log_prob is not None

@@ -115,12 +115,12 @@ def _vae(large: bool) -> Any:
 
 def picture(path: Path, seed: int, size: tuple[int, int] = (20, 28)) -> Path:
     """``path`` with .png: smooth random colours."""
-    return media.write(_colours(seed, 1, size)[0], path)
+    return media.write_media(_colours(seed, 1, size)[0], path)
 
 
 def video(path: Path, seed: int, frames: int = 9, size: tuple[int, int] = (24, 32)) -> Path:
     """``path`` with .mp4: smooth random colours that move."""
-    return media.write(_colours(seed, frames, size), path)
+    return media.write_media(_colours(seed, frames, size), path)
 
 
 def _colours(seed: int, frames: int, size: tuple[int, int]) -> torch.Tensor:

@@ -14,7 +14,7 @@ from families import opened
 from wan_pipelines import CONFIGS, pipeline_of
 
 from flowfactory import Canvas, Prompt
-from flowfactory.data.batches import grouped
+from flowfactory.data.batches import make_batch
 from flowfactory.testing import Bench
 
 
@@ -95,7 +95,7 @@ def model(checkpoint: Checkpoint, conditions_folder: Path) -> Callable[..., Benc
         **options: Any,
     ) -> Bench:
         made = load(task, path or checkpoint(task, kind), tuple(options.items()))
-        batch = grouped(prompts, 1)
+        batch = make_batch(prompts, 1)
         plan = replace(made.plan, canvas=Canvas(*size), steps=steps, guidance=guidance, keys=batch.keys)
         conditions = made.sampler.conditions(prompts, guidance, plan.canvas)
         return replace(made, batch=batch, plan=plan, conditions=conditions)

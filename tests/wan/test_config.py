@@ -15,7 +15,7 @@ from wan_pipelines import CONFIGS, EVERY, SIZES
 
 from flowfactory import Runtime, UserError
 from flowfactory.config.loading import validate
-from flowfactory.data.prompts import insist
+from flowfactory.data.prompts import check_media
 from flowfactory.testing import bench
 from flowfactory.testing.two_parameter import FILE
 
@@ -118,9 +118,9 @@ def test_a_strength_that_is_no_share_is_refused(settings: Any, strength: float) 
 
 @pytest.mark.parametrize(("task", "wrong"), [("t2v", "i2v"), ("i2v", "t2v"), ("i2v", "v2v"), ("v2v", "t2v")])
 def test_prompts_bring_what_the_model_takes(prompts: Any, task: str, wrong: str) -> None:
-    insist(prompts(task), CONFIGS[task].takes, f"wan-{task}")
+    check_media(prompts(task), CONFIGS[task].takes, f"wan-{task}")
     with pytest.raises(UserError, match=rf"brings . (images|video), and model 'wan-{task}' takes"):
-        insist(prompts(wrong), CONFIGS[task].takes, f"wan-{task}")
+        check_media(prompts(wrong), CONFIGS[task].takes, f"wan-{task}")
 
 
 def test_a_video_that_is_too_short_is_one_line(checkpoint: Any, prompts: Any, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ class Interrupted(Exception):
     """The run was asked to stop, finished its iteration and saved it: the command line exits with 130."""
 
 
-def suggestion(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """``; did you mean 'x'?``, or the list of what there is where nothing is near."""
     known = sorted(names)
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)

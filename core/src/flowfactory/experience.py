@@ -37,7 +37,7 @@ class Experience:
     def __len__(self) -> int:
         return len(self.advantages)
 
-    def arrived(self) -> Experience:
+    def to_device(self) -> Experience:
         """The experience on ``device``; as it is where it rests there already, or where none is given."""
         if self.device is None or self.latents.device == self.device:
             return self
@@ -64,29 +64,29 @@ class Experience:
             groups=self.groups[index],
         )
 
-    def batches(self) -> Iterator[Experience]:
+    def micro_batches(self) -> Iterator[Experience]:
         """Pieces of at most ``batch_size`` samples, in order: what fits one forward."""
         for start in range(0, len(self), self.batch_size):
-            yield self.rows(range(start, min(start + self.batch_size, len(self)))).arrived()
+            yield self.rows(range(start, min(start + self.batch_size, len(self)))).to_device()
 
-    def whole_groups(self) -> Iterator[Experience]:
+    def group_batches(self) -> Iterator[Experience]:
         """Pieces that hold whole groups: as many as ``batch_size`` samples allow, and one where a group alone is larger."""
         rows: list[int] = []
         for group in torch.unique(self.groups):
             members = (self.groups == group).nonzero().flatten().tolist()
             if rows and len(rows) + len(members) > self.batch_size:
-                yield self.rows(rows).arrived()
+                yield self.rows(rows).to_device()
                 rows = []
             rows += members
-        yield self.rows(rows).arrived()
+        yield self.rows(rows).to_device()
 
     def replay(self) -> Iterator[tuple[Experience, Step]]:
         """The recorded steps, ``times_per_forward`` of them joined, with the samples of each row."""
-        for batch in self.batches():
+        for batch in self.micro_batches():
             for start in range(0, len(batch.steps), self.times_per_forward):
                 steps = batch.steps[start : start + self.times_per_forward]
                 samples = batch._alone([*range(len(batch))] * len(steps))
-                yield samples, Step.joined(steps, samples.conditions)
+                yield samples, Step.concatenate(steps, samples.conditions)
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ class Loss:
     extremes: Mapping[str, Tensor] = field(default_factory=dict)
     terms: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def idle(self) -> Loss:
+    def empty(self) -> Loss:
         """The loss of no sample, with the same graph: what it is back-propagated for is that other ranks do so too."""
         return Loss(self.values[:0], terms={name: term[:0] for name, term in self.terms.items()})
 
-    def plus(self, name: str, weight: float | Tensor, term: Tensor) -> Loss:
+    def add_term(self, name: str, weight: float | Tensor, term: Tensor) -> Loss:
         """The loss with ``weight`` times ``term`` [b] added to its values, and the term under ``name``."""
         return replace(self, values=self.values + weight * term, terms={**self.terms, name: term})

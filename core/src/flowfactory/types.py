@@ -161,19 +161,19 @@ class Step:
 
     def rows(self, index: Index) -> Step:
         """The step of the samples ``index``."""
-        return self.mapped(lambda tensor: tensor[index], self.conditions.rows(index))
+        return self.map(lambda tensor: tensor[index], self.conditions.rows(index))
 
     def to(self, device: torch.device) -> Step:
         """The step with its tensors on ``device``; conditions stay where they are."""
-        return self.mapped(lambda tensor: tensor.to(device), self.conditions)
+        return self.map(lambda tensor: tensor.to(device), self.conditions)
 
-    def mapped(self, change: Callable[[Tensor], Tensor], conditions: Conditions) -> Step:
+    def map(self, change: Callable[[Tensor], Tensor], conditions: Conditions) -> Step:
         """The step with each of its tensors changed, and ``conditions`` to go with them."""
         tensors = {name: None if value is None else change(value) for name, value in self._tensors()}
         return replace(self, conditions=conditions, **tensors)  # type: ignore[arg-type]
 
     @staticmethod
-    def joined(steps: Sequence[Step], conditions: Conditions) -> Step:
+    def concatenate(steps: Sequence[Step], conditions: Conditions) -> Step:
         """``steps`` as one batch, in order; ``conditions`` are those of all. Guidance and dynamics are the first's."""
         if len(steps) == 1:
             return replace(steps[0], conditions=conditions)
@@ -200,7 +200,7 @@ class Evaluation:
     std: Tensor | None = None
     log_prob: Tensor | None = None
 
-    def detached(self) -> Evaluation:
+    def detach(self) -> Evaluation:
         """The same numbers without their graph."""
         return Evaluation(*(None if t is None else t.detach() for t in (self.velocity, self.mean, self.std, self.log_prob)))  # type: ignore[arg-type]
 

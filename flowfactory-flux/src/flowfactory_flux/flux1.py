@@ -16,8 +16,8 @@ from flowfactory.config.schema import Takes
 from flowfactory.data.media import read_picture
 from flowfactory.models.decoding import decode_scaled
 from flowfactory.models.family import Entry, Family, FamilyConfig, Parts
-from flowfactory.models.image_conditions import numbered, stacked_pictures
-from flowfactory.models.schedules import even_sigmas, resolution_shift, scheduled
+from flowfactory.models.image_conditions import number_images, stack_images
+from flowfactory.models.schedules import even_sigmas, resolution_shift, scheduler_sigmas
 from flowfactory_flux.common import embedded, embeds_guidance, grid, never
 
 LORA_TARGETS = (
@@ -35,7 +35,7 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
         max_sequence_length=parts.options.max_sequence_length,
     )
     for prompt, row, whole in zip(prompts, embeds, pooled, strict=True):
-        yield {"embeds": row, "pooled": whole} | numbered(picture(parts, path) for path in prompt.images)
+        yield {"embeds": row, "pooled": whole} | number_images(picture(parts, path) for path in prompt.images)
 
 
 def picture(parts: Parts, path: Path) -> Tensor:
@@ -65,13 +65,13 @@ def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
     """[steps + 1], shifted by the resolution where the scheduler says so."""
     _, height, width = shape(parts, canvas)
     tokens = (height // 2) * (width // 2)
-    return scheduled(parts, steps, sigmas=even_sigmas(steps), mu=resolution_shift(parts, tokens))
+    return scheduler_sigmas(parts, steps, sigmas=even_sigmas(steps), mu=resolution_shift(parts, tokens))
 
 
 def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
     """[B, C, H, W], from the tokens of the latents with those of the picture behind them."""
     pipeline, embeds = parts.pipeline, conditions.stack("embeds")
-    fields = [latents.to(embeds.dtype), *stacked_pictures(conditions)]
+    fields = [latents.to(embeds.dtype), *stack_images(conditions)]
     found = pipeline.transformer(
         hidden_states=torch.cat([pipeline._pack_latents(field, *field.shape) for field in fields], dim=1),
         timestep=sigma,

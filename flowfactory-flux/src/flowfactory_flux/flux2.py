@@ -17,9 +17,9 @@ from flowfactory import Canvas, Conditions, Prompt, UserError
 from flowfactory.config.schema import Takes
 from flowfactory.data.media import read_picture
 from flowfactory.models.family import Entry, Family, FamilyConfig, Parts
-from flowfactory.models.image_conditions import numbered, stacked_pictures
+from flowfactory.models.image_conditions import number_images, stack_images
 from flowfactory.models.pretrained import Pretrained
-from flowfactory.models.schedules import even_sigmas, scheduled
+from flowfactory.models.schedules import even_sigmas, scheduler_sigmas
 from flowfactory_flux.common import embedded, embeds_guidance, grid, never
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
         max_sequence_length=parts.options.max_sequence_length,
     )
     for prompt, row in zip(prompts, embeds, strict=True):
-        yield {"embeds": row} | numbered(picture(parts, path) for path in prompt.images)
+        yield {"embeds": row} | number_images(picture(parts, path) for path in prompt.images)
 
 
 def picture(parts: Parts, path: Path) -> Tensor:
@@ -69,13 +69,13 @@ def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
     from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
     _, height, width = shape(parts, canvas)
-    return scheduled(parts, steps, sigmas=even_sigmas(steps), mu=compute_empirical_mu(height * width, steps))
+    return scheduler_sigmas(parts, steps, sigmas=even_sigmas(steps), mu=compute_empirical_mu(height * width, steps))
 
 
 def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
     """[B, C, H, W], from the tokens of the latents with those of the pictures behind them."""
     pipeline, embeds = parts.pipeline, conditions.stack("embeds")
-    drawn, pictures = latents.to(embeds.dtype), stacked_pictures(conditions)
+    drawn, pictures = latents.to(embeds.dtype), stack_images(conditions)
     positions = [pipeline._prepare_latent_ids(drawn[:1])]
     if pictures:
         positions.append(pipeline._prepare_image_ids([field[:1] for field in pictures]))

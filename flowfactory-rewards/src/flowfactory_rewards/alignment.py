@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flowfactory.rewards.shared_models import shared
+from flowfactory.rewards.shared_models import load_shared
 from flowfactory_rewards.learned import Scorer, images, opened, pretrained
 
 CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -55,7 +55,7 @@ def _unit(features: Any) -> Tensor:
 
 def clip(path: str, processor: str, device: torch.device, dtype: torch.dtype) -> DualEncoder:
     """The CLIP in ``path``, with the tokenizer and the picture processor in ``processor``; the same for all who ask."""
-    return shared(_clip, path, processor, device, dtype)
+    return load_shared(_clip, path, processor, device, dtype)
 
 
 def _clip(path: str, processor: str, device: torch.device, dtype: torch.dtype) -> DualEncoder:

@@ -18,8 +18,8 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from flowfactory import RunError, Samples
 from flowfactory.data.media import read_picture
-from flowfactory.rewards.wire.format import shown
-from flowfactory.rewards.wire.media import png
+from flowfactory.rewards.wire.format import excerpt
+from flowfactory.rewards.wire.media import encode_png
 from flowfactory_rewards.client import AGAIN, Client, ClientConfig
 from flowfactory_rewards.frames import pixels, spread
 
@@ -145,9 +145,9 @@ def choice_in(body: bytes) -> Choice:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise Malformed(f"{place or 'the answer'}: {first['msg'].lower()}: {shown(body)}") from error
+        raise Malformed(f"{place or 'the answer'}: {first['msg'].lower()}: {excerpt(body)}") from error
     if choice.message.refusal:
-        raise Malformed(f"it refused: {shown(choice.message.refusal)}")
+        raise Malformed(f"it refused: {excerpt(choice.message.refusal)}")
     if choice.finish_reason == "content_filter":
         raise Malformed("it was held back by a content filter")
     return choice
@@ -176,7 +176,7 @@ def preference(choice: Choice, first: str, second: str, least: float) -> float:
         raise Malformed("it has no logprobs; the endpoint must give them")
     said = next((token for token in tokens if word(token.token)), None)
     if said is None:
-        raise Malformed(f"it has no word: {shown(choice.message.content or '')}")
+        raise Malformed(f"it has no word: {excerpt(choice.message.content or '')}")
     # the chosen one stands among the likeliest, but not everywhere
     known = said.top_logprobs if any(top.token == said.token for top in said.top_logprobs) else [said, *said.top_logprobs]
     p, q = (sum(math.exp(top.logprob) for top in known if word(top.token) == wanted) for wanted in (first, second))
@@ -204,5 +204,5 @@ def text(said: str) -> dict[str, Any]:
 
 def pictures(frames: NDArray[np.uint8]) -> Content:
     """``frames`` [f, H, W, C], uint8, within a message."""
-    files = (base64.b64encode(png(frame)).decode() for frame in frames)
+    files = (base64.b64encode(encode_png(frame)).decode() for frame in frames)
     return [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{file}"}} for file in files]

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from flowfactory import ComponentConfig, RunError, UserError
-from flowfactory.rewards.wire.format import error_in
+from flowfactory.rewards.wire.format import error_message
 
 if TYPE_CHECKING:
     import httpx2
@@ -171,7 +171,7 @@ class Client:
                     if response.status_code != 200 and response.status_code not in tolerated:
                         raise RunError(self._refused(host, response))
                     return host.url, response.content
-                reason = f"{response.status_code}, {self._quiet(error_in(response.content))}"
+                reason = f"{response.status_code}, {self._quiet(error_message(response.content))}"
                 wait = _retry_after(response.headers.get("retry-after"))
                 busy = response.status_code == 429 or (response.status_code == 503 and wait > 0)
             self._given_back(host, era, wait if busy and wait else 0.0)
@@ -214,7 +214,7 @@ class Client:
             self._changed.notify_all()
 
     def _refused(self, host: Host, response: httpx2.Response) -> str:
-        said = self._quiet(error_in(response.content))
+        said = self._quiet(error_message(response.content))
         if response.status_code in (401, 403):
             variable = self.config.token_env
             todo = f"see what {variable} holds" if variable else "name the environment variable that holds one with token_env"

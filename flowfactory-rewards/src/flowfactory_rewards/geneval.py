@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from flowfactory import RunError, Samples, UserError, hookimpl
 from flowfactory.config.paths import CheckpointPath
-from flowfactory.rewards.shared_models import shared
+from flowfactory.rewards.shared_models import load_shared
 from flowfactory_rewards.alignment import DualEncoder, clip
 from flowfactory_rewards.extras import require
 from flowfactory_rewards.frames import spread
@@ -267,8 +267,8 @@ class Geneval:
     def prepare_reward(self, device: torch.device) -> None:
         """Read the weights of the detector and of CLIP. UserError: ``path`` has no detector."""
         config = self._config
-        self._detector = shared(Detector, config.path, *config.placed(device))
-        self._painter = shared(Painter, config.clip, *config.placed(device))
+        self._detector = load_shared(Detector, config.path, *config.placed(device))
+        self._painter = load_shared(Painter, config.clip, *config.placed(device))
 
     @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:

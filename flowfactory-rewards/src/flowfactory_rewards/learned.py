@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flowfactory import ComponentConfig, Samples, UserError, hookimpl
 from flowfactory.config.paths import CheckpointPath
-from flowfactory.rewards.shared_models import shared
+from flowfactory.rewards.shared_models import load_shared
 from flowfactory_rewards.frames import pixels, spread
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -66,7 +66,7 @@ class Learned:
     @hookimpl
     def prepare_reward(self, device: torch.device) -> None:
         """Read the weights."""
-        self._scorer = shared(self._load, *self._arguments, *self._config.placed(device))
+        self._scorer = load_shared(self._load, *self._arguments, *self._config.placed(device))
 
     @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import ComponentConfig, RunError, Samples, UserError, hookimpl
-from flowfactory.rewards.shared_models import shared
+from flowfactory.rewards.shared_models import load_shared
 from flowfactory_rewards.extras import require
 from flowfactory_rewards.frames import pixels, spread
 from flowfactory_rewards.judged import insist
@@ -143,7 +143,7 @@ class Ocr:
     @hookimpl
     def prepare_reward(self, device: torch.device) -> None:
         """Read the weights, which are part of RapidOCR's package."""
-        self._reader = shared(_reader, self._config.resolution, self._config.threads)
+        self._reader = load_shared(_reader, self._config.resolution, self._config.threads)
 
     @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:

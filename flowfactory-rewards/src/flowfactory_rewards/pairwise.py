@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import Samples, hookimpl
-from flowfactory.data.batches import by_group
+from flowfactory.data.batches import rows_by_group
 from flowfactory_rewards.chat import (
     Chat,
     ChatConfig,
@@ -79,7 +79,7 @@ class Pairwise:
             question = filled(self._config.question, samples.prompts[i], samples.metadata[i])
             return [*given, text("A:"), *shown(i), text("B:"), *shown(j), text(question)]
 
-        groups = by_group(range(len(samples.prompts)), samples.groups)
+        groups = rows_by_group(range(len(samples.prompts)), samples.groups)
         met = [(rows[i], rows[j]) for rows in groups for i, j in pairs(len(rows), self._config.opponents)]
         orders = [order for i, j in met for order in ((i, j), (j, i))]
         probable = self._config.answer == "probability"

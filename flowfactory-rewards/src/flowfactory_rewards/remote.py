@@ -11,9 +11,9 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from flowfactory import RunError, Samples, hookimpl
-from flowfactory.data.batches import by_group
-from flowfactory.rewards.wire.format import parts_of, scores_in, shown
-from flowfactory.rewards.wire.multipart import multipart
+from flowfactory.data.batches import rows_by_group
+from flowfactory.rewards.wire.format import decode_scores, encode_request, excerpt
+from flowfactory.rewards.wire.multipart import build_multipart
 from flowfactory.rewards.wire.schema import VERSION, Encoding, WireError
 from flowfactory_rewards.client import Client, ClientConfig
 from flowfactory_rewards.extras import require
@@ -74,7 +74,7 @@ class Remote:
             self.prepare_reward(samples.media.device)
         assert self._client is not None
         rows = list(range(len(samples.prompts)))
-        units = [[row] for row in rows] if self._pointwise else by_group(rows, samples.groups)
+        units = [[row] for row in rows] if self._pointwise else rows_by_group(rows, samples.groups)
         batches = packed(units, self._config.batch_size)
         found = self._client.each([partial(self._scores, samples, batch) for batch in batches])
         scores = torch.empty(len(rows))
@@ -85,7 +85,7 @@ class Remote:
     def _scores(self, samples: Samples, rows: Sequence[int], stop: threading.Event) -> Tensor:
         assert self._client is not None
         try:
-            body = multipart(parts_of(samples.rows(rows), self._config.encoding))
+            body = build_multipart(encode_request(samples.rows(rows), self._config.encoding))
         except WireError as error:
             raise RunError(str(error)) from error
         if len(body[1]) > self._most:
@@ -95,7 +95,7 @@ class Remote:
             )
         url, answer = self._client.post("/score", body, stop)
         try:
-            return scores_in(answer, len(rows))
+            return decode_scores(answer, len(rows))
         except WireError as error:
             raise RunError(f"{url}: {error}") from error
 
@@ -115,7 +115,7 @@ def _health(url: str, body: bytes) -> Health:
     try:
         found = Health.model_validate_json(body)
     except ValidationError as error:
-        raise RunError(f"{url}/health answered {shown(body)}; is that flowfactory serve?") from error
+        raise RunError(f"{url}/health answered {excerpt(body)}; is that flowfactory serve?") from error
     if found.version != VERSION:
         raise RunError(
             f"{url} speaks version {found.version} of the format and this is {VERSION}; install the same flowfactory"

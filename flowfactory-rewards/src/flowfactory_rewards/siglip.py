@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from flowfactory.config.paths import CheckpointPath
-from flowfactory.rewards.shared_models import shared
+from flowfactory.rewards.shared_models import load_shared
 from flowfactory_rewards.alignment import DualEncoder, processed
 from flowfactory_rewards.extras import require
 from flowfactory_rewards.learned import Learned, LearnedConfig, Scorer, opened, pretrained
@@ -33,7 +33,7 @@ class SiglipConfig(LearnedConfig):
 
 
 def _scorer(path: str, score: str, device: torch.device, dtype: torch.dtype) -> Scorer:
-    encoder: DualEncoder = shared(_encoder, path, device, dtype)
+    encoder: DualEncoder = load_shared(_encoder, path, device, dtype)
     bias = encoder.model.logit_bias.float()
     if score == "probability":
         return lambda pictures, prompts: (encoder.logit(pictures, prompts) + bias).sigmoid()

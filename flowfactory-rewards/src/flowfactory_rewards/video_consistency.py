@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from flowfactory import RunError, Samples, UserError, hookimpl
 from flowfactory.config.paths import CheckpointPath
-from flowfactory.rewards.shared_models import shared
+from flowfactory.rewards.shared_models import load_shared
 from flowfactory_rewards.extras import require
 from flowfactory_rewards.frames import spread
 from flowfactory_rewards.judged import insist_on_videos
@@ -56,7 +56,7 @@ class VideoConsistency:
     @hookimpl
     def prepare_reward(self, device: torch.device) -> None:
         """Read the weights. UserError: ``path`` has no vision transformer."""
-        self._vision = shared(Vision, self._config.path, *self._config.placed(device))
+        self._vision = load_shared(Vision, self._config.path, *self._config.placed(device))
 
     @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:

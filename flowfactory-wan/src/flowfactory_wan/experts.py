@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory.errors import UserError
-from flowfactory.flow import in_parts, like
+from flowfactory.flow import expand_sigma, forward_by_kind
 from flowfactory.models.family import FamilyConfig, Parts
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.types import Index
@@ -47,7 +47,7 @@ def by_expert(
         )[0]
         return found
 
-    return in_parts([HIGH if high else LOW for high in high_noise(parts, sigma).tolist()], forward, parts.agree)
+    return forward_by_kind([HIGH if high else LOW for high in high_noise(parts, sigma).tolist()], forward, parts.agree)
 
 
 def trained(checkpoint: Pretrained, options: Any) -> tuple[str, ...]:
@@ -63,7 +63,7 @@ def trained(checkpoint: Pretrained, options: Any) -> tuple[str, ...]:
 def guide(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: Tensor) -> Tensor:
     """Classifier-free guidance, with the low-noise expert's own scale."""
     low = parts.options.guidance_2
-    scale = like(torch.where(high_noise(parts, sigma), guidance, guidance if low is None else low), given)
+    scale = expand_sigma(torch.where(high_noise(parts, sigma), guidance, guidance if low is None else low), given)
     return without + scale * (given - without)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from flowfactory import Canvas, Conditions, Prompt
 from flowfactory.config.schema import Takes
 from flowfactory.data.media import read_picture
-from flowfactory.flow import like
+from flowfactory.flow import expand_sigma
 from flowfactory.models.family import Entry, Family, Parts
 from flowfactory_wan.experts import ExpertsConfig, by_expert
 from flowfactory_wan.latents import ENCODERS, text
@@ -56,7 +56,7 @@ def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Condition
     if not given:
         return found
     # straight to the given frame, whatever the transformer says there
-    first = (latents[:, :, :1].float() - condition) / like(sigma, latents).clamp(min=1e-6)
+    first = (latents[:, :, :1].float() - condition) / expand_sigma(sigma, latents).clamp(min=1e-6)
     return torch.cat([first, found[:, :, 1:].float()], dim=2)
 
 

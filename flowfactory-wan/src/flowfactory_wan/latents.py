@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from flowfactory import Canvas, Prompt
-from flowfactory.models.decoding import decode_normalised
+from flowfactory.models.decoding import decode_normalized
 from flowfactory.models.family import Parts
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.models.resolution import Grid
-from flowfactory.models.schedules import scheduled
+from flowfactory.models.schedules import scheduler_sigmas
 
 TEXT_LENGTH = 512  # the transformer tells text from image tokens by this number
 ENCODERS = ("text_encoder", "tokenizer")
@@ -45,12 +45,12 @@ def shape(parts: Parts, canvas: Canvas) -> tuple[int, ...]:
 
 def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
     """[steps + 1], with the shift of the checkpoint's scheduler."""
-    return scheduled(parts, steps)
+    return scheduler_sigmas(parts, steps)
 
 
 def decode(parts: Parts, latents: Tensor) -> Tensor:
     """Videos [B, F, 3, H, W]."""
-    return decode_normalised(parts, latents).transpose(1, 2)
+    return decode_normalized(parts, latents).transpose(1, 2)
 
 
 def frame_rate(parts: Parts) -> float:

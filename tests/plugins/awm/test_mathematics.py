@@ -13,10 +13,10 @@ from torch import Tensor
 from flowfactory import RunError
 from flowfactory.config.schema import TrainingConfig
 from flowfactory.flow.dynamics import FlowSDEConfig
-from flowfactory.flow.timesteps import Discrete, LogitNormal, Places, Uniform, places
+from flowfactory.flow.timesteps import Discrete, LogitNormal, NoisedBatch, Uniform, noised_batches
 from flowfactory.policy.policy import At
 from flowfactory.testing import Learning
-from flowfactory.training.learner import Gathered, Learner
+from flowfactory.training.learner import Learner, UpdateMetrics
 from flowfactory_awm.awm import AWMConfig
 
 START = (0.3, -0.2)  # of conftest.py
@@ -43,8 +43,8 @@ def displaced(learning: Any, advantages: tuple[float, ...] = ADVANTAGES, **optio
     return run
 
 
-def placed(run: Learning, times: Discrete | Uniform | LogitNormal = TIMES) -> list[Places]:
-    return [at for batch in run.experience.batches() for at in places(batch, times)]
+def placed(run: Learning, times: Discrete | Uniform | LogitNormal = TIMES) -> list[NoisedBatch]:
+    return [at for batch in run.experience.micro_batches() for at in noised_batches(batch, times)]
 
 
 class ByHand:
@@ -52,7 +52,7 @@ class ByHand:
 
     def __init__(
         self,
-        at: Places,
+        at: NoisedBatch,
         weighting: str = "ghuber",
         power: float = 0.25,
         clip_range: float = 0.03,
@@ -130,7 +130,7 @@ class ByHand:
         return torch.stack([torch.autograd.grad(row, weights, retain_graph=True)[0] for row in rows])
 
 
-def assert_worked_out(run: Learning, ats: list[Places], **options: Any) -> None:
+def assert_worked_out(run: Learning, ats: list[NoisedBatch], **options: Any) -> None:
     """Losses, metrics and the gradient of every row are those by hand."""
     losses = run.losses()
     assert len(losses) == len(ats)
@@ -219,9 +219,9 @@ def test_an_update_is_the_mean_over_all_samples_and_times_whatever_the_batches(l
     options = {"kl": 0.5, "average_kl": 0.25}
     run = displaced(learning, batch_size=batch_size, **options)
     learner = Learner(run.policy, TrainingConfig.model_validate({"max_grad_norm": 1e9}))
-    gathered = Gathered()
+    gathered = UpdateMetrics()
     learner.step(run.hooks.update(run.experience, run.policy), gathered)
-    hands = [ByHand(at, **options) for at in places(run.experience, TIMES)]  # of all samples at once
+    hands = [ByHand(at, **options) for at in noised_batches(run.experience, TIMES)]  # of all samples at once
     gradient = torch.stack([run.policy.parameters[f"transformer.{name}"].grad.double() for name in ("p", "q")])
     torch.testing.assert_close(gradient, torch.cat([hand.gradient(NEW) for hand in hands]).mean(0), rtol=1e-4, atol=1e-6)
     metrics = gathered.metrics()
@@ -259,7 +259,7 @@ def test_an_advantage_of_zero_moves_nothing(learning: Any, weights: Weights) -> 
     run.move_to(*weights)
     before = {name: weight.detach().clone() for name, weight in run.policy.parameters.items()}
     learner = Learner(run.policy, TrainingConfig.model_validate({"optimizer": {"lr": 1.0}}))
-    assert learner.step(run.hooks.update(run.experience, run.policy), Gathered()) == 0
+    assert learner.step(run.hooks.update(run.experience, run.policy), UpdateMetrics()) == 0
     assert all(torch.equal(weight, before[name]) for name, weight in run.policy.parameters.items())
 
 

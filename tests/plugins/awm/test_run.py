@@ -15,8 +15,8 @@ from flowfactory.config.loading import validate
 from flowfactory.flow.dynamics import CPSConfig, FlowSDEConfig
 from flowfactory.runs.train import train
 from flowfactory.testing import ODE, check_algorithm
-from flowfactory.training.iteration import Clock, gather
-from flowfactory.training.setup import prepare
+from flowfactory.training.iteration import Timer, collect_rollouts
+from flowfactory.training.setup import prepare_run
 from flowfactory.types import Dynamics
 from flowfactory_awm.awm import AWMConfig
 
@@ -91,9 +91,9 @@ def test_a_stochastic_solver_draws_too_and_nothing_of_the_way_is_recorded(settin
     config = validate(settings)
     records = train(config, say=silent).records()[1:]
     assert all(record["ratio/max_deviation"] > 0 for record in records)
-    run = prepare(config)
+    run = prepare_run(config)
     run.assembly.hooks.run_started(run.info, run.policy)
-    experience = gather(run, 0, Clock(run.policy.device)).experience
+    experience = collect_rollouts(run, 0, Timer(run.policy.device)).experience
     assert len(experience.plan.stochastic) == 5, "all but the last step"
     assert experience.steps == ()
 

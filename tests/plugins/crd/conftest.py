@@ -11,8 +11,8 @@ import pytest
 from flowfactory import Experience, testing
 from flowfactory.config.loading import validate
 from flowfactory.testing import ODE, Learning, two_parameter
-from flowfactory.training.iteration import Clock, gather
-from flowfactory.training.setup import Run, prepare
+from flowfactory.training.iteration import Timer, collect_rollouts
+from flowfactory.training.setup import Run, prepare_run
 from flowfactory_crd.crd import CRDConfig
 
 START = (0.3, -0.2)
@@ -70,13 +70,13 @@ def drawn(settings: dict[str, Any]) -> Callable[..., tuple[Run, Experience]]:
     def begin(options: dict[str, Any]) -> tuple[Run, Experience]:
         settings["model"]["name"] = "guided"
         settings["algorithm"] |= options
-        run = prepare(validate(settings))
+        run = prepare_run(validate(settings))
         run.assembly.hooks.run_started(run.info, run.policy)
-        return run, gather(run, 0, Clock(run.policy.device)).experience
+        return run, collect_rollouts(run, 0, Timer(run.policy.device)).experience
 
     return begin
 
 
 @pytest.fixture
-def count() -> type[testing.Calls]:
-    return testing.Calls
+def count() -> type[testing.ForwardCalls]:
+    return testing.ForwardCalls

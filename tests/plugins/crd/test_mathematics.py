@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowfactory import Canvas, RunInfo, SamplingPlan, flow, testing
 from flowfactory.config.ema import Constant, Linear, PiecewiseLinear
-from flowfactory.flow.timesteps import Discrete, LogitNormal, Places, Uniform, places
+from flowfactory.flow.timesteps import Discrete, LogitNormal, NoisedBatch, Uniform, noised_batches
 from flowfactory.testing import ODE, Learning
 from flowfactory_crd.crd import OLD, CRDConfig
 
@@ -37,7 +37,7 @@ def config(**options: Any) -> CRDConfig:
 class ByHand:
     """Rows of places in float64, with the flow p x + q sigma; ``lengths`` [b] multiply sigma where guidance is minded."""
 
-    def __init__(self, at: Places, lengths: Tensor | float = 1.0) -> None:
+    def __init__(self, at: NoisedBatch, lengths: Tensor | float = 1.0) -> None:
         self.x, self.target = at.step.latents.double().flatten(1), at.target.double().flatten(1)
         self.sigma = (at.step.sigma.double() * lengths)[:, None]
 
@@ -129,7 +129,7 @@ def each(run: Learning) -> tuple[Tensor, Tensor]:
 def all_worked(run: Learning, options: CRDConfig, *arguments: Any) -> tuple[Tensor, Tensor]:
     """What :func:`each` should be, in some order."""
     one = replace(run.experience, times_per_forward=1)
-    parts = [at_weights(options, ByHand(at), *arguments) for at in places(one, options.times)]
+    parts = [at_weights(options, ByHand(at), *arguments) for at in noised_batches(one, options.times)]
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
@@ -145,7 +145,7 @@ def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -
 def assert_losses(run: Learning, options: CRDConfig, new: Weights, old: Weights) -> None:
     losses = run.losses()
     assert len(losses) == options.times.count
-    for loss, at in zip(losses, places(run.experience, options.times), strict=True):
+    for loss, at in zip(losses, noised_batches(run.experience, options.times), strict=True):
         values, gradients = at_weights(options, ByHand(at), new, old)
         torch.testing.assert_close(loss.values.double(), values, rtol=1e-5, atol=1e-5)
         for sample in range(12):
@@ -177,7 +177,7 @@ def test_before_the_first_update_the_gradient_pulls_by_the_centred_reward_alone(
     options = config(loss=form)
     run = learning(options, ADVANTAGES)
     r = optimal(ADVANTAGES, 1.6)
-    for loss, at in zip(run.losses(), places(run.experience, options.times), strict=True):
+    for loss, at in zip(run.losses(), noised_batches(run.experience, options.times), strict=True):
         assert not loss.metrics["implicit_reward"].any()
         slope = -ByHand(at).error(START, scaled=True)[1]
         for sample in range(12):
@@ -193,7 +193,7 @@ def test_an_implicit_reward_is_the_old_error_less_the_new_in_units_of_each_ones_
     for scaled in (True, False):
         run = learning(config(scaled=scaled), ADVANTAGES)
         run.move_to(*NEW)
-        for loss, at in zip(run.losses(), places(run.experience, Uniform()), strict=True):
+        for loss, at in zip(run.losses(), noised_batches(run.experience, Uniform()), strict=True):
             apart, before = (ByHand(at).velocity(weights) - at.target.double().flatten(1) for weights in (NEW, START))
             new = apart.square().mean(1) / (apart.abs().mean(1) if scaled else 1)
             old = before.square().mean(1) / (before.abs().mean(1) if scaled else 1)
@@ -207,7 +207,7 @@ def test_an_implicit_reward_is_the_old_error_less_the_new_in_units_of_each_ones_
 def test_the_unit_of_an_error_is_no_smaller_than_1e_5(learning: Any) -> None:
     options = config()
     run = learning(options, ADVANTAGES)
-    at = next(places(run.experience, options.times))
+    at = next(noised_batches(run.experience, options.times))
     clean = replace(at, target=torch.zeros_like(at.target))
     algorithm = options.build("algorithm")
     for apart, wanted in ((1e-6, 1e-12 / 1e-5), (1e-3, 1e-3), (0.0, 0.0)):
@@ -218,7 +218,7 @@ def test_the_unit_of_an_error_is_no_smaller_than_1e_5(learning: Any) -> None:
 def test_a_group_without_good_or_without_bad_samples_is_centred_as_a_whole(learning: Any) -> None:
     options = config(centre="pools")
     run = learning(options, ADVANTAGES)
-    at = next(places(run.experience, options.times))
+    at = next(noised_batches(run.experience, options.times))
     implicit = torch.arange(12.0).square()
     good, bad = options.build("algorithm").centres(at, implicit)
     # 0, 1, 4, 9 | 16, 25, 36, 49 | 64, 81, 100, 121; good are 0 and 2, 4 and 6, none; bad 1 and 3, none, 8 and 11
@@ -231,7 +231,7 @@ def test_a_group_without_good_or_without_bad_samples_is_centred_as_a_whole(learn
 
 def test_a_hot_softmax_is_the_mean_and_a_cold_one_the_best_and_the_worst(learning: Any) -> None:
     run = learning(config(), ADVANTAGES)
-    at = next(places(run.experience, Uniform()))
+    at = next(noised_batches(run.experience, Uniform()))
     implicit = torch.arange(12.0)
     for own, _ in config(centre="softmax", temperature=1e4).build("algorithm").centres(at, implicit):
         torch.testing.assert_close(own[::4], torch.tensor([1.5, 5.5, 9.5]), rtol=0, atol=1e-3)
@@ -244,7 +244,7 @@ def test_the_centres_have_no_gradient(learning: Any) -> None:
     for centre in CENTRES:
         options = config(centre=centre)
         run = learning(options, ADVANTAGES)
-        at = next(places(run.experience, options.times))
+        at = next(noised_batches(run.experience, options.times))
         implicit = torch.zeros(12, requires_grad=True)
         for pair in options.build("algorithm").centres(at, implicit):
             assert not any(part.requires_grad for part in pair)
@@ -331,7 +331,7 @@ def test_a_sample_of_no_worth_keeps_a_kl_of_1e_4_or_all_of_a_smaller_one(learnin
     run, without = (learning(config(loss="bce", kl=weight), ADVANTAGES) for weight in (kl, 0.0))
     for each_run in (run, without):
         each_run.move_to(8.0, -4.0)  # so far that a weight as small as this one tells
-    for loss, other, at in zip(run.losses(), without.losses(), places(run.experience, Uniform()), strict=True):
+    for loss, other, at in zip(run.losses(), without.losses(), noised_batches(run.experience, Uniform()), strict=True):
         hand = ByHand(at)
         divergence = (hand.velocity((8.0, -4.0)) - hand.velocity(START)).square().mean(1)
         found = (loss.values - other.values).detach().double() / divergence
@@ -347,7 +347,7 @@ def test_the_kl_has_a_gradient_that_pulls_back_to_the_reference(learning: Any) -
         assert not run.gradient(loss.terms["kl"]).any()
     run.move_to(*NEW)
     back = torch.tensor(START, dtype=torch.float64) - torch.tensor(NEW, dtype=torch.float64)
-    for loss, at in zip(run.losses(), places(run.experience, Uniform()), strict=True):
+    for loss, at in zip(run.losses(), noised_batches(run.experience, Uniform()), strict=True):
         hand = ByHand(at)
         apart = hand.velocity(NEW) - hand.velocity(START)
         torch.testing.assert_close(loss.terms["kl"].double(), apart.square().mean(1), rtol=1e-4, atol=1e-7)
@@ -385,7 +385,7 @@ def test_a_guided_reference_is_evaluated_under_its_guidance(
     options = config(kl=0.5, beta=1.0)
     found = torch.cat([loss.values for loss in losses]).split(4)
     terms = torch.cat([loss.terms["kl"] for loss in losses]).split(4)
-    for values, kl, at in zip(found, terms, places(experience, Uniform()), strict=True):
+    for values, kl, at in zip(found, terms, noised_batches(experience, Uniform()), strict=True):
         length = at.step.conditions.stack("length").double()
         hand, guided = ByHand(at, length), ByHand(at, 7 + 2.5 * (length - 7))
         divergence = (hand.velocity(START) - guided.velocity(START)).square().mean(1)
@@ -469,7 +469,7 @@ def test_the_sampling_snapshot_draws(learning: Any, tmp_path: Path) -> None:
     with torch.no_grad():
         for weight, value in zip(made.policy.parameters.values(), NEW, strict=True):
             weight.fill_(value)
-    made.policy.changed()
+    made.policy.mark_changed()
     made.policy.iteration_finished(0)
     plan = made.hooks.plan(1, replace(made.plan, iteration=1))
     p, q = blended(0.5, START, NEW)
@@ -499,7 +499,7 @@ def test_a_step_raises_the_implicit_reward_of_a_better_sample_and_lowers_that_of
 ) -> None:
     run = learning(config(loss=form), ADVANTAGES)
     r = optimal(ADVANTAGES[:4], 1.6)
-    for loss, at in zip(run.losses(), places(run.experience, Uniform()), strict=True):
+    for loss, at in zip(run.losses(), noised_batches(run.experience, Uniform()), strict=True):
         p, q = (torch.tensor(START, dtype=torch.float64) - 1e-4 * run.gradient(loss.values[sample])).tolist()
         hand = ByHand(at)
         implicit = hand.error(START, scaled=True)[0] - hand.error((p, q), scaled=True)[0]

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from flowfactory import AlgorithmConfig, Experience, testing
 from flowfactory.config.loading import validate
-from flowfactory.flow.timesteps import Places
+from flowfactory.flow.timesteps import NoisedBatch
 from flowfactory.testing import ODE, Learning, two_parameter
-from flowfactory.training.iteration import Clock, gather
-from flowfactory.training.setup import Run, prepare
+from flowfactory.training.iteration import Timer, collect_rollouts
+from flowfactory.training.setup import Run, prepare_run
 
 START = (0.3, -0.2)
 Weights = tuple[float, float]
@@ -67,9 +67,9 @@ def drawn(settings: dict[str, Any]) -> Callable[..., tuple[Run, Experience]]:
 
     def begin(algorithm: dict[str, Any]) -> tuple[Run, Experience]:
         settings["model"]["name"] = "guided"
-        run = prepare(validate(settings | {"algorithm": algorithm}))
+        run = prepare_run(validate(settings | {"algorithm": algorithm}))
         run.assembly.hooks.run_started(run.info, run.policy)
-        return run, gather(run, 0, Clock(run.policy.device)).experience
+        return run, collect_rollouts(run, 0, Timer(run.policy.device)).experience
 
     return begin
 
@@ -80,7 +80,7 @@ class ByHand:
     ``lengths`` [b] is what the flow that minds guidance multiplies sigma by.
     """
 
-    def __init__(self, at: Places, lengths: Tensor | float = 1.0) -> None:
+    def __init__(self, at: NoisedBatch, lengths: Tensor | float = 1.0) -> None:
         self.x, self.target = at.step.latents.double().flatten(1), at.target.double().flatten(1)
         self.sigma = (at.step.sigma.double() * lengths)[:, None]
 
@@ -109,5 +109,5 @@ def by_hand() -> type[ByHand]:
 
 
 @pytest.fixture
-def count() -> type[testing.Calls]:
-    return testing.Calls
+def count() -> type[testing.ForwardCalls]:
+    return testing.ForwardCalls

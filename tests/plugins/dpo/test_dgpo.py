@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowfactory import Canvas, SamplingPlan
-from flowfactory.flow.timesteps import LogitNormal, Places, Uniform, places
+from flowfactory.flow.timesteps import LogitNormal, NoisedBatch, Uniform, noised_batches
 from flowfactory.testing import ODE, Learning
 from flowfactory_dpo.dgpo import DGPO, DGPOConfig
 
@@ -54,7 +54,7 @@ def each(run: Learning) -> tuple[Tensor, Tensor]:
 def all_worked(run: Learning, by_hand: Any, config: DGPOConfig, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
     """What :func:`each` should be, in some order."""
     one = replace(run.experience, times_per_forward=1)
-    parts = [worked(by_hand(at), *arguments, **options) for at in places(one, config.times, shared=True)]
+    parts = [worked(by_hand(at), *arguments, **options) for at in noised_batches(one, config.times, shared=True)]
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
@@ -78,7 +78,7 @@ def test_loss_and_gradient_are_those_of_the_paper(learning: Any, by_hand: Any, t
     run.move_to(*NEW)
     losses = run.losses()
     assert len(losses) == times.count
-    for loss, at in zip(losses, places(run.experience, times, shared=True), strict=True):
+    for loss, at in zip(losses, noised_batches(run.experience, times, shared=True), strict=True):
         hand = by_hand(at)
         values, gradients, weight = worked(hand, NEW, OLD, kl)
         assert float((weight - 0.5).abs().max()) > 0.05, "too near to the start to tell a wrong weight"
@@ -138,7 +138,7 @@ def test_while_the_reference_is_the_present_policy_every_weight_is_a_half(
     for loss in losses:
         assert torch.equal(loss.metrics["weight"], torch.full_like(loss.metrics["weight"], 0.5))
     expected = []
-    for at in places(run.experience, chosen.times, shared=True):
+    for at in noised_batches(run.experience, chosen.times, shared=True):
         hand, half = by_hand(at), torch.tensor(ADVANTAGES, dtype=torch.float64) / 2
         expected.append((half * hand.error(OLD), half[:, None] * hand.slope(OLD)))
     assert_same(each(run), (torch.cat([part[0] for part in expected]), torch.cat([part[1] for part in expected])))
@@ -177,10 +177,10 @@ def test_forwards_are_as_few_as_the_weights_that_differ_allow(
 def test_the_members_of_a_group_share_noise_and_times_unless_they_are_not_to(
     learning: Any, monkeypatch: pytest.MonkeyPatch, shared: bool | None
 ) -> None:
-    seen: list[Places] = []
+    seen: list[NoisedBatch] = []
     losses = DGPO.losses
 
-    def watched(self: DGPO, at: Places, policy: Any) -> Any:
+    def watched(self: DGPO, at: NoisedBatch, policy: Any) -> Any:
         seen.append(at)
         return losses(self, at, policy)
 
@@ -218,7 +218,7 @@ def test_a_step_lowers_the_error_of_a_better_sample_and_raises_that_of_a_worse_o
 ) -> None:
     run = learning(config(), ADVANTAGES)
     run.move_to(*NEW)
-    for loss, at in zip(run.losses(), places(run.experience, Uniform(), shared=True), strict=True):
+    for loss, at in zip(run.losses(), noised_batches(run.experience, Uniform(), shared=True), strict=True):
         p, q = (torch.tensor(NEW, dtype=torch.float64) - 1e-4 * run.gradient(loss.values[sample])).tolist()
         hand = by_hand(at)
         assert float((hand.error((p, q)) - hand.error(NEW))[sample]) * ADVANTAGES[sample] < 0
@@ -279,7 +279,7 @@ def test_a_guided_reference_is_evaluated_under_its_guidance_and_the_anchor_is_no
     assert len(losses) == pieces
     assert counted.forwards == (2 if batch_size == 4 else 3) * pieces, "the anchor is the present policy, the reference is not"
     found = torch.cat([loss.values for loss in losses]).split(4)
-    for values, at in zip(found, places(experience, Uniform(), shared=True), strict=True):
+    for values, at in zip(found, noised_batches(experience, Uniform(), shared=True), strict=True):
         length = at.step.conditions.stack("length").double()
         error = by_hand(at, length).error(OLD)
         weight = weighed(experience.advantages, error, by_hand(at, 7 + 2.5 * (length - 7)).error(OLD))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowfactory import Canvas, SamplingPlan
-from flowfactory.flow.timesteps import Discrete, LogitNormal, Places, Uniform, places
+from flowfactory.flow.timesteps import Discrete, LogitNormal, NoisedBatch, Uniform, noised_batches
 from flowfactory.testing import ODE, Learning
 from flowfactory_dpo.dpo import DPO, DPOConfig
 
@@ -49,7 +49,7 @@ def test_loss_and_gradient_are_those_of_the_paper(learning: Any, by_hand: Any, t
     run.move_to(*NEW)
     losses = run.losses()
     assert len(losses) == times.count
-    for loss, at in zip(losses, places(run.experience, times, shared=True), strict=True):
+    for loss, at in zip(losses, noised_batches(run.experience, times, shared=True), strict=True):
         values, gradients, margin = worked(by_hand(at), NEW, OLD)
         assert float(margin.abs().max()) > 0.1, "too near to the start to tell a wrong margin"
         torch.testing.assert_close(loss.values.double(), values, rtol=1e-5, atol=1e-5)
@@ -61,7 +61,7 @@ def test_loss_and_gradient_are_those_of_the_paper(learning: Any, by_hand: Any, t
 
 def test_before_the_first_update_every_loss_is_log_two_and_its_gradient_a_quarter_of_beta(learning: Any, by_hand: Any) -> None:
     run = learning(config(), ADVANTAGES)
-    for loss, at in zip(run.losses(), places(run.experience, Uniform(), shared=True), strict=True):
+    for loss, at in zip(run.losses(), noised_batches(run.experience, Uniform(), shared=True), strict=True):
         torch.testing.assert_close(loss.values, torch.full((3,), math.log(2)), rtol=0, atol=1e-6)
         slope = by_hand(at).slope(OLD)
         for pair in range(3):
@@ -70,12 +70,12 @@ def test_before_the_first_update_every_loss_is_log_two_and_its_gradient_a_quarte
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[Places]:
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[NoisedBatch]:
     """The places that losses are asked for at."""
-    asked: list[Places] = []
+    asked: list[NoisedBatch] = []
     loss = DPO.loss
 
-    def watched(self: DPO, at: Places, policy: Any) -> Any:
+    def watched(self: DPO, at: NoisedBatch, policy: Any) -> Any:
         asked.append(at)
         return loss(self, at, policy)
 
@@ -85,7 +85,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Places]:
 
 @pytest.mark.parametrize(("batch_size", "times_per_forward"), [(12, 1), (12, 3), (4, 2), (2, 1)])
 def test_the_best_and_the_worst_of_a_group_meet_under_one_noise_at_one_time(
-    learning: Any, seen: list[Places], batch_size: int, times_per_forward: int
+    learning: Any, seen: list[NoisedBatch], batch_size: int, times_per_forward: int
 ) -> None:
     run = learning(config(times={"name": "uniform", "count": 3}), ADVANTAGES, batch_size, times_per_forward)
     run.losses()
@@ -128,7 +128,7 @@ def test_a_group_without_spread_contributes_nothing(learning: Any) -> None:
 def test_a_step_lowers_the_winners_error_against_the_losers(learning: Any, by_hand: Any, weights: Weights) -> None:
     run = learning(config(), ADVANTAGES)
     run.move_to(*weights)
-    for loss, at in zip(run.losses(), places(run.experience, Uniform(), shared=True), strict=True):
+    for loss, at in zip(run.losses(), noised_batches(run.experience, Uniform(), shared=True), strict=True):
         hand = by_hand(at)
         for pair in range(3):
             p, q = (torch.tensor(weights, dtype=torch.float64) - 1e-4 * run.gradient(loss.values[pair])).tolist()
@@ -145,7 +145,7 @@ def test_neither_batch_size_nor_times_per_forward_changes_the_total(
     run.move_to(*NEW)
     total, gradient = both(run)
     one = learning(config(times=times), ADVANTAGES)
-    parts = [worked(by_hand(at), NEW, OLD) for at in places(one.experience, times, shared=True)]
+    parts = [worked(by_hand(at), NEW, OLD) for at in noised_batches(one.experience, times, shared=True)]
     assert len(parts) == 3
     torch.testing.assert_close(total, sum(values.sum() for values, _, _ in parts), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient, sum(slope.sum(0) for _, slope, _ in parts), rtol=1e-4, atol=1e-4)
@@ -153,7 +153,7 @@ def test_neither_batch_size_nor_times_per_forward_changes_the_total(
 
 @pytest.mark.parametrize(("batch_size", "times_per_forward"), [(12, 1), (5, 1), (4, 2), (2, 3)])
 def test_a_forward_holds_no_more_than_the_config_allows(
-    learning: Any, seen: list[Places], batch_size: int, times_per_forward: int
+    learning: Any, seen: list[NoisedBatch], batch_size: int, times_per_forward: int
 ) -> None:
     learning(config(times={"name": "uniform", "count": 3}), ADVANTAGES, batch_size, times_per_forward).losses()
     assert all(len(at) <= batch_size * times_per_forward for at in seen)
@@ -175,7 +175,7 @@ def test_a_forward_of_the_reference_is_saved_while_it_is_the_present_policy(
 
 
 def assert_reference(run: Learning, by_hand: Any, new: Weights, reference: Weights) -> None:
-    for loss, at in zip(run.losses(), places(run.experience, Uniform(), shared=True), strict=True):
+    for loss, at in zip(run.losses(), noised_batches(run.experience, Uniform(), shared=True), strict=True):
         torch.testing.assert_close(loss.values.double(), worked(by_hand(at), new, reference)[0], rtol=1e-5, atol=1e-5)
 
 
@@ -227,13 +227,13 @@ def test_a_guided_reference_is_evaluated_under_its_guidance(drawn: Any, by_hand:
         with torch.no_grad():
             for weight, value in zip(run.policy.parameters.values(), NEW, strict=True):
                 weight.fill_(value)
-        run.policy.changed()
+        run.policy.mark_changed()
     experience = experience.rows(range(4))  # one group, so that the order of the rows is plain
     counted = count(run.policy)
     losses = list(run.assembly.hooks.update(experience, run.policy))
     assert counted.forwards == 2 * len(losses) == 4, "two times; the reference is never the present policy"
     best, worst = int(experience.advantages.argmax()), int(experience.advantages.argmin())
-    for loss, at in zip(losses, places(experience, Uniform(), shared=True), strict=True):
+    for loss, at in zip(losses, noised_batches(experience, Uniform(), shared=True), strict=True):
         length = at.step.conditions.stack("length").double()
         error = by_hand(at, length).error(new)
         gap = error - by_hand(at, 7 + 2.5 * (length - 7)).error(OLD)

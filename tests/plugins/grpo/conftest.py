@@ -156,5 +156,5 @@ def settings(tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def count() -> type[testing.Calls]:
-    return testing.Calls
+def count() -> type[testing.ForwardCalls]:
+    return testing.ForwardCalls

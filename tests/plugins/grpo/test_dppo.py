@@ -17,7 +17,7 @@ from flowfactory.config.schema import TrainingConfig
 from flowfactory.flow.dynamics import CPSConfig, DanceSDEConfig, FlowSDEConfig
 from flowfactory.runs.train import train
 from flowfactory.testing import check_algorithm
-from flowfactory.training.learner import Gathered, Learner
+from flowfactory.training.learner import Learner, UpdateMetrics
 from flowfactory_grpo.dppo import DPPOConfig
 
 OLD = (0.3, -0.2)  # START of conftest.py
@@ -157,7 +157,7 @@ def test_an_advantage_of_zero_moves_nothing(learning: Any, weights: Weights) -> 
     run.move_to(*weights)
     before = {name: weight.detach().clone() for name, weight in run.policy.parameters.items()}
     learner = Learner(run.policy, TrainingConfig.model_validate({"optimizer": {"lr": 1.0}}))
-    assert learner.step(run.hooks.update(run.experience, run.policy), Gathered()) == 0
+    assert learner.step(run.hooks.update(run.experience, run.policy), UpdateMetrics()) == 0
     assert all(torch.equal(weight, before[name]) for name, weight in run.policy.parameters.items())
 
 
@@ -196,7 +196,7 @@ def test_a_tight_bound_holds_the_weights_near_those_that_drew(learning: Any) -> 
         run = learning(ADVANTAGES, kl_bound=kl_bound)
         learner = Learner(run.policy, TrainingConfig.model_validate({"optimizer": {"lr": 0.01}}))
         for _ in range(30):
-            learner.step(run.hooks.update(run.experience, run.policy), Gathered())
+            learner.step(run.hooks.update(run.experience, run.policy), UpdateMetrics())
         distances.append(math.dist([weight.item() for weight in run.policy.parameters.values()], OLD))
     free, held = distances
     assert held < 0.5 * free

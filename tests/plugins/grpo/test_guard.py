@@ -15,7 +15,7 @@ from flowfactory.config.schema import TrainingConfig
 from flowfactory.flow.dynamics import CPSConfig, DanceSDEConfig, FlowSDEConfig
 from flowfactory.runs.train import train
 from flowfactory.testing import check_algorithm
-from flowfactory.training.learner import Gathered, Learner
+from flowfactory.training.learner import Learner, UpdateMetrics
 from flowfactory_grpo import grpo, guard
 from flowfactory_grpo.guard import GRPOGuardConfig
 
@@ -145,7 +145,7 @@ def test_an_advantage_of_zero_moves_nothing(learning: Any, weights: Weights) -> 
     run.move_to(*weights)
     before = {name: weight.detach().clone() for name, weight in run.policy.parameters.items()}
     learner = Learner(run.policy, TrainingConfig.model_validate({"optimizer": {"lr": 1.0}}))
-    assert learner.step(run.hooks.update(run.experience, run.policy), Gathered()) == 0
+    assert learner.step(run.hooks.update(run.experience, run.policy), UpdateMetrics()) == 0
     assert all(torch.equal(weight, before[name]) for name, weight in run.policy.parameters.items())
 
 
@@ -168,7 +168,7 @@ def rows(dynamics: str, noise: Tensor) -> tuple[Step, Tensor]:
     chosen = CONFIGS[dynamics](noise_level=0.6).build("dynamics")
     latents = torch.randn(7, 1, 4, 4, generator=flow.generator("latents"))
     velocity = torch.randn(7, 1, 4, 4, generator=flow.generator("velocity"))
-    mean, std = chosen.transition(velocity, latents, flow.like(sigma, latents), flow.like(then, latents))
+    mean, std = chosen.transition(velocity, latents, flow.expand_sigma(sigma, latents), flow.expand_sigma(then, latents))
     step = Step(latents, sigma, Conditions(()), 1.0, chosen, then, mean + std * noise)
     log_prob = flow.evaluate(velocity, step).log_prob
     return replace(step, log_prob=log_prob, mean=mean), velocity

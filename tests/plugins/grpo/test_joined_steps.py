@@ -11,7 +11,7 @@ from flowfactory import AlgorithmConfig
 from flowfactory.config.loading import validate
 from flowfactory.config.schema import TrainingConfig
 from flowfactory.runs.train import train
-from flowfactory.training.learner import Gathered, Learner
+from flowfactory.training.learner import Learner, UpdateMetrics
 from flowfactory_grpo.dppo import DPPOConfig
 from flowfactory_grpo.grpo import GRPOConfig
 from flowfactory_grpo.guard import GRPOGuardConfig
@@ -83,7 +83,7 @@ def test_an_update_is_the_mean_over_all_samples_and_steps_however_they_are_joine
     for times in (1, 2, 3):
         run = learning(ADVANTAGES, 3, times, kl=0.5, **BOUNDS[algorithm])
         run.move_to(*NEW)
-        learner, gathered = Learner(run.policy, TrainingConfig.model_validate({"max_grad_norm": 1e9})), Gathered()
+        learner, gathered = Learner(run.policy, TrainingConfig.model_validate({"max_grad_norm": 1e9})), UpdateMetrics()
         learner.step(run.hooks.update(run.experience, run.policy), gathered)
         gradient = torch.stack([parameter.grad for parameter in run.policy.parameters.values()])
         assert bool(gradient.all())

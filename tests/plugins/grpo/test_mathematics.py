@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowfactory.config.schema import TrainingConfig
 from flowfactory.policy.policy import REFERENCE, At
-from flowfactory.training.learner import Gathered, Learner
+from flowfactory.training.learner import Learner, UpdateMetrics
 
 OLD = (0.3, -0.2)  # START of conftest.py
 NEW = (0.36, -0.25)
@@ -88,7 +88,7 @@ def test_an_update_is_the_mean_over_all_samples_and_steps_whatever_the_batches(
     run = learning(ADVANTAGES, batch_size=batch_size, clip_range=1e-3, kl=0.5)
     run.move_to(*NEW)
     learner = Learner(run.policy, TrainingConfig.model_validate({"max_grad_norm": 1e9}))
-    gathered = Gathered()
+    gathered = UpdateMetrics()
     learner.step(run.hooks.update(run.experience, run.policy), gathered)
     parts = [worked(by_hand(step), 1e-3, 0.5, "mean") for step in run.experience.steps]
     gradient = [run.policy.parameters[f"transformer.{name}"].grad.double() for name in ("p", "q")]
@@ -144,7 +144,7 @@ def test_an_advantage_of_zero_moves_nothing(learning: Any, weights: Weights) -> 
     run.move_to(*weights)
     before = {name: weight.detach().clone() for name, weight in run.policy.parameters.items()}
     learner = Learner(run.policy, TrainingConfig.model_validate({"optimizer": {"lr": 1.0}}))
-    norm = learner.step(run.hooks.update(run.experience, run.policy), Gathered())
+    norm = learner.step(run.hooks.update(run.experience, run.policy), UpdateMetrics())
     assert norm == 0
     assert all(torch.equal(weight, before[name]) for name, weight in run.policy.parameters.items())
 
@@ -184,7 +184,7 @@ def test_a_strong_kl_holds_the_weights_where_they_were(learning: Any) -> None:
         run = learning(ADVANTAGES, clip_range=1.0, kl=kl)
         learner = Learner(run.policy, TrainingConfig.model_validate({"optimizer": {"lr": 0.01}}))
         for _ in range(40):
-            learner.step(run.hooks.update(run.experience, run.policy), Gathered())
+            learner.step(run.hooks.update(run.experience, run.policy), UpdateMetrics())
         present = [weight.item() for weight in run.policy.parameters.values()]
         distances.append(math.dist(present, OLD))
     free, held = distances

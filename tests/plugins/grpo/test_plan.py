@@ -17,8 +17,8 @@ from flowfactory.config.loading import validate
 from flowfactory.flow.dynamics import FlowSDEConfig
 from flowfactory.runs.train import train
 from flowfactory.testing import check_algorithm
-from flowfactory.training.iteration import Clock, gather
-from flowfactory.training.setup import prepare
+from flowfactory.training.iteration import Timer, collect_rollouts
+from flowfactory.training.setup import prepare_run
 from flowfactory.types import Dynamics
 from flowfactory_grpo.grpo import GRPOConfig
 
@@ -36,11 +36,11 @@ def test_just_the_stochastic_steps_are_recorded(stochastic: tuple[int, ...]) -> 
 
 
 def test_an_iteration_records_and_trains_as_many_of_the_candidates_as_the_config_says(settings: dict[str, Any]) -> None:
-    run = prepare(validate(settings))
+    run = prepare_run(validate(settings))
     places = {round(1 - i / 6, 6): i for i in range(7)}
     windows = []
     for iteration in range(10):
-        experience = gather(run, iteration, Clock(run.policy.device)).experience
+        experience = collect_rollouts(run, iteration, Timer(run.policy.device)).experience
         windows.append(frozenset(places[round(float(step.sigma[0]), 6)] for step in experience.steps))
         assert windows[-1] == experience.plan.stochastic == experience.plan.recorded
         assert all(step.log_prob is not None for step in experience.steps)
@@ -48,7 +48,7 @@ def test_an_iteration_records_and_trains_as_many_of_the_candidates_as_the_config
         assert len(losses) == 2 * 2, "two steps of two batches"
     assert all(len(window) == 2 and window <= {1, 2, 4} for window in windows)
     assert len(set(windows)) == 3, "every pair of the three candidates comes up"
-    again = [gather(run, iteration, Clock(run.policy.device)).experience.plan.stochastic for iteration in range(10)]
+    again = [collect_rollouts(run, iteration, Timer(run.policy.device)).experience.plan.stochastic for iteration in range(10)]
     assert again == windows, "the window depends on the seed and the iteration alone"
 
 
@@ -62,11 +62,11 @@ def test_of_a_sliding_window_no_step_outside_it_is_recorded(settings: dict[str, 
         "num_sde_steps": 2,
         "slide": {"every": 2, "stride": 1},
     }
-    run = prepare(validate(settings))
+    run = prepare_run(validate(settings))
     places = {round(1 - i / 6, 6): i for i in range(7)}
     windows = []
     for iteration in range(7):
-        experience = gather(run, iteration, Clock(run.policy.device)).experience
+        experience = collect_rollouts(run, iteration, Timer(run.policy.device)).experience
         recorded = [places[round(float(step.sigma[0]), 6)] for step in experience.steps]
         assert experience.plan.stochastic == experience.plan.recorded == set(recorded)
         assert all(step.next_latents is not None and step.log_prob is not None for step in experience.steps)
@@ -78,8 +78,8 @@ def test_of_a_sliding_window_no_step_outside_it_is_recorded(settings: dict[str, 
 def test_steps_outside_the_window_are_eulers(settings: dict[str, Any]) -> None:
     settings["model"] = {"name": "two-parameter", "p": 0.4, "q": 0.3}
     settings["sampling"]["dynamics"] = {"name": "flow-sde", "sde_steps": [1, 4]}
-    run = prepare(validate(settings))
-    early, late = gather(run, 0, Clock(run.policy.device)).experience.steps
+    run = prepare_run(validate(settings))
+    early, late = collect_rollouts(run, 0, Timer(run.policy.device)).experience.steps
     assert early.next_latents is not None
     x = early.next_latents.double()
     for i in (2, 3):  # by hand: velocity = p x + q sigma, and a sixth of the way at a time

@@ -13,10 +13,10 @@ from torch import Tensor
 from flowfactory import RunError
 from flowfactory.config.schema import TrainingConfig
 from flowfactory.flow.dynamics import FlowSDEConfig
-from flowfactory.flow.timesteps import Discrete, LogitNormal, Places, Uniform, places
+from flowfactory.flow.timesteps import Discrete, LogitNormal, NoisedBatch, Uniform, noised_batches
 from flowfactory.policy.policy import REFERENCE, At
 from flowfactory.testing import Learning
-from flowfactory.training.learner import Gathered, Learner
+from flowfactory.training.learner import Learner, UpdateMetrics
 
 START = (0.3, -0.2)  # of conftest.py
 MIDDLE = (0.5, -0.35)
@@ -38,14 +38,14 @@ def displaced(learning: Any, **options: Any) -> Learning:
     return run
 
 
-def placed(run: Learning, times: Discrete | Uniform | LogitNormal = TIMES) -> list[Places]:
-    return [at for batch in run.experience.batches() for at in places(batch, times)]
+def placed(run: Learning, times: Discrete | Uniform | LogitNormal = TIMES) -> list[NoisedBatch]:
+    return [at for batch in run.experience.micro_batches() for at in noised_batches(batch, times)]
 
 
 class ByHand:
     """The rows of a place: clean x, noisy = (1 - sigma) x + sigma noise, and all formulas in float64."""
 
-    def __init__(self, at: Places, beta: float = 1.0, advantage_max: float = 5.0, kl: float = 0.0) -> None:
+    def __init__(self, at: NoisedBatch, beta: float = 1.0, advantage_max: float = 5.0, kl: float = 0.0) -> None:
         self.x, self.noisy = at.samples.latents.double().flatten(1), at.step.latents.double().flatten(1)
         self.sigma = at.step.sigma.double()[:, None]
         self.beta, self.maximum, self.kl = beta, advantage_max, kl
@@ -93,7 +93,7 @@ def scale(error: Tensor) -> Tensor:
     return error.detach().abs().mean(1).clamp(min=1e-5)
 
 
-def assert_worked_out(run: Learning, ats: list[Places], **options: Any) -> None:
+def assert_worked_out(run: Learning, ats: list[NoisedBatch], **options: Any) -> None:
     """Losses, metrics and the gradient of every row are those by hand, for NEW with OLD and START."""
     losses = run.losses()
     assert len(losses) == len(ats)
@@ -134,9 +134,9 @@ def test_loss_and_gradient_are_those_of_the_paper_at_any_training_times(learning
 def test_an_update_is_the_mean_over_all_samples_and_times_whatever_the_batches(learning: Any, batch_size: int) -> None:
     run = displaced(learning, batch_size=batch_size, kl=0.5)
     learner = Learner(run.policy, TrainingConfig.model_validate({"max_grad_norm": 1e9}))
-    gathered = Gathered()
+    gathered = UpdateMetrics()
     learner.step(run.hooks.update(run.experience, run.policy), gathered)
-    hands = [ByHand(at, kl=0.5) for at in places(run.experience, TIMES)]  # of all samples at once
+    hands = [ByHand(at, kl=0.5) for at in noised_batches(run.experience, TIMES)]  # of all samples at once
     gradient = torch.stack([run.policy.parameters[f"transformer.{name}"].grad.double() for name in ("p", "q")])
     expected = torch.cat([hand.gradient(NEW, OLD, START) for hand in hands]).mean(0)
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)

@@ -15,8 +15,8 @@ from flowfactory.config.loading import validate
 from flowfactory.flow.dynamics import CPSConfig, FlowSDEConfig
 from flowfactory.runs.train import train
 from flowfactory.testing import ODE, check_algorithm
-from flowfactory.training.iteration import Clock, gather
-from flowfactory.training.setup import prepare
+from flowfactory.training.iteration import Timer, collect_rollouts
+from flowfactory.training.setup import prepare_run
 from flowfactory.types import Dynamics
 from flowfactory_nft.nft import NFTConfig
 
@@ -80,14 +80,14 @@ def test_a_resumed_run_ends_in_the_weights_and_averages_of_one_that_was_not_stop
 def test_pictures_are_those_of_the_old_weights(settings: dict[str, Any]) -> None:
     settings["model"] = {"name": "two-parameter", "p": 0.3, "q": -0.2}
     settings["algorithm"] |= {"old": {"name": "constant", "decay": 0.25}}
-    run = prepare(validate(settings))
+    run = prepare_run(validate(settings))
     run.assembly.hooks.run_started(run.info, run.policy)
     with torch.no_grad():
         run.policy.parameters["transformer.p"].fill_(0.5)
         run.policy.parameters["transformer.q"].fill_(-0.35)
-    run.policy.changed()
+    run.policy.mark_changed()
     for iteration, (p, q) in enumerate([(0.3, -0.2), (0.45, -0.3125)]):  # a quarter of the first, three of the present
-        experience = gather(run, iteration, Clock(run.policy.device)).experience
+        experience = collect_rollouts(run, iteration, Timer(run.policy.device)).experience
         x = flow.noise(experience.plan, (1, 4, 4)).double()
         for i in range(6):  # Euler's, a sixth of the way at a time
             x = x - (p * x + q * (1 - i / 6)) / 6
@@ -103,9 +103,9 @@ def test_a_stochastic_solver_draws_too_and_nothing_of_the_way_is_recorded(settin
     config = validate(settings)
     records = train(config, say=silent).records()[1:]
     assert all(record["old_distance"] > 0 for record in records)
-    run = prepare(config)
+    run = prepare_run(config)
     run.assembly.hooks.run_started(run.info, run.policy)
-    experience = gather(run, 0, Clock(run.policy.device)).experience
+    experience = collect_rollouts(run, 0, Timer(run.policy.device)).experience
     assert len(experience.plan.stochastic) == 5, "all but the last step"
     assert experience.steps == ()
 

@@ -16,7 +16,7 @@ import flowfactory_qwen_image
 from flowfactory import Runtime, UserError
 from flowfactory.config.loading import validate
 from flowfactory.data.media import read_picture
-from flowfactory.data.prompts import insist, read
+from flowfactory.data.prompts import check_media, read_prompts
 from flowfactory.runs.train import train
 from flowfactory.testing.two_parameter import FILE
 from flowfactory_qwen_image.edit import QwenImageEditConfig
@@ -113,8 +113,8 @@ def test_a_checkpoint_of_another_pipeline_is_one_line(config: Any, checkpoint: A
 
 @pytest.mark.parametrize("name", ["texts.txt", "texts-heldout.txt", "edits.jsonl", "edits-heldout.jsonl"])
 def test_the_prompts_of_the_examples_bring_what_the_models_take(name: str) -> None:
-    prompts = read(DATA / name)
-    insist(prompts, QwenImageConfig.takes if name.endswith(".txt") else QwenImageEditConfig.takes, name)
+    prompts = read_prompts(DATA / name)
+    check_media(prompts, QwenImageConfig.takes if name.endswith(".txt") else QwenImageEditConfig.takes, name)
     for path in {path for prompt in prompts for path in prompt.images}:
         assert read_picture(path).size > (200, 200)
 

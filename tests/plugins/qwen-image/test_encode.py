@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from flowfactory import Canvas, Prompt, Runtime
 from flowfactory.hooks.calls import Hooks
-from flowfactory.hooks.manager import manager_of
+from flowfactory.hooks.manager import make_manager
 
 LONG = "a photo of a red circle and a blue square " * 4
 TEXTS = ("a photo of a red circle", "", "cat", LONG)
@@ -24,7 +24,7 @@ CANVAS = Canvas(32, 32)
 
 
 def hooks_of(config: Any) -> Hooks:
-    hooks = Hooks(manager_of({"model": config.build("model")}))
+    hooks = Hooks(make_manager({"model": config.build("model")}))
     hooks.load(Runtime(torch.device("cpu"), torch.float32))
     return hooks
 

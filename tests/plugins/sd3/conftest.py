@@ -15,11 +15,11 @@ from tiny_parts import clip_text, clip_tokenizer, scaled_vae, t5_text, t5_tokeni
 from transformers import CLIPTextModelWithProjection
 
 from flowfactory import Canvas, Conditions, Prompt, Runtime, SamplingPlan, Trainable, Trajectory
-from flowfactory.data.batches import grouped
-from flowfactory.data.encode_cache import ConditionCache
+from flowfactory.data.batches import make_batch
+from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.flow.dynamics import ODE
 from flowfactory.hooks.calls import Hooks
-from flowfactory.hooks.manager import manager_of
+from flowfactory.hooks.manager import make_manager
 from flowfactory.policy.policy import Policy
 from flowfactory.training.sampler import Sampler
 from flowfactory_sd3.model import SD3Config
@@ -85,7 +85,7 @@ class Opened:
 
     hooks: Hooks
     policy: Policy
-    cache: ConditionCache
+    cache: EncodeCache
     trainable: Trainable
 
     def conditions(self, prompts: Sequence[str], guidance: float = 1.0, negative: str = "") -> Conditions:
@@ -93,7 +93,7 @@ class Opened:
         return sampler.conditions([Prompt(text, i) for i, text in enumerate(prompts)], guidance, Canvas(32, 32))
 
     def plan(self, prompts: Sequence[str], size: tuple[int, int], steps: int, guidance: float) -> SamplingPlan:
-        batch = grouped([Prompt(text, i) for i, text in enumerate(prompts)], 1)
+        batch = make_batch([Prompt(text, i) for i, text in enumerate(prompts)], 1)
         return SamplingPlan(steps, Canvas(*size), guidance, ODE(), seed=3, iteration=0, keys=batch.keys)
 
     def draw(
@@ -119,10 +119,10 @@ def open_with() -> OpenModel:
     def build(cache: Path, path: Path, train: Any = "full", dtype: torch.dtype = torch.float32) -> Opened:
         options = {"path": str(path), "train": train, "max_sequence_length": TEXT_LENGTH}
         config = SD3Config.model_validate(options)
-        hooks = Hooks(manager_of({"model": config.build("model")}))
+        hooks = Hooks(make_manager({"model": config.build("model")}))
         trainable = hooks.load(Runtime(torch.device("cpu"), dtype))
         policy = Policy(trainable, hooks.log_prob, torch.device("cpu"), dtype)
-        return Opened(hooks, policy, ConditionCache(hooks.encode, trainable.encoding, cache), trainable)
+        return Opened(hooks, policy, EncodeCache(hooks.encode, trainable.encoding, cache), trainable)
 
     return build
 

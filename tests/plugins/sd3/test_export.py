@@ -18,7 +18,7 @@ from flowfactory.cli.main import app
 from flowfactory.runs.checkpoints import load
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.export import export
-from flowfactory.training.setup import prepare
+from flowfactory.training.setup import prepare_run
 
 ALGORITHM = {"name": "reinforce"}
 
@@ -53,7 +53,7 @@ def picture(pipeline: Any) -> torch.Tensor:
 
 def transformer_of(directory: RunDirectory, weights: str | None = None) -> Any:
     """The transformer of the run's last checkpoint, in this process."""
-    run = prepare(directory.load_config(), trackers=False)
+    run = prepare_run(directory.load_config(), trackers=False)
     run.assembly.hooks.run_started(run.info, run.policy)
     load.load(directory.checkpoints / "000002", run.policy)
     with run.policy.using(weights):

@@ -25,7 +25,7 @@ def nudge(model: Any, scale: float = 0.3) -> None:
     with torch.no_grad():
         for weight in model.policy.parameters.values():
             weight.add_(torch.randn(weight.shape, generator=source), alpha=scale * float(weight.std()) + 0.02)
-    model.policy.changed()
+    model.policy.mark_changed()
 
 
 def theirs(pipeline: Any, model: Any, guidance: float) -> Tensor:

@@ -37,5 +37,5 @@ def report(directory: RunFolder) -> None:
     from flowfactory.runs.report import write_report
 
     where = RunDirectory(directory)
-    where.insist()  # the config itself may be of plugins and prompts that are not on this machine
+    where.require_run()  # the config itself may be of plugins and prompts that are not on this machine
     typer.echo(str(write_report(where)))

@@ -8,8 +8,8 @@ import sys
 import typer
 
 from flowfactory.cli import estimate, export, plugins, run, sample, serve
-from flowfactory.distributed.environment import environment
-from flowfactory.distributed.outcome import live_with_parent, outcome_of, report, watched
+from flowfactory.distributed.environment import read_environment
+from flowfactory.distributed.outcome import die_with_parent, is_supervised, report_outcome, to_outcome
 from flowfactory.errors import Interrupted, RunError, UserError
 
 app = typer.Typer(
@@ -45,14 +45,14 @@ def main() -> None:
     A rank says to the process that started it how it ended, and that one speaks for all.
     """
     _quieten()
-    if watched():
-        live_with_parent()
+    if is_supervised():
+        die_with_parent()
         try:
             app(standalone_mode=False)
         except Exception as error:  # whatever it is, the parent shows it
-            report(error)
+            report_outcome(error)
             sys.exit(1)
-        report(None)
+        report_outcome(None)
         return
     try:
         app()
@@ -66,8 +66,8 @@ def main() -> None:
         typer.echo(str(error), err=True)
         sys.exit(130)
     except Exception as error:
-        found = environment(os.environ)
-        outcome = outcome_of(error, found.rank) if found else None
+        found = read_environment(os.environ)
+        outcome = to_outcome(error, found.rank) if found else None
         if outcome is None or outcome.kind != "lost":
             raise
         typer.echo(f"stopped: {outcome.message}", err=True)  # the rank that it lost says more
@@ -77,7 +77,7 @@ def main() -> None:
 def _whose() -> str:
     """Which rank it is, where several processes write on one terminal."""
     try:
-        found = environment(os.environ)
+        found = read_environment(os.environ)
     except UserError:
         return ""
     return f"rank {found.rank}: " if found and found.world_size > 1 else ""

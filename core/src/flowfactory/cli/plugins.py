@@ -38,21 +38,21 @@ def show_plugin(
     plugin: Plugins = None,
 ) -> None:
     """What a component is, and its options."""
-    from flowfactory.config.components import choice
+    from flowfactory.config.components import slot_type
     from flowfactory.discovery.catalogue import discover
-    from flowfactory.errors import suggestion
+    from flowfactory.errors import did_you_mean
 
     catalogue = discover(plugin or [])
     found = [components[name] for components in catalogue.components.values() if name in components]
     if not found:
         everything = {known for components in catalogue.components.values() for known in components}
-        raise UserError(f"no component called {name!r}{suggestion(name, everything)}")
+        raise UserError(f"no component called {name!r}{did_you_mean(name, everything)}")
     for component in found:
         typer.echo(f"{component.kind} {component.name}, from {component.plugin} {component.version}".rstrip())
         if component.kind == "example":
             typer.echo(Path(component.spec).read_text(encoding="utf-8"))
             continue
-        config = choice(catalogue, component.kind, [component.name])
+        config = slot_type(catalogue, component.kind, [component.name])
         typer.echo((config.__doc__ or "").strip())
         for key, field in config.model_fields.items():
             if key == "name":

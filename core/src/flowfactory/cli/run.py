@@ -36,7 +36,7 @@ def run(
     from flowfactory.config import loading, yaml
 
     wanted = launch.Launch(nproc, nnodes, node_rank, rendezvous, max_restarts)
-    wanted.insist(os.environ)
+    wanted.check(os.environ)
     resolved = loading.load(config, sets or [], plugin or [], out)
     if dry_run:
         from flowfactory.training.assembly import Assembly
@@ -47,11 +47,11 @@ def run(
         typer.echo(yaml.dump(resolved), nl=False)
         return
     if not wanted.several:
-        _train(resolved, resume or environment.restarted())
+        _train(resolved, resume or environment.is_restart())
         return
     from flowfactory.distributed.elastic_agent import start
 
-    wanted.insist_on_devices(resolved.device)
+    wanted.check_devices(resolved.device)
     options = [*(["--out", str(out)] if out else []), *(["--resume"] if resume else [])]
     options += [part for file in plugin or [] for part in ("--plugin", str(file))]
     options += [part for assignment in sets or [] for part in ("--set", assignment)]
@@ -62,11 +62,11 @@ def run(
 def _train(config: RunConfig, resume: bool) -> None:
     from rich.console import Console
 
-    from flowfactory.distributed.process_group import join
+    from flowfactory.distributed.process_group import join_process_group
     from flowfactory.runs.terminal import Terminal
     from flowfactory.runs.train import train
 
-    with join(config) as ranks:
+    with join_process_group(config) as ranks:
         if not ranks.leads:
             train(config, resume, ranks=ranks)
             return
@@ -79,7 +79,7 @@ def _train(config: RunConfig, resume: bool) -> None:
 
 
 def _conclude(directory: RunDirectory, say: Callable[[str], None]) -> None:
-    from flowfactory.rewards.statistics import hacking
+    from flowfactory.rewards.statistics import hacking_warnings
     from flowfactory.runs.report import write_report
 
     report = write_report(directory)
@@ -88,6 +88,6 @@ def _conclude(directory: RunDirectory, say: Callable[[str], None]) -> None:
         for key in (key for key in records[-1] if key.startswith("eval/") and key.endswith("/mean")):
             label = key.split("/")[1]
             say(f"held-out {label}: {records[0][key]:.4f} before, {records[-1][key]:.4f} after")
-    for sentence in hacking(directory.records()):
+    for sentence in hacking_warnings(directory.records()):
         say(f"warning: {sentence}")
     say(f"report: {report}")

@@ -30,7 +30,7 @@ def sample(
     from dataclasses import replace
 
     from flowfactory.data import media
-    from flowfactory.data.prompts import insist, read
+    from flowfactory.data.prompts import check_media, read_prompts
     from flowfactory.runs.directory import RunDirectory
     from flowfactory.training.evaluation import evaluate
     from flowfactory.types import Prompt
@@ -38,12 +38,14 @@ def sample(
     for path in (*(image or ()), *([video] if video else ())):
         if not path.is_file():
             raise UserError(f"no file {path}")
-    wanted = [Prompt(text, images=tuple(image or ()), video=video) for text in prompts or ()] + list(read(file) if file else ())
+    wanted = [Prompt(text, images=tuple(image or ()), video=video) for text in prompts or ()] + list(
+        read_prompts(file) if file else ()
+    )
     wanted = [replace(prompt, index=index) for index, prompt in enumerate(wanted)]
     if not wanted:
         raise UserError("nothing to draw: give a PROMPT, or a file with --prompts")
     config = RunDirectory(directory).load_config(sets or [])
-    insist(wanted, config.model.takes, getattr(config.model, "name", "model"))
+    check_media(wanted, config.model.takes, getattr(config.model, "name", "model"))
     restored, _ = _restored(directory, checkpoint, sets)
     folder = out or RunDirectory(directory).samples / "drawn"
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +54,7 @@ def sample(
     for medium in drawn:
         while any(folder.glob(f"{number:03d}.*")):
             number += 1
-        typer.echo(str(media.write(medium, folder / f"{number:03d}", restored.sampler.frame_rate)))
+        typer.echo(str(media.write_media(medium, folder / f"{number:03d}", restored.sampler.frame_rate)))
 
 
 def evaluate_run(directory: RunFolder, checkpoint: Iteration = None, sets: Sets = None) -> None:
@@ -71,12 +73,12 @@ def evaluate_run(directory: RunFolder, checkpoint: Iteration = None, sets: Sets 
 def _restored(directory: Path, iteration: int | None, sets: list[str] | None) -> tuple[Run, Path]:
     from flowfactory.runs.checkpoints import load, lookup
     from flowfactory.runs.directory import RunDirectory
-    from flowfactory.training.setup import prepare
+    from flowfactory.training.setup import prepare_run
 
     where = RunDirectory(directory)
     config = where.load_config(sets or [])
     path = lookup.find(where.checkpoints, iteration, warn)
-    restored = prepare(config, trackers=False)
+    restored = prepare_run(config, trackers=False)
     restored.assembly.hooks.run_started(restored.info, restored.policy)
     load.load(path, restored.policy)
     return restored, path

@@ -27,14 +27,14 @@ def serve(
     """Compute REWARD for others, over HTTP."""
     from flowfactory.rewards import server as serving
 
-    serving.insist_on_extra()
-    from flowfactory.distributed.process_group import device_of
+    serving.require_dependencies()
+    from flowfactory.distributed.process_group import resolve_device
 
-    name, config = serving.reward_of(reward, sets or [], plugin or [])
-    token = serving.token_of(token_env)
-    chosen = device_of(device)
-    with serving.bound(host, port) as listener:
+    name, config = serving.load_reward(reward, sets or [], plugin or [])
+    token = serving.read_token(token_env)
+    chosen = resolve_device(device)
+    with serving.bind(host, port) as listener:
         if token is None and not serving.is_local(host):
             warn(f"warning: whoever reaches {host} may ask for scores; ask them for a token with --token-env NAME")
         limits = serving.Limits(max_request * 2**20, max_megapixels * 10**6, queue)
-        serving.run(serving.Service(name, config, plugin or [], str(chosen), limits, token), listener, say)
+        serving.serve(serving.Service(name, config, plugin or [], str(chosen), limits, token), listener, say)

@@ -20,7 +20,7 @@ from pydantic import (
     create_model,
 )
 
-from flowfactory.config.messages import explain
+from flowfactory.config.messages import describe_error
 from flowfactory.config.schema import (
     AlgorithmConfig,
     ComponentConfig,
@@ -31,7 +31,7 @@ from flowfactory.config.schema import (
     RunConfig,
     SamplingConfig,
 )
-from flowfactory.config.strict import name_only
+from flowfactory.config.strict import expand_name
 from flowfactory.discovery.catalogue import KINDS, Catalogue, Component, discover
 from flowfactory.errors import UserError
 
@@ -71,24 +71,24 @@ def loadable(catalogue: Catalogue) -> dict[str, list[str]]:
     return found
 
 
-def component(
+def parse_component(
     kind: str, raw: Any, plugins: Sequence[Path] = (), folder: Path | None = None, source: str = "", inner: bool = False
 ) -> ComponentConfig:
     """The typed options of one component, a name or a mapping with ``name``, as in a config. UserError: as :func:`load`."""
-    return _component(kind, raw, discover(plugins), folder, source, inner)
+    return _parse_component(kind, raw, discover(plugins), folder, source, inner)
 
 
-def _component(
+def _parse_component(
     kind: str, raw: Any, catalogue: Catalogue, folder: Path | None, source: str = "", inner: bool = False
 ) -> ComponentConfig:
-    named = name_only(raw)
+    named = expand_name(raw)
     if not isinstance(named, Mapping) or not isinstance(named.get("name"), str):
         raise UserError(f"say which {kind} with 'name'")
-    schema = choice(catalogue, kind, [named["name"]], inner)
+    schema = slot_type(catalogue, kind, [named["name"]], inner)
     try:
         made: ComponentConfig = schema.model_validate(named, context={"folder": folder, "catalogue": catalogue})
     except ValidationError as error:
-        raise UserError(explain(error, schema, source or f"{kind} {named['name']}", ())) from error
+        raise UserError(describe_error(error, schema, source or f"{kind} {named['name']}", ())) from error
     return made
 
 
@@ -97,7 +97,7 @@ def _inner_reward(value: Any, info: ValidationInfo) -> Any:
         return value
     context = info.context or {}
     try:
-        return _component("reward", value, context.get("catalogue") or discover(), context.get("folder"), inner=True)
+        return _parse_component("reward", value, context.get("catalogue") or discover(), context.get("folder"), inner=True)
     except UserError as error:
         raise ValueError(str(error)) from error
 
@@ -123,11 +123,11 @@ _EXTRA_FIELDS: dict[str, dict[str, Any]] = {
 }
 
 
-ASIDE = ("concurrent", "workers", "timeout")
+EXECUTION_OPTIONS = ("concurrent", "workers", "timeout")
 """The options of a reward that say how it is computed and change no score."""
 
 
-def choice(catalogue: Catalogue, kind: str, names: Iterable[str], inner: bool = False) -> Any:
+def slot_type(catalogue: Catalogue, kind: str, names: Iterable[str], inner: bool = False) -> Any:
     """The type of a config's slot for one of the components ``names`` of ``kind``, told apart by ``name``.
 
     ``inner``: without the options that core gives to those a run has; for a component within a component.
@@ -141,7 +141,7 @@ def choice(catalogue: Catalogue, kind: str, names: Iterable[str], inner: bool = 
             raise UserError(f"{kind} {name!r} has an option {taken.pop()!r}, which is flowfactory's own; rename it")
         fields = {"name": (Literal[name], name), **({} if inner else extra)}
         made = create_model(parent.__name__, __base__=parent, __doc__=parent.__doc__, **fields)
-        free = (*parent.free_to_change, *(key for key in ASIDE if key in fields))
+        free = (*parent.free_to_change, *(key for key in EXECUTION_OPTIONS if key in fields))
         setattr(made, "free_to_change", free)  # noqa: B010 mypy takes what create_model returns for a type alone
         options.append(made)
     if not options:
@@ -156,7 +156,7 @@ def schema_type(catalogue: Catalogue, names: Mapping[str, Iterable[str]] | None 
     annotated: Any = Annotated  # made at run time, where mypy wants types it can read
 
     def slot(kind: str) -> Any:
-        return annotated[choice(catalogue, kind, chosen.get(kind, ())), BeforeValidator(name_only)]
+        return annotated[slot_type(catalogue, kind, chosen.get(kind, ())), BeforeValidator(expand_name)]
 
     rewards: Any = GenericAlias(dict, (str, slot("reward")))
     trackers: Any = GenericAlias(tuple, (slot("tracker"), ...))

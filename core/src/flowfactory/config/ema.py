@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from flowfactory.config.strict import Strict, name_only
+from flowfactory.config.strict import Strict, expand_name
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -109,5 +109,5 @@ class WarmupCosine(Strict):
 Decay = Annotated[
     Constant | Power | Linear | PiecewiseLinear | Cosine | WarmupCosine,
     Field(discriminator="name"),
-    BeforeValidator(name_only),
+    BeforeValidator(expand_name),
 ]

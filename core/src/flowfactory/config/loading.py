@@ -11,11 +11,11 @@ from pydantic import (
 )
 
 from flowfactory.config.components import schema_type
-from flowfactory.config.messages import blame, explain
+from flowfactory.config.messages import describe_error, locate
 from flowfactory.config.schema import RunConfig
-from flowfactory.config.yaml import override, parse_yaml
+from flowfactory.config.yaml import apply_override, parse_yaml
 from flowfactory.discovery.catalogue import discover
-from flowfactory.errors import UserError, suggestion
+from flowfactory.errors import UserError, did_you_mean
 
 
 def load(
@@ -28,7 +28,7 @@ def load(
 
     UserError: one line that names the file, the key and the nearest valid name. Reads no weights.
     """
-    path = find(source, plugins)
+    path = find_config(source, plugins)
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"), path.name)
     except (OSError, UnicodeDecodeError) as error:
@@ -36,7 +36,7 @@ def load(
     if not isinstance(raw, dict):
         raise UserError(f"{path.name}: expected a mapping at the top, got {type(raw).__name__}")
     for assignment in overrides:
-        raw = override(raw, assignment)
+        raw = apply_override(raw, assignment)
     listed = raw.get("plugins") or []
     if plugins and isinstance(listed, list):
         raw["plugins"] = [*listed, *(str(Path(plugin).resolve()) for plugin in plugins)]
@@ -49,7 +49,7 @@ def load(
     return validate(raw, source=path.name, folder=path.parent, overrides=overrides)
 
 
-def find(source: str | Path, plugins: Sequence[Path] = ()) -> Path:
+def find_config(source: str | Path, plugins: Sequence[Path] = ()) -> Path:
     """The config file: an existing path, or the bundled example of that name. UserError: neither."""
     path = Path(source)
     if path.is_file():
@@ -57,7 +57,7 @@ def find(source: str | Path, plugins: Sequence[Path] = ()) -> Path:
     examples = discover(plugins).components["example"]
     if str(source) in examples:
         return Path(examples[str(source)].spec)
-    raise UserError(f"no file {source}, and no example of that name{suggestion(str(source), examples)}")
+    raise UserError(f"no file {source}, and no example of that name{did_you_mean(str(source), examples)}")
 
 
 def validate(
@@ -73,13 +73,13 @@ def validate(
         try:
             catalogue.find(kind, name)
         except UserError as error:
-            raise UserError(f"{blame(place, source, overrides)}: {error}") from error
+            raise UserError(f"{locate(place, source, overrides)}: {error}") from error
         names.setdefault(kind, set()).add(name)
     schema = schema_type(catalogue, names)
     try:
         return schema.model_validate(raw, context={"folder": folder, "catalogue": catalogue})
     except ValidationError as error:
-        raise UserError(explain(error, schema, source, overrides)) from error
+        raise UserError(describe_error(error, schema, source, overrides)) from error
 
 
 def _named_components(raw: Mapping[str, Any], source: str) -> Iterator[tuple[str, str, str]]:

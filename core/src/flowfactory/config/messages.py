@@ -12,10 +12,10 @@ from pydantic import (
     ValidationError,
 )
 
-from flowfactory.errors import suggestion
+from flowfactory.errors import did_you_mean
 
 
-def blame(place: str, source: str, overrides: Sequence[str]) -> str:
+def locate(place: str, source: str, overrides: Sequence[str]) -> str:
     """``file: key``, or ``--set key`` where the key came from the command line."""
     for assignment in overrides:
         path = assignment.partition("=")[0]
@@ -24,34 +24,34 @@ def blame(place: str, source: str, overrides: Sequence[str]) -> str:
     return f"{source}: {place}" if place else source
 
 
-def explain(error: ValidationError, schema: type[BaseModel], source: str, overrides: Sequence[str]) -> str:
+def describe_error(error: ValidationError, schema: type[BaseModel], source: str, overrides: Sequence[str]) -> str:
     """The line about the first problem, with the place as the user wrote it, and how many more there are."""
     problems = error.errors()
     # of the branches of a union the one that went deepest is the one that was meant
     first = max((p for p in problems if p["loc"][:2] == problems[0]["loc"][:2]), key=lambda p: len(p["loc"]))
-    keys, owner = _locate(schema, first["loc"])
-    where = blame(".".join(keys), source, overrides)
+    keys, owner = _keys_and_owner(schema, first["loc"])
+    where = locate(".".join(keys), source, overrides)
     if first["type"] == "extra_forbidden":
         known = owner.model_fields if owner else {}
-        message = f"unknown key{suggestion(keys[-1], known)}"
+        message = f"unknown key{did_you_mean(keys[-1], known)}"
     elif first["type"] == "value_error":
         message = str(first["ctx"]["error"])
     elif first["type"] == "union_tag_invalid":
         names = re.findall(r"'([^']+)'", first["ctx"]["expected_tags"])
-        message = f"there is no {first['ctx']['tag']!r}{suggestion(first['ctx']['tag'], names)}"
+        message = f"there is no {first['ctx']['tag']!r}{did_you_mean(first['ctx']['tag'], names)}"
     elif first["type"] == "union_tag_not_found":
         message = "say which with 'name'"
     elif first["type"] == "missing":
         message = "this key is missing"
     else:
         message = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
-    places = {tuple(_locate(schema, problem["loc"])[0]) for problem in problems}
+    places = {tuple(_keys_and_owner(schema, problem["loc"])[0]) for problem in problems}
     # the other branches of a union complain of the whole that the deepest one has found the mistake in
     more = sum(place != tuple(keys[: len(place)]) for place in places)
     return f"{where}: {message}" + (f" (and {more} more)" if more else "")
 
 
-def _locate(schema: Any, loc: Sequence[str | int]) -> tuple[list[str], type[BaseModel] | None]:
+def _keys_and_owner(schema: Any, loc: Sequence[str | int]) -> tuple[list[str], type[BaseModel] | None]:
     """The keys as the user wrote them, and the model that the last one belongs to.
 
     pydantic puts the tag of a discriminated union and the branch of a plain one into ``loc``; those are left out.

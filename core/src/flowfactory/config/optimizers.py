@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from flowfactory.config.strict import Strict, name_only
+from flowfactory.config.strict import Strict, expand_name
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -54,7 +54,7 @@ class LionConfig(OptimizerConfig):
 
 
 def _named_optimizer(value: Any) -> Any:
-    return {"name": "adamw", **named} if isinstance(named := name_only(value), Mapping) else value
+    return {"name": "adamw", **named} if isinstance(named := expand_name(value), Mapping) else value
 
 
 Optimizer = Annotated[AdamWConfig | LionConfig, Field(discriminator="name"), BeforeValidator(_named_optimizer)]

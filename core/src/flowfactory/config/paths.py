@@ -16,21 +16,21 @@ class CommandLineText(str):
     """Text from the command line, where a relative path is relative to where the command was given."""
 
 
-def _absolute(path: Any, info: ValidationInfo) -> Any:
+def _resolve(path: Any, info: ValidationInfo) -> Any:
     folder = Path.cwd() if isinstance(path, CommandLineText) else (info.context or {}).get("folder")
     if folder is None or not isinstance(path, str | Path):
         return path
     return Path(folder).joinpath(Path(path).expanduser()).resolve()
 
 
-LocalPath = Annotated[Path, BeforeValidator(_absolute)]
+LocalPath = Annotated[Path, BeforeValidator(_resolve)]
 """A path; a relative one is relative to the config file it stands in, or to where ``--set`` was typed."""
 
 
 def _folder_or_hub_id(path: Any, info: ValidationInfo) -> Any:
     if not isinstance(path, str):
         return path
-    local = Path(_absolute(path, info))
+    local = Path(_resolve(path, info))
     if local.is_dir():
         return str(local)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):

@@ -11,6 +11,6 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-def name_only(value: Any) -> Any:
+def expand_name(value: Any) -> Any:
     """``{name: value}`` for a bare name: the shorthand of what takes its other options' defaults."""
     return {"name": value} if isinstance(value, str) else value

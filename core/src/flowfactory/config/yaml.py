@@ -51,7 +51,7 @@ def parse_yaml(text: str, source: str) -> Any:
         raise UserError(f"{source}{where}: {problem}") from error
 
 
-def override(raw: dict[str, Any], assignment: str) -> dict[str, Any]:
+def apply_override(raw: dict[str, Any], assignment: str) -> dict[str, Any]:
     """``raw`` with ``a.b=value`` set; the value is YAML. UserError: no ``=``, or a path through a list."""
     path, equals, text = assignment.partition("=")
     if not equals or not path:
@@ -60,7 +60,7 @@ def override(raw: dict[str, Any], assignment: str) -> dict[str, Any]:
 
     def put(node: Any, depth: int) -> Any:
         if depth == len(keys):
-            return _typed(parse_yaml(text, f"--set {path}"))
+            return _mark_typed(parse_yaml(text, f"--set {path}"))
         if isinstance(node, list):
             raise UserError(f"--set {assignment}: {'.'.join(keys[:depth])} is a list; set it as a whole")
         if isinstance(node, str) and _is_component(keys[:depth]):
@@ -72,11 +72,11 @@ def override(raw: dict[str, Any], assignment: str) -> dict[str, Any]:
     return cast(dict[str, Any], put(raw, 0))
 
 
-def _typed(value: Any) -> Any:
+def _mark_typed(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _typed(item) for key, item in value.items()}
+        return {key: _mark_typed(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_typed(item) for item in value]
+        return [_mark_typed(item) for item in value]
     return CommandLineText(value) if isinstance(value, str) else value
 
 
@@ -87,13 +87,13 @@ def _is_component(keys: Sequence[str]) -> bool:
 
 def dump(config: BaseModel) -> str:
     """The resolved config as YAML that :func:`load` reads back to the same."""
-    return yaml.safe_dump(_name_first(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_put_name_first(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
 
 
-def _name_first(value: Any) -> Any:
+def _put_name_first(value: Any) -> Any:
     if isinstance(value, dict):
         first = [key for key in ("name", "weight") if key in value]
-        return {key: _name_first(value[key]) for key in [*first, *(key for key in value if key not in first)]}
+        return {key: _put_name_first(value[key]) for key in [*first, *(key for key in value if key not in first)]}
     if isinstance(value, list):
-        return [_name_first(item) for item in value]
+        return [_put_name_first(item) for item in value]
     return value

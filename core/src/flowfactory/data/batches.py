@@ -33,7 +33,7 @@ class Batch:
         return tuple(prompt.text for prompt in self.prompts)
 
 
-def whole_groups(batch: Batch, size: int) -> Iterator[range]:
+def split_whole_groups(batch: Batch, size: int) -> Iterator[range]:
     """The samples of ``batch`` in pieces of whole groups, as many as ``size`` samples allow and at least one."""
     starts = [0, *(i for i in range(1, len(batch.keys)) if batch.groups[i] != batch.groups[i - 1]), len(batch.keys)]
     first = 0
@@ -43,7 +43,7 @@ def whole_groups(batch: Batch, size: int) -> Iterator[range]:
             first = i
 
 
-def by_group(rows: Sequence[int], groups: Tensor) -> list[list[int]]:
+def rows_by_group(rows: Sequence[int], groups: Tensor) -> list[list[int]]:
     """``rows`` by their group, in the order in which the groups come; ``groups`` [B] are those of all samples."""
     found: dict[int, list[int]] = {}
     for row in rows:
@@ -51,7 +51,7 @@ def by_group(rows: Sequence[int], groups: Tensor) -> list[list[int]]:
     return list(found.values())
 
 
-def grouped(prompts: Sequence[Prompt], group_size: int) -> Batch:
+def make_batch(prompts: Sequence[Prompt], group_size: int) -> Batch:
     """``group_size`` samples of each prompt. A prompt that comes twice gets further members, and so other noise."""
     seen: Counter[int] = Counter()
     keys = []
@@ -63,14 +63,14 @@ def grouped(prompts: Sequence[Prompt], group_size: int) -> Batch:
     return Batch(repeated, tuple(keys), torch.arange(len(prompts)).repeat_interleave(group_size))
 
 
-def chosen(prompts: Sequence[Prompt], iteration: int, groups: int, seed: int) -> list[Prompt]:
+def prompts_of_iteration(prompts: Sequence[Prompt], iteration: int, groups: int, seed: int) -> list[Prompt]:
     """The prompts of an iteration: every epoch is its own order of all, and nothing but the arguments decides it."""
     result = []
     for position in range(iteration * groups, (iteration + 1) * groups):
         epoch, place = divmod(position, len(prompts))
-        result.append(prompts[_order(len(prompts), epoch, seed)[place]])
+        result.append(prompts[_epoch_order(len(prompts), epoch, seed)[place]])
     return result
 
 
-def _order(count: int, epoch: int, seed: int) -> list[int]:
+def _epoch_order(count: int, epoch: int, seed: int) -> list[int]:
     return torch.randperm(count, generator=generator("prompts", seed, epoch)).tolist()

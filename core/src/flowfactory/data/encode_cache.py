@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowfactory.canvas import Canvas
-from flowfactory.data.media import digest
+from flowfactory.data.media import file_digest
 from flowfactory.types import Conditions, Prompt
 
 ENVIRONMENT = "FLOWFACTORY_CACHE"
@@ -46,7 +46,7 @@ def checkpoint_identity(path: str, parts: Sequence[str] = ()) -> str:
     return hashlib.sha256(json.dumps([str(root.resolve()), facts]).encode()).hexdigest()
 
 
-class ConditionCache:
+class EncodeCache:
     """Conditions of prompts: from memory, else from disk, else from the model.
 
     ``encoding`` is everything beside the prompt that changes the tensors; the canvas does where ``canvas_matters``. They are
@@ -76,7 +76,7 @@ class ConditionCache:
             key = self._key(prompt, canvas)
             if key in self._memory or key in missing:
                 continue
-            entry = _read(self._path(key))
+            entry = _read_entry(self._path(key))
             if entry is None:
                 missing[key] = prompt
             else:
@@ -85,7 +85,7 @@ class ConditionCache:
             entries = self._encode(list(missing.values()), canvas)
             for key, entry in zip(missing, entries, strict=True):
                 self._memory[key] = {name: tensor.cpu().contiguous() for name, tensor in entry.items()}
-                _write(self._path(key), self._memory[key])
+                _write_entry(self._path(key), self._memory[key])
         return len(missing)
 
     def conditions(self, prompts: Sequence[Prompt], canvas: Canvas, negative: Sequence[Prompt] | None = None) -> Conditions:
@@ -97,12 +97,12 @@ class ConditionCache:
             keys = [self._key(prompt, canvas) for prompt in wanted]
             for key in keys:
                 if key not in arrived:
-                    arrived[key] = self._arrive(self._memory[key])
+                    arrived[key] = self._to_device(self._memory[key])
             return tuple(arrived[key] for key in keys)
 
         return Conditions(entries(prompts), None if negative is None else Conditions(entries(negative)))
 
-    def _arrive(self, entry: Entry) -> Entry:
+    def _to_device(self, entry: Entry) -> Entry:
         if self._device.type == "cpu":
             return entry
         return {name: tensor.to(self._device) for name, tensor in entry.items()}
@@ -116,15 +116,15 @@ class ConditionCache:
             self._encoding,
             prompt.text,
             json.dumps(prompt.metadata, sort_keys=True, default=str),
-            [digest(path) for path in prompt.images],
-            prompt.video and digest(prompt.video),
-            prompt.audio and digest(prompt.audio),
+            [file_digest(path) for path in prompt.images],
+            prompt.video and file_digest(prompt.video),
+            prompt.audio and file_digest(prompt.audio),
             canvas if self._canvas_matters else None,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
 
 
-def _read(path: Path) -> Entry | None:
+def _read_entry(path: Path) -> Entry | None:
     """The entry in ``path``; None where there is none, or where it is not as it was written."""
     try:
         with safe_open(path, "pt") as file:
@@ -135,7 +135,7 @@ def _read(path: Path) -> Entry | None:
     return entry if written == _checksum(entry) else None
 
 
-def _write(path: Path, entry: Entry) -> None:
+def _write_entry(path: Path, entry: Entry) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")
     os.close(handle)

@@ -29,7 +29,7 @@ def read_picture(path: Path) -> Image.Image:
 
 def read_video(path: Path, frames: int) -> list[Image.Image]:
     """The first ``frames`` frames in RGB. UserError: it cannot be read, or has fewer."""
-    av = pyav()
+    av = import_pyav()
     found: list[Image.Image] = []
     try:
         with av.open(str(path)) as container:
@@ -44,7 +44,7 @@ def read_video(path: Path, frames: int) -> list[Image.Image]:
     return found
 
 
-def write(medium: Tensor, path: Path, frame_rate: float | None = None) -> Path:
+def write_media(medium: Tensor, path: Path, frame_rate: float | None = None) -> Path:
     """The file: ``path`` with .png for [C, H, W] and for one frame, with .mp4 for [F, C, H, W]; media in [0, 1].
 
     It is written under a temporary name and renamed.
@@ -58,13 +58,13 @@ def write(medium: Tensor, path: Path, frame_rate: float | None = None) -> Path:
     if len(pictures) == 1:
         pictures[0].save(temporary, format="PNG")
     else:
-        _encode(pictures, temporary, frame_rate or FRAME_RATE)
+        _encode_video(pictures, temporary, frame_rate or FRAME_RATE)
     os.replace(temporary, final)
     return final
 
 
-def _encode(pictures: list[Image.Image], path: Path, frame_rate: float) -> None:
-    av = pyav()
+def _encode_video(pictures: list[Image.Image], path: Path, frame_rate: float) -> None:
+    av = import_pyav()
     width, height = pictures[0].size
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(frame_rate).limit_denominator(1001))
@@ -81,7 +81,7 @@ def _encode(pictures: list[Image.Image], path: Path, frame_rate: float) -> None:
             container.mux(packet)
 
 
-def pyav() -> Any:
+def import_pyav() -> Any:
     """PyAV's module. UserError, with the command that installs it: it is missing."""
     try:
         import av
@@ -90,7 +90,7 @@ def pyav() -> Any:
     return av
 
 
-def digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """What changes when the bytes of the file do. UserError: it cannot be read."""
     try:
         facts = path.stat()

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from flowfactory.config.schema import Takes
-from flowfactory.errors import UserError, suggestion
+from flowfactory.errors import UserError, did_you_mean
 from flowfactory.types import Prompt
 
 
-def read(path: Path) -> tuple[Prompt, ...]:
+def read_prompts(path: Path) -> tuple[Prompt, ...]:
     """The prompts: a text a line, or in a ``.jsonl`` file an object a line; empty lines are passed over.
 
     An object has ``prompt``, and may have ``negative_prompt``, ``image`` or ``images``, ``video`` and ``audio``, whose
@@ -24,7 +24,7 @@ def read(path: Path) -> tuple[Prompt, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts {path}: {error}") from error
     if path.suffix == ".jsonl":
-        prompts = list(_objects(path, lines))
+        prompts = list(_read_jsonl(path, lines))
     else:
         prompts = [Prompt(text, index) for index, text in enumerate(line.strip() for line in lines if line.strip())]
     if not prompts:
@@ -32,13 +32,13 @@ def read(path: Path) -> tuple[Prompt, ...]:
     return tuple(prompts)
 
 
-def _objects(path: Path, lines: Sequence[str]) -> Iterator[Prompt]:
+def _read_jsonl(path: Path, lines: Sequence[str]) -> Iterator[Prompt]:
     index = 0
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            yield _prompt(json.loads(line), index, path.parent)
+            yield _parse_prompt(json.loads(line), index, path.parent)
         except json.JSONDecodeError as error:
             raise UserError(f"prompts {path} line {number}: no JSON: {error.msg} at character {error.pos + 1}") from error
         except ValueError as error:
@@ -46,7 +46,7 @@ def _objects(path: Path, lines: Sequence[str]) -> Iterator[Prompt]:
         index += 1
 
 
-def _prompt(item: Any, index: int, folder: Path) -> Prompt:
+def _parse_prompt(item: Any, index: int, folder: Path) -> Prompt:
     if not isinstance(item, dict):
         raise ValueError("expected an object with a 'prompt'")
     rest = dict(item)
@@ -59,7 +59,7 @@ def _prompt(item: Any, index: int, folder: Path) -> Prompt:
 
     def file(key: str) -> Path | None:
         name = text(key)
-        return None if name is None else _file(name, folder)
+        return None if name is None else _resolve_file(name, folder)
 
     words = text("prompt")
     if words is None:
@@ -70,18 +70,18 @@ def _prompt(item: Any, index: int, folder: Path) -> Prompt:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"'images' is no list of paths: {names!r}")
     single, negative, video, audio = file("image"), text("negative_prompt"), file("video"), file("audio")
-    images = (single,) if single else tuple(_file(name, folder) for name in names)
+    images = (single,) if single else tuple(_resolve_file(name, folder) for name in names)
     return Prompt(words.strip(), index, rest, negative, images, video, audio)
 
 
-def _file(name: str, folder: Path) -> Path:
+def _resolve_file(name: str, folder: Path) -> Path:
     path = folder.joinpath(Path(name).expanduser()).resolve()
     if not path.is_file():
         raise ValueError(f"no file {path}")
     return path
 
 
-def insist(prompts: Sequence[Prompt], takes: Takes, model: str) -> None:
+def check_media(prompts: Sequence[Prompt], takes: Takes, model: str) -> None:
     """UserError: a prompt brings fewer or more files than ``model`` takes."""
     for prompt in prompts:
         brought = {"images": len(prompt.images), "video": int(prompt.video is not None), "audio": int(prompt.audio is not None)}
@@ -95,7 +95,7 @@ def insist(prompts: Sequence[Prompt], takes: Takes, model: str) -> None:
             )
 
 
-def insist_on_labels(prompts: Sequence[Prompt], labels: Sequence[str]) -> None:
+def check_reward_labels(prompts: Sequence[Prompt], labels: Sequence[str]) -> None:
     """UserError: the metadata of a prompt says that other ``rewards`` than those of ``labels`` apply to it, or none."""
     for prompt in prompts:
         told = prompt.metadata.get("rewards", [*labels])
@@ -104,4 +104,4 @@ def insist_on_labels(prompts: Sequence[Prompt], labels: Sequence[str]) -> None:
             raise UserError(f"{where} is {told!r}; write a list of the labels that apply, or leave it out for all")
         for label in told:
             if label not in labels:
-                raise UserError(f"{where} names {label!r}, which is no label of the config{suggestion(str(label), labels)}")
+                raise UserError(f"{where} names {label!r}, which is no label of the config{did_you_mean(str(label), labels)}")

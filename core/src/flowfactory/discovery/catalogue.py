@@ -14,7 +14,7 @@ from typing import Any
 import pluggy
 
 from flowfactory.discovery.specs import PROJECT, DiscoverySpecs
-from flowfactory.errors import UserError, suggestion
+from flowfactory.errors import UserError, did_you_mean
 
 KINDS = ("model", "algorithm", "reward", "dynamics", "tracker", "example")
 
@@ -53,7 +53,7 @@ class Catalogue:
         if name in self.components[kind]:
             return self.components[kind][name]
         failed = "".join(f"; plugin {b.plugin!r} could not be loaded: {b.reason}" for b in self.broken)
-        raise UserError(f"no {kind} called {name!r}{suggestion(name, self.components[kind])}{failed}")
+        raise UserError(f"no {kind} called {name!r}{did_you_mean(name, self.components[kind])}{failed}")
 
 
 def discover(files: Sequence[Path] = ()) -> Catalogue:
@@ -70,7 +70,7 @@ def discover(files: Sequence[Path] = ()) -> Catalogue:
     def register(kind: str, name: str, spec: Any) -> None:
         plugin, version = current[-1]
         if kind not in KINDS:
-            raise ValueError(f"registers {name!r} as a {kind!r}{suggestion(kind, KINDS)}")
+            raise ValueError(f"registers {name!r} as a {kind!r}{did_you_mean(kind, KINDS)}")
         if name in catalogue.components[kind]:
             raise ValueError(f"{kind} {name!r} is already registered by {catalogue.components[kind][name].plugin!r}")
         catalogue.components[kind][name] = Component(kind, name, spec, plugin, version)

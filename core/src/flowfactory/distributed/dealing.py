@@ -14,26 +14,26 @@ Rows = Sequence[Sequence[int]]
 """The samples that each rank has or is to have."""
 
 
-def evenly(units: Sequence[Sequence[int]], parts: int) -> list[list[int]]:
+def split_evenly(units: Sequence[Sequence[int]], parts: int) -> list[list[int]]:
     """The rows of whole ``units`` in ``parts`` runs, as even as they come; some are empty where there are fewer units."""
     bounds = [len(units) * i // parts for i in range(parts + 1)]
     return [[row for unit in units[start:end] for row in unit] for start, end in pairwise(bounds)]
 
 
-def dealt(units: Sequence[Sequence[int]], size: int, count: int) -> Iterator[Rows]:
+def assign_rounds(units: Sequence[Sequence[int]], size: int, count: int) -> Iterator[Rows]:
     """Rounds of the rows that each of ``count`` ranks is to have, whole ``units`` and as even as they come.
 
     A rank has at most ``size`` units a round, but for a round to be; in the last some may have none.
     """
     rounds = math.ceil(len(units) / (size * count))
     parts = rounds * count
-    pieces = evenly(units, parts)
+    pieces = split_evenly(units, parts)
     pieces.sort(key=lambda piece: not piece)  # those without work last, together
     for start in range(0, parts, count):
         yield pieces[start : start + count]
 
 
-def evened(rows: Sequence[int], count: int) -> Rows:
+def split_with_padding(rows: Sequence[int], count: int) -> Rows:
     """``rows`` in ``count`` runs of one length; the last row is repeated where they do not come out even."""
     length = math.ceil(len(rows) / count)
     return [[rows[min(rank * length + i, len(rows) - 1)] for i in range(length)] for rank in range(count)]

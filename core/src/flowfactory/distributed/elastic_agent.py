@@ -203,7 +203,7 @@ class Agent(LocalElasticAgent):
         self._ended, self._since = {}, None
         if not self.outcome.failed:
             return RunResult(WorkerState.SUCCEEDED, dict.fromkeys(processes))
-        self._judge()
+        self._decide_restart()
         return RunResult(WorkerState.FAILED)
 
     def _processes(self, worker_group: WorkerGroup) -> Mapping[int, subprocess.Popen[Any]]:
@@ -229,13 +229,13 @@ class Agent(LocalElasticAgent):
             return Outcome("done", rank)
         if self._passed_on and code == -signal.SIGTERM:
             return Outcome("stopped", rank, "stopped while no iteration was under way; what was saved before is as it was")
-        return Outcome("died", rank, f"rank {rank} {_told(code)}", time=time.time())
+        return Outcome("died", rank, f"rank {rank} {_describe_exit(code)}", time=time.time())
 
     @property
     def _attempt(self) -> int:
         return int(self._worker_group.spec.max_restarts - self._remaining_restarts)
 
-    def _judge(self) -> None:
+    def _decide_restart(self) -> None:
         """Start again, if that may help."""
         most = self._worker_group.spec.max_restarts
         if self.outcome.kind != "died" or self._requests.count:
@@ -263,7 +263,7 @@ class Agent(LocalElasticAgent):
         """Nothing is to be waited for: the nodes have heard of one another."""
 
 
-def _told(code: int) -> str:
+def _describe_exit(code: int) -> str:
     if code > 0:
         return f"ended with exit code {code} and said nothing"
     name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flowfactory.distributed.slurm import hosts, tasks_per_node
+from flowfactory.distributed.slurm import expand_hosts, expand_tasks_per_node
 from flowfactory.errors import UserError
 
 
@@ -33,16 +33,16 @@ class RankEnvironment:
         }
 
 
-def environment(variables: Mapping[str, str]) -> RankEnvironment | None:
+def read_environment(variables: Mapping[str, str]) -> RankEnvironment | None:
     """The group that this process is a rank of; None where nobody started one.
 
     RANK, WORLD_SIZE and MASTER_ADDR together say so, as torchrun sets them, or a step of SLURM's srun with several tasks.
     UserError: they contradict one another.
     """
     if all(variables.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")):
-        found = _of_torch(variables)
-    elif variables.get("SLURM_STEP_ID") and not variables.get("RANK") and _tasks(variables) > 1:
-        found = _of_slurm(variables)
+        found = _from_torchrun(variables)
+    elif variables.get("SLURM_STEP_ID") and not variables.get("RANK") and _slurm_tasks(variables) > 1:
+        found = _from_slurm(variables)
     else:
         return None
     if not 0 <= found.rank < found.world_size:
@@ -50,27 +50,29 @@ def environment(variables: Mapping[str, str]) -> RankEnvironment | None:
     return found
 
 
-def joined() -> bool:
+def in_group() -> bool:
     """Whether this process is a rank of a group that was started."""
-    return environment(os.environ) is not None
+    return read_environment(os.environ) is not None
 
 
-def restarted() -> bool:
+def is_restart() -> bool:
     """Whether this rank takes the place of one that died, and so is to resume."""
-    return joined() and read_number(os.environ, "TORCHELASTIC_RESTART_COUNT", 0) > 0
+    return in_group() and read_number(os.environ, "TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
-def _of_torch(variables: Mapping[str, str]) -> RankEnvironment:
+def _from_torchrun(variables: Mapping[str, str]) -> RankEnvironment:
     rank, count = read_number(variables, "RANK"), read_number(variables, "WORLD_SIZE")
     here = read_number(variables, "LOCAL_WORLD_SIZE", count)
     local = read_number(variables, "LOCAL_RANK", rank % here if here else 0)
     return RankEnvironment(rank, count, local, here, variables["MASTER_ADDR"], read_number(variables, "MASTER_PORT", 29500))
 
 
-def _of_slurm(variables: Mapping[str, str]) -> RankEnvironment:
-    count = _tasks(variables)
+def _from_slurm(variables: Mapping[str, str]) -> RankEnvironment:
+    count = _slurm_tasks(variables)
     nodes = next((variables[n] for n in ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST") if variables.get(n)), "localhost")
-    here = tasks_per_node(variables.get("SLURM_STEP_TASKS_PER_NODE") or str(count))[read_number(variables, "SLURM_NODEID", 0)]
+    here = expand_tasks_per_node(variables.get("SLURM_STEP_TASKS_PER_NODE") or str(count))[
+        read_number(variables, "SLURM_NODEID", 0)
+    ]
     # below the ports that the system hands out, and another one for each step of each job
     step = read_number(variables, "SLURM_JOB_ID", 0) * 31 + read_number(variables, "SLURM_STEP_ID", 0)
     return RankEnvironment(
@@ -78,12 +80,12 @@ def _of_slurm(variables: Mapping[str, str]) -> RankEnvironment:
         world_size=count,
         local_rank=read_number(variables, "SLURM_LOCALID"),
         local_world_size=here,
-        address=variables.get("MASTER_ADDR") or hosts(nodes)[0],
+        address=variables.get("MASTER_ADDR") or expand_hosts(nodes)[0],
         port=read_number(variables, "MASTER_PORT", 10_000 + step % 20_000),
     )
 
 
-def _tasks(variables: Mapping[str, str]) -> int:
+def _slurm_tasks(variables: Mapping[str, str]) -> int:
     """Of the step where that is told: a shell in an allocation is a step of one, whatever the job may start."""
     return read_number(variables, "SLURM_STEP_NUM_TASKS", read_number(variables, "SLURM_NTASKS", 1))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flowfactory.distributed.environment import environment
+from flowfactory.distributed.environment import read_environment
 from flowfactory.errors import UserError
 
 
@@ -36,7 +36,7 @@ class Launch:
             raise UserError(f"--rendezvous {self.rendezvous}: write HOST:PORT, of the node with --node-rank 0")
         return host.strip("[]"), int(port)
 
-    def insist(self, variables: Mapping[str, str]) -> None:
+    def check(self, variables: Mapping[str, str]) -> None:
         """UserError: this cannot be started, or not within ``variables``, the environment."""
         if self.nproc is not None and self.nproc < 1:
             raise UserError(f"--nproc {self.nproc}: give the number of ranks on this node, 1 or more")
@@ -44,7 +44,7 @@ class Launch:
             raise UserError(f"--nnodes {self.nnodes}: give the number of nodes, 1 or more")
         if self.max_restarts < 0:
             raise UserError(f"--max-restarts {self.max_restarts}: give 0 or more")
-        group = environment(variables)
+        group = read_environment(variables)
         if group and not variables.get("RANK") and self.nnodes == group.world_size:
             group = None  # srun gave this command once for each node
         if group and (self.nproc is not None or self.nnodes > 1):
@@ -62,7 +62,7 @@ class Launch:
                 )
             self.endpoint()
 
-    def insist_on_devices(self, device: str) -> None:
+    def check_devices(self, device: str) -> None:
         """UserError: ``device``, as a config names it, is CUDA and there is not one for each rank on this node."""
         if device != "auto" and not device.startswith("cuda"):
             return

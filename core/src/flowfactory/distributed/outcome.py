@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from flowfactory.distributed.environment import environment, joined, read_number
+from flowfactory.distributed.environment import in_group, read_environment, read_number
 from flowfactory.errors import Interrupted, RunError, UserError
 
 OUTCOMES = "FLOWFACTORY_OUTCOMES"
@@ -69,7 +69,7 @@ class Outcome:
             raise RunError(self.message)
 
 
-def outcome_of(error: BaseException | None, rank: int) -> Outcome:
+def to_outcome(error: BaseException | None, rank: int) -> Outcome:
     """What ``error`` means when ``rank`` ends by it; None is that it is done."""
     if error is None:
         outcome = Outcome("done")
@@ -101,18 +101,18 @@ def _is_lost(error: BaseException | None) -> bool:
     return False
 
 
-def watched() -> bool:
+def is_supervised() -> bool:
     """Whether this process is a rank that :func:`start` started, whose parent speaks for it."""
-    return OUTCOMES in os.environ and joined()
+    return OUTCOMES in os.environ and in_group()
 
 
-def report(error: BaseException | None) -> None:
+def report_outcome(error: BaseException | None) -> None:
     """Say to the parent how this rank ended."""
-    found = environment(os.environ)
+    found = read_environment(os.environ)
     assert found is not None
     path = outcome_path(Path(os.environ[OUTCOMES]), read_number(os.environ, "TORCHELASTIC_RESTART_COUNT", 0), found.rank)
     temporary = path.with_suffix(".writing")
-    temporary.write_text(outcome_of(error, found.rank).as_json(), encoding="utf-8")
+    temporary.write_text(to_outcome(error, found.rank).as_json(), encoding="utf-8")
     temporary.replace(path)
 
 
@@ -121,7 +121,7 @@ def outcome_path(folder: Path, attempt: int, rank: int) -> Path:
     return folder / f"{attempt}-{rank}.json"
 
 
-def live_with_parent() -> None:
+def die_with_parent() -> None:
     """Have this rank killed when the process that started it ends, in whatever way; on Linux alone."""
     parent = os.environ.get(PARENT)
     if parent is None or sys.platform != "linux":

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flowfactory.config.schema import DistributedConfig, RunConfig
 
 
-def sizes(config: DistributedConfig, count: int) -> tuple[int, int]:
+def mesh_sizes(config: DistributedConfig, count: int) -> tuple[int, int]:
     """(replicate, shard) of ``count`` ranks. UserError: they cannot be divided so."""
     shard, replicate = config.shard, config.replicate
     if shard == "auto":
@@ -35,7 +35,7 @@ def sizes(config: DistributedConfig, count: int) -> tuple[int, int]:
     return replicate, shard
 
 
-def device_of(name: str, local: int = 0) -> torch.device:
+def resolve_device(name: str, local: int = 0) -> torch.device:
     """The device; ``auto`` is CUDA where there is one, one a rank. UserError: no such device here."""
     if name in ("auto", "cuda") and torch.cuda.is_available():
         name = f"cuda:{local % torch.cuda.device_count()}"  # a scheduler may show each rank one device, its own
@@ -49,31 +49,31 @@ def device_of(name: str, local: int = 0) -> torch.device:
     return device
 
 
-def arranged(config: RunConfig, rank: int, count: int, local: int) -> Ranks:
+def make_ranks(config: RunConfig, rank: int, count: int, local: int) -> Ranks:
     """The ranks of the group that this process is in, dividing weights as the config says. UserError: they cannot."""
-    replicate, shard = sizes(config.distributed, count)
+    replicate, shard = mesh_sizes(config.distributed, count)
     offload, mesh = config.distributed.offload, None
     if shard > 1 or offload:
-        device = device_of(config.device, local).type
+        device = resolve_device(config.device, local).type
         mesh = init_device_mesh(device, (replicate, shard), mesh_dim_names=("replicate", "shard"))
         mesh = mesh["shard"] if replicate == 1 else mesh
     return Ranks(rank, count, local, mesh, offload)
 
 
 @contextmanager
-def join(config: RunConfig) -> Iterator[Ranks]:
+def join_process_group(config: RunConfig) -> Iterator[Ranks]:
     """This process's place in the group that was started, alone where none was.
 
     UserError: the ranks cannot be divided as the config says, or there is no device for each.
     """
-    found, chosen = environment.environment(os.environ), config.distributed
+    found, chosen = environment.read_environment(os.environ), config.distributed
     count = found.world_size if found else 1
-    sizes(chosen, count)  # before anything waits for anyone
+    mesh_sizes(chosen, count)  # before anything waits for anyone
     if count == 1 and not chosen.offload:
         yield ALONE
         return
     local = found.local_rank if found else 0
-    device = device_of(config.device, local)
+    device = resolve_device(config.device, local)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -83,7 +83,7 @@ def join(config: RunConfig) -> Iterator[Ranks]:
         dist.init_process_group(backend, timeout=timeout)
     else:  # off-loading is fully_shard's, which wants a group even of one
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)  # type: ignore[attr-defined]
-    ranks = arranged(config, found.rank if found else 0, count, local)
+    ranks = make_ranks(config, found.rank if found else 0, count, local)
     yield ranks
     ranks.barrier()  # a rank that leaves early takes the connections of the others with it
     dist.destroy_process_group()

@@ -82,7 +82,7 @@ class Ranks:
             return own
         return sorted(set().union(*self.gather(own)), key=repr)
 
-    def add(self, tensors: Sequence[Tensor]) -> None:
+    def sum_in_place(self, tensors: Sequence[Tensor]) -> None:
         """Make of each of ``tensors`` the sum over the ranks, in place."""
         if self.count == 1 or not tensors:
             return
@@ -124,7 +124,7 @@ class Ranks:
         dist.all_to_all_single(got, sent, comes, [len(places) * size for places in leaves])
         return got.view(tensor.dtype).view(len(mine), *tensor.shape[1:])[torch.tensor(arrives).argsort()]
 
-    def share(self, module: nn.Module, blocks: Sequence[nn.Module], dtype: torch.dtype) -> None:
+    def shard_module(self, module: nn.Module, blocks: Sequence[nn.Module], dtype: torch.dtype) -> None:
         """Divide the weights of ``module`` over the ranks, its ``blocks`` one by one; forwards compute in ``dtype``.
 
         UserError: it cannot be divided.

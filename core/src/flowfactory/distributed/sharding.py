@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     pass
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """This rank's shard of ``tensor``, sharing its memory; ``tensor`` itself where it is whole."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
@@ -33,13 +33,13 @@ def as_shard(own: Tensor, like: Tensor, shape: Sequence[int] | None = None) -> T
     return DTensor(own, spec, requires_grad=False)  # type: ignore[no-untyped-call]
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of ``tensor``; a joint work of the ranks where it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @contextmanager
-def whole_weights(modules: Sequence[nn.Module]) -> Iterator[None]:
+def unsharded(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Within it sharded ``modules`` are whole, so that forwards without gradients gather nothing."""
     from torch.distributed.fsdp import FSDPModule
 

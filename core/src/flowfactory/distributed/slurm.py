@@ -6,18 +6,18 @@ import re
 from itertools import product
 
 
-def hosts(text: str) -> list[str]:
+def expand_hosts(text: str) -> list[str]:
     """The names in a node list as SLURM writes it: ``node[01-03,7],gpu5`` are node01, node02, node03, node7 and gpu5."""
-    return [name for entry in re.findall(r"(?:\[[^\]]*\]|[^,\[])+", text) for name in _expanded(entry.strip())]
+    return [name for entry in re.findall(r"(?:\[[^\]]*\]|[^,\[])+", text) for name in _expand_entry(entry.strip())]
 
 
-def _expanded(entry: str) -> list[str]:
+def _expand_entry(entry: str) -> list[str]:
     parts = re.split(r"\[([^\]]*)\]", entry)  # every other one is what stood in brackets
-    choices = [_numbers(part) if i % 2 else [part] for i, part in enumerate(parts)]
+    choices = [_expand_numbers(part) if i % 2 else [part] for i, part in enumerate(parts)]
     return ["".join(chosen) for chosen in product(*choices)]
 
 
-def _numbers(text: str) -> list[str]:
+def _expand_numbers(text: str) -> list[str]:
     found = []
     for piece in text.split(","):
         first, _, last = piece.strip().partition("-")
@@ -25,7 +25,7 @@ def _numbers(text: str) -> list[str]:
     return found
 
 
-def tasks_per_node(text: str) -> list[int]:
+def expand_tasks_per_node(text: str) -> list[int]:
     """What SLURM writes as ``4(x2),3``: 4, 4 and 3."""
     found = []
     for count, _, times in re.findall(r"(\d+)(\(x(\d+)\))?", text):

@@ -12,7 +12,7 @@ from flowfactory.flow.noise import noise
 from flowfactory.types import Conditions, Evaluation, Index, SamplingPlan, Step, Velocity, as_they_are
 
 
-def like(sigma: Tensor, latents: Tensor) -> Tensor:
+def expand_sigma(sigma: Tensor, latents: Tensor) -> Tensor:
     """Sigma [B] as [B, 1...] in float32, to go with latents [B, ...]."""
     return sigma.float().reshape(-1, *([1] * (latents.dim() - 1)))
 
@@ -29,7 +29,7 @@ def euler(velocity: Tensor, latents: Tensor, sigma: Tensor, next_sigma: Tensor) 
     return latents + (next_sigma - sigma) * velocity
 
 
-def in_parts(
+def forward_by_kind(
     kinds: Sequence[Hashable],
     velocity: Callable[[Index, Hashable], Tensor],
     agree: Callable[[Sequence[Hashable]], Sequence[Hashable]] = as_they_are,
@@ -64,7 +64,7 @@ def evaluate(velocity: Tensor, step: Step) -> Evaluation:
     if step.next_latents is None or step.next_sigma is None:
         return Evaluation(velocity)
     latents = step.latents.float()
-    sigma, next_sigma = like(step.sigma, latents), like(step.next_sigma, latents)
+    sigma, next_sigma = expand_sigma(step.sigma, latents), expand_sigma(step.next_sigma, latents)
     transition = step.dynamics.transition(velocity, latents, sigma, next_sigma)
     log_prob = step.dynamics.log_density(step.next_latents.float(), transition)
     return Evaluation(velocity, transition.mean, transition.std, log_prob)
@@ -84,7 +84,7 @@ def rollout(
         sigma = torch.full((len(latents),), now, device=latents.device)
         next_sigma = torch.full((len(latents),), then, device=latents.device)
         v = velocity(latents, sigma, conditions, plan.guidance)
-        x, s, s_next = latents.float(), like(sigma, latents), like(next_sigma, latents)
+        x, s, s_next = latents.float(), expand_sigma(sigma, latents), expand_sigma(next_sigma, latents)
         if i in plan.stochastic:
             mean, std = plan.dynamics.transition(v.float(), x, s, s_next)
             arrived = mean + std * noise(plan, latents.shape[1:], i, latents.device)

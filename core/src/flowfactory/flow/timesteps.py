@@ -12,18 +12,18 @@ from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from flowfactory.config.schema import AlgorithmConfig
-from flowfactory.config.strict import Strict, name_only
+from flowfactory.config.strict import Strict, expand_name
 from flowfactory.errors import RunError
 from flowfactory.experience import Experience
 from flowfactory.flow.noise import generator
-from flowfactory.flow.rollout import like
+from flowfactory.flow.rollout import expand_sigma
 from flowfactory.types import Index, NoiseKey, Step
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
 
 
-class _Range(Strict):
+class _TimestepRange(Strict):
     """Between which sigmas, and how many times a sample."""
 
     count: int = Field(2, ge=1, description="times a sample and pass")
@@ -34,7 +34,7 @@ class _Range(Strict):
     )
 
     @model_validator(mode="after")
-    def _ordered(self) -> _Range:
+    def _ordered(self) -> _TimestepRange:
         if self.low >= self.high:
             raise ValueError(f"low ({self.low}) must be below high ({self.high})")
         return self
@@ -43,7 +43,7 @@ class _Range(Strict):
         """Raise ValueError when the rest of the config does not go with these times."""
 
 
-class Discrete(_Range):
+class Discrete(_TimestepRange):
     """Sigmas of the sampling schedule itself, drawn for each sample without replacement."""
 
     name: Literal["discrete"] = "discrete"
@@ -67,7 +67,7 @@ class Discrete(_Range):
         return inside[torch.randperm(len(inside), generator=generator)[: self.count]]
 
 
-class _Continuous(_Range):
+class _Continuous(_TimestepRange):
     shift: float = Field(1.0, gt=0, description="above 1 moves towards noise: sigma becomes s sigma / (1 + (s - 1) sigma)")
     stratified: bool = Field(True, description="one time from each of count equal parts, instead of count at random")
 
@@ -84,7 +84,7 @@ class Uniform(_Continuous):
 
     def sigmas(self, schedule: Tensor, generator: torch.Generator) -> Tensor:
         """[count]."""
-        return shifted(self.low + (self.high - self.low) * self._shares(generator), self.shift)
+        return shift_sigma(self.low + (self.high - self.low) * self._shares(generator), self.shift)
 
 
 class LogitNormal(_Continuous):
@@ -99,7 +99,7 @@ class LogitNormal(_Continuous):
         low, high = (self._below(bound) for bound in (self.low, self.high))
         shares = (low + (high - low) * self._shares(generator)).clamp(1e-9, 1 - 1e-9)
         sigmas = torch.sigmoid(self.mean + self.std * torch.special.ndtri(shares))
-        return shifted(sigmas.clamp(self.low, self.high), self.shift)  # far in a tail the quantiles are not exact
+        return shift_sigma(sigmas.clamp(self.low, self.high), self.shift)  # far in a tail the quantiles are not exact
 
     def _below(self, sigma: float) -> float:
         if sigma in (0.0, 1.0):
@@ -107,26 +107,26 @@ class LogitNormal(_Continuous):
         return NormalDist(self.mean, self.std).cdf(float(torch.logit(torch.tensor(sigma, dtype=torch.float64))))
 
 
-Times = Annotated[Discrete | Uniform | LogitNormal, Field(discriminator="name"), BeforeValidator(name_only)]
+Timesteps = Annotated[Discrete | Uniform | LogitNormal, Field(discriminator="name"), BeforeValidator(expand_name)]
 
 
-class TimedConfig(AlgorithmConfig):
+class TimestepsConfig(AlgorithmConfig):
     """What the options of algorithms with training times of their own share."""
 
-    times: Times = Field(Uniform(), description="training times")
+    times: Timesteps = Field(Uniform(), description="training times")
 
     def check(self, run: RunConfig) -> None:
         """The training times go with the sampling steps."""
         self.times.check(run)
 
 
-def shifted(sigma: Tensor, shift: float) -> Tensor:
+def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
     """Sigma moved towards noise by a shift above 1, as schedulers shift: s sigma / (1 + (s - 1) sigma)."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
 @dataclass(frozen=True)
-class Places:
+class NoisedBatch:
     """Noisy latents to ask for the velocity at, in ``step``, a row for each sample and time.
 
     ``samples`` [b] are the rows' own; target [b, ...] is noise - clean; time [b] counts the times of a sample from 0.
@@ -145,43 +145,45 @@ class Places:
         """[b], int64: rows of one group at one time share an id."""
         return self.samples.groups * (int(self.time.max()) + 1) + self.time
 
-    def rows(self, index: Index) -> Places:
+    def rows(self, index: Index) -> NoisedBatch:
         """The rows ``index``."""
-        return Places(self.samples.rows(index), self.step.rows(index), self.target[index], self.time[index])
+        return NoisedBatch(self.samples.rows(index), self.step.rows(index), self.target[index], self.time[index])
 
-    def batches(self) -> list[Places]:
+    def micro_batches(self) -> list[NoisedBatch]:
         """Pieces that fit one forward, in order."""
         most = self.samples.batch_size * self.samples.times_per_forward
         return [self.rows(range(start, min(start + most, len(self)))) for start in range(0, len(self), most)]
 
 
-def places(experience: Experience, times: Discrete | Uniform | LogitNormal, shared: bool = False) -> Iterator[Places]:
+def noised_batches(
+    experience: Experience, times: Discrete | Uniform | LogitNormal, shared: bool = False
+) -> Iterator[NoisedBatch]:
     """All samples of ``experience`` at their training times, ``times_per_forward`` times together.
 
     Times and noise are functions of (seed, iteration, epoch, prompt, member) alone. With ``shared``, unless ``times`` says
     otherwise, the members of a group have the same ones.
     """
-    experience = experience.arrived()
+    experience = experience.to_device()
     plan, device = experience.plan, experience.latents.device
     keys = plan.keys
     if shared if times.shared is None else times.shared:  # a prompt that comes twice has groups of its own
         first = {int(group): key for group, key in reversed(list(zip(experience.groups, keys, strict=True)))}
         keys = tuple(NoiseKey(first[int(group)].prompt, -1 - int(group)) for group in experience.groups)
     schedule = experience.sigmas.float().cpu()
-    sigmas = torch.stack([times.sigmas(schedule, _source("times", experience, key)).float() for key in keys]).to(device)
+    sigmas = torch.stack([times.sigmas(schedule, _generator("times", experience, key)).float() for key in keys]).to(device)
     shape = experience.latents.shape[1:]
     for start in range(0, times.count, experience.times_per_forward):
         chosen = range(start, min(start + experience.times_per_forward, times.count))
         samples = experience.rows([*range(len(experience))] * len(chosen))
         sigma = torch.cat([sigmas[:, j] for j in chosen])
-        sources = [_source(f"noise {j}", experience, key) for j in chosen for key in keys]
+        sources = [_generator(f"noise {j}", experience, key) for j in chosen for key in keys]
         noise = torch.stack([torch.randn(shape, generator=source) for source in sources]).to(device)
-        clean, s = samples.latents.float(), like(sigma, samples.latents)
+        clean, s = samples.latents.float(), expand_sigma(sigma, samples.latents)
         latents = ((1 - s) * clean + s * noise).to(experience.latents.dtype)
         step = Step(latents, sigma, samples.conditions, plan.guidance, plan.dynamics)
-        yield Places(samples, step, noise - clean, torch.tensor(chosen).repeat_interleave(len(experience)))
+        yield NoisedBatch(samples, step, noise - clean, torch.tensor(chosen).repeat_interleave(len(experience)))
 
 
-def _source(purpose: str, experience: Experience, key: NoiseKey) -> torch.Generator:
+def _generator(purpose: str, experience: Experience, key: NoiseKey) -> torch.Generator:
     plan = experience.plan
     return generator("training", purpose, plan.seed, plan.iteration, experience.epoch, key.prompt, key.member)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EXACTLY_ONE = {"load": "model", "encode": "model", "sample": "model", "log_prob": "model", "update": "algorithm"}
 
 
-def manager_of(components: Mapping[str, object]) -> pluggy.PluginManager:
+def make_manager(components: Mapping[str, object]) -> pluggy.PluginManager:
     """A fresh manager that holds just ``components`` under their labels. UserError: one does not fit the hook specs."""
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(RunSpecs)
@@ -36,7 +36,7 @@ def manager_of(components: Mapping[str, object]) -> pluggy.PluginManager:
     return manager
 
 
-def insist(manager: pluggy.PluginManager, owner: str, hook: str) -> None:
+def require_hook(manager: pluggy.PluginManager, owner: str, hook: str) -> None:
     """UserError unless ``owner`` implements ``hook``, and where one is wanted nobody else does."""
     implementations = [
         implementation.plugin_name

@@ -21,7 +21,7 @@ def decode_scaled(parts: Parts, latents: Tensor) -> Tensor:
     return pictures.float() / 2 + 0.5
 
 
-def decode_normalised(parts: Parts, latents: Tensor) -> Tensor:
+def decode_normalized(parts: Parts, latents: Tensor) -> Tensor:
     """Videos [B, 3, F, H, W] of latents [B, C, F, H, W], by a VAE that normalises each channel."""
     vae = parts.pipeline.vae
     mean, std = channel_statistics(parts)

@@ -75,7 +75,7 @@ def one_transformer(checkpoint: Pretrained, options: Any) -> tuple[str, ...]:
     return ("transformer",)
 
 
-def pictures(parts: Parts) -> float | None:
+def still_images(parts: Parts) -> float | None:
     """The frame rate of what does not move."""
     return None
 
@@ -139,7 +139,7 @@ class Family:
     not_encoded: tuple[str, ...] = ()
     padded: frozenset[str] = frozenset()
     float32: tuple[str, ...] = ()
-    frame_rate: Callable[[Parts], float | None] = pictures
+    frame_rate: Callable[[Parts], float | None] = still_images
     negative_media: bool = False
     canvas_matters: bool = False
 
@@ -199,7 +199,7 @@ class FamilyModel:
         # weights that train are the master weights, and must not be rounded on the way in
         pipeline = self._checkpoint.open(kept, self._dtypes(kept, trained if self._config.train == "full" else ()))
         self._parts = Parts(pipeline, self._config, runtime.device, runtime.agree)
-        _settle([pipeline.vae], self._device(self._config.decoder_on))
+        _freeze([pipeline.vae], self._device(self._config.decoder_on))
         if self._config.tiling:
             if not hasattr(pipeline.vae, "enable_tiling"):
                 raise UserError(f"model.tiling: {type(pipeline.vae).__name__} cannot decode in tiles; leave it out")
@@ -244,13 +244,13 @@ class FamilyModel:
         given = {name: getattr(loaded, name) for name in self._checkpoint.parts if name not in family.encoders}
         pipeline = self._checkpoint.open(family.encoders, self._dtypes(family.encoders), **given)
         parts = Parts(pipeline, self._config, self._device(self._config.encoders_on))
-        _settle([pipeline.vae, *(getattr(pipeline, name, None) for name in family.encoders)], parts.device)
+        _freeze([pipeline.vae, *(getattr(pipeline, name, None) for name in family.encoders)], parts.device)
         for start in range(0, len(prompts), family.encode_batch):
             with torch.no_grad():
                 entries = list(family.encode(parts, prompts[start : start + family.encode_batch], canvas))
             # a row of a batch would keep the whole batch in memory
             yield from ({name: tensor.clone() for name, tensor in entry.items()} for entry in entries)
-        _settle([loaded.vae], self._device(self._config.decoder_on))
+        _freeze([loaded.vae], self._device(self._config.decoder_on))
         del pipeline, parts, given
         gc.collect()
         if self._parts.device.type == "cuda":
@@ -288,7 +288,7 @@ class FamilyModel:
             chosen = torch.tensor(list(rows), device=joint.device)
             return self._family.velocity(self._parts, joint[chosen], sigma[chosen], conditions.rows(rows), guidance)
 
-        velocity = flow.in_parts([self._kind(entry) for entry in conditions.entries], forward, self._parts.agree)
+        velocity = flow.forward_by_kind([self._kind(entry) for entry in conditions.entries], forward, self._parts.agree)
         if negative is None:
             return velocity
         without, given = velocity.chunk(2)
@@ -317,7 +317,7 @@ def _version(distribution: str) -> str | None:
         return None  # such as torchvision, which prepares pictures otherwise where it is installed
 
 
-def _settle(modules: Iterable[object], device: torch.device) -> None:
+def _freeze(modules: Iterable[object], device: torch.device) -> None:
     for module in modules:
         if isinstance(module, torch.nn.Module):  # a tokenizer is not
             module.requires_grad_(False).eval().to(device)

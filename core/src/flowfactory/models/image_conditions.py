@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     pass
 
 
-def numbered(pictures: Iterable[Tensor]) -> dict[str, Tensor]:
+def number_images(pictures: Iterable[Tensor]) -> dict[str, Tensor]:
     """The latents of a prompt's pictures as entries of its conditions, in order."""
     return {f"image_{place}": latents for place, latents in enumerate(pictures)}
 
 
-def stacked_pictures(conditions: Conditions) -> list[Tensor]:
+def stack_images(conditions: Conditions) -> list[Tensor]:
     """The latents [B, C, H, W] of each picture that the prompts bring, in order: what :func:`numbered` put there."""
     names = takewhile(lambda name: name in conditions.entries[0], (f"image_{place}" for place in count()))
     return [conditions.stack(name) for name in names]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     pass
 
 
-def scheduled(parts: Parts, steps: int, **options: Any) -> Tensor:
+def scheduler_sigmas(parts: Parts, steps: int, **options: Any) -> Tensor:
     """The sigmas [steps + 1] of the checkpoint's own scheduler, with ``options`` of its ``set_timesteps``."""
     scheduler = parts.pipeline.scheduler
     scheduler.set_timesteps(**({"num_inference_steps": steps} | options))

@@ -23,7 +23,7 @@ GRAPHS = 64
 """Of one class of blocks: with a gradient or without, adapters on or off, inputs that want one, sizes fixed or free."""
 
 
-def find(module: nn.Module, names: Sequence[str] = ()) -> list[nn.Module]:
+def find_blocks(module: nn.Module, names: Sequence[str] = ()) -> list[nn.Module]:
     """The repeated blocks of ``module`` in order: the members of its ModuleLists whose class is one of ``names``.
 
     Without names, the classes that a model of diffusers calls its blocks. Finds them after ``fully_shard`` too.
@@ -35,9 +35,9 @@ def find(module: nn.Module, names: Sequence[str] = ()) -> list[nn.Module]:
     return [m for m in module.modules() if id(m) in listed and wanted & {kind.__name__ for kind in type(m).__mro__}]
 
 
-def find_or_raise(module: nn.Module, names: Sequence[str], key: str) -> list[nn.Module]:
+def require_blocks(module: nn.Module, names: Sequence[str], key: str) -> list[nn.Module]:
     """The blocks. UserError: there are none, and the option ``key`` is about them."""
-    found = find(module, names)
+    found = find_blocks(module, names)
     if not found:
         named = f"{', '.join(names)} is no block of" if names else "no blocks are named of"
         what = f"{key}: {named} {type(module).__name__}"
@@ -45,7 +45,7 @@ def find_or_raise(module: nn.Module, names: Sequence[str], key: str) -> list[nn.
     return found
 
 
-def checkpoint(module: nn.Module, names: Sequence[str], setting: str) -> None:
+def checkpoint_blocks(module: nn.Module, names: Sequence[str], setting: str) -> None:
     """Keep of the blocks that ``setting`` says only the inputs, and compute their inside again in the backward.
 
     ``none``; ``blocks``, all of them; or ``every-n``, the first and each n-th after it. Nothing changes without a graph.
@@ -54,7 +54,7 @@ def checkpoint(module: nn.Module, names: Sequence[str], setting: str) -> None:
     if setting == "none":
         return
     n = 1 if setting == "blocks" else int(setting.removeprefix("every-"))
-    for block in find_or_raise(module, names, "training.activation_checkpointing")[::n]:
+    for block in require_blocks(module, names, "training.activation_checkpointing")[::n]:
         # forward and not the block itself is wrapped: its name stays, and the casts of fully_shard stay outside
         _replace_forward(block, _recomputing(type(block).forward))
 
@@ -73,9 +73,9 @@ def _replace_forward(block: nn.Module, forward: Forward) -> None:
     block.forward = MethodType(forward, block)  # a method, so that a copy of the block runs its own weights
 
 
-def compiled(module: nn.Module, names: Sequence[str]) -> None:
+def compile_blocks(module: nn.Module, names: Sequence[str]) -> None:
     """Have torch compile each block, when it first runs. UserError: there are no blocks."""
-    found = find_or_raise(module, names, "training.compile")
+    found = require_blocks(module, names, "training.compile")
     from torch._dynamo import config
 
     config.recompile_limit = max(config.recompile_limit, GRAPHS)

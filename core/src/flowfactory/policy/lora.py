@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from flowfactory.distributed.sharding import whole
+from flowfactory.distributed.sharding import full_tensor
 from flowfactory.errors import RunError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ FILE = "pytorch_lora_weights.safetensors"
 FIRST = "transformer"
 
 
-def inject(module: nn.Module, config: LoraConfig, targets: Sequence[str], seed: int) -> list[str]:
+def add_adapters(module: nn.Module, config: LoraConfig, targets: Sequence[str], seed: int) -> list[str]:
     """The names of the layers that got an adapter; the rest of ``module`` is frozen.
 
     The adapters are float32 whatever the layer's dtype, and their start depends on ``seed`` alone.
@@ -66,7 +66,7 @@ def _no_layer(module: nn.Module, targets: Sequence[str]) -> str:
 
 
 @contextmanager
-def switched_off(module: nn.Module) -> Iterator[None]:
+def adapters_disabled(module: nn.Module) -> Iterator[None]:
     """Within it the adapters of ``module`` add nothing: the weights are those that training started from."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -83,12 +83,12 @@ def switched_off(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def place(folder: Path, module: str) -> Path:
+def adapter_path(folder: Path, module: str) -> Path:
     """The file of a module's adapters: of a pipeline's second transformer in a folder of its own, where diffusers looks."""
     return (folder if module == FIRST else folder / module) / FILE
 
 
-def save(modules: Mapping[str, nn.Module], folder: Path, leads: bool = True) -> None:
+def save_adapters(modules: Mapping[str, nn.Module], folder: Path, leads: bool = True) -> None:
     """Write the adapters as ``pipeline.load_lora_weights`` reads them, each module's at its :func:`place`.
 
     Where they are sharded all ranks call it, and the one that ``leads`` writes.
@@ -99,11 +99,11 @@ def save(modules: Mapping[str, nn.Module], folder: Path, leads: bool = True) -> 
     for name, module in modules.items():
         state = get_peft_model_state_dict(module, adapter_name=ADAPTER)
         # diffusers wants this prefix for whichever transformer it loads them into
-        states[name] = {f"{FIRST}.{key}": whole(value.detach()).cpu().contiguous() for key, value in state.items()}
+        states[name] = {f"{FIRST}.{key}": full_tensor(value.detach()).cpu().contiguous() for key, value in state.items()}
     for name, weights in states.items() if leads else ():
         config = modules[name].peft_config[ADAPTER].to_dict()  # type: ignore[index, union-attr]
         metadata = {f"{FIRST}.{key}": sorted(v) if isinstance(v, set) else v for key, v in config.items()}
         header = {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, default=str, sort_keys=True)}
-        file = place(folder, name)
+        file = adapter_path(folder, name)
         file.parent.mkdir(exist_ok=True)
         save_file(weights, file, metadata=header)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flowfactory.distributed.ranks import ALONE, Ranks
-from flowfactory.distributed.sharding import as_shard, local, whole, whole_weights
+from flowfactory.distributed.sharding import as_shard, full_tensor, local_shard, unsharded
 from flowfactory.errors import RunError
 from flowfactory.policy import blocks, lora, quantization
 from flowfactory.types import Evaluation, Step, Trainable
@@ -71,10 +71,10 @@ class Policy:
         self.lora = trainable.training != "full"
         if quantize:
             for module in (*self.modules.values(), *self._frozen.values()):
-                quantization.quantise(module, trainable.blocks, quantize, precision, device)
+                quantization.quantize_blocks(module, trainable.blocks, quantize, precision, device)
         for name, module in self.modules.items():
             if self.lora:
-                found = lora.inject(module, trainable.training.lora, trainable.lora_targets, seed)
+                found = lora.add_adapters(module, trainable.training.lora, trainable.lora_targets, seed)
                 self.adapted += [full for layer in found if not (full := f"{name}.{layer}").startswith(trainable.unread)]
             else:
                 module.requires_grad_(True)
@@ -91,21 +91,21 @@ class Policy:
         self._versions = count()
         self._start = self._version = next(self._versions)
 
-    def settle(self, ranks: Ranks, training: TrainingConfig, whole_to_sample: bool = False) -> None:
+    def distribute(self, ranks: Ranks, training: TrainingConfig, whole_to_sample: bool = False) -> None:
         """Bring the weights to where the run has them: on its device, and divided where ``ranks`` share them.
 
         UserError: the model has no blocks for what is asked of them, or cannot be divided.
         """
         self._ranks, self._whole_to_sample = ranks, whole_to_sample
         for module in self.modules.values():
-            blocks.checkpoint(module, self._blocks, training.activation_checkpointing)
+            blocks.checkpoint_blocks(module, self._blocks, training.activation_checkpointing)
         for module in (*self.modules.values(), *self._frozen.values()):
             if training.compile:
-                blocks.compiled(module, self._blocks)
+                blocks.compile_blocks(module, self._blocks)
             if ranks.mesh is None:
                 module.to(self.device)
             else:
-                ranks.share(module, blocks.find(module, self._blocks), self._precision)
+                ranks.shard_module(module, blocks.find_blocks(module, self._blocks), self._precision)
 
     @property
     def has_experts(self) -> bool:
@@ -123,11 +123,11 @@ class Policy:
         }
 
     @contextmanager
-    def drawing(self, name: str | None) -> Iterator[None]:
+    def sampling_weights(self, name: str | None) -> Iterator[None]:
         """Within it the weights are those kept as ``name``, as they are to draw: forwards have no gradients."""
         with self.using(name), self.precision():
             if self._whole_to_sample and self._ranks.mesh is not None:
-                with whole_weights([*self.modules.values(), *self._frozen.values()]):
+                with unsharded([*self.modules.values(), *self._frozen.values()]):
                     yield
             else:
                 yield
@@ -154,9 +154,9 @@ class Policy:
             place = self._place(at, step)
             if place not in found and place != (self._version, step.guidance):
                 with torch.no_grad(), self.using(at.weights):
-                    found[place] = self.evaluate(replace(step, guidance=place[1])).detached()
+                    found[place] = self.evaluate(replace(step, guidance=place[1])).detach()
         present = self.evaluate(step)
-        found[self._version, step.guidance] = present.detached()
+        found[self._version, step.guidance] = present.detach()
         return present, {key: found[self._place(at, step)] for key, at in kept.items()}
 
     def is_present(self, at: At, step: Step) -> bool:
@@ -166,7 +166,7 @@ class Policy:
     def _place(self, at: At, step: Step) -> tuple[int, float]:
         return self._find(at.weights).version, step.guidance if at.guidance is None else at.guidance
 
-    def changed(self) -> None:
+    def mark_changed(self) -> None:
         """To be called whenever the present weights have changed."""
         self._version = next(self._versions)
 
@@ -182,7 +182,7 @@ class Policy:
         copies = {key: own.to(self._kept_on, copy=True) for key, own in self._present().items()}
         self._kept[name] = _Kept(self._version, copies)
 
-    def average(self, name: str, decay: Schedule) -> None:
+    def track_ema(self, name: str, decay: Schedule) -> None:
         """Keep the present weights under ``name``, and after each iteration move them towards those present then."""
         self.keep(name)
         self._averages[name] = decay
@@ -190,10 +190,10 @@ class Policy:
     def iteration_finished(self, iteration: int) -> None:
         """Move every average; ``iteration`` counts from 0."""
         for name, decay in self._averages.items():
-            self.blend(name, decay(iteration))
+            self.update_ema(name, decay(iteration))
 
     @torch.no_grad()
-    def blend(self, name: str, decay: float) -> None:
+    def update_ema(self, name: str, decay: float) -> None:
         """Kept ``name`` becomes ``decay`` of itself and the rest of the present weights."""
         kept, present = self._find(name), self._present()
         if kept.version == self._version or decay >= 1:
@@ -225,7 +225,7 @@ class Policy:
     def _without_adapters(self) -> Iterator[None]:
         with ExitStack() as stack:
             for module in self.modules.values():
-                stack.enter_context(lora.switched_off(module))
+                stack.enter_context(lora.adapters_disabled(module))
             yield
 
     @contextmanager
@@ -250,7 +250,7 @@ class Policy:
 
     def _present(self) -> dict[str, Tensor]:
         """This rank's part of the trainable parameters, sharing their memory."""
-        return {key: local(parameter.detach()) for key, parameter in self.parameters.items()}
+        return {key: local_shard(parameter.detach()) for key, parameter in self.parameters.items()}
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -265,16 +265,16 @@ class Policy:
             state |= {f"kept/{name}/{key}": as_shard(own, parameters[key]) for key, own in kept.weights.items()}
         return state
 
-    def room_for(self, names: Collection[str]) -> None:
+    def reserve(self, names: Collection[str]) -> None:
         """Have weights kept under ``names`` and no others, to be read into; those that are no values stay."""
         self._kept = {name: kept for name, kept in self._kept.items() if not kept.weights or name in names}
         for name in names:
             if name not in self._kept:
                 self.keep(name)
 
-    def restored(self) -> None:
+    def mark_restored(self) -> None:
         """To be called when :meth:`state` was written in place."""
-        self.changed()
+        self.mark_changed()
         for kept in self._kept.values():
             if kept.weights:
                 kept.version = self._version_of(kept.weights)
@@ -285,12 +285,12 @@ class Policy:
         """Write the present weights as diffusers loads them; a joint work of the ranks, of which the leading one writes."""
         leads = self._ranks.leads
         if self.lora:
-            lora.save(self.modules, folder, leads)
+            lora.save_adapters(self.modules, folder, leads)
             return
         for name, module in self.modules.items():
             state = {}
             for key, value in module.state_dict().items():
-                tensor = whole(value.detach())
+                tensor = full_tensor(value.detach())
                 if leads:
                     state[key] = tensor.cpu().contiguous()
             if not leads:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from flowfactory.config.bitsandbytes import quantization_unavailable
 from flowfactory.errors import UserError
-from flowfactory.policy.blocks import find_or_raise
+from flowfactory.policy.blocks import require_blocks
 
 
-def quantise(
+def quantize_blocks(
     module: nn.Module, names: Sequence[str], kind: str, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> list[str]:
     """The names of the linear layers in the blocks, which now hold their weights in 4 bits (``nf4``) or 8 (``int8``).
@@ -27,7 +27,7 @@ def quantise(
         raise UserError(lacking)
     stored = {"nf4": _nf4, "int8": Int8Linear}[kind]
     found = []
-    blocks = {id(block) for block in find_or_raise(module, names, "model.quantize")}
+    blocks = {id(block) for block in require_blocks(module, names, "model.quantize")}
     for name, block in list(module.named_modules()):
         if id(block) not in blocks:
             continue

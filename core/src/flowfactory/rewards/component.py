@@ -11,7 +11,7 @@ import torch
 
 from flowfactory.config.schema import ComponentConfig
 from flowfactory.errors import RunError, UserError
-from flowfactory.hooks.manager import insist, manager_of
+from flowfactory.hooks.manager import make_manager, require_hook
 from flowfactory.types import Answer, Samples
 
 
@@ -23,8 +23,8 @@ class RewardComponent:
 
     def __init__(self, label: str, config: ComponentConfig) -> None:
         component = config.build(label)
-        self._manager = manager_of({label: component})
-        insist(self._manager, label, "compute_reward")
+        self._manager = make_manager({label: component})
+        require_hook(self._manager, label, "compute_reward")
         self.pointwise = bool(getattr(component, "pointwise", False))
         self.concurrent = bool(getattr(component, "concurrent", False))
 
@@ -40,7 +40,7 @@ class RewardComponent:
 
 
 @contextmanager
-def named(label: str) -> Iterator[None]:
+def name_errors(label: str) -> Iterator[None]:
     """Whatever is raised within becomes an error of the reward ``label``, with the line of a plugin that raised it."""
     try:
         yield

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from flowfactory.config.schema import ComponentConfig
-from flowfactory.data.batches import by_group
-from flowfactory.distributed.dealing import evenly
+from flowfactory.data.batches import rows_by_group
+from flowfactory.distributed.dealing import split_evenly
 from flowfactory.errors import RunError
-from flowfactory.rewards.component import RewardComponent, named
-from flowfactory.rewards.executors import Aside, Workers
+from flowfactory.rewards.component import RewardComponent, name_errors
+from flowfactory.rewards.executors import WorkerProcesses, WorkerThread
 from flowfactory.types import Answer, Samples
 
 
@@ -26,33 +26,33 @@ class Rewards:
 
     def __init__(self, configs: Mapping[str, ComponentConfig], plugins: Sequence[Path] = ()) -> None:
         self.labels = tuple(configs)
-        self._judges = [Judge(label, config, plugins) for label, config in configs.items()]
+        self._executors = [RewardExecutor(label, config, plugins) for label, config in configs.items()]
         self._ready = False
 
     @property
     def pointwise(self) -> bool:
         """Whether all of them score each sample by itself."""
-        return all(judge.pointwise for judge in self._judges)
+        return all(executor.pointwise for executor in self._executors)
 
     @property
     def concurrent(self) -> bool:
         """Whether any of them is computed beside the thread that asks."""
-        return any(judge.aside for judge in self._judges)
+        return any(executor.runs_concurrently for executor in self._executors)
 
     def prepare(self, device: torch.device) -> None:
         """Have them read their weights and reach their servers, once. UserError, RunError: one cannot, under its label."""
         if not self._ready:
-            for judge in self._judges:
-                judge.prepare(device)
+            for executor in self._executors:
+                executor.prepare(device)
         self._ready = True
 
-    def start(self, samples: Samples) -> Scoring:
+    def start(self, samples: Samples) -> PendingScores:
         """Ask all of them; what runs aside goes on after this returns. RunError: as :meth:`Scoring.result`."""
         self.prepare(samples.media.device)
         # those that run aside first, so that they do while the others hold this thread up
-        order = sorted(self._judges, key=lambda judge: not judge.aside)
-        asked = {judge.label: judge.ask(samples) for judge in order}
-        return Scoring(len(samples.prompts), {label: asked[label] for label in self.labels})
+        order = sorted(self._executors, key=lambda executor: not executor.runs_concurrently)
+        asked = {executor.label: executor.submit(samples) for executor in order}
+        return PendingScores(len(samples.prompts), {label: asked[label] for label in self.labels})
 
     def __call__(self, samples: Samples) -> dict[str, Tensor]:
         """``{label: scores [B]}``; as :meth:`Scoring.result`."""
@@ -60,7 +60,7 @@ class Rewards:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PendingAnswers:
     """The rows that a reward was asked about, in pieces, and its answers, that may be on their way."""
 
     rows: Sequence[Sequence[int]]
@@ -69,11 +69,11 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Scoring:
+class PendingScores:
     """The scores of ``count`` samples, some of which may be on their way."""
 
     count: int
-    asked: Mapping[str, Asked]
+    asked: Mapping[str, PendingAnswers]
 
     def result(self) -> dict[str, Tensor]:
         """``{label: scores [B]}``, float32, on the CPU; NaN where a label does not apply to a sample's prompt.
@@ -82,15 +82,15 @@ class Scoring:
         """
         return {label: self._scores(label, asked) for label, asked in self.asked.items()}
 
-    def _scores(self, label: str, asked: Asked) -> Tensor:
+    def _scores(self, label: str, asked: PendingAnswers) -> Tensor:
         scores = torch.full((self.count,), math.nan)
-        with named(label):
+        with name_errors(label):
             for rows, answer in zip(asked.rows, asked.answers, strict=True):
-                scores[list(rows)] = _checked(label, answer, rows, asked.timeout)
+                scores[list(rows)] = _check_answer(label, answer, rows, asked.timeout)
         return scores
 
 
-class Judge:
+class RewardExecutor:
     """One reward: its component, here, in a thread or in processes of its own."""
 
     def __init__(self, label: str, config: ComponentConfig, plugins: Sequence[Path] = ()) -> None:
@@ -99,34 +99,34 @@ class Judge:
         self.pointwise = self._component.pointwise
         self._timeout: float | None = getattr(config, "timeout", None)
         workers: int = getattr(config, "workers", 0)
-        self._workers = Workers(label, config, workers, plugins) if workers else None
+        self._workers = WorkerProcesses(label, config, workers, plugins) if workers else None
         wanted = getattr(config, "concurrent", None)
         concurrent = self._component.concurrent if wanted is None else bool(wanted)
-        self.aside = concurrent or bool(workers)
+        self.runs_concurrently = concurrent or bool(workers)
         # without a thread of its own, what never answers could not be given up
-        self._thread = Aside(label) if not workers and (concurrent or self._timeout is not None) else None
+        self._thread = WorkerThread(label) if not workers and (concurrent or self._timeout is not None) else None
 
     def prepare(self, device: torch.device) -> None:
         """See RunSpecs.prepare_reward."""
-        with named(self.label):
+        with name_errors(self.label):
             if self._workers:
                 self._workers.start()
             else:
                 self._component.prepare(device)
 
-    def ask(self, samples: Samples) -> Asked:
+    def submit(self, samples: Samples) -> PendingAnswers:
         """Begin with the samples that the label applies to."""
         rows = [i for i, metadata in enumerate(samples.metadata) if applies(self.label, metadata)]
         if not rows:
-            return Asked([], [], self._timeout)
+            return PendingAnswers([], [], self._timeout)
         if self._workers:
-            units = [[row] for row in rows] if self.pointwise else by_group(rows, samples.groups)
-            pieces = [piece for piece in evenly(units, len(self._workers)) if piece]
-            return Asked(pieces, [self._workers.ask(samples.rows(piece)) for piece in pieces], self._timeout)
+            units = [[row] for row in rows] if self.pointwise else rows_by_group(rows, samples.groups)
+            pieces = [piece for piece in split_evenly(units, len(self._workers)) if piece]
+            return PendingAnswers(pieces, [self._workers.submit(samples.rows(piece)) for piece in pieces], self._timeout)
         mine = samples if len(rows) == len(samples.prompts) else samples.rows(rows)
-        with named(self.label):
-            answer = self._thread.run(self._component.compute, mine) if self._thread else self._component.compute(mine)
-            return Asked([rows], [answer if self.aside else _waited(answer, self._timeout)], self._timeout)
+        with name_errors(self.label):
+            answer = self._thread.submit(self._component.compute, mine) if self._thread else self._component.compute(mine)
+            return PendingAnswers([rows], [answer if self.runs_concurrently else _wait(answer, self._timeout)], self._timeout)
 
 
 def applies(label: str, metadata: Mapping[str, Any]) -> bool:
@@ -134,8 +134,8 @@ def applies(label: str, metadata: Mapping[str, Any]) -> bool:
     return label in metadata["rewards"] if "rewards" in metadata else True
 
 
-def _checked(label: str, answer: Answer | Future[Answer], rows: Sequence[int], timeout: float | None) -> Tensor:
-    answered: Any = _waited(answer, timeout)
+def _check_answer(label: str, answer: Answer | Future[Answer], rows: Sequence[int], timeout: float | None) -> Tensor:
+    answered: Any = _wait(answer, timeout)
     if not isinstance(answered, Mapping):
         raise RunError(f"answered {type(answered).__name__}; expected a mapping from its label to scores")
     if others := [name for name in answered if name != label]:
@@ -143,7 +143,7 @@ def _checked(label: str, answer: Answer | Future[Answer], rows: Sequence[int], t
     if label not in answered:
         raise RunError("gave no scores")
     value = answered[label]
-    score = _waited(value, timeout)
+    score = _wait(value, timeout)
     if not isinstance(score, Tensor) or score.shape != (len(rows),):
         got = list(score.shape) if isinstance(score, Tensor) else type(score).__name__
         raise RunError(f"gave {got}; expected a tensor [{len(rows)}], one score a sample")
@@ -153,7 +153,7 @@ def _checked(label: str, answer: Answer | Future[Answer], rows: Sequence[int], t
     return score.detach().float().cpu()
 
 
-def _waited(value: Any, timeout: float | None) -> Any:
+def _wait(value: Any, timeout: float | None) -> Any:
     if not isinstance(value, Future):
         return value
     if not wait([value], timeout).done:

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flowfactory.config.components import component
+from flowfactory.config.components import parse_component
 from flowfactory.config.schema import ComponentConfig
-from flowfactory.config.yaml import override, parse_yaml
+from flowfactory.config.yaml import apply_override, parse_yaml
 from flowfactory.errors import RunError, UserError
-from flowfactory.rewards.executors import Aside
+from flowfactory.rewards.executors import WorkerThread
 from flowfactory.rewards.scoring import Rewards
 from flowfactory.rewards.wire import format, multipart, schema
 from flowfactory.types import Samples
@@ -49,7 +49,7 @@ class Limits:
     queue: int
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """A request that is answered with ``status`` and a sentence."""
 
     def __init__(self, status: int, sentence: str, retry_after: int | None = None) -> None:
@@ -76,7 +76,7 @@ class Service:
         self._device = torch.device(device)
         self._rewards = Rewards({name: config}, plugins)
         self._rewards.prepare(self._device)
-        self._reading, self._scoring = Aside(f"{name} reading"), Aside(name)
+        self._reading, self._scoring = WorkerThread(f"{name} reading"), WorkerThread(name)
         self._places = asyncio.Semaphore(2)  # one that is computed, and one that is read meanwhile
         self._turn = asyncio.Lock()
         self._inside = 0
@@ -101,11 +101,11 @@ class Service:
 
         async def guarded(request: Request) -> Response:
             try:
-                self._insist_on_token(request)
+                self._check_token(request)
                 response = await answer(request)
-            except Refused as error:
+            except RequestRefused as error:
                 if error.status != 408:
-                    await self._let_go(request)
+                    await self._drain(request)
                 body = json.dumps({"error": str(error)})
                 response = Response(body, error.status, error.headers, "application/json")
             except ClientDisconnect:
@@ -116,12 +116,12 @@ class Service:
 
         return guarded
 
-    def _insist_on_token(self, request: Request) -> None:
+    def _check_token(self, request: Request) -> None:
         if self._token is None:
             return
         given = request.headers.get("authorization", "")
         if not secrets.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
-            raise Refused(401, "the token is wrong" if given else "a token is wanted: Authorization: Bearer TOKEN")
+            raise RequestRefused(401, "the token is wrong" if given else "a token is wanted: Authorization: Bearer TOKEN")
 
     async def _describe(self, request: Request) -> Response:
         from fastapi.responses import PlainTextResponse
@@ -164,22 +164,22 @@ class Service:
         from fastapi import Response
 
         if self._inside > self._limits.queue:
-            raise Refused(503, f"{self._limits.queue} requests wait already", self._wait())
+            raise RequestRefused(503, f"{self._limits.queue} requests wait already", self._wait())
         self._inside += 1
         try:
             body = await self._body(request)
             async with self._places:
-                await _insist_on_listener(request)
+                await _raise_if_disconnected(request)
                 with TemporaryDirectory(prefix="flowfactory-") as folder:
                     content_type = request.headers.get("content-type", "")
-                    samples = await asyncio.wrap_future(self._reading.run(self._read, content_type, body, Path(folder)))
+                    samples = await asyncio.wrap_future(self._reading.submit(self._read, content_type, body, Path(folder)))
                     del body
                     async with self._turn:
-                        await _insist_on_listener(request)
-                        scores = await asyncio.wrap_future(self._scoring.run(self._compute, samples))
+                        await _raise_if_disconnected(request)
+                        scores = await asyncio.wrap_future(self._scoring.submit(self._compute, samples))
         finally:
             self._inside -= 1
-        return Response(format.answer_of(scores), media_type="application/json")
+        return Response(format.encode_scores(scores), media_type="application/json")
 
     def _wait(self) -> int:
         """Seconds after which there may be room, as far as can be told."""
@@ -189,7 +189,7 @@ class Service:
 
     async def _body(self, request: Request) -> bytes:
         limit = self._limits.request
-        refusal = Refused(
+        refusal = RequestRefused(
             413, f"the request is larger than {limit / 2**20:g} MiB; send fewer samples in one, or serve with --max-request"
         )
         length = request.headers.get("content-length", "")
@@ -203,7 +203,7 @@ class Service:
         self._bytes += len(body)
         return bytes(body)
 
-    async def _let_go(self, request: Request) -> None:
+    async def _drain(self, request: Request) -> None:
         left = self._limits.request + LET_GO
         with suppress(Exception):  # it is refused already
             async for chunk in _chunks(request):
@@ -213,11 +213,11 @@ class Service:
 
     def _read(self, content_type: str, body: bytes, folder: Path) -> Samples:
         try:
-            samples = format.samples_of(multipart.parts_in(content_type, body), folder, self._limits.pixels)
+            samples = format.decode_request(multipart.parse_multipart(content_type, body), folder, self._limits.pixels)
         except schema.WireError as error:
-            raise Refused(400, str(error)) from error
+            raise RequestRefused(400, str(error)) from error
         except UserError as error:
-            raise Refused(422, str(error)) from error
+            raise RequestRefused(422, str(error)) from error
         # which labels judge a prompt was seen to where it was asked from; this one has another label here
         metadata = tuple({k: v for k, v in each.items() if k != "rewards"} for each in samples.metadata)
         return replace(samples, metadata=metadata)
@@ -228,13 +228,13 @@ class Service:
             scores = self._rewards(replace(samples, media=samples.media.to(self._device)))[self.name]
         except (RunError, UserError) as error:
             expected = isinstance(error.__cause__, RunError | UserError)
-            raise Refused(422 if expected else 500, str(error)) from error
+            raise RequestRefused(422 if expected else 500, str(error)) from error
         self._seconds += time.perf_counter() - begun
         self._samples += len(scores)
         return scores
 
 
-async def _insist_on_listener(request: Request) -> None:
+async def _raise_if_disconnected(request: Request) -> None:
     """ClientDisconnect: whoever asked has waited too long, and gone."""
     from starlette.requests import ClientDisconnect
 
@@ -251,11 +251,11 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
         except StopAsyncIteration:
             return
         except TimeoutError as error:
-            raise Refused(408, f"nothing came for {SILENCE:g} s") from error
+            raise RequestRefused(408, f"nothing came for {SILENCE:g} s") from error
         yield chunk
 
 
-def reward_of(reward: str, overrides: Sequence[str] = (), plugins: Sequence[Path] = ()) -> tuple[str, ComponentConfig]:
+def load_reward(reward: str, overrides: Sequence[str] = (), plugins: Sequence[Path] = ()) -> tuple[str, ComponentConfig]:
     """The name and the options of ``reward``: a component's name, or a YAML file with one. UserError: there is no such."""
     path = Path(reward)
     folder = None
@@ -270,11 +270,11 @@ def reward_of(reward: str, overrides: Sequence[str] = (), plugins: Sequence[Path
             raise UserError(f"{path.name}: expected a mapping with the 'name' of a reward and its options")
         folder = path.parent
     for assignment in overrides:
-        raw = override(raw, assignment)
-    return raw["name"], component("reward", raw, plugins, folder, path.name if folder is not None else "")
+        raw = apply_override(raw, assignment)
+    return raw["name"], parse_component("reward", raw, plugins, folder, path.name if folder is not None else "")
 
 
-def token_of(variable: str | None) -> str | None:
+def read_token(variable: str | None) -> str | None:
     """What the environment variable holds. UserError: nothing, or what cannot stand in a header."""
     if variable is None:
         return None
@@ -286,7 +286,7 @@ def token_of(variable: str | None) -> str | None:
     return token
 
 
-def bound(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """A socket with its address, which does not listen yet. UserError: it cannot be had."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -316,14 +316,14 @@ def is_local(host: str) -> bool:
         return host == "localhost"
 
 
-def insist_on_extra() -> None:
+def require_dependencies() -> None:
     """UserError: what serves is not installed."""
     for module in ("fastapi", "uvicorn"):
         if find_spec(module) is None:
             raise UserError(f"flowfactory serve needs {module}: pip install 'flowfactory[serve]'")
 
 
-def run(service: Service, listener: socket.socket, say: Callable[[str], None]) -> None:
+def serve(service: Service, listener: socket.socket, say: Callable[[str], None]) -> None:
     """Answer until SIGTERM or Ctrl+C, and then what was accepted; a second Ctrl+C leaves the rest."""
     import uvicorn
 

@@ -13,7 +13,7 @@ _held: WeakValueDictionary[Hashable, object] = WeakValueDictionary()
 _lock = threading.RLock()  # what is made may itself share
 
 
-def shared(make: Callable[..., T], *arguments: Hashable) -> T:
+def load_shared(make: Callable[..., T], *arguments: Hashable) -> T:
     """``make(*arguments)``, made once and the same object for as long as anyone holds it.
 
     Two labels of one reward, or a reward that trains and evaluates, so read their weights once. The result must take weak

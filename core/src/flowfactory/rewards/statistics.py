@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowfactory.rl.groups import centred, group_std
+from flowfactory.rl.groups import center, group_std
 
 NEARLY_ALL = 0.95
 
 
-def figures(rewards: Mapping[str, Tensor], contributions: Mapping[str, Tensor], groups: Tensor) -> dict[str, float]:
+def reward_metrics(rewards: Mapping[str, Tensor], contributions: Mapping[str, Tensor], groups: Tensor) -> dict[str, float]:
     """The metrics of an iteration's rewards {label: [B]}, each over the samples that it applies to.
 
     ``reward/<label>/mean`` and ``/std``, ``reward/<label>/flat`` the share of groups within which it does not differ,
@@ -29,8 +29,8 @@ def figures(rewards: Mapping[str, Tensor], contributions: Mapping[str, Tensor], 
         if len(own):
             found[f"reward/{label}/mean"] = float(own.mean())
             found[f"reward/{label}/std"] = float(own.std(correction=0))
-            found[f"reward/{label}/flat"] = _of_groups(group_std(own, where) == 0, where)
-    found |= {f"advantage/{label}/share": share for label, share in shares(contributions).items()}
+            found[f"reward/{label}/flat"] = _group_share(group_std(own, where) == 0, where)
+    found |= {f"advantage/{label}/share": share for label, share in advantage_shares(contributions).items()}
     for a, b in combinations(rewards, 2):
         both = known[a] & known[b]
         if (correlation := _correlation(rewards[a][both], rewards[b][both], groups[both])) is not None:
@@ -38,7 +38,7 @@ def figures(rewards: Mapping[str, Tensor], contributions: Mapping[str, Tensor], 
     return found
 
 
-def shares(contributions: Mapping[str, Tensor]) -> dict[str, float]:
+def advantage_shares(contributions: Mapping[str, Tensor]) -> dict[str, float]:
     """{label: share of the advantage's variance that its contribution [B] explains}; they add up to 1.
 
     The covariance of a contribution with the sum of all, by the variance of the sum; below 0 where it works against the
@@ -49,7 +49,7 @@ def shares(contributions: Mapping[str, Tensor]) -> dict[str, float]:
     return {label: float((part * total).sum()) / power for label, part in contributions.items()} if power else {}
 
 
-def _of_groups(flags: Tensor, groups: Tensor) -> float:
+def _group_share(flags: Tensor, groups: Tensor) -> float:
     """The share of groups [B] whose samples' flag [B] is set, which it is for all of a group or for none."""
     return len(torch.unique(groups[flags])) / len(torch.unique(groups))
 
@@ -57,12 +57,12 @@ def _of_groups(flags: Tensor, groups: Tensor) -> float:
 def _correlation(a: Tensor, b: Tensor, groups: Tensor) -> float | None:
     if not len(groups):
         return None
-    x, y = (torch.where(group_std(value, groups) > 0, centred(value, groups), 0.0) for value in (a, b))
+    x, y = (torch.where(group_std(value, groups) > 0, center(value, groups), 0.0) for value in (a, b))
     norm = math.sqrt(float(x.square().sum()) * float(y.square().sum()))
     return float((x * y).sum()) / norm if norm else None
 
 
-def dominating(metrics: Mapping[str, float]) -> str | None:
+def dominant_reward(metrics: Mapping[str, float]) -> str | None:
     """The label that supplies nearly all of an iteration's advantage though others are trained on too."""
     supplied = {name.split("/")[1]: share for name, share in metrics.items() if name.startswith("advantage/")}
     if len(supplied) < 2:
@@ -71,7 +71,7 @@ def dominating(metrics: Mapping[str, float]) -> str | None:
     return label if supplied[label] >= NEARLY_ALL else None
 
 
-def told_of_dominance(label: str, metrics: Mapping[str, float]) -> str:
+def dominance_warning(label: str, metrics: Mapping[str, float]) -> str:
     """The sentence about a label that :func:`dominating` found."""
     share = min(1.0, metrics[f"advantage/{label}/share"])  # more where others work against it
     return (
@@ -80,7 +80,7 @@ def told_of_dominance(label: str, metrics: Mapping[str, float]) -> str:
     )
 
 
-def hacking(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def hacking_warnings(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A sentence for every held-out reward that fell while a training reward rose: what reward hacking looks like.
 
     It fell where its last mean is below its best by more than two standard errors of their difference. A training reward rose

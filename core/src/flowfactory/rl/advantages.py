@@ -8,27 +8,27 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowfactory.rl.groups import centred, group_std
+from flowfactory.rl.groups import center, group_std
 
 EPSILON = 1e-8
 
 
-def normalised(rewards: Tensor, groups: Tensor, spread: Literal["group", "global"] = "group") -> Tensor:
+def normalize(rewards: Tensor, groups: Tensor, spread: Literal["group", "global"] = "group") -> Tensor:
     """Centred rewards [B] divided by the standard deviation of the group, or of all that are centred; float64.
 
     A group whose rewards are all equal gets zeros. GRPO, arXiv:2402.03300.
     """
-    return centred(rewards, groups) * _scale(rewards, groups, spread)
+    return center(rewards, groups) * _scale(rewards, groups, spread)
 
 
 def _scale(rewards: Tensor, groups: Tensor, spread: Literal["group", "global"]) -> Tensor:
     """What normalising multiplies centred rewards [B] by: one over their spread, and zero in a group that is constant."""
     own = group_std(rewards, groups)
-    std = own if spread == "group" else torch.where(own > 0, centred(rewards, groups), 0.0).square().mean().sqrt()
+    std = own if spread == "group" else torch.where(own > 0, center(rewards, groups), 0.0).square().mean().sqrt()
     return torch.where(own > 0, 1 / (std + EPSILON), 0.0)
 
 
-def contributions(
+def reward_contributions(
     rewards: Mapping[str, Tensor],
     weights: Mapping[str, float],
     groups: Tensor,
@@ -45,12 +45,12 @@ def contributions(
     if aggregate == "sum":
         weighted = {label: weight * rewards[label].double().nan_to_num(0.0) for label, weight in used.items()}
         scale = _scale(torch.stack(list(weighted.values())).sum(0), groups, spread)
-        return {label: centred(value, groups) * scale for label, value in weighted.items()}
+        return {label: center(value, groups) * scale for label, value in weighted.items()}
     parts = {}
     for label, weight in used.items():
         known = rewards[label].isfinite()
         parts[label] = torch.zeros(len(groups), dtype=torch.float64)
-        parts[label][known] = weight * normalised(rewards[label][known], groups[known], spread)
+        parts[label][known] = weight * normalize(rewards[label][known], groups[known], spread)
     std = torch.stack(list(parts.values())).sum(0).std(correction=0)  # their mean is zero already
     return {label: part / (std + EPSILON) for label, part in parts.items()}
 
@@ -64,5 +64,5 @@ def advantages(
     clip: float | None = None,
 ) -> Tensor:
     """Advantages [B], float32: the sum of the rewards' contributions, of an absolute value of at most ``clip``."""
-    total = torch.stack(list(contributions(rewards, weights, groups, aggregate, spread).values())).sum(0)
+    total = torch.stack(list(reward_contributions(rewards, weights, groups, aggregate, spread).values())).sum(0)
     return (total if clip is None else total.clamp(-clip, clip)).float()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def centred(rewards: Tensor, groups: Tensor) -> Tensor:
+def center(rewards: Tensor, groups: Tensor) -> Tensor:
     """Rewards [B] less the mean of their group, float64. ``groups`` [B], int64, any ids."""
     mean, index = _group_mean(rewards.double(), groups)
     return rewards.double() - mean[index]
@@ -14,7 +14,7 @@ def centred(rewards: Tensor, groups: Tensor) -> Tensor:
 
 def group_std(rewards: Tensor, groups: Tensor) -> Tensor:
     """Population standard deviation [B] of each sample's group, float64; exactly zero where a group is constant."""
-    deviation = centred(rewards, groups)
+    deviation = center(rewards, groups)
     variance, index = _group_mean(deviation.square(), groups)
     largest = torch.zeros_like(variance).scatter_reduce_(0, index, rewards.double().abs(), "amax")
     std = variance.sqrt()

@@ -17,7 +17,7 @@ def is_clipped(ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
     return past.float()
 
 
-def normalised_log_ratio(mean: Tensor, old_mean: Tensor, next_latents: Tensor, std: Tensor) -> Tensor:
+def normalized_log_ratio(mean: Tensor, old_mean: Tensor, next_latents: Tensor, std: Tensor) -> Tensor:
     """[B]: the log-ratio of two Gaussian steps, less its bias and in units of its own spread.
 
     Mean over elements of (mean - old_mean) (next_latents - old_mean) / std, which at the weights that drew is centred

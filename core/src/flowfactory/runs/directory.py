@@ -12,10 +12,10 @@ from torch import Tensor
 
 from flowfactory.config import loading, yaml
 from flowfactory.config.schema import RunConfig
-from flowfactory.data.media import write as write_media
+from flowfactory.data.media import write_media
 from flowfactory.errors import UserError
 from flowfactory.runs.checkpoints import lookup
-from flowfactory.runs.resume import changes, fixed
+from flowfactory.runs.resume import config_changes, fixed_config
 
 
 class RunDirectory:
@@ -38,10 +38,10 @@ class RunDirectory:
         if self.config.exists() and self._begun():
             if not resume:
                 raise UserError(f"{self.path} already holds a run; continue it with --resume, or choose another --out")
-            self._insist_on_same(config)
+            self._require_same_config(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write(self.config, yaml.dump(config))
+            write_atomically(self.config, yaml.dump(config))
         except OSError as error:
             raise UserError(f"output.dir: {self.path} cannot be written to: {error.strerror}") from error
 
@@ -49,20 +49,20 @@ class RunDirectory:
         """Whether there is something to lose: a run that failed before its first update is not in the way of the next."""
         return any(record["iteration"] > 0 for record in self.records()) or any(self.checkpoints.glob("[0-9]*"))
 
-    def insist(self) -> None:
+    def require_run(self) -> None:
         """UserError: this is no run directory."""
         if not self.config.is_file():
             raise UserError(f"{self.path} is no run directory: it has no config.yaml")
 
     def load_config(self, overrides: Sequence[str] = ()) -> RunConfig:
         """The run's resolved config. UserError: this is no run directory."""
-        self.insist()
+        self.require_run()
         return loading.load(self.config, overrides)
 
-    def _insist_on_same(self, config: RunConfig) -> None:
+    def _require_same_config(self, config: RunConfig) -> None:
         # what a checkpoint says counts, since the config beside it may have been edited
-        before = lookup.fixed_in(self.checkpoints) or fixed(self.load_config())
-        if changed := changes(before, fixed(config)):
+        before = lookup.saved_fixed_config(self.checkpoints) or fixed_config(self.load_config())
+        if changed := config_changes(before, fixed_config(config)):
             told = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
             raise UserError(f"{self.path} was run with another config: {told}; resume with the same, or choose another --out")
 
@@ -86,9 +86,9 @@ class RunDirectory:
     def rewind(self, iteration: int) -> None:
         """Forget the metrics after ``iteration``, which are about to be made again."""
         kept = [record for record in self.records() if record["iteration"] <= iteration]
-        write(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        write_atomically(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
-    def keep_samples(
+    def write_samples(
         self,
         iteration: int,
         media: Tensor,
@@ -103,10 +103,10 @@ class RunDirectory:
         for i, (medium, prompt) in enumerate(zip(media, prompts, strict=True)):
             file = write_media(medium, folder / f"{i:03d}", frame_rate)
             index.append({"file": file.name, "prompt": prompt, "scores": {k: float(v[i]) for k, v in scores.items()}})
-        write(folder / "index.json", as_json(index))
+        write_atomically(folder / "index.json", to_json(index))
 
-    def kept_samples(self, iteration: int) -> list[dict[str, Any]]:
-        """What :meth:`keep_samples` wrote, with ``path`` in place of ``file``."""
+    def read_samples(self, iteration: int) -> list[dict[str, Any]]:
+        """What :meth:`write_samples` wrote, with ``path`` in place of ``file``."""
         folder = self.samples / f"{iteration:06d}"
         if not (folder / "index.json").exists():
             return []
@@ -114,13 +114,13 @@ class RunDirectory:
         return [{**item, "path": folder / item["file"]} for item in index]
 
 
-def write(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Write ``text`` to a temporary name, then rename it to ``path``."""
     temporary = path.with_name(f".{path.name}.writing")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
-def as_json(value: object) -> str:
+def to_json(value: object) -> str:
     """``value`` as a file's text."""
     return json.dumps(value, indent=1) + "\n"

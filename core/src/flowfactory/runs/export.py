@@ -157,7 +157,7 @@ def _use(name: str, modules: list[str], adapters: bool) -> str:
         return "\n".join([*lines, 'pipeline = DiffusionPipeline.from_pretrained("this folder")\n'])
     lines.append(f'pipeline = DiffusionPipeline.from_pretrained("{name}")')
     for module in modules:
-        place = lora.place(Path("this folder"), module).parent
+        place = lora.adapter_path(Path("this folder"), module).parent
         second = "" if module == lora.FIRST else f", load_into_{module}=True"
         lines.append(f'pipeline.load_lora_weights("{place}"{second})')
     return "\n".join(lines) + "\n"

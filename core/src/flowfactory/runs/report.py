@@ -11,14 +11,14 @@ from typing import Any
 
 from flowfactory.rewards import statistics
 from flowfactory.runs.charts import COLOURS, Points, Style, chart, scale_to_unit
-from flowfactory.runs.directory import RunDirectory, write
+from flowfactory.runs.directory import RunDirectory, write_atomically
 
 
 def write_report(directory: RunDirectory) -> Path:
     """The path of ``report.html``: one page without outside parts, made from what is on disk."""
     records = directory.records()
     facts = json.loads(directory.facts.read_text()) if directory.facts.exists() else {}
-    write(directory.report, page(directory, records, facts))
+    write_atomically(directory.report, page(directory, records, facts))
     return directory.report
 
 
@@ -31,7 +31,7 @@ def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], facts: M
         for name in ("loss", "kl", "clip_fraction", "ratio/max_deviation", "grad_norm")
         if (points := _points(records, name))
     }
-    sections = [_warnings(records), _scores(held), _together(rewards, held)]
+    sections = [_warnings(records), _scores(held), _combined_chart(rewards, held)]
     sections += [_charts("Reward while training", rewards), _charts("Held-out score", held)]
     sections += [_pictures(directory, records), _charts("Diagnostics", diagnostics)]
     versions = "".join(f"<tr><td>{html.escape(k)}<td>{html.escape(v)}" for k, v in facts.get("versions", {}).items())
@@ -77,17 +77,17 @@ def _scores(held: Mapping[str, Points]) -> str:
 
 def _warnings(records: Sequence[Mapping[str, Any]]) -> str:
     """What the run should have its reader look at first."""
-    told = list(statistics.hacking(records))
-    found = [(record, label) for record in records if (label := statistics.dominating(record))]
+    told = list(statistics.hacking_warnings(records))
+    found = [(record, label) for record in records if (label := statistics.dominant_reward(record))]
     for label in dict.fromkeys(label for _, label in found):
         mine = [record for record, which in found if which == label]
-        first = statistics.told_of_dominance(label, mine[0])
+        first = statistics.dominance_warning(label, mine[0])
         told.append(f"in {len(mine)} iterations, {mine[0]['iteration']} the first of them, {first}")
     rows = "".join(f"<li>{html.escape(sentence)}" for sentence in told)
     return f"<h2>Warnings</h2><ul class=warnings>{rows}</ul>" if rows else ""
 
 
-def _together(rewards: Mapping[str, Points], held: Mapping[str, Points]) -> str:
+def _combined_chart(rewards: Mapping[str, Points], held: Mapping[str, Points]) -> str:
     """Rewards and held-out scores in one chart, each on a scale of its own, so that one that falls as others rise is seen."""
     if not (rewards and any(len(points) > 1 for points in held.values())):
         return ""
@@ -115,10 +115,10 @@ def _pictures(directory: RunDirectory, records: Sequence[Mapping[str, Any]]) -> 
     evaluated = [r["iteration"] for r in records if any(key.startswith("eval/") for key in r)]
     if len(evaluated) < 2:
         return ""
-    before, after = directory.kept_samples(evaluated[0]), directory.kept_samples(evaluated[-1])
+    before, after = directory.read_samples(evaluated[0]), directory.read_samples(evaluated[-1])
     pairs = "".join(
         f"<figure><div class=pair>{_image(old)}{_image(new)}</div><figcaption>{html.escape(old['prompt'])}<br>"
-        f"{_told(old['scores'])} → {_told(new['scores'])}</figcaption></figure>"
+        f"{_format_scores(old['scores'])} → {_format_scores(new['scores'])}</figcaption></figure>"
         for old, new in zip(before, after, strict=False)
     )
     heading = f"Same prompt, same noise: after {evaluated[0]} and after {evaluated[-1]} iterations"
@@ -133,5 +133,5 @@ def _image(item: Mapping[str, Any]) -> str:
     return f"<img alt='{told}' src='data:image/png;base64,{data}'>"
 
 
-def _told(scores: Mapping[str, float]) -> str:
+def _format_scores(scores: Mapping[str, float]) -> str:
     return ", ".join(f"{html.escape(label)} {score:.2f}" for label, score in scores.items())

@@ -23,7 +23,7 @@ FREE_TO_CHANGE = (
 PROMPTS = ("prompts.train", "prompts.heldout")
 
 
-def fixed(config: RunConfig) -> dict[str, Any]:
+def fixed_config(config: RunConfig) -> dict[str, Any]:
     """Every key of ``config`` that is not free to change and its value in JSON; of a prompt file the checksum of its content.
 
     UserError: a prompt file cannot be read.
@@ -31,13 +31,13 @@ def fixed(config: RunConfig) -> dict[str, Any]:
     free = (*FREE_TO_CHANGE, *_components_free(config))
     values = {key: value for key, value in _flat(config.model_dump(mode="json")).items() if not _is_below(key, free)}
     files = {key: getattr(config.prompts, key.partition(".")[2]) for key in PROMPTS}
-    return values | {key: path and _content(path) for key, path in files.items()}
+    return values | {key: path and _prompt_checksum(path) for key, path in files.items()}
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def config_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two of :func:`fixed`, each key with its value then and now."""
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    return [_told(key, before.get(key), now.get(key)) for key in changed]
+    return [_describe(key, before.get(key), now.get(key)) for key in changed]
 
 
 def checksum(value: object) -> str:
@@ -61,23 +61,23 @@ def _components_free(value: object, place: str = "") -> Iterator[str]:
         yield from _components_free(item, f"{place}{key}.")
 
 
-def _told(key: str, before: Any, now: Any) -> str:
+def _describe(key: str, before: Any, now: Any) -> str:
     if key in PROMPTS:
         return f"{key}: its content has changed since" if before and now else f"{key} is {'set' if now else 'not set'} now"
     return f"{key} ({before} then, {now} now)"
 
 
-def _content(path: Path) -> str:
+def _prompt_checksum(path: Path) -> str:
     """The checksum of the prompts in a file and of the media they bring, wherever those lie."""
     found = hashlib.blake2b(digest_size=16)
-    for prompt in prompts.read(path):
+    for prompt in prompts.read_prompts(path):
         kinds = [len(prompt.images), prompt.video is not None, prompt.audio is not None]
-        whole = [prompt.text, prompt.negative, dict(prompt.metadata), kinds, [_bytes(file) for file in prompt.media]]
+        whole = [prompt.text, prompt.negative, dict(prompt.metadata), kinds, [_file_checksum(file) for file in prompt.media]]
         found.update(checksum(whole).encode())
     return found.hexdigest()
 
 
-def _bytes(path: Path) -> str:
+def _file_checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()
 

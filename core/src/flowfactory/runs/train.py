@@ -15,12 +15,12 @@ from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.errors import Interrupted, RunError
 from flowfactory.rewards import statistics
 from flowfactory.runs.checkpoints.save import Checkpoints
-from flowfactory.runs.directory import RunDirectory, as_json, write
+from flowfactory.runs.directory import RunDirectory, to_json, write_atomically
 from flowfactory.training.evaluation import evaluate
 from flowfactory.training.iteration import iterate
 from flowfactory.training.preflight import preflight
-from flowfactory.training.rollouts import Pool
-from flowfactory.training.setup import Run, prepare
+from flowfactory.training.rollouts import Rollouts
+from flowfactory.training.setup import Run, prepare_run
 from flowfactory.types import Say
 
 
@@ -42,12 +42,12 @@ def train(
     else:
         say = _silent
     ranks.barrier()
-    run = prepare(config, observers, say, ranks=ranks)
+    run = prepare_run(config, observers, say, ranks=ranks)
     if ranks.rank < config.distributed.judges_of(ranks.count):
         run.assembly.prepare_rewards(run.policy.device)
     run.assembly.hooks.run_started(run.info, run.policy)
     checkpoints = Checkpoints(directory.checkpoints, ranks, config, say)
-    done = _take_up(run, directory, checkpoints, resume, say)
+    done = _resume(run, directory, checkpoints, resume, say)
     try:
         _iterations(run, directory, checkpoints, done, say)
     except RunError as error:
@@ -62,7 +62,7 @@ def _silent(sentence: str) -> None:
     """What ranks other than the leading one say."""
 
 
-def _take_up(run: Run, directory: RunDirectory, checkpoints: Checkpoints, resume: bool, say: Say) -> int:
+def _resume(run: Run, directory: RunDirectory, checkpoints: Checkpoints, resume: bool, say: Say) -> int:
     """The iteration that is done, after the last whole checkpoint where there is one to resume from."""
     done = checkpoints.restore(run.policy, run.learner) if resume else None
     if done is not None:
@@ -73,9 +73,9 @@ def _take_up(run: Run, directory: RunDirectory, checkpoints: Checkpoints, resume
     if resume:
         say("nothing to resume from: starting at the first iteration")
     if run.ranks.leads:
-        write(directory.metrics, "")
-        write(directory.facts, as_json({"versions": versions()}))
-    _observe(run, directory, 0, {}, say)
+        write_atomically(directory.metrics, "")
+        write_atomically(directory.facts, to_json({"versions": versions()}))
+    _record(run, directory, 0, {}, say)
     return 0
 
 
@@ -83,7 +83,7 @@ def _iterations(run: Run, directory: RunDirectory, checkpoints: Checkpoints, don
     config = run.config
     hooks = run.assembly.hooks
 
-    def check(pool: Pool) -> None:
+    def check(pool: Rollouts) -> None:
         for sentence in preflight(pool, run.policy, hooks, config):
             say(f"preflight: {sentence}")
 
@@ -91,11 +91,11 @@ def _iterations(run: Run, directory: RunDirectory, checkpoints: Checkpoints, don
     with stop_request(say) as asked:
         for number in range(done + 1, config.training.iterations + 1):
             metrics = iterate(run, number - 1, check if number == done + 1 else None)
-            if (label := statistics.dominating(metrics)) and label not in warned:
+            if (label := statistics.dominant_reward(metrics)) and label not in warned:
                 warned.add(label)
-                say(f"warning: in iteration {number} {statistics.told_of_dominance(label, metrics)}")
+                say(f"warning: in iteration {number} {statistics.dominance_warning(label, metrics)}")
             last = number == config.training.iterations
-            _observe(run, directory, number, metrics, say, last)
+            _record(run, directory, number, metrics, say, last)
             stopping = run.ranks.any(asked.is_set()) and not last  # a signal does not reach all ranks at once
             saved = checkpoints.poll()
             if last or stopping or number % config.output.checkpoint_every == 0:
@@ -108,7 +108,7 @@ def _iterations(run: Run, directory: RunDirectory, checkpoints: Checkpoints, don
                 raise Interrupted(f"stopped after iteration {number}; continue with --resume")
 
 
-def _observe(run: Run, directory: RunDirectory, number: int, metrics: dict[str, float], say: Say, last: bool = False) -> None:
+def _record(run: Run, directory: RunDirectory, number: int, metrics: dict[str, float], say: Say, last: bool = False) -> None:
     """Evaluate when it is time, write the iteration's record, tell the observers."""
     config = run.config.evaluation
     if run.heldout and (number == 0 or last or (config.every and number % config.every == 0)):
@@ -117,7 +117,7 @@ def _observe(run: Run, directory: RunDirectory, number: int, metrics: dict[str, 
         kept = slice(len(result.media))
         scores = {label: score[kept] for label, score in result.scores.items()}
         if run.ranks.leads:
-            directory.keep_samples(number, result.media, result.prompts[kept], scores, run.sampler.frame_rate)
+            directory.write_samples(number, result.media, result.prompts[kept], scores, run.sampler.frame_rate)
         told = ", ".join(f"{label} {float(score.double().mean()):.4f}" for label, score in result.scores.items())
         say(f"held-out score after iteration {number}, {len(result.prompts)} pictures: {told}")
     if run.ranks.leads:

@@ -6,7 +6,7 @@ on the CPU in seconds.
 
 from flowfactory.flow.dynamics import ODE
 from flowfactory.testing.algorithm_contract import check_algorithm
-from flowfactory.testing.counters import Calls, Count
+from flowfactory.testing.counters import ForwardCalls, ForwardCount
 from flowfactory.testing.learning_bench import Learning, learning
 from flowfactory.testing.model_bench import Bench, bench
 from flowfactory.testing.model_contract import check_model
@@ -16,8 +16,8 @@ from flowfactory.testing.two_parameter import TwoParameter, TwoParameterConfig
 __all__ = [
     "ODE",
     "Bench",
-    "Calls",
-    "Count",
+    "ForwardCalls",
+    "ForwardCount",
     "Learning",
     "TwoParameter",
     "TwoParameterConfig",

@@ -12,11 +12,11 @@ from flowfactory.config.schema import AlgorithmConfig, TrainingConfig
 from flowfactory.experience import Experience
 from flowfactory.hooks.calls import Hooks
 from flowfactory.policy.policy import Policy
-from flowfactory.rl.advantages import normalised
+from flowfactory.rl.advantages import normalize
 from flowfactory.testing.model_bench import Bench, bench
 from flowfactory.testing.two_parameter import TwoParameterConfig
-from flowfactory.training.learner import Gathered, Learner
-from flowfactory.training.sampler import samples_of
+from flowfactory.training.learner import Learner, UpdateMetrics
+from flowfactory.training.sampler import to_samples
 from flowfactory.types import Dynamics, RunInfo, SamplingPlan
 
 
@@ -42,7 +42,7 @@ def check_algorithm(
         history.append(reward)
         if iteration == 0:
             _check_losses(hooks, experience, made.policy)
-        learner.step(hooks.update(experience, made.policy), Gathered())
+        learner.step(hooks.update(experience, made.policy), UpdateMetrics())
         made.policy.iteration_finished(iteration)
     early, late = sum(history[:5]) / 5, sum(history[-5:]) / 5
     assert late > early, f"{iterations} iterations took the mean reward from {early:.4f} to {late:.4f}; it should rise"
@@ -51,14 +51,14 @@ def check_algorithm(
 
 def _bright(made: Bench, plan: SamplingPlan) -> tuple[Experience, float]:
     drawn = made.sampler.draw(made.conditions, plan, 64)
-    rewards = {"bright": samples_of(drawn.media, made.batch).media.flatten(1).mean(1)}
+    rewards = {"bright": to_samples(drawn.media, made.batch).media.flatten(1).mean(1)}
     experience = Experience(
         latents=drawn.latents,
         steps=drawn.steps,
         conditions=made.conditions,
         plan=plan,
         rewards=rewards,
-        advantages=normalised(rewards["bright"], made.batch.groups).float(),
+        advantages=normalize(rewards["bright"], made.batch.groups).float(),
         groups=made.batch.groups,
         sigmas=drawn.sigmas,
         batch_size=16,

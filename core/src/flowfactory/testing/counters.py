@@ -13,7 +13,7 @@ from flowfactory.policy.policy import Policy
 from flowfactory.types import HELD_OUT, SamplingPlan
 
 
-class Calls:
+class ForwardCalls:
     """How often the transformers of a policy are called, and how often with a graph."""
 
     def __init__(self, policy: Policy) -> None:
@@ -26,7 +26,7 @@ class Calls:
         self.graphs += torch.is_grad_enabled()
 
 
-class Count:
+class ForwardCount:
     """An observer of a run that counts transformer forwards and backwards, in samples: guidance above 1 counts twice.
 
     ``iterations`` holds a mapping for each record of the run, the one before training first: "sample" to draw, "evaluation",

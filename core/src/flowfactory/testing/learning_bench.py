@@ -31,7 +31,7 @@ class Learning:
         with torch.no_grad():
             self.policy.parameters["transformer.p"].fill_(p)
             self.policy.parameters["transformer.q"].fill_(q)
-        self.policy.changed()
+        self.policy.mark_changed()
 
     def losses(self) -> list[Loss]:
         """All losses of one update, each with its graph."""

@@ -11,11 +11,11 @@ import torch
 from flowfactory import flow
 from flowfactory.canvas import Canvas
 from flowfactory.config.schema import ModelConfig
-from flowfactory.data.batches import Batch, grouped
-from flowfactory.data.encode_cache import ConditionCache
+from flowfactory.data.batches import Batch, make_batch
+from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.flow.dynamics import FlowSDEConfig
 from flowfactory.hooks.calls import Hooks
-from flowfactory.hooks.manager import manager_of
+from flowfactory.hooks.manager import make_manager
 from flowfactory.policy.policy import Policy
 from flowfactory.training.sampler import Sampler
 from flowfactory.types import Conditions, Dynamics, Prompt, Runtime, SamplingPlan, Trajectory
@@ -58,13 +58,13 @@ def bench(
     ``size`` is height, width and, for videos, frames. ``others`` are components that share its hooks, such as an algorithm
     that wraps ``sample``.
     """
-    hooks = Hooks(manager_of({"model": model.build("model"), **(others or {})}))
+    hooks = Hooks(make_manager({"model": model.build("model"), **(others or {})}))
     trainable = hooks.load(Runtime(CPU, precision))
     policy = Policy(trainable, hooks.log_prob, CPU, precision)
-    cache = ConditionCache(hooks.encode, trainable.encoding, folder, CPU, trainable.canvas_matters)
+    cache = EncodeCache(hooks.encode, trainable.encoding, folder, CPU, trainable.canvas_matters)
     sampler = Sampler(hooks, policy, cache, trainable, negative)
     told = [prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts]
-    batch = grouped([replace(prompt, index=index) for index, prompt in enumerate(told)], group_size)
+    batch = make_batch([replace(prompt, index=index) for index, prompt in enumerate(told)], group_size)
     chosen = dynamics or FlowSDEConfig().build("dynamics")
     window = chosen.window(steps, 0, flow.generator("window"))
     plan = SamplingPlan(steps, Canvas(*size), guidance, chosen, 0, 0, batch.keys, window, window)

@@ -63,7 +63,7 @@ class TwoParameter:
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
         """p x + q sigma."""
-        velocity: Tensor = self.flow(latents, flow.like(sigma, latents))
+        velocity: Tensor = self.flow(latents, flow.expand_sigma(sigma, latents))
         return velocity
 
 
@@ -101,7 +101,7 @@ class Guided(TwoParameter):
         if conditions.negative is not None:
             opposite = conditions.negative.stack("length")
             length = opposite + guidance * (length - opposite)
-        velocity: Tensor = self.flow(latents, flow.like(sigma * length, latents))
+        velocity: Tensor = self.flow(latents, flow.expand_sigma(sigma * length, latents))
         return velocity
 
 

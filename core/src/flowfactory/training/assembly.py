@@ -9,7 +9,7 @@ import torch
 
 from flowfactory.config.schema import RunConfig
 from flowfactory.hooks.calls import Hooks
-from flowfactory.hooks.manager import EXACTLY_ONE, insist, manager_of
+from flowfactory.hooks.manager import EXACTLY_ONE, make_manager, require_hook
 from flowfactory.rewards.scoring import Rewards
 from flowfactory.types import Dynamics
 
@@ -25,9 +25,9 @@ class Assembly:
         if trackers:
             components |= {f"tracker {i}": t.build(f"tracker {i}") for i, t in enumerate(config.output.trackers)}
         components |= {f"observer {i}": observer for i, observer in enumerate(observers)}
-        manager = manager_of(components)
+        manager = make_manager(components)
         for hook, owner in EXACTLY_ONE.items():
-            insist(manager, owner, hook)
+            require_hook(manager, owner, hook)
         self.hooks = Hooks(manager)
         dynamics: Any = config.sampling.dynamics.build("dynamics")
         ode: Any = _ode()

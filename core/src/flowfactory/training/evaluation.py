@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from flowfactory.config.schema import RunConfig
-from flowfactory.data.batches import grouped, whole_groups
+from flowfactory.data.batches import make_batch, split_whole_groups
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.training.assembly import Assembly
-from flowfactory.training.rollouts import draw, judge, judged
+from flowfactory.training.rollouts import gather_scores, roll_out, start_scoring
 from flowfactory.training.sampler import Sampler
 from flowfactory.types import HELD_OUT, Prompt, SamplingPlan
 
@@ -20,7 +20,7 @@ EVALUATION = "evaluation"
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluationResult:
     """The B prompts, {label: scores [B]}, and the media that were to be kept, [k, ...]."""
 
     media: Tensor
@@ -46,13 +46,13 @@ def evaluate(
     score: bool = True,
     keep: int | None = None,
     ranks: Ranks = ALONE,
-) -> Evaluated:
+) -> EvaluationResult:
     """Draw ``prompts`` with the ODE and noise that no iteration changes, and score them unless told otherwise.
 
     The first ``keep`` media are kept, all when it is None, by the leading rank alone.
     """
     chosen, sampling = config.evaluation, config.sampling
-    batch = grouped(prompts, members or chosen.members)
+    batch = make_batch(prompts, members or chosen.members)
     plan = SamplingPlan(
         steps=chosen.steps or sampling.steps,
         canvas=chosen.canvas(sampling),
@@ -65,14 +65,14 @@ def evaluate(
     )
     batch_size = chosen.batch_size or sampling.batch_size
     kept, started, left = [], [], len(batch.keys) if keep is None else keep
-    for rows in whole_groups(batch, batch_size * ranks.count):
+    for rows in split_whole_groups(batch, batch_size * ranks.count):
         part = batch.rows(rows)
         conditions = sampler.conditions(part.prompts, plan.guidance, plan.canvas)
-        drawn = draw(sampler, conditions, plan.rows(rows), batch_size, ranks)
+        drawn = roll_out(sampler, conditions, plan.rows(rows), batch_size, ranks)
         if score:
             judges = config.distributed.judges_of(ranks.count)
-            started.append(judge(assembly.evaluation_rewards, drawn, part, ranks, judges, sampler.frame_rate))
+            started.append(start_scoring(assembly.evaluation_rewards, drawn, part, ranks, judges, sampler.frame_rate))
         first = range(min(left, len(rows)))
         kept.append(ranks.exchange(drawn.trajectory.media, drawn.held, [first, *[()] * (ranks.count - 1)]).cpu())
         left -= len(first)
-    return Evaluated(torch.cat(kept), batch.texts, judged(started, ranks) if score else {})
+    return EvaluationResult(torch.cat(kept), batch.texts, gather_scores(started, ranks) if score else {})

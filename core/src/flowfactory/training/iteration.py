@@ -16,15 +16,15 @@ from flowfactory.data import batches
 from flowfactory.experience import Experience, Loss
 from flowfactory.flow import generator
 from flowfactory.rewards import statistics
-from flowfactory.rl.advantages import advantages, contributions
-from flowfactory.training.learner import Gathered
-from flowfactory.training.rollouts import Pool, draw, forwards_worth, judge, judged, shares
-from flowfactory.training.sampler import joined
+from flowfactory.rl.advantages import advantages, reward_contributions
+from flowfactory.training.learner import UpdateMetrics
+from flowfactory.training.rollouts import Rollouts, gather_scores, micro_batch_units, roll_out, split_updates, start_scoring
+from flowfactory.training.sampler import concatenate
 from flowfactory.training.setup import SAMPLING, Run
 from flowfactory.types import DTYPES, NoiseKey, SamplingPlan
 
 
-class Clock:
+class Timer:
     """Seconds by what they were spent on; work that ``device`` still has to do counts."""
 
     def __init__(self, device: torch.device) -> None:
@@ -41,7 +41,7 @@ class Clock:
         self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - started
 
 
-def plan_of(run: Run, iteration: int, keys: Sequence[NoiseKey]) -> SamplingPlan:
+def sampling_plan(run: Run, iteration: int, keys: Sequence[NoiseKey]) -> SamplingPlan:
     """The iteration's plan: a function of the config and the iteration alone, then the algorithm's say."""
     sampling = run.config.sampling
     dynamics = run.assembly.dynamics
@@ -60,28 +60,28 @@ def plan_of(run: Run, iteration: int, keys: Sequence[NoiseKey]) -> SamplingPlan:
     return run.assembly.hooks.plan(iteration, plan)
 
 
-def gather(run: Run, iteration: int, clock: Clock) -> Pool:
+def collect_rollouts(run: Run, iteration: int, clock: Timer) -> Rollouts:
     """The samples of an iteration: sample, reward, advantage."""
     config, ranks = run.config, run.ranks
-    batch = batches.grouped(
-        batches.chosen(run.train, iteration, config.sampling.groups, config.seed), config.sampling.group_size
+    batch = batches.make_batch(
+        batches.prompts_of_iteration(run.train, iteration, config.sampling.groups, config.seed), config.sampling.group_size
     )
-    plan = plan_of(run, iteration, batch.keys)
+    plan = sampling_plan(run, iteration, batch.keys)
     known = run.sampler.conditions(batch.prompts, max(plan.guidance, plan.teacher_guidance), plan.canvas)
     pieces, started = [], []
     held: list[list[int]] = [[] for _ in range(ranks.count)]
-    for rows in batches.whole_groups(batch, config.sampling.batch_size * ranks.count):
+    for rows in batches.split_whole_groups(batch, config.sampling.batch_size * ranks.count):
         with clock("sample"):
-            drawn = draw(run.sampler, known.rows(rows), plan.rows(rows), config.sampling.batch_size, ranks)
+            drawn = roll_out(run.sampler, known.rows(rows), plan.rows(rows), config.sampling.batch_size, ranks)
         with clock("reward"):
             judges = config.distributed.judges_of(ranks.count)
-            started.append(judge(run.assembly.rewards, drawn, batch.rows(rows), ranks, judges, run.sampler.frame_rate))
+            started.append(start_scoring(run.assembly.rewards, drawn, batch.rows(rows), ranks, judges, run.sampler.frame_rate))
         # media are the largest there is, and are with their judges; a view would keep them all the same
         pieces.append(replace(drawn.trajectory, media=drawn.trajectory.media[:0].clone()))
         held = [[*before, *(rows[i] for i in now)] for before, now in zip(held, drawn.held, strict=True)]
     with clock("reward"):
-        rewards = judged(started, ranks)
-    trajectory = joined(pieces, known.rows(held[ranks.rank]))
+        rewards = gather_scores(started, ranks)
+    trajectory = concatenate(pieces, known.rows(held[ranks.rank]))
     chosen = config.advantages
     advantage = advantages(rewards, reward_weights(config), batch.groups, chosen.aggregate, chosen.spread, chosen.clip)
     experience = Experience(
@@ -97,7 +97,7 @@ def gather(run: Run, iteration: int, clock: Clock) -> Pool:
         times_per_forward=config.training.times_per_forward,
         device=run.policy.device,
     )
-    return Pool(experience, ranks, held)
+    return Rollouts(experience, ranks, held)
 
 
 def reward_weights(config: RunConfig) -> dict[str, float]:
@@ -105,23 +105,23 @@ def reward_weights(config: RunConfig) -> dict[str, float]:
     return {label: reward_weight(reward) for label, reward in config.rewards.items()}
 
 
-def iterate(run: Run, iteration: int, check: Callable[[Pool], None] | None = None) -> dict[str, float]:
+def iterate(run: Run, iteration: int, check: Callable[[Rollouts], None] | None = None) -> dict[str, float]:
     """The metrics of one iteration: sample, reward, advantage, update."""
     training = run.config.training
-    clock, gathered = Clock(run.policy.device), Gathered()
-    pool = gather(run, iteration, clock)
+    clock, gathered = Timer(run.policy.device), UpdateMetrics()
+    pool = collect_rollouts(run, iteration, clock)
     if check is not None:
         check(pool)
     norms: list[float] = []
     with clock("update"):
         for epoch in range(training.epochs):
-            dealt = shares(pool.experience.groups, training.updates, run.config.seed, iteration, epoch)
+            dealt = split_updates(pool.experience.groups, training.updates, run.config.seed, iteration, epoch)
             norms += [run.learner.step(losses(run, pool, rows, epoch), gathered) for rows in dealt]
         run.policy.iteration_finished(iteration)
     rewards, groups, chosen = pool.experience.rewards, pool.experience.groups, run.config.advantages
-    supplied = contributions(rewards, reward_weights(run.config), groups, chosen.aggregate, chosen.spread)
+    supplied = reward_contributions(rewards, reward_weights(run.config), groups, chosen.aggregate, chosen.spread)
     return {
-        **statistics.figures(rewards, supplied, groups),
+        **statistics.reward_metrics(rewards, supplied, groups),
         **gathered.metrics(run.ranks),
         "grad_norm": sum(norms) / len(norms),
         "lr": run.learner.rate,
@@ -130,12 +130,12 @@ def iterate(run: Run, iteration: int, check: Callable[[Pool], None] | None = Non
     }
 
 
-def losses(run: Run, pool: Pool, rows: Sequence[int], epoch: int) -> Iterator[Loss]:
+def losses(run: Run, pool: Rollouts, rows: Sequence[int], epoch: int) -> Iterator[Loss]:
     """The losses of the samples ``rows``, this rank's part of them, as many on every rank."""
-    units, size = forwards_worth(rows, pool.experience, run.config.algorithm)
-    for piece, counts in pool.pieces(units, size, epoch):
+    units, size = micro_batch_units(rows, pool.experience, run.config.algorithm)
+    for piece, counts in pool.micro_batches(units, size, epoch):
         for loss in run.assembly.hooks.update(piece, run.policy):
-            yield loss if counts else loss.idle()
+            yield loss if counts else loss.empty()
 
 
 def peak_memory(device: torch.device) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowfactory.config.schema import TrainingConfig
 from flowfactory.distributed.ranks import ALONE, Ranks
-from flowfactory.distributed.sharding import local
+from flowfactory.distributed.sharding import local_shard
 from flowfactory.errors import RunError
 from flowfactory.experience import Loss
 from flowfactory.policy.policy import Policy
@@ -29,7 +29,7 @@ class Learner:
         self._steps = 0
         self.rate = config.optimizer.lr
 
-    def step(self, losses: Iterable[Loss], gathered: Gathered) -> float:
+    def step(self, losses: Iterable[Loss], gathered: UpdateMetrics) -> float:
         """The gradient's norm, after one optimizer step along the mean of all ``losses``; their metrics go to ``gathered``.
 
         The losses are those of all ranks, each of which yields its own. RunError: a loss or the gradient is not finite, or
@@ -44,23 +44,23 @@ class Learner:
         count = sum(self._ranks.gather(gathered.count - before))
         if not count:
             raise RunError("the algorithm yielded no loss, so that nothing would train")
-        gradients = self._reduced()
+        gradients = self._reduce_gradients()
         # dividing afterwards gives the exact mean whatever the sizes of the pieces
         if gradients:
             torch._foreach_div_(gradients, count)
         norm = self._ranks.norm(gradients)
         if not torch.isfinite(norm):  # before clipping, which would spread a NaN to every weight
-            bad = self._broken()
+            bad = self._non_finite_gradients()
             raise RunError(f"the gradient of {bad[0]} is not finite ({len(bad)} of {len(self._parameters)} weights)")
         if gradients:
             torch._foreach_mul_(gradients, torch.clamp(self._config.max_grad_norm / (norm + 1e-6), max=1.0))
         self.rate = self._config.optimizer.lr * self._schedule()
         self._optimizer.step(self.rate)
-        self._policy.changed()
+        self._policy.mark_changed()
         self._steps += 1
         return float(norm)
 
-    def _reduced(self) -> list[Tensor]:
+    def _reduce_gradients(self) -> list[Tensor]:
         """This rank's part of the gradients, summed over all ranks' losses."""
         if self._ranks.mesh is None and self._ranks.count > 1:
             # a transformer may have had samples on some ranks alone; one that had none on any is to have no gradient
@@ -69,12 +69,12 @@ class Learner:
             for parameter, wanted in zip(self._parameters.values(), anywhere, strict=True):
                 if wanted and parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-            self._ranks.add([p.grad for p in self._parameters.values() if p.grad is not None])
-        return [local(p.grad) for p in self._parameters.values() if p.grad is not None]
+            self._ranks.sum_in_place([p.grad for p in self._parameters.values() if p.grad is not None])
+        return [local_shard(p.grad) for p in self._parameters.values() if p.grad is not None]
 
-    def _broken(self) -> list[str]:
+    def _non_finite_gradients(self) -> list[str]:
         """The weights whose gradient is not finite on some rank."""
-        mine = [name for name, p in self._parameters.items() if p.grad is not None and not local(p.grad).isfinite().all()]
+        mine = [name for name, p in self._parameters.items() if p.grad is not None and not local_shard(p.grad).isfinite().all()]
         return list(dict.fromkeys(name for names in self._ranks.gather(mine) for name in names))
 
     def _schedule(self) -> float:
@@ -107,7 +107,7 @@ class Learner:
         return optimizers.resumable(self._config.optimizer, before, now, self._parameters)
 
 
-class Gathered:
+class UpdateMetrics:
     """Means and maxima over the losses of an update."""
 
     def __init__(self) -> None:

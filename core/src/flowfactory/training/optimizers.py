@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from flowfactory.config.bitsandbytes import BLOCK, bitsandbytes_optimizer
 from flowfactory.config.optimizers import OptimizerConfig
-from flowfactory.distributed.sharding import as_shard, local
+from flowfactory.distributed.sharding import as_shard, local_shard
 
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lion": ("momentum",)}
 """What each method remembers of a parameter's gradients."""
@@ -83,7 +83,7 @@ class Optimizer:
     """Owner of the moments of ``parameters``."""
 
     def __init__(self, config: OptimizerConfig, parameters: Mapping[str, nn.Parameter]) -> None:
-        self._parts = {name: _Part(parameter) for name, parameter in parameters.items()}
+        self._parts = {name: _ParameterState(parameter) for name, parameter in parameters.items()}
         views: dict[int, list[Tensor]] = {}
         for part in self._parts.values():
             views.setdefault(8 if in_8_bits(config, part.parameter.shape) else 32, []).append(part.view)
@@ -127,17 +127,17 @@ class Optimizer:
         for name, part in self._parts.items():
             for key, own in part.state().items():
                 given = state[f"{name}/{key}"]
-                if (given.dtype, given.shape, local(given).shape) != (own.dtype, own.shape, local(own).shape):
+                if (given.dtype, given.shape, local_shard(given).shape) != (own.dtype, own.shape, local_shard(own).shape):
                     raise ValueError(f"{name}/{key} is {given.dtype} {[*given.shape]}, not {own.dtype} {[*own.shape]}")
-                part.load(key, local(given))
+                part.load(key, local_shard(given))
 
 
-class _Part:
+class _ParameterState:
     """What this rank has of a parameter: a plain view, and what the inner optimizer keeps of it, in ``_kept``."""
 
     def __init__(self, parameter: nn.Parameter) -> None:
         self.parameter = parameter
-        self.view = local(parameter.detach()).contiguous()
+        self.view = local_shard(parameter.detach()).contiguous()
         self._kept: dict[str, Any] = {}
         self._moments: dict[str, Tensor] = {}
         self._scales: dict[str, Tensor] = {}
@@ -154,15 +154,15 @@ class _Part:
         """Let the view have the parameter's present values and gradient."""
         assert self.parameter.grad is not None
         # anew each time: fully_shard may move a shard, and bitsandbytes steps a copy of what is not contiguous
-        self.view.data = local(self.parameter.detach()).contiguous()
+        self.view.data = local_shard(self.parameter.detach()).contiguous()
         if self.view.numel():
-            self.view.grad = local(self.parameter.grad)
+            self.view.grad = local_shard(self.parameter.grad)
         else:  # kernels want no empty shard, yet all ranks count alike
             self._kept["step"] += 1
 
     def give(self) -> None:
         """Let the parameter have the view's values."""
-        own = local(self.parameter.detach())
+        own = local_shard(self.parameter.detach())
         if not own.is_contiguous():
             own.copy_(self.view)
         self.view.grad = None

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from flowfactory.config.schema import AlgorithmConfig, RunConfig, reward_weight
-from flowfactory.distributed.sharding import local
+from flowfactory.distributed.sharding import local_shard
 from flowfactory.errors import RunError
 from flowfactory.experience import Experience, Loss
 from flowfactory.flow import generator
 from flowfactory.hooks.calls import Hooks
 from flowfactory.policy.policy import Policy
 from flowfactory.rl.groups import group_std
-from flowfactory.training.rollouts import Pool, forwards_worth
+from flowfactory.training.rollouts import Rollouts, micro_batch_units
 
 # a deviation of the log-density, the mean over elements, as it comes from rounding alone
 TOLERANCE = {"float32": 1e-5, "bf16": 1e-3}
@@ -34,7 +34,7 @@ class Finding(NamedTuple):
     sentence: str
 
 
-def preflight(pool: Pool, policy: Policy, hooks: Hooks, config: RunConfig) -> Iterator[str]:
+def preflight(pool: Rollouts, policy: Policy, hooks: Hooks, config: RunConfig) -> Iterator[str]:
     """The sentences of the checks that hold. RunError: the sentence of the first that does not.
 
     Works on the first iteration's own pictures, so that it costs one batch of training. Every rank comes to the same.
@@ -83,17 +83,17 @@ def rewards_differ(rewards: Mapping[str, Tensor], groups: Tensor, config: RunCon
     return Finding(True, f"rewards are finite and differ within groups: {shares} of the groups")
 
 
-def ratio_is_one(pool: Pool, policy: Policy, tolerance: float) -> Finding:
+def ratio_is_one(pool: Rollouts, policy: Policy, tolerance: float) -> Finding:
     """Replaying recorded steps gives the recorded log-density."""
     experience = pool.experience
     if not experience.steps:
         return Finding(True, "no step is recorded: this algorithm needs no log-density to replay")
-    first, _ = next(pool.pieces([[row] for row in range(len(experience))], experience.batch_size))
+    first, _ = next(pool.micro_batches([[row] for row in range(len(experience))], experience.batch_size))
     deviations = []
     # with a graph, as training has: torch.compile makes another of the same forward without
     with policy.using(experience.plan.weights):
-        for step in first.arrived().steps:
-            replayed = policy.evaluate(step).detached().log_prob
+        for step in first.to_device().steps:
+            replayed = policy.evaluate(step).detach().log_prob
             if replayed is None or step.log_prob is None:
                 return Finding(False, "a recorded step has no log-density: its dynamics are deterministic")
             deviations.append(float((torch.exp(replayed - step.log_prob) - 1).abs().max()))
@@ -108,7 +108,7 @@ def ratio_is_one(pool: Pool, policy: Policy, tolerance: float) -> Finding:
     )
 
 
-def gradients_flow(pool: Pool, policy: Policy, hooks: Hooks, algorithm: AlgorithmConfig) -> Finding:
+def gradients_flow(pool: Rollouts, policy: Policy, hooks: Hooks, algorithm: AlgorithmConfig) -> Finding:
     """Every trainable weight gets a finite gradient from the losses, and each term of those looked at has one of its own.
 
     It looks at them until every weight is proven. Where there are several transformers, each for times of its own, and training
@@ -117,10 +117,10 @@ def gradients_flow(pool: Pool, policy: Policy, hooks: Hooks, algorithm: Algorith
     experience, names = pool.experience, list(policy.parameters)
     reached: dict[str, bool] = {}  # the weights that some loss reaches, and whether its gradient is other than zero
     terms: set[str] = set()
-    units, size = forwards_worth(_loudest(experience), experience, algorithm)
+    units, size = micro_batch_units(_largest_advantages(experience), experience, algorithm)
     epochs, seen = range(EPOCHS if policy.has_experts and not experience.steps else 1), False
-    pieces = (piece for epoch in epochs for piece in pool.pieces(units, size, epoch))
-    for loss in (loss if counts else loss.idle() for piece, counts in pieces for loss in hooks.update(piece, policy)):
+    pieces = (piece for epoch in epochs for piece in pool.micro_batches(units, size, epoch))
+    for loss in (loss if counts else loss.empty() for piece, counts in pieces for loss in hooks.update(piece, policy)):
         seen = True
         for told in pool.ranks.gather(_gradients(loss, policy)):
             if isinstance(told, str):
@@ -134,10 +134,10 @@ def gradients_flow(pool: Pool, policy: Policy, hooks: Hooks, algorithm: Algorith
     if reached and not any(reached.values()):
         return Finding(False, "every gradient is zero, so that nothing would train")
     unreached = [name for name in names if name not in reached]
-    resting = [name for name, module in policy.modules.items() if _all_of(name, module, unreached)]
-    if unreached and not (_only(resting, unreached) and _steps_change(experience, hooks)):
+    resting = [name for name, module in policy.modules.items() if _rests_entirely(name, module, unreached)]
+    if unreached and not (_whole_transformers(resting, unreached) and _steps_change(experience, hooks)):
         sentence = f"{len(unreached)} of {len(names)} trainable weights get no gradient, the first {unreached[0]}"
-        if policy.has_experts and _only(resting, unreached):
+        if policy.has_experts and _whole_transformers(resting, unreached):
             sentence += f"; none of the steps that are learned from is one of {resting[0]}'s: choose others, or train it not"
         return Finding(False, sentence)
     told = f"all {len(names)} trainable tensors"
@@ -146,13 +146,13 @@ def gradients_flow(pool: Pool, policy: Policy, hooks: Hooks, algorithm: Algorith
     return Finding(True, f"a finite gradient reaches {told}" + "".join(f", {t} too" for t in sorted(terms)))
 
 
-def _all_of(name: str, module: torch.nn.Module, unreached: list[str]) -> bool:
+def _rests_entirely(name: str, module: torch.nn.Module, unreached: list[str]) -> bool:
     """Whether no trainable weight of the transformer ``name`` is reached."""
     own = [f"{name}.{key}" for key, parameter in module.named_parameters() if parameter.requires_grad]
     return set(own) <= set(unreached)
 
 
-def _only(resting: list[str], unreached: list[str]) -> bool:
+def _whole_transformers(resting: list[str], unreached: list[str]) -> bool:
     """Whether all that is unreached are whole transformers."""
     return all(key.partition(".")[0] in resting for key in unreached)
 
@@ -167,7 +167,7 @@ def _steps_change(experience: Experience, hooks: Hooks, iterations: int = 50) ->
     return False
 
 
-def _loudest(experience: Experience) -> list[int]:
+def _largest_advantages(experience: Experience) -> list[int]:
     """The whole groups with the largest advantages, at least one and as many as fit a forward."""
     loudness = {g: float(experience.advantages[experience.groups == g].abs().max()) for g in set(experience.groups.tolist())}
     chosen: list[int] = []
@@ -199,7 +199,7 @@ def _backward(value: Tensor, policy: Policy, keep: bool = False) -> dict[str, Te
     """This rank's part of the gradients of the sum of ``value``, and none left behind."""
     parameters = policy.parameters
     value.sum().backward(retain_graph=keep)  # type: ignore[no-untyped-call]
-    found = {name: local(p.grad) for name, p in parameters.items() if p.grad is not None}
+    found = {name: local_shard(p.grad) for name, p in parameters.items() if p.grad is not None}
     for parameter in parameters.values():
         parameter.grad = None
     return found

@@ -9,33 +9,33 @@ import torch
 from torch import Tensor
 
 from flowfactory.config.schema import AlgorithmConfig
-from flowfactory.data.batches import Batch, by_group
-from flowfactory.distributed.dealing import Rows, dealt, evened, evenly
+from flowfactory.data.batches import Batch, rows_by_group
+from flowfactory.distributed.dealing import Rows, assign_rounds, split_evenly, split_with_padding
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.experience import Experience
 from flowfactory.flow import generator
-from flowfactory.rewards.scoring import Rewards, Scoring
-from flowfactory.training.sampler import Sampler, merged, samples_of
+from flowfactory.rewards.scoring import PendingScores, Rewards
+from flowfactory.training.sampler import Sampler, merge_scores, to_samples
 from flowfactory.types import Conditions, SamplingPlan, Trajectory
 
 
 @dataclass(frozen=True)
-class Drawn:
+class RankRollout:
     """The trajectory of this rank's samples, and which of all samples each rank has."""
 
     trajectory: Trajectory
     held: Rows
 
 
-def draw(sampler: Sampler, conditions: Conditions, plan: SamplingPlan, batch_size: int, ranks: Ranks) -> Drawn:
+def roll_out(sampler: Sampler, conditions: Conditions, plan: SamplingPlan, batch_size: int, ranks: Ranks) -> RankRollout:
     """All samples of ``plan``, each rank its part and as many as the others, at most ``batch_size`` at once."""
-    held = evened(range(len(plan.keys)), ranks.count)
+    held = split_with_padding(range(len(plan.keys)), ranks.count)
     mine = held[ranks.rank]
-    return Drawn(sampler.draw(conditions.rows(mine), plan.rows(mine), batch_size), held)
+    return RankRollout(sampler.draw(conditions.rows(mine), plan.rows(mine), batch_size), held)
 
 
 @dataclass(frozen=True)
-class Pool:
+class Rollouts:
     """What all ranks drew.
 
     ``experience`` has the latents and steps of this rank's samples, ``held[rank]``, and everything else of all samples; on one
@@ -46,7 +46,7 @@ class Pool:
     ranks: Ranks = ALONE
     held: Rows | None = None
 
-    def deal(self, wanted: Rows, epoch: int = 0) -> Experience:
+    def redistribute(self, wanted: Rows, epoch: int = 0) -> Experience:
         """The samples ``wanted[rank]``, whole, from where they are; a joint work of the ranks."""
         mine, whole = list(wanted[self.ranks.rank]), self.experience
         held = self.held or [range(len(whole))]
@@ -58,7 +58,7 @@ class Pool:
         return replace(
             whole,
             latents=moved(whole.latents),
-            steps=tuple(step.mapped(moved, conditions) for step in whole.steps),
+            steps=tuple(step.map(moved, conditions) for step in whole.steps),
             conditions=conditions,
             plan=whole.plan.rows(mine),
             rewards={label: reward[mine] for label, reward in whole.rewards.items()},
@@ -67,17 +67,17 @@ class Pool:
             epoch=epoch,
         )
 
-    def pieces(self, units: Sequence[Sequence[int]], size: int, epoch: int = 0) -> Iterator[tuple[Experience, bool]]:
+    def micro_batches(self, units: Sequence[Sequence[int]], size: int, epoch: int = 0) -> Iterator[tuple[Experience, bool]]:
         """Each rank's pieces of ``units``, at most ``size`` of them, and whether they count.
 
         Every rank gets as many; one that has nothing left works on another's, whose losses then count for nothing.
         """
-        for wanted in dealt(units, size, self.ranks.count):
+        for wanted in assign_rounds(units, size, self.ranks.count):
             shown = [rows or wanted[0] for rows in wanted]
-            yield self.deal(shown, epoch), bool(wanted[self.ranks.rank])
+            yield self.redistribute(shown, epoch), bool(wanted[self.ranks.rank])
 
 
-def shares(groups: Tensor, updates: int, seed: int, iteration: int, epoch: int) -> Iterator[list[int]]:
+def split_updates(groups: Tensor, updates: int, seed: int, iteration: int, epoch: int) -> Iterator[list[int]]:
     """The samples of each of ``updates`` optimizer steps, in an order of its own each epoch; ``groups`` [B].
 
     Groups stay whole where there are enough of them.
@@ -92,27 +92,29 @@ def shares(groups: Tensor, updates: int, seed: int, iteration: int, epoch: int) 
             yield rows.sort().values.tolist()
 
 
-def forwards_worth(rows: Sequence[int], experience: Experience, algorithm: AlgorithmConfig) -> tuple[list[list[int]], int]:
+def micro_batch_units(rows: Sequence[int], experience: Experience, algorithm: AlgorithmConfig) -> tuple[list[list[int]], int]:
     """What must stay together of ``rows``, whole groups or single samples, and how much of it is a piece for a forward."""
     if not algorithm.groupwise:
         return [[row] for row in rows], experience.batch_size
-    units = by_group(rows, experience.groups)
+    units = rows_by_group(rows, experience.groups)
     return units, max(1, experience.batch_size // (algorithm.compared or len(units[0])))
 
 
-def judge(rewards: Rewards, drawn: Drawn, batch: Batch, ranks: Ranks, judges: int, frame_rate: float | None) -> Scoring | None:
+def start_scoring(
+    rewards: Rewards, drawn: RankRollout, batch: Batch, ranks: Ranks, judges: int, frame_rate: float | None
+) -> PendingScores | None:
     """The scores, on their way, of this rank's part of the whole groups in ``batch``, which ``drawn`` are the media of.
 
     The first ``judges`` ranks see groups, each other ones; None where this one sees none. A joint work of the ranks.
     """
-    groups = by_group(range(len(batch.keys)), batch.groups)
-    wanted = [*evenly(groups, judges), *[[]] * (ranks.count - judges)]
+    groups = rows_by_group(range(len(batch.keys)), batch.groups)
+    wanted = [*split_evenly(groups, judges), *[[]] * (ranks.count - judges)]
     media = ranks.exchange(drawn.trajectory.media, drawn.held, wanted)
     mine = wanted[ranks.rank]
-    return rewards.start(samples_of(media, batch.rows(mine), frame_rate)) if mine else None
+    return rewards.start(to_samples(media, batch.rows(mine), frame_rate)) if mine else None
 
 
-def judged(started: Sequence[Scoring | None], ranks: Ranks) -> dict[str, Tensor]:
+def gather_scores(started: Sequence[PendingScores | None], ranks: Ranks) -> dict[str, Tensor]:
     """{label: scores [n]} of all that was started on all ranks, in order; waits for them. A joint work of the ranks."""
     mine = [scoring.result() if scoring else {} for scoring in started]
-    return merged([found for piece in zip(*ranks.gather(mine), strict=True) for found in piece if found])
+    return merge_scores([found for piece in zip(*ranks.gather(mine), strict=True) for found in piece if found])

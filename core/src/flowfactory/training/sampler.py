@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowfactory.canvas import Canvas
 from flowfactory.data.batches import Batch
-from flowfactory.data.encode_cache import ConditionCache
+from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.hooks.calls import Hooks
 from flowfactory.policy.policy import Policy
@@ -27,7 +27,7 @@ class Sampler:
         self,
         hooks: Hooks,
         policy: Policy,
-        cache: ConditionCache,
+        cache: EncodeCache,
         trainable: Trainable,
         negative: str,
         host: bool = False,
@@ -74,19 +74,19 @@ class Sampler:
     def draw(self, conditions: Conditions, plan: SamplingPlan, batch_size: int) -> Trajectory:
         """The trajectory of all samples of ``plan``, drawn at most ``batch_size`` at once, with the weights it names."""
         pieces = []
-        with self._policy.drawing(plan.weights):
+        with self._policy.sampling_weights(plan.weights):
             for start in range(0, len(plan.keys), batch_size):
                 index = range(start, min(start + batch_size, len(plan.keys)))
                 piece = self._hooks.sample(conditions.rows(index), plan.rows(index))
                 pieces.append(piece if self._rests_on is None else piece.to(self._rests_on))
-        return joined(pieces, conditions)
+        return concatenate(pieces, conditions)
 
 
-def joined(pieces: Sequence[Trajectory], conditions: Conditions) -> Trajectory:
+def concatenate(pieces: Sequence[Trajectory], conditions: Conditions) -> Trajectory:
     """The pieces as one trajectory, in order; ``conditions`` are those of all."""
     if len(pieces) == 1:
         return pieces[0]
-    steps = [Step.joined(same, conditions) for same in zip(*(piece.steps for piece in pieces), strict=True)]
+    steps = [Step.concatenate(same, conditions) for same in zip(*(piece.steps for piece in pieces), strict=True)]
     return Trajectory(
         torch.cat([piece.media for piece in pieces]),
         torch.cat([piece.latents for piece in pieces]),
@@ -95,12 +95,12 @@ def joined(pieces: Sequence[Trajectory], conditions: Conditions) -> Trajectory:
     )
 
 
-def merged(scores: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def merge_scores(scores: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """{label: scores [B]} of all pieces, in order."""
     return {label: torch.cat([piece[label] for piece in scores]) for label in scores[0]}
 
 
-def samples_of(media: Tensor, batch: Batch, frame_rate: float | None = None) -> Samples:
+def to_samples(media: Tensor, batch: Batch, frame_rate: float | None = None) -> Samples:
     """What the rewards see of a drawn batch."""
     metadata = tuple(prompt.metadata for prompt in batch.prompts)
     return Samples(media, batch.texts, batch.groups, metadata, batch.prompts, frame_rate)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from flowfactory.config.schema import RunConfig
 from flowfactory.data import encode_cache, prompts
-from flowfactory.data.encode_cache import ConditionCache
-from flowfactory.distributed.process_group import device_of
+from flowfactory.data.encode_cache import EncodeCache
+from flowfactory.distributed.process_group import resolve_device
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.errors import UserError
 from flowfactory.policy.policy import Policy
@@ -42,14 +42,14 @@ class Run:
 
 def read_prompts(config: RunConfig) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
     """The training and the held-out prompts. UserError: they are not what the model takes."""
-    train = prompts.read(config.prompts.train)
-    heldout = prompts.read(config.prompts.heldout) if config.prompts.heldout else ()
-    prompts.insist([*train, *heldout], config.model.takes, getattr(config.model, "name", "model"))
-    prompts.insist_on_labels([*train, *heldout], [*config.rewards, *config.evaluation.rewards])
+    train = prompts.read_prompts(config.prompts.train)
+    heldout = prompts.read_prompts(config.prompts.heldout) if config.prompts.heldout else ()
+    prompts.check_media([*train, *heldout], config.model.takes, getattr(config.model, "name", "model"))
+    prompts.check_reward_labels([*train, *heldout], [*config.rewards, *config.evaluation.rewards])
     return train, heldout
 
 
-def prepare(
+def prepare_run(
     config: RunConfig,
     observers: Sequence[object] = (),
     say: Say = lambda _: None,
@@ -58,7 +58,7 @@ def prepare(
 ) -> Run:
     """Components assembled, prompts read and encoded, weights where the ranks are to have them."""
     assembly = Assembly(config, observers, trackers and ranks.leads)
-    device = device_of(config.device, ranks.local)
+    device = resolve_device(config.device, ranks.local)
     train, heldout = read_prompts(config)
     precision = DTYPES[config.training.precision]
     trainable = assembly.hooks.load(Runtime(device, precision, ranks.agree))
@@ -69,15 +69,15 @@ def prepare(
     host = config.training.kept_on == "host"
     policy = Policy(trainable, assembly.hooks.log_prob, device, precision, config.seed, host, config.model.quantize)
     folder = encode_cache.default_folder()
-    cache = ConditionCache(assembly.hooks.encode, trainable.encoding, folder, device, trainable.canvas_matters)
+    cache = EncodeCache(assembly.hooks.encode, trainable.encoding, folder, device, trainable.canvas_matters)
     on_host = config.sampling.keep_on == "host"
     sampler = Sampler(assembly.hooks, policy, cache, trainable, config.prompts.negative, on_host, ranks)
     heldout_canvas = config.evaluation.canvas(config.sampling)
     wanted = [*((prompt, config.sampling.canvas) for prompt in train), *((prompt, heldout_canvas) for prompt in heldout)]
     encoded = sampler.prepare(wanted)
     say(f"{len(train)} training and {len(heldout)} held-out prompts, {encoded} encoded now, the rest from the cache")
-    policy.settle(ranks, config.training, config.distributed.gather_to_sample)
+    policy.distribute(ranks, config.training, config.distributed.gather_to_sample)
     for name, decay in ((SAMPLING, config.sampling.average), (EVALUATION, config.evaluation.average)):
         if decay is not None:
-            policy.average(name, decay)
+            policy.track_ema(name, decay)
     return Run(config, assembly, policy, sampler, Learner(policy, config.training, ranks), train, heldout, ranks)

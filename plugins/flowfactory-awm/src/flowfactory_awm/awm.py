@@ -11,7 +11,7 @@ from pydantic import Field
 
 from flowfactory import At, Experience, Loss, Policy, hookimpl
 from flowfactory.config.ema import Constant, Decay, Power
-from flowfactory.flow.timesteps import Places, TimedConfig, places
+from flowfactory.flow.timesteps import NoisedBatch, TimestepsConfig, noised_batches
 from flowfactory.policy.policy import REFERENCE
 from flowfactory.rl.divergences import velocity_kl
 from flowfactory.rl.losses import clipped_surrogate, is_clipped, squared_error
@@ -24,7 +24,7 @@ OLD, AVERAGE = "old", "average"
 SMALL = 1e-10
 
 
-class AWMConfig(TimedConfig):
+class AWMConfig(TimestepsConfig):
     """AWM, arXiv:2509.25050: the ratio of matching errors takes the place of the ratio of log-densities."""
 
     weighting: Literal["uniform", "t", "t2", "huber", "ghuber"] = Field(
@@ -53,20 +53,20 @@ class AWM:
     @hookimpl
     def run_started(self, policy: Policy) -> None:
         """Keep the weights that each iteration starts from, and what the divergences need."""
-        policy.average(OLD, Constant(decay=0))
+        policy.track_ema(OLD, Constant(decay=0))
         if self._config.kl:
             policy.keep_reference()
         if self._config.average_kl:
-            policy.average(AVERAGE, self._config.average)
+            policy.track_ema(AVERAGE, self._config.average)
 
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
         """-min(r A, clip(r) A) + kl |v - v_ref|² + average_kl |v - v_average|² at each place."""
-        for batch in experience.batches():
-            for at in places(batch, self._config.times):
+        for batch in experience.micro_batches():
+            for at in noised_batches(batch, self._config.times):
                 yield self.loss(at, policy)
 
-    def loss(self, at: Places, policy: Policy) -> Loss:
+    def loss(self, at: NoisedBatch, policy: Policy) -> Loss:
         """The losses of the rows of ``at``."""
         config, advantage = self._config, at.samples.advantages
         new, kept = policy.compare(at.step, self._kept)
@@ -81,7 +81,7 @@ class AWM:
         )
         for key, name, weight in (("reference", "kl", config.kl), ("average", "average_kl", config.average_kl)):
             if weight:
-                loss = loss.plus(name, weight, velocity_kl(new.velocity, kept[key].velocity))
+                loss = loss.add_term(name, weight, velocity_kl(new.velocity, kept[key].velocity))
         return loss
 
 

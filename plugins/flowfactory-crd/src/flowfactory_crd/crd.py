@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.config.ema import Decay, PiecewiseLinear
-from flowfactory.flow.timesteps import Places, TimedConfig, places
+from flowfactory.flow.timesteps import NoisedBatch, TimestepsConfig, noised_batches
 from flowfactory.policy.policy import REFERENCE
 from flowfactory.rl.divergences import velocity_kl
 from flowfactory.rl.groups import group_max, group_sum
@@ -26,7 +26,7 @@ OLD, SAMPLING = "old", "crd sampling"
 LEAST_KL = 1e-4
 
 
-class CRDConfig(TimedConfig):
+class CRDConfig(TimestepsConfig):
     """CRD, arXiv:2603.14128: regression of centred implicit rewards, with a KL to a guided reference."""
 
     groupwise: ClassVar[bool] = True
@@ -66,8 +66,8 @@ class CRD:
     @hookimpl
     def run_started(self, policy: Policy) -> None:
         """Keep the two snapshots, and the reference if the KL needs one."""
-        policy.average(OLD, self._config.old)
-        policy.average(SAMPLING, self._config.sampling)
+        policy.track_ema(OLD, self._config.old)
+        policy.track_ema(SAMPLING, self._config.sampling)
         if self._config.kl:
             policy.keep_reference()
 
@@ -80,13 +80,13 @@ class CRD:
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
         """The distillation loss + kl |v - v_ref|² at each place."""
-        for groups in experience.whole_groups():
-            for at in places(groups, self._config.times):
+        for groups in experience.group_batches():
+            for at in noised_batches(groups, self._config.times):
                 yield from self.losses(at, policy)
 
-    def losses(self, at: Places, policy: Policy) -> Iterator[Loss]:
+    def losses(self, at: NoisedBatch, policy: Policy) -> Iterator[Loss]:
         """The losses of ``at``, which holds whole groups, a forward's worth each."""
-        pieces, wanted = at.batches(), {**self._old, **self._kl}
+        pieces, wanted = at.micro_batches(), {**self._old, **self._kl}
         if len(pieces) == 1:
             new, kept = policy.compare(at.step, wanted)
             implicit = self.implicit_reward(at, new, kept)
@@ -105,21 +105,21 @@ class CRD:
 
     @torch.no_grad()
     def _look(
-        self, pieces: list[Places], policy: Policy, wanted: Mapping[str, At]
+        self, pieces: list[NoisedBatch], policy: Policy, wanted: Mapping[str, At]
     ) -> list[tuple[Tensor, dict[str, Evaluation]]]:
         """Implicit rewards of the rows of each piece, and what was evaluated beside the present weights."""
         found = [(piece, *policy.compare(piece.step, wanted)) for piece in pieces]
         return [(self.implicit_reward(piece, new, kept), kept) for piece, new, kept in found]
 
-    def implicit_reward(self, at: Places, new: Evaluation, kept: Mapping[str, Evaluation]) -> Tensor:
+    def implicit_reward(self, at: NoisedBatch, new: Evaluation, kept: Mapping[str, Evaluation]) -> Tensor:
         """[b]: how much smaller the present policy's error is than the old one's."""
         return self.error(kept["old"].velocity, at) - self.error(new.velocity, at)
 
-    def error(self, velocity: Tensor, at: Places) -> Tensor:
+    def error(self, velocity: Tensor, at: NoisedBatch) -> Tensor:
         """[b]: the error whose decrease from the old policy's to the present one's is the implicit reward."""
         return squared_error(velocity, at.target, self._config.scaled)
 
-    def centres(self, at: Places, implicit: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def centres(self, at: NoisedBatch, implicit: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Detached centres of implicit reward and reward [b], one pair for each direction."""
         r = optimality(at.samples.advantages, self._config.advantage_max)
         weights = self._weights(r, at)
@@ -128,7 +128,7 @@ class CRD:
             for w in (w / group_sum(w, at.groups) for w in weights)
         ]
 
-    def _weights(self, r: Tensor, at: Places) -> list[Tensor]:
+    def _weights(self, r: Tensor, at: NoisedBatch) -> list[Tensor]:
         """What each sample counts in the centre of its group, [b], not yet divided by the group's sum."""
         match self._config.centre:
             case "mean":
@@ -144,7 +144,7 @@ class CRD:
 
     def _loss(
         self,
-        at: Places,
+        at: NoisedBatch,
         implicit: Tensor,
         centres: list[tuple[Tensor, Tensor]],
         new: Evaluation,
@@ -159,7 +159,7 @@ class CRD:
             return loss
         least = min(1.0, LEAST_KL / config.kl)
         weight = config.kl * (least + r * (1 - least)) if config.kl_adaptive else config.kl
-        return loss.plus("kl", weight, velocity_kl(new.velocity, kept["reference"].velocity))
+        return loss.add_term("kl", weight, velocity_kl(new.velocity, kept["reference"].velocity))
 
     def _match(self, implicit: Tensor, reward: Tensor) -> Tensor:
         if self._config.loss == "mse":

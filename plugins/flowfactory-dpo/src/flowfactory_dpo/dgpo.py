@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
-from flowfactory.flow.timesteps import Places, places
+from flowfactory.flow.timesteps import NoisedBatch, noised_batches
 from flowfactory.policy.policy import REFERENCE
 from flowfactory.rl.divergences import velocity_kl
 from flowfactory.rl.groups import group_sum
@@ -55,13 +55,13 @@ class DGPO:
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
         """weight A e + kl |v - v_ref|² at each place; the weight is the group's, detached. arXiv:2510.08425, eq. 18."""
-        for groups in experience.whole_groups():
-            for at in places(groups, self._config.times, shared=True):
+        for groups in experience.group_batches():
+            for at in noised_batches(groups, self._config.times, shared=True):
                 yield from self.losses(at, policy)
 
-    def losses(self, at: Places, policy: Policy) -> Iterator[Loss]:
+    def losses(self, at: NoisedBatch, policy: Policy) -> Iterator[Loss]:
         """The losses of ``at``, which holds whole groups, a forward's worth each."""
-        pieces, wanted = at.batches(), {**self._reference.kept, **self._kl}
+        pieces, wanted = at.micro_batches(), {**self._reference.kept, **self._kl}
         if len(pieces) == 1:
             new, kept = policy.compare(at.step, wanted)
             yield self._loss(at, new, self.weight(at, self._gap(at, new, kept).detach()), kept)
@@ -76,26 +76,26 @@ class DGPO:
 
     @torch.no_grad()
     def _look(
-        self, pieces: list[Places], policy: Policy, wanted: Mapping[str, At]
+        self, pieces: list[NoisedBatch], policy: Policy, wanted: Mapping[str, At]
     ) -> list[tuple[Tensor, Mapping[str, Evaluation]]]:
         """e - e_ref of the rows of each piece, and what was evaluated beside the present weights."""
         found = [(piece, *policy.compare(piece.step, wanted)) for piece in pieces]
         return [(self._gap(piece, new, kept), kept) for piece, new, kept in found]
 
-    def _gap(self, at: Places, new: Evaluation, kept: Mapping[str, Evaluation]) -> Tensor:
+    def _gap(self, at: NoisedBatch, new: Evaluation, kept: Mapping[str, Evaluation]) -> Tensor:
         return _error(new.velocity, at) - _error(kept["reference"].velocity, at)
 
-    def weight(self, at: Places, gap: Tensor) -> Tensor:
+    def weight(self, at: NoisedBatch, gap: Tensor) -> Tensor:
         """[b]: sigmoid of the sum over the group of A beta (e - e_ref) / K; ``gap`` [b] is e - e_ref."""
         size = group_sum(torch.ones_like(gap), at.groups)
         return torch.sigmoid(group_sum(at.samples.advantages * self._config.beta * gap / size, at.groups))
 
-    def _loss(self, at: Places, new: Evaluation, weight: Tensor, kept: Mapping[str, Evaluation]) -> Loss:
+    def _loss(self, at: NoisedBatch, new: Evaluation, weight: Tensor, kept: Mapping[str, Evaluation]) -> Loss:
         loss = Loss(weight * at.samples.advantages * _error(new.velocity, at), metrics={"weight": weight})
         if not self._kl:
             return loss
-        return loss.plus("kl", self._config.kl, velocity_kl(new.velocity, kept["anchor"].velocity))
+        return loss.add_term("kl", self._config.kl, velocity_kl(new.velocity, kept["anchor"].velocity))
 
 
-def _error(velocity: Tensor, at: Places) -> Tensor:
+def _error(velocity: Tensor, at: NoisedBatch) -> Tensor:
     return squared_error(velocity, at.target)

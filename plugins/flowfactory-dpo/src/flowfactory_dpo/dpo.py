@@ -10,7 +10,7 @@ from pydantic import Field
 from torch.nn.functional import logsigmoid
 
 from flowfactory import Experience, Loss, Policy, SamplingPlan, hookimpl
-from flowfactory.flow.timesteps import Places, places
+from flowfactory.flow.timesteps import NoisedBatch, noised_batches
 from flowfactory.rl.losses import squared_error
 from flowfactory_dpo.reference import Reference, ReferenceConfig
 
@@ -62,10 +62,10 @@ class DPO:
         pairs = max(1, experience.batch_size // 2)
         for start in range(0, len(best), pairs):
             arms = experience.rows(best[start : start + pairs] + worst[start : start + pairs])
-            for at in places(arms, self._config.times, shared=True):
+            for at in noised_batches(arms, self._config.times, shared=True):
                 yield self.loss(at, policy)
 
-    def loss(self, at: Places, policy: Policy) -> Loss:
+    def loss(self, at: NoisedBatch, policy: Policy) -> Loss:
         """The losses of the pairs in ``at``: for each of its times the best of all pairs, then the worst."""
         new, kept = policy.compare(at.step, self._reference.kept)
         gap = squared_error(new.velocity, at.target) - squared_error(kept["reference"].velocity, at.target)
@@ -88,7 +88,7 @@ def extremes(experience: Experience) -> tuple[list[int], list[int]]:
     return best, worst
 
 
-def _arms(values: torch.Tensor, at: Places) -> tuple[torch.Tensor, torch.Tensor]:
+def _arms(values: torch.Tensor, at: NoisedBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """The best's values and the worst's, [pairs times times] each."""
     times = len(torch.unique(at.time))
     best, worst = values.reshape(times, 2, -1).unbind(1)

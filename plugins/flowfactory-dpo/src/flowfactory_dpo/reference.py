@@ -9,13 +9,13 @@ from pydantic import Field
 
 from flowfactory import At, Policy, SamplingPlan
 from flowfactory.config.ema import Decay
-from flowfactory.flow.timesteps import TimedConfig
+from flowfactory.flow.timesteps import TimestepsConfig
 from flowfactory.policy.policy import REFERENCE
 
 AVERAGE = "preference reference"
 
 
-class ReferenceConfig(TimedConfig):
+class ReferenceConfig(TimestepsConfig):
     """Options of the reference."""
 
     reference_average: Decay | None = Field(
@@ -50,4 +50,4 @@ class Reference:
         if self.decay is None:
             policy.keep_reference()
         else:
-            policy.average(AVERAGE, self.decay)
+            policy.track_ema(AVERAGE, self.decay)

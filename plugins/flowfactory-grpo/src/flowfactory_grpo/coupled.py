@@ -64,7 +64,7 @@ class Coupled:
         for samples, step in experience.replay():
             new, kept = policy.compare(step, self._kept)
             loss = self._surrogate(step, new, samples.advantages)
-            yield loss.plus("kl", self._kl, self._divergence(new, kept["reference"])) if self._kl else loss
+            yield loss.add_term("kl", self._kl, self._divergence(new, kept["reference"])) if self._kl else loss
 
 
 def ratio(step: Step, new: Evaluation) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 from pydantic import Field
 
 from flowfactory import Evaluation, Loss, Step
-from flowfactory.flow import like
-from flowfactory.rl.losses import normalised_log_ratio
+from flowfactory.flow import expand_sigma
+from flowfactory.rl.losses import normalized_log_ratio
 from flowfactory_grpo.coupled import Coupled, CoupledConfig
 from flowfactory_grpo.grpo import clipped
 
@@ -45,7 +45,7 @@ def surrogate(step: Step, new: Evaluation, advantage: Tensor, clip_range: float)
     assert new.std is not None
     assert step.mean is not None
     assert step.next_latents is not None
-    r = torch.exp(normalised_log_ratio(new.mean, step.mean, step.next_latents, new.std))
+    r = torch.exp(normalized_log_ratio(new.mean, step.mean, step.next_latents, new.std))
     loss = clipped(r, advantage, clip_range)
     return replace(loss, values=loss.values / slope(step))
 
@@ -53,6 +53,6 @@ def surrogate(step: Step, new: Evaluation, advantage: Tensor, clip_range: float)
 def slope(step: Step) -> Tensor:
     """[b]: |d mean / d velocity| of each row's dynamics. For Flow-SDE below sigma 1 it is the step's length times 1 + a²/2."""
     assert step.next_sigma is not None
-    sigma, next_sigma = like(step.sigma, step.latents), like(step.next_sigma, step.latents)
+    sigma, next_sigma = expand_sigma(step.sigma, step.latents), expand_sigma(step.next_sigma, step.latents)
     one = torch.ones_like(sigma)
     return step.dynamics.transition(one, torch.zeros_like(one), sigma, next_sigma).mean.abs().flatten()

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from flowfactory import At, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.config.ema import Decay, PiecewiseLinear
-from flowfactory.flow import like
-from flowfactory.flow.timesteps import Places, TimedConfig, places
+from flowfactory.flow import expand_sigma
+from flowfactory.flow.timesteps import NoisedBatch, TimestepsConfig, noised_batches
 from flowfactory.policy.policy import REFERENCE
 from flowfactory.rl.divergences import velocity_kl
 from flowfactory.rl.losses import optimality, squared_error
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 OLD = "old"
 
 
-class NFTConfig(TimedConfig):
+class NFTConfig(TimestepsConfig):
     """DiffusionNFT, arXiv:2509.16117: contrasts two implicit policies around the old one, at times of its own."""
 
     own_sampler: ClassVar[bool] = True
@@ -50,7 +50,7 @@ class NFT:
     @hookimpl
     def run_started(self, policy: Policy) -> None:
         """Keep the old policy, and the reference if the KL needs one."""
-        policy.average(OLD, self._config.old)
+        policy.track_ema(OLD, self._config.old)
         if self._config.kl:
             policy.keep_reference()
 
@@ -62,11 +62,11 @@ class NFT:
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
         """(r L+ + (1 - r) L-) a_max / beta + kl |v - v_ref|² at each place, arXiv:2509.16117, eq. 6 and 13."""
-        for batch in experience.batches():
-            for at in places(batch, self._config.times):
+        for batch in experience.micro_batches():
+            for at in noised_batches(batch, self._config.times):
                 yield self.loss(at, policy)
 
-    def loss(self, at: Places, policy: Policy) -> Loss:
+    def loss(self, at: NoisedBatch, policy: Policy) -> Loss:
         """The losses of the rows of ``at``."""
         config = self._config
         new, kept = policy.compare(at.step, self._kept)
@@ -76,10 +76,10 @@ class NFT:
         bad = x0_error(at, (1 + config.beta) * old - config.beta * new.velocity)
         values = (r * good + (1 - r) * bad) * config.advantage_max / config.beta
         loss = Loss(values, metrics={"optimality": r, "old_distance": velocity_kl(new.velocity, old)})
-        return loss.plus("kl", config.kl, velocity_kl(new.velocity, kept["reference"].velocity)) if config.kl else loss
+        return loss.add_term("kl", config.kl, velocity_kl(new.velocity, kept["reference"].velocity)) if config.kl else loss
 
 
-def x0_error(at: Places, velocity: Tensor) -> Tensor:
+def x0_error(at: NoisedBatch, velocity: Tensor) -> Tensor:
     """[b]: squared error of the clean latents that ``velocity`` implies, in units of its own mean absolute error."""
     latents = at.step.latents.float()
-    return squared_error(latents - like(at.step.sigma, latents) * velocity, at.samples.latents.float(), scaled=True)
+    return squared_error(latents - expand_sigma(at.step.sigma, latents) * velocity, at.samples.latents.float(), scaled=True)

@@ -13,7 +13,7 @@ from flowfactory import Canvas, Prompt
 from flowfactory.config.schema import Takes
 from flowfactory.data.media import read_picture
 from flowfactory.models.family import Entry, Family, FamilyConfig, Parts
-from flowfactory.models.image_conditions import numbered
+from flowfactory.models.image_conditions import number_images
 from flowfactory.models.pretrained import Pretrained
 from flowfactory_qwen_image.image import QWEN_IMAGE, check_steps
 
@@ -52,7 +52,7 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
         for picture, (width, height) in zip(pictures, drawn, strict=True):
             pixels = pipeline.image_processor.preprocess(picture, height, width)[:, :, None].to(parts.device, embeds.dtype)
             latents.append(pipeline._encode_vae_image(pixels, None)[0, :, 0])
-        yield {"embeds": embeds[0]} | numbered(latents)
+        yield {"embeds": embeds[0]} | number_images(latents)
 
 
 QWEN_IMAGE_EDIT = replace(

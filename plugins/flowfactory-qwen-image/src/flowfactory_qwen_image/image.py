@@ -11,12 +11,12 @@ from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt
 from flowfactory.errors import UserError
-from flowfactory.models.decoding import decode_normalised
+from flowfactory.models.decoding import decode_normalized
 from flowfactory.models.family import Entry, Family, FamilyConfig, Parts, linear_guidance
-from flowfactory.models.image_conditions import stacked_pictures
+from flowfactory.models.image_conditions import stack_images
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.models.resolution import Grid
-from flowfactory.models.schedules import even_sigmas, resolution_shift, scheduled
+from flowfactory.models.schedules import even_sigmas, resolution_shift, scheduler_sigmas
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
@@ -58,7 +58,7 @@ def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
         raise UserError(TOO_FEW)
     _, height, width = shape(parts, canvas)
     shift = resolution_shift(parts, (height // PATCH) * (width // PATCH))
-    return scheduled(parts, steps, sigmas=even_sigmas(steps), mu=shift)
+    return scheduler_sigmas(parts, steps, sigmas=even_sigmas(steps), mu=shift)
 
 
 def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
@@ -66,7 +66,7 @@ def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Condition
     pipeline = parts.pipeline
     embeds, valid = conditions.pad("embeds")
     lengths = {len(entry["embeds"]) for entry in conditions.entries}
-    pictures = [latents, *stacked_pictures(conditions)]
+    pictures = [latents, *stack_images(conditions)]
     # the channels of a patch come out in the order of the pipeline's _pack_latents
     patches = [torch.pixel_unshuffle(picture.to(embeds.dtype), PATCH) for picture in pictures]
     height, width = patches[0].shape[-2:]
@@ -93,7 +93,7 @@ def guide(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: 
 
 def decode(parts: Parts, latents: Tensor) -> Tensor:
     """Pictures [B, 3, H, W]."""
-    return decode_normalised(parts, latents[:, :, None])[:, :, 0]
+    return decode_normalized(parts, latents[:, :, None])[:, :, 0]
 
 
 def check_steps(checkpoint: Pretrained, run: RunConfig) -> None:

@@ -14,7 +14,7 @@ from flowfactory.models.decoding import decode_scaled
 from flowfactory.models.family import Entry, Family, FamilyConfig, Parts
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.models.resolution import Grid
-from flowfactory.models.schedules import resolution_shift, scheduled
+from flowfactory.models.schedules import resolution_shift, scheduler_sigmas
 
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
@@ -45,10 +45,10 @@ def shape(parts: Parts, canvas: Canvas) -> tuple[int, ...]:
 def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
     """[steps + 1], shifted by the resolution where the scheduler says so."""
     if not parts.pipeline.scheduler.config.get("use_dynamic_shifting"):
-        return scheduled(parts, steps)
+        return scheduler_sigmas(parts, steps)
     patch = parts.pipeline.transformer.config.patch_size
     _, height, width = shape(parts, canvas)
-    return scheduled(parts, steps, mu=resolution_shift(parts, (height // patch) * (width // patch), max_shift=1.16))
+    return scheduler_sigmas(parts, steps, mu=resolution_shift(parts, (height // patch) * (width // patch), max_shift=1.16))
 
 
 def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:

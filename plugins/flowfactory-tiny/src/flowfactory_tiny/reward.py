@@ -30,7 +30,7 @@ class SceneConfig(ComponentConfig):
     def check(self, run: RunConfig) -> None:
         """Every prompt is a caption of the tiny world, which is the only thing this reward can read."""
         for path in filter(None, (run.prompts.train, run.prompts.heldout)):
-            for prompt in prompts.read(path):
+            for prompt in prompts.read_prompts(path):
                 try:
                     parse(prompt.text)
                 except ValueError as error:

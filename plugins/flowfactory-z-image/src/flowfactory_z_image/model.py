@@ -14,7 +14,7 @@ from flowfactory.models.decoding import decode_scaled
 from flowfactory.models.family import Entry, Family, FamilyConfig, Parts
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.models.resolution import Grid
-from flowfactory.models.schedules import even_sigmas, resolution_shift, scheduled
+from flowfactory.models.schedules import even_sigmas, resolution_shift, scheduler_sigmas
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
@@ -44,7 +44,7 @@ def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
     """[steps + 1], shifted by the resolution where the scheduler says so."""
     _, height, width = shape(parts, canvas)
     tokens = (height // PATCH) * (width // PATCH)
-    return scheduled(parts, steps, sigmas=even_sigmas(steps), mu=resolution_shift(parts, tokens))
+    return scheduler_sigmas(parts, steps, sigmas=even_sigmas(steps), mu=resolution_shift(parts, tokens))
 
 
 def time(sigma: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def guide(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: 
         guided = guided * (most * _length(given) / _length(guided)).clamp(max=1)
     # the option is a double, and the pipeline compares it as one
     late = time(sigma).double() > parts.options.cfg_truncation
-    return torch.where(flow.like(late, given).bool(), given, guided)
+    return torch.where(flow.expand_sigma(late, given).bool(), given, guided)
 
 
 def _length(velocity: Tensor) -> Tensor:

@@ -33,14 +33,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from flowfactory.rewards.wire.media import Room, count_pixels, decode_medium, encode_medium
+from flowfactory.rewards.wire.media import PixelBudget, count_pixels, decode_medium, encode_medium
 from flowfactory.rewards.wire.schema import VERSION, Encoding, File, Part, Request, WireError
 from flowfactory.types import Prompt, Samples
 
 LARGEST = torch.finfo(torch.float32).max
 
 
-def parts_of(samples: Samples, encoding: Encoding) -> list[Part]:
+def encode_request(samples: Samples, encoding: Encoding) -> list[Part]:
     """The request for the scores of ``samples``; a file that several prompts bring goes once.
 
     WireError: media or metadata cannot be written so. UserError: a file cannot be read, or videos lack PyAV.
@@ -50,7 +50,7 @@ def parts_of(samples: Samples, encoding: Encoding) -> list[Part]:
 
     def sent(path: Path) -> dict[str, str]:
         if path not in files:
-            files[path] = Part(f"file-{len(files)}", "application/octet-stream", _bytes(path))
+            files[path] = Part(f"file-{len(files)}", "application/octet-stream", _read_bytes(path))
         suffix = path.suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,8}", path.suffix) else ""
         return {"part": files[path].name, "suffix": suffix}
 
@@ -76,14 +76,14 @@ def parts_of(samples: Samples, encoding: Encoding) -> list[Part]:
     return [Part("request", "application/json", request.encode()), *(part for _, part in written), *files.values()]
 
 
-def _bytes(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise WireError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def samples_of(parts: Mapping[str, bytes | memoryview], folder: Path, max_pixels: int) -> Samples:
+def decode_request(parts: Mapping[str, bytes | memoryview], folder: Path, max_pixels: int) -> Samples:
     """The samples of a request, media float32 on the CPU; files of prompts are written to ``folder``.
 
     WireError: something is not as the format has it, or media are more than ``max_pixels`` together, which is found out
@@ -97,7 +97,7 @@ def samples_of(parts: Mapping[str, bytes | memoryview], folder: Path, max_pixels
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise WireError(f"request{'.' if where else ''}{where}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
-    room = Room(max_pixels)
+    room = PixelBudget(max_pixels)
     read = [decode_medium(sample.media, _part(parts, sample.media.part), room) for sample in request.samples]
     for i, medium in enumerate(read):
         if medium.shape != read[0].shape:
@@ -138,20 +138,20 @@ def _part(parts: Mapping[str, bytes | memoryview], name: str) -> bytes | memoryv
     return parts[name]
 
 
-def answer_of(scores: Tensor) -> bytes:
+def encode_scores(scores: Tensor) -> bytes:
     """The body that carries ``scores`` [B]."""
     return json.dumps({"scores": scores.tolist()}).encode()
 
 
-def scores_in(body: bytes, count: int) -> Tensor:
+def decode_scores(body: bytes, count: int) -> Tensor:
     """float32 [count]. WireError: the answer holds something else."""
     try:
         answer = json.loads(body)
     except ValueError as error:
-        raise WireError(f"answered no JSON: {shown(body)}") from error
+        raise WireError(f"answered no JSON: {excerpt(body)}") from error
     scores = answer.get("scores") if isinstance(answer, dict) else None
     if not isinstance(scores, list):
-        raise WireError(f"answered no list of scores: {shown(body)}")
+        raise WireError(f"answered no list of scores: {excerpt(body)}")
     if len(scores) != count:
         raise WireError(f"answered {len(scores)} scores for {count} samples")
     for i, score in enumerate(scores):
@@ -160,14 +160,14 @@ def scores_in(body: bytes, count: int) -> Tensor:
     return torch.tensor(scores, dtype=torch.float32)
 
 
-def shown(body: bytes | str) -> str:
+def excerpt(body: bytes | str) -> str:
     """The beginning of what a server said, on one line."""
     text = body if isinstance(body, str) else body[:1000].decode("utf-8", "replace")
     line = " ".join(text.split())
     return repr(line[:160] + ("…" if len(line) > 160 else ""))
 
 
-def error_in(body: bytes) -> str:
+def error_message(body: bytes) -> str:
     """The sentence of an answer that is an error: this format's, FastAPI's and OpenAI's; else how it begins."""
     found: Any
     try:
@@ -177,4 +177,4 @@ def error_in(body: bytes) -> str:
     for key in ("error", "message", "detail"):
         while isinstance(found, dict) and key in found:
             found = found[key]
-    return " ".join(found.split())[:500] if isinstance(found, str) and found else shown(body)
+    return " ".join(found.split())[:500] if isinstance(found, str) and found else excerpt(body)

@@ -13,39 +13,39 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from flowfactory.data.media import FRAME_RATE, pyav
+from flowfactory.data.media import FRAME_RATE, import_pyav
 from flowfactory.rewards.wire.schema import Encoding, Medium, Part, WireError
 
 
 def encode_medium(name: str, medium: Tensor, encoding: Encoding, frame_rate: float | None) -> tuple[dict[str, Any], Part]:
     """What is said of ``medium`` [C, H, W] or [F, C, H, W], and its part."""
     if encoding in ("raw", "raw8"):
-        array = medium.float().numpy().astype("<f4") if encoding == "raw" else rounded(medium).numpy()
+        array = medium.float().numpy().astype("<f4") if encoding == "raw" else to_uint8(medium).numpy()
         dtype = "float32" if encoding == "raw" else "uint8"
         told = {"dtype": dtype, "shape": list(array.shape)}
-        return _told(Part(name, "application/octet-stream", array.tobytes()), **told)
+        return _describe(Part(name, "application/octet-stream", array.tobytes()), **told)
     if medium.shape[-3] not in (1, 3):
         raise WireError(f"media have {medium.shape[-3]} channels; {encoding} has 1 or 3: write 'encoding: raw'")
-    frames = rounded(medium).movedim(-3, -1).numpy()
+    frames = to_uint8(medium).movedim(-3, -1).numpy()
     if medium.dim() == 4:
-        return _told(Part(name, "video/x-matroska", _ffv1(frames, frame_rate or FRAME_RATE)))
+        return _describe(Part(name, "video/x-matroska", _encode_ffv1(frames, frame_rate or FRAME_RATE)))
     if encoding == "webp" and medium.shape[0] == 3:  # WebP knows no grey
         file = BytesIO()
         Image.fromarray(frames).save(file, format="WEBP", lossless=True, quality=0)
-        return _told(Part(name, "image/webp", file.getvalue()))
-    return _told(Part(name, "image/png", png(frames)))
+        return _describe(Part(name, "image/webp", file.getvalue()))
+    return _describe(Part(name, "image/png", encode_png(frames)))
 
 
-def _told(part: Part, **more: Any) -> tuple[dict[str, Any], Part]:
+def _describe(part: Part, **more: Any) -> tuple[dict[str, Any], Part]:
     return {"part": part.name, "type": part.type, **more}, part
 
 
-def rounded(media: Tensor) -> Tensor:
+def to_uint8(media: Tensor) -> Tensor:
     """uint8 of media in [0, 1]: what an 8-bit file keeps."""
     return (media.float().clamp(0, 1) * 255).round().byte()
 
 
-def png(picture: NDArray[np.uint8]) -> bytes:
+def encode_png(picture: NDArray[np.uint8]) -> bytes:
     """The file of ``picture`` [H, W, C], uint8, C 1 or 3."""
     file = BytesIO()
     # the least compression: time counts for more than bytes on the way to a server
@@ -53,9 +53,9 @@ def png(picture: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-def _ffv1(frames: NDArray[np.uint8], frame_rate: float) -> bytes:
+def _encode_ffv1(frames: NDArray[np.uint8], frame_rate: float) -> bytes:
     """The file of ``frames`` [F, H, W, C]."""
-    av = pyav()
+    av = import_pyav()
     grey = frames.shape[-1] == 1
     file = BytesIO()
     with av.open(file, "w", format="matroska") as container:
@@ -69,7 +69,7 @@ def _ffv1(frames: NDArray[np.uint8], frame_rate: float) -> bytes:
     return file.getvalue()
 
 
-class Room:
+class PixelBudget:
     """How many pixels may still be read."""
 
     def __init__(self, pixels: int) -> None:
@@ -82,18 +82,20 @@ class Room:
             raise WireError(f"media have more than {self._all} pixels together; send fewer in a request")
 
 
-def decode_medium(medium: Medium, content: bytes | memoryview, room: Room) -> Tensor:
+def decode_medium(medium: Medium, content: bytes | memoryview, room: PixelBudget) -> Tensor:
     """float32, [C, H, W] or [F, C, H, W]."""
     if medium.type == "application/octet-stream":
-        return _numbers(medium, content, room)
+        return _decode_numbers(medium, content, room)
     try:
-        frames = _picture(medium, content, room) if medium.type.startswith("image/") else _video(medium, content, room)
+        frames = (
+            _decode_picture(medium, content, room) if medium.type.startswith("image/") else _decode_video(medium, content, room)
+        )
     except WireError as error:
         raise WireError(f"part {medium.part!r}: {error}") from error
     return torch.from_numpy(frames).movedim(-1, -3).contiguous().float() / 255
 
 
-def _numbers(medium: Medium, content: bytes | memoryview, room: Room) -> Tensor:
+def _decode_numbers(medium: Medium, content: bytes | memoryview, room: PixelBudget) -> Tensor:
     assert medium.shape is not None
     size = math.prod(medium.shape) * (4 if medium.dtype == "float32" else 1)
     if len(content) != size:
@@ -106,7 +108,7 @@ def _numbers(medium: Medium, content: bytes | memoryview, room: Room) -> Tensor:
     return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(medium.shape).astype(np.float32)) / 255
 
 
-def _picture(medium: Medium, content: bytes | memoryview, room: Room) -> NDArray[np.uint8]:
+def _decode_picture(medium: Medium, content: bytes | memoryview, room: PixelBudget) -> NDArray[np.uint8]:
     """[H, W, C]."""
     kind = medium.type.removeprefix("image/").upper()
     try:
@@ -122,7 +124,7 @@ def _picture(medium: Medium, content: bytes | memoryview, room: Room) -> NDArray
     return array if array.ndim == 3 else array[..., None]
 
 
-def count_pixels(name: str, content: bytes | memoryview, room: Room) -> None:
+def count_pixels(name: str, content: bytes | memoryview, room: PixelBudget) -> None:
     """Take the pixels of the picture in ``content`` from ``room``. WireError: there are not as many, or it is none."""
     try:
         with Image.open(BytesIO(content)) as picture:
@@ -133,9 +135,9 @@ def count_pixels(name: str, content: bytes | memoryview, room: Room) -> None:
         raise WireError(f"part {name!r}: no picture that can be read: {error}") from error
 
 
-def _video(medium: Medium, content: bytes | memoryview, room: Room) -> NDArray[np.uint8]:
+def _decode_video(medium: Medium, content: bytes | memoryview, room: PixelBudget) -> NDArray[np.uint8]:
     """[F, H, W, C]."""
-    av = pyav()
+    av = import_pyav()
     frames: list[NDArray[np.uint8]] = []
     try:
         with av.open(BytesIO(content), format="mp4" if medium.type == "video/mp4" else "matroska") as container:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from flowfactory.rewards.wire.schema import Part, WireError
 
 
-def multipart(parts: Iterable[Part]) -> tuple[str, bytes]:
+def build_multipart(parts: Iterable[Part]) -> tuple[str, bytes]:
     """The Content-Type and the body."""
     boundary = secrets.token_hex(16)
     pieces: list[bytes | memoryview] = []
@@ -21,7 +21,7 @@ def multipart(parts: Iterable[Part]) -> tuple[str, bytes]:
     return f"multipart/form-data; boundary={boundary}", b"".join([*pieces, f"--{boundary}--\r\n".encode()])
 
 
-def parts_in(content_type: str, body: bytes) -> dict[str, memoryview]:
+def parse_multipart(content_type: str, body: bytes) -> dict[str, memoryview]:
     """The contents of a multipart body by the names of its parts, not copied. WireError: it is none, or is not whole."""
     found = re.fullmatch(r"multipart/form-data\s*;.*?\bboundary=(\"[^\"]{1,70}\"|[^\s;\"]{1,70}).*", content_type, re.I | re.S)
     if not found:
@@ -41,7 +41,7 @@ def parts_in(content_type: str, body: bytes) -> dict[str, memoryview]:
         blank = body.find(b"\r\n\r\n", place, min(end, place + 8192))
         if blank < 0:
             raise WireError("a part has no blank line after its headers")
-        name = _name(body[place:blank])
+        name = _part_name(body[place:blank])
         if name in parts:
             raise WireError(f"there are two parts {name!r}")
         parts[name] = view[blank + 4 : end]
@@ -49,7 +49,7 @@ def parts_in(content_type: str, body: bytes) -> dict[str, memoryview]:
     return parts
 
 
-def _name(head: bytes) -> str:
+def _part_name(head: bytes) -> str:
     for line in head.decode("latin-1").split("\r\n"):
         key, _, value = line.partition(":")
         if key.strip().lower() == "content-disposition":

@@ -25,7 +25,7 @@ def load(path: Path, policy: Policy, others: Mapping[str, Tensor] | None = None)
     """
     reader = FileSystemReader(path)
     saved = reader.read_metadata().state_dict_metadata
-    policy.room_for({name.removeprefix("kept/").rpartition("/")[0] for name in saved if name.startswith("kept/")})
+    policy.reserve({name.removeprefix("kept/").rpartition("/")[0] for name in saved if name.startswith("kept/")})
     weights = policy.state()
     state = {**weights, **(others or {})}
     there = {name: tuple(entry.size) for name, entry in saved.items() if isinstance(entry, TensorStorageMetadata)}
@@ -37,4 +37,4 @@ def load(path: Path, policy: Policy, others: Mapping[str, Tensor] | None = None)
     with warnings.catch_warnings():  # that there is no process group, which reading needs not
         warnings.simplefilter("ignore")
         read_into(state, storage_reader=reader, no_dist=True)
-    policy.restored()
+    policy.mark_restored()

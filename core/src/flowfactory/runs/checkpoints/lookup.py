@@ -24,7 +24,7 @@ def latest(folder: Path) -> Path | None:
     return max(list_checkpoints(folder), key=lambda path: int(path.name), default=None)
 
 
-def fixed_in(folder: Path) -> dict[str, Any] | None:
+def saved_fixed_config(folder: Path) -> dict[str, Any] | None:
     """What the newest checkpoint whose manifest can be read holds a resumed run to; None: there is none."""
     for path in reversed(list_checkpoints(folder)):
         try:
@@ -41,13 +41,13 @@ def find(folder: Path, iteration: int | None = None, say: Say = lambda _: None) 
     """
     if iteration is None:
         if there := list_checkpoints(folder):
-            return newest_intact(there, lambda path: damage(path), say)
+            return newest_intact(there, lambda path: find_damage(path), say)
         raise UserError(f"{folder} holds no checkpoint")
     path = folder / f"{iteration:06d}"
     if path not in list_checkpoints(folder):
         known = ", ".join(str(int(p.name)) for p in list_checkpoints(folder))
         raise UserError(f"{folder} holds no checkpoint of iteration {iteration}" + (f"; there is {known}" if known else ""))
-    if problem := damage(path):
+    if problem := find_damage(path):
         raise UserError(f"{path} is damaged: {problem}; choose another checkpoint")
     return path
 
@@ -62,7 +62,7 @@ def newest_intact(there: Sequence[Path], damage: Callable[[Path], str | None], s
     raise UserError(f"{there[0].parent} holds no checkpoint that is whole; start the run anew in another --out")
 
 
-def damage(path: Path, rank: int = 0, count: int = 1) -> str | None:
+def find_damage(path: Path, rank: int = 0, count: int = 1) -> str | None:
     """What is wrong with a checkpoint, None if it is whole; of ``count`` ranks each looks at its share of the files."""
     try:
         files = Manifest.read(path).files

@@ -32,7 +32,7 @@ class Stored(NamedTuple):
 class Manifest:
     """What ``checkpoint.json`` says: ``shard`` of the ``ranks`` held one copy of the weights together.
 
-    ``fixed`` is what a resumed run may not change, :func:`flowfactory.runs.resume.fixed`.
+    ``fixed`` is what a resumed run may not change, :func:`flowfactory.runs.resume.fixed_config`.
     """
 
     iteration: int

@@ -31,9 +31,9 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from flowfactory.errors import RunError, UserError
 from flowfactory.runs.checkpoints.load import load
-from flowfactory.runs.checkpoints.lookup import damage, latest, list_checkpoints, newest_intact
+from flowfactory.runs.checkpoints.lookup import find_damage, latest, list_checkpoints, newest_intact
 from flowfactory.runs.checkpoints.manifest import Manifest, Stored, file_record, flush_to_disk
-from flowfactory.runs.resume import fixed
+from flowfactory.runs.resume import fixed_config
 from flowfactory.types import Say
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 T = TypeVar("T")
 
 
-class _Staged(DefaultSavePlanner):
+class _StagingPlanner(DefaultSavePlanner):
     """Copies to host memory what this rank is to write, when it is told what that is."""
 
     def finish_plan(self, new_plan: SavePlan) -> SavePlan:
@@ -70,7 +70,7 @@ class _Staged(DefaultSavePlanner):
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _WritePlan:
     """Who writes what: it depends on names, shapes and shards alone, and so is the same for every checkpoint of a run."""
 
     asked: SavePlan
@@ -85,7 +85,7 @@ class _Plan:
 
 
 @dataclass(frozen=True)
-class _Writing:
+class _PendingCheckpoint:
     """A checkpoint that is being written: this rank's part, and of the leading rank the whole of it."""
 
     number: int
@@ -110,11 +110,11 @@ class Checkpoints:
     def __init__(self, folder: Path, ranks: Ranks, config: RunConfig, say: Say = lambda _: None) -> None:
         self._folder, self._ranks, self._say = folder, ranks, say
         self._keep_last = config.output.keep_last
-        self._fixed = fixed(config) if ranks.leads else {}
+        self._fixed = fixed_config(config) if ranks.leads else {}
         self._shard = 1 if ranks.mesh is None else ranks.mesh["shard"].size()
         self._last: Path | None = None
-        self._plan: _Plan | None = None
-        self._writing: _Writing | None = None
+        self._plan: _WritePlan | None = None
+        self._writing: _PendingCheckpoint | None = None
 
     @property
     def latest(self) -> Path | None:
@@ -152,7 +152,7 @@ class Checkpoints:
         return manifest.iteration
 
     def _damage(self, path: Path) -> str | None:
-        found = self._ranks.gather(damage(path, self._ranks.rank, self._ranks.count))
+        found = self._ranks.gather(find_damage(path, self._ranks.rank, self._ranks.count))
         return next((problem for problem in found if problem), None)
 
     def save(self, number: int, policy: Policy, learner: Learner) -> list[tuple[int, Path]]:
@@ -164,29 +164,29 @@ class Checkpoints:
         ranks, folder = self._ranks, self._folder / f"{WRITING}{number:06d}"
         writer = FileSystemWriter(folder, per_thread_copy_ahead=0)
         writer.set_up_storage_writer(ranks.leads)
-        planner = _Staged()
+        planner = _StagingPlanner()
         random = {f"random/{ranks.rank}": torch.get_rng_state()}
         planner.set_up_planner({**policy.state(), **learner.state(), **random}, is_coordinator=ranks.leads)
-        plan = self._plan = self._planned(planner, writer)
+        plan = self._plan = self._make_plan(planner, writer)
         self._together(number, lambda: self._make(folder) if ranks.leads else None)
-        self._together(number, lambda: self._insist_on_shared(folder))
+        self._together(number, lambda: self._check_shared_folder(folder))
         if policy.lora:
             self._together(number, lambda: policy.save_trained(folder))
         mine = planner.finish_plan(plan.mine)
         given_up = threading.Event()
         part = _in_thread(lambda: _write_part(writer, mine, planner, ranks.rank))
         whole = _in_thread(lambda: self._complete(number, writer, plan.metadata, part, given_up)) if ranks.leads else None
-        self._writing = _Writing(number, part, whole, given_up)
+        self._writing = _PendingCheckpoint(number, part, whole, given_up)
         return saved
 
-    def _planned(self, planner: _Staged, writer: FileSystemWriter) -> _Plan:
+    def _make_plan(self, planner: _StagingPlanner, writer: FileSystemWriter) -> _WritePlan:
         asked = planner.create_local_plan()
         known = self._plan
         if not self._ranks.any(known is None or known.asked != asked) and known is not None:
             return known
         # every rank comes to the same, since what it comes from is the same
         plans, metadata = planner.create_global_plan(self._ranks.gather(asked))
-        return _Plan(asked, writer.prepare_global_plan(plans)[self._ranks.rank], metadata)
+        return _WritePlan(asked, writer.prepare_global_plan(plans)[self._ranks.rank], metadata)
 
     def _make(self, folder: Path) -> None:
         for prefix in (WRITING, REMOVING):
@@ -194,7 +194,7 @@ class Checkpoints:
                 shutil.rmtree(left)
         folder.mkdir(parents=True)
 
-    def _insist_on_shared(self, folder: Path) -> None:
+    def _check_shared_folder(self, folder: Path) -> None:
         if not folder.is_dir():
             raise RunError(
                 f"{self._folder} of rank 0 is not seen by rank {self._ranks.rank}; put output.dir where every rank does"
@@ -257,7 +257,7 @@ class Checkpoints:
         if not told:
             return result
         self._abandon(number)
-        if problem is not None and _cause(problem) is None:
+        if problem is not None and _os_error(problem) is None:
             raise problem
         raise RunError(told[0]) from problem
 
@@ -270,10 +270,10 @@ class Checkpoints:
             shutil.rmtree(self._folder / f"{WRITING}{number:06d}", ignore_errors=True)
 
     def _told(self, number: int, problem: Exception) -> str:
-        cause = _cause(problem)
+        cause = _os_error(problem)
         if cause is None:
             return str(problem) if isinstance(problem, RunError) else f"rank {self._ranks.rank}: {problem!r}"
-        size = _readable(self._plan.bytes if self._plan else 0)
+        size = _format_bytes(self._plan.bytes if self._plan else 0)
         what = f"the checkpoint of iteration {number}, about {size} ({cause.strerror or cause})"
         if cause.errno in NO_ROOM:
             return f"{self._folder} has no room for {what}; make room, or set output.keep_last, and continue with --resume"
@@ -294,7 +294,7 @@ def _in_thread(action: Callable[[], T]) -> Future[T]:
     return future
 
 
-def _write_part(writer: FileSystemWriter, plan: SavePlan, planner: _Staged, rank: int) -> None:
+def _write_part(writer: FileSystemWriter, plan: SavePlan, planner: _StagingPlanner, rank: int) -> None:
     """Write this rank's part, and what is where in which files for the leading rank to read."""
     results: list[WriteResult] = writer.write_data(plan, planner).wait()
     folder = Path(writer.path)
@@ -321,7 +321,7 @@ def _remove(path: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _cause(error: BaseException) -> OSError | None:
+def _os_error(error: BaseException) -> OSError | None:
     """The operating system's word in ``error``; torch and safetensors wrap it in errors of their own."""
     seen: BaseException | None = error
     while seen is not None:
@@ -333,7 +333,7 @@ def _cause(error: BaseException) -> OSError | None:
     return None
 
 
-def _readable(size: float) -> str:
+def _format_bytes(size: float) -> str:
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 
 
-class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the storages that come to be within it, until they are gone.
 
     Operations on fake tensors stay fake, those on real ones real, and noise is fake. Any number that is asked of a fake tensor
@@ -111,7 +111,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if fakes and function is aten.equal.default:
             return True
         if fakes and function is aten.index.Tensor:  # a mask whose numbers are known says how many there are
-            places = [_places(index) for index in args[1]]
+            places = [_mask_indices(index) for index in args[1]]
             args = (args[0], [place for found in places for place in found])
         arrives = function is aten._to_copy.default and given[0].is_meta and kwargs.get("device") is not None
         if arrives:
@@ -125,7 +125,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return function(*args, **kwargs)
 
 
-def _places(index: Tensor | None) -> Sequence[Tensor | None]:
+def _mask_indices(index: Tensor | None) -> Sequence[Tensor | None]:
     if index is None or isinstance(index, FakeTensor) or index.dtype != torch.bool:
         return [index]
     return index.nonzero(as_tuple=True)
@@ -166,13 +166,13 @@ def cuda_autocast() -> Iterator[None]:
             setattr(nn.functional, name, function)
 
 
-class Forwards:
+class CachedForwards:
     """Runs each of ``modules`` once for each shape of its inputs where no graph is wanted; later only its bytes pass.
 
     ``peak``: the most bytes there were until the last of them ended.
     """
 
-    def __init__(self, counter: Counter, fake: FakeTensorMode, modules: Iterable[nn.Module]) -> None:
+    def __init__(self, counter: StorageCounter, fake: FakeTensorMode, modules: Iterable[nn.Module]) -> None:
         self._counter, self._fake = counter, fake
         self._known: dict[object, tuple[Any, float]] = {}
         self.peak = 0.0

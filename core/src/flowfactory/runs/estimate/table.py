@@ -56,7 +56,7 @@ def remedies(found: Estimate, config: RunConfig) -> list[str]:
     return [key for _, key in helps] + last
 
 
-def told(size: float) -> str:
+def format_bytes(size: float) -> str:
     """``size`` bytes, as people read them."""
     for unit, name in ((GIB, "GiB"), (2**20, "MiB")):
         if size >= unit:
@@ -72,23 +72,25 @@ def table(found: Estimate) -> Table:
     for name in ("", "device", *(("host",) if found.cuda else ())):
         rows.add_column(name, justify="right" if name else "left")
     for name, part in found.parts.items():
-        rows.add_row(name, *(told(size) if size else "" for size in (part.device, part.host)[: 1 + found.cuda]))
+        rows.add_row(name, *(format_bytes(size) if size else "" for size in (part.device, part.host)[: 1 + found.cuda]))
     if found.unknown:
         rows.add_row(f"rewards {', '.join(found.unknown)}", "not known")
     rows.add_section()
     for name, size in found.phases.items():
-        rows.add_row(f"most at once: {name}", told(size))
+        rows.add_row(f"most at once: {name}", format_bytes(size))
     rows.add_section()
-    rows.add_row("peak", told(found.peak), *((told(found.host),) if found.cuda else ()))
+    rows.add_row("peak", format_bytes(found.peak), *((format_bytes(found.host),) if found.cuda else ()))
     return rows
 
 
 def verdict(found: Estimate, config: RunConfig, card: int) -> str:
     """Whether a card of ``card`` bytes holds the run, and what to change if it does not."""
     if found.needed <= card:
-        return f"{told(found.needed)} of a card's {told(card)}, CUDA's own included: it fits" + (
+        return f"{format_bytes(found.needed)} of a card's {format_bytes(card)}, CUDA's own included: it fits" + (
             f", beside what {', '.join(found.unknown)} takes" if found.unknown else ""
         )
     phase = max(found.phases, key=lambda name: found.phases[name])
     changes = "; ".join(remedies(found, config)[:4]) or "a smaller model or size"
-    return f"{told(found.needed)}, more than a card's {told(card)}, needed to {phase}; what would help: {changes}"
+    return (
+        f"{format_bytes(found.needed)}, more than a card's {format_bytes(card)}, needed to {phase}; what would help: {changes}"
+    )

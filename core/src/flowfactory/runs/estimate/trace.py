@@ -19,19 +19,19 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flowfactory.data import batches
-from flowfactory.distributed.process_group import sizes
+from flowfactory.distributed.process_group import mesh_sizes
 from flowfactory.distributed.ranks import ALONE
 from flowfactory.experience import Experience
 from flowfactory.policy.policy import Policy
-from flowfactory.runs.estimate.fake_tensors import Counter, Forwards, cuda_autocast, to_fake
+from flowfactory.runs.estimate.fake_tensors import CachedForwards, StorageCounter, cuda_autocast, to_fake
 from flowfactory.runs.estimate.result import Estimate, Part
 from flowfactory.runs.estimate.weightless import Weightless, replace_tensors
 from flowfactory.runs.estimate.weights import Weights, module_bytes, part_on, quantized_ids, reward_weights, tensor_bytes
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.evaluation import EVALUATION, evaluate
-from flowfactory.training.iteration import losses, plan_of
+from flowfactory.training.iteration import losses, sampling_plan
 from flowfactory.training.preflight import gradients_flow
-from flowfactory.training.rollouts import Pool
+from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.sampler import Sampler
 from flowfactory.training.setup import SAMPLING, Run, read_prompts
 from flowfactory.types import DTYPES, Conditions, Prompt, Runtime, Trajectory
@@ -39,7 +39,6 @@ from flowfactory.types import DTYPES, Conditions, Prompt, Runtime, Trajectory
 if TYPE_CHECKING:
     from flowfactory.canvas import Canvas
     from flowfactory.config.schema import RunConfig
-    from flowfactory.data.encode_cache import ConditionCache
 
 ENCODED = 32  # prompts that are traced; the others are taken to be like them
 
@@ -47,8 +46,8 @@ ENCODED = 32  # prompts that are traced; the others are taken to be like them
 LOSSES = 2  # of an update that are traced: at the second, the gradients of the first are there
 
 
-class Known:
-    """The conditions of a few prompts, which stand for those of all: the part of a ConditionCache that drawing needs."""
+class TracedConditions:
+    """The conditions of a few prompts, which stand for those of all: the part of an EncodeCache that drawing needs."""
 
     def __init__(self, encode: Callable[[Sequence[Prompt], Canvas], Iterable[Mapping[str, Tensor]]]) -> None:
         self._encode = encode
@@ -76,7 +75,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class DrawingBytes:
     """Bytes of a rank's drawing: the most while forwards run, the most while media are decoded and judged, and what rests."""
 
     drawn: float
@@ -89,9 +88,9 @@ def estimate(config: RunConfig, ranks: int = 1, cuda: bool = False) -> Estimate:
 
     UserError: the config of a part is not to be had, or the ranks cannot be divided as the config says.
     """
-    _, shard = sizes(config.distributed, ranks)
+    _, shard = mesh_sizes(config.distributed, ranks)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    counter, opened = Counter(fake), Weightless()
+    counter, opened = StorageCounter(fake), Weightless()
     with opened(), counter, cuda_autocast() if cuda else nullcontext():
         return Trace(config, ranks, shard, cuda, counter, fake, opened).estimate()
 
@@ -100,7 +99,14 @@ class Trace:
     """A run on fake tensors, of which one rank's share is looked at."""
 
     def __init__(
-        self, config: RunConfig, ranks: int, shard: int, cuda: bool, counter: Counter, fake: FakeTensorMode, opened: Weightless
+        self,
+        config: RunConfig,
+        ranks: int,
+        shard: int,
+        cuda: bool,
+        counter: StorageCounter,
+        fake: FakeTensorMode,
+        opened: Weightless,
     ) -> None:
         self._config, self._ranks, self._shard, self._cuda = config, ranks, shard, cuda
         self._counter = counter
@@ -115,8 +121,8 @@ class Trace:
         transformers = {*map(id, trainable.modules.values()), *map(id, trainable.frozen.values())}
         self._vae = sum(module_bytes(module) for module in opened.opened.values() if id(module) not in transformers)
         there = set(opened.opened)
-        self._known = Known(assembly.hooks.encode)
-        sampler = Sampler(assembly.hooks, policy, cast("ConditionCache", self._known), trainable, config.prompts.negative)
+        self._known = TracedConditions(assembly.hooks.encode)
+        sampler = Sampler(assembly.hooks, policy, cast(Any, self._known), trainable, config.prompts.negative)
         start = counter.begin()
         first = [(prompt, config.sampling.canvas) for prompt in train[:ENCODED]]
         sampler.prepare([*first, *((prompt, config.evaluation.canvas(config.sampling)) for prompt in heldout[:ENCODED])])
@@ -125,7 +131,7 @@ class Trace:
         if shard > 1 and precision != torch.float32:  # as fully_shard gives them to the forward
             for module in policy.modules.values():
                 module.to(precision)
-        policy.settle(ALONE, config.training.model_copy(update={"compile": False}))
+        policy.distribute(ALONE, config.training.model_copy(update={"compile": False}))
         for module in (*trainable.modules.values(), *trainable.frozen.values()):
             replace_tensors(module, lambda tensor: to_fake(tensor, fake))  # what a model brings with its numbers
         trained = sum(map(tensor_bytes, policy.parameters.values()))
@@ -134,12 +140,12 @@ class Trace:
         counter.watch(policy.parameters.values())
         for name, decay in ((SAMPLING, config.sampling.average), (EVALUATION, config.evaluation.average)):
             if decay is not None:
-                policy.average(name, decay)
+                policy.track_ema(name, decay)
         self._run = Run(config, assembly, policy, sampler, cast(Any, None), train, heldout)  # nothing here steps
         assembly.hooks.run_started(self._run.info, policy)
         self._kept = len({key.split("/")[1] for key in policy.state() if key.startswith("kept/")}) * self._weights.trained
-        policy.changed()  # from here on kept weights are others
-        self._forwards = Forwards(counter, fake, (*trainable.modules.values(), *trainable.frozen.values()))
+        policy.mark_changed()  # from here on kept weights are others
+        self._forwards = CachedForwards(counter, fake, (*trainable.modules.values(), *trainable.frozen.values()))
         self._guided = trainable.guided
 
     def estimate(self) -> Estimate:
@@ -224,15 +230,15 @@ class Trace:
             unknown=unknown,
         )
 
-    def _draw(self) -> Drawing:
+    def _draw(self) -> DrawingBytes:
         """A rank's drawing: two forwards' worth at most is traced, and stands for the rest."""
         config, run, counter = self._config, self._run, self._counter
         sampling = config.sampling
-        wanted = batches.chosen(run.train, 0, sampling.groups, config.seed)
-        batch = batches.grouped(wanted, sampling.group_size)
-        plan = plan_of(run, 0, batch.keys)
+        wanted = batches.prompts_of_iteration(run.train, 0, sampling.groups, config.seed)
+        batch = batches.make_batch(wanted, sampling.group_size)
+        plan = sampling_plan(run, 0, batch.keys)
         known = run.sampler.conditions(batch.prompts, max(plan.guidance, plan.teacher_guidance), plan.canvas)
-        rounds = [len(rows) for rows in batches.whole_groups(batch, sampling.batch_size * self._ranks)]
+        rounds = [len(rows) for rows in batches.split_whole_groups(batch, sampling.batch_size * self._ranks)]
         together = math.ceil(max(rounds) / self._ranks)
         mine = sum(math.ceil(rows / self._ranks) for rows in rounds)
         traced = min(together, 2 * sampling.batch_size)
@@ -252,7 +258,7 @@ class Trace:
         judged = max(decoded + (together - traced) * medium, copies * medium)
         if len(rounds) > 1 and not (self._cuda and sampling.keep_on == "host"):
             judged = max(judged, rest)  # all rounds are joined beside what they were
-        return Drawing(self._forwards.peak - start, judged, rest)
+        return DrawingBytes(self._forwards.peak - start, judged, rest)
 
     def _evaluate(self) -> float:
         """A rank's drawing of held-out prompts, with what is kept of them."""
@@ -281,7 +287,7 @@ class Trace:
             together = max(1, training.batch_size // (algorithm.compared or size))
             rows = min(math.ceil(share / size), 2 * together) * size
         experience = self._experience(range(min(rows, len(self._batch.keys))))
-        pool = Pool(experience)
+        pool = Rollouts(experience)
         start, terms = counter.begin(), False
         for loss in islice(losses(run, pool, range(len(experience)), 0), LOSSES):
             terms = bool(loss.terms)
@@ -305,7 +311,7 @@ class Trace:
         scores = torch.linspace(-1, 1, len(rows))
         return Experience(
             latents=drawn.latents[again],
-            steps=tuple(step.mapped(lambda tensor: tensor[again], conditions) for step in drawn.steps),
+            steps=tuple(step.map(lambda tensor: tensor[again], conditions) for step in drawn.steps),
             conditions=conditions,
             plan=plan,
             rewards=dict.fromkeys(config.rewards, scores),

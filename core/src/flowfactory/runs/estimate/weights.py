@@ -66,7 +66,7 @@ class Weights:
         modules = [*policy.modules.values(), *trainable.frozen.values()]
         everything = [parameter for module in modules for parameter in module.parameters()]
         trained = list(policy.parameters.values())
-        within = [[*block.parameters()] for module in modules for block in blocks.find(module, trainable.blocks)]
+        within = [[*block.parameters()] for module in modules for block in blocks.find_blocks(module, trainable.blocks)]
         inside = {id(parameter) for block in within for parameter in block}
         outside = [sum(gathered(p) for p in module.parameters() if id(p) not in inside) for module in modules]
         gradients = [sum(p.numel() for p in block if p.requires_grad) for block in within]
@@ -94,7 +94,9 @@ class Weights:
 def quantized_ids(trainable: Trainable, kind: str | None) -> frozenset[int]:
     """The ids of the weights that ``blocks.quantise`` would pack."""
     modules = (*trainable.modules.values(), *trainable.frozen.values()) if kind else ()
-    layers = [layer for module in modules for block in blocks.find(module, trainable.blocks) for layer in block.modules()]
+    layers = [
+        layer for module in modules for block in blocks.find_blocks(module, trainable.blocks) for layer in block.modules()
+    ]
     return frozenset(id(layer.weight) for layer in layers if type(layer) is nn.Linear and layer.in_features % 8 == 0)
 
 
