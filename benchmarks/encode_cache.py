@@ -131,7 +131,7 @@ def start(config: Path) -> None:
     import peft  # noqa: F401
     import transformers
 
-    import flowfactory_sd3.model  # noqa: F401
+    import flowfactory_sd3.sd3  # noqa: F401
 
     for module, names in (
         (diffusers, ("StableDiffusion3Pipeline",)),

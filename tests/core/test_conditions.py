@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowfactory.canvas import Canvas
-from flowfactory.data.encode_cache import EncodeCache, checkpoint_identity, default_folder
+from flowfactory.data.encode_cache import EncodeCache, default_folder
+from flowfactory.models import checkpoint_identity
 from flowfactory.types import Conditions, Prompt
 
 CANVAS = Canvas(8, 8)

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from scripted import Answer, Asked, Drop, Scripted, scripted
 
 from flowfactory import RunError, UserError
-from flowfactory_rewards import client
-from flowfactory_rewards.client import Client, ClientConfig
+from flowfactory_rewards import http_client
+from flowfactory_rewards.http_client import Client, ClientConfig
 
 BODY = ("text/plain", b"?")
 
@@ -53,7 +53,7 @@ def dead() -> str:
 
 @pytest.fixture(autouse=True)
 def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "FIRST_REST", 0.05)
+    monkeypatch.setattr(http_client, "FIRST_REST", 0.05)
 
 
 @pytest.mark.parametrize(
@@ -132,9 +132,9 @@ def test_patience_has_an_end() -> None:
 
 def test_what_it_asks_for_may_be_a_date_or_nonsense() -> None:
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
-    assert 90 < client._retry_after(soon) <= 100
-    assert client._retry_after("3") == 3
-    assert [client._retry_after(text) for text in (None, "soon", "-5", "GMT")] == [0, 0, 0, 0]
+    assert 90 < http_client._retry_after(soon) <= 100
+    assert http_client._retry_after("3") == 3
+    assert [http_client._retry_after(text) for text in (None, "soon", "-5", "GMT")] == [0, 0, 0, 0]
 
 
 def test_connections_are_kept() -> None:
@@ -197,8 +197,8 @@ def test_a_slow_one_gets_fewer() -> None:
 
 
 def test_one_that_fails_rests_while_another_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "FIRST_REST", 1000)
-    monkeypatch.setattr(client, "LONGEST_REST", 1000)
+    monkeypatch.setattr(http_client, "FIRST_REST", 1000)
+    monkeypatch.setattr(http_client, "LONGEST_REST", 1000)
     with scripted(in_turn(Drop)) as bad, scripted(in_turn(b"good")) as good:
         one = made(bad, good, requests=4, retries=1)
         assert one.each([lambda stop: one.post("/x", BODY, stop)[1] for _ in range(50)]) == [b"good"] * 50

@@ -20,7 +20,7 @@ from flowfactory.testing import check_reward
 from flowfactory.testing.two_parameter import settings
 from flowfactory_rewards.clip import ClipConfig
 from flowfactory_rewards.frames import spread
-from flowfactory_rewards.learned import tensors
+from flowfactory_rewards.learned_reward import tensors
 
 CPU = torch.device("cpu")
 NAMES = ("aesthetic", "clip", "hpsv2", "hpsv3", "imagereward", "pickscore", "siglip")
@@ -39,7 +39,7 @@ def configured(folder: Path, rewards: dict[str, Any]) -> RunConfig:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_missing_extra_is_one_line_that_installs_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configured(tmp_path, {"judge": name})
-    monkeypatch.setattr("flowfactory_rewards.extras.find_spec", lambda module: None)
+    monkeypatch.setattr("flowfactory_rewards.dependencies.find_spec", lambda module: None)
     with pytest.raises(UserError) as told:
         config.rewards["judge"].build("judge")
     assert str(told.value) == f"reward {name!r} needs transformers: pip install 'flowfactory-rewards[{name}]'"

@@ -17,7 +17,7 @@ from served import samples
 from flowfactory import Prompt, RunError, Samples, UserError
 from flowfactory.rewards.scoring import Rewards
 from flowfactory.testing import check_reward
-from flowfactory_rewards import client, extras
+from flowfactory_rewards import dependencies, http_client
 from flowfactory_rewards.pairwise import PairwiseConfig, pairs
 
 LEVELS = [0.2, 0.8, 0.4, 1.0, 0.6]
@@ -31,7 +31,7 @@ def endpoint() -> Iterator[Scripted]:
 
 @pytest.fixture(autouse=True)
 def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "FIRST_REST", 0.02)
+    monkeypatch.setattr(http_client, "FIRST_REST", 0.02)
 
 
 def config(server: Scripted, **options: Any) -> PairwiseConfig:
@@ -154,6 +154,6 @@ def test_it_wants_whole_groups() -> None:
 
 
 def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extras, "find_spec", lambda module: None)
+    monkeypatch.setattr(dependencies, "find_spec", lambda module: None)
     with pytest.raises(UserError, match=r"^reward 'pairwise' needs httpx2: pip install 'flowfactory-rewards\[pairwise\]'$"):
         PairwiseConfig(url="http://host", model="m").build("mine")

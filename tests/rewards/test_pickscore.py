@@ -12,7 +12,7 @@ from reward_cases import PROMPTS, pictures, samples
 from tiny_clip import clip_folder, embeddings
 
 from flowfactory.testing import check_reward
-from flowfactory_rewards.alignment import CLIP_H, processor_of
+from flowfactory_rewards.dual_encoder import CLIP_H, processor_of
 from flowfactory_rewards.frames import pixels
 from flowfactory_rewards.pickscore import PickScoreConfig
 

@@ -13,8 +13,8 @@ from flowfactory.config.schema import RunConfig
 from flowfactory.runs.resume import config_changes, fixed_config
 from flowfactory.testing import check_reward
 from flowfactory.testing.two_parameter import settings
+from flowfactory_rewards.group_rank import RankConfig, ranks
 from flowfactory_rewards.jpeg_size import JpegSizeConfig
-from flowfactory_rewards.rank import RankConfig, ranks
 
 
 def test_ranks_within_groups_are_scipys_from_0_to_1() -> None:

@@ -19,7 +19,7 @@ from served import Served, eventually, pictures, samples, served, several
 from flowfactory import Prompt, RunError, Samples, UserError
 from flowfactory.rewards.scoring import Rewards
 from flowfactory.testing import check_reward
-from flowfactory_rewards import client, extras
+from flowfactory_rewards import dependencies, http_client
 from flowfactory_rewards.remote import RemoteConfig, packed
 
 CPU = torch.device("cpu")
@@ -254,7 +254,7 @@ def test_200_requests_at_once_lose_and_mix_up_nothing(server: Served) -> None:
 def test_a_server_that_is_killed_on_the_way_loses_nothing(
     server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "FIRST_REST", 0.05)
+    monkeypatch.setattr(http_client, "FIRST_REST", 0.05)
     media = pictures(24)
     with served() as other:
         rewards = Rewards({"mine": RemoteConfig(url=(server.url, other.url), encoding="raw", batch_size=1, requests=8)})
@@ -286,7 +286,7 @@ def test_no_token_is_in_what_a_run_writes(servers: tuple[Served, ...], monkeypat
 
 
 def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extras, "find_spec", lambda module: None)
+    monkeypatch.setattr(dependencies, "find_spec", lambda module: None)
     with pytest.raises(UserError, match=r"^reward 'remote' needs httpx2: pip install 'flowfactory-rewards\[remote\]'$"):
         Rewards({"mine": RemoteConfig(url="http://host")})
 

@@ -20,7 +20,7 @@ from served import samples
 from flowfactory import Prompt, RunError, Samples, UserError
 from flowfactory.rewards.scoring import Rewards
 from flowfactory.testing import check_reward
-from flowfactory_rewards import client, extras
+from flowfactory_rewards import dependencies, http_client
 from flowfactory_rewards.vlm import VlmConfig, number
 
 
@@ -32,7 +32,7 @@ def endpoint() -> Iterator[Scripted]:
 
 @pytest.fixture(autouse=True)
 def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "FIRST_REST", 0.02)
+    monkeypatch.setattr(http_client, "FIRST_REST", 0.02)
 
 
 def config(server: Scripted, **options: Any) -> VlmConfig:
@@ -302,7 +302,7 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: s
 
 
 def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extras, "find_spec", lambda module: None)
+    monkeypatch.setattr(dependencies, "find_spec", lambda module: None)
     with pytest.raises(UserError, match=r"^reward 'vlm' needs httpx2: pip install 'flowfactory-rewards\[vlm\]'$"):
         VlmConfig(url="http://host", model="m").build("mine")
 

@@ -1,6 +1,8 @@
 """Reinforcement learning for flow-matching generators: a minimal core, everything else is a plugin.
 
-What authors of plugins need is importable from here; importing this module imports neither torch nor pydantic.
+What authors of plugins need is importable from here, and from ``flowfactory.models``, ``flowfactory.policy``,
+``flowfactory.flow``, ``flowfactory.rl``, ``flowfactory.rewards`` and ``flowfactory.testing``; everything else is private.
+Importing this module imports neither torch nor pydantic.
 """
 
 from importlib import import_module
@@ -11,13 +13,15 @@ from flowfactory.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from flowfactory.canvas import Canvas
-    from flowfactory.config.paths import LocalPath
-    from flowfactory.config.schema import AlgorithmConfig, ComponentConfig, DynamicsConfig, ModelConfig
+    from flowfactory.config.components import InnerReward
+    from flowfactory.config.paths import CheckpointPath, LocalPath
+    from flowfactory.config.schema import AlgorithmConfig, ComponentConfig, DynamicsConfig, ModelConfig, RunConfig, Takes
     from flowfactory.experience import Experience, Loss
     from flowfactory.policy.policy import At, Policy
     from flowfactory.types import (
         Conditions,
         Evaluation,
+        Index,
         Prompt,
         RunInfo,
         Runtime,
@@ -28,47 +32,49 @@ if TYPE_CHECKING:
         Trajectory,
     )
 
+_HOMES = {
+    "canvas": ("Canvas",),
+    "config.components": ("InnerReward",),
+    "config.paths": ("CheckpointPath", "LocalPath"),
+    "config.schema": ("AlgorithmConfig", "ComponentConfig", "DynamicsConfig", "ModelConfig", "RunConfig", "Takes"),
+    "experience": ("Experience", "Loss"),
+    "policy.policy": ("At", "Policy"),
+}
+
 __all__ = [
     "AlgorithmConfig",
     "At",
     "Canvas",
+    "CheckpointPath",
     "ComponentConfig",
     "Conditions",
     "DynamicsConfig",
     "Evaluation",
     "Experience",
+    "Index",
+    "InnerReward",
     "LocalPath",
     "Loss",
     "ModelConfig",
     "Policy",
     "Prompt",
+    "RunConfig",
     "RunError",
     "RunInfo",
     "Runtime",
     "Samples",
     "SamplingPlan",
     "Step",
+    "Takes",
     "Trainable",
     "Trajectory",
     "UserError",
     "hookimpl",
 ]
 
-_HOME = {
-    "AlgorithmConfig": "config.schema",
-    "At": "policy.policy",
-    "Canvas": "canvas",
-    "ComponentConfig": "config.schema",
-    "DynamicsConfig": "config.schema",
-    "Experience": "experience",
-    "LocalPath": "config.paths",
-    "Loss": "experience",
-    "ModelConfig": "config.schema",
-    "Policy": "policy.policy",
-}
-
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"flowfactory.{_HOME.get(name, 'types')}"), name)
+    home = next((home for home, names in _HOMES.items() if name in names), "types")
+    return getattr(import_module(f"flowfactory.{home}"), name)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowfactory.models.family import Parts
-from flowfactory.models.pretrained import Pretrained
-from flowfactory.models.resolution import Grid
+from flowfactory.models import Grid, Parts, Pretrained
 
 
 def grid(checkpoint: Pretrained) -> Grid:

@@ -11,13 +11,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory import Canvas, Conditions, Prompt, UserError
-from flowfactory.config.schema import Takes
-from flowfactory.data.media import read_picture
-from flowfactory.models.decoding import decode_scaled
-from flowfactory.models.family import Entry, Family, FamilyConfig, Parts
-from flowfactory.models.image_conditions import number_images, stack_images
-from flowfactory.models.schedules import even_sigmas, resolution_shift, scheduler_sigmas
+from flowfactory import Canvas, Conditions, Prompt, Takes, UserError
+from flowfactory.models import (
+    Entry,
+    Family,
+    FamilyConfig,
+    Parts,
+    decode_scaled,
+    even_sigmas,
+    number_images,
+    read_picture,
+    resolution_shift,
+    scheduler_sigmas,
+    stack_images,
+)
 from flowfactory_flux.common import embedded, embeds_guidance, grid, never
 
 LORA_TARGETS = (

@@ -13,17 +13,23 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory import Canvas, Conditions, Prompt, UserError
-from flowfactory.config.schema import Takes
-from flowfactory.data.media import read_picture
-from flowfactory.models.family import Entry, Family, FamilyConfig, Parts
-from flowfactory.models.image_conditions import number_images, stack_images
-from flowfactory.models.pretrained import Pretrained
-from flowfactory.models.schedules import even_sigmas, scheduler_sigmas
+from flowfactory import Canvas, Conditions, Prompt, Takes, UserError
+from flowfactory.models import (
+    Entry,
+    Family,
+    FamilyConfig,
+    Parts,
+    Pretrained,
+    even_sigmas,
+    number_images,
+    read_picture,
+    scheduler_sigmas,
+    stack_images,
+)
 from flowfactory_flux.common import embedded, embeds_guidance, grid, never
 
 if TYPE_CHECKING:
-    from flowfactory.config.schema import RunConfig
+    from flowfactory import RunConfig
 
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),

@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from flowfactory.config.paths import CheckpointPath
-from flowfactory_rewards.alignment import clip
-from flowfactory_rewards.extras import require
-from flowfactory_rewards.learned import LINEAR_PREDICTOR, Learned, LearnedConfig, Scorer, below, linear_layers, tensors
+from flowfactory import CheckpointPath
+from flowfactory_rewards.dependencies import require
+from flowfactory_rewards.dual_encoder import clip
+from flowfactory_rewards.learned_reward import LINEAR_PREDICTOR, Learned, LearnedConfig, Scorer, below, linear_layers, tensors
 
 
 class AestheticConfig(LearnedConfig):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from flowfactory.config.paths import CheckpointPath
-from flowfactory_rewards.alignment import cosine
-from flowfactory_rewards.extras import require
-from flowfactory_rewards.learned import Learned, LearnedConfig
+from flowfactory import CheckpointPath
+from flowfactory_rewards.dependencies import require
+from flowfactory_rewards.dual_encoder import cosine
+from flowfactory_rewards.learned_reward import Learned, LearnedConfig
 
 
 class ClipConfig(LearnedConfig):

@@ -12,17 +12,16 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from flowfactory import RunError, Samples, UserError, hookimpl
-from flowfactory.config.paths import CheckpointPath
-from flowfactory.rewards.shared_models import load_shared
-from flowfactory_rewards.alignment import DualEncoder, clip
-from flowfactory_rewards.extras import require
+from flowfactory import CheckpointPath, RunError, Samples, UserError, hookimpl
+from flowfactory.rewards import load_shared
+from flowfactory_rewards.dependencies import require
+from flowfactory_rewards.dual_encoder import DualEncoder, clip
 from flowfactory_rewards.frames import spread
-from flowfactory_rewards.judged import insist
-from flowfactory_rewards.learned import LearnedConfig, images, opened, pretrained
+from flowfactory_rewards.learned_reward import LearnedConfig, images, opened, pretrained
+from flowfactory_rewards.prompt_checks import insist
 
 if TYPE_CHECKING:
-    from flowfactory.config.schema import RunConfig
+    from flowfactory import RunConfig
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")

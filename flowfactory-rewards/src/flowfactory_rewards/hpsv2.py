@@ -11,12 +11,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from flowfactory import UserError
-from flowfactory.config.paths import CheckpointPath
-from flowfactory_rewards.alignment import CLIP_H, DualEncoder, clip_tokens, processor_of
-from flowfactory_rewards.extras import require
+from flowfactory import CheckpointPath, UserError
+from flowfactory_rewards.dependencies import require
+from flowfactory_rewards.dual_encoder import CLIP_H, DualEncoder, clip_tokens, processor_of
 from flowfactory_rewards.frames import pixels
-from flowfactory_rewards.learned import Learned, LearnedConfig, Scorer, below, filled, pretrained, tensors
+from flowfactory_rewards.learned_reward import Learned, LearnedConfig, Scorer, below, filled, pretrained, tensors
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)

@@ -10,10 +10,19 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from flowfactory import UserError
-from flowfactory.config.paths import CheckpointPath
-from flowfactory_rewards.extras import require
-from flowfactory_rewards.learned import Learned, LearnedConfig, Scorer, below, filled, images, linear_layers, opened, tensors
+from flowfactory import CheckpointPath, UserError
+from flowfactory_rewards.dependencies import require
+from flowfactory_rewards.learned_reward import (
+    Learned,
+    LearnedConfig,
+    Scorer,
+    below,
+    filled,
+    images,
+    linear_layers,
+    opened,
+    tensors,
+)
 
 REWARD, IMAGE = "<|Reward|>", "<|image_pad|>"
 PIXELS = 256 * 28 * 28

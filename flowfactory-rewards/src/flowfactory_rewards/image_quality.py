@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory.config.paths import CheckpointPath
-from flowfactory_rewards.alignment import clip
-from flowfactory_rewards.extras import require
+from flowfactory import CheckpointPath
+from flowfactory_rewards.dependencies import require
+from flowfactory_rewards.dual_encoder import clip
 from flowfactory_rewards.frames import pixels
-from flowfactory_rewards.learned import Learned, LearnedConfig, Scorer
+from flowfactory_rewards.learned_reward import Learned, LearnedConfig, Scorer
 
 WORDS = {
     "quality": ("Good photo.", "Bad photo."),

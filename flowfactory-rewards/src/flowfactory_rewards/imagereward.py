@@ -12,10 +12,9 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
-from flowfactory import UserError
-from flowfactory.config.paths import CheckpointPath
-from flowfactory_rewards.extras import require
-from flowfactory_rewards.learned import (
+from flowfactory import CheckpointPath, UserError
+from flowfactory_rewards.dependencies import require
+from flowfactory_rewards.learned_reward import (
     LINEAR_PREDICTOR,
     Learned,
     LearnedConfig,

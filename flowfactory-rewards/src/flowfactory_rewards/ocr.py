@@ -14,15 +14,15 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import ComponentConfig, RunError, Samples, UserError, hookimpl
-from flowfactory.rewards.shared_models import load_shared
-from flowfactory_rewards.extras import require
+from flowfactory.rewards import load_shared
+from flowfactory_rewards.dependencies import require
 from flowfactory_rewards.frames import pixels, spread
-from flowfactory_rewards.judged import insist
+from flowfactory_rewards.prompt_checks import insist
 
 if TYPE_CHECKING:
     from rapidocr import RapidOCR
 
-    from flowfactory.config.schema import RunConfig
+    from flowfactory import RunConfig
 
 # an apostrophe stands after a letter where it opens nothing, and before one where it closes nothing
 _QUOTED = re.compile(r'"([^"]*)"|“([^”]*)”|«([^»]*)»|「([^」]*)」|‘(.+?)’(?!\w)|(?<!\w)\'(?!\s)(.+?)(?<!\s)\'(?!\w)')

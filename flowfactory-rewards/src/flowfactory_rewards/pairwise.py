@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import Samples, hookimpl
-from flowfactory.data.batches import rows_by_group
-from flowfactory_rewards.chat import (
+from flowfactory.rewards import rows_by_group
+from flowfactory_rewards.chat_judge import (
     Chat,
     ChatConfig,
     Choice,
@@ -25,7 +25,7 @@ from flowfactory_rewards.chat import (
     text_of,
     word,
 )
-from flowfactory_rewards.extras import require
+from flowfactory_rewards.dependencies import require
 
 
 class PairwiseConfig(ChatConfig):

@@ -11,12 +11,10 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from flowfactory import RunError, Samples, hookimpl
-from flowfactory.data.batches import rows_by_group
-from flowfactory.rewards.wire.format import decode_scores, encode_request, excerpt
-from flowfactory.rewards.wire.multipart import build_multipart
-from flowfactory.rewards.wire.schema import VERSION, Encoding, WireError
-from flowfactory_rewards.client import Client, ClientConfig
-from flowfactory_rewards.extras import require
+from flowfactory.rewards import rows_by_group
+from flowfactory.rewards.wire import VERSION, Encoding, WireError, build_multipart, decode_scores, encode_request, excerpt
+from flowfactory_rewards.dependencies import require
+from flowfactory_rewards.http_client import Client, ClientConfig
 
 
 class RemoteConfig(ClientConfig):

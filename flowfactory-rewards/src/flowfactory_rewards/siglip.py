@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from flowfactory.config.paths import CheckpointPath
-from flowfactory.rewards.shared_models import load_shared
-from flowfactory_rewards.alignment import DualEncoder, processed
-from flowfactory_rewards.extras import require
-from flowfactory_rewards.learned import Learned, LearnedConfig, Scorer, opened, pretrained
+from flowfactory import CheckpointPath
+from flowfactory.rewards import load_shared
+from flowfactory_rewards.dependencies import require
+from flowfactory_rewards.dual_encoder import DualEncoder, processed
+from flowfactory_rewards.learned_reward import Learned, LearnedConfig, Scorer, opened, pretrained
 
 
 class SiglipConfig(LearnedConfig):

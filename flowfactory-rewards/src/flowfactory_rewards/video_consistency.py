@@ -9,16 +9,15 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from flowfactory import RunError, Samples, UserError, hookimpl
-from flowfactory.config.paths import CheckpointPath
-from flowfactory.rewards.shared_models import load_shared
-from flowfactory_rewards.extras import require
+from flowfactory import CheckpointPath, RunError, Samples, UserError, hookimpl
+from flowfactory.rewards import load_shared
+from flowfactory_rewards.dependencies import require
 from flowfactory_rewards.frames import spread
-from flowfactory_rewards.judged import insist_on_videos
-from flowfactory_rewards.learned import LearnedConfig, images, opened
+from flowfactory_rewards.learned_reward import LearnedConfig, images, opened
+from flowfactory_rewards.prompt_checks import insist_on_videos
 
 if TYPE_CHECKING:
-    from flowfactory.config.schema import RunConfig
+    from flowfactory import RunConfig
 
 KINDS = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "clip")
 """Types of models whose embedding of a picture is the first of their last states, or CLIP's."""

@@ -11,12 +11,12 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import ComponentConfig, RunError, Samples, hookimpl
-from flowfactory_rewards.extras import require
+from flowfactory_rewards.dependencies import require
 from flowfactory_rewards.frames import pixels
-from flowfactory_rewards.judged import insist_on_videos
+from flowfactory_rewards.prompt_checks import insist_on_videos
 
 if TYPE_CHECKING:
-    from flowfactory.config.schema import RunConfig
+    from flowfactory import RunConfig
 
 
 class VideoMotionConfig(ComponentConfig):

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from flowfactory import Samples, hookimpl
-from flowfactory_rewards.chat import (
+from flowfactory_rewards.chat_judge import (
     Chat,
     ChatConfig,
     Choice,
@@ -23,7 +23,7 @@ from flowfactory_rewards.chat import (
     text,
     text_of,
 )
-from flowfactory_rewards.extras import require
+from flowfactory_rewards.dependencies import require
 
 QUESTIONS = {
     "yes-no": 'Does this figure show "{prompt}"? Please answer yes or no.',

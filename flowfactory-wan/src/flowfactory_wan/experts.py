@@ -10,14 +10,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory.errors import UserError
+from flowfactory import Index, UserError
 from flowfactory.flow import expand_sigma, forward_by_kind
-from flowfactory.models.family import FamilyConfig, Parts
-from flowfactory.models.pretrained import Pretrained
-from flowfactory.types import Index
+from flowfactory.models import FamilyConfig, Parts, Pretrained
 
 if TYPE_CHECKING:
-    from flowfactory.config.schema import RunConfig
+    from flowfactory import RunConfig
 
 HIGH, LOW = "transformer", "transformer_2"
 

@@ -9,13 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flowfactory import Canvas, Conditions, Prompt
-from flowfactory.config.schema import Takes
-from flowfactory.data.media import read_picture
+from flowfactory import Canvas, Conditions, Prompt, Takes
 from flowfactory.flow import expand_sigma
-from flowfactory.models.family import Entry, Family, Parts
+from flowfactory.models import Entry, Family, Parts, read_picture
+from flowfactory_wan.common import ENCODERS, text
 from flowfactory_wan.experts import ExpertsConfig, by_expert
-from flowfactory_wan.latents import ENCODERS, text
 from flowfactory_wan.text_to_video import T2V
 
 

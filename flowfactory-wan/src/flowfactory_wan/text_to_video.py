@@ -8,9 +8,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt
-from flowfactory.models.family import Entry, Family, Parts
+from flowfactory.models import Entry, Family, Parts
+from flowfactory_wan.common import BLOCKS, ENCODERS, LORA_TARGETS, decode, frame_rate, grid, shape, sigmas, text
 from flowfactory_wan.experts import HIGH, LOW, ExpertsConfig, by_expert, guide, trained
-from flowfactory_wan.latents import BLOCKS, ENCODERS, LORA_TARGETS, decode, frame_rate, grid, shape, sigmas, text
 
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:

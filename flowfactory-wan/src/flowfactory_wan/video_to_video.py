@@ -11,12 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory import Canvas, Conditions, Prompt
-from flowfactory.config.schema import Takes
-from flowfactory.data.media import read_video
-from flowfactory.models.decoding import channel_statistics
-from flowfactory.models.family import Entry, Family, Parts, linear_guidance
-from flowfactory_wan import latents as wan
+from flowfactory import Canvas, Conditions, Prompt, Takes
+from flowfactory.models import Entry, Family, Parts, channel_statistics, linear_guidance, read_video
+from flowfactory_wan import common as wan
 from flowfactory_wan.experts import HIGH, WanConfig
 from flowfactory_wan.text_to_video import T2V
 

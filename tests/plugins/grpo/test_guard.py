@@ -16,8 +16,9 @@ from flowfactory.flow.dynamics import CPSConfig, DanceSDEConfig, FlowSDEConfig
 from flowfactory.runs.train import train
 from flowfactory.testing import check_algorithm
 from flowfactory.training.learner import Learner, UpdateMetrics
-from flowfactory_grpo import grpo, guard
-from flowfactory_grpo.guard import GRPOGuardConfig
+from flowfactory_grpo import grpo
+from flowfactory_grpo import grpo_guard as guard
+from flowfactory_grpo.grpo_guard import GRPOGuardConfig
 
 OLD = (0.3, -0.2)  # START of conftest.py
 NEW = (0.5, -0.1)

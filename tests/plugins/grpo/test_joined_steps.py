@@ -14,7 +14,7 @@ from flowfactory.runs.train import train
 from flowfactory.training.learner import Learner, UpdateMetrics
 from flowfactory_grpo.dppo import DPPOConfig
 from flowfactory_grpo.grpo import GRPOConfig
-from flowfactory_grpo.guard import GRPOGuardConfig
+from flowfactory_grpo.grpo_guard import GRPOGuardConfig
 
 NEW = (0.5, -0.1)
 ADVANTAGES = (1.2, -0.7, 0.4, -1.5, 0.9, -0.3, 2.0, -2.0)

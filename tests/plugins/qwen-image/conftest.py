@@ -18,9 +18,9 @@ from torch import Tensor
 
 from flowfactory import Prompt, Trajectory, flow
 from flowfactory.testing import Bench
-from flowfactory_qwen_image.edit import QwenImageEditConfig
-from flowfactory_qwen_image.image import QwenImageConfig
-from flowfactory_qwen_image.processor import PictureProcessor
+from flowfactory_qwen_image.picture_processor import PictureProcessor
+from flowfactory_qwen_image.qwen_image import QwenImageConfig
+from flowfactory_qwen_image.qwen_image_edit import QwenImageEditConfig
 
 AREAS = {"vae_area": 64 * 32, "condition_area": 64 * 64}
 TEXTS = ("a photo of a red circle", "blue cat, 3 times", "")

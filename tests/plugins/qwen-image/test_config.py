@@ -19,8 +19,8 @@ from flowfactory.data.media import read_picture
 from flowfactory.data.prompts import check_media, read_prompts
 from flowfactory.runs.train import train
 from flowfactory.testing.two_parameter import FILE
-from flowfactory_qwen_image.edit import QwenImageEditConfig
-from flowfactory_qwen_image.image import QwenImageConfig
+from flowfactory_qwen_image.qwen_image import QwenImageConfig
+from flowfactory_qwen_image.qwen_image_edit import QwenImageEditConfig
 
 DATA = Path(flowfactory_qwen_image.__file__).parent / "data"
 LEARN = Path(policy_gradient.__file__)

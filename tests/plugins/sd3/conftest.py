@@ -22,7 +22,7 @@ from flowfactory.hooks.calls import Hooks
 from flowfactory.hooks.manager import make_manager
 from flowfactory.policy.policy import Policy
 from flowfactory.training.sampler import Sampler
-from flowfactory_sd3.model import SD3Config
+from flowfactory_sd3.sd3 import SD3Config
 
 TEXT_LENGTH = 16
 CLIP_WIDTH, T5_WIDTH = 16, 32

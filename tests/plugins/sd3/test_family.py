@@ -17,7 +17,7 @@ from transformers import CLIPTextModelWithProjection
 
 from flowfactory import UserError, flow
 from flowfactory.models.pretrained import Pretrained
-from flowfactory_sd3.model import SD3Config
+from flowfactory_sd3.sd3 import SD3Config
 
 PROMPTS = ("a photo of a red circle", "green square", "cat")
 

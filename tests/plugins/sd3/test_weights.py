@@ -13,7 +13,7 @@ from torch import Tensor
 from flowfactory import Trajectory, flow
 from flowfactory.policy.policy import REFERENCE
 from flowfactory.testing import check_model
-from flowfactory_sd3.model import SD3Config
+from flowfactory_sd3.sd3 import SD3Config
 
 LORA = {"lora": {"rank": 3, "alpha": 7.5}}
 PROMPTS = ("a photo of a red circle", "green square")

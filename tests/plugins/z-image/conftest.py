@@ -15,7 +15,7 @@ from tiny_z_image import z_image
 
 from flowfactory import flow
 from flowfactory.testing import Bench
-from flowfactory_z_image.model import ZImageConfig
+from flowfactory_z_image.z_image import ZImageConfig
 
 TEXT_LENGTH = 64
 

@@ -18,7 +18,7 @@ from flowfactory.config.loading import load, validate
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.testing import bench
 from flowfactory.testing.two_parameter import FILE
-from flowfactory_z_image.model import grid
+from flowfactory_z_image.z_image import grid
 
 BFLOAT = torch.bfloat16
 

@@ -32,20 +32,6 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowfactory"
 
 
-def checkpoint_identity(path: str, parts: Sequence[str] = ()) -> str:
-    """What changes when the checkpoint does: name, size and time of the files below ``parts`` of a folder, else the hub id.
-
-    A copy of a folder counts as another checkpoint, which costs one encoding and never a wrong one.
-    """
-    root = Path(path)
-    if not root.is_dir():
-        return path
-    folders = [root / part for part in parts] or [root]
-    files = sorted(file for folder in folders for file in folder.rglob("*") if file.is_file())
-    facts = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(json.dumps([str(root.resolve()), facts]).encode()).hexdigest()
-
-
 class EncodeCache:
     """Conditions of prompts: from memory, else from disk, else from the model.
 

@@ -2,5 +2,33 @@
 
 from flowfactory.flow.noise import INITIAL, generator, noise
 from flowfactory.flow.rollout import euler, evaluate, expand_sigma, forward_by_kind, log_normal, rollout
+from flowfactory.flow.timesteps import (
+    Discrete,
+    LogitNormal,
+    NoisedBatch,
+    Timesteps,
+    TimestepsConfig,
+    Uniform,
+    noised_batches,
+    shift_sigma,
+)
 
-__all__ = ["INITIAL", "euler", "evaluate", "expand_sigma", "forward_by_kind", "generator", "log_normal", "noise", "rollout"]
+__all__ = [
+    "INITIAL",
+    "Discrete",
+    "LogitNormal",
+    "NoisedBatch",
+    "Timesteps",
+    "TimestepsConfig",
+    "Uniform",
+    "euler",
+    "evaluate",
+    "expand_sigma",
+    "forward_by_kind",
+    "generator",
+    "log_normal",
+    "noise",
+    "noised_batches",
+    "rollout",
+    "shift_sigma",
+]

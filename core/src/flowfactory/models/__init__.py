@@ -1,1 +1,30 @@
 """What families of models over diffusers pipelines share."""
+
+from flowfactory.data.media import read_picture, read_video
+from flowfactory.models.decoding import channel_statistics, decode_normalized, decode_scaled
+from flowfactory.models.family import Entry, Family, FamilyConfig, Parts, linear_guidance
+from flowfactory.models.image_conditions import number_images, stack_images
+from flowfactory.models.pretrained import Pretrained, checkpoint_identity
+from flowfactory.models.resolution import Grid
+from flowfactory.models.schedules import even_sigmas, resolution_shift, scheduler_sigmas
+
+__all__ = [
+    "Entry",
+    "Family",
+    "FamilyConfig",
+    "Grid",
+    "Parts",
+    "Pretrained",
+    "channel_statistics",
+    "checkpoint_identity",
+    "decode_normalized",
+    "decode_scaled",
+    "even_sigmas",
+    "linear_guidance",
+    "number_images",
+    "read_picture",
+    "read_video",
+    "resolution_shift",
+    "scheduler_sigmas",
+    "stack_images",
+]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flowfactory.data.encode_cache import checkpoint_identity
 from flowfactory.errors import UserError
 
 
@@ -82,3 +82,17 @@ class Pretrained:
         except FileNotFoundError:
             return {}
         return found
+
+
+def checkpoint_identity(path: str, parts: Sequence[str] = ()) -> str:
+    """What changes when the checkpoint does: name, size and time of the files below ``parts`` of a folder, else the hub id.
+
+    A copy of a folder counts as another checkpoint, which costs one encoding and never a wrong one.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        return path
+    folders = [root / part for part in parts] or [root]
+    files = sorted(file for folder in folders for file in folder.rglob("*") if file.is_file())
+    facts = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps([str(root.resolve()), facts]).encode()).hexdigest()

@@ -10,11 +10,9 @@ import torch
 from pydantic import Field
 
 from flowfactory import At, Experience, Loss, Policy, hookimpl
-from flowfactory.config.ema import Constant, Decay, Power
-from flowfactory.flow.timesteps import NoisedBatch, TimestepsConfig, noised_batches
-from flowfactory.policy.policy import REFERENCE
-from flowfactory.rl.divergences import velocity_kl
-from flowfactory.rl.losses import clipped_surrogate, is_clipped, squared_error
+from flowfactory.flow import NoisedBatch, TimestepsConfig, noised_batches
+from flowfactory.policy import REFERENCE, Constant, Decay, Power
+from flowfactory.rl import clipped_surrogate, is_clipped, squared_error, velocity_kl
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,12 +11,9 @@ from pydantic import Field
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
-from flowfactory.config.ema import Decay, PiecewiseLinear
-from flowfactory.flow.timesteps import NoisedBatch, TimestepsConfig, noised_batches
-from flowfactory.policy.policy import REFERENCE
-from flowfactory.rl.divergences import velocity_kl
-from flowfactory.rl.groups import group_max, group_sum
-from flowfactory.rl.losses import optimality, squared_error
+from flowfactory.flow import NoisedBatch, TimestepsConfig, noised_batches
+from flowfactory.policy import REFERENCE, Decay, PiecewiseLinear
+from flowfactory.rl import group_max, group_sum, optimality, squared_error, velocity_kl
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,11 +9,9 @@ import torch
 from pydantic import Field
 
 from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
-from flowfactory.flow.timesteps import NoisedBatch, noised_batches
-from flowfactory.policy.policy import REFERENCE
-from flowfactory.rl.divergences import velocity_kl
-from flowfactory.rl.groups import group_sum
-from flowfactory.rl.losses import squared_error
+from flowfactory.flow import NoisedBatch, noised_batches
+from flowfactory.policy import REFERENCE
+from flowfactory.rl import group_sum, squared_error, velocity_kl
 from flowfactory_dpo.reference import Reference, ReferenceConfig
 
 if TYPE_CHECKING:

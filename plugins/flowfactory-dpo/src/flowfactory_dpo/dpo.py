@@ -10,12 +10,12 @@ from pydantic import Field
 from torch.nn.functional import logsigmoid
 
 from flowfactory import Experience, Loss, Policy, SamplingPlan, hookimpl
-from flowfactory.flow.timesteps import NoisedBatch, noised_batches
-from flowfactory.rl.losses import squared_error
+from flowfactory.flow import NoisedBatch, noised_batches
+from flowfactory.rl import squared_error
 from flowfactory_dpo.reference import Reference, ReferenceConfig
 
 if TYPE_CHECKING:
-    from flowfactory.config.schema import RunConfig
+    from flowfactory import RunConfig
 
 
 class DPOConfig(ReferenceConfig):

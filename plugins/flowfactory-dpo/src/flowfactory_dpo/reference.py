@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pydantic import Field
 
 from flowfactory import At, Policy, SamplingPlan
-from flowfactory.config.ema import Decay
-from flowfactory.flow.timesteps import TimestepsConfig
-from flowfactory.policy.policy import REFERENCE
+from flowfactory.flow import TimestepsConfig
+from flowfactory.policy import REFERENCE, Decay
 
 AVERAGE = "preference reference"
 

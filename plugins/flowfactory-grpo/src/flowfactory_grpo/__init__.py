@@ -10,5 +10,5 @@ from flowfactory import hookimpl
 def register_components(register: Callable[[str, str, Any], None]) -> None:
     """Register the algorithms ``grpo``, ``grpo-guard`` and ``dppo``."""
     register("algorithm", "grpo", "flowfactory_grpo.grpo:GRPOConfig")
-    register("algorithm", "grpo-guard", "flowfactory_grpo.guard:GRPOGuardConfig")
+    register("algorithm", "grpo-guard", "flowfactory_grpo.grpo_guard:GRPOGuardConfig")
     register("algorithm", "dppo", "flowfactory_grpo.dppo:DPPOConfig")

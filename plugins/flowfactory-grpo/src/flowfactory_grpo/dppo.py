@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 
 from flowfactory import Evaluation, Loss, Step
-from flowfactory.rl.divergences import mean_kl
-from flowfactory_grpo.coupled import Coupled, CoupledConfig, ratio
+from flowfactory.rl import mean_kl
+from flowfactory_grpo.policy_gradient import Coupled, CoupledConfig, ratio
 
 if TYPE_CHECKING:
     from torch import Tensor

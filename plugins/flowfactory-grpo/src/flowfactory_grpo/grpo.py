@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from flowfactory import Evaluation, Loss, Step
-from flowfactory.rl.losses import clipped_surrogate, is_clipped
-from flowfactory_grpo.coupled import Coupled, CoupledConfig, ratio
+from flowfactory.rl import clipped_surrogate, is_clipped
+from flowfactory_grpo.policy_gradient import Coupled, CoupledConfig, ratio
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from flowfactory import At, Experience, Loss, Policy, SamplingPlan, hookimpl
-from flowfactory.config.ema import Decay, PiecewiseLinear
-from flowfactory.flow import expand_sigma
-from flowfactory.flow.timesteps import NoisedBatch, TimestepsConfig, noised_batches
-from flowfactory.policy.policy import REFERENCE
-from flowfactory.rl.divergences import velocity_kl
-from flowfactory.rl.losses import optimality, squared_error
+from flowfactory.flow import NoisedBatch, TimestepsConfig, expand_sigma, noised_batches
+from flowfactory.policy import REFERENCE, Decay, PiecewiseLinear
+from flowfactory.rl import optimality, squared_error, velocity_kl
 
 if TYPE_CHECKING:
     from torch import Tensor

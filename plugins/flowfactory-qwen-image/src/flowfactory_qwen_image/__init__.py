@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).parent / "examples"
 @hookimpl
 def register_components(register: Callable[[str, str, Any], None]) -> None:
     """Register the models ``qwen-image`` and ``qwen-image-edit``, and an example of each."""
-    register("model", "qwen-image", "flowfactory_qwen_image.image:QwenImageConfig")
-    register("model", "qwen-image-edit", "flowfactory_qwen_image.edit:QwenImageEditConfig")
+    register("model", "qwen-image", "flowfactory_qwen_image.qwen_image:QwenImageConfig")
+    register("model", "qwen-image-edit", "flowfactory_qwen_image.qwen_image_edit:QwenImageEditConfig")
     for path in sorted(EXAMPLES.glob("*.yaml")):
         register("example", path.stem, path)

@@ -9,4 +9,4 @@ from flowfactory import hookimpl
 @hookimpl
 def register_components(register: Callable[[str, str, Any], None]) -> None:
     """Register ``model: {name: sd3}``."""
-    register("model", "sd3", "flowfactory_sd3.model:SD3Config")
+    register("model", "sd3", "flowfactory_sd3.sd3:SD3Config")

@@ -8,13 +8,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory import ComponentConfig, Samples, hookimpl
-from flowfactory.data import prompts
+from flowfactory import ComponentConfig, Samples, hookimpl, rewards
 from flowfactory_tiny.scenes import parse
 from flowfactory_tiny.verifier import verify
 
 if TYPE_CHECKING:
-    from flowfactory.config.schema import RunConfig
+    from flowfactory import RunConfig
 
 
 class SceneConfig(ComponentConfig):
@@ -30,7 +29,7 @@ class SceneConfig(ComponentConfig):
     def check(self, run: RunConfig) -> None:
         """Every prompt is a caption of the tiny world, which is the only thing this reward can read."""
         for path in filter(None, (run.prompts.train, run.prompts.heldout)):
-            for prompt in prompts.read_prompts(path):
+            for prompt in rewards.read_prompts(path):
                 try:
                     parse(prompt.text)
                 except ValueError as error:

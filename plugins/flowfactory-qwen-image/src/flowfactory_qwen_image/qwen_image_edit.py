@@ -9,16 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from pydantic import Field
 
-from flowfactory import Canvas, Prompt
-from flowfactory.config.schema import Takes
-from flowfactory.data.media import read_picture
-from flowfactory.models.family import Entry, Family, FamilyConfig, Parts
-from flowfactory.models.image_conditions import number_images
-from flowfactory.models.pretrained import Pretrained
-from flowfactory_qwen_image.image import QWEN_IMAGE, check_steps
+from flowfactory import Canvas, Prompt, Takes
+from flowfactory.models import Entry, Family, FamilyConfig, Parts, Pretrained, number_images, read_picture
+from flowfactory_qwen_image.qwen_image import QWEN_IMAGE, check_steps
 
 if TYPE_CHECKING:
-    from flowfactory.config.schema import RunConfig
+    from flowfactory import RunConfig
 
 
 class EditCheckpoint(Pretrained):
@@ -26,7 +22,7 @@ class EditCheckpoint(Pretrained):
 
     def open(self, names: Collection[str], dtypes: Mapping[str, torch.dtype], **given: Any) -> Any:
         if "processor" in names:
-            from flowfactory_qwen_image.processor import PictureProcessor
+            from flowfactory_qwen_image.picture_processor import PictureProcessor
 
             given["processor"] = PictureProcessor.from_pretrained(self.path, subfolder="processor")
         return super().open(names, dtypes, **given)

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from flowfactory import ComponentConfig, RunError, UserError
-from flowfactory.rewards.wire.format import error_message
+from flowfactory.rewards.wire import error_message
 
 if TYPE_CHECKING:
     import httpx2

@@ -8,11 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from flowfactory import Canvas, Prompt
-from flowfactory.models.decoding import decode_normalized
-from flowfactory.models.family import Parts
-from flowfactory.models.pretrained import Pretrained
-from flowfactory.models.resolution import Grid
-from flowfactory.models.schedules import scheduler_sigmas
+from flowfactory.models import Grid, Parts, Pretrained, decode_normalized, scheduler_sigmas
 
 TEXT_LENGTH = 512  # the transformer tells text from image tokens by this number
 ENCODERS = ("text_encoder", "tokenizer")

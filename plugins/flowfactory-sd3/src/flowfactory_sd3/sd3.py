@@ -10,11 +10,17 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt
-from flowfactory.models.decoding import decode_scaled
-from flowfactory.models.family import Entry, Family, FamilyConfig, Parts
-from flowfactory.models.pretrained import Pretrained
-from flowfactory.models.resolution import Grid
-from flowfactory.models.schedules import resolution_shift, scheduler_sigmas
+from flowfactory.models import (
+    Entry,
+    Family,
+    FamilyConfig,
+    Grid,
+    Parts,
+    Pretrained,
+    decode_scaled,
+    resolution_shift,
+    scheduler_sigmas,
+)
 
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),

@@ -14,9 +14,8 @@ from pydantic import Field
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from flowfactory import ComponentConfig, Samples, UserError, hookimpl
-from flowfactory.config.paths import CheckpointPath
-from flowfactory.rewards.shared_models import load_shared
+from flowfactory import CheckpointPath, ComponentConfig, Samples, UserError, hookimpl
+from flowfactory.rewards import load_shared
 from flowfactory_rewards.frames import pixels, spread
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -8,10 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory import ComponentConfig, Samples, hookimpl
-from flowfactory.config.components import InnerReward
-from flowfactory.config.schema import RunConfig
-from flowfactory.rewards.scoring import Rewards
+from flowfactory import ComponentConfig, InnerReward, RunConfig, Samples, hookimpl
+from flowfactory.rewards import Rewards
 
 
 class RankConfig(ComponentConfig):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flowfactory.rewards.shared_models import load_shared
-from flowfactory_rewards.learned import Scorer, images, opened, pretrained
+from flowfactory.rewards import load_shared
+from flowfactory_rewards.learned_reward import Scorer, images, opened, pretrained
 
 CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 """The CLIP that PickScore and HPSv2 are tuned from."""

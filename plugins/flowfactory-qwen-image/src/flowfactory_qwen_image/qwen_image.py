@@ -9,17 +9,24 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory import Canvas, Conditions, Prompt
-from flowfactory.errors import UserError
-from flowfactory.models.decoding import decode_normalized
-from flowfactory.models.family import Entry, Family, FamilyConfig, Parts, linear_guidance
-from flowfactory.models.image_conditions import stack_images
-from flowfactory.models.pretrained import Pretrained
-from flowfactory.models.resolution import Grid
-from flowfactory.models.schedules import even_sigmas, resolution_shift, scheduler_sigmas
+from flowfactory import Canvas, Conditions, Prompt, UserError
+from flowfactory.models import (
+    Entry,
+    Family,
+    FamilyConfig,
+    Grid,
+    Parts,
+    Pretrained,
+    decode_normalized,
+    even_sigmas,
+    linear_guidance,
+    resolution_shift,
+    scheduler_sigmas,
+    stack_images,
+)
 
 if TYPE_CHECKING:
-    from flowfactory.config.schema import RunConfig
+    from flowfactory import RunConfig
 
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),

@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from flowfactory import RunError, Samples
-from flowfactory.data.media import read_picture
-from flowfactory.rewards.wire.format import excerpt
-from flowfactory.rewards.wire.media import encode_png
-from flowfactory_rewards.client import AGAIN, Client, ClientConfig
+from flowfactory.models import read_picture
+from flowfactory.rewards.wire import encode_png, excerpt
 from flowfactory_rewards.frames import pixels, spread
+from flowfactory_rewards.http_client import AGAIN, Client, ClientConfig
 
 Content = list[dict[str, Any]]
 """What a message consists of: texts and pictures."""

@@ -11,14 +11,14 @@ from pydantic import Field
 
 from flowfactory import Evaluation, Loss, Step
 from flowfactory.flow import expand_sigma
-from flowfactory.rl.losses import normalized_log_ratio
-from flowfactory_grpo.coupled import Coupled, CoupledConfig
+from flowfactory.rl import normalized_log_ratio
 from flowfactory_grpo.grpo import clipped
+from flowfactory_grpo.policy_gradient import Coupled, CoupledConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flowfactory.config.schema import RunConfig
+    from flowfactory import RunConfig
 
 
 class GRPOGuardConfig(CoupledConfig):

@@ -2,8 +2,8 @@
 
 from pydantic import Field
 
-from flowfactory.config.paths import CheckpointPath
-from flowfactory_sd3.model import SD3Config
+from flowfactory import CheckpointPath
+from flowfactory_sd3.sd3 import SD3Config
 from flowfactory_tiny import FOLDER
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from flowfactory import ComponentConfig, Prompt, UserError
-from flowfactory.data import prompts
+from flowfactory import ComponentConfig, Prompt, UserError, rewards
 
 if TYPE_CHECKING:
-    from flowfactory.config.schema import RunConfig
+    from flowfactory import RunConfig
 
 
 def insist(run: RunConfig, reward: ComponentConfig, read: Callable[[Prompt], object]) -> None:
@@ -21,7 +20,7 @@ def insist(run: RunConfig, reward: ComponentConfig, read: Callable[[Prompt], obj
     trains, evaluates = _judges(run, reward)
     labels = {label for rewards in (run.rewards, run.evaluation.rewards) for label, r in rewards.items() if r == reward}
     for path in filter(None, (run.prompts.train if trains else None, run.prompts.heldout if evaluates else None)):
-        for prompt in prompts.read_prompts(path):
+        for prompt in rewards.read_prompts(path):
             listed = prompt.metadata.get("rewards")
             if listed is not None and not (isinstance(listed, list) and labels & {*map(str, listed)}):
                 continue

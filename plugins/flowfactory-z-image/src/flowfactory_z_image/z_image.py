@@ -10,14 +10,21 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt, flow
-from flowfactory.models.decoding import decode_scaled
-from flowfactory.models.family import Entry, Family, FamilyConfig, Parts
-from flowfactory.models.pretrained import Pretrained
-from flowfactory.models.resolution import Grid
-from flowfactory.models.schedules import even_sigmas, resolution_shift, scheduler_sigmas
+from flowfactory.models import (
+    Entry,
+    Family,
+    FamilyConfig,
+    Grid,
+    Parts,
+    Pretrained,
+    decode_scaled,
+    even_sigmas,
+    resolution_shift,
+    scheduler_sigmas,
+)
 
 if TYPE_CHECKING:
-    from flowfactory.config.schema import RunConfig
+    from flowfactory import RunConfig
 
 PATCH = 2  # the transformer can have several, and the pipeline uses this one
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")

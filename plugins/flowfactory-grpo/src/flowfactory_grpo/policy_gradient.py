@@ -11,11 +11,11 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import AlgorithmConfig, At, Evaluation, Experience, Loss, Policy, SamplingPlan, Step, hookimpl
-from flowfactory.policy.policy import REFERENCE
-from flowfactory.rl.divergences import mean_kl, velocity_kl
+from flowfactory.policy import REFERENCE
+from flowfactory.rl import mean_kl, velocity_kl
 
 if TYPE_CHECKING:
-    from flowfactory.config.schema import RunConfig
+    from flowfactory import RunConfig
 
 Surrogate = Callable[[Step, Evaluation, Tensor], Loss]
 """``surrogate(recorded step, evaluation now, advantage [b])``: the loss without the KL."""
