@@ -76,7 +76,7 @@ def isolated(session: nox.Session, package: str) -> None:
     }
     session.install("--find-links", wheels, *wanted.get(package, [Path(PACKAGES[package]).name]))
     session.run("flowfactory", "plugins", "list")
-    if list((ROOT / "tests" / package).glob("test_*.py")):
+    if list((ROOT / "tests" / package).rglob("test_*.py")):
         session.run(*PYTEST, f"tests/{package}", *session.posargs, env=ONE_THREAD)
 
 

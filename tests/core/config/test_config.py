@@ -407,7 +407,7 @@ def test_an_option_that_is_flowfactorys_own_is_refused(kind: str, option: str, t
         f"    register('{kind}', 'clash', C)\n"
     )
     section = {"rewards": {"bright": {"name": "clash"}}} if kind == "reward" else {"algorithm": {"name": "clash"}}
-    plugins = [str(Path(__file__).parent / "toy_plugin.py"), str(tmp_path / "clash.py")]
+    plugins = [str(Path(__file__).parents[1] / "toy_plugin.py"), str(tmp_path / "clash.py")]
     with pytest.raises(UserError, match=f"{kind} 'clash' has an option '{option}', which is flowfactory's own; rename it"):
         load({**section, "plugins": plugins})
 

@@ -328,7 +328,7 @@ def workers(count: int, *, plugins: Sequence[Path], **options: Any) -> Rewards:
     return Rewards({"glow": config}, plugins)
 
 
-TOY = Path(__file__).parent / "toy_plugin.py"
+TOY = Path(__file__).parents[1] / "toy_plugin.py"
 MANY = Samples(torch.rand(6, 1, 4, 4), ("a", "a", "b", "b", "c", "c"), torch.tensor([0, 0, 1, 1, 2, 2]), ({},) * 6)
 
 
@@ -375,7 +375,7 @@ def test_workers_end_with_the_process_that_started_them(end: str, tmp_path: Path
         "    print(int(workers(1, plugins=[TOY], tells='pid')(MANY)['glow'][0]), flush=True)\n"
         f"    {end}\n"
     )
-    done = subprocess.run([sys.executable, script, Path(__file__).parent], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, script, Path(__file__).parents[1]], capture_output=True, text=True, timeout=120)
     pid = int(done.stdout)
     for _ in range(200):
         if not Path(f"/proc/{pid}").exists() or "State:\tZ" in Path(f"/proc/{pid}/status").read_text():
