@@ -26,7 +26,7 @@ VARIANTS = {
     "nft": ("{name: nft}", ODE),
     "nft, kl": ("{name: nft, kl: 0.01}", ODE),
     "awm": ("{name: awm}", ODE),
-    "awm, both kl": ("{name: awm, kl: 0.01, average_kl: 0.01}", ODE),
+    "awm, both kl": ("{name: awm, kl: 0.01, ema_kl: 0.01}", ODE),
     "dpo": ("{name: dpo}", ODE),
     "dgpo": ("{name: dgpo}", ODE),
     "dgpo, groups spread": ("{name: dgpo}", ODE),

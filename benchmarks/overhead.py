@@ -38,11 +38,11 @@ ALGORITHMS: dict[str, tuple[dict[str, Any], Any]] = {
     "grpo, kl": ({"name": "grpo", "kl": 0.01}, SDE),
     "grpo-guard": ({"name": "grpo-guard"}, SDE),
     "dppo": ({"name": "dppo"}, SDE),
-    "nft": ({"name": "nft", "times": TIMES}, "ode"),
-    "awm": ({"name": "awm", "times": TIMES}, "ode"),
-    "dpo": ({"name": "dpo", "times": TIMES}, "ode"),
-    "dgpo": ({"name": "dgpo", "times": TIMES}, "ode"),
-    "crd": ({"name": "crd", "times": TIMES}, "ode"),
+    "nft": ({"name": "nft", "timesteps": TIMES}, "ode"),
+    "awm": ({"name": "awm", "timesteps": TIMES}, "ode"),
+    "dpo": ({"name": "dpo", "timesteps": TIMES}, "ode"),
+    "dgpo": ({"name": "dgpo", "timesteps": TIMES}, "ode"),
+    "crd": ({"name": "crd", "timesteps": TIMES}, "ode"),
 }
 SIZE = {
     "num_layers": 2,

@@ -1,7 +1,7 @@
 """The directive ``options``: a table of every key of a config class, made while the pages are built.
 
 ``{options} training`` is a section of the config, ``{options} training.optimizer`` one further down,
-``{options} algorithm grpo`` a component as ``flowfactory plugins list`` names it, and ``{options} average power`` one of
+``{options} algorithm grpo`` a component as ``flowfactory plugins list`` names it, and ``{options} ema power`` one of
 the choices of UNIONS.
 """
 
@@ -45,7 +45,7 @@ UNITS = {
     "TrainingConfig.updates": "optimizer steps",
     "TrainingConfig.epochs": "passes",
     "TrainingConfig.batch_size": "pictures",
-    "TrainingConfig.times_per_forward": "steps or times a picture",
+    "TrainingConfig.timesteps_per_forward": "steps or times a picture",
     "TrainingConfig.warmup": "optimizer steps",
     "TrainingConfig.max_grad_norm": "L2 norm of all gradients",
     "EvaluationConfig.every": "iterations",
@@ -84,9 +84,9 @@ UNITS = {
     "WarmupCosine.start": "share",
     "WarmupCosine.end": "share",
     "WarmupCosine.iterations": "iterations",
-    "_Range.count": "times",
-    "_Range.low": "sigma",
-    "_Range.high": "sigma",
+    "_TimestepRange.count": "times",
+    "_TimestepRange.low": "sigma",
+    "_TimestepRange.high": "sigma",
     "_Continuous.shift": "factor",
     "LogitNormal.mean": "log-odds of sigma",
     "LogitNormal.std": "log-odds of sigma",
@@ -100,7 +100,7 @@ UNITS = {
     "AWMConfig.power": "exponent",
     "AWMConfig.clip_range": "ratio",
     "AWMConfig.kl": "factor",
-    "AWMConfig.average_kl": "factor",
+    "AWMConfig.ema_kl": "factor",
     "ReferenceConfig.reference_guidance": "factor",
     "DPOConfig.beta": "factor",
     "DGPOConfig.beta": "factor",
@@ -184,9 +184,9 @@ SHARED: dict[str, type[BaseModel]] = {"model": ModelConfig, "family": FamilyConf
 """Classes that stand in no one place of a config."""
 
 UNIONS: dict[str, tuple[type[BaseModel], ...]] = {
-    "average": get_args(get_args(Decay)[0]),
+    "ema": get_args(get_args(Decay)[0]),
     "optimizer": get_args(get_args(Optimizer)[0]),
-    "times": get_args(get_args(Timesteps)[0]),
+    "timesteps": get_args(get_args(Timesteps)[0]),
 }
 """Classes of which a config chooses one by its ``name``."""
 

@@ -115,10 +115,10 @@ def test_groups_of_two_sizes_fill_the_pieces_in_order() -> None:
 
 
 @pytest.mark.parametrize("means", [False, True])
-@pytest.mark.parametrize("times_per_forward", [1, 2, 3, 4])
-def test_a_replay_shows_each_sample_at_each_recorded_step_once(times_per_forward: int, means: bool) -> None:
-    replay = list(experience(5, means=means, times_per_forward=times_per_forward).replay())
-    joined = {1: [1, 1, 1], 2: [2, 1], 3: [3], 4: [3]}[times_per_forward]
+@pytest.mark.parametrize("timesteps_per_forward", [1, 2, 3, 4])
+def test_a_replay_shows_each_sample_at_each_recorded_step_once(timesteps_per_forward: int, means: bool) -> None:
+    replay = list(experience(5, means=means, timesteps_per_forward=timesteps_per_forward).replay())
+    joined = {1: [1, 1, 1], 2: [2, 1], 3: [3], 4: [3]}[timesteps_per_forward]
     batches = [[0, 1], [2, 3], [4]]
     expected = []
     for batch in batches:

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 class MatchConfig(AlgorithmConfig):
-    """The matching error at training times, weighed by the advantage; an average of the weights draws."""
+    """The matching error at training timesteps, weighed by the advantage; an average of the weights draws."""
 
     groupwise: ClassVar[bool] = True
     own_sampler: ClassVar[bool] = True
 
     teacher: float = Field(1.0, ge=0, description="guidance asked of weights beside those that draw")
-    times: Timesteps = Field(Uniform(), description="training times")
+    timesteps: Timesteps = Field(Uniform(), description="training timesteps")
 
     def check(self, run: RunConfig) -> None:
-        self.times.check(run)
+        self.timesteps.check(run)
 
     def build(self, label: str) -> Match:
         return Match(self)
@@ -50,7 +50,7 @@ class Match:
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
         for groups in experience.group_batches():
-            for at in noised_batches(groups, self.config.times):
+            for at in noised_batches(groups, self.config.timesteps):
                 for piece in at.micro_batches():
                     error = squared_error(policy.evaluate(piece.step).velocity, piece.target)
                     yield Loss(piece.samples.advantages * error, metrics={"sigma": piece.step.sigma})

@@ -20,7 +20,7 @@ RECORDER = str(Path(__file__).parent / "recorder.py")
 LORA = {"lora": {"rank": 2, "alpha": 4}}
 GRPO = {"name": "grpo", "clip_range": 0.05}
 TIMES = {"name": "uniform", "count": 2}
-NFT = {"name": "nft", "times": TIMES}
+NFT = {"name": "nft", "timesteps": TIMES}
 SDE = {"name": "flow-sde", "noise_level": 0.7}
 COUNTS = (1, 2, 3)
 BASIC = ("lora-grpo", "full-grpo", "lora-nft", "full-nft")
@@ -33,8 +33,8 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
     "lora-nft": ("flux1", LORA, NFT, {"training": {"kept_on": "host"}}),
     "full-nft": ("flux1", "full", NFT, {"training": {"updates": 3}, "distributed": {"gather_to_sample": True}}),
     # a group is larger than the samples of a forward, and than the share of a rank
-    "dgpo": ("flux1", LORA, {"name": "dgpo", "kl": 0.1, "times": TIMES}, {"sampling": {"groups": 1, "group_size": 7}}),
-    "dpo": ("flux1", LORA, {"name": "dpo", "times": TIMES}, {"sampling": {"groups": 5, "group_size": 2}}),
+    "dgpo": ("flux1", LORA, {"name": "dgpo", "kl": 0.1, "timesteps": TIMES}, {"sampling": {"groups": 1, "group_size": 7}}),
+    "dpo": ("flux1", LORA, {"name": "dpo", "timesteps": TIMES}, {"sampling": {"groups": 5, "group_size": 2}}),
     # texts of other lengths have forwards of their own, and so do experts
     "ragged": ("qwen-image", "full", GRPO | {"kl": 0.01}, {"sampling": {"guidance": 4.0, "group_size": 3}}),
     "experts": ("wan-t2v", LORA, NFT | {"kl": 0.1}, {"sampling": {"size": [16, 16], "frames": 1, "guidance": 3.0}}),
@@ -46,7 +46,7 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
         {
             "training": {"kept_on": "host", "activation_checkpointing": "blocks"},
             "sampling": {"keep_on": "host"},
-            "distributed": {"offload": True, "judges": "first"},
+            "distributed": {"offload": True, "reward_ranks": "first"},
         },
     ),
     # its blocks of 256 stay whole on two ranks; three cut some, and then it follows one rank closely alone

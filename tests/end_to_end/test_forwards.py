@@ -74,7 +74,7 @@ def test_a_kl_to_the_reference_costs_a_forward_each_time(taken, name):
 
 
 def test_two_averages_that_are_the_same_weights_are_evaluated_once(taken):
-    both = {"name": "awm", "average_kl": KL, "average": {"name": "constant", "decay": 0.0}}
+    both = {"name": "awm", "ema_kl": KL, "ema": {"name": "constant", "decay": 0.0}}
     assert taken(both, ODE, updates=2) == needs(train=TIMES, no_grad=TIMES / 2)
 
 
@@ -111,4 +111,4 @@ def test_crd_and_its_kl_need_three_policies(taken):
 def test_no_size_of_a_batch_changes_what_is_needed(taken, name, tmp_path):
     whole = taken({"name": name}, ODE, updates=2, batch_size=PICTURES, sampling=PICTURES)
     (tmp_path / "run").rename(tmp_path / "first")
-    assert taken({"name": name}, ODE, updates=2, batch_size=2 * MEMBERS, sampling=5, times_per_forward=TIMES) == whole
+    assert taken({"name": name}, ODE, updates=2, batch_size=2 * MEMBERS, sampling=5, timesteps_per_forward=TIMES) == whole

@@ -16,7 +16,7 @@ class Experience:
     """What an algorithm learns from.
 
     latents [B, ...], recorded steps, rewards {label: [B]}, advantages [B], groups [B]; sigmas [steps + 1] of the schedule
-    that drew them. ``batch_size`` samples, each at ``times_per_forward`` steps or training times, fit one forward.
+    that drew them. ``batch_size`` samples, each at ``timesteps_per_forward`` steps or training timesteps, fit one forward.
     ``epoch`` counts the passes over the iteration's samples from 0, and is part of the key of what is drawn to train.
     Samples may rest in host memory; the pieces that fit a forward come on ``device``, where that is given.
     """
@@ -30,7 +30,7 @@ class Experience:
     groups: Tensor
     sigmas: Tensor
     batch_size: int
-    times_per_forward: int = 1
+    timesteps_per_forward: int = 1
     epoch: int = 0
     device: torch.device | None = None
 
@@ -81,10 +81,10 @@ class Experience:
         yield self.rows(rows).to_device()
 
     def replay(self) -> Iterator[tuple[Experience, Step]]:
-        """The recorded steps, ``times_per_forward`` of them joined, with the samples of each row."""
+        """The recorded steps, ``timesteps_per_forward`` of them joined, with the samples of each row."""
         for batch in self.micro_batches():
-            for start in range(0, len(batch.steps), self.times_per_forward):
-                steps = batch.steps[start : start + self.times_per_forward]
+            for start in range(0, len(batch.steps), self.timesteps_per_forward):
+                steps = batch.steps[start : start + self.timesteps_per_forward]
                 samples = batch._alone([*range(len(batch))] * len(steps))
                 yield samples, Step.concatenate(steps, samples.conditions)
 

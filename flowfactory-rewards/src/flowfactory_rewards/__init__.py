@@ -21,7 +21,7 @@ def register_components(register: Callable[[str, str, Any], None]) -> None:
     register("reward", "hpsv3", "flowfactory_rewards.hpsv3:HpsV3Config")
     register("reward", "imagereward", "flowfactory_rewards.imagereward:ImageRewardConfig")
     register("reward", "pickscore", "flowfactory_rewards.pickscore:PickScoreConfig")
-    register("reward", "rank", "flowfactory_rewards.group_rank:RankConfig")
+    register("reward", "group-rank", "flowfactory_rewards.group_rank:GroupRankConfig")
     register("reward", "siglip", "flowfactory_rewards.siglip:SiglipConfig")
     register("reward", "pairwise", "flowfactory_rewards.pairwise:PairwiseConfig")
     register("reward", "remote", "flowfactory_rewards.remote:RemoteConfig")

@@ -12,7 +12,7 @@ from flowfactory import ComponentConfig, InnerReward, RunConfig, Samples, hookim
 from flowfactory.rewards import Rewards
 
 
-class RankConfig(ComponentConfig):
+class GroupRankConfig(ComponentConfig):
     """The share of the other pictures of the prompt that a picture scores above under the reward ``of``; in [0, 1].
 
     The best of a group scores 1, the worst 0, and ties share the mean of their places. What is left of ``of`` is its order,
@@ -28,11 +28,11 @@ class RankConfig(ComponentConfig):
     def weights(self) -> Mapping[str, int] | None:
         return self.of.weights()
 
-    def build(self, label: str) -> Rank:
-        return Rank(label, Rewards({label: self.of}))
+    def build(self, label: str) -> GroupRank:
+        return GroupRank(label, Rewards({label: self.of}))
 
 
-class Rank:
+class GroupRank:
     """Looks at whole groups."""
 
     def __init__(self, label: str, rewards: Rewards) -> None:

@@ -112,30 +112,30 @@ def test_a_power_of_one_keeps_the_mean_of_all_so_far(weights: list[float]) -> No
 @pytest.mark.parametrize(
     ("average", "sentence"),
     [
-        ({"name": "constant", "decay": 1.5}, r"average\.decay: input should be less than or equal to 1, got 1\.5"),
-        ({"name": "constant", "decay": -0.1}, r"average\.decay: input should be greater than or equal to 0, got -0\.1"),
-        ({"name": "constant", "decay": math.nan}, r"average\.decay: .*, got nan"),
-        ({"name": "constant", "decey": 0.5}, r"average\.decey: unknown key; did you mean 'decay'\?"),
-        ({"name": "power", "power": 0}, r"average\.power: input should be greater than 0, got 0"),
-        ({"name": "linear", "strat": 1}, r"average\.strat: unknown key; did you mean 'start'\?"),
-        ({"name": "linear", "iterations": 0}, r"average\.iterations: input should be greater than or equal to 1, got 0"),
-        ({"name": "cosine", "end": 2}, r"average\.end: input should be less than or equal to 1, got 2"),
-        ({"name": "warmup-cosine", "warmup": 0}, r"average\.warmup: input should be greater than or equal to 1, got 0"),
-        ({"name": "piecewise-linear"}, r"average\.points: this key is missing"),
-        ({"name": "piecewise-linear", "points": []}, r"average\.points: .*at least 1 item.*"),
+        ({"name": "constant", "decay": 1.5}, r"ema\.decay: input should be less than or equal to 1, got 1\.5"),
+        ({"name": "constant", "decay": -0.1}, r"ema\.decay: input should be greater than or equal to 0, got -0\.1"),
+        ({"name": "constant", "decay": math.nan}, r"ema\.decay: .*, got nan"),
+        ({"name": "constant", "decey": 0.5}, r"ema\.decey: unknown key; did you mean 'decay'\?"),
+        ({"name": "power", "power": 0}, r"ema\.power: input should be greater than 0, got 0"),
+        ({"name": "linear", "strat": 1}, r"ema\.strat: unknown key; did you mean 'start'\?"),
+        ({"name": "linear", "iterations": 0}, r"ema\.iterations: input should be greater than or equal to 1, got 0"),
+        ({"name": "cosine", "end": 2}, r"ema\.end: input should be less than or equal to 1, got 2"),
+        ({"name": "warmup-cosine", "warmup": 0}, r"ema\.warmup: input should be greater than or equal to 1, got 0"),
+        ({"name": "piecewise-linear"}, r"ema\.points: this key is missing"),
+        ({"name": "piecewise-linear", "points": []}, r"ema\.points: .*at least 1 item.*"),
         (
             {"name": "piecewise-linear", "points": [[5, 0.1], [3, 0.2]]},
-            r"average\.points: give the points in order, each iteration once",
+            r"ema\.points: give the points in order, each iteration once",
         ),
         (
             {"name": "piecewise-linear", "points": [[3, 0.1], [3, 0.2]]},
-            r"average\.points: give the points in order, each iteration once",
+            r"ema\.points: give the points in order, each iteration once",
         ),
         (
             {"name": "piecewise-linear", "points": [[0, 0.1], [3, 1.5]]},
-            r"average\.points\.1\.1: input should be less than or equal to 1, got 1\.5",
+            r"ema\.points\.1\.1: input should be less than or equal to 1, got 1\.5",
         ),
-        ({"name": "piecewise-linear", "points": [[0.5, 0.1]]}, r"average\.points\.0\.0: input should be a valid integer.*"),
+        ({"name": "piecewise-linear", "points": [[0.5, 0.1]]}, r"ema\.points\.0\.0: input should be a valid integer.*"),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused_in_one_line_that_names_the_key(
@@ -143,31 +143,31 @@ def test_a_schedule_that_cannot_be_is_refused_in_one_line_that_names_the_key(
 ) -> None:
     for section in ("evaluation", "sampling"):
         with pytest.raises(UserError, match=rf"^config\.yaml: {section}\.{sentence}$"):
-            load({section: {"average": average}})
+            load({section: {"ema": average}})
 
 
 @pytest.mark.parametrize(
     ("average", "sentence"),
     [
-        ({"name": "cosin"}, r"average: there is no 'cosin'; did you mean 'cosine'\?"),
-        ("cosin", r"average: there is no 'cosin'; did you mean 'cosine'\?"),
-        ("piecewise-linear", r"average\.points: this key is missing"),
-        ({"decay": 0.5}, r"average: say which with 'name'"),
-        ({"name": 3}, r"average: .*"),
-        (0.5, r"average: .*"),
-        ([0.5], r"average: .*"),
+        ({"name": "cosin"}, r"ema: there is no 'cosin'; did you mean 'cosine'\?"),
+        ("cosin", r"ema: there is no 'cosin'; did you mean 'cosine'\?"),
+        ("piecewise-linear", r"ema\.points: this key is missing"),
+        ({"decay": 0.5}, r"ema: say which with 'name'"),
+        ({"name": 3}, r"ema: .*"),
+        (0.5, r"ema: .*"),
+        ([0.5], r"ema: .*"),
     ],
 )
 def test_a_schedule_without_a_known_name_is_refused_in_one_line(load: Load, average: Any, sentence: str) -> None:
     with pytest.raises(UserError, match=rf"^config\.yaml: evaluation\.{sentence}$"):
-        load({"evaluation": {"average": average}})
+        load({"evaluation": {"ema": average}})
 
 
 def test_a_mistake_in_a_schedule_on_the_command_line_is_blamed_on_it(load: Load) -> None:
-    with pytest.raises(UserError, match=r"^--set evaluation\.average\.decay: input should be less than or equal to 1, got 2$"):
-        load(sets=["evaluation.average={name: constant, decay: 2}"])
-    made = load(sets=["evaluation.average.name=linear", "evaluation.average.end=0.5"])
-    assert made.evaluation.average == Linear(end=0.5)
+    with pytest.raises(UserError, match=r"^--set evaluation\.ema\.decay: input should be less than or equal to 1, got 2$"):
+        load(sets=["evaluation.ema={name: constant, decay: 2}"])
+    made = load(sets=["evaluation.ema.name=linear", "evaluation.ema.end=0.5"])
+    assert made.evaluation.ema == Linear(end=0.5)
 
 
 @pytest.mark.parametrize(
@@ -185,20 +185,20 @@ def test_a_mistake_in_a_schedule_on_the_command_line_is_blamed_on_it(load: Load)
 def test_a_schedule_that_gives_little_reads_back_to_the_same_with_all_of_it(
     load: Load, tmp_path: Path, text: str, schedule: Any
 ) -> None:
-    made = load({"evaluation": {"average": yaml.safe_load(text)}, "sampling": {"average": yaml.safe_load(text)}})
-    assert made.evaluation.average == made.sampling.average == schedule
+    made = load({"evaluation": {"ema": yaml.safe_load(text)}, "sampling": {"ema": yaml.safe_load(text)}})
+    assert made.evaluation.ema == made.sampling.ema == schedule
     written = dump(made)
     (tmp_path / "again.yaml").write_text(written)
     again = loading.load(tmp_path / "again.yaml")
-    assert again.evaluation.average == again.sampling.average == schedule
+    assert again.evaluation.ema == again.sampling.ema == schedule
     assert dump(again) == written
-    assert set(yaml.safe_load(written)["evaluation"]["average"]) == {"name", *type(schedule).model_fields}
+    assert set(yaml.safe_load(written)["evaluation"]["ema"]) == {"name", *type(schedule).model_fields}
 
 
 def test_no_schedule_is_no_average(load: Load) -> None:
     made = load()
-    assert (made.sampling.average, made.evaluation.average) == (None, None)
-    assert yaml.safe_load(dump(made))["evaluation"]["average"] is None
+    assert (made.sampling.ema, made.evaluation.ema) == (None, None)
+    assert yaml.safe_load(dump(made))["evaluation"]["ema"] is None
 
 
 @given(SCHEDULES)

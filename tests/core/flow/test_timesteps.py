@@ -152,7 +152,7 @@ def test_too_few_steps_between_low_and_high_are_told_in_one_line(times: Discrete
     with pytest.raises(RunError) as refused:
         list(noised_batches(made(), times))
     assert str(refused.value) == (
-        f"algorithm.times: {there} sampling steps lie between low {times.low} and high {times.high}, "
+        f"algorithm.timesteps: {there} sampling steps lie between low {times.low} and high {times.high}, "
         f"fewer than count {times.count}"
     )
 
@@ -192,11 +192,11 @@ def by_key(experience: Experience, times: Times, shared: bool = False) -> dict[P
 
 
 @pytest.mark.parametrize("times", ALL, ids=lambda times: times.name)
-@pytest.mark.parametrize("times_per_forward", [1, 2, 3, 5])
+@pytest.mark.parametrize("timesteps_per_forward", [1, 2, 3, 5])
 def test_latents_lie_on_the_line_from_clean_to_noise_and_the_target_points_along_it(
-    times: Times, times_per_forward: int
+    times: Times, timesteps_per_forward: int
 ) -> None:
-    experience = made(times_per_forward=times_per_forward)
+    experience = made(timesteps_per_forward=timesteps_per_forward)
     for at in noised_batches(experience, times):
         s = at.step.sigma.double().reshape(-1, 1, 1, 1)
         clean, target, latents = at.samples.latents.double(), at.target.double(), at.step.latents.double()
@@ -218,7 +218,7 @@ def test_the_noise_is_standard_normal_and_independent_of_the_times_and_of_the_sa
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_row_is_its_samples_own_in_every_part(shared: bool) -> None:
-    experience = made(times_per_forward=2)
+    experience = made(timesteps_per_forward=2)
     pieces = list(noised_batches(experience, Uniform(count=3), shared))
     assert [len(at) for at in pieces] == [18, 9]
     for at in pieces:
@@ -236,9 +236,9 @@ def test_a_row_is_its_samples_own_in_every_part(shared: bool) -> None:
 @pytest.mark.parametrize("times", ALL, ids=lambda times: times.name)
 @pytest.mark.parametrize("shared", [False, True])
 def test_how_many_times_share_a_forward_changes_nothing_but_how_rows_are_joined(times: Times, shared: bool) -> None:
-    def joined(times_per_forward: int) -> list[Tensor]:
-        pieces = list(noised_batches(made(times_per_forward=times_per_forward), times, shared))
-        assert len(pieces) == math.ceil(3 / times_per_forward)
+    def joined(timesteps_per_forward: int) -> list[Tensor]:
+        pieces = list(noised_batches(made(timesteps_per_forward=timesteps_per_forward), times, shared))
+        assert len(pieces) == math.ceil(3 / timesteps_per_forward)
         return [
             torch.cat(column)
             for column in zip(*((at.step.latents, at.step.sigma, at.target, at.time) for at in pieces), strict=True)
@@ -246,14 +246,14 @@ def test_how_many_times_share_a_forward_changes_nothing_but_how_rows_are_joined(
 
     one = joined(1)
     assert one[3].tolist() == [0] * 9 + [1] * 9 + [2] * 9
-    for times_per_forward in (2, 3, 7):
-        assert all(map(torch.equal, joined(times_per_forward), one))
+    for timesteps_per_forward in (2, 3, 7):
+        assert all(map(torch.equal, joined(timesteps_per_forward), one))
 
 
 @pytest.mark.parametrize("times", ALL, ids=lambda times: times.name)
 @pytest.mark.parametrize("shared", [False, True])
 def test_times_and_noise_are_the_samples_own_whatever_stands_beside_it(times: Times, shared: bool) -> None:
-    experience = made(times_per_forward=2)
+    experience = made(timesteps_per_forward=2)
     whole = by_key(experience, times, shared)
     assert len(whole) == 27
     for order in (list(reversed(range(9))), [4, 0, 8], [7]):
@@ -306,10 +306,12 @@ def test_a_shared_place_is_the_same_within_a_group_alone(times: Times) -> None:
 @given(
     groups=st.lists(st.integers(0, 2**40), min_size=1, max_size=6),
     count=st.integers(1, 4),
-    times_per_forward=st.integers(1, 4),
+    timesteps_per_forward=st.integers(1, 4),
 )
-def test_rows_share_an_id_just_where_group_and_time_are_the_same(groups: list[int], count: int, times_per_forward: int) -> None:
-    experience = made(prompts=(0,), group_size=len(groups), times_per_forward=times_per_forward)
+def test_rows_share_an_id_just_where_group_and_time_are_the_same(
+    groups: list[int], count: int, timesteps_per_forward: int
+) -> None:
+    experience = made(prompts=(0,), group_size=len(groups), timesteps_per_forward=timesteps_per_forward)
     for at in noised_batches(replace(experience, groups=torch.tensor(groups)), Uniform(count=count)):
         ids: dict[int, set[tuple[int, int]]] = {}
         for row, group, time in zip(at.groups.tolist(), at.samples.groups.tolist(), at.time.tolist(), strict=True):
@@ -318,9 +320,11 @@ def test_rows_share_an_id_just_where_group_and_time_are_the_same(groups: list[in
         assert len(ids) == len(set(groups)) * len(set(at.time.tolist()))
 
 
-@pytest.mark.parametrize(("batch_size", "times_per_forward", "sizes"), [(4, 1, [4, 4, 1]), (4, 2, [8, 8, 2]), (20, 1, [9])])
-def test_pieces_fit_one_forward_and_keep_the_rows_in_order(batch_size: int, times_per_forward: int, sizes: list[int]) -> None:
-    at = next(noised_batches(made(batch_size=batch_size, times_per_forward=times_per_forward), Uniform(count=4)))
+@pytest.mark.parametrize(("batch_size", "timesteps_per_forward", "sizes"), [(4, 1, [4, 4, 1]), (4, 2, [8, 8, 2]), (20, 1, [9])])
+def test_pieces_fit_one_forward_and_keep_the_rows_in_order(
+    batch_size: int, timesteps_per_forward: int, sizes: list[int]
+) -> None:
+    at = next(noised_batches(made(batch_size=batch_size, timesteps_per_forward=timesteps_per_forward), Uniform(count=4)))
     pieces = at.micro_batches()
     assert [len(piece) for piece in pieces] == sizes
     for piece in pieces:
@@ -354,37 +358,37 @@ def test_half_precision_latents_are_rounded_and_the_target_is_not() -> None:
 @pytest.mark.parametrize(
     ("times", "sentence"),
     [
-        ({"name": "uniform", "low": 0.5, "high": 0.5}, r"algorithm\.times: low \(0\.5\) must be below high \(0\.5\)"),
-        ({"name": "logit-normal", "low": 0.7, "high": 0.2}, r"algorithm\.times: low \(0\.7\) must be below high \(0\.2\)"),
-        ({"name": "discrete", "low": 0.7, "high": 0.2}, r"algorithm\.times: low \(0\.7\) must be below high \(0\.2\)"),
-        ({"name": "discrete", "count": 5}, r"algorithm\.times\.count \(5\) is more than the 4 sampling steps there are"),
+        ({"name": "uniform", "low": 0.5, "high": 0.5}, r"algorithm\.timesteps: low \(0\.5\) must be below high \(0\.5\)"),
+        ({"name": "logit-normal", "low": 0.7, "high": 0.2}, r"algorithm\.timesteps: low \(0\.7\) must be below high \(0\.2\)"),
+        ({"name": "discrete", "low": 0.7, "high": 0.2}, r"algorithm\.timesteps: low \(0\.7\) must be below high \(0\.2\)"),
+        ({"name": "discrete", "count": 5}, r"algorithm\.timesteps\.count \(5\) is more than the 4 sampling steps there are"),
         (
             {"name": "discrete", "count": 4, "initial": False},
-            r"algorithm\.times\.count \(4\) is more than the 3 sampling steps there are",
+            r"algorithm\.timesteps\.count \(4\) is more than the 3 sampling steps there are",
         ),
-        ({"name": "uniform", "count": 0}, r"algorithm\.times\.count: input should be greater than or equal to 1, got 0"),
-        ({"name": "uniform", "low": -0.1}, r"algorithm\.times\.low: input should be greater than or equal to 0, got -0\.1"),
-        ({"name": "uniform", "high": 1.1}, r"algorithm\.times\.high: input should be less than or equal to 1, got 1\.1"),
-        ({"name": "uniform", "shift": 0}, r"algorithm\.times\.shift: input should be greater than 0, got 0"),
-        ({"name": "logit-normal", "std": 0}, r"algorithm\.times\.std: input should be greater than 0, got 0"),
-        ({"name": "uniform", "std": 1}, r"algorithm\.times\.std: unknown key; .*"),
-        ({"name": "discrete", "shift": 3}, r"algorithm\.times\.shift: unknown key; .*"),
-        ({"name": "logitnormal"}, r"algorithm\.times: there is no 'logitnormal'; did you mean 'logit-normal'\?"),
-        ("unifrom", r"algorithm\.times: there is no 'unifrom'; did you mean 'uniform'\?"),
-        ({"count": 3}, r"algorithm\.times: say which with 'name'"),
+        ({"name": "uniform", "count": 0}, r"algorithm\.timesteps\.count: input should be greater than or equal to 1, got 0"),
+        ({"name": "uniform", "low": -0.1}, r"algorithm\.timesteps\.low: input should be greater than or equal to 0, got -0\.1"),
+        ({"name": "uniform", "high": 1.1}, r"algorithm\.timesteps\.high: input should be less than or equal to 1, got 1\.1"),
+        ({"name": "uniform", "shift": 0}, r"algorithm\.timesteps\.shift: input should be greater than 0, got 0"),
+        ({"name": "logit-normal", "std": 0}, r"algorithm\.timesteps\.std: input should be greater than 0, got 0"),
+        ({"name": "uniform", "std": 1}, r"algorithm\.timesteps\.std: unknown key; .*"),
+        ({"name": "discrete", "shift": 3}, r"algorithm\.timesteps\.shift: unknown key; .*"),
+        ({"name": "logitnormal"}, r"algorithm\.timesteps: there is no 'logitnormal'; did you mean 'logit-normal'\?"),
+        ("unifrom", r"algorithm\.timesteps: there is no 'unifrom'; did you mean 'uniform'\?"),
+        ({"count": 3}, r"algorithm\.timesteps: say which with 'name'"),
     ],
 )
 def test_times_that_cannot_be_are_refused_in_one_line_that_names_the_key(
     load: Load, matching: Callable[..., dict[str, Any]], times: Any, sentence: str
 ) -> None:
     with pytest.raises(UserError, match=rf"^config\.yaml: {sentence}$"):
-        load(matching(times=times))
+        load(matching(timesteps=times))
 
 
 def test_as_many_times_as_there_are_steps_will_do(load: Load, matching: Callable[..., dict[str, Any]]) -> None:
-    load(matching(times={"name": "discrete", "count": 4}))
-    load(matching(times={"name": "discrete", "count": 3, "initial": False}))
-    load(matching(times={"name": "uniform", "count": 40}))
+    load(matching(timesteps={"name": "discrete", "count": 4}))
+    load(matching(timesteps={"name": "discrete", "count": 3, "initial": False}))
+    load(matching(timesteps={"name": "uniform", "count": 40}))
 
 
 @pytest.mark.parametrize(
@@ -399,11 +403,11 @@ def test_as_many_times_as_there_are_steps_will_do(load: Load, matching: Callable
 def test_times_that_give_little_read_back_to_the_same_with_all_of_it(
     load: Load, matching: Callable[..., dict[str, Any]], times: Any, expected: Times
 ) -> None:
-    made: Any = load(matching(times=times))
-    assert made.algorithm.times == expected
+    made: Any = load(matching(timesteps=times))
+    assert made.algorithm.timesteps == expected
     text = yaml.dump(made)
     again: Any = loading.validate(yaml.parse_yaml(text, "again"))
-    assert again.algorithm.times == expected
+    assert again.algorithm.timesteps == expected
     assert yaml.dump(again) == text
 
 

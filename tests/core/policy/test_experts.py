@@ -91,7 +91,7 @@ def test_one_that_few_training_times_are_for_is_proven_too(
     load: Callable[..., Any], matching: Callable[..., dict[str, Any]], only: str | None
 ) -> None:
     """Nine times in ten are below the boundary of the experts, a half."""
-    change = matching(times={"name": "uniform", "count": 1, "low": 0.0, "high": 0.55})
+    change = matching(timesteps={"name": "uniform", "count": 1, "low": 0.0, "high": 0.55})
     said: list[str] = []
     run = {"training": {"batch_size": 4, "iterations": 1}, "sampling": {"dynamics": {"name": "ode"}}}
     train(load(settings(model={"only": only}, **run) | change), say=said.append)
@@ -101,7 +101,7 @@ def test_one_that_few_training_times_are_for_is_proven_too(
 def test_one_that_no_training_time_is_for_is_found_out(
     load: Callable[..., Any], matching: Callable[..., dict[str, Any]]
 ) -> None:
-    change = matching(times={"name": "uniform", "count": 1, "low": 0.0, "high": 0.45})
+    change = matching(timesteps={"name": "uniform", "count": 1, "low": 0.0, "high": 0.45})
     with pytest.raises(RunError, match=r"4 of 8 trainable weights get no gradient, the first transformer\.0"):
         train(load(settings(sampling={"dynamics": {"name": "ode"}}) | change), say=lambda _: None)
 

@@ -371,11 +371,11 @@ def test_workers_end_with_the_process_that_started_them(end: str, tmp_path: Path
         "from pathlib import Path\n"
         "sys.path.insert(0, sys.argv[1])\n"
         "if __name__ == '__main__':\n"
-        "    from test_rewards import MANY, TOY, workers\n"
+        "    from test_scoring import MANY, TOY, workers\n"
         "    print(int(workers(1, plugins=[TOY], tells='pid')(MANY)['glow'][0]), flush=True)\n"
         f"    {end}\n"
     )
-    done = subprocess.run([sys.executable, script, Path(__file__).parents[1]], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, script, Path(__file__).parent], capture_output=True, text=True, timeout=120)
     pid = int(done.stdout)
     for _ in range(200):
         if not Path(f"/proc/{pid}").exists() or "State:\tZ" in Path(f"/proc/{pid}/status").read_text():

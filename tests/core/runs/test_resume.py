@@ -17,7 +17,7 @@ Load = Callable[..., RunConfig]
         {"rewards": {"bright": {"name": "bright", "concurrent": True, "workers": 3, "timeout": 60}}},
         {"rewards": {"bright": {"name": "bright", "seconds": 1}}},  # which the reward says itself
         {"training": {"batch_size": 2, "activation_checkpointing": "blocks"}, "sampling": {"batch_size": 3}},
-        {"distributed": {"judges": "first"}},
+        {"distributed": {"reward_ranks": "first"}},
         {"evaluation": {"rewards": {"held": "bright"}}},
     ],
 )

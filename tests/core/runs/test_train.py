@@ -274,7 +274,7 @@ AVERAGE = {"name": "linear", "start": 0, "end": 1, "iterations": 4}  # keeps 0, 
 
 
 def test_the_held_out_score_is_that_of_the_averaged_weights(trained: Trained, prepared: Prepared) -> None:
-    directory = trained({"evaluation": {"every": 1, "average": AVERAGE}, "output": {"checkpoint_every": 1}})
+    directory = trained({"evaluation": {"every": 1, "ema": AVERAGE}, "output": {"checkpoint_every": 1}})
     average = {"p": 0.1, "q": 0.2}
     for iteration, decay in ((1, 0.0), (2, 0.25), (3, 0.5)):
         present = {name: float(weight.double()) for name, weight in weights(directory, iteration).items()}
@@ -289,8 +289,8 @@ def test_the_held_out_score_is_that_of_the_averaged_weights(trained: Trained, pr
 
 
 def test_an_evaluation_with_the_average_is_one_that_uses_it(prepared: Prepared) -> None:
-    run = prepared({"model": FULL, "evaluation": {"average": {"name": "constant", "decay": 0.5}}})
-    plain = run.config.model_copy(update={"evaluation": run.config.evaluation.model_copy(update={"average": None})})
+    run = prepared({"model": FULL, "evaluation": {"ema": {"name": "constant", "decay": 0.5}}})
+    plain = run.config.model_copy(update={"evaluation": run.config.evaluation.model_copy(update={"ema": None})})
     nudge(run)
     run.policy.iteration_finished(0)
     found = evaluate(run.sampler, run.assembly, run.config, run.heldout)
@@ -304,13 +304,13 @@ def test_an_evaluation_with_the_average_is_one_that_uses_it(prepared: Prepared) 
 
 def test_how_a_run_is_evaluated_does_not_change_how_it_trains(trained: Trained) -> None:
     one = trained({"model": FULL}, out="one")
-    two = trained({"model": FULL, "evaluation": {"every": 1, "average": AVERAGE}}, out="two")
+    two = trained({"model": FULL, "evaluation": {"every": 1, "ema": AVERAGE}}, out="two")
     for name, weight in weights(one).items():
         assert torch.equal(weight, weights(two)[name])
 
 
 def test_pictures_are_drawn_with_the_average_where_the_config_says_so(prepared: Prepared) -> None:
-    run = prepared({"sampling": {"average": {"name": "constant", "decay": 0.75}}})  # p and q start as 0.1 and 0.2
+    run = prepared({"sampling": {"ema": {"name": "constant", "decay": 0.75}}})  # p and q start as 0.1 and 0.2
     with torch.no_grad():
         run.policy.parameters["transformer.p"].fill_(0.5)
         run.policy.parameters["transformer.q"].fill_(-0.6)
@@ -331,7 +331,7 @@ def test_pictures_are_drawn_with_the_average_where_the_config_says_so(prepared: 
 def test_a_run_that_draws_with_the_average_passes_its_checks_when_it_is_resumed(load: Callable[..., RunConfig]) -> None:
     def changes(iterations: int) -> dict[str, Any]:
         average = {"name": "constant", "decay": 0.9}
-        return {"model": FULL, "sampling": {"average": average}, "training": {"iterations": iterations}}
+        return {"model": FULL, "sampling": {"ema": average}, "training": {"iterations": iterations}}
 
     said: list[str] = []
     train(load(changes(2)), say=lambda _: None)
@@ -341,9 +341,9 @@ def test_a_run_that_draws_with_the_average_passes_its_checks_when_it_is_resumed(
 
 def test_a_resumed_run_has_the_averages_of_one_that_was_not_stopped(trained: Trained, figures: Figures) -> None:
     def changes(iterations: int) -> dict[str, Any]:
-        sampling = {"average": {"name": "power", "power": 0.5}}
+        sampling = {"ema": {"name": "power", "power": 0.5}}
         training = {"iterations": iterations, "optimizer": {"lr": 0.05}}
-        return {"model": FULL, "sampling": sampling, "evaluation": {"every": 1, "average": AVERAGE}, "training": training}
+        return {"model": FULL, "sampling": sampling, "evaluation": {"every": 1, "ema": AVERAGE}, "training": training}
 
     whole = trained(changes(4), out="whole")
     trained(changes(2), out="stopped")
@@ -357,7 +357,7 @@ def test_a_resumed_run_has_the_averages_of_one_that_was_not_stopped(trained: Tra
 def test_a_run_may_be_resumed_with_an_average_to_evaluate_that_it_had_not(trained: Trained, prepared: Prepared) -> None:
     trained({"training": {"iterations": 2}})
     average = {"name": "constant", "decay": 0.25}
-    directory = trained({"training": {"iterations": 3}, "evaluation": {"average": average}}, resume=True)
+    directory = trained({"training": {"iterations": 3}, "evaluation": {"ema": average}}, resume=True)
     before, after = (
         {name: float(weight.double()) for name, weight in weights(directory, iteration).items()} for iteration in (2, 3)
     )
@@ -398,10 +398,10 @@ def test_an_algorithm_that_draws_with_its_own_average_is_heard(prepared: Prepare
 def test_the_same_weights_however_many_samples_and_times_share_a_forward(
     trained: Trained, prepared: Prepared, matching: Matching
 ) -> None:
-    def finish(batch_size: int, times_per_forward: int) -> dict[str, Tensor]:
-        training = {"batch_size": batch_size, "times_per_forward": times_per_forward, "epochs": 2}
-        changes = {"model": FULL, **matching(times={"name": "logit-normal", "count": 3}), "training": training}
-        return weights(trained(changes, out=f"{batch_size} {times_per_forward}"))
+    def finish(batch_size: int, timesteps_per_forward: int) -> dict[str, Tensor]:
+        training = {"batch_size": batch_size, "timesteps_per_forward": timesteps_per_forward, "epochs": 2}
+        changes = {"model": FULL, **matching(timesteps={"name": "logit-normal", "count": 3}), "training": training}
+        return weights(trained(changes, out=f"{batch_size} {timesteps_per_forward}"))
 
     first, start = finish(4, 1), prepared({"model": FULL}).policy.modules["transformer"].state_dict()
     for other in (finish(3, 2), finish(16, 3)):
@@ -411,8 +411,10 @@ def test_the_same_weights_however_many_samples_and_times_share_a_forward(
 
 
 def test_the_experience_says_what_fits_a_forward_and_which_schedule_drew(prepared: Prepared) -> None:
-    experience = collect_rollouts(prepared({"training": {"batch_size": 3, "times_per_forward": 2}}), 0, Timer(CPU)).experience
-    assert (experience.batch_size, experience.times_per_forward, experience.epoch) == (3, 2, 0)
+    experience = collect_rollouts(
+        prepared({"training": {"batch_size": 3, "timesteps_per_forward": 2}}), 0, Timer(CPU)
+    ).experience
+    assert (experience.batch_size, experience.timesteps_per_forward, experience.epoch) == (3, 2, 0)
     assert experience.sigmas.tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
 
 

@@ -341,7 +341,7 @@ def test_update_is_given_whole_groups_the_loudest_first(run: Run, batch_size: in
 
 def test_the_ratio_is_one_under_the_weights_that_drew(prepared: Prepared) -> None:
     average = {"name": "constant", "decay": 0.5}
-    run = prepared({"model": {"name": "net", "train": "full"}, "sampling": {"average": average}})
+    run = prepared({"model": {"name": "net", "train": "full"}, "sampling": {"ema": average}})
     with torch.no_grad():
         for parameter in run.policy.parameters.values():
             parameter.add_(0.1)

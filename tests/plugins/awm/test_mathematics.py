@@ -35,7 +35,7 @@ Weights = Any  # (p, q), or a tensor of the two
 def displaced(learning: Any, advantages: tuple[float, ...] = ADVANTAGES, **options: Any) -> Learning:
     """A run at NEW, in an iteration that started from OLD; the average is AVERAGE and the reference START."""
     run: Learning = learning(
-        advantages, **{"average": {"name": "constant", "decay": DECAY}, "times": TIMES, "clip_range": 0.03, **options}
+        advantages, **{"ema": {"name": "constant", "decay": DECAY}, "timesteps": TIMES, "clip_range": 0.03, **options}
     )
     run.move_to(*OLD)
     run.policy.iteration_finished(0)
@@ -57,12 +57,12 @@ class ByHand:
         power: float = 0.25,
         clip_range: float = 0.03,
         kl: float = 0.0,
-        average_kl: float = 0.0,
+        ema_kl: float = 0.0,
     ) -> None:
         self.x, self.noisy = at.samples.latents.double().flatten(1), at.step.latents.double().flatten(1)
         self.sigma, self.advantage = at.step.sigma.double(), at.samples.advantages.double()
         self.target = (self.noisy - self.x) / self.sigma[:, None]
-        self.weighting, self.power, self.clip_range, self.kl, self.average_kl = weighting, power, clip_range, kl, average_kl
+        self.weighting, self.power, self.clip_range, self.kl, self.ema_kl = weighting, power, clip_range, kl, ema_kl
 
     def velocity(self, weights: Weights) -> Tensor:
         return weights[0] * self.noisy + weights[1] * self.sigma[:, None]
@@ -97,7 +97,7 @@ class ByHand:
         ratio = self.ratio(new, old)
         bound = torch.where(self.advantage > 0, 1 + self.clip_range, 1 - self.clip_range)
         surrogate = -self.advantage * torch.where(self.cut(ratio), bound, ratio)
-        return surrogate + self.kl * self.distance(new, START) + self.average_kl * self.distance(new, AVERAGE)
+        return surrogate + self.kl * self.distance(new, START) + self.ema_kl * self.distance(new, AVERAGE)
 
     def by_weight(self, elements: Tensor) -> Tensor:
         """[b, 2]: the mean over elements of a derivative by the velocity, times dv/dp = noisy and dv/dq = sigma."""
@@ -120,7 +120,7 @@ class ByHand:
         ratio = self.ratio(new, old)
         surrogate = torch.where(self.cut(ratio)[:, None], 0.0, -(self.advantage * ratio)[:, None] * self.score(new))
         v = self.velocity(new)
-        pulls = self.kl * (v - self.velocity(START)) + self.average_kl * (v - self.velocity(AVERAGE))
+        pulls = self.kl * (v - self.velocity(START)) + self.ema_kl * (v - self.velocity(AVERAGE))
         return surrogate + self.by_weight(2 * pulls)
 
     def autograd(self, new: Weights) -> Tensor:
@@ -151,11 +151,11 @@ def assert_worked_out(run: Learning, ats: list[NoisedBatch], **options: Any) -> 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("clip_range", [0.01, 10.0], ids=["narrow", "wide"])
-@pytest.mark.parametrize(("kl", "average_kl"), [(0.0, 0.0), (0.5, 0.25)], ids=["free", "held"])
+@pytest.mark.parametrize(("kl", "ema_kl"), [(0.0, 0.0), (0.5, 0.25)], ids=["free", "held"])
 def test_loss_and_gradient_are_those_of_the_paper(
-    learning: Any, weighting: str, clip_range: float, kl: float, average_kl: float
+    learning: Any, weighting: str, clip_range: float, kl: float, ema_kl: float
 ) -> None:
-    options = {"weighting": weighting, "clip_range": clip_range, "kl": kl, "average_kl": average_kl}
+    options = {"weighting": weighting, "clip_range": clip_range, "kl": kl, "ema_kl": ema_kl}
     run = displaced(learning, **options)
     ats = placed(run)
     assert len(ats) == 3
@@ -176,7 +176,7 @@ def test_loss_and_gradient_are_those_of_the_paper_at_any_power(learning: Any, po
     ids=lambda times: times.name,
 )
 def test_loss_and_gradient_are_those_of_the_paper_at_any_training_times(learning: Any, times: Any) -> None:
-    run = displaced(learning, kl=0.5, times=times)
+    run = displaced(learning, kl=0.5, timesteps=times)
     assert_worked_out(run, placed(run, times), kl=0.5)
 
 
@@ -201,7 +201,7 @@ def test_the_clip_cuts_on_the_side_that_the_advantage_pushes_to(learning: Any, w
 @pytest.mark.parametrize("weighting", ["huber", "ghuber"])
 @pytest.mark.parametrize("size", [0.0, 1e-5])
 def test_the_slope_of_a_root_stays_finite_where_the_error_vanishes(learning: Any, weighting: str, size: float) -> None:
-    run = learning(ADVANTAGES, times=TIMES)
+    run = learning(ADVANTAGES, timesteps=TIMES)
     run.move_to(0, 0)  # a velocity of zero, so that no rounding hides an error as small as this
     run.policy.iteration_finished(0)
     algorithm = AWMConfig.model_validate({"weighting": weighting}).build("algorithm")
@@ -216,7 +216,7 @@ def test_the_slope_of_a_root_stays_finite_where_the_error_vanishes(learning: Any
 
 @pytest.mark.parametrize("batch_size", [8, 3])
 def test_an_update_is_the_mean_over_all_samples_and_times_whatever_the_batches(learning: Any, batch_size: int) -> None:
-    options = {"kl": 0.5, "average_kl": 0.25}
+    options = {"kl": 0.5, "ema_kl": 0.25}
     run = displaced(learning, batch_size=batch_size, **options)
     learner = Learner(run.policy, TrainingConfig.model_validate({"max_grad_norm": 1e9}))
     gathered = UpdateMetrics()
@@ -246,7 +246,7 @@ def test_where_an_iteration_starts_every_ratio_is_exactly_one(learning: Any, wei
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_a_first_gradient_is_the_policy_gradient_unhalved_by_the_tie_at_one(learning: Any, weighting: str) -> None:
-    run = learning(ADVANTAGES, weighting=weighting, times=TIMES)
+    run = learning(ADVANTAGES, weighting=weighting, timesteps=TIMES)
     for loss, at in zip(run.losses(), placed(run), strict=True):
         hand = ByHand(at, weighting)
         found = torch.stack([run.gradient(value) for value in loss.values])
@@ -272,7 +272,7 @@ def alone_with(run: Learning, sample: int, advantage: float) -> Learning:
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_an_update_lowers_the_error_of_a_better_sample_and_raises_that_of_a_worse_one(learning: Any, weighting: str) -> None:
-    run = learning(ADVANTAGES, weighting=weighting, times=TIMES)
+    run = learning(ADVANTAGES, weighting=weighting, timesteps=TIMES)
     for sample, sign in product(range(8), (1.0, -1.0)):
         alone = alone_with(run, sample, sign)
         for loss, at in zip(alone.losses(), placed(alone), strict=True):
@@ -281,9 +281,9 @@ def test_an_update_lowers_the_error_of_a_better_sample_and_raises_that_of_a_wors
             assert float((hand.error(START) - hand.error((p, q)))[sample]) * sign > 0
 
 
-@pytest.mark.parametrize("name", ["kl", "average_kl"])
+@pytest.mark.parametrize("name", ["kl", "ema_kl"])
 def test_a_divergence_is_zero_where_it_starts_and_pulls_back(learning: Any, name: str) -> None:
-    run = learning((0.0,) * 8, times=TIMES, **{name: 1.0})
+    run = learning((0.0,) * 8, timesteps=TIMES, **{name: 1.0})
     for loss in run.losses():
         assert set(loss.terms) == {name}
         assert torch.equal(loss.terms[name], torch.zeros(8))
@@ -296,14 +296,14 @@ def test_a_divergence_is_zero_where_it_starts_and_pulls_back(learning: Any, name
 
 
 def test_the_reference_stays_while_the_average_follows(learning: Any) -> None:
-    run = displaced(learning, kl=0.5, average_kl=0.25)
+    run = displaced(learning, kl=0.5, ema_kl=0.25)
     before = run.losses()
     run.policy.iteration_finished(1)
     after = run.losses()
     for one, two in zip(before, after, strict=True):
         assert torch.equal(one.terms["kl"], two.terms["kl"])
         # three quarters of the way
-        torch.testing.assert_close(two.terms["average_kl"], one.terms["average_kl"] * DECAY**2, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(two.terms["ema_kl"], one.terms["ema_kl"] * DECAY**2, rtol=1e-4, atol=1e-7)
     present = [weight.item() for weight in run.policy.parameters.values()]
     assert present == pytest.approx(NEW), "kept weights were left in place"
 
@@ -323,24 +323,24 @@ def test_old_are_the_weights_that_the_iteration_started_from(learning: Any) -> N
 
 
 def test_left_to_itself_the_average_is_over_a_growing_past(learning: Any) -> None:
-    run = learning(ADVANTAGES, average_kl=0.1)
+    run = learning(ADVANTAGES, ema_kl=0.1)
     run.move_to(*OLD)
     run.policy.iteration_finished(0)
-    assert kept(run, "average") == pytest.approx(OLD)
+    assert kept(run, "ema") == pytest.approx(OLD)
     run.move_to(*NEW)
     run.policy.iteration_finished(15)
     decay = 1 - 1 / 8  # 16 to the power of three quarters is 8
     mixed = [decay * old + (1 - decay) * new for old, new in zip(OLD, NEW, strict=True)]
-    assert kept(run, "average") == pytest.approx(mixed)
+    assert kept(run, "ema") == pytest.approx(mixed)
     run.move_to(*START)
     run.policy.iteration_finished(100_000)
-    assert kept(run, "average") == pytest.approx([0.9 * m + 0.1 * start for m, start in zip(mixed, START, strict=True)])
+    assert kept(run, "ema") == pytest.approx([0.9 * m + 0.1 * start for m, start in zip(mixed, START, strict=True)])
 
 
 def test_nothing_is_kept_for_a_divergence_of_weight_zero(learning: Any) -> None:
     run = displaced(learning)
     assert all(not loss.terms for loss in run.losses())
-    for name in ("reference", "average"):
+    for name in ("reference", "ema"):
         with pytest.raises(RunError, match=f"no weights are kept as '{name}'"):
             run.policy.compare(placed(run)[0].step, {name: At(name)})
 
@@ -349,10 +349,10 @@ def test_the_present_weights_draw(learning: Any) -> None:
     assert learning(ADVANTAGES).experience.plan.weights is None
 
 
-@pytest.mark.parametrize(("kl", "average_kl", "most"), [(0.0, 0.0, 2), (0.5, 0.0, 3), (0.0, 0.5, 3), (0.5, 0.5, 4)])
-def test_weights_that_are_the_same_share_a_forward(learning: Any, count: Any, kl: float, average_kl: float, most: int) -> None:
+@pytest.mark.parametrize(("kl", "ema_kl", "most"), [(0.0, 0.0, 2), (0.5, 0.0, 3), (0.0, 0.5, 3), (0.5, 0.5, 4)])
+def test_weights_that_are_the_same_share_a_forward(learning: Any, count: Any, kl: float, ema_kl: float, most: int) -> None:
     average = {"name": "constant", "decay": DECAY}
-    run = learning(ADVANTAGES, batch_size=3, kl=kl, average_kl=average_kl, average=average, times=TIMES)
+    run = learning(ADVANTAGES, batch_size=3, kl=kl, ema_kl=ema_kl, ema=average, timesteps=TIMES)
     counted = count(run.policy)
 
     def forwards() -> float:
@@ -374,7 +374,7 @@ def test_two_times_share_a_forward_and_change_neither_loss_nor_gradient(learning
     found, forwards = [], []
     for together in (1, 2):
         times = Uniform(count=4, low=0.1)
-        run = displaced(learning, batch_size=5, times_per_forward=together, times=times, kl=0.5, average_kl=0.25)
+        run = displaced(learning, batch_size=5, timesteps_per_forward=together, timesteps=times, kl=0.5, ema_kl=0.25)
         counted = count(run.policy)
         values = torch.cat([loss.values for loss in run.losses()])
         assert len(values) == 8 * 4

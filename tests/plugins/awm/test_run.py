@@ -29,11 +29,11 @@ def silent(_: str) -> None:
 
 
 def test_a_run_passes_preflight_and_reports_its_metrics(settings: dict[str, Any]) -> None:
-    settings["algorithm"] |= {"kl": 0.1, "average_kl": 0.1}
+    settings["algorithm"] |= {"kl": 0.1, "ema_kl": 0.1}
     said: list[str] = []
     records = train(validate(settings), say=said.append).records()[1:]
     assert any("no step is recorded" in line for line in said)
-    assert any("a finite gradient reaches all 2 trainable tensors, average_kl too, kl too" in line for line in said)
+    assert any("a finite gradient reaches all 2 trainable tensors, ema_kl too, kl too" in line for line in said)
     assert [record["iteration"] for record in records] == [1, 2, 3]
     for record in records:
         assert record["ratio/max_deviation"] > 1e-4, "the second update of an iteration is off-policy"
@@ -41,7 +41,7 @@ def test_a_run_passes_preflight_and_reports_its_metrics(settings: dict[str, Any]
         # of the first update nothing is cut, of the second whatever the first pushed past the narrow bound
         assert 0 < record["clip_fraction"] <= 0.5
         assert record["kl"] > 0
-        assert record["average_kl"] > 0
+        assert record["ema_kl"] > 0
         assert record["grad_norm"] > 0
 
 
@@ -56,7 +56,7 @@ def test_with_one_update_an_iteration_every_ratio_is_one(settings: dict[str, Any
 def test_a_resumed_run_ends_in_the_weights_and_averages_of_one_that_was_not_stopped(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    settings["algorithm"] |= {"kl": 0.1, "average_kl": 0.1, "average": {"name": "constant", "decay": 0.5}}
+    settings["algorithm"] |= {"kl": 0.1, "ema_kl": 0.1, "ema": {"name": "constant", "decay": 0.5}}
 
     def end(name: str, *iterations: int) -> dict[str, Tensor]:
         settings["output"]["dir"] = str(tmp_path / name)
@@ -68,7 +68,7 @@ def test_a_resumed_run_ends_in_the_weights_and_averages_of_one_that_was_not_stop
         return weights | saved.kept(last)
 
     whole, resumed = end("whole", 3), end("resumed", 2, 3)
-    kept = ("old", "reference", "average")
+    kept = ("old", "reference", "ema")
     assert set(whole) == {"transformer.p", "transformer.q"} | {
         f"{name}/transformer.{weight}" for name in kept for weight in ("p", "q")
     }
@@ -78,7 +78,7 @@ def test_a_resumed_run_ends_in_the_weights_and_averages_of_one_that_was_not_stop
 
 
 def test_an_average_may_draw_while_ratios_are_to_what_the_iteration_started_from(settings: dict[str, Any]) -> None:
-    settings["sampling"]["average"] = {"name": "constant", "decay": 0.9}
+    settings["sampling"]["ema"] = {"name": "constant", "decay": 0.9}
     settings["training"]["updates"] = 1
     records = train(validate(settings), say=silent).records()[1:]
     assert all(record["ratio/max_deviation"] == 0 for record in records)
@@ -103,8 +103,8 @@ def test_a_stochastic_solver_draws_too_and_nothing_of_the_way_is_recorded(settin
     [
         ({}, ODE()),
         ({"weighting": "t2"}, ODE()),
-        ({"kl": 0.1, "average_kl": 0.1, "times": {"name": "discrete", "count": 3}}, ODE()),
-        ({"times": {"name": "logit-normal"}}, SDE),
+        ({"kl": 0.1, "ema_kl": 0.1, "timesteps": {"name": "discrete", "count": 3}}, ODE()),
+        ({"timesteps": {"name": "logit-normal"}}, SDE),
         ({}, CPS),
     ],
     ids=["default", "t2", "kl-discrete", "logit-normal-flow-sde", "cps"],
@@ -116,21 +116,21 @@ def test_awm_learns_what_the_reward_asks_for(options: dict[str, Any], dynamics: 
 @pytest.mark.parametrize(
     ("times", "message"),
     [
-        ({"name": "discrete", "count": 7}, r"algorithm\.times\.count \(7\) is more than the 6 sampling steps there are$"),
+        ({"name": "discrete", "count": 7}, r"algorithm\.timesteps\.count \(7\) is more than the 6 sampling steps there are$"),
         (
             {"name": "discrete", "count": 6, "initial": False},
-            r"algorithm\.times\.count \(6\) is more than the 5 sampling steps there are$",
+            r"algorithm\.timesteps\.count \(6\) is more than the 5 sampling steps there are$",
         ),
         ({"name": "uniform", "low": 0.6, "high": 0.4}, r"low \(0\.6\) must be below high \(0\.4\)"),
         ({"name": "logit-normal", "low": 0.5, "high": 0.5}, r"low \(0\.5\) must be below high \(0\.5\)"),
-        ({"name": "uniform", "count": 0}, r"algorithm\.times\.count"),
-        ({"name": "uniform", "initial": True}, r"algorithm\.times\.initial: unknown key"),
+        ({"name": "uniform", "count": 0}, r"algorithm\.timesteps\.count"),
+        ({"name": "uniform", "initial": True}, r"algorithm\.timesteps\.initial: unknown key"),
     ],
 )
 def test_training_times_that_make_no_sense_are_refused_in_one_line(
     settings: dict[str, Any], times: dict[str, Any], message: str
 ) -> None:
-    settings["algorithm"]["times"] = times
+    settings["algorithm"]["timesteps"] = times
     with pytest.raises(UserError, match=message) as refused:
         validate(settings)
     assert "\n" not in str(refused.value)
@@ -138,13 +138,13 @@ def test_training_times_that_make_no_sense_are_refused_in_one_line(
 
 @pytest.mark.parametrize("initial", [True, False])
 def test_as_many_discrete_times_as_steps_are_accepted(settings: dict[str, Any], initial: bool) -> None:
-    settings["algorithm"]["times"] = {"name": "discrete", "count": 6 if initial else 5, "initial": initial}
+    settings["algorithm"]["timesteps"] = {"name": "discrete", "count": 6 if initial else 5, "initial": initial}
     settings["training"]["iterations"] = 1
     assert train(validate(settings), say=silent).records()[-1]["iteration"] == 1
 
 
 def test_bounds_that_leave_too_few_steps_stop_the_run_in_one_line(settings: dict[str, Any]) -> None:
-    settings["algorithm"]["times"] = {"name": "discrete", "count": 3, "low": 0.7}
+    settings["algorithm"]["timesteps"] = {"name": "discrete", "count": 3, "low": 0.7}
     # sigmas 1 and 5/6
     with pytest.raises(RunError, match=r"2 sampling steps lie between low 0\.7 and high 1\.0, fewer than count 3") as stopped:
         train(validate(settings), say=silent)
@@ -159,8 +159,8 @@ def test_bounds_that_leave_too_few_steps_stop_the_run_in_one_line(settings: dict
         ("power", 1.5),
         ("clip_range", 0),
         ("kl", -1),
-        ("average_kl", -1),
-        ("average", {"name": "constant", "decay": 1.5}),
+        ("ema_kl", -1),
+        ("ema", {"name": "constant", "decay": 1.5}),
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused_in_one_line(settings: dict[str, Any], key: str, value: Any) -> None:

@@ -33,7 +33,7 @@ def learning(tmp_path: Path) -> Callable[..., Learning]:
         config: CRDConfig,
         advantages: Sequence[float],
         batch_size: int = 12,
-        times_per_forward: int = 1,
+        timesteps_per_forward: int = 1,
         group_size: int = 4,
     ) -> Learning:
         return testing.learning(
@@ -44,7 +44,7 @@ def learning(tmp_path: Path) -> Callable[..., Learning]:
             group_size=group_size,
             dynamics=ODE(),
             batch_size=batch_size,
-            times_per_forward=times_per_forward,
+            timesteps_per_forward=timesteps_per_forward,
         )
 
     return build

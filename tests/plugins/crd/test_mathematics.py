@@ -128,8 +128,8 @@ def each(run: Learning) -> tuple[Tensor, Tensor]:
 
 def all_worked(run: Learning, options: CRDConfig, *arguments: Any) -> tuple[Tensor, Tensor]:
     """What :func:`each` should be, in some order."""
-    one = replace(run.experience, times_per_forward=1)
-    parts = [at_weights(options, ByHand(at), *arguments) for at in noised_batches(one, options.times)]
+    one = replace(run.experience, timesteps_per_forward=1)
+    parts = [at_weights(options, ByHand(at), *arguments) for at in noised_batches(one, options.timesteps)]
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
@@ -144,8 +144,8 @@ def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -
 
 def assert_losses(run: Learning, options: CRDConfig, new: Weights, old: Weights) -> None:
     losses = run.losses()
-    assert len(losses) == options.times.count
-    for loss, at in zip(losses, noised_batches(run.experience, options.times), strict=True):
+    assert len(losses) == options.timesteps.count
+    for loss, at in zip(losses, noised_batches(run.experience, options.timesteps), strict=True):
         values, gradients = at_weights(options, ByHand(at), new, old)
         torch.testing.assert_close(loss.values.double(), values, rtol=1e-5, atol=1e-5)
         for sample in range(12):
@@ -166,7 +166,7 @@ def test_loss_and_gradient_are_those_of_the_paper(learning: Any, centre: str, fo
     "times", [Uniform(shared=True), LogitNormal(count=3, mean=0.5), Discrete(count=4)], ids=lambda times: times.name
 )
 def test_loss_and_gradient_are_those_of_the_paper_at_any_times(learning: Any, times: Any) -> None:
-    options = config(times=times)
+    options = config(timesteps=times)
     run = learning(options, ADVANTAGES)
     run.move_to(*NEW)
     assert_losses(run, options, NEW, START)
@@ -177,7 +177,7 @@ def test_before_the_first_update_the_gradient_pulls_by_the_centred_reward_alone(
     options = config(loss=form)
     run = learning(options, ADVANTAGES)
     r = optimal(ADVANTAGES, 1.6)
-    for loss, at in zip(run.losses(), noised_batches(run.experience, options.times), strict=True):
+    for loss, at in zip(run.losses(), noised_batches(run.experience, options.timesteps), strict=True):
         assert not loss.metrics["implicit_reward"].any()
         slope = -ByHand(at).error(START, scaled=True)[1]
         for sample in range(12):
@@ -207,7 +207,7 @@ def test_an_implicit_reward_is_the_old_error_less_the_new_in_units_of_each_ones_
 def test_the_unit_of_an_error_is_no_smaller_than_1e_5(learning: Any) -> None:
     options = config()
     run = learning(options, ADVANTAGES)
-    at = next(noised_batches(run.experience, options.times))
+    at = next(noised_batches(run.experience, options.timesteps))
     clean = replace(at, target=torch.zeros_like(at.target))
     algorithm = options.build("algorithm")
     for apart, wanted in ((1e-6, 1e-12 / 1e-5), (1e-3, 1e-3), (0.0, 0.0)):
@@ -218,7 +218,7 @@ def test_the_unit_of_an_error_is_no_smaller_than_1e_5(learning: Any) -> None:
 def test_a_group_without_good_or_without_bad_samples_is_centred_as_a_whole(learning: Any) -> None:
     options = config(centre="pools")
     run = learning(options, ADVANTAGES)
-    at = next(noised_batches(run.experience, options.times))
+    at = next(noised_batches(run.experience, options.timesteps))
     implicit = torch.arange(12.0).square()
     good, bad = options.build("algorithm").centres(at, implicit)
     # 0, 1, 4, 9 | 16, 25, 36, 49 | 64, 81, 100, 121; good are 0 and 2, 4 and 6, none; bad 1 and 3, none, 8 and 11
@@ -244,19 +244,19 @@ def test_the_centres_have_no_gradient(learning: Any) -> None:
     for centre in CENTRES:
         options = config(centre=centre)
         run = learning(options, ADVANTAGES)
-        at = next(noised_batches(run.experience, options.times))
+        at = next(noised_batches(run.experience, options.timesteps))
         implicit = torch.zeros(12, requires_grad=True)
         for pair in options.build("algorithm").centres(at, implicit):
             assert not any(part.requires_grad for part in pair)
 
 
-@pytest.mark.parametrize(("batch_size", "times_per_forward"), WHOLE + SPREAD)
+@pytest.mark.parametrize(("batch_size", "timesteps_per_forward"), WHOLE + SPREAD)
 @pytest.mark.parametrize("moved", [False, True], ids=["at-the-start", "after-updates"])
 def test_a_group_spread_over_forwards_learns_what_it_would_in_one(
-    learning: Any, batch_size: int, times_per_forward: int, moved: bool
+    learning: Any, batch_size: int, timesteps_per_forward: int, moved: bool
 ) -> None:
-    options = config(times=Uniform(count=3), centre="softmax", kl=0.5)
-    run = learning(options, ADVANTAGES, batch_size, times_per_forward)
+    options = config(timesteps=Uniform(count=3), centre="softmax", kl=0.5)
+    run = learning(options, ADVANTAGES, batch_size, timesteps_per_forward)
     if moved:
         run.move_to(*NEW)
     assert_same(each(run), all_worked(run, options, NEW if moved else START, START))
@@ -271,14 +271,14 @@ def test_a_spread_group_has_every_kind_of_centre(learning: Any, centre: str, for
     assert_same(each(run), all_worked(run, options, NEW, START))
 
 
-@pytest.mark.parametrize(("batch_size", "times_per_forward"), [(5, 1), (4, 2), (3, 2), (1, 3)])
-def test_a_forward_holds_no_more_than_the_config_allows(learning: Any, batch_size: int, times_per_forward: int) -> None:
-    run = learning(config(times=Uniform(count=3)), ADVANTAGES, batch_size, times_per_forward)
+@pytest.mark.parametrize(("batch_size", "timesteps_per_forward"), [(5, 1), (4, 2), (3, 2), (1, 3)])
+def test_a_forward_holds_no_more_than_the_config_allows(learning: Any, batch_size: int, timesteps_per_forward: int) -> None:
+    run = learning(config(timesteps=Uniform(count=3)), ADVANTAGES, batch_size, timesteps_per_forward)
     run.move_to(*NEW)
     rows: list[int] = []
     run.policy.modules["transformer"].register_forward_hook(lambda _, inputs, velocity: rows.append(len(velocity)))
     losses = run.losses()
-    assert max(rows) <= batch_size * times_per_forward
+    assert max(rows) <= batch_size * timesteps_per_forward
     assert sum(len(loss.values) for loss in losses) == 3 * 12
 
 
@@ -507,7 +507,7 @@ def test_a_step_raises_the_implicit_reward_of_a_better_sample_and_lowers_that_of
 
 
 def test_a_fitted_policy_pulls_no_further(learning: Any) -> None:
-    run = learning(config(times=Uniform(count=1), scaled=False, beta=1.0), (0.5, -0.5), group_size=2)
+    run = learning(config(timesteps=Uniform(count=1), scaled=False, beta=1.0), (0.5, -0.5), group_size=2)
     weights = torch.tensor(START, dtype=torch.float64)
     first = sum(float(loss.values.detach().sum()) for loss in run.losses())
     for _ in range(150):

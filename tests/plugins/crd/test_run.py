@@ -21,7 +21,7 @@ from flowfactory_crd.crd import CRDConfig
 SLOW = {"name": "constant", "decay": 0.5}
 OPTIONS: dict[str, dict[str, Any]] = {
     "as-it-is": {},
-    "pools": {"centre": "pools", "loss": "bce", "sampling": SLOW, "times": {"name": "discrete", "count": 3}},
+    "pools": {"centre": "pools", "loss": "bce", "sampling": SLOW, "timesteps": {"name": "discrete", "count": 3}},
     "guided": {"centre": "softmax", "scaled": False, "kl": 0.1, "kl_guidance": 2.0, "old": SLOW, "sampling": SLOW},
 }
 every = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -97,7 +97,7 @@ def test_a_resumed_run_gives_the_weights_of_one_that_was_not_stopped(
     "options",
     [
         {},
-        {"loss": "bce", "centre": "pools", "times": {"name": "discrete", "count": 2}},
+        {"loss": "bce", "centre": "pools", "timesteps": {"name": "discrete", "count": 2}},
         {"centre": "softmax", "scaled": False, "kl": 0.01},
     ],
 )
@@ -115,8 +115,8 @@ def test_more_updates_than_groups_are_refused(settings: dict[str, Any]) -> None:
 
 
 def test_another_average_to_draw_with_is_refused(settings: dict[str, Any]) -> None:
-    settings["sampling"]["average"] = SLOW
-    with pytest.raises(UserError, match=r"sampling\.average: this algorithm says itself which weights draw") as refused:
+    settings["sampling"]["ema"] = SLOW
+    with pytest.raises(UserError, match=r"sampling\.ema: this algorithm says itself which weights draw") as refused:
         validate(settings)
     assert "\n" not in str(refused.value)
 
@@ -133,7 +133,10 @@ def test_another_average_to_draw_with_is_refused(settings: dict[str, Any]) -> No
         ({"centre": "median"}, r"algorithm\.centre"),
         ({"old": {"name": "constant", "decay": 1.5}}, r"algorithm\.old\.decay"),
         ({"sampling": {"name": "piecewise-linear", "points": [[3, 0.1], [3, 0.2]]}}, r"points in order"),
-        ({"times": {"name": "discrete", "count": 5}}, r"algorithm\.times\.count \(5\) is more than the 4 sampling steps"),
+        (
+            {"timesteps": {"name": "discrete", "count": 5}},
+            r"algorithm\.timesteps\.count \(5\) is more than the 4 sampling steps",
+        ),
         ({"center": "mean"}, r"algorithm\.center.*did you mean 'centre'"),
     ],
 )

@@ -33,7 +33,7 @@ def learning(tmp_path: Path) -> Callable[..., Learning]:
     """``learning(config, advantages)``: groups of 4 samples, the first's prompt one letter long, drawn at START."""
 
     def build(
-        config: AlgorithmConfig, advantages: Sequence[float], batch_size: int = 12, times_per_forward: int = 1
+        config: AlgorithmConfig, advantages: Sequence[float], batch_size: int = 12, timesteps_per_forward: int = 1
     ) -> Learning:
         return testing.learning(
             config,
@@ -42,7 +42,7 @@ def learning(tmp_path: Path) -> Callable[..., Learning]:
             START,
             dynamics=ODE(),
             batch_size=batch_size,
-            times_per_forward=times_per_forward,
+            timesteps_per_forward=timesteps_per_forward,
         )
 
     return build

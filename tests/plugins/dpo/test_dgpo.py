@@ -53,8 +53,8 @@ def each(run: Learning) -> tuple[Tensor, Tensor]:
 
 def all_worked(run: Learning, by_hand: Any, config: DGPOConfig, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
     """What :func:`each` should be, in some order."""
-    one = replace(run.experience, times_per_forward=1)
-    parts = [worked(by_hand(at), *arguments, **options) for at in noised_batches(one, config.times, shared=True)]
+    one = replace(run.experience, timesteps_per_forward=1)
+    parts = [worked(by_hand(at), *arguments, **options) for at in noised_batches(one, config.timesteps, shared=True)]
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
@@ -74,7 +74,7 @@ def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -
 )
 @pytest.mark.parametrize("kl", [0.0, 3.0])
 def test_loss_and_gradient_are_those_of_the_paper(learning: Any, by_hand: Any, times: Any, kl: float) -> None:
-    run = learning(config(times=times, kl=kl), ADVANTAGES)
+    run = learning(config(timesteps=times, kl=kl), ADVANTAGES)
     run.move_to(*NEW)
     losses = run.losses()
     assert len(losses) == times.count
@@ -95,7 +95,7 @@ def test_loss_and_gradient_are_those_of_the_paper(learning: Any, by_hand: Any, t
 
 def test_every_training_time_has_a_weight_of_its_own(learning: Any) -> None:
     apart = learning(config(), ADVANTAGES)
-    together = learning(config(), ADVANTAGES, times_per_forward=2)
+    together = learning(config(), ADVANTAGES, timesteps_per_forward=2)
     for run in (apart, together):
         run.move_to(*NEW)
     first, second = (loss.metrics["weight"] for loss in apart.losses())
@@ -104,25 +104,25 @@ def test_every_training_time_has_a_weight_of_its_own(learning: Any) -> None:
     torch.testing.assert_close(both.metrics["weight"], torch.cat([first, second]), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("batch_size", "times_per_forward"), WHOLE + SPREAD)
+@pytest.mark.parametrize(("batch_size", "timesteps_per_forward"), WHOLE + SPREAD)
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
 def test_a_group_spread_over_forwards_learns_what_it_would_in_one(
-    learning: Any, by_hand: Any, shared: bool, batch_size: int, times_per_forward: int
+    learning: Any, by_hand: Any, shared: bool, batch_size: int, timesteps_per_forward: int
 ) -> None:
-    chosen = config(times=Uniform(count=3, shared=shared), kl=3.0)
-    run = learning(chosen, ADVANTAGES, batch_size, times_per_forward)
+    chosen = config(timesteps=Uniform(count=3, shared=shared), kl=3.0)
+    run = learning(chosen, ADVANTAGES, batch_size, timesteps_per_forward)
     run.move_to(*NEW)
     assert_same(each(run), all_worked(run, by_hand, chosen, NEW, OLD, kl=3.0))
 
 
-@pytest.mark.parametrize(("batch_size", "times_per_forward"), [(5, 1), (4, 2), (3, 2), (1, 3)])
-def test_a_forward_holds_no_more_than_the_config_allows(learning: Any, batch_size: int, times_per_forward: int) -> None:
-    run = learning(config(times=Uniform(count=3)), ADVANTAGES, batch_size, times_per_forward)
+@pytest.mark.parametrize(("batch_size", "timesteps_per_forward"), [(5, 1), (4, 2), (3, 2), (1, 3)])
+def test_a_forward_holds_no_more_than_the_config_allows(learning: Any, batch_size: int, timesteps_per_forward: int) -> None:
+    run = learning(config(timesteps=Uniform(count=3)), ADVANTAGES, batch_size, timesteps_per_forward)
     run.move_to(*NEW)
     rows: list[int] = []
     run.policy.modules["transformer"].register_forward_hook(lambda _, inputs, velocity: rows.append(len(velocity)))
     losses = run.losses()
-    assert max(rows) <= batch_size * times_per_forward
+    assert max(rows) <= batch_size * timesteps_per_forward
     assert sum(len(loss.values) for loss in losses) == 3 * 12
 
 
@@ -138,7 +138,7 @@ def test_while_the_reference_is_the_present_policy_every_weight_is_a_half(
     for loss in losses:
         assert torch.equal(loss.metrics["weight"], torch.full_like(loss.metrics["weight"], 0.5))
     expected = []
-    for at in noised_batches(run.experience, chosen.times, shared=True):
+    for at in noised_batches(run.experience, chosen.timesteps, shared=True):
         hand, half = by_hand(at), torch.tensor(ADVANTAGES, dtype=torch.float64) / 2
         expected.append((half * hand.error(OLD), half[:, None] * hand.slope(OLD)))
     assert_same(each(run), (torch.cat([part[0] for part in expected]), torch.cat([part[1] for part in expected])))
@@ -154,7 +154,7 @@ MOVING = {"name": "constant", "decay": 0.5}
         ({}, True, 2, 3),  # spread: the group's errors and the reference's first, then again with a graph
         ({"kl": 1.0}, False, 1, 1),
         ({"kl": 1.0}, True, 2, 3),  # the reference is the anchor too
-        ({"kl": 1.0, "reference_average": MOVING}, True, 3, 4),
+        ({"kl": 1.0, "reference_ema": MOVING}, True, 3, 4),
     ],
 )
 @pytest.mark.parametrize("batch_size", [4, 3])
@@ -185,7 +185,7 @@ def test_the_members_of_a_group_share_noise_and_times_unless_they_are_not_to(
         return losses(self, at, policy)
 
     monkeypatch.setattr(DGPO, "losses", watched)
-    learning(config(times=Uniform(shared=shared)), ADVANTAGES).losses()
+    learning(config(timesteps=Uniform(shared=shared)), ADVANTAGES).losses()
     shared = shared is not False
     assert len(seen) == 2
     every: set[float] = set()
@@ -250,7 +250,7 @@ def test_a_frozen_reference_stays_what_training_started_from(learning: Any, by_h
 @pytest.mark.parametrize("batch_size", [12, 3])
 def test_an_averaged_reference_follows_the_policy_and_the_kl_does_not(learning: Any, by_hand: Any, batch_size: int) -> None:
     average = {"name": "linear", "start": 0.75, "end": 0.25, "iterations": 2}
-    chosen = config(kl=3.0, reference_average=average)
+    chosen = config(kl=3.0, reference_ema=average)
     run = learning(chosen, ADVANTAGES, batch_size)
     run.move_to(*NEW)
     run.policy.iteration_finished(0)

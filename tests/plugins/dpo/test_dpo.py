@@ -45,7 +45,7 @@ def worked(hand: Any, new: Weights, old: Weights) -> tuple[Tensor, Tensor, Tenso
 
 @pytest.mark.parametrize("times", [Uniform(), LogitNormal(count=3, mean=0.5), Discrete(count=4)], ids=lambda times: times.name)
 def test_loss_and_gradient_are_those_of_the_paper(learning: Any, by_hand: Any, times: Any) -> None:
-    run = learning(config(times=times), ADVANTAGES)
+    run = learning(config(timesteps=times), ADVANTAGES)
     run.move_to(*NEW)
     losses = run.losses()
     assert len(losses) == times.count
@@ -83,11 +83,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[NoisedBatch]:
     return asked
 
 
-@pytest.mark.parametrize(("batch_size", "times_per_forward"), [(12, 1), (12, 3), (4, 2), (2, 1)])
+@pytest.mark.parametrize(("batch_size", "timesteps_per_forward"), [(12, 1), (12, 3), (4, 2), (2, 1)])
 def test_the_best_and_the_worst_of_a_group_meet_under_one_noise_at_one_time(
-    learning: Any, seen: list[NoisedBatch], batch_size: int, times_per_forward: int
+    learning: Any, seen: list[NoisedBatch], batch_size: int, timesteps_per_forward: int
 ) -> None:
-    run = learning(config(times={"name": "uniform", "count": 3}), ADVANTAGES, batch_size, times_per_forward)
+    run = learning(config(timesteps={"name": "uniform", "count": 3}), ADVANTAGES, batch_size, timesteps_per_forward)
     run.losses()
     met: dict[tuple[int, int], list[tuple[int, Tensor, float]]] = {}
     for at in seen:
@@ -136,27 +136,27 @@ def test_a_step_lowers_the_winners_error_against_the_losers(learning: Any, by_ha
             assert float(change[BEST[pair]] - change[WORST[pair]]) < 0
 
 
-@pytest.mark.parametrize(("batch_size", "times_per_forward"), [(12, 1), (12, 2), (5, 3), (4, 2), (3, 1), (1, 2)])
+@pytest.mark.parametrize(("batch_size", "timesteps_per_forward"), [(12, 1), (12, 2), (5, 3), (4, 2), (3, 1), (1, 2)])
 def test_neither_batch_size_nor_times_per_forward_changes_the_total(
-    learning: Any, by_hand: Any, batch_size: int, times_per_forward: int
+    learning: Any, by_hand: Any, batch_size: int, timesteps_per_forward: int
 ) -> None:
     times = Uniform(count=3)
-    run = learning(config(times=times), ADVANTAGES, batch_size, times_per_forward)
+    run = learning(config(timesteps=times), ADVANTAGES, batch_size, timesteps_per_forward)
     run.move_to(*NEW)
     total, gradient = both(run)
-    one = learning(config(times=times), ADVANTAGES)
+    one = learning(config(timesteps=times), ADVANTAGES)
     parts = [worked(by_hand(at), NEW, OLD) for at in noised_batches(one.experience, times, shared=True)]
     assert len(parts) == 3
     torch.testing.assert_close(total, sum(values.sum() for values, _, _ in parts), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient, sum(slope.sum(0) for _, slope, _ in parts), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("batch_size", "times_per_forward"), [(12, 1), (5, 1), (4, 2), (2, 3)])
+@pytest.mark.parametrize(("batch_size", "timesteps_per_forward"), [(12, 1), (5, 1), (4, 2), (2, 3)])
 def test_a_forward_holds_no_more_than_the_config_allows(
-    learning: Any, seen: list[NoisedBatch], batch_size: int, times_per_forward: int
+    learning: Any, seen: list[NoisedBatch], batch_size: int, timesteps_per_forward: int
 ) -> None:
-    learning(config(times={"name": "uniform", "count": 3}), ADVANTAGES, batch_size, times_per_forward).losses()
-    assert all(len(at) <= batch_size * times_per_forward for at in seen)
+    learning(config(timesteps={"name": "uniform", "count": 3}), ADVANTAGES, batch_size, timesteps_per_forward).losses()
+    assert all(len(at) <= batch_size * timesteps_per_forward for at in seen)
     assert sum(len(at) for at in seen) == 2 * 3 * 3, "two arms, three groups, three times"
 
 
@@ -191,7 +191,7 @@ def test_a_frozen_reference_stays_what_training_started_from(learning: Any, by_h
 
 def test_an_averaged_reference_follows_the_policy(learning: Any, by_hand: Any) -> None:
     average = {"name": "linear", "start": 0.75, "end": 0.25, "iterations": 2}
-    run = learning(config(reference_average=average), ADVANTAGES)
+    run = learning(config(reference_ema=average), ADVANTAGES)
     run.move_to(*NEW)
     assert_reference(run, by_hand, NEW, OLD)
     run.policy.iteration_finished(0)
@@ -205,7 +205,7 @@ def test_an_averaged_reference_follows_the_policy(learning: Any, by_hand: Any) -
 
 
 def test_an_average_that_copies_the_policy_costs_no_forward(learning: Any, count: Any) -> None:
-    run = learning(config(reference_average={"name": "constant", "decay": 0.0}), ADVANTAGES)
+    run = learning(config(reference_ema={"name": "constant", "decay": 0.0}), ADVANTAGES)
     run.move_to(*NEW)
     run.policy.iteration_finished(0)
     counted = count(run.policy)

@@ -22,9 +22,9 @@ from flowfactory_dpo.dpo import DPOConfig
 AVERAGE = {"name": "constant", "decay": 0.5}
 ALGORITHMS = {
     "dpo": {"name": "dpo"},
-    "dpo-moving": {"name": "dpo", "reference_average": AVERAGE, "reference_guidance": 2.0, "times": {"name": "discrete"}},
+    "dpo-moving": {"name": "dpo", "reference_ema": AVERAGE, "reference_guidance": 2.0, "timesteps": {"name": "discrete"}},
     "dgpo": {"name": "dgpo"},
-    "dgpo-moving": {"name": "dgpo", "kl": 0.1, "reference_average": AVERAGE, "reference_guidance": 2.0},
+    "dgpo-moving": {"name": "dgpo", "kl": 0.1, "reference_ema": AVERAGE, "reference_guidance": 2.0},
 }
 every = pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS)
 
@@ -105,9 +105,9 @@ def test_a_resumed_run_gives_the_weights_of_one_that_was_not_stopped(
     "config",
     [
         DPOConfig(),
-        DPOConfig.model_validate({"reference_average": AVERAGE, "times": {"name": "discrete"}}),
+        DPOConfig.model_validate({"reference_ema": AVERAGE, "timesteps": {"name": "discrete"}}),
         DGPOConfig(),
-        DGPOConfig.model_validate({"kl": 0.01, "times": {"name": "uniform", "shared": False}, "reference_average": AVERAGE}),
+        DGPOConfig.model_validate({"kl": 0.01, "timesteps": {"name": "uniform", "shared": False}, "reference_ema": AVERAGE}),
     ],
 )
 def test_they_learn_what_the_reward_asks_for(config: Any) -> None:
@@ -132,9 +132,12 @@ def test_more_updates_than_groups_are_refused(settings: dict[str, Any], name: st
         ({"beta": 0}, r"algorithm\.beta"),
         ({"beta": -1}, r"algorithm\.beta"),
         ({"reference_guidance": -1}, r"algorithm\.reference_guidance"),
-        ({"reference_average": {"name": "constant", "decay": 1.5}}, r"algorithm\.reference_average\.decay"),
-        ({"times": {"name": "discrete", "count": 5}}, r"algorithm\.times\.count \(5\) is more than the 4 sampling steps"),
-        ({"times": {"name": "uniform", "low": 0.6, "high": 0.4}}, r"low \(0\.6\) must be below high \(0\.4\)"),
+        ({"reference_ema": {"name": "constant", "decay": 1.5}}, r"algorithm\.reference_ema\.decay"),
+        (
+            {"timesteps": {"name": "discrete", "count": 5}},
+            r"algorithm\.timesteps\.count \(5\) is more than the 4 sampling steps",
+        ),
+        ({"timesteps": {"name": "uniform", "low": 0.6, "high": 0.4}}, r"low \(0\.6\) must be below high \(0\.4\)"),
         ({"betta": 1}, r"algorithm\.betta.*did you mean 'beta'"),
     ],
 )
@@ -148,12 +151,12 @@ def test_an_option_that_makes_no_sense_is_refused_in_one_line(
 
 
 def test_arms_of_a_pair_that_would_share_no_noise_are_refused(settings: dict[str, Any]) -> None:
-    settings |= {"algorithm": {"name": "dpo", "times": {"name": "uniform", "shared": False}}}
-    with pytest.raises(UserError, match=r"algorithm\.times\.shared: .* leave it out") as refused:
+    settings |= {"algorithm": {"name": "dpo", "timesteps": {"name": "uniform", "shared": False}}}
+    with pytest.raises(UserError, match=r"algorithm\.timesteps\.shared: .* leave it out") as refused:
         validate(settings)
     assert "\n" not in str(refused.value)
     for shared in (None, True):
-        settings["algorithm"]["times"]["shared"] = shared
+        settings["algorithm"]["timesteps"]["shared"] = shared
         validate(settings)
 
 

@@ -127,7 +127,7 @@ def dynamics() -> str:
 def learning(tmp_path: Path, algorithm: type[AlgorithmConfig], dynamics: str) -> Learn:
     """``learning(advantages, clip_range=…, kl=…)``: 8 samples of 4 steps, 3 of them stochastic, drawn at START."""
 
-    def build(advantages: Sequence[float], batch_size: int = 8, times_per_forward: int = 1, **options: Any) -> Learning:
+    def build(advantages: Sequence[float], batch_size: int = 8, timesteps_per_forward: int = 1, **options: Any) -> Learning:
         return testing.learning(
             algorithm.model_validate(options),
             advantages,
@@ -135,7 +135,7 @@ def learning(tmp_path: Path, algorithm: type[AlgorithmConfig], dynamics: str) ->
             START,
             dynamics=DYNAMICS[dynamics](noise_level=NOISE_LEVEL).build("dynamics"),
             batch_size=batch_size,
-            times_per_forward=times_per_forward,
+            timesteps_per_forward=timesteps_per_forward,
         )
 
     return build

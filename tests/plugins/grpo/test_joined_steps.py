@@ -69,7 +69,7 @@ def test_before_the_first_update_every_ratio_is_one_in_joined_steps(learning: An
 def test_joined_steps_take_fewer_forwards(
     learning: Any, count: Any, algorithm: Any, kl: float, weights: int, times: int, pieces: int
 ) -> None:
-    run = learning(ADVANTAGES, batch_size=3, times_per_forward=times, kl=kl)
+    run = learning(ADVANTAGES, batch_size=3, timesteps_per_forward=times, kl=kl)
     run.move_to(*NEW)
     counted = count(run.policy)
     losses = run.losses()
@@ -97,7 +97,7 @@ def test_an_update_is_the_mean_over_all_samples_and_steps_however_they_are_joine
 def test_a_config_says_how_many_steps_share_a_forward_and_trains_as_without(settings: dict[str, Any], tmp_path: Any) -> None:
     found = []
     for times in (1, 2):
-        settings["training"]["times_per_forward"] = times
+        settings["training"]["timesteps_per_forward"] = times
         settings["output"]["dir"] = str(tmp_path / f"run{times}")
         settings["algorithm"] = {"name": "grpo-guard", "kl": 0.1}
         records = train(validate(settings), say=lambda _: None).records()[1:]

@@ -31,7 +31,7 @@ def learning(tmp_path: Path) -> Learn:
     def build(
         advantages: Sequence[float],
         batch_size: int = 8,
-        times_per_forward: int = 1,
+        timesteps_per_forward: int = 1,
         dynamics: Dynamics | None = None,
         **options: Any,
     ) -> Learning:
@@ -42,7 +42,7 @@ def learning(tmp_path: Path) -> Learn:
             START,
             dynamics=dynamics or ODE(),
             batch_size=batch_size,
-            times_per_forward=times_per_forward,
+            timesteps_per_forward=timesteps_per_forward,
         )
 
     return build

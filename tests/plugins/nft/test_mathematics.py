@@ -31,7 +31,7 @@ Weights = Any  # (p, q), or a tensor of the two
 
 def displaced(learning: Any, **options: Any) -> Learning:
     """A run whose present weights are NEW, whose old ones are OLD, and whose reference is START."""
-    run: Learning = learning(ADVANTAGES, **{"old": {"name": "constant", "decay": DECAY}, "times": TIMES, **options})
+    run: Learning = learning(ADVANTAGES, **{"old": {"name": "constant", "decay": DECAY}, "timesteps": TIMES, **options})
     run.move_to(*MIDDLE)
     run.policy.iteration_finished(0)
     run.move_to(*NEW)
@@ -126,7 +126,7 @@ def test_loss_and_gradient_are_those_of_the_paper(learning: Any, beta: float, ad
     "times", [Discrete(count=3), LogitNormal(count=3, shift=3.0), Uniform(count=3, stratified=False)], ids=lambda t: t.name
 )
 def test_loss_and_gradient_are_those_of_the_paper_at_any_training_times(learning: Any, times: Any) -> None:
-    run = displaced(learning, kl=0.5, times=times)
+    run = displaced(learning, kl=0.5, timesteps=times)
     assert_worked_out(run, placed(run, times), kl=0.5)
 
 
@@ -146,7 +146,7 @@ def test_an_update_is_the_mean_over_all_samples_and_times_whatever_the_batches(l
 
 def test_an_error_near_zero_is_divided_by_a_hundred_thousandth_and_not_by_itself(learning: Any) -> None:
     times = Uniform(count=3, low=1e-7, high=5e-6)
-    run = displaced(learning, times=times)
+    run = displaced(learning, timesteps=times)
     # with clean latents of zero, noisy ones as small as these are exact in float32
     run = replace(run, experience=replace(run.experience, latents=torch.zeros_like(run.experience.latents)))
     for loss, at in zip(run.losses(), placed(run, times), strict=True):
@@ -185,7 +185,7 @@ def alone_with(run: Learning, sample: int, advantage: float) -> Learning:
 
 @pytest.mark.parametrize("beta", [0.5, 1.0])
 def test_an_update_lowers_the_error_of_a_better_sample_and_raises_that_of_a_worse_one(learning: Any, beta: float) -> None:
-    run = learning(ADVANTAGES, beta=beta, times=TIMES)
+    run = learning(ADVANTAGES, beta=beta, timesteps=TIMES)
     for sample, sign in product(range(8), (1.0, -1.0)):
         alone = alone_with(run, sample, sign)
         for loss, at in zip(alone.losses(), placed(alone), strict=True):
@@ -196,7 +196,7 @@ def test_an_update_lowers_the_error_of_a_better_sample_and_raises_that_of_a_wors
 
 
 def test_the_kl_is_zero_at_the_reference_and_pulls_back_to_it(learning: Any) -> None:
-    run = learning((0.0,) * 8, kl=1.0, times=TIMES)
+    run = learning((0.0,) * 8, kl=1.0, timesteps=TIMES)
     for loss in run.losses():
         assert torch.equal(loss.terms["kl"], torch.zeros(8))
         assert not run.gradient(loss.terms["kl"]).any()
@@ -267,7 +267,7 @@ def test_left_to_itself_the_old_policy_copies_first_and_keeps_a_thousandth_more_
 
 @pytest.mark.parametrize("kl", [0.0, 0.5])
 def test_weights_that_are_the_same_share_a_forward(learning: Any, count: Any, kl: float) -> None:
-    run = learning(ADVANTAGES, batch_size=3, kl=kl, old={"name": "constant", "decay": DECAY}, times=TIMES)
+    run = learning(ADVANTAGES, batch_size=3, kl=kl, old={"name": "constant", "decay": DECAY}, timesteps=TIMES)
     counted = count(run.policy)
 
     def forwards() -> float:
@@ -287,7 +287,7 @@ def test_weights_that_are_the_same_share_a_forward(learning: Any, count: Any, kl
 def test_two_times_share_a_forward_and_change_neither_loss_nor_gradient(learning: Any, count: Any) -> None:
     found, forwards = [], []
     for together in (1, 2):
-        run = displaced(learning, batch_size=5, times_per_forward=together, times=Uniform(count=4, low=0.1), kl=0.5)
+        run = displaced(learning, batch_size=5, timesteps_per_forward=together, timesteps=Uniform(count=4, low=0.1), kl=0.5)
         counted = count(run.policy)
         losses = run.losses()
         values = torch.cat([loss.values for loss in losses])

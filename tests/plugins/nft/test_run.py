@@ -115,8 +115,8 @@ def test_a_stochastic_solver_draws_too_and_nothing_of_the_way_is_recorded(settin
     [
         ({}, ODE()),
         ({"beta": 0.1, "kl": 0.01}, ODE()),
-        ({"times": {"name": "discrete", "count": 3}, "old": {"name": "constant", "decay": 0.5}}, ODE()),
-        ({"times": {"name": "logit-normal"}}, SDE),
+        ({"timesteps": {"name": "discrete", "count": 3}, "old": {"name": "constant", "decay": 0.5}}, ODE()),
+        ({"timesteps": {"name": "logit-normal"}}, SDE),
         ({}, CPS),
     ],
     ids=["default", "kl", "discrete-lagging", "logit-normal-flow-sde", "cps"],
@@ -128,21 +128,21 @@ def test_nft_learns_what_the_reward_asks_for(options: dict[str, Any], dynamics: 
 @pytest.mark.parametrize(
     ("times", "message"),
     [
-        ({"name": "discrete", "count": 7}, r"algorithm\.times\.count \(7\) is more than the 6 sampling steps there are$"),
+        ({"name": "discrete", "count": 7}, r"algorithm\.timesteps\.count \(7\) is more than the 6 sampling steps there are$"),
         (
             {"name": "discrete", "count": 6, "initial": False},
-            r"algorithm\.times\.count \(6\) is more than the 5 sampling steps there are$",
+            r"algorithm\.timesteps\.count \(6\) is more than the 5 sampling steps there are$",
         ),
         ({"name": "uniform", "low": 0.6, "high": 0.4}, r"low \(0\.6\) must be below high \(0\.4\)"),
         ({"name": "logit-normal", "low": 0.5, "high": 0.5}, r"low \(0\.5\) must be below high \(0\.5\)"),
-        ({"name": "uniform", "count": 0}, r"algorithm\.times\.count"),
-        ({"name": "uniform", "initial": True}, r"algorithm\.times\.initial: unknown key"),
+        ({"name": "uniform", "count": 0}, r"algorithm\.timesteps\.count"),
+        ({"name": "uniform", "initial": True}, r"algorithm\.timesteps\.initial: unknown key"),
     ],
 )
 def test_training_times_that_make_no_sense_are_refused_in_one_line(
     settings: dict[str, Any], times: dict[str, Any], message: str
 ) -> None:
-    settings["algorithm"]["times"] = times
+    settings["algorithm"]["timesteps"] = times
     with pytest.raises(UserError, match=message) as refused:
         validate(settings)
     assert "\n" not in str(refused.value)
@@ -150,13 +150,13 @@ def test_training_times_that_make_no_sense_are_refused_in_one_line(
 
 @pytest.mark.parametrize("initial", [True, False])
 def test_as_many_discrete_times_as_steps_are_accepted(settings: dict[str, Any], initial: bool) -> None:
-    settings["algorithm"]["times"] = {"name": "discrete", "count": 6 if initial else 5, "initial": initial}
+    settings["algorithm"]["timesteps"] = {"name": "discrete", "count": 6 if initial else 5, "initial": initial}
     settings["training"]["iterations"] = 1
     assert train(validate(settings), say=silent).records()[-1]["iteration"] == 1
 
 
 def test_bounds_that_leave_too_few_steps_stop_the_run_in_one_line(settings: dict[str, Any]) -> None:
-    settings["algorithm"]["times"] = {"name": "discrete", "count": 3, "low": 0.7}
+    settings["algorithm"]["timesteps"] = {"name": "discrete", "count": 3, "low": 0.7}
     # sigmas 1 and 5/6
     with pytest.raises(RunError, match=r"2 sampling steps lie between low 0\.7 and high 1\.0, fewer than count 3") as stopped:
         train(validate(settings), say=silent)
@@ -164,8 +164,8 @@ def test_bounds_that_leave_too_few_steps_stop_the_run_in_one_line(settings: dict
 
 
 def test_an_average_to_sample_with_is_refused_since_the_old_policy_draws(settings: dict[str, Any]) -> None:
-    settings["sampling"]["average"] = {"name": "constant", "decay": 0.9}
-    with pytest.raises(UserError, match=r"sampling\.average: .* says itself which weights draw; leave it out$") as refused:
+    settings["sampling"]["ema"] = {"name": "constant", "decay": 0.9}
+    with pytest.raises(UserError, match=r"sampling\.ema: .* says itself which weights draw; leave it out$") as refused:
         validate(settings)
     assert "\n" not in str(refused.value)
 

@@ -89,7 +89,7 @@ def test_adapters_are_loaded_by_diffusers(trained: Any, checkpoint: Any, tmp_pat
 
 
 def test_an_average_of_the_weights_can_be_exported(trained: Any, tmp_path: Path) -> None:
-    directory = trained("full", evaluation={"average": {"name": "constant", "decay": 0.5}})
+    directory = trained("full", evaluation={"ema": {"name": "constant", "decay": 0.5}})
     out = export(directory, tmp_path / "out", None, "evaluation", None)
     stored = StableDiffusion3Pipeline.from_pretrained(out).transformer.state_dict()
     average, present = transformer_of(directory, "evaluation"), transformer_of(directory)

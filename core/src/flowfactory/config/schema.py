@@ -129,7 +129,7 @@ class SamplingConfig(Strict):
     steps: int = Field(10, ge=1, description="transformer evaluations a picture")
     guidance: float = Field(1.0, ge=0, description="classifier-free, which is off at 1, or as a number given to the model")
     batch_size: int = Field(8, ge=1, description="pictures drawn at once; does not change what is drawn")
-    average: Decay | None = Field(None, description="draw with an average of the weights, which moves as this says")
+    ema: Decay | None = Field(None, description="draw with an average of the weights, which moves as this says")
     keep_on: Literal["device", "host"] = Field("device", description="where samples rest until learned from")
     keep_as: Literal["float32", "bf16"] = Field("float32", description="the dtype of latents between steps")
     dynamics: SerializeAsAny[DynamicsConfig]
@@ -158,7 +158,7 @@ class TrainingConfig(Strict):
     updates: int = Field(1, ge=1, description="optimizer steps one pass over the pictures is divided into")
     epochs: int = Field(1, ge=1, description="passes over the pictures of an iteration")
     batch_size: int = Field(8, ge=1, description="pictures in one forward; gradients accumulate over the rest")
-    times_per_forward: int = Field(1, ge=1, description="steps or training times of each of them that share a forward")
+    timesteps_per_forward: int = Field(1, ge=1, description="steps or training timesteps of each of them that share a forward")
     optimizer: Optimizer = AdamWConfig.model_validate({})
     warmup: int = Field(0, ge=0, description="optimizer steps over which the learning rate rises linearly")
     decay: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate after the warm-up")
@@ -181,7 +181,7 @@ class EvaluationConfig(Strict):
     steps: int | None = Field(None, ge=1, description="as in sampling when left out")
     guidance: float | None = Field(None, ge=0, description="as in sampling when left out")
     batch_size: int | None = Field(None, ge=1, description="as in sampling when left out")
-    average: Decay | None = Field(None, description="draw with an average of the weights, which moves as this says")
+    ema: Decay | None = Field(None, description="draw with an average of the weights, which moves as this says")
     pictures: int = Field(16, ge=0, description="how many of the pictures are kept as PNG files")
     rewards: dict[str, SerializeAsAny[ComponentConfig]] = Field({}, description="the training rewards when left out")
 
@@ -199,12 +199,12 @@ class DistributedConfig(Strict):
     replicate: Literal["auto"] | Annotated[int, Field(ge=1)] = Field("auto", description="such copies; auto: what shard leaves")
     offload: bool = Field(False, description="whether weights, gradients and optimizer state rest in host memory")
     gather_to_sample: bool = Field(False, description="whether weights stay whole while drawing, which takes more memory")
-    judges: Literal["all", "first"] = Field("all", description="which ranks compute rewards")
+    reward_ranks: Literal["all", "first"] = Field("all", description="which ranks compute rewards")
     timeout: float = Field(30, gt=0, description="minutes that a rank waits for the others")
 
-    def judges_of(self, ranks: int) -> int:
+    def count_reward_ranks(self, ranks: int) -> int:
         """How many of ``ranks`` compute rewards."""
-        return 1 if self.judges == "first" else ranks
+        return 1 if self.reward_ranks == "first" else ranks
 
 
 class OutputConfig(Strict):
@@ -247,8 +247,8 @@ class RunConfig(Strict):
             raise ValueError("model.quantize: weights that train have all their bits; train {lora: {}}, or leave it out")
         if lacking := bitsandbytes.quantization_unavailable(self.model.quantize):
             raise ValueError(lacking)
-        if self.algorithm.own_sampler and self.sampling.average is not None:
-            raise ValueError("sampling.average: this algorithm says itself which weights draw; leave it out")
+        if self.algorithm.own_sampler and self.sampling.ema is not None:
+            raise ValueError("sampling.ema: this algorithm says itself which weights draw; leave it out")
         components = [self.model, self.algorithm, self.sampling.dynamics]
         components += [*self.rewards.values(), *self.evaluation.rewards.values(), *self.output.trackers]
         for component in components:

@@ -1,4 +1,4 @@
-"""Training times: where algorithms that bring their own times ask for the velocity, and the noisy latents there."""
+"""Training timesteps: where algorithms that bring their own times ask for the velocity, and the noisy latents there."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Discrete(_TimestepRange):
         """There are as many steps as times."""
         there = run.sampling.steps - (not self.initial)
         if self.count > there:
-            raise ValueError(f"algorithm.times.count ({self.count}) is more than the {there} sampling steps there are")
+            raise ValueError(f"algorithm.timesteps.count ({self.count}) is more than the {there} sampling steps there are")
 
     def sigmas(self, schedule: Tensor, generator: torch.Generator) -> Tensor:
         """[count] of ``schedule`` [steps + 1], each once. RunError: too few lie between low and high."""
@@ -61,8 +61,8 @@ class Discrete(_TimestepRange):
         inside = steps[(steps >= self.low) & (steps <= self.high)]
         if len(inside) < self.count:
             raise RunError(
-                f"algorithm.times: {len(inside)} sampling steps lie between low {self.low} and high {self.high}, fewer than "
-                f"count {self.count}"
+                f"algorithm.timesteps: {len(inside)} sampling steps lie between low {self.low} and high {self.high}, "
+                f"fewer than count {self.count}"
             )
         return inside[torch.randperm(len(inside), generator=generator)[: self.count]]
 
@@ -111,13 +111,13 @@ Timesteps = Annotated[Discrete | Uniform | LogitNormal, Field(discriminator="nam
 
 
 class TimestepsConfig(AlgorithmConfig):
-    """What the options of algorithms with training times of their own share."""
+    """What the options of algorithms with training timesteps of their own share."""
 
-    times: Timesteps = Field(Uniform(), description="training times")
+    timesteps: Timesteps = Field(Uniform(), description="training timesteps")
 
     def check(self, run: RunConfig) -> None:
-        """The training times go with the sampling steps."""
-        self.times.check(run)
+        """The training timesteps go with the sampling steps."""
+        self.timesteps.check(run)
 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
@@ -151,29 +151,29 @@ class NoisedBatch:
 
     def micro_batches(self) -> list[NoisedBatch]:
         """Pieces that fit one forward, in order."""
-        most = self.samples.batch_size * self.samples.times_per_forward
+        most = self.samples.batch_size * self.samples.timesteps_per_forward
         return [self.rows(range(start, min(start + most, len(self)))) for start in range(0, len(self), most)]
 
 
 def noised_batches(
-    experience: Experience, times: Discrete | Uniform | LogitNormal, shared: bool = False
+    experience: Experience, timesteps: Discrete | Uniform | LogitNormal, shared: bool = False
 ) -> Iterator[NoisedBatch]:
-    """All samples of ``experience`` at their training times, ``times_per_forward`` times together.
+    """All samples of ``experience`` at their training timesteps, ``timesteps_per_forward`` times together.
 
-    Times and noise are functions of (seed, iteration, epoch, prompt, member) alone. With ``shared``, unless ``times`` says
+    Times and noise are functions of (seed, iteration, epoch, prompt, member) alone. With ``shared``, unless ``timesteps`` says
     otherwise, the members of a group have the same ones.
     """
     experience = experience.to_device()
     plan, device = experience.plan, experience.latents.device
     keys = plan.keys
-    if shared if times.shared is None else times.shared:  # a prompt that comes twice has groups of its own
+    if shared if timesteps.shared is None else timesteps.shared:  # a prompt that comes twice has groups of its own
         first = {int(group): key for group, key in reversed(list(zip(experience.groups, keys, strict=True)))}
         keys = tuple(NoiseKey(first[int(group)].prompt, -1 - int(group)) for group in experience.groups)
     schedule = experience.sigmas.float().cpu()
-    sigmas = torch.stack([times.sigmas(schedule, _generator("times", experience, key)).float() for key in keys]).to(device)
+    sigmas = torch.stack([timesteps.sigmas(schedule, _generator("times", experience, key)).float() for key in keys]).to(device)
     shape = experience.latents.shape[1:]
-    for start in range(0, times.count, experience.times_per_forward):
-        chosen = range(start, min(start + experience.times_per_forward, times.count))
+    for start in range(0, timesteps.count, experience.timesteps_per_forward):
+        chosen = range(start, min(start + experience.timesteps_per_forward, timesteps.count))
         samples = experience.rows([*range(len(experience))] * len(chosen))
         sigma = torch.cat([sigmas[:, j] for j in chosen])
         sources = [_generator(f"noise {j}", experience, key) for j in chosen for key in keys]

@@ -17,7 +17,7 @@ FREE_TO_CHANGE = (
     *("evaluation", "output", "plugins", "device", "training.iterations"),
     # about memory and speed alone
     *("distributed", "sampling.keep_on", "sampling.batch_size"),
-    *("training.batch_size", "training.times_per_forward", "training.kept_on"),
+    *("training.batch_size", "training.timesteps_per_forward", "training.kept_on"),
     *("training.activation_checkpointing", "training.compile"),
 )
 PROMPTS = ("prompts.train", "prompts.heldout")

@@ -43,7 +43,7 @@ def train(
         say = _silent
     ranks.barrier()
     run = prepare_run(config, observers, say, ranks=ranks)
-    if ranks.rank < config.distributed.judges_of(ranks.count):
+    if ranks.rank < config.distributed.count_reward_ranks(ranks.count):
         run.assembly.prepare_rewards(run.policy.device)
     run.assembly.hooks.run_started(run.info, run.policy)
     checkpoints = Checkpoints(directory.checkpoints, ranks, config, say)

@@ -52,7 +52,7 @@ def learning(
     group_size: int = 4,
     dynamics: Dynamics | None = None,
     batch_size: int = 8,
-    times_per_forward: int = 1,
+    timesteps_per_forward: int = 1,
 ) -> Learning:
     """``algorithm`` with what the flow at ``start`` drew: groups of ``group_size`` with ``advantages``, in 4 steps.
 
@@ -79,6 +79,6 @@ def learning(
         groups=made.batch.groups,
         sigmas=drawn.sigmas,
         batch_size=batch_size,
-        times_per_forward=times_per_forward,
+        timesteps_per_forward=timesteps_per_forward,
     )
     return Learning(made.hooks, made.policy, experience)

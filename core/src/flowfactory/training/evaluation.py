@@ -61,7 +61,7 @@ def evaluate(
         seed=config.seed,
         iteration=HELD_OUT,
         keys=batch.keys,
-        weights=EVALUATION if chosen.average else None,
+        weights=EVALUATION if chosen.ema else None,
     )
     batch_size = chosen.batch_size or sampling.batch_size
     kept, started, left = [], [], len(batch.keys) if keep is None else keep
@@ -70,8 +70,8 @@ def evaluate(
         conditions = sampler.conditions(part.prompts, plan.guidance, plan.canvas)
         drawn = roll_out(sampler, conditions, plan.rows(rows), batch_size, ranks)
         if score:
-            judges = config.distributed.judges_of(ranks.count)
-            started.append(start_scoring(assembly.evaluation_rewards, drawn, part, ranks, judges, sampler.frame_rate))
+            reward_ranks = config.distributed.count_reward_ranks(ranks.count)
+            started.append(start_scoring(assembly.evaluation_rewards, drawn, part, ranks, reward_ranks, sampler.frame_rate))
         first = range(min(left, len(rows)))
         kept.append(ranks.exchange(drawn.trajectory.media, drawn.held, [first, *[()] * (ranks.count - 1)]).cpu())
         left -= len(first)

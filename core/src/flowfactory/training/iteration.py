@@ -54,7 +54,7 @@ def sampling_plan(run: Run, iteration: int, keys: Sequence[NoiseKey]) -> Samplin
         iteration=iteration,
         keys=tuple(keys),
         stochastic=dynamics.window(sampling.steps, iteration, generator("window", run.config.seed, iteration)),
-        weights=SAMPLING if sampling.average else None,
+        weights=SAMPLING if sampling.ema else None,
         storage=DTYPES[sampling.keep_as],
     )
     return run.assembly.hooks.plan(iteration, plan)
@@ -74,8 +74,10 @@ def collect_rollouts(run: Run, iteration: int, clock: Timer) -> Rollouts:
         with clock("sample"):
             drawn = roll_out(run.sampler, known.rows(rows), plan.rows(rows), config.sampling.batch_size, ranks)
         with clock("reward"):
-            judges = config.distributed.judges_of(ranks.count)
-            started.append(start_scoring(run.assembly.rewards, drawn, batch.rows(rows), ranks, judges, run.sampler.frame_rate))
+            reward_ranks = config.distributed.count_reward_ranks(ranks.count)
+            started.append(
+                start_scoring(run.assembly.rewards, drawn, batch.rows(rows), ranks, reward_ranks, run.sampler.frame_rate)
+            )
         # media are the largest there is, and are with their judges; a view would keep them all the same
         pieces.append(replace(drawn.trajectory, media=drawn.trajectory.media[:0].clone()))
         held = [[*before, *(rows[i] for i in now)] for before, now in zip(held, drawn.held, strict=True)]
@@ -94,7 +96,7 @@ def collect_rollouts(run: Run, iteration: int, clock: Timer) -> Rollouts:
         groups=batch.groups,
         sigmas=trajectory.sigmas,
         batch_size=config.training.batch_size,
-        times_per_forward=config.training.times_per_forward,
+        timesteps_per_forward=config.training.timesteps_per_forward,
         device=run.policy.device,
     )
     return Rollouts(experience, ranks, held)

@@ -101,14 +101,14 @@ def micro_batch_units(rows: Sequence[int], experience: Experience, algorithm: Al
 
 
 def start_scoring(
-    rewards: Rewards, drawn: RankRollout, batch: Batch, ranks: Ranks, judges: int, frame_rate: float | None
+    rewards: Rewards, drawn: RankRollout, batch: Batch, ranks: Ranks, reward_ranks: int, frame_rate: float | None
 ) -> PendingScores | None:
     """The scores, on their way, of this rank's part of the whole groups in ``batch``, which ``drawn`` are the media of.
 
-    The first ``judges`` ranks see groups, each other ones; None where this one sees none. A joint work of the ranks.
+    The first ``reward_ranks`` ranks see groups, each other ones; None where this one sees none. A joint work of the ranks.
     """
     groups = rows_by_group(range(len(batch.keys)), batch.groups)
-    wanted = [*split_evenly(groups, judges), *[[]] * (ranks.count - judges)]
+    wanted = [*split_evenly(groups, reward_ranks), *[[]] * (ranks.count - reward_ranks)]
     media = ranks.exchange(drawn.trajectory.media, drawn.held, wanted)
     mine = wanted[ranks.rank]
     return rewards.start(to_samples(media, batch.rows(mine), frame_rate)) if mine else None

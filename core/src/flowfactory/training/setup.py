@@ -77,7 +77,7 @@ def prepare_run(
     encoded = sampler.prepare(wanted)
     say(f"{len(train)} training and {len(heldout)} held-out prompts, {encoded} encoded now, the rest from the cache")
     policy.distribute(ranks, config.training, config.distributed.gather_to_sample)
-    for name, decay in ((SAMPLING, config.sampling.average), (EVALUATION, config.evaluation.average)):
+    for name, decay in ((SAMPLING, config.sampling.ema), (EVALUATION, config.evaluation.ema)):
         if decay is not None:
             policy.track_ema(name, decay)
     return Run(config, assembly, policy, sampler, Learner(policy, config.training, ranks), train, heldout, ranks)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-OLD, AVERAGE = "old", "average"
+OLD, EMA = "old", "ema"
 SMALL = 1e-10
 
 
@@ -31,8 +31,8 @@ class AWMConfig(TimestepsConfig):
     power: float = Field(0.25, gt=0, le=1, description="of ghuber; 1 is the weighting t")
     clip_range: float = Field(1e-4, gt=0, description="bound on |ratio - 1|")
     kl: float = Field(0.0, ge=0, description="weight of the squared distance from the velocity that training started from")
-    average_kl: float = Field(0.0, ge=0, description="weight of the squared distance from the average's velocity")
-    average: Decay = Field(Power(decay=0.9), description="how that average of weights moves")
+    ema_kl: float = Field(0.0, ge=0, description="weight of the squared distance from the average's velocity")
+    ema: Decay = Field(Power(decay=0.9), description="how that average of weights moves")
 
     def build(self, label: str) -> AWM:
         return AWM(self)
@@ -44,8 +44,8 @@ class AWM:
     def __init__(self, config: AWMConfig) -> None:
         self._config = config
         self._log_density = WEIGHTINGS[config.weighting]
-        kept = {"old": At(OLD), "reference": At(REFERENCE), "average": At(AVERAGE)}
-        unused = {"reference": config.kl, "average": config.average_kl}
+        kept = {"old": At(OLD), "reference": At(REFERENCE), "ema": At(EMA)}
+        unused = {"reference": config.kl, "ema": config.ema_kl}
         self._kept = {key: at for key, at in kept.items() if unused.get(key, 1)}
 
     @hookimpl
@@ -54,14 +54,14 @@ class AWM:
         policy.track_ema(OLD, Constant(decay=0))
         if self._config.kl:
             policy.keep_reference()
-        if self._config.average_kl:
-            policy.track_ema(AVERAGE, self._config.average)
+        if self._config.ema_kl:
+            policy.track_ema(EMA, self._config.ema)
 
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
-        """-min(r A, clip(r) A) + kl |v - v_ref|² + average_kl |v - v_average|² at each place."""
+        """-min(r A, clip(r) A) + kl |v - v_ref|² + ema_kl |v - v_ema|² at each place."""
         for batch in experience.micro_batches():
-            for at in noised_batches(batch, self._config.times):
+            for at in noised_batches(batch, self._config.timesteps):
                 yield self.loss(at, policy)
 
     def loss(self, at: NoisedBatch, policy: Policy) -> Loss:
@@ -77,7 +77,7 @@ class AWM:
             metrics={"ratio/mean": ratio, "clip_fraction": is_clipped(ratio, advantage, config.clip_range)},
             extremes={"ratio/max_deviation": (ratio - 1).abs()},
         )
-        for key, name, weight in (("reference", "kl", config.kl), ("average", "average_kl", config.average_kl)):
+        for key, name, weight in (("reference", "kl", config.kl), ("ema", "ema_kl", config.ema_kl)):
             if weight:
                 loss = loss.add_term(name, weight, velocity_kl(new.velocity, kept[key].velocity))
         return loss

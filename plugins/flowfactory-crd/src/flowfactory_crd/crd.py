@@ -78,7 +78,7 @@ class CRD:
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
         """The distillation loss + kl |v - v_ref|² at each place."""
         for groups in experience.group_batches():
-            for at in noised_batches(groups, self._config.times):
+            for at in noised_batches(groups, self._config.timesteps):
                 yield from self.losses(at, policy)
 
     def losses(self, at: NoisedBatch, policy: Policy) -> Iterator[Loss]:

@@ -54,7 +54,7 @@ class DGPO:
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
         """weight A e + kl |v - v_ref|² at each place; the weight is the group's, detached. arXiv:2510.08425, eq. 18."""
         for groups in experience.group_batches():
-            for at in noised_batches(groups, self._config.times, shared=True):
+            for at in noised_batches(groups, self._config.timesteps, shared=True):
                 yield from self.losses(at, policy)
 
     def losses(self, at: NoisedBatch, policy: Policy) -> Iterator[Loss]:

@@ -27,11 +27,11 @@ class DPOConfig(ReferenceConfig):
     beta: float = Field(1000.0, gt=0, description="how sharply a difference of errors, a mean over elements, is preferred")
 
     def check(self, run: RunConfig) -> None:
-        """The training times go with the sampling steps, and the two arms share them."""
+        """The training timesteps go with the sampling steps, and the two arms share them."""
         super().check(run)
-        if self.times.shared is False:
+        if self.timesteps.shared is False:
             raise ValueError(
-                "algorithm.times.shared: the two samples of a pair are compared under the same noise; leave it out"
+                "algorithm.timesteps.shared: the two samples of a pair are compared under the same noise; leave it out"
             )
 
     def build(self, label: str) -> DPO:
@@ -62,7 +62,7 @@ class DPO:
         pairs = max(1, experience.batch_size // 2)
         for start in range(0, len(best), pairs):
             arms = experience.rows(best[start : start + pairs] + worst[start : start + pairs])
-            for at in noised_batches(arms, self._config.times, shared=True):
+            for at in noised_batches(arms, self._config.timesteps, shared=True):
                 yield self.loss(at, policy)
 
     def loss(self, at: NoisedBatch, policy: Policy) -> Loss:

@@ -17,7 +17,7 @@ AVERAGE = "preference reference"
 class ReferenceConfig(TimestepsConfig):
     """Options of the reference."""
 
-    reference_average: Decay | None = Field(
+    reference_ema: Decay | None = Field(
         None, description="how the reference follows the policy; left out, it stays where training started"
     )
     reference_guidance: float | None = Field(None, ge=0, description="guidance of the reference; as in sampling when left out")
@@ -33,7 +33,7 @@ class Reference:
     @classmethod
     def of(cls, config: ReferenceConfig) -> Reference:
         """The reference that ``config`` asks for."""
-        return cls(config.reference_average, config.reference_guidance)
+        return cls(config.reference_ema, config.reference_guidance)
 
     @property
     def kept(self) -> Mapping[str, At]:

@@ -60,7 +60,7 @@ class NFT:
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
         """(r L+ + (1 - r) L-) a_max / beta + kl |v - v_ref|² at each place, arXiv:2509.16117, eq. 6 and 13."""
         for batch in experience.micro_batches():
-            for at in noised_batches(batch, self._config.times):
+            for at in noised_batches(batch, self._config.timesteps):
                 yield self.loss(at, policy)
 
     def loss(self, at: NoisedBatch, policy: Policy) -> Loss:

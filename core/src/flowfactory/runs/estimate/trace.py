@@ -138,7 +138,7 @@ class Trace:
         off_device = cuda and config.distributed.offload
         counter.share = 0 if off_device else self._weights.trained / max(1, trained) / shard
         counter.watch(policy.parameters.values())
-        for name, decay in ((SAMPLING, config.sampling.average), (EVALUATION, config.evaluation.average)):
+        for name, decay in ((SAMPLING, config.sampling.ema), (EVALUATION, config.evaluation.ema)):
             if decay is not None:
                 policy.track_ema(name, decay)
         self._run = Run(config, assembly, policy, sampler, cast(Any, None), train, heldout)  # nothing here steps
@@ -252,8 +252,8 @@ class Trace:
         # a trajectory's steps share their latents until several are joined
         each = (sum(map(tensor_bytes, tensors)) if several else _shared(tensors)) / traced
         medium = tensor_bytes(drawn.media) / traced
-        judges = together * self._ranks if config.distributed.judges == "first" else together
-        copies = together * (2 if together > sampling.batch_size else 1) + judges
+        shown = together * self._ranks if config.distributed.reward_ranks == "first" else together
+        copies = together * (2 if together > sampling.batch_size else 1) + shown
         rest = mine * each
         judged = max(decoded + (together - traced) * medium, copies * medium)
         if len(rounds) > 1 and not (self._cuda and sampling.keep_on == "host"):
@@ -319,7 +319,7 @@ class Trace:
             groups=self._batch.groups[list(rows)],
             sigmas=drawn.sigmas,
             batch_size=config.training.batch_size,
-            times_per_forward=config.training.times_per_forward,
+            timesteps_per_forward=config.training.timesteps_per_forward,
         )
 
 

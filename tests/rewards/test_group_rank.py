@@ -13,7 +13,7 @@ from flowfactory.config.schema import RunConfig
 from flowfactory.runs.resume import config_changes, fixed_config
 from flowfactory.testing import check_reward
 from flowfactory.testing.two_parameter import settings
-from flowfactory_rewards.group_rank import RankConfig, ranks
+from flowfactory_rewards.group_rank import GroupRankConfig, ranks
 from flowfactory_rewards.jpeg_size import JpegSizeConfig
 
 
@@ -39,18 +39,18 @@ def test_it_takes_any_reward_by_its_name_or_with_its_options() -> None:
     media = torch.rand(6, 3, 16, 16, generator=source) * torch.linspace(0.1, 1, 6).reshape(6, 1, 1, 1)
     samples = Samples(media, ("a",) * 6, torch.tensor([0, 0, 0, 1, 1, 1]), ({},) * 6)
     sizes = check_reward(JpegSizeConfig(), samples)["under test"]
-    found = check_reward(RankConfig(of=JpegSizeConfig()), samples, pointwise=False)["under test"]
+    found = check_reward(GroupRankConfig(of=JpegSizeConfig()), samples, pointwise=False)["under test"]
     assert found.tolist() == pytest.approx(ranks(sizes, samples.groups).tolist())
     assert sorted(found[:3].tolist()) == [0, 0.5, 1]
     for given in ("jpeg-size", {"name": "jpeg-size", "prefer": "large"}):
-        config = parse_component("reward", {"name": "rank", "of": given, "weight": 0.5})
+        config = parse_component("reward", {"name": "group-rank", "of": given, "weight": 0.5})
         turned = check_reward(config, samples, pointwise=False)["under test"]
         assert turned.tolist() == pytest.approx((found if given == "jpeg-size" else 1 - found).tolist())
 
 
 def configured(folder: Path, of: object) -> RunConfig:
     """As a user writes it."""
-    raw = settings(folder, "grpo", rewards={"order": {"name": "rank", "of": of}}, sampling={"dynamics": "flow-sde"})
+    raw = settings(folder, "grpo", rewards={"order": {"name": "group-rank", "of": of}}, sampling={"dynamics": "flow-sde"})
     return validate(raw, folder=folder)
 
 
