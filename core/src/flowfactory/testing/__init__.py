@@ -1,29 +1,85 @@
-"""For authors of plugins: contract suites, the learning bench, and the two-parameter model.
+"""For authors of plugins: contracts, suites of an algorithm's properties, and the two-parameter flow to work them out on.
 
-``check_reward``, ``check_model`` and ``check_algorithm`` raise AssertionError with a sentence that names what is off. They run
-on the CPU in seconds.
+``check_…`` raise AssertionError with a sentence that names what is off. They need no pytest, and run on the CPU in seconds.
 """
 
 from flowfactory.flow.dynamics import ODE
 from flowfactory.testing.algorithm_contract import check_algorithm
+from flowfactory.testing.algorithm_suite import (
+    BEYOND_THE_CLIP,
+    blend,
+    check_average,
+    check_clip,
+    check_losses,
+    check_losses_in_any_order,
+    check_no_advantage_no_gradient,
+    check_penalty,
+    check_ratios_are_one,
+    check_reference_stays,
+    check_same_updates_whatever_fits_a_forward,
+)
+from flowfactory.testing.by_hand import FlowByHand, NoisedByHand, StepByHand, autograd_by_hand, step_by_hand
 from flowfactory.testing.counters import ForwardCalls, ForwardCount
-from flowfactory.testing.learning_bench import Learning, learning
+from flowfactory.testing.learning_bench import Learning, Update, Weights, learning
 from flowfactory.testing.model_bench import Bench, bench
 from flowfactory.testing.model_contract import check_model
 from flowfactory.testing.reward_contract import check_reward
-from flowfactory.testing.two_parameter import TwoParameter, TwoParameterConfig
+from flowfactory.testing.run_suite import (
+    Started,
+    Trained,
+    check_records_no_step,
+    check_refused,
+    check_refuses_another_sampler,
+    check_refuses_more_updates_than_groups,
+    check_resumes_bit_for_bit,
+    check_runs,
+    check_timesteps_options,
+    start,
+    train,
+)
+from flowfactory.testing.two_parameter import TwoParameter, TwoParameterConfig, settings
 
 __all__ = [
+    "BEYOND_THE_CLIP",
     "ODE",
     "Bench",
+    "FlowByHand",
     "ForwardCalls",
     "ForwardCount",
     "Learning",
+    "NoisedByHand",
+    "Started",
+    "StepByHand",
+    "Trained",
     "TwoParameter",
     "TwoParameterConfig",
+    "Update",
+    "Weights",
+    "autograd_by_hand",
     "bench",
+    "blend",
     "check_algorithm",
+    "check_average",
+    "check_clip",
+    "check_losses",
+    "check_losses_in_any_order",
     "check_model",
+    "check_no_advantage_no_gradient",
+    "check_penalty",
+    "check_ratios_are_one",
+    "check_records_no_step",
+    "check_reference_stays",
+    "check_refused",
+    "check_refuses_another_sampler",
+    "check_refuses_more_updates_than_groups",
+    "check_resumes_bit_for_bit",
     "check_reward",
+    "check_runs",
+    "check_same_updates_whatever_fits_a_forward",
+    "check_timesteps_options",
     "learning",
+    "settings",
+    "start",
+    "step_by_hand",
+    "train",
 ]

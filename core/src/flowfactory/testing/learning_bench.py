@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from flowfactory.config.schema import AlgorithmConfig
+from flowfactory.config.schema import AlgorithmConfig, TrainingConfig
 from flowfactory.experience import Experience, Loss
+from flowfactory.flow.timesteps import NoisedBatch, Timesteps, noised_batches
 from flowfactory.hooks.calls import Hooks
 from flowfactory.policy.policy import Policy
+from flowfactory.testing.counters import ForwardCalls
 from flowfactory.testing.model_bench import bench
 from flowfactory.testing.two_parameter import TwoParameterConfig
+from flowfactory.training.learner import Learner, UpdateMetrics
 from flowfactory.types import Dynamics, RunInfo
+
+Weights = tuple[float, float]
+"""The two weights (p, q) of the flow p x + q sigma."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer step saw: the gradient [2] by (p, q), float64, its norm, and the metrics that core reports."""
+
+    gradient: Tensor
+    norm: float
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -33,9 +49,27 @@ class Learning:
             self.policy.parameters["transformer.q"].fill_(q)
         self.policy.mark_changed()
 
+    def weights(self, name: str | None = None) -> Weights:
+        """(p, q) at present, or those kept under ``name``."""
+        with self.policy.using(name):
+            return self.policy.parameters["transformer.p"].item(), self.policy.parameters["transformer.q"].item()
+
+    def with_advantages(self, advantages: Sequence[float]) -> Learning:
+        """The same with other advantages, one a sample."""
+        return replace(self, experience=replace(self.experience, advantages=torch.tensor(advantages)))
+
     def losses(self) -> list[Loss]:
         """All losses of one update, each with its graph."""
         return list(self.hooks.update(self.experience, self.policy))
+
+    def count_forwards(self) -> tuple[list[Loss], ForwardCalls]:
+        """All losses of one update, and how often the flow was called for them."""
+        calls = ForwardCalls(self.policy)
+        return self.losses(), calls
+
+    def noised_batches(self, timesteps: Timesteps, shared: bool = False) -> list[NoisedBatch]:
+        """What an algorithm sees that goes over ``micro_batches`` and over ``flow.noised_batches`` of each."""
+        return [at for batch in self.experience.micro_batches() for at in noised_batches(batch, timesteps, shared)]
 
     def gradient(self, values: Tensor) -> Tensor:
         """Of the sum of ``values`` with respect to (p, q): float64 [2]."""
@@ -43,12 +77,26 @@ class Learning:
         pair = (weights["transformer.p"], weights["transformer.q"])
         return torch.stack(torch.autograd.grad(values.sum(), pair, retain_graph=True)).double()
 
+    def gradients(self, values: Tensor) -> Tensor:
+        """Of each of ``values`` [b] with respect to (p, q): float64 [b, 2]."""
+        return torch.stack([self.gradient(value) for value in values])
+
+    def update(self, lr: float = 1e-4, steps: int = 1, max_grad_norm: float = 1e9) -> Update:
+        """``steps`` optimizer steps on what was drawn; what the last one saw."""
+        config = TrainingConfig.model_validate({"optimizer": {"lr": lr}, "max_grad_norm": max_grad_norm})
+        learner = Learner(self.policy, config)
+        for _ in range(steps):
+            gathered = UpdateMetrics()
+            norm = learner.step(self.hooks.update(self.experience, self.policy), gathered)
+        found = [self.policy.parameters[f"transformer.{name}"].grad for name in ("p", "q")]
+        gradient = torch.stack([torch.zeros(()) if part is None else part for part in found]).double()
+        return Update(gradient, norm, gathered.metrics())
+
 
 def learning(
     algorithm: AlgorithmConfig,
     advantages: Sequence[float],
-    folder: Path,
-    start: tuple[float, float] = (0.3, -0.2),
+    start: Weights = (0.3, -0.2),
     group_size: int = 4,
     dynamics: Dynamics | None = None,
     batch_size: int = 8,
@@ -56,17 +104,18 @@ def learning(
 ) -> Learning:
     """``algorithm`` with what the flow at ``start`` drew: groups of ``group_size`` with ``advantages``, in 4 steps.
 
-    ``folder`` is for the conditions.
+    The prompt of the first group has one letter, that of the second two, and so on.
     """
-    made = bench(
-        TwoParameterConfig(p=start[0], q=start[1]),
-        folder,
-        prompts=["a" * (1 + group) for group in range(len(advantages) // group_size)],
-        group_size=group_size,
-        dynamics=dynamics,
-        others={"algorithm": algorithm.build("algorithm")},
-    )
-    made.hooks.run_started(RunInfo(folder, None, 1), made.policy)
+    with tempfile.TemporaryDirectory() as name:
+        made = bench(
+            TwoParameterConfig(p=start[0], q=start[1]),
+            Path(name),
+            prompts=["a" * (1 + group) for group in range(len(advantages) // group_size)],
+            group_size=group_size,
+            dynamics=dynamics,
+            others={"algorithm": algorithm.build("algorithm")},
+        )
+    made.hooks.run_started(RunInfo(Path(), None, 1), made.policy)
     plan = made.hooks.plan(0, made.plan)
     drawn = made.sampler.draw(made.conditions, plan, len(plan.keys))
     experience = Experience(

@@ -124,10 +124,13 @@ class Bright:
         return {self.label: samples.media.flatten(1).mean(1)}
 
 
-def settings(folder: Path, algorithm: str | Mapping[str, Any], **sections: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of three iterations of ``algorithm`` on this flow, for ``flowfactory.config.loading.validate``.
+def settings(
+    folder: Path, algorithm: str | Mapping[str, Any], plugins: Sequence[str | Path] = (), **sections: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A config of three iterations of ``algorithm`` on this flow, as the mapping that a file would hold.
 
-    ``sections`` are set on top, key by key. The prompts and the run lie in ``folder``.
+    ``plugins`` are more one-file plugins, and ``sections`` are set on top, key by key. The prompts and the run lie in
+    ``folder``.
     """
     (folder / "train.txt").write_text("a\nbb\nccc\n")
     raw: dict[str, Any] = {
@@ -138,7 +141,7 @@ def settings(folder: Path, algorithm: str | Mapping[str, Any], **sections: Mappi
         "sampling": {"groups": 2, "group_size": 4, "size": [4, 4], "steps": 6, "batch_size": 8, "dynamics": "ode"},
         "training": {"iterations": 3, "batch_size": 4, "optimizer": {"lr": 0.02}},
         "output": {"dir": str(folder / "run")},
-        "plugins": [FILE],
+        "plugins": [FILE, *map(str, plugins)],
         "device": "cpu",
     }
     for name, section in sections.items():
