@@ -1,0 +1,30 @@
+"""The options of AWM, and the configs that are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowfactory.testing import check_refused, check_timesteps_options, settings
+
+
+def test_training_timesteps_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    check_timesteps_options(settings(tmp_path, {"name": "awm"}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("weighting", "sqrt"),
+        ("power", 0),
+        ("power", 1.5),
+        ("clip_range", 0),
+        ("kl", -1),
+        ("ema_kl", -1),
+        ("ema", {"name": "constant", "decay": 1.5}),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused_in_one_line(tmp_path: Path, key: str, value: Any) -> None:
+    check_refused(settings(tmp_path, {"name": "awm", key: value}), rf"algorithm\.{key}")
