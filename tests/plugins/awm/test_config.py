@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from flowfactory.testing import check_refused, check_timesteps_options, settings
+from flowfactory import testing
 
 
 def test_training_timesteps_that_make_no_sense_are_refused(tmp_path: Path) -> None:
-    check_timesteps_options(settings(tmp_path, {"name": "awm"}))
+    testing.check_timesteps_options(testing.settings(tmp_path, {"name": "awm"}))
 
 
 @pytest.mark.parametrize(
@@ -27,4 +27,4 @@ def test_training_timesteps_that_make_no_sense_are_refused(tmp_path: Path) -> No
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused_in_one_line(tmp_path: Path, key: str, value: Any) -> None:
-    check_refused(settings(tmp_path, {"name": "awm", key: value}), rf"algorithm\.{key}")
+    testing.check_refused(testing.settings(tmp_path, {"name": "awm", key: value}), rf"algorithm\.{key}")

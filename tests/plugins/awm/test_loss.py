@@ -4,33 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from flowfactory import At, RunError
+from flowfactory import At, RunError, testing
 from flowfactory.flow import Discrete, LogitNormal, NoisedBatch, Uniform, noised_batches
 from flowfactory.flow.dynamics import FlowSDEConfig
-from flowfactory.testing import (
-    BEYOND_THE_CLIP,
-    ODE,
-    Learning,
-    NoisedByHand,
-    Weights,
-    autograd_by_hand,
-    check_average,
-    check_clip,
-    check_losses,
-    check_no_advantage_no_gradient,
-    check_penalty,
-    check_ratios_are_one,
-    check_reference_stays,
-    check_same_updates_whatever_fits_a_forward,
-    learning,
-)
+from flowfactory.testing import ODE, Learning, NoisedByHand, Weights
 from flowfactory_awm.awm import AWMConfig
 
 START = (0.3, -0.2)
@@ -45,7 +28,7 @@ WEIGHTINGS = ("uniform", "t", "t2", "huber", "ghuber")
 
 def learn(advantages: Sequence[float] = ADVANTAGES, bench: dict[str, Any] | None = None, **options: Any) -> Learning:
     """A run at START, whose samples the ODE drew there."""
-    return learning(AWMConfig.model_validate(options), advantages, START, **{"dynamics": ODE(), **(bench or {})})
+    return testing.learning(AWMConfig.model_validate(options), advantages, START, **{"dynamics": ODE(), **(bench or {})})
 
 
 def learn_at_new(advantages: Sequence[float] = ADVANTAGES, bench: dict[str, Any] | None = None, **options: Any) -> Learning:
@@ -73,6 +56,10 @@ class ByHand(NoisedByHand):
         super().__init__(at)
         self.target = (self.x - self.clean) / self.sigma
         self.weighting, self.power, self.clip_range, self.kl, self.ema_kl = weighting, power, clip_range, kl, ema_kl
+
+    def closeness(self, weights: Weights) -> Tensor:
+        """[b]: minus the error."""
+        return -self.error(weights)
 
     def log_density(self, weights: Weights) -> Tensor:
         """[b], up to a function of sigma."""
@@ -125,9 +112,9 @@ def check_by_hand(run: Learning, times: Any = TIMES, **options: Any) -> None:
     for hand in hands:
         ratio = hand.ratio(NEW, OLD)
         assert float(((ratio - 1).abs() - hand.clip_range).abs().min()) > 1e-5, "too near to the bound to tell its sides"
-        torch.testing.assert_close(autograd_by_hand(hand.loss, NEW), hand.gradient(NEW), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(testing.autograd_by_hand(hand.loss, NEW), hand.gradient(NEW), rtol=1e-9, atol=1e-12)
     expected = [(hand.loss(NEW), hand.gradient(NEW)) for hand in hands]
-    for loss, hand in zip(check_losses(run, expected, values=(1e-5, 2e-6), gradients=(1e-4, 1e-5)), hands, strict=True):
+    for loss, hand in zip(testing.check_losses(run, expected, values=(1e-5, 2e-6), gradients=(1e-4, 1e-5)), hands, strict=True):
         ratio = hand.ratio(NEW, OLD)
         torch.testing.assert_close(loss.metrics["ratio/mean"].detach().double(), ratio, rtol=1e-5, atol=0)
         torch.testing.assert_close(loss.metrics["clip_fraction"].double(), hand.is_cut(ratio).double())
@@ -167,8 +154,8 @@ def test_the_clip_cuts_on_the_side_that_the_advantage_pushes_to(weighting: str) 
     for flip in (1, -1):
         run = learn_at_new([flip * a for a in ADVANTAGES], clip_range=0.01, weighting=weighting)
         ratios = [ByHand(at, weighting).ratio(NEW, OLD) for at in run.noised_batches(TIMES)]
-        sides |= check_clip(run, ratios, 0.01)
-    assert sides >= BEYOND_THE_CLIP, "the samples do not show every side"
+        sides |= testing.check_clip(run, ratios, 0.01)
+    assert sides >= testing.BEYOND_THE_CLIP, "the samples do not show every side"
 
 
 @pytest.mark.parametrize("weighting", ["huber", "ghuber"])
@@ -209,7 +196,7 @@ def test_where_an_iteration_starts_every_ratio_is_exactly_one(weighting: str) ->
             run.move_to(*NEW)
             assert any(bool((loss.metrics["ratio/mean"] != 1).any()) for loss in run.losses())
             run.policy.iteration_finished(0)
-        for loss in check_ratios_are_one(run):
+        for loss in testing.check_ratios_are_one(run):
             assert torch.equal(loss.values, -run.experience.advantages)
 
 
@@ -226,31 +213,27 @@ def test_a_first_gradient_is_the_policy_gradient_unhalved_by_the_tie_at_one(weig
 def test_an_advantage_of_zero_moves_nothing(weights: Weights) -> None:
     run = learn()
     run.move_to(*weights)
-    check_no_advantage_no_gradient(run)
+    testing.check_no_advantage_no_gradient(run)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_an_update_lowers_the_error_of_a_better_sample_and_raises_that_of_a_worse_one(weighting: str) -> None:
     run = learn(weighting=weighting, timesteps=TIMES)
-    for sample, sign in product(range(8), (1.0, -1.0)):
-        alone = run.with_advantages([sign * (row == sample) for row in range(8)])
-        for loss, at in zip(alone.losses(), alone.noised_batches(TIMES), strict=True):
-            p, q = (torch.tensor(START, dtype=torch.float64) - 1e-4 * run.gradient(loss.values)).tolist()
-            hand = ByHand(at)
-            assert float((hand.error(START) - hand.error((p, q)))[sample]) * sign > 0
+    hands = [ByHand(at) for at in run.noised_batches(TIMES)]
+    testing.check_descent_follows_advantages(run, [hand.closeness for hand in hands])
 
 
 @pytest.mark.parametrize("name", ["kl", "ema_kl"])
 def test_a_divergence_is_zero_where_it_starts_and_pulls_back(name: str) -> None:
     run = learn((0.0,) * 8, timesteps=TIMES, **{name: 1.0})
     assert all(set(loss.terms) == {name} for loss in run.losses())
-    for loss, at in zip(check_penalty(run, name, NEW), run.noised_batches(TIMES), strict=True):
+    for loss, at in zip(testing.check_penalty(run, name, NEW), run.noised_batches(TIMES), strict=True):
         torch.testing.assert_close(loss.terms[name].detach().double(), ByHand(at).distance(NEW, START), rtol=1e-5, atol=1e-7)
         assert torch.equal(loss.values, loss.terms[name])
 
 
 def test_the_reference_stays_what_training_started_from() -> None:
-    check_reference_stays(learn_at_new(kl=0.5, ema_kl=0.25), "kl", NEW)
+    testing.check_reference_stays(learn_at_new(kl=0.5, ema_kl=0.25), "kl", NEW)
 
 
 def test_the_distance_to_the_average_shrinks_as_it_follows() -> None:
@@ -263,12 +246,12 @@ def test_the_distance_to_the_average_shrinks_as_it_follows() -> None:
 
 
 def test_old_are_the_weights_that_the_iteration_started_from() -> None:
-    check_average(learn(), "old", {0: 0.0, 1: 0.0, 500: 0.0})
+    testing.check_average(learn(), "old", {0: 0.0, 1: 0.0, 500: 0.0})
 
 
 def test_left_to_itself_the_average_is_over_a_growing_past() -> None:
     # 16 to the power of three quarters is 8
-    check_average(learn(ema_kl=0.1), "ema", {0: 0.0, 15: 1 - 1 / 8, 100_000: 0.9})
+    testing.check_average(learn(ema_kl=0.1), "ema", {0: 0.0, 15: 1 - 1 / 8, 100_000: 0.9})
 
 
 def test_nothing_is_kept_for_a_divergence_of_weight_zero() -> None:
@@ -288,18 +271,13 @@ def test_weights_that_are_the_same_share_a_forward(kl: float, ema_kl: float, mos
     average = {"name": "constant", "decay": DECAY}
     run = learn(bench={"batch_size": 3}, kl=kl, ema_kl=ema_kl, ema=average, timesteps=TIMES)
     losses = 3 * 3  # three times of three batches (3, 3 and 2 samples)
-    assert forwards(run) == (losses, losses), "all weights are the same"
+    testing.check_forwards(run, losses, 1)  # all weights are the same
     run.move_to(*OLD)
-    assert forwards(run) == (losses, 2 * losses), "all kept weights are the same"
+    testing.check_forwards(run, losses, 2)  # all kept weights are the same
     run.policy.iteration_finished(0)
-    assert forwards(run) == (losses, (most - 1) * losses), "the old ones are the present ones"
+    testing.check_forwards(run, losses, most - 1)  # the old ones are the present ones
     run.move_to(*NEW)
-    assert forwards(run) == (losses, most * losses)
-
-
-def forwards(run: Learning) -> tuple[int, int]:
-    losses, calls = run.count_forwards()
-    return len(losses), calls.forwards
+    testing.check_forwards(run, losses, most)
 
 
 def test_two_times_share_a_forward_and_change_neither_loss_nor_gradient() -> None:
@@ -309,7 +287,7 @@ def test_two_times_share_a_forward_and_change_neither_loss_nor_gradient() -> Non
         assert sum(len(loss.values) for loss in run.losses()) == 8 * 4
         return run
 
-    found = check_same_updates_whatever_fits_a_forward(make, [(5, 1), (5, 2)])
+    found = testing.check_same_updates_whatever_fits_a_forward(make, [(5, 1), (5, 2)])
     assert found == [4 * 2 * 4, 4 * 2 * 2], "four weights, two batches, the times"
 
 

@@ -7,24 +7,17 @@ from typing import Any
 
 import pytest
 
+from flowfactory import testing
 from flowfactory.flow.dynamics import CPSConfig, FlowSDEConfig
-from flowfactory.testing import (
-    ODE,
-    check_algorithm,
-    check_records_no_step,
-    check_resumes_bit_for_bit,
-    check_runs,
-    settings,
-    train,
-)
+from flowfactory.testing import ODE
 from flowfactory_awm.awm import AWMConfig
 
 TWO_UPDATES = {"updates": 2, "batch_size": 3}
 
 
 def test_a_run_passes_preflight_and_reports_its_metrics(tmp_path: Path) -> None:
-    run = settings(tmp_path, {"name": "awm", "kl": 0.1, "ema_kl": 0.1}, training=TWO_UPDATES)
-    trained = check_runs(run, metrics=["ratio/mean", "ratio/max_deviation", "clip_fraction"], terms=["kl", "ema_kl"])
+    run = testing.settings(tmp_path, {"name": "awm", "kl": 0.1, "ema_kl": 0.1}, training=TWO_UPDATES)
+    trained = testing.check_runs(run, metrics=["ratio/mean", "ratio/max_deviation", "clip_fraction"], terms=["kl", "ema_kl"])
     assert any("no step is recorded" in line for line in trained.said)
     for record in trained.records:
         assert record["ratio/max_deviation"] > 1e-4, "the second update of an iteration is off-policy"
@@ -39,13 +32,15 @@ def test_a_run_passes_preflight_and_reports_its_metrics(tmp_path: Path) -> None:
 def test_with_one_update_an_iteration_every_ratio_is_one_whichever_weights_draw(
     tmp_path: Path, sampling: dict[str, Any]
 ) -> None:
-    for record in train(settings(tmp_path, {"name": "awm"}, sampling=sampling, training={"batch_size": 3})).records:
+    for record in testing.train(
+        testing.settings(tmp_path, {"name": "awm"}, sampling=sampling, training={"batch_size": 3})
+    ).records:
         assert (record["ratio/mean"], record["ratio/max_deviation"], record["clip_fraction"]) == (1, 0, 0)
 
 
 def test_a_resumed_run_ends_in_the_weights_and_averages_of_one_that_was_not_stopped(tmp_path: Path) -> None:
     algorithm = {"name": "awm", "kl": 0.1, "ema_kl": 0.1, "ema": {"name": "constant", "decay": 0.5}}
-    trained = check_resumes_bit_for_bit(settings(tmp_path, algorithm, training=TWO_UPDATES), stop_after=2)
+    trained = testing.check_resumes_bit_for_bit(testing.settings(tmp_path, algorithm, training=TWO_UPDATES), stop_after=2)
     kept = trained.kept(3)
     assert set(kept) == {f"{name}/transformer.{weight}" for name in ("old", "reference", "ema") for weight in ("p", "q")}
     present = float(trained.weights(3)["transformer.p"])
@@ -54,8 +49,10 @@ def test_a_resumed_run_ends_in_the_weights_and_averages_of_one_that_was_not_stop
 
 @pytest.mark.parametrize("dynamics", ["flow-sde", "cps"])
 def test_a_stochastic_solver_draws_too_and_nothing_of_the_way_is_recorded(tmp_path: Path, dynamics: str) -> None:
-    run = settings(tmp_path, {"name": "awm"}, sampling={"dynamics": dynamics}, training={**TWO_UPDATES, "iterations": 2})
-    assert all(record["ratio/max_deviation"] > 0 for record in check_records_no_step(run).records)
+    run = testing.settings(
+        tmp_path, {"name": "awm"}, sampling={"dynamics": dynamics}, training={**TWO_UPDATES, "iterations": 2}
+    )
+    assert all(record["ratio/max_deviation"] > 0 for record in testing.check_records_no_step(run).records)
 
 
 @pytest.mark.parametrize(
@@ -70,4 +67,4 @@ def test_a_stochastic_solver_draws_too_and_nothing_of_the_way_is_recorded(tmp_pa
     ids=["default", "t2", "kl-discrete", "logit-normal-flow-sde", "cps"],
 )
 def test_awm_learns_what_the_reward_asks_for(options: dict[str, Any], dynamics: Any) -> None:
-    check_algorithm(AWMConfig.model_validate(options), iterations=12, dynamics=dynamics)
+    testing.check_algorithm(AWMConfig.model_validate(options), iterations=12, dynamics=dynamics)

@@ -10,6 +10,8 @@ from flowfactory.testing.algorithm_suite import (
     blend,
     check_average,
     check_clip,
+    check_descent_follows_advantages,
+    check_forwards,
     check_losses,
     check_losses_in_any_order,
     check_no_advantage_no_gradient,
@@ -20,7 +22,7 @@ from flowfactory.testing.algorithm_suite import (
 )
 from flowfactory.testing.by_hand import FlowByHand, NoisedByHand, StepByHand, autograd_by_hand, step_by_hand
 from flowfactory.testing.counters import ForwardCalls, ForwardCount
-from flowfactory.testing.learning_bench import Learning, Update, Weights, learning
+from flowfactory.testing.learning_bench import Learning, Update, Weights, learning, make_plan
 from flowfactory.testing.model_bench import Bench, bench
 from flowfactory.testing.model_contract import check_model
 from flowfactory.testing.reward_contract import check_reward
@@ -61,6 +63,8 @@ __all__ = [
     "check_algorithm",
     "check_average",
     "check_clip",
+    "check_descent_follows_advantages",
+    "check_forwards",
     "check_losses",
     "check_losses_in_any_order",
     "check_model",
@@ -78,6 +82,7 @@ __all__ = [
     "check_same_updates_whatever_fits_a_forward",
     "check_timesteps_options",
     "learning",
+    "make_plan",
     "settings",
     "start",
     "step_by_hand",

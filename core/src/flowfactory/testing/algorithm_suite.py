@@ -32,22 +32,17 @@ def check_losses(
     return losses
 
 
-def check_losses_in_any_order(
-    run: Learning,
-    expected: Sequence[tuple[Tensor, Tensor]],
-    values: tuple[float, float] = (1e-5, 1e-5),
-    gradients: tuple[float, float] = (1e-4, 2e-5),
-) -> list[Loss]:
-    """As :func:`check_losses`, for rows that may come in any order: how they fit forwards decides that."""
+def check_losses_in_any_order(run: Learning, expected: Sequence[tuple[Tensor, Tensor]]) -> list[Loss]:
+    """As :func:`check_losses`, where rows may come in any order and in any pieces: how they fit forwards decides that."""
     losses = run.losses()
     joined = torch.cat([loss.values for loss in losses])
     found = (joined.detach().double(), run.gradients(joined))
-    wanted = tuple(torch.cat(parts) for parts in zip(*expected, strict=True))
+    wanted = (torch.cat([value for value, _ in expected]), torch.cat([gradient for _, gradient in expected]))
     ours, theirs = (torch.cat([value[:, None], gradient], dim=1) for value, gradient in (found, wanted))
     nearest = torch.cdist(theirs, ours).argmin(1)
     assert nearest.sort().values.tolist() == list(range(len(ours))), "the rows are not each expected one once"
-    for ours, theirs, (relative, absolute) in zip(found, wanted, (values, gradients), strict=True):
-        torch.testing.assert_close(ours[nearest], theirs, rtol=relative, atol=absolute)
+    torch.testing.assert_close(found[0][nearest], wanted[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[1][nearest], wanted[1], rtol=1e-4, atol=2e-5)
     return losses
 
 
@@ -71,6 +66,19 @@ def check_same_updates_whatever_fits_a_forward(
             told = f"{what} of {shape}: {two.tolist()}, of {shapes[0]}: {one.tolist()}"
             torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-6, msg=told)
     return forwards
+
+
+def check_forwards(run: Learning, losses: int, each: int) -> list[Loss]:
+    """The losses of an update, after there were so many, with ``each`` forwards a loss, of which one has a graph.
+
+    No forward holds more rows than fit one.
+    """
+    found, calls = run.count_forwards()
+    told = f"{len(found)} losses take {calls.forwards} forwards, {calls.graphs} with a graph"
+    assert (len(found), calls.forwards, calls.graphs) == (losses, losses * each, losses), told
+    most = run.experience.batch_size * run.experience.timesteps_per_forward
+    assert max(calls.rows) <= most, f"a forward holds {max(calls.rows)} rows, more than the {most} that fit it"
+    return found
 
 
 def check_no_advantage_no_gradient(run: Learning) -> None:
@@ -155,6 +163,22 @@ def check_average(run: Learning, name: str, decays: Mapping[int, float]) -> None
         kept = blend(decay, kept, present)
         _assert_close(run.weights(name), kept, f"the weights {name!r} after iteration {iteration}")
         _assert_close(run.weights(), present, "other weights than the present ones were left in place")
+
+
+def check_descent_follows_advantages(run: Learning, measures: Sequence[Callable[[Weights], Tensor]]) -> None:
+    """A small step down each loss raises what its measure says of a good sample, and lowers it of a bad one.
+
+    ``measures``, one for each loss, say [b] how likely its samples are under given weights, up to any growing function; a
+    sample's turn comes alone, with an advantage of one and then of minus one, and zero for the others.
+    """
+    start, count = run.weights(), len(run.experience)
+    for sample in range(count):
+        for sign in (1.0, -1.0):
+            alone = run.with_advantages([sign * (row == sample) for row in range(count)])
+            for loss, measure in zip(alone.losses(), measures, strict=True):
+                p, q = (torch.tensor(start, dtype=torch.float64) - 1e-4 * alone.gradient(loss.values)).tolist()
+                change = float((measure((p, q)) - measure(start))[sample])
+                assert change * sign > 0, f"an advantage of {sign} changes sample {sample} by {change}"
 
 
 def blend(decay: float, kept: Weights, present: Weights) -> Weights:

@@ -14,15 +14,17 @@ from flowfactory.types import HELD_OUT, SamplingPlan
 
 
 class ForwardCalls:
-    """How often the transformers of a policy are called, and how often with a graph."""
+    """How often the transformers of a policy are called, how often with a graph, and the ``rows`` of each call."""
 
     def __init__(self, policy: Policy) -> None:
         self.forwards = self.graphs = 0
+        self.rows: list[int] = []
         for module in policy.modules.values():
             module.register_forward_hook(self._count)
 
-    def _count(self, *_: object) -> None:
+    def _count(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.forwards += 1
+        self.rows.append(len(output))
         self.graphs += torch.is_grad_enabled()
 
 

@@ -6,20 +6,24 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowfactory.canvas import Canvas
 from flowfactory.config.schema import AlgorithmConfig, TrainingConfig
 from flowfactory.experience import Experience, Loss
+from flowfactory.flow.dynamics import ODE
 from flowfactory.flow.timesteps import NoisedBatch, Timesteps, noised_batches
 from flowfactory.hooks.calls import Hooks
+from flowfactory.hooks.manager import make_manager
 from flowfactory.policy.policy import Policy
 from flowfactory.testing.counters import ForwardCalls
 from flowfactory.testing.model_bench import bench
 from flowfactory.testing.two_parameter import TwoParameterConfig
 from flowfactory.training.learner import Learner, UpdateMetrics
-from flowfactory.types import Dynamics, RunInfo
+from flowfactory.types import Dynamics, Index, RunInfo, SamplingPlan
 
 Weights = tuple[float, float]
 """The two weights (p, q) of the flow p x + q sigma."""
@@ -57,6 +61,10 @@ class Learning:
     def with_advantages(self, advantages: Sequence[float]) -> Learning:
         """The same with other advantages, one a sample."""
         return replace(self, experience=replace(self.experience, advantages=torch.tensor(advantages)))
+
+    def rows(self, index: Index) -> Learning:
+        """The same with some of the samples."""
+        return replace(self, experience=self.experience.rows(index))
 
     def losses(self) -> list[Loss]:
         """All losses of one update, each with its graph."""
@@ -131,3 +139,10 @@ def learning(
         timesteps_per_forward=timesteps_per_forward,
     )
     return Learning(made.hooks, made.policy, experience)
+
+
+def make_plan(algorithm: AlgorithmConfig, **attributes: Any) -> SamplingPlan:
+    """What ``algorithm`` makes of a plan of 4 steps of the ODE under guidance 1, with ``attributes`` set on top."""
+    given = replace(SamplingPlan(4, Canvas(4, 4), 1.0, ODE(), 0, 0), **attributes)
+    hooks = Hooks(make_manager({"algorithm": algorithm.build("algorithm")}))
+    return hooks.plan(0, given)
