@@ -44,7 +44,7 @@ def test_a_resumed_run_ends_in_the_weights_and_averages_of_one_that_was_not_stop
 
 def test_pictures_are_those_of_the_old_weights(tmp_path: Path) -> None:
     raw = nft(tmp_path, old={"name": "constant", "decay": 0.25})
-    run = testing.start(raw | {"model": {"name": "two-parameter", "p": 0.3, "q": -0.2}})
+    run = testing.begin(raw | {"model": {"name": "two-parameter", "p": 0.3, "q": -0.2}})
     for iteration, (p, q) in enumerate([(0.3, -0.2), (0.45, -0.3125)]):  # a quarter of the first, three of the present
         if iteration == 0:
             run.draw(0).move_to(0.5, -0.35)

@@ -29,6 +29,7 @@ from flowfactory.testing.reward_contract import check_reward
 from flowfactory.testing.run_suite import (
     Started,
     Trained,
+    begin,
     check_records_no_step,
     check_refused,
     check_refuses_another_sampler,
@@ -36,7 +37,7 @@ from flowfactory.testing.run_suite import (
     check_resumes_bit_for_bit,
     check_runs,
     check_timesteps_options,
-    start,
+    guided_learning,
     train,
 )
 from flowfactory.testing.two_parameter import TwoParameter, TwoParameterConfig, settings
@@ -58,6 +59,7 @@ __all__ = [
     "Update",
     "Weights",
     "autograd_by_hand",
+    "begin",
     "bench",
     "blend",
     "check_algorithm",
@@ -81,10 +83,10 @@ __all__ = [
     "check_runs",
     "check_same_updates_whatever_fits_a_forward",
     "check_timesteps_options",
+    "guided_learning",
     "learning",
     "make_plan",
     "settings",
-    "start",
     "step_by_hand",
     "train",
 ]

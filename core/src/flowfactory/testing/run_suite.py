@@ -27,7 +27,8 @@ from flowfactory.config.loading import validate
 from flowfactory.errors import RunError, UserError
 from flowfactory.policy.policy import Policy
 from flowfactory.runs.train import train as train_to_end
-from flowfactory.testing.learning_bench import Learning
+from flowfactory.testing.learning_bench import Learning, Weights
+from flowfactory.testing.two_parameter import settings as make_settings
 from flowfactory.training.iteration import Timer, collect_rollouts
 from flowfactory.training.setup import Run, prepare_run
 
@@ -79,12 +80,29 @@ def train(settings: Settings, resume: bool = False, out: Path | None = None, **t
     return Trained(directory.records()[1:], said, directory.path)
 
 
-def start(settings: Settings) -> Started:
+def begin(settings: Settings) -> Started:
     """The run of ``settings``, started. UserError: as ``flowfactory run``."""
     with _cache_of(settings):
         run = prepare_run(validate(settings))
         run.assembly.hooks.run_started(run.info, run.policy)
     return Started(run)
+
+
+def guided_learning(folder: Path, algorithm: Mapping[str, Any], start: Weights = (0.3, -0.2), batch_size: int = 4) -> Learning:
+    """What the first iteration of ``algorithm`` draws at ``start`` under guidance 1, on the flow that minds guidance.
+
+    Three groups of four samples, in 4 steps of the ODE. The negative prompt has seven letters, so that under guidance g the
+    velocity is p x + q sigma (7 + g (l - 7)), where the prompt has l letters.
+    """
+    raw = make_settings(
+        folder,
+        algorithm,
+        model={"name": "guided", "p": start[0], "q": start[1]},
+        prompts={"negative": "seven l"},
+        sampling={"groups": 3, "steps": 4},
+        training={"batch_size": batch_size},
+    )
+    return begin(raw).draw(0)
 
 
 def check_runs(settings: Settings, metrics: Iterable[str] = (), terms: Iterable[str] = ()) -> Trained:
@@ -135,7 +153,7 @@ def check_records_no_step(settings: Settings) -> Trained:
     """The run of ``settings``, whose dynamics are stochastic, after it trained without a recorded step."""
     trained = train(settings)
     assert any("no step is recorded" in line for line in trained.said), "preflight replays recorded steps"
-    experience = start(settings).draw(0).experience
+    experience = begin(settings).draw(0).experience
     assert len(experience.plan.stochastic) == settings["sampling"]["steps"] - 1, "all but the last step are stochastic"
     assert experience.steps == (), "steps are recorded"
     return trained
