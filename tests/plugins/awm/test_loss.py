@@ -35,9 +35,7 @@ def learn_at_new(advantages: Sequence[float] = ADVANTAGES, bench: dict[str, Any]
     """A run at NEW, in an iteration that started from OLD; the average is AVERAGE and the reference START."""
     average = {"name": "constant", "decay": DECAY}
     run = learn(advantages, bench, **{"ema": average, "timesteps": TIMES, "clip_range": 0.03, **options})
-    run.move_to(*OLD)
-    run.policy.iteration_finished(0)
-    run.move_to(*NEW)
+    run.move_through(OLD, NEW)
     return run
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowfactory import Canvas, RunInfo, SamplingPlan, flow, testing
-from flowfactory.config.ema import Constant, Linear, PiecewiseLinear
-from flowfactory.flow.timesteps import Discrete, LogitNormal, NoisedBatch, Uniform, noised_batches
-from flowfactory.testing import ODE, Learning
-from flowfactory_crd.crd import OLD, CRDConfig
+from flowfactory import testing
+from flowfactory.flow import Discrete, LogitNormal, Uniform, noised_batches
+from flowfactory.policy import Constant
+from flowfactory.testing import Learning, NoisedByHand, Weights
+from flowfactory_crd.crd import CRDConfig
 
-START = (0.3, -0.2)  # of conftest.py
+START = (0.3, -0.2)
 NEW = (0.36, -0.25)
 LATER = (0.2, -0.1)
 # of the last two groups one has no bad sample and one no good one; 2.0 and -1.9 are past an advantage_max of 1.6
@@ -27,32 +28,26 @@ WHOLE = [(12, 1), (8, 2)]
 SPREAD = [(3, 1), (1, 1), (3, 2)]
 CENTRES = ["mean", "pools", "softmax"]
 
-Weights = tuple[float, float]
-
 
 def config(**options: Any) -> CRDConfig:
     return CRDConfig.model_validate({"beta": 3.0, "advantage_max": 1.6, "temperature": 0.3, **options})
 
 
-class ByHand:
-    """Rows of places in float64, with the flow p x + q sigma; ``lengths`` [b] multiply sigma where guidance is minded."""
+class ByHand(NoisedByHand):
+    """Rows of noised batches, whose errors may be in units of their own."""
 
-    def __init__(self, at: NoisedBatch, lengths: Tensor | float = 1.0) -> None:
-        self.x, self.target = at.step.latents.double().flatten(1), at.target.double().flatten(1)
-        self.sigma = (at.step.sigma.double() * lengths)[:, None]
+    def unit(self, weights: Weights, scaled: bool) -> Tensor:
+        """[b]: the mean absolute error, which is not differentiated, or one."""
+        apart = (self.velocity(weights) - self.target).abs().mean(1)
+        return apart if scaled else torch.ones_like(apart)
 
-    def velocity(self, weights: Weights) -> Tensor:
-        return weights[0] * self.x + weights[1] * self.sigma
+    def scaled_error(self, weights: Weights, scaled: bool) -> Tensor:
+        """[b]: mean (v - t)² / unit."""
+        return self.error(weights) / self.unit(weights, scaled)
 
-    def by_weight(self, elements: Tensor) -> Tensor:
-        """[b, 2]: the mean over elements of a derivative by the velocity, times dv/dp = x and dv/dq = sigma."""
-        return torch.stack([(elements * self.x).mean(1), (elements * self.sigma).mean(1)], dim=1)
-
-    def error(self, weights: Weights, scaled: bool) -> tuple[Tensor, Tensor]:
-        """mean (v - t)² / w [b] and its gradient [b, 2], w the mean absolute error without a gradient, or one."""
-        apart = self.velocity(weights) - self.target
-        unit = apart.abs().mean(1) if scaled else torch.ones(len(apart), dtype=torch.float64)
-        return apart.square().mean(1) / unit, self.by_weight(2 * apart) / unit[:, None]
+    def scaled_gradient(self, weights: Weights, scaled: bool) -> Tensor:
+        """[b, 2]: of :meth:`scaled_error`."""
+        return self.error_gradient(weights) / self.unit(weights, scaled)[:, None]
 
 
 def optimal(advantages: Any, maximum: float) -> list[float]:
@@ -71,12 +66,7 @@ def shares(centre: str, r: list[float], temperature: float) -> list[list[float]]
     return [[weight / sum(weights) for weight in weights] for weights in directions]
 
 
-def worked(
-    options: CRDConfig,
-    implicit: Tensor,
-    slope: Tensor,
-    advantages: Any = ADVANTAGES,
-) -> tuple[Tensor, Tensor]:
+def distil(options: CRDConfig, implicit: Tensor, slope: Tensor, advantages: Any = ADVANTAGES) -> tuple[Tensor, Tensor]:
     """Losses [b] and gradients [b, 2] without the KL, of implicit rewards [b] with gradient ``slope`` [b, 2], groups of 4."""
     beta, maximum = options.beta, options.advantage_max
     values, gradients = torch.zeros(len(implicit), dtype=torch.float64), torch.zeros_like(slope)
@@ -100,15 +90,13 @@ def worked(
     return values, gradients
 
 
-def at_weights(
-    options: CRDConfig, hand: ByHand, new: Weights, old: Weights, reference: Weights = START
-) -> tuple[Tensor, Tensor]:
+def by_hand(options: CRDConfig, hand: ByHand, new: Weights, old: Weights, reference: Weights = START) -> tuple[Tensor, Tensor]:
     """Losses [12] and gradients [12, 2] of rows that are all twelve samples at one time, the KL among them."""
-    (error, slope), (before, _) = hand.error(new, options.scaled), hand.error(old, options.scaled)
-    values, gradients = worked(options, before - error, -slope)
+    implicit = hand.scaled_error(old, options.scaled) - hand.scaled_error(new, options.scaled)
+    values, gradients = distil(options, implicit, -hand.scaled_gradient(new, options.scaled))
     weight = kl_weight(options)
-    apart = hand.velocity(new) - hand.velocity(reference)
-    return values + weight * apart.square().mean(1), gradients + weight[:, None] * hand.by_weight(2 * apart)
+    gradients = gradients + weight[:, None] * hand.distance_gradient(new, reference)
+    return values + weight * hand.distance(new, reference), gradients
 
 
 def kl_weight(options: CRDConfig, advantages: Any = ADVANTAGES) -> Tensor:
@@ -120,66 +108,50 @@ def kl_weight(options: CRDConfig, advantages: Any = ADVANTAGES) -> Tensor:
     return options.kl * (least + r * (1 - least))
 
 
-def each(run: Learning) -> tuple[Tensor, Tensor]:
-    """The values [b] of all losses of an update and the gradient of each [b, 2]."""
-    values = torch.cat([loss.values for loss in run.losses()])
-    return values.detach().double(), torch.stack([run.gradient(value) for value in values])
+def learn(config: CRDConfig, advantages: Sequence[float] = ADVANTAGES, *shape: int) -> Learning:
+    """A run at START, whose samples the ODE drew there; ``shape`` is the samples, 12 if left out, and times of a forward."""
+    return testing.learning(config, advantages, START, 4, testing.ODE(), *(shape or (12,)))
 
 
-def all_worked(run: Learning, options: CRDConfig, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """What :func:`each` should be, in some order."""
-    one = replace(run.experience, timesteps_per_forward=1)
-    parts = [at_weights(options, ByHand(at), *arguments) for at in noised_batches(one, options.timesteps)]
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+def check_losses(run: Learning, options: CRDConfig, new: Weights, old: Weights) -> None:
+    losses = [by_hand(options, ByHand(at), new, old) for at in run.noised_batches(options.timesteps)]
+    assert len(testing.check_losses(run, losses)) == options.timesteps.count
 
 
-def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
-    """Each sample and time once, in whatever order: the forwards decide that."""
-    ours, theirs = (torch.cat([values[:, None], gradients], dim=1) for values, gradients in (found, expected))
-    nearest = torch.cdist(theirs, ours).argmin(1)
-    assert nearest.sort().values.tolist() == list(range(len(ours)))
-    torch.testing.assert_close(found[0][nearest], expected[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found[1][nearest], expected[1], rtol=1e-4, atol=2e-5)
-
-
-def assert_losses(run: Learning, options: CRDConfig, new: Weights, old: Weights) -> None:
-    losses = run.losses()
-    assert len(losses) == options.timesteps.count
-    for loss, at in zip(losses, noised_batches(run.experience, options.timesteps), strict=True):
-        values, gradients = at_weights(options, ByHand(at), new, old)
-        torch.testing.assert_close(loss.values.double(), values, rtol=1e-5, atol=1e-5)
-        for sample in range(12):
-            torch.testing.assert_close(run.gradient(loss.values[sample]), gradients[sample], rtol=1e-4, atol=2e-5)
+def check_rows(run: Learning, options: CRDConfig, new: Weights, old: Weights) -> None:
+    """Each sample and time once, in whatever order."""
+    ats = noised_batches(replace(run.experience, timesteps_per_forward=1), options.timesteps)
+    testing.check_losses_in_any_order(run, [by_hand(options, ByHand(at), new, old) for at in ats])
 
 
 @pytest.mark.parametrize("scaled", [True, False], ids=["scaled", "plain"])
 @pytest.mark.parametrize("form", ["mse", "bce"])
 @pytest.mark.parametrize("centre", CENTRES)
-def test_loss_and_gradient_are_those_of_the_paper(learning: Any, centre: str, form: str, scaled: bool) -> None:
+def test_loss_and_gradient_are_those_of_the_paper(centre: str, form: str, scaled: bool) -> None:
     options = config(centre=centre, loss=form, scaled=scaled)
-    run = learning(options, ADVANTAGES)
+    run = learn(options)
     run.move_to(*NEW)
-    assert_losses(run, options, NEW, START)
+    check_losses(run, options, NEW, START)
 
 
 @pytest.mark.parametrize(
     "times", [Uniform(shared=True), LogitNormal(count=3, mean=0.5), Discrete(count=4)], ids=lambda times: times.name
 )
-def test_loss_and_gradient_are_those_of_the_paper_at_any_times(learning: Any, times: Any) -> None:
+def test_loss_and_gradient_are_those_of_the_paper_at_any_times(times: Any) -> None:
     options = config(timesteps=times)
-    run = learning(options, ADVANTAGES)
+    run = learn(options)
     run.move_to(*NEW)
-    assert_losses(run, options, NEW, START)
+    check_losses(run, options, NEW, START)
 
 
 @pytest.mark.parametrize("form", ["mse", "bce"])
-def test_before_the_first_update_the_gradient_pulls_by_the_centred_reward_alone(learning: Any, form: str) -> None:
+def test_before_the_first_update_the_gradient_pulls_by_the_centred_reward_alone(form: str) -> None:
     options = config(loss=form)
-    run = learning(options, ADVANTAGES)
+    run = learn(options)
     r = optimal(ADVANTAGES, 1.6)
-    for loss, at in zip(run.losses(), noised_batches(run.experience, options.timesteps), strict=True):
+    for loss, at in zip(run.losses(), run.noised_batches(options.timesteps), strict=True):
         assert not loss.metrics["implicit_reward"].any()
-        slope = -ByHand(at).error(START, scaled=True)[1]
+        slope = -ByHand(at).scaled_gradient(START, scaled=True)
         for sample in range(12):
             first = sample - sample % 4
             centred = r[sample] - sum(r[first : first + 4]) / 4
@@ -189,11 +161,11 @@ def test_before_the_first_update_the_gradient_pulls_by_the_centred_reward_alone(
             torch.testing.assert_close(run.gradient(loss.values[sample]), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_an_implicit_reward_is_the_old_error_less_the_new_in_units_of_each_ones_own(learning: Any) -> None:
+def test_an_implicit_reward_is_the_old_error_less_the_new_in_units_of_each_ones_own() -> None:
     for scaled in (True, False):
-        run = learning(config(scaled=scaled), ADVANTAGES)
+        run = learn(config(scaled=scaled))
         run.move_to(*NEW)
-        for loss, at in zip(run.losses(), noised_batches(run.experience, Uniform()), strict=True):
+        for loss, at in zip(run.losses(), run.noised_batches(Uniform()), strict=True):
             apart, before = (ByHand(at).velocity(weights) - at.target.double().flatten(1) for weights in (NEW, START))
             new = apart.square().mean(1) / (apart.abs().mean(1) if scaled else 1)
             old = before.square().mean(1) / (before.abs().mean(1) if scaled else 1)
@@ -204,10 +176,10 @@ def test_an_implicit_reward_is_the_old_error_less_the_new_in_units_of_each_ones_
             assert loss.metrics["optimality"].max() == 1
 
 
-def test_the_unit_of_an_error_is_no_smaller_than_1e_5(learning: Any) -> None:
+def test_the_unit_of_an_error_is_no_smaller_than_1e_5() -> None:
     options = config()
-    run = learning(options, ADVANTAGES)
-    at = next(noised_batches(run.experience, options.timesteps))
+    run = learn(options)
+    at = run.noised_batches(options.timesteps)[0]
     clean = replace(at, target=torch.zeros_like(at.target))
     algorithm = options.build("algorithm")
     for apart, wanted in ((1e-6, 1e-12 / 1e-5), (1e-3, 1e-3), (0.0, 0.0)):
@@ -215,10 +187,10 @@ def test_the_unit_of_an_error_is_no_smaller_than_1e_5(learning: Any) -> None:
         torch.testing.assert_close(error, torch.full_like(error, wanted), rtol=1e-5, atol=0)
 
 
-def test_a_group_without_good_or_without_bad_samples_is_centred_as_a_whole(learning: Any) -> None:
+def test_a_group_without_good_or_without_bad_samples_is_centred_as_a_whole() -> None:
     options = config(centre="pools")
-    run = learning(options, ADVANTAGES)
-    at = next(noised_batches(run.experience, options.timesteps))
+    run = learn(options)
+    at = run.noised_batches(options.timesteps)[0]
     implicit = torch.arange(12.0).square()
     good, bad = options.build("algorithm").centres(at, implicit)
     # 0, 1, 4, 9 | 16, 25, 36, 49 | 64, 81, 100, 121; good are 0 and 2, 4 and 6, none; bad 1 and 3, none, 8 and 11
@@ -229,9 +201,9 @@ def test_a_group_without_good_or_without_bad_samples_is_centred_as_a_whole(learn
     assert good[1][::4].tolist() == pytest.approx(expected)
 
 
-def test_a_hot_softmax_is_the_mean_and_a_cold_one_the_best_and_the_worst(learning: Any) -> None:
-    run = learning(config(), ADVANTAGES)
-    at = next(noised_batches(run.experience, Uniform()))
+def test_a_hot_softmax_is_the_mean_and_a_cold_one_the_best_and_the_worst() -> None:
+    run = learn(config())
+    at = run.noised_batches(Uniform())[0]
     implicit = torch.arange(12.0)
     for own, _ in config(centre="softmax", temperature=1e4).build("algorithm").centres(at, implicit):
         torch.testing.assert_close(own[::4], torch.tensor([1.5, 5.5, 9.5]), rtol=0, atol=1e-3)
@@ -240,11 +212,11 @@ def test_a_hot_softmax_is_the_mean_and_a_cold_one_the_best_and_the_worst(learnin
     torch.testing.assert_close(down[0][::4], torch.tensor([3.0, 6.0, 11.0]), rtol=0, atol=1e-2)  # 5 and 7 equally bad
 
 
-def test_the_centres_have_no_gradient(learning: Any) -> None:
+def test_the_centres_have_no_gradient() -> None:
     for centre in CENTRES:
         options = config(centre=centre)
-        run = learning(options, ADVANTAGES)
-        at = next(noised_batches(run.experience, options.timesteps))
+        run = learn(options)
+        at = run.noised_batches(options.timesteps)[0]
         implicit = torch.zeros(12, requires_grad=True)
         for pair in options.build("algorithm").centres(at, implicit):
             assert not any(part.requires_grad for part in pair)
@@ -253,33 +225,29 @@ def test_the_centres_have_no_gradient(learning: Any) -> None:
 @pytest.mark.parametrize(("batch_size", "timesteps_per_forward"), WHOLE + SPREAD)
 @pytest.mark.parametrize("moved", [False, True], ids=["at-the-start", "after-updates"])
 def test_a_group_spread_over_forwards_learns_what_it_would_in_one(
-    learning: Any, batch_size: int, timesteps_per_forward: int, moved: bool
+    batch_size: int, timesteps_per_forward: int, moved: bool
 ) -> None:
     options = config(timesteps=Uniform(count=3), centre="softmax", kl=0.5)
-    run = learning(options, ADVANTAGES, batch_size, timesteps_per_forward)
+    run = learn(options, ADVANTAGES, batch_size, timesteps_per_forward)
     if moved:
         run.move_to(*NEW)
-    assert_same(each(run), all_worked(run, options, NEW if moved else START, START))
+    check_rows(run, options, NEW if moved else START, START)
 
 
 @pytest.mark.parametrize("form", ["mse", "bce"])
 @pytest.mark.parametrize("centre", CENTRES)
-def test_a_spread_group_has_every_kind_of_centre(learning: Any, centre: str, form: str) -> None:
+def test_a_spread_group_has_every_kind_of_centre(centre: str, form: str) -> None:
     options = config(centre=centre, loss=form, scaled=False)
-    run = learning(options, ADVANTAGES, 3)
+    run = learn(options, ADVANTAGES, 3)
     run.move_to(*NEW)
-    assert_same(each(run), all_worked(run, options, NEW, START))
+    check_rows(run, options, NEW, START)
 
 
 @pytest.mark.parametrize(("batch_size", "timesteps_per_forward"), [(5, 1), (4, 2), (3, 2), (1, 3)])
-def test_a_forward_holds_no_more_than_the_config_allows(learning: Any, batch_size: int, timesteps_per_forward: int) -> None:
-    run = learning(config(timesteps=Uniform(count=3)), ADVANTAGES, batch_size, timesteps_per_forward)
+def test_a_forward_holds_no_more_than_the_config_allows(batch_size: int, timesteps_per_forward: int) -> None:
+    run = learn(config(timesteps=Uniform(count=3)), ADVANTAGES, batch_size, timesteps_per_forward)
     run.move_to(*NEW)
-    rows: list[int] = []
-    run.policy.modules["transformer"].register_forward_hook(lambda _, inputs, velocity: rows.append(len(velocity)))
-    losses = run.losses()
-    assert max(rows) <= batch_size * timesteps_per_forward
-    assert sum(len(loss.values) for loss in losses) == 3 * 12
+    testing.check_forwards_fit(run, 3 * 12)
 
 
 STILL = {"name": "constant", "decay": 1.0}
@@ -298,195 +266,102 @@ STILL = {"name": "constant", "decay": 1.0}
         ({"kl_guidance": 2.0}, True, 2, 3),
     ],
 )
-@pytest.mark.parametrize("batch_size", [4, 3], ids=["whole", "spread"])
 def test_forwards_are_as_few_as_the_weights_that_differ_allow(
-    learning: Any, count: Any, options: dict[str, Any], moved: bool, whole: int, spread: int, batch_size: int
+    options: dict[str, Any], moved: bool, whole: int, spread: int
 ) -> None:
-    run = learning(config(**options), ADVANTAGES, batch_size)
-    if moved:
-        run.move_to(*NEW)
-        run.policy.iteration_finished(0)
-        run.move_to(*LATER)
-    counted = count(run.policy)
-    losses = run.losses()
-    assert len(losses) == (3 if batch_size == 4 else 6) * 2, "three groups, in one piece or in two, at two times"
-    assert counted.forwards == (whole if batch_size == 4 else spread) * len(losses)
-    assert counted.graphs == len(losses)
+    for batch_size, pieces, each in ((4, 1, whole), (3, 2, spread)):
+        run = learn(config(**options), ADVANTAGES, batch_size)
+        if moved:
+            run.move_through(NEW, LATER)
+        testing.check_forwards(run, pieces * 3 * 2, each)  # of three groups at two times
 
 
 @pytest.mark.parametrize("batch_size", [12, 3], ids=["whole", "spread"])
 @pytest.mark.parametrize(("kl", "adaptive"), [(0.5, True), (0.5, False), (5e-5, True)], ids=["adaptive", "even", "least"])
-def test_the_kl_is_weighed_by_the_reward(learning: Any, kl: float, adaptive: bool, batch_size: int) -> None:
+def test_the_kl_is_weighed_by_the_reward(kl: float, adaptive: bool, batch_size: int) -> None:
     options = config(kl=kl, kl_adaptive=adaptive)
-    run = learning(options, ADVANTAGES, batch_size)
+    run = learn(options, ADVANTAGES, batch_size)
     run.move_to(*NEW)
     weight = kl_weight(options)
     assert (len(weight.unique()) > 5) == (adaptive and kl > 1e-4), "up to 1e-4 nothing is left to adapt"
     assert float(weight.min()) == pytest.approx(1e-4 if adaptive and kl > 1e-4 else kl), "a sample with reward 0 keeps 1e-4"
-    assert_same(each(run), all_worked(run, options, NEW, START))
+    check_rows(run, options, NEW, START)
 
 
 @pytest.mark.parametrize("kl", [0.5, 5e-5])
-def test_a_sample_of_no_worth_keeps_a_kl_of_1e_4_or_all_of_a_smaller_one(learning: Any, kl: float) -> None:
-    run, without = (learning(config(loss="bce", kl=weight), ADVANTAGES) for weight in (kl, 0.0))
+def test_a_sample_of_no_worth_keeps_a_kl_of_1e_4_or_all_of_a_smaller_one(kl: float) -> None:
+    run, without = (learn(config(loss="bce", kl=weight)) for weight in (kl, 0.0))
     for each_run in (run, without):
         each_run.move_to(8.0, -4.0)  # so far that a weight as small as this one tells
-    for loss, other, at in zip(run.losses(), without.losses(), noised_batches(run.experience, Uniform()), strict=True):
+    for loss, other, at in zip(run.losses(), without.losses(), run.noised_batches(Uniform()), strict=True):
         hand = ByHand(at)
-        divergence = (hand.velocity((8.0, -4.0)) - hand.velocity(START)).square().mean(1)
+        divergence = hand.distance((8.0, -4.0), START)
         found = (loss.values - other.values).detach().double() / divergence
         r = torch.tensor(optimal(ADVANTAGES, 1.6))
         expected = 1e-4 + r * (kl - 1e-4) if kl > 1e-4 else torch.full_like(r, kl)
         torch.testing.assert_close(found.float(), expected, rtol=1e-4, atol=2e-6)
 
 
-def test_the_kl_has_a_gradient_that_pulls_back_to_the_reference(learning: Any) -> None:
-    run = learning(config(kl=0.5), (0.0,) * 12)
-    for loss in run.losses():
-        assert not loss.terms["kl"].any()
-        assert not run.gradient(loss.terms["kl"]).any()
-    run.move_to(*NEW)
-    back = torch.tensor(START, dtype=torch.float64) - torch.tensor(NEW, dtype=torch.float64)
-    for loss, at in zip(run.losses(), noised_batches(run.experience, Uniform()), strict=True):
-        hand = ByHand(at)
-        apart = hand.velocity(NEW) - hand.velocity(START)
-        torch.testing.assert_close(loss.terms["kl"].double(), apart.square().mean(1), rtol=1e-4, atol=1e-7)
-        gradient = run.gradient(loss.terms["kl"])
-        torch.testing.assert_close(gradient, hand.by_weight(2 * apart).sum(0), rtol=1e-4, atol=1e-6)
-        assert float(-gradient @ back) > 0
+def test_the_kl_has_a_gradient_that_pulls_back_to_the_reference() -> None:
+    run = learn(config(kl=0.5), (0.0,) * 12)
+    hands = [ByHand(at) for at in run.noised_batches(Uniform())]
+    for loss, hand in zip(testing.check_penalty(run, "kl", NEW), hands, strict=True):
+        torch.testing.assert_close(loss.terms["kl"].double(), hand.distance(NEW, START), rtol=1e-4, atol=1e-7)
+        expected = hand.distance_gradient(NEW, START).sum(0)
+        torch.testing.assert_close(run.gradient(loss.terms["kl"]), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_the_reference_stays_what_training_started_from(learning: Any) -> None:
+def test_the_reference_stays_what_training_started_from() -> None:
     options = config(kl=0.5, old=Constant(decay=0.0))
-    run = learning(options, ADVANTAGES)
-    run.move_to(*NEW)
-    run.policy.iteration_finished(0)
-    run.move_to(*LATER)
-    assert_same(each(run), all_worked(run, options, LATER, NEW, START))
-    present = [weight.item() for weight in run.policy.parameters.values()]
-    assert present == pytest.approx(LATER), "kept weights were left in place"
+    run = learn(options)
+    run.move_through(NEW, LATER)
+    check_rows(run, options, LATER, NEW)
+    assert run.weights() == pytest.approx(LATER), "kept weights were left in place"
 
 
 @pytest.mark.parametrize("batch_size", [4, 3], ids=["whole", "spread"])
-def test_a_guided_reference_is_evaluated_under_its_guidance(
-    drawn: Any, settings: dict[str, Any], count: Any, batch_size: int
-) -> None:
-    settings["training"]["batch_size"] = batch_size
-    run, experience = drawn({"kl": 0.5, "kl_guidance": 2.5, "advantage_max": 1.6, "kl_adaptive": True})
-    assert experience.plan.guidance == 1
-    assert experience.plan.teacher_guidance == 2.5
-    assert experience.conditions.negative is not None
-    assert experience.conditions.negative.stack("length").tolist() == [7.0] * 12
-    experience = experience.rows(range(4))  # one group, so that the order of the rows is plain
-    counted = count(run.policy)
-    losses = list(run.assembly.hooks.update(experience, run.policy))
-    assert len(losses) == 2 * (1 if batch_size == 4 else 2)
-    assert counted.forwards == 2 * len(losses), "the old policy is the present one, the reference is not"
-    options = config(kl=0.5, beta=1.0)
+def test_a_guided_reference_is_evaluated_under_its_guidance(tmp_path: Path, batch_size: int) -> None:
+    algorithm = {"name": "crd", "kl": 0.5, "kl_guidance": 2.5, "advantage_max": 1.6, "kl_adaptive": True}
+    drawn = testing.guided_learning(tmp_path, algorithm, START, batch_size)
+    assert drawn.experience.plan.guidance == 1
+    assert drawn.experience.plan.teacher_guidance == 2.5
+    assert drawn.experience.conditions.negative is not None
+    assert drawn.experience.conditions.negative.stack("length").tolist() == [7.0] * 12
+    run = drawn.rows(range(4))  # one group, so that the order of the rows is plain
+    # the old policy is the present one, the reference is not
+    losses = testing.check_forwards(run, 2 if batch_size == 4 else 4, 2)
     found = torch.cat([loss.values for loss in losses]).split(4)
     terms = torch.cat([loss.terms["kl"] for loss in losses]).split(4)
-    for values, kl, at in zip(found, terms, noised_batches(experience, Uniform()), strict=True):
+    advantages, options = run.experience.advantages.tolist(), config(kl=0.5, beta=1.0)
+    still = torch.zeros(4, dtype=torch.float64), torch.zeros(4, 2, dtype=torch.float64)
+    for values, kl, at in zip(found, terms, noised_batches(run.experience, Uniform()), strict=True):
         length = at.step.conditions.stack("length").double()
         hand, guided = ByHand(at, length), ByHand(at, 7 + 2.5 * (length - 7))
         divergence = (hand.velocity(START) - guided.velocity(START)).square().mean(1)
         assert float(divergence.min()) > 1e-3
         torch.testing.assert_close(kl.double(), divergence, rtol=1e-4, atol=1e-6)
-        still = torch.zeros(4, dtype=torch.float64)
-        distilled, _ = worked(options, still, torch.zeros(4, 2, dtype=torch.float64), experience.advantages.tolist())
-        expected = distilled + kl_weight(options, experience.advantages.tolist()) * divergence
+        expected = distil(options, *still, advantages)[0] + kl_weight(options, advantages) * divergence
         torch.testing.assert_close(values.double(), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"kl": 0.5}, {"kl_guidance": 2.5}], ids=["without-guidance", "without-weight"])
-def test_a_kl_that_needs_no_negative_prompt_asks_for_none(drawn: Any, options: dict[str, Any]) -> None:
-    _, experience = drawn(options)
-    assert experience.plan.teacher_guidance == 1
-    assert experience.conditions.negative is None
-
-
-@pytest.mark.parametrize(
-    ("options", "wanted"), [({}, 2.0), ({"kl": 1.0, "kl_guidance": 1.5}, 2.0), ({"kl": 1.0, "kl_guidance": 3.0}, 3.0)]
-)
-def test_the_plan_carries_the_largest_guidance_asked_for(options: dict[str, Any], wanted: float) -> None:
-    given = SamplingPlan(4, Canvas(4, 4), 1.0, ODE(), 0, 0, teacher_guidance=2.0)
-    plan = config(**options).build("algorithm").plan(given)
-    assert plan.teacher_guidance == wanted
-    assert plan.guidance == 1
-    assert plan.recorded == frozenset()
-
-
-def blended(decay: float, own: Weights, present: Weights) -> Weights:
-    return decay * own[0] + (1 - decay) * present[0], decay * own[1] + (1 - decay) * present[1]
-
-
-def kept(run: Learning, name: str | None) -> list[float]:
-    with run.policy.using(name):
-        return [weight.item() for weight in run.policy.parameters.values()]
-
-
-def test_the_two_snapshots_follow_schedules_of_their_own(learning: Any) -> None:
-    options = config(old=Linear(start=0.75, end=0.25, iterations=2), sampling=PiecewiseLinear(points=((0, 0.4), (1, 0.9))))
-    run = learning(options, ADVANTAGES)
-    sampling = run.experience.plan.weights
-    assert sampling not in (None, OLD)
+def test_the_implicit_reward_is_measured_from_the_old_policy_as_it_moves() -> None:
+    options = config(old={"name": "linear", "start": 0.75, "end": 0.25, "iterations": 2})
+    run = learn(options)
     run.move_to(*NEW)
-    assert_losses(run, options, NEW, START)
+    check_losses(run, options, NEW, START)
     run.policy.iteration_finished(0)
-    old, draws = blended(0.75, START, NEW), blended(0.4, START, NEW)
-    assert kept(run, OLD) == pytest.approx(old)
-    assert kept(run, sampling) == pytest.approx(draws)
     run.move_to(*LATER)
-    assert_losses(run, options, LATER, old)
+    old = testing.blend(0.75, START, NEW)
+    check_losses(run, options, LATER, old)
     run.policy.iteration_finished(1)
-    old, draws = blended(0.5, old, LATER), blended(0.9, draws, LATER)
-    assert kept(run, OLD) == pytest.approx(old)
-    assert kept(run, sampling) == pytest.approx(draws)
-    assert_losses(run, options, LATER, old)
-
-
-@pytest.mark.parametrize(
-    ("iteration", "old", "sampling"),
-    # straight lines from (0, 0.25) to (150, 0.999), and from (75, 0) to (208, 0.999)
-    [(0, 0.25, 0.0), (75, 0.6245, 0.0), (150, 0.999, 0.5633458646616541), (208, 0.999, 0.999), (900, 0.999, 0.999)],
-)
-def test_the_schedules_that_are_left_out(learning: Any, iteration: int, old: float, sampling: float) -> None:
-    run = learning(CRDConfig(), ADVANTAGES)
-    run.move_to(*NEW)
-    run.policy.iteration_finished(iteration)
-    assert kept(run, OLD) == pytest.approx(blended(old, START, NEW))
-    assert kept(run, run.experience.plan.weights) == pytest.approx(blended(sampling, START, NEW))
-
-
-def test_the_sampling_snapshot_draws(learning: Any, tmp_path: Path) -> None:
-    options = config(sampling=Constant(decay=0.5))
-    made = testing.bench(
-        testing.TwoParameterConfig(p=START[0], q=START[1]),
-        tmp_path / "more",
-        dynamics=ODE(),
-        others={"algorithm": options.build("algorithm")},
-    )
-    made.hooks.run_started(RunInfo(tmp_path, None, 1), made.policy)
-    with torch.no_grad():
-        for weight, value in zip(made.policy.parameters.values(), NEW, strict=True):
-            weight.fill_(value)
-    made.policy.mark_changed()
-    made.policy.iteration_finished(0)
-    plan = made.hooks.plan(1, replace(made.plan, iteration=1))
-    p, q = blended(0.5, START, NEW)
-    x = flow.noise(plan, (1, 4, 4)).double()
-    for sigma in (1.0, 0.75, 0.5, 0.25):
-        x = x - (p * x + q * sigma) / 4
-    drawn = made.sampler.draw(made.conditions, plan, 3).latents
-    torch.testing.assert_close(drawn.double(), x, rtol=1e-5, atol=1e-5)
+    check_losses(run, options, LATER, testing.blend(0.5, old, LATER))
 
 
 @pytest.mark.parametrize("form", ["mse", "bce"])
 @pytest.mark.parametrize("batch_size", [12, 3], ids=["whole", "spread"])
-def test_advantages_of_zero_move_nothing_while_the_old_policy_is_the_present_one(
-    learning: Any, form: str, batch_size: int
-) -> None:
+def test_advantages_of_zero_move_nothing_while_the_old_policy_is_the_present_one(form: str, batch_size: int) -> None:
     for centre in ("mean", "pools"):
-        run = learning(config(loss=form, centre=centre), (0.0,) * 12, batch_size)
+        run = learn(config(loss=form, centre=centre), (0.0,) * 12, batch_size)
         assert not any(run.gradient(loss.values).any() for loss in run.losses())
         run.move_to(*NEW)  # then it is pulled back, to an implicit reward that is the same in the group
         assert any(run.gradient(loss.values).any() for loss in run.losses())
@@ -494,20 +369,19 @@ def test_advantages_of_zero_move_nothing_while_the_old_policy_is_the_present_one
 
 @pytest.mark.parametrize("form", ["mse", "bce"])
 @pytest.mark.parametrize("sample", range(4))
-def test_a_step_raises_the_implicit_reward_of_a_better_sample_and_lowers_that_of_a_worse_one(
-    learning: Any, form: str, sample: int
-) -> None:
-    run = learning(config(loss=form), ADVANTAGES)
+def test_a_step_raises_the_implicit_reward_of_a_better_sample_and_lowers_that_of_a_worse_one(form: str, sample: int) -> None:
+    run = learn(config(loss=form))
     r = optimal(ADVANTAGES[:4], 1.6)
-    for loss, at in zip(run.losses(), noised_batches(run.experience, Uniform()), strict=True):
+    for loss, at in zip(run.losses(), run.noised_batches(Uniform()), strict=True):
         p, q = (torch.tensor(START, dtype=torch.float64) - 1e-4 * run.gradient(loss.values[sample])).tolist()
         hand = ByHand(at)
-        implicit = hand.error(START, scaled=True)[0] - hand.error((p, q), scaled=True)[0]
+        implicit = hand.scaled_error(START, scaled=True) - hand.scaled_error((p, q), scaled=True)
         assert float(implicit[sample]) * (r[sample] - sum(r) / 4) > 0
 
 
-def test_a_fitted_policy_pulls_no_further(learning: Any) -> None:
-    run = learning(config(timesteps=Uniform(count=1), scaled=False, beta=1.0), (0.5, -0.5), group_size=2)
+def test_a_fitted_policy_pulls_no_further() -> None:
+    chosen = config(timesteps=Uniform(count=1), scaled=False, beta=1.0)
+    run = testing.learning(chosen, (0.5, -0.5), START, 2, testing.ODE())
     weights = torch.tensor(START, dtype=torch.float64)
     first = sum(float(loss.values.detach().sum()) for loss in run.losses())
     for _ in range(150):
@@ -522,7 +396,7 @@ def test_a_fitted_policy_pulls_no_further(learning: Any) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 0.01, 1e-4])
-def test_no_temperature_of_softmax_is_too_low(learning: Any, temperature: float) -> None:
+def test_no_temperature_of_softmax_is_too_low(temperature: float) -> None:
     options = {"centre": "softmax", "temperature": temperature, "advantage_max": 1.5}
-    run = learning(CRDConfig.model_validate(options), (1.5, -1.5, 0.3, -0.2))
+    run = learn(CRDConfig.model_validate(options), (1.5, -1.5, 0.3, -0.2))
     assert all(bool(loss.values.isfinite().all()) for loss in run.losses())

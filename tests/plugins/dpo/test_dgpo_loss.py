@@ -107,9 +107,7 @@ def test_a_group_spread_over_forwards_learns_what_it_would_in_one(
 def test_a_forward_holds_no_more_than_the_config_allows(batch_size: int, timesteps_per_forward: int) -> None:
     run = learn(config(timesteps=Uniform(count=3)), ADVANTAGES, batch_size, timesteps_per_forward)
     run.move_to(*NEW)
-    losses, calls = run.count_forwards()
-    assert max(calls.rows) <= batch_size * timesteps_per_forward
-    assert sum(len(loss.values) for loss in losses) == 3 * 12
+    testing.check_forwards_fit(run, 3 * 12)
 
 
 @pytest.mark.parametrize(("batch_size", "pieces"), [(12, 1), (3, 6)], ids=["whole", "spread"])
@@ -143,9 +141,7 @@ def test_forwards_are_as_few_as_the_weights_that_differ_allow(
 ) -> None:
     run = learn(config(**options), ADVANTAGES, batch_size)
     if moved:
-        run.move_to(*NEW)
-        run.policy.iteration_finished(0)
-        run.move_to(*LATER)
+        run.move_through(NEW, LATER)
     # three groups, in one piece or in two, at two times
     testing.check_forwards(run, *((3 * 2, whole) if batch_size == 4 else (6 * 2, spread)))
 
@@ -206,9 +202,7 @@ def test_a_group_whose_preference_is_learned_weighs_less() -> None:
 def test_a_frozen_reference_stays_what_training_started_from(batch_size: int) -> None:
     chosen = config(kl=3.0)
     run = learn(chosen, ADVANTAGES, batch_size)
-    run.move_to(*NEW)
-    run.policy.iteration_finished(0)
-    run.move_to(*LATER)
+    run.move_through(NEW, LATER)
     testing.check_losses_in_any_order(run, all_by_hand(run, chosen, LATER, OLD, kl=3.0))
     assert run.weights() == pytest.approx(LATER), "the reference's weights were left in place"
 

@@ -155,9 +155,7 @@ def check_reference(run: Learning, new: Weights, reference: Weights) -> None:
 
 def test_a_frozen_reference_stays_what_training_started_from() -> None:
     run = learn(config())
-    run.move_to(*NEW)
-    run.policy.iteration_finished(0)
-    run.move_to(*LATER)
+    run.move_through(NEW, LATER)
     check_reference(run, LATER, OLD)
     assert run.weights() == pytest.approx(LATER), "the reference's weights were left in place"
 

@@ -43,18 +43,18 @@ def test_a_run_passes_preflight_and_reports(tmp_path: Path, algorithm: dict[str,
     assert ("kl" in records[0]) == ("kl" in algorithm)
 
 
-def test_with_one_update_an_iteration_dpo_starts_at_log_two(tmp_path: Path) -> None:
-    first, second, _ = testing.train(settings(tmp_path, {"name": "dpo"}, updates=1)).records
-    assert first["margin"] == 0
-    assert first["loss"] == pytest.approx(math.log(2))
-    assert second["margin"] != 0
-
-
-def test_with_one_update_an_iteration_dgpo_starts_at_weights_of_a_half(tmp_path: Path) -> None:
-    first, second, _ = testing.train(settings(tmp_path, {"name": "dgpo", "kl": 0.1}, updates=1)).records
-    assert (first["weight"], first["kl"]) == (0.5, 0)
-    assert second["weight"] != 0.5
-    assert second["kl"] > 0
+@pytest.mark.parametrize(
+    ("algorithm", "values"),
+    [
+        ({"name": "dpo"}, {"margin": 0, "loss": pytest.approx(math.log(2))}),
+        ({"name": "dgpo", "kl": 0.1}, {"weight": 0.5, "kl": 0}),
+    ],
+    ids=["dpo", "dgpo"],
+)
+def test_with_one_update_an_iteration_it_starts_at_the_reference(
+    tmp_path: Path, algorithm: dict[str, Any], values: dict[str, Any]
+) -> None:
+    testing.check_first_update(settings(tmp_path, algorithm, updates=1), values)
 
 
 @every

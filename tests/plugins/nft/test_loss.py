@@ -37,9 +37,7 @@ def learn(
 def learn_at_new(**options: Any) -> Learning:
     """A run whose present weights are NEW, whose old ones are OLD, and whose reference is START."""
     run: Learning = learn(**{"old": QUARTER, "timesteps": TIMES, **options})
-    run.move_to(*MIDDLE)
-    run.policy.iteration_finished(0)
-    run.move_to(*NEW)
+    run.move_through(MIDDLE, NEW)
     return run
 
 

@@ -69,16 +69,20 @@ def check_same_updates_whatever_fits_a_forward(
 
 
 def check_forwards(run: Learning, losses: int, each: int) -> list[Loss]:
-    """The losses of an update, after there were so many, with ``each`` forwards a loss, of which one has a graph.
-
-    No forward holds more rows than fit one.
-    """
+    """The losses of an update, after there were so many, with ``each`` forwards a loss, of which one has a graph."""
     found, calls = run.count_forwards()
     told = f"{len(found)} losses take {calls.forwards} forwards, {calls.graphs} with a graph"
     assert (len(found), calls.forwards, calls.graphs) == (losses, losses * each, losses), told
+    return found
+
+
+def check_forwards_fit(run: Learning, rows: int) -> None:
+    """The losses of an update have ``rows`` in all, and no forward holds more samples and times than fit one."""
+    losses, calls = run.count_forwards()
     most = run.experience.batch_size * run.experience.timesteps_per_forward
     assert max(calls.rows) <= most, f"a forward holds {max(calls.rows)} rows, more than the {most} that fit it"
-    return found
+    found = sum(len(loss.values) for loss in losses)
+    assert found == rows, f"the losses have {found} rows, not {rows}"
 
 
 def check_no_advantage_no_gradient(run: Learning) -> None:

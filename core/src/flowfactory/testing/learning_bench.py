@@ -53,6 +53,13 @@ class Learning:
             self.policy.parameters["transformer.q"].fill_(q)
         self.policy.mark_changed()
 
+    def move_through(self, *weights: Weights) -> None:
+        """Change the two weights as iterations would, of which each ends at one of ``weights`` and the last is under way."""
+        for iteration, (p, q) in enumerate(weights):
+            if iteration:
+                self.policy.iteration_finished(iteration - 1)
+            self.move_to(p, q)
+
     def weights(self, name: str | None = None) -> Weights:
         """(p, q) at present, or those kept under ``name``."""
         with self.policy.using(name):

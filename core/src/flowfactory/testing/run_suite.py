@@ -126,6 +126,19 @@ def check_runs(settings: Settings, metrics: Iterable[str] = (), terms: Iterable[
     return trained
 
 
+def check_first_update(settings: Settings, values: Mapping[str, Any]) -> Trained:
+    """The run of ``settings``, after its first record had just these ``values``, and its second others.
+
+    With one update an iteration the first is at the weights that drew, where much is known by hand.
+    """
+    trained = train(settings)
+    first, second, *_ = trained.records
+    for name, value in values.items():
+        assert first[name] == value, f"{name} of the first update is {first[name]}, not {value}"
+        assert second[name] != value, f"{name} of the second iteration is still {value}"
+    return trained
+
+
 def check_resumes_bit_for_bit(settings: Settings, stop_after: int = 1) -> Trained:
     """The run of ``settings``, after one that was stopped and resumed ended as it did: records and weights, to the bit.
 
