@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from flowfactory import AlgorithmConfig, Conditions, Loss, Step, UserError, flow
-from flowfactory.config.loading import validate
-from flowfactory.config.schema import TrainingConfig
+from flowfactory import AlgorithmConfig, Conditions, Loss, Step, flow, testing
 from flowfactory.flow.dynamics import CPSConfig, DanceSDEConfig, FlowSDEConfig
-from flowfactory.runs.train import train
-from flowfactory.testing import check_algorithm
-from flowfactory.training.learner import Learner, UpdateMetrics
+from flowfactory.testing import ClippedByHand, StepByHand, Weights
 from flowfactory_grpo import grpo
 from flowfactory_grpo import grpo_guard as guard
 from flowfactory_grpo.grpo_guard import GRPOGuardConfig
 
-OLD = (0.3, -0.2)  # START of conftest.py
+OLD = (0.3, -0.2)
 NEW = (0.5, -0.1)
 ADVANTAGES = (1.2, -0.7, 0.4, -1.5, 0.9, -0.3, 2.0, -2.0)
 CONFIGS: dict[str, Any] = {"flow-sde": FlowSDEConfig, "dance-sde": DanceSDEConfig, "cps": CPSConfig}
 NARROW = 2e-3
 
-Weights = tuple[float, float]
 every_dynamics = pytest.mark.parametrize("dynamics", list(CONFIGS))
 
 
@@ -35,77 +31,48 @@ def algorithm() -> type[AlgorithmConfig]:
     return GRPOGuardConfig
 
 
-def log_ratio(hand: Any, weights: Weights) -> Any:
+def log_ratio(hand: StepByHand, weights: Weights) -> Tensor:
     """[B]: the mean over elements of (mean now - mean then)(drawn - mean then) / std."""
     return ((hand.mean(weights) - hand.mean(OLD)) * (hand.y - hand.mean(OLD)) / hand.std).mean(1)
 
 
-@dataclass(frozen=True)
-class Worked:
-    loss: Tensor
-    gradient: Tensor
-    ratio: Tensor
-    cut: Tensor
-
-
-def worked(hand: Any, clip_range: float, kl: float = 0.0) -> Worked:
+def expect(hand: StepByHand, clip_range: float, kl: float = 0.0) -> ClippedByHand:
     """One step at NEW; the KL is that of the velocities, which nothing weighs."""
-    advantage = torch.tensor(ADVANTAGES, dtype=torch.float64)
-    ratio = torch.exp(log_ratio(hand, NEW))
-    good = advantage > 0
-    cut = torch.where(good, ratio > 1 + clip_range, ratio < 1 - clip_range)
-    bound = torch.where(good, 1 + clip_range, 1 - clip_range)
-    loss = -advantage * torch.where(cut, bound, ratio) / abs(hand.slope)
     # of the log-ratio: the mean is the only thing that moves
-    gradient = hand.by_weight(hand.slope * (hand.y - hand.mean(OLD)) / hand.std)
-    gradient = torch.where(cut[:, None], 0.0, -(advantage * ratio)[:, None] * gradient / abs(hand.slope))
-    divergence, slope = hand.divergence("velocity", NEW, OLD)
-    return Worked(loss + kl * divergence, gradient + kl * slope, ratio, cut)
+    score = hand.by_weights(hand.slope * (hand.y - hand.mean(OLD)) / hand.std)
+    part = testing.clip_by_hand(torch.exp(log_ratio(hand, NEW)), score, ADVANTAGES, clip_range)
+    loss, gradient = part.loss / abs(hand.slope), part.gradient / abs(hand.slope)
+    pull = hand.distance_gradient(NEW, OLD)
+    return replace(part, loss=loss + kl * hand.distance(NEW, OLD), gradient=gradient + kl * pull)
 
 
 @every_dynamics
 @pytest.mark.parametrize("clip_range", [NARROW, 0.5], ids=["narrow", "wide"])
 @pytest.mark.parametrize("kl", [0.0, 0.5])
-def test_loss_and_gradient_are_those_of_the_paper(learning: Any, by_hand: Any, clip_range: float, kl: float) -> None:
-    run = learning(ADVANTAGES, clip_range=clip_range, kl=kl, kl_form="velocity")
+def test_loss_and_gradient_are_those_of_the_paper(learn: Any, by_hand: Any, clip_range: float, kl: float) -> None:
+    run = learn(ADVANTAGES, clip_range=clip_range, kl=kl, kl_form="velocity")
     run.move_to(*NEW)
-    losses = run.losses()
-    assert len(losses) == len(run.experience.steps) == 3
-    for loss, step in zip(losses, run.experience.steps, strict=True):
-        expected = worked(by_hand(step), clip_range, kl)
-        torch.testing.assert_close(loss.values.double(), expected.loss, rtol=1e-6, atol=2e-6)
-        for sample in range(8):
-            gradient = run.gradient(loss.values[sample])
-            torch.testing.assert_close(gradient, expected.gradient[sample], rtol=1e-4, atol=5e-6)
+    assert len(run.experience.steps) == 3
+    parts = [expect(by_hand(step), clip_range, kl) for step in run.experience.steps]
+    testing.check_losses(run, [(p.loss, p.gradient) for p in parts], values=(1e-6, 2e-6), gradients=(1e-4, 5e-6))
 
 
 @every_dynamics
-def test_the_clip_cuts_on_the_side_that_the_advantage_pushes_to(learning: Any, by_hand: Any) -> None:
-    run = learning(ADVANTAGES, clip_range=NARROW)
+def test_the_clip_cuts_on_the_side_that_the_advantage_pushes_to(learn: Any, by_hand: Any) -> None:
+    run = learn(ADVANTAGES, clip_range=NARROW)
     run.move_to(*NEW)
-    sides = set()
-    for loss, step in zip(run.losses(), run.experience.steps, strict=True):
-        expected = worked(by_hand(step), NARROW)
-        for sample, advantage in enumerate(ADVANTAGES):
-            ratio = float(expected.ratio[sample])
-            assert abs(abs(ratio - 1) - NARROW) > 1e-5, "too near to the bound to tell its sides"
-            side = "above" if ratio > 1 + NARROW else "below" if ratio < 1 - NARROW else "within"
-            still = not bool(run.gradient(loss.values[sample]).any())
-            assert still == ((advantage > 0 and side == "above") or (advantage < 0 and side == "below"))
-            sides.add((advantage > 0, side))
-        assert torch.equal(loss.metrics["clip_fraction"], expected.cut.float())
-        torch.testing.assert_close(loss.metrics["ratio/mean"].detach().double(), expected.ratio, rtol=0, atol=1e-6)
-        deviation = (expected.ratio - 1).abs()
-        torch.testing.assert_close(loss.extremes["ratio/max_deviation"].detach().double(), deviation, rtol=0, atol=1e-6)
-    outside = {(good, side) for good in (True, False) for side in ("above", "below")}
-    assert outside <= sides, "the samples do not show every side"
+    parts = [expect(by_hand(step), NARROW) for step in run.experience.steps]
+    assert testing.check_clip(run, [part.ratio for part in parts], NARROW) >= testing.BEYOND_THE_CLIP
+    for loss, part in zip(run.losses(), parts, strict=True):
+        assert torch.equal(loss.metrics["clip_fraction"], part.cut.float())
+        torch.testing.assert_close(loss.metrics["ratio/mean"].detach().double(), part.ratio, rtol=0, atol=1e-6)
+        deviation = loss.extremes["ratio/max_deviation"].detach().double()
+        torch.testing.assert_close(deviation, (part.ratio - 1).abs(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dynamics", ["flow-sde", "dance-sde"])
-def test_the_normalised_ratio_is_that_of_the_densities_less_its_bias_in_units_of_its_spread(
-    learning: Any, by_hand: Any
-) -> None:
-    run = learning(ADVANTAGES)
+def test_the_normalised_ratio_is_that_of_the_densities_less_its_bias_in_units_of_its_spread(learn: Any, by_hand: Any) -> None:
+    run = learn(ADVANTAGES)
     run.move_to(*NEW)
     for loss, step in zip(run.losses(), run.experience.steps, strict=True):
         hand = by_hand(step)
@@ -119,47 +86,31 @@ def test_the_normalised_ratio_is_that_of_the_densities_less_its_bias_in_units_of
 
 @every_dynamics
 @pytest.mark.parametrize("kl", [0.0, 0.5])
-def test_at_the_weights_that_drew_every_ratio_is_exactly_one(learning: Any, by_hand: Any, kl: float) -> None:
-    run = learning(ADVANTAGES, kl=kl)
-    for loss, step in zip(run.losses(), run.experience.steps, strict=True):
-        assert torch.equal(loss.metrics["ratio/mean"], torch.ones(8))
-        assert torch.equal(loss.extremes["ratio/max_deviation"], torch.zeros(8))
+def test_at_the_weights_that_drew_every_ratio_is_exactly_one(learn: Any, by_hand: Any, kl: float) -> None:
+    run = learn(ADVANTAGES, kl=kl)
+    for loss, step in zip(testing.check_ratios_are_one(run), run.experience.steps, strict=True):
         weight = 1 / abs(by_hand(step).slope)
         torch.testing.assert_close(loss.values, -weight * run.experience.advantages, rtol=1e-6, atol=0)
 
 
 @every_dynamics
-def test_a_first_gradient_is_not_halved_by_the_tie_at_one(learning: Any, by_hand: Any) -> None:
-    run = learning(ADVANTAGES)
+def test_a_first_gradient_is_not_halved_by_the_tie_at_one(learn: Any, by_hand: Any) -> None:
+    run = learn(ADVANTAGES)
     for loss, step in zip(run.losses(), run.experience.steps, strict=True):
         hand = by_hand(step)
         for sample, advantage in enumerate(ADVANTAGES):
             # the slope is negative and its size is divided away: more velocity is less of the next latents
-            expected = advantage * hand.by_weight((hand.y - hand.mean(OLD)) / hand.std)[sample]
+            expected = advantage * hand.by_weights((hand.y - hand.mean(OLD)) / hand.std)[sample]
             torch.testing.assert_close(run.gradient(loss.values[sample]), expected, rtol=1e-4, atol=1e-6)
 
 
 @every_dynamics
-@pytest.mark.parametrize("weights", [OLD, NEW], ids=["at-the-start", "after-updates"])
-def test_an_advantage_of_zero_moves_nothing(learning: Any, weights: Weights) -> None:
-    run = learning((0.0,) * 8)
-    run.move_to(*weights)
-    before = {name: weight.detach().clone() for name, weight in run.policy.parameters.items()}
-    learner = Learner(run.policy, TrainingConfig.model_validate({"optimizer": {"lr": 1.0}}))
-    assert learner.step(run.hooks.update(run.experience, run.policy), UpdateMetrics()) == 0
-    assert all(torch.equal(weight, before[name]) for name, weight in run.policy.parameters.items())
-
-
-@every_dynamics
-@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["better", "worse"])
 def test_a_descent_raises_the_normalised_ratio_of_a_better_sample_and_lowers_that_of_a_worse_one(
-    learning: Any, by_hand: Any, sign: float
+    learn: Any, by_hand: Any
 ) -> None:
-    run = learning((sign,) * 8)
-    for loss, step in zip(run.losses(), run.experience.steps, strict=True):
-        for sample in range(8):
-            p, q = (torch.tensor(OLD, dtype=torch.float64) - 1e-4 * run.gradient(loss.values[sample])).tolist()
-            assert float(log_ratio(by_hand(step), (p, q))[sample]) * sign > 0
+    run = learn(ADVANTAGES)
+    ratios = [partial(log_ratio, by_hand(step)) for step in run.experience.steps]
+    testing.check_descent_follows_advantages(run, ratios)
 
 
 def rows(dynamics: str, noise: Tensor) -> tuple[Step, Tensor]:
@@ -204,47 +155,3 @@ def test_a_ratio_is_as_far_from_one_for_equal_noise_and_an_equal_move_of_the_mea
     loss = guard.surrogate(step, moved, torch.ones(7), clip_range=1e-5)
     expected = torch.exp(0.02 * noise.square().mean()).expand(7)
     torch.testing.assert_close(loss.metrics["ratio/mean"], expected, rtol=0, atol=2e-6)
-
-
-@pytest.mark.parametrize("dynamics", ["ode", {"name": "ode"}, None], ids=["name", "mapping", "left-out"])
-def test_deterministic_dynamics_are_refused_with_the_reason(settings: dict[str, Any], dynamics: Any) -> None:
-    settings["algorithm"] = "grpo-guard"
-    settings["sampling"].pop("dynamics")
-    if dynamics is not None:
-        settings["sampling"]["dynamics"] = dynamics
-    with pytest.raises(UserError, match=r"grpo-guard .*log-density.*'ode'.*deterministic.*choose .*flow-sde"):
-        validate(settings)
-
-
-def test_dynamics_whose_mean_may_bend_are_refused_with_the_reason(settings: dict[str, Any]) -> None:
-    settings["sampling"]["dynamics"] = "unstated"  # of unstated.py
-    validate(settings | {"algorithm": "grpo"})
-    with pytest.raises(UserError, match=r"grpo-guard .*linear.*does not say so: choose flow-sde, dance-sde or cps"):
-        validate(settings | {"algorithm": "grpo-guard"})
-
-
-@every_dynamics
-def test_every_dynamics_of_core_is_accepted(settings: dict[str, Any], dynamics: str) -> None:
-    made = validate(settings | {"algorithm": "grpo-guard", "sampling": settings["sampling"] | {"dynamics": dynamics}})
-    assert isinstance(made.algorithm, GRPOGuardConfig)
-
-
-@pytest.mark.parametrize(("key", "value"), [("clip_range", 0), ("kl", -1), ("kl_bound", 1e-6)])
-def test_an_option_that_makes_no_sense_is_refused(settings: dict[str, Any], key: str, value: Any) -> None:
-    with pytest.raises(UserError, match=f"algorithm.{key}"):
-        validate(settings | {"algorithm": {"name": "grpo-guard", key: value}})
-
-
-@every_dynamics
-def test_it_learns_what_the_reward_asks_for(dynamics: str) -> None:
-    check_algorithm(GRPOGuardConfig(kl=0.01), iterations=12, dynamics=CONFIGS[dynamics]().build("dynamics"))
-
-
-def test_a_run_passes_preflight_and_is_clipped_once_off_policy(settings: dict[str, Any]) -> None:
-    settings["algorithm"] = {"name": "grpo-guard", "kl": 0.1, "clip_range": 1e-4}
-    settings["training"] |= {"epochs": 3}
-    said: list[str] = []
-    records = train(validate(settings), say=said.append).records()[1:]
-    assert any("a finite gradient reaches all 2 trainable tensors, kl too" in line for line in said)
-    assert all(record["ratio/max_deviation"] > 1e-4 for record in records)
-    assert all(0 < record["clip_fraction"] < 1 for record in records)

@@ -21,7 +21,15 @@ from flowfactory.testing.algorithm_suite import (
     check_reference_stays,
     check_same_updates_whatever_fits_a_forward,
 )
-from flowfactory.testing.by_hand import FlowByHand, NoisedByHand, StepByHand, autograd_by_hand, step_by_hand
+from flowfactory.testing.by_hand import (
+    ClippedByHand,
+    FlowByHand,
+    NoisedByHand,
+    StepByHand,
+    autograd_by_hand,
+    clip_by_hand,
+    step_by_hand,
+)
 from flowfactory.testing.counters import ForwardCalls, ForwardCount
 from flowfactory.testing.learning_bench import Learning, Update, Weights, learning, make_plan
 from flowfactory.testing.model_bench import Bench, bench
@@ -48,6 +56,7 @@ __all__ = [
     "BEYOND_THE_CLIP",
     "ODE",
     "Bench",
+    "ClippedByHand",
     "FlowByHand",
     "ForwardCalls",
     "ForwardCount",
@@ -87,6 +96,7 @@ __all__ = [
     "check_runs",
     "check_same_updates_whatever_fits_a_forward",
     "check_timesteps_options",
+    "clip_by_hand",
     "guided_learning",
     "learning",
     "make_plan",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -139,6 +140,29 @@ class CPSByHand(StepByHand):
 def step_by_hand(step: Step, dynamics: str, noise_level: float) -> StepByHand:
     """A recorded step of ``flow-sde``, ``dance-sde`` or ``cps``, all of whose rows are at one sigma."""
     return CPSByHand(step, noise_level) if dynamics == "cps" else SDEByHand(step, dynamics, noise_level)
+
+
+@dataclass(frozen=True)
+class ClippedByHand:
+    """A clipped surrogate: its ``loss`` [b] and ``gradient`` [b, 2], the ``ratio`` [b], and whether it is ``cut`` [b]."""
+
+    loss: Tensor
+    gradient: Tensor
+    ratio: Tensor
+    cut: Tensor
+
+
+def clip_by_hand(ratio: Tensor, score: Tensor, advantages: Sequence[float], clip_range: float) -> ClippedByHand:
+    """-min(r A, clip(r) A), where ``score`` [b, 2] is the gradient of log r.
+
+    A good sample is pushed up until its ratio is 1 + c, a bad one down until it is 1 - c.
+    """
+    advantage = torch.tensor(advantages, dtype=torch.float64)
+    good = advantage > 0
+    cut = torch.where(good, ratio > 1 + clip_range, ratio < 1 - clip_range)
+    bound = torch.where(good, 1 + clip_range, 1 - clip_range)
+    gradient = torch.where(cut[:, None], 0.0, -(advantage * ratio)[:, None] * score)
+    return ClippedByHand(-advantage * torch.where(cut, bound, ratio), gradient, ratio, cut)
 
 
 def autograd_by_hand(losses: Callable[[Tensor], Tensor], weights: Weights) -> Tensor:
