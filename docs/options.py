@@ -90,7 +90,7 @@ UNITS = {
     "_Continuous.shift": "factor",
     "LogitNormal.mean": "log-odds of sigma",
     "LogitNormal.std": "log-odds of sigma",
-    "CoupledConfig.kl": "factor",
+    "PolicyGradientConfig.kl": "factor",
     "GRPOConfig.clip_range": "ratio",
     "GRPOGuardConfig.clip_range": "normalised ratio",
     "DPPOConfig.kl_bound": "nats an element",

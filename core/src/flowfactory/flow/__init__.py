@@ -10,6 +10,7 @@ from flowfactory.flow.timesteps import (
     TimestepsConfig,
     Uniform,
     noised_batches,
+    noised_micro_batches,
     shift_sigma,
 )
 
@@ -29,6 +30,7 @@ __all__ = [
     "log_normal",
     "noise",
     "noised_batches",
+    "noised_micro_batches",
     "rollout",
     "shift_sigma",
 ]

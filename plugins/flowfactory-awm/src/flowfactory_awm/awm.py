@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from flowfactory import At, Experience, Loss, Policy, hookimpl
-from flowfactory.flow import NoisedBatch, TimestepsConfig, noised_batches
+from flowfactory.flow import NoisedBatch, TimestepsConfig, noised_micro_batches
 from flowfactory.policy import REFERENCE, Constant, Decay, Power
 from flowfactory.rl import clipped_surrogate, is_clipped, squared_error, velocity_kl
 
@@ -60,9 +60,8 @@ class AWM:
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
         """-min(r A, clip(r) A) + kl |v - v_ref|² + ema_kl |v - v_ema|² at each place."""
-        for batch in experience.micro_batches():
-            for at in noised_batches(batch, self._config.timesteps):
-                yield self.loss(at, policy)
+        for at in noised_micro_batches(experience, self._config.timesteps):
+            yield self.loss(at, policy)
 
     def loss(self, at: NoisedBatch, policy: Policy) -> Loss:
         """The losses of the rows of ``at``."""

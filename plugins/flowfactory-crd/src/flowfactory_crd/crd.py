@@ -90,18 +90,18 @@ class CRD:
             yield self._loss(at, implicit, self.centres(at, implicit), new, kept)
             return
         # the centre wants the whole group before the first of it is back-propagated
-        looked = [] if policy.is_present(wanted["old"], at.step) else self._look(pieces, policy, wanted)
-        implicit = torch.cat([implicit for implicit, _ in looked]) if looked else torch.zeros_like(at.step.sigma)
+        ahead = [] if policy.is_present(wanted["old"], at.step) else self._evaluate_ahead(pieces, policy, wanted)
+        implicit = torch.cat([implicit for implicit, _ in ahead]) if ahead else torch.zeros_like(at.step.sigma)
         lengths = [len(piece) for piece in pieces]
         centres = [tuple(torch.split(centre, lengths) for centre in pair) for pair in self.centres(at, implicit)]
         for i, piece in enumerate(pieces):
-            new, kept = policy.compare(piece.step, {} if looked else wanted)
-            kept = looked[i][1] if looked else kept
+            new, kept = policy.compare(piece.step, {} if ahead else wanted)
+            kept = ahead[i][1] if ahead else kept
             mine = [(own[i], reward[i]) for own, reward in centres]
             yield self._loss(piece, self.implicit_reward(piece, new, kept), mine, new, kept)
 
     @torch.no_grad()
-    def _look(
+    def _evaluate_ahead(
         self, pieces: list[NoisedBatch], policy: Policy, wanted: Mapping[str, At]
     ) -> list[tuple[Tensor, dict[str, Evaluation]]]:
         """Implicit rewards of the rows of each piece, and what was evaluated beside the present weights."""

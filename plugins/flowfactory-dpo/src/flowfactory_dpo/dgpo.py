@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from pydantic import Field
 
-from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
+from flowfactory import At, Evaluation, Experience, Loss, Policy, hookimpl
 from flowfactory.flow import NoisedBatch, noised_batches
 from flowfactory.policy import REFERENCE
 from flowfactory.rl import group_sum, squared_error, velocity_kl
-from flowfactory_dpo.reference import Reference, ReferenceConfig
+from flowfactory_dpo.reference import ReferenceAlgorithm, ReferenceConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,25 +30,20 @@ class DGPOConfig(ReferenceConfig):
         return DGPO(self)
 
 
-class DGPO:
+class DGPO(ReferenceAlgorithm):
     """One loss a sample and training time, weighed by its whole group at that time."""
 
     def __init__(self, config: DGPOConfig) -> None:
+        super().__init__(config)
         self._config = config
-        self._reference = Reference.of(config)
         self._kl = {"anchor": At(REFERENCE)} if config.kl else {}
 
     @hookimpl
     def run_started(self, policy: Policy) -> None:
         """Keep the reference, and where training started if the KL needs it."""
-        self._reference.keep(policy)
+        super().run_started(policy)
         if self._config.kl:
             policy.keep_reference()
-
-    @hookimpl
-    def plan(self, plan: SamplingPlan) -> SamplingPlan:
-        """The conditions bring what the reference's guidance needs."""
-        return self._reference.provided(plan)
 
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
@@ -59,21 +54,21 @@ class DGPO:
 
     def losses(self, at: NoisedBatch, policy: Policy) -> Iterator[Loss]:
         """The losses of ``at``, which holds whole groups, a forward's worth each."""
-        pieces, wanted = at.micro_batches(), {**self._reference.kept, **self._kl}
+        pieces, wanted = at.micro_batches(), {"reference": self._reference, **self._kl}
         if len(pieces) == 1:
             new, kept = policy.compare(at.step, wanted)
             yield self._loss(at, new, self.weight(at, self._gap(at, new, kept).detach()), kept)
             return
         # the group's weight wants all its members before the first of them is back-propagated
-        looked = [] if policy.is_present(wanted["reference"], at.step) else self._look(pieces, policy, wanted)
-        gap = torch.cat([gap for gap, _ in looked]) if looked else torch.zeros_like(at.step.sigma)
+        ahead = [] if policy.is_present(self._reference, at.step) else self._evaluate_ahead(pieces, policy, wanted)
+        gap = torch.cat([gap for gap, _ in ahead]) if ahead else torch.zeros_like(at.step.sigma)
         weights = torch.split(self.weight(at, gap), [len(piece) for piece in pieces])
         for i, piece in enumerate(pieces):
-            new, kept = policy.compare(piece.step, {} if looked else self._kl)
-            yield self._loss(piece, new, weights[i], looked[i][1] if looked else kept)
+            new, kept = policy.compare(piece.step, {} if ahead else self._kl)
+            yield self._loss(piece, new, weights[i], ahead[i][1] if ahead else kept)
 
     @torch.no_grad()
-    def _look(
+    def _evaluate_ahead(
         self, pieces: list[NoisedBatch], policy: Policy, wanted: Mapping[str, At]
     ) -> list[tuple[Tensor, Mapping[str, Evaluation]]]:
         """e - e_ref of the rows of each piece, and what was evaluated beside the present weights."""

@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 from torch.nn.functional import logsigmoid
 
-from flowfactory import Experience, Loss, Policy, SamplingPlan, hookimpl
+from flowfactory import Experience, Loss, Policy, hookimpl
 from flowfactory.flow import NoisedBatch, noised_batches
 from flowfactory.rl import squared_error
-from flowfactory_dpo.reference import Reference, ReferenceConfig
+from flowfactory_dpo.reference import ReferenceAlgorithm, ReferenceConfig
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -38,27 +38,17 @@ class DPOConfig(ReferenceConfig):
         return DPO(self)
 
 
-class DPO:
+class DPO(ReferenceAlgorithm):
     """One loss a pair and training time."""
 
     def __init__(self, config: DPOConfig) -> None:
+        super().__init__(config)
         self._config = config
-        self._reference = Reference.of(config)
-
-    @hookimpl
-    def run_started(self, policy: Policy) -> None:
-        """Keep the reference."""
-        self._reference.keep(policy)
-
-    @hookimpl
-    def plan(self, plan: SamplingPlan) -> SamplingPlan:
-        """The conditions bring what the reference's guidance needs."""
-        return self._reference.provided(plan)
 
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
         """-log sigmoid(-beta/2 [(e_w - e_w,ref) - (e_l - e_l,ref)]) of each pair at each time, arXiv:2311.12908, eq. 14."""
-        best, worst = extremes(experience)
+        best, worst = best_and_worst(experience)
         pairs = max(1, experience.batch_size // 2)
         for start in range(0, len(best), pairs):
             arms = experience.rows(best[start : start + pairs] + worst[start : start + pairs])
@@ -67,7 +57,7 @@ class DPO:
 
     def loss(self, at: NoisedBatch, policy: Policy) -> Loss:
         """The losses of the pairs in ``at``: for each of its times the best of all pairs, then the worst."""
-        new, kept = policy.compare(at.step, self._reference.kept)
+        new, kept = policy.compare(at.step, {"reference": self._reference})
         gap = squared_error(new.velocity, at.target) - squared_error(kept["reference"].velocity, at.target)
         best, worst = _arms(gap, at)
         margin = -0.5 * self._config.beta * (best - worst)
@@ -77,7 +67,7 @@ class DPO:
         return Loss(-logsigmoid(margin) * differs, metrics={"margin": margin, "preferred": (margin > 0).float()})
 
 
-def extremes(experience: Experience) -> tuple[list[int], list[int]]:
+def best_and_worst(experience: Experience) -> tuple[list[int], list[int]]:
     """The rows of the best and of the worst sample of every group, in the same order."""
     best, worst = [], []
     for group in torch.unique(experience.groups):

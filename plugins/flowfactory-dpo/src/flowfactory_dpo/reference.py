@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pydantic import Field
 
-from flowfactory import At, Policy, SamplingPlan
+from flowfactory import At, Policy, SamplingPlan, hookimpl
 from flowfactory.flow import TimestepsConfig
 from flowfactory.policy import REFERENCE, Decay
 
@@ -23,30 +22,22 @@ class ReferenceConfig(TimestepsConfig):
     reference_guidance: float | None = Field(None, ge=0, description="guidance of the reference; as in sampling when left out")
 
 
-@dataclass(frozen=True)
-class Reference:
-    """Which kept weights the reference is."""
+class ReferenceAlgorithm:
+    """What algorithms that measure from the reference share; ``_reference`` is where to evaluate it."""
 
-    decay: Decay | None
-    guidance: float | None
+    def __init__(self, config: ReferenceConfig) -> None:
+        self._decay = config.reference_ema
+        self._reference = At(REFERENCE if self._decay is None else AVERAGE, config.reference_guidance)
 
-    @classmethod
-    def of(cls, config: ReferenceConfig) -> Reference:
-        """The reference that ``config`` asks for."""
-        return cls(config.reference_ema, config.reference_guidance)
-
-    @property
-    def kept(self) -> Mapping[str, At]:
-        """Where to evaluate it."""
-        return {"reference": At(REFERENCE if self.decay is None else AVERAGE, self.guidance)}
-
-    def provided(self, plan: SamplingPlan) -> SamplingPlan:
-        """``plan`` whose conditions bring what the reference's guidance needs."""
-        return replace(plan, teacher_guidance=max(plan.teacher_guidance, self.guidance or 1.0))
-
-    def keep(self, policy: Policy) -> None:
-        """Keep its weights."""
-        if self.decay is None:
+    @hookimpl
+    def run_started(self, policy: Policy) -> None:
+        """Keep the reference."""
+        if self._decay is None:
             policy.keep_reference()
         else:
-            policy.track_ema(AVERAGE, self.decay)
+            policy.track_ema(AVERAGE, self._decay)
+
+    @hookimpl
+    def plan(self, plan: SamplingPlan) -> SamplingPlan:
+        """The conditions bring what the reference's guidance needs."""
+        return replace(plan, teacher_guidance=max(plan.teacher_guidance, self._reference.guidance or 1.0))

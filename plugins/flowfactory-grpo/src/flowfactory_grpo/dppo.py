@@ -10,28 +10,25 @@ from pydantic import Field
 
 from flowfactory import Evaluation, Loss, Step
 from flowfactory.rl import mean_kl
-from flowfactory_grpo.policy_gradient import Coupled, CoupledConfig, ratio
+from flowfactory_grpo.policy_gradient import PolicyGradient, PolicyGradientConfig, gaussians, ratio
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class DPPOConfig(CoupledConfig):
+class DPPOConfig(PolicyGradientConfig):
     """Flow-DPPO, arXiv:2606.11025: GRPO whose trust region is the exact KL between the step as drawn and as it is now."""
 
     kl_bound: float = Field(1e-6, gt=0, description="largest KL of a step from the one that drew it, a mean over elements")
 
-    def build(self, label: str) -> Coupled:
-        return Coupled(self, partial(surrogate, kl_bound=self.kl_bound), means=True)
+    def build(self, label: str) -> PolicyGradient:
+        return PolicyGradient(self, partial(surrogate, kl_bound=self.kl_bound), means=True)
 
 
 def surrogate(step: Step, new: Evaluation, advantage: Tensor, kl_bound: float) -> Loss:
     """-m r A, where m is 0 if the step is out of the trust region and A pushes it further out, and 1 if not."""
-    assert new.mean is not None
-    assert new.std is not None
-    assert step.mean is not None
     r = ratio(step, new)
-    divergence = mean_kl(new.mean, step.mean, new.std).detach()
+    divergence = mean_kl(*gaussians(step, new)).detach()
     outwards = ((advantage > 0) & (r > 1)) | ((advantage < 0) & (r < 1))
     masked = outwards & (divergence > kl_bound)
     return Loss(

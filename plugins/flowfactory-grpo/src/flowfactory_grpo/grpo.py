@@ -9,29 +9,29 @@ from pydantic import Field
 
 from flowfactory import Evaluation, Loss, Step
 from flowfactory.rl import clipped_surrogate, is_clipped
-from flowfactory_grpo.policy_gradient import Coupled, CoupledConfig, ratio
+from flowfactory_grpo.policy_gradient import PolicyGradient, PolicyGradientConfig, ratio
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class GRPOConfig(CoupledConfig):
+class GRPOConfig(PolicyGradientConfig):
     """Flow-GRPO, arXiv:2505.05470: group advantages, the ratio of log-densities of sampled steps, a clipped surrogate."""
 
     clip_range: float = Field(
         1e-4, gt=0, description="bound on |ratio - 1|; small, since the log-density is a mean over elements"
     )
 
-    def build(self, label: str) -> Coupled:
-        return Coupled(self, partial(surrogate, clip_range=self.clip_range))
+    def build(self, label: str) -> PolicyGradient:
+        return PolicyGradient(self, partial(surrogate, clip_range=self.clip_range))
 
 
 def surrogate(step: Step, new: Evaluation, advantage: Tensor, clip_range: float) -> Loss:
     """-min(r A, clip(r) A), arXiv:2505.05470, eq. 5."""
-    return clipped(ratio(step, new), advantage, clip_range)
+    return clip_ratio(ratio(step, new), advantage, clip_range)
 
 
-def clipped(r: Tensor, advantage: Tensor, clip_range: float) -> Loss:
+def clip_ratio(r: Tensor, advantage: Tensor, clip_range: float) -> Loss:
     """The clipped surrogate of the ratio r [b], and what is reported of it."""
     return Loss(
         clipped_surrogate(r, advantage, clip_range),

@@ -12,8 +12,8 @@ from pydantic import Field
 from flowfactory import Evaluation, Loss, Step
 from flowfactory.flow import expand_sigma
 from flowfactory.rl import normalized_log_ratio
-from flowfactory_grpo.grpo import clipped
-from flowfactory_grpo.policy_gradient import Coupled, CoupledConfig
+from flowfactory_grpo.grpo import clip_ratio
+from flowfactory_grpo.policy_gradient import PolicyGradient, PolicyGradientConfig, gaussians
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flowfactory import RunConfig
 
 
-class GRPOGuardConfig(CoupledConfig):
+class GRPOGuardConfig(PolicyGradientConfig):
     """GRPO-Guard, arXiv:2510.22319: GRPO with normalised ratios, and steps weighed so that each has an equal say."""
 
     clip_range: float = Field(1e-5, gt=0, description="bound on |ratio - 1|, of the normalised ratio")
@@ -35,18 +35,16 @@ class GRPOGuardConfig(CoupledConfig):
                 "linear in it; sampling.dynamics does not say so: choose flow-sde, dance-sde or cps"
             )
 
-    def build(self, label: str) -> Coupled:
-        return Coupled(self, partial(surrogate, clip_range=self.clip_range), means=True)
+    def build(self, label: str) -> PolicyGradient:
+        return PolicyGradient(self, partial(surrogate, clip_range=self.clip_range), means=True)
 
 
 def surrogate(step: Step, new: Evaluation, advantage: Tensor, clip_range: float) -> Loss:
     """The clipped surrogate of the normalised ratio, eq. 8, divided by how far the mean moves with the velocity."""
-    assert new.mean is not None
-    assert new.std is not None
-    assert step.mean is not None
     assert step.next_latents is not None
-    r = torch.exp(normalized_log_ratio(new.mean, step.mean, step.next_latents, new.std))
-    loss = clipped(r, advantage, clip_range)
+    mean, old_mean, std = gaussians(step, new)
+    r = torch.exp(normalized_log_ratio(mean, old_mean, step.next_latents, std))
+    loss = clip_ratio(r, advantage, clip_range)
     return replace(loss, values=loss.values / slope(step))
 
 

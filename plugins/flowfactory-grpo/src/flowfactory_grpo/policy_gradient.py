@@ -21,7 +21,7 @@ Surrogate = Callable[[Step, Evaluation, Tensor], Loss]
 """``surrogate(recorded step, evaluation now, advantage [b])``: the loss without the KL."""
 
 
-class CoupledConfig(AlgorithmConfig):
+class PolicyGradientConfig(AlgorithmConfig):
     """What the options of GRPO and its relatives share."""
 
     kl: float = Field(0.0, ge=0, description="weight of the divergence from the model that training started from")
@@ -39,10 +39,10 @@ class CoupledConfig(AlgorithmConfig):
             )
 
 
-class Coupled:
+class PolicyGradient:
     """The surrogate, and a KL to the reference, of every recorded step. ``means``: the surrogate reads the step's mean."""
 
-    def __init__(self, config: CoupledConfig, surrogate: Surrogate, means: bool = False) -> None:
+    def __init__(self, config: PolicyGradientConfig, surrogate: Surrogate, means: bool = False) -> None:
         self._surrogate, self._means, self._kl = surrogate, means, config.kl
         self._divergence = _mean_form if config.kl_form == "mean" else _velocity_form
         self._kept = {"reference": At(REFERENCE)} if config.kl else {}
@@ -72,6 +72,14 @@ def ratio(step: Step, new: Evaluation) -> Tensor:
     assert new.log_prob is not None
     assert step.log_prob is not None
     return torch.exp(new.log_prob - step.log_prob)
+
+
+def gaussians(step: Step, new: Evaluation) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean of the recorded step now, the mean that it was drawn from, and the std of both."""
+    assert new.mean is not None
+    assert new.std is not None
+    assert step.mean is not None
+    return new.mean, step.mean, new.std
 
 
 def _mean_form(new: Evaluation, reference: Evaluation) -> Tensor:

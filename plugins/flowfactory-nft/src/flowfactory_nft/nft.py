@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from flowfactory import At, Experience, Loss, Policy, SamplingPlan, hookimpl
-from flowfactory.flow import NoisedBatch, TimestepsConfig, expand_sigma, noised_batches
+from flowfactory.flow import NoisedBatch, TimestepsConfig, expand_sigma, noised_micro_batches
 from flowfactory.policy import REFERENCE, Decay, PiecewiseLinear
 from flowfactory.rl import optimality, squared_error, velocity_kl
 
@@ -59,9 +59,8 @@ class NFT:
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
         """(r L+ + (1 - r) L-) a_max / beta + kl |v - v_ref|² at each place, arXiv:2509.16117, eq. 6 and 13."""
-        for batch in experience.micro_batches():
-            for at in noised_batches(batch, self._config.timesteps):
-                yield self.loss(at, policy)
+        for at in noised_micro_batches(experience, self._config.timesteps):
+            yield self.loss(at, policy)
 
     def loss(self, at: NoisedBatch, policy: Policy) -> Loss:
         """The losses of the rows of ``at``."""
