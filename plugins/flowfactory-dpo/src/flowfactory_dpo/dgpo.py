@@ -30,12 +30,11 @@ class DGPOConfig(ReferenceConfig):
         return DGPO(self)
 
 
-class DGPO(ReferenceAlgorithm):
+class DGPO(ReferenceAlgorithm[DGPOConfig]):
     """One loss a sample and training time, weighed by its whole group at that time."""
 
     def __init__(self, config: DGPOConfig) -> None:
         super().__init__(config)
-        self._config = config
         self._kl = {"anchor": At(REFERENCE)} if config.kl else {}
 
     @hookimpl
@@ -60,20 +59,16 @@ class DGPO(ReferenceAlgorithm):
             yield self._loss(at, new, self.weight(at, self._gap(at, new, kept).detach()), kept)
             return
         # the group's weight wants all its members before the first of them is back-propagated
-        ahead = [] if policy.is_present(self._reference, at.step) else self._evaluate_ahead(pieces, policy, wanted)
-        gap = torch.cat([gap for gap, _ in ahead]) if ahead else torch.zeros_like(at.step.sigma)
+        ahead = []
+        if not policy.is_present(self._reference, at.step):
+            with torch.no_grad():
+                ahead = [policy.compare(piece.step, wanted) for piece in pieces]
+        gaps = [self._gap(piece, *found) for piece, found in zip(pieces, ahead, strict=False)]
+        gap = torch.cat(gaps) if ahead else torch.zeros_like(at.step.sigma)
         weights = torch.split(self.weight(at, gap), [len(piece) for piece in pieces])
         for i, piece in enumerate(pieces):
             new, kept = policy.compare(piece.step, {} if ahead else self._kl)
             yield self._loss(piece, new, weights[i], ahead[i][1] if ahead else kept)
-
-    @torch.no_grad()
-    def _evaluate_ahead(
-        self, pieces: list[NoisedBatch], policy: Policy, wanted: Mapping[str, At]
-    ) -> list[tuple[Tensor, Mapping[str, Evaluation]]]:
-        """e - e_ref of the rows of each piece, and what was evaluated beside the present weights."""
-        found = [(piece, *policy.compare(piece.step, wanted)) for piece in pieces]
-        return [(self._gap(piece, new, kept), kept) for piece, new, kept in found]
 
     def _gap(self, at: NoisedBatch, new: Evaluation, kept: Mapping[str, Evaluation]) -> Tensor:
         return _error(new.velocity, at) - _error(kept["reference"].velocity, at)

@@ -38,12 +38,8 @@ class DPOConfig(ReferenceConfig):
         return DPO(self)
 
 
-class DPO(ReferenceAlgorithm):
+class DPO(ReferenceAlgorithm[DPOConfig]):
     """One loss a pair and training time."""
-
-    def __init__(self, config: DPOConfig) -> None:
-        super().__init__(config)
-        self._config = config
 
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Generic, TypeVar
 
 from pydantic import Field
 
@@ -22,20 +23,23 @@ class ReferenceConfig(TimestepsConfig):
     reference_guidance: float | None = Field(None, ge=0, description="guidance of the reference; as in sampling when left out")
 
 
-class ReferenceAlgorithm:
+Config = TypeVar("Config", bound=ReferenceConfig)
+
+
+class ReferenceAlgorithm(Generic[Config]):
     """What algorithms that measure from the reference share; ``_reference`` is where to evaluate it."""
 
-    def __init__(self, config: ReferenceConfig) -> None:
-        self._decay = config.reference_ema
-        self._reference = At(REFERENCE if self._decay is None else AVERAGE, config.reference_guidance)
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._reference = At(REFERENCE if config.reference_ema is None else AVERAGE, config.reference_guidance)
 
     @hookimpl
     def run_started(self, policy: Policy) -> None:
         """Keep the reference."""
-        if self._decay is None:
+        if self._config.reference_ema is None:
             policy.keep_reference()
         else:
-            policy.track_ema(AVERAGE, self._decay)
+            policy.track_ema(AVERAGE, self._config.reference_ema)
 
     @hookimpl
     def plan(self, plan: SamplingPlan) -> SamplingPlan:
