@@ -21,7 +21,15 @@ from flowfactory.data.batches import make_batch
 from flowfactory.errors import RunError, UserError
 from flowfactory.experience import Experience
 from flowfactory.flow.dynamics import ODE
-from flowfactory.flow.timesteps import Discrete, LogitNormal, NoisedBatch, Uniform, noised_batches, shift_sigma
+from flowfactory.flow.timesteps import (
+    Discrete,
+    LogitNormal,
+    NoisedBatch,
+    Uniform,
+    noised_batches,
+    noised_micro_batches,
+    shift_sigma,
+)
 from flowfactory.types import Conditions, NoiseKey, Prompt, SamplingPlan
 
 Load = Callable[..., RunConfig]
@@ -423,3 +431,15 @@ def test_places_are_on_the_device_though_samples_rest_elsewhere() -> None:
         for tensor in (at.step.latents, at.step.sigma, at.target, at.samples.latents, at.samples.advantages):
             assert tensor.device.type == "meta"
     assert resting.latents.device.type == "cpu"
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_piece_by_piece_each_piece_that_fits_a_forward_is_noised_as_it_is_alone(shared: bool) -> None:
+    experience = replace(made(timesteps_per_forward=2), batch_size=3)
+    found = list(noised_micro_batches(experience, Uniform(count=3), shared))
+    expected = [at for batch in experience.micro_batches() for at in noised_batches(batch, Uniform(count=3), shared)]
+    assert len(found) == len(expected) > 2
+    assert max(map(len, found)) <= 3 * 2
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.step.latents, other.step.latents)
+        assert torch.equal(one.target, other.target)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from flowfactory import testing
 from flowfactory.flow import Discrete, LogitNormal, Uniform, noised_batches
-from flowfactory.policy import Constant
 from flowfactory.testing import Learning, NoisedByHand, Weights
 from flowfactory_crd.crd import CRDConfig
 
@@ -23,9 +22,8 @@ NEW = (0.36, -0.25)
 LATER = (0.2, -0.1)
 # of the last two groups one has no bad sample and one no good one; 2.0 and -1.9 are past an advantage_max of 1.6
 ADVANTAGES = (1.2, -0.7, 0.4, -1.9, 0.9, 0.0, 2.0, 0.0, -0.4, 0.0, 0.0, -1.1)
-# samples a forward and times a forward: the groups of 4 together, one by one, and spread over forwards
-WHOLE = [(12, 1), (8, 2)]
-SPREAD = [(3, 1), (1, 1), (3, 2)]
+# samples and times of a forward: the groups of 4 together, and spread over forwards
+SHAPES = [(12, 1), (8, 2), (3, 1), (1, 1), (3, 2)]
 CENTRES = ["mean", "pools", "softmax"]
 
 
@@ -222,7 +220,7 @@ def test_the_centres_have_no_gradient() -> None:
             assert not any(part.requires_grad for part in pair)
 
 
-@pytest.mark.parametrize(("batch_size", "timesteps_per_forward"), WHOLE + SPREAD)
+@pytest.mark.parametrize(("batch_size", "timesteps_per_forward"), SHAPES)
 @pytest.mark.parametrize("moved", [False, True], ids=["at-the-start", "after-updates"])
 def test_a_group_spread_over_forwards_learns_what_it_would_in_one(
     batch_size: int, timesteps_per_forward: int, moved: bool
@@ -312,7 +310,7 @@ def test_the_kl_has_a_gradient_that_pulls_back_to_the_reference() -> None:
 
 
 def test_the_reference_stays_what_training_started_from() -> None:
-    options = config(kl=0.5, old=Constant(decay=0.0))
+    options = config(kl=0.5, old={"name": "constant", "decay": 0.0})
     run = learn(options)
     run.move_through(NEW, LATER)
     check_rows(run, options, LATER, NEW)

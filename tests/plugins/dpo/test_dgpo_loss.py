@@ -21,9 +21,8 @@ NEW = (0.36, -0.25)
 LATER = (0.2, -0.1)
 BETA = 60.0
 ADVANTAGES = (1.2, -0.7, 0.4, -0.9, 1.3, -0.3, 0.5, -1.5, -0.4, -0.1, 0.7, -0.2)
-# samples a forward and times a forward: the groups of 4 together, one by one, and spread over forwards
-WHOLE = [(12, 1), (8, 2)]
-SPREAD = [(3, 1), (1, 1), (3, 2)]
+# samples and times of a forward: the groups of 4 together, and spread over forwards
+SHAPES = [(12, 1), (8, 2), (3, 1), (1, 1), (3, 2)]
 
 
 def config(**options: Any) -> DGPOConfig:
@@ -92,7 +91,7 @@ def test_every_training_time_has_a_weight_of_its_own() -> None:
     torch.testing.assert_close(both.metrics["weight"], torch.cat([first, second]), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("batch_size", "timesteps_per_forward"), WHOLE + SPREAD)
+@pytest.mark.parametrize(("batch_size", "timesteps_per_forward"), SHAPES)
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
 def test_a_group_spread_over_forwards_learns_what_it_would_in_one(
     shared: bool, batch_size: int, timesteps_per_forward: int

@@ -184,10 +184,12 @@ def noised_batches(
         yield NoisedBatch(samples, step, noise - clean, torch.tensor(chosen).repeat_interleave(len(experience)))
 
 
-def noised_micro_batches(experience: Experience, timesteps: Discrete | Uniform | LogitNormal) -> Iterator[NoisedBatch]:
+def noised_micro_batches(
+    experience: Experience, timesteps: Discrete | Uniform | LogitNormal, shared: bool = False
+) -> Iterator[NoisedBatch]:
     """:func:`noised_batches` of each piece of ``experience`` that fits one forward."""
     for batch in experience.micro_batches():
-        yield from noised_batches(batch, timesteps)
+        yield from noised_batches(batch, timesteps, shared)
 
 
 def _generator(purpose: str, experience: Experience, key: NoiseKey) -> torch.Generator:

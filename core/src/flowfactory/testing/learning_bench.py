@@ -15,7 +15,7 @@ from flowfactory.canvas import Canvas
 from flowfactory.config.schema import AlgorithmConfig, TrainingConfig
 from flowfactory.experience import Experience, Loss
 from flowfactory.flow.dynamics import ODE
-from flowfactory.flow.timesteps import NoisedBatch, Timesteps, noised_batches
+from flowfactory.flow.timesteps import NoisedBatch, Timesteps, noised_micro_batches
 from flowfactory.hooks.calls import Hooks
 from flowfactory.hooks.manager import make_manager
 from flowfactory.policy.policy import Policy
@@ -83,8 +83,8 @@ class Learning:
         return self.losses(), calls
 
     def noised_batches(self, timesteps: Timesteps, shared: bool = False) -> list[NoisedBatch]:
-        """What an algorithm sees that goes over ``micro_batches`` and over ``flow.noised_batches`` of each."""
-        return [at for batch in self.experience.micro_batches() for at in noised_batches(batch, timesteps, shared)]
+        """What an algorithm sees that goes over ``flow.noised_micro_batches``."""
+        return list(noised_micro_batches(self.experience, timesteps, shared))
 
     def gradient(self, values: Tensor) -> Tensor:
         """Of the sum of ``values`` with respect to (p, q): float64 [2]."""
