@@ -17,8 +17,6 @@ from flowfactory.discovery.specs import PROJECT, DiscoverySpecs
 from flowfactory.errors import UserError, did_you_mean
 
 KINDS = ("model", "algorithm", "reward", "dynamics", "tracker", "example")
-
-
 NARROW = "FLOWFACTORY_PLUGINS"
 
 

@@ -18,12 +18,8 @@ from flowfactory.errors import Interrupted, RunError, UserError
 
 OUTCOMES = "FLOWFACTORY_OUTCOMES"
 """Set for ranks that :func:`start` started: the folder in which each says how it ended."""
-
-
 PARENT = "FLOWFACTORY_PARENT"
 """Set with it: the process that started the rank, and without which it is not to live."""
-
-
 KINDS = {"user": 0, "run": 0, "unexpected": 0, "interrupted": 1, "stopped": 2, "died": 3, "lost": 4, "done": 5}
 """How a rank can end, and what counts when ranks end differently: what cannot be a consequence of how another one ended."""
 

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
 
 ENCODE_BATCH = 32
-
-
 Entry = Mapping[str, Tensor]
 
 

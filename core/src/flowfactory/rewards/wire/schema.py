@@ -9,8 +9,6 @@ from pydantic import Field, model_validator
 from flowfactory.config.strict import Strict
 
 VERSION = 1
-
-
 Encoding = Literal["png", "webp", "raw", "raw8"]
 """How media travel: pictures as PNG or lossless WebP and videos as FFV1, in 8 bits; or numbers, float32 or uint8."""
 

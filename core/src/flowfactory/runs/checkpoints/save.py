@@ -43,11 +43,7 @@ if TYPE_CHECKING:
     from flowfactory.training.learner import Learner
 
 WRITING, REMOVING, PART = ".writing-", ".removing-", ".part-"
-
-
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
 T = TypeVar("T")
 
 

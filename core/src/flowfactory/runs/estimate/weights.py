@@ -100,7 +100,7 @@ def quantized_ids(trainable: Trainable, kind: str | None) -> frozenset[int]:
     return frozenset(id(layer.weight) for layer in layers if type(layer) is nn.Linear and layer.in_features % 8 == 0)
 
 
-def reward_weights(config: RunConfig, cuda: bool) -> tuple[Part, tuple[str, ...]]:
+def reward_weight_bytes(config: RunConfig, cuda: bool) -> tuple[Part, tuple[str, ...]]:
     """What the weights of all rewards take of the rank that computes them, and the labels of those that do not tell."""
     told: dict[tuple[str, bool], int] = {}
     unknown = []
