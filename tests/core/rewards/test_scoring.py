@@ -23,7 +23,8 @@ from flowfactory.errors import RunError, UserError
 from flowfactory.rewards.scoring import Rewards
 from flowfactory.rewards.shared_models import load_shared
 from flowfactory.training.assembly import Assembly
-from flowfactory.training.iteration import Timer, collect_rollouts
+from flowfactory.training.iteration import collect_rollouts
+from flowfactory.training.metrics import Timer
 from flowfactory.training.setup import read_prompts
 from flowfactory.types import Samples
 

@@ -16,7 +16,8 @@ from flowfactory.flow.dynamics import FlowSDEConfig
 from flowfactory.flow.timesteps import Discrete, LogitNormal, NoisedBatch, Uniform, noised_batches
 from flowfactory.policy.policy import At
 from flowfactory.testing import Learning
-from flowfactory.training.learner import Learner, UpdateMetrics
+from flowfactory.training.learner import Learner
+from flowfactory.training.metrics import UpdateMetrics
 from flowfactory_awm.awm import AWMConfig
 
 START = (0.3, -0.2)  # of conftest.py

@@ -11,7 +11,8 @@ import pytest
 from flowfactory import Experience, testing
 from flowfactory.config.loading import validate
 from flowfactory.testing import ODE, Learning, two_parameter
-from flowfactory.training.iteration import Timer, collect_rollouts
+from flowfactory.training.iteration import collect_rollouts
+from flowfactory.training.metrics import Timer
 from flowfactory.training.setup import Run, prepare_run
 from flowfactory_crd.crd import CRDConfig
 

@@ -14,7 +14,8 @@ from flowfactory import AlgorithmConfig, Experience, testing
 from flowfactory.config.loading import validate
 from flowfactory.flow.timesteps import NoisedBatch
 from flowfactory.testing import ODE, Learning, two_parameter
-from flowfactory.training.iteration import Timer, collect_rollouts
+from flowfactory.training.iteration import collect_rollouts
+from flowfactory.training.metrics import Timer
 from flowfactory.training.setup import Run, prepare_run
 
 START = (0.3, -0.2)

@@ -17,7 +17,8 @@ from flowfactory.config.schema import TrainingConfig
 from flowfactory.flow.dynamics import CPSConfig, DanceSDEConfig, FlowSDEConfig
 from flowfactory.runs.train import train
 from flowfactory.testing import check_algorithm
-from flowfactory.training.learner import Learner, UpdateMetrics
+from flowfactory.training.learner import Learner
+from flowfactory.training.metrics import UpdateMetrics
 from flowfactory_grpo.dppo import DPPOConfig
 
 OLD = (0.3, -0.2)  # START of conftest.py

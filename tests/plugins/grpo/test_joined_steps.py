@@ -11,7 +11,8 @@ from flowfactory import AlgorithmConfig
 from flowfactory.config.loading import validate
 from flowfactory.config.schema import TrainingConfig
 from flowfactory.runs.train import train
-from flowfactory.training.learner import Learner, UpdateMetrics
+from flowfactory.training.learner import Learner
+from flowfactory.training.metrics import UpdateMetrics
 from flowfactory_grpo.dppo import DPPOConfig
 from flowfactory_grpo.grpo import GRPOConfig
 from flowfactory_grpo.grpo_guard import GRPOGuardConfig

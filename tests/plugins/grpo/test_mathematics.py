@@ -12,7 +12,8 @@ from torch import Tensor
 
 from flowfactory.config.schema import TrainingConfig
 from flowfactory.policy.policy import REFERENCE, At
-from flowfactory.training.learner import Learner, UpdateMetrics
+from flowfactory.training.learner import Learner
+from flowfactory.training.metrics import UpdateMetrics
 
 OLD = (0.3, -0.2)  # START of conftest.py
 NEW = (0.36, -0.25)

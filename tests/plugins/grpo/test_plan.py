@@ -17,7 +17,8 @@ from flowfactory.config.loading import validate
 from flowfactory.flow.dynamics import FlowSDEConfig
 from flowfactory.runs.train import train
 from flowfactory.testing import check_algorithm
-from flowfactory.training.iteration import Timer, collect_rollouts
+from flowfactory.training.iteration import collect_rollouts
+from flowfactory.training.metrics import Timer
 from flowfactory.training.setup import prepare_run
 from flowfactory.types import Dynamics
 from flowfactory_grpo.grpo import GRPOConfig

@@ -16,7 +16,8 @@ from flowfactory.flow.dynamics import FlowSDEConfig
 from flowfactory.flow.timesteps import Discrete, LogitNormal, NoisedBatch, Uniform, noised_batches
 from flowfactory.policy.policy import REFERENCE, At
 from flowfactory.testing import Learning
-from flowfactory.training.learner import Learner, UpdateMetrics
+from flowfactory.training.learner import Learner
+from flowfactory.training.metrics import UpdateMetrics
 
 START = (0.3, -0.2)  # of conftest.py
 MIDDLE = (0.5, -0.35)

@@ -15,7 +15,8 @@ from flowfactory.config.loading import validate
 from flowfactory.flow.dynamics import CPSConfig, FlowSDEConfig
 from flowfactory.runs.train import train
 from flowfactory.testing import ODE, check_algorithm
-from flowfactory.training.iteration import Timer, collect_rollouts
+from flowfactory.training.iteration import collect_rollouts
+from flowfactory.training.metrics import Timer
 from flowfactory.training.setup import prepare_run
 from flowfactory.types import Dynamics
 from flowfactory_nft.nft import NFTConfig

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from flowfactory.distributed.dealing import Rows
+from flowfactory.distributed.partition import Rows
 from flowfactory.errors import UserError
 
 T = TypeVar("T")

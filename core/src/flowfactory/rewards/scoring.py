@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowfactory.config.schema import ComponentConfig
 from flowfactory.data.batches import rows_by_group
-from flowfactory.distributed.dealing import split_evenly
+from flowfactory.distributed.partition import split_evenly
 from flowfactory.errors import RunError
 from flowfactory.rewards.component import RewardComponent, name_errors
 from flowfactory.rewards.executors import WorkerProcesses, WorkerThread

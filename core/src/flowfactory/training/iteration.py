@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import resource
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-
-import torch
 
 from flowfactory.config.schema import RunConfig, reward_weight
 from flowfactory.data import batches
@@ -17,28 +11,12 @@ from flowfactory.experience import Experience, Loss
 from flowfactory.flow import generator
 from flowfactory.rewards import statistics
 from flowfactory.rl.advantages import advantages, reward_contributions
-from flowfactory.training.learner import UpdateMetrics
-from flowfactory.training.rollouts import Rollouts, gather_scores, micro_batch_units, roll_out, split_updates, start_scoring
+from flowfactory.training.metrics import Timer, UpdateMetrics, peak_memory
+from flowfactory.training.micro_batches import micro_batch_units, split_updates
+from flowfactory.training.rollouts import Rollouts, gather_scores, roll_out, start_scoring
 from flowfactory.training.sampler import concatenate
 from flowfactory.training.setup import SAMPLING, Run
 from flowfactory.types import DTYPES, NoiseKey, SamplingPlan
-
-
-class Timer:
-    """Seconds by what they were spent on; work that ``device`` still has to do counts."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        key = f"seconds/{name}"
-        self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - started
 
 
 def sampling_plan(run: Run, iteration: int, keys: Sequence[NoiseKey]) -> SamplingPlan:
@@ -138,11 +116,3 @@ def losses(run: Run, pool: Rollouts, rows: Sequence[int], epoch: int) -> Iterato
     for piece, counts in pool.micro_batches(units, size, epoch):
         for loss in run.assembly.hooks.update(piece, run.policy):
             yield loss if counts else loss.empty()
-
-
-def peak_memory(device: torch.device) -> float:
-    """Megabytes: the most that the device's allocator held, or on a CPU that the process had resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, kilobytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

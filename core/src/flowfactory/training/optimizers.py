@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from flowfactory.config.bitsandbytes import BLOCK, bitsandbytes_optimizer
 from flowfactory.config.optimizers import OptimizerConfig
+from flowfactory.config.schema import TrainingConfig
 from flowfactory.distributed.sharding import as_shard, local_shard
 
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lion": ("momentum",)}
@@ -26,6 +27,25 @@ MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lion": ("momentum",)}
 def build(config: OptimizerConfig, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
     """The optimizer of ``parameters`` by name, each a plain tensor or this rank's shard."""
     return Optimizer(config, parameters)
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """The learning rate of the optimizer step ``step``, counted from 0: a linear warm-up, then the decay that is configured."""
+    return config.optimizer.lr * _lr_factor(config, step)
+
+
+def _lr_factor(config: TrainingConfig, step: int) -> float:
+    total = max(1, config.iterations * config.epochs * config.updates - config.warmup)
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    done = min(1.0, (step - config.warmup) / total)
+    match config.decay:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1.0 - done
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 def in_8_bits(config: OptimizerConfig, shape: Sequence[int]) -> bool:
