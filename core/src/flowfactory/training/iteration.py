@@ -38,7 +38,7 @@ def sampling_plan(run: Run, iteration: int, keys: Sequence[NoiseKey]) -> Samplin
     return run.assembly.hooks.plan(iteration, plan)
 
 
-def collect_rollouts(run: Run, iteration: int, clock: Timer) -> Rollouts:
+def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     """The samples of an iteration: sample, reward, advantage."""
     config, ranks = run.config, run.ranks
     batch = batches.make_batch(
@@ -49,9 +49,9 @@ def collect_rollouts(run: Run, iteration: int, clock: Timer) -> Rollouts:
     pieces, started = [], []
     held: list[list[int]] = [[] for _ in range(ranks.count)]
     for rows in batches.split_whole_groups(batch, config.sampling.batch_size * ranks.count):
-        with clock("sample"):
+        with timer("sample"):
             drawn = roll_out(run.sampler, known.rows(rows), plan.rows(rows), config.sampling.batch_size, ranks)
-        with clock("reward"):
+        with timer("reward"):
             reward_ranks = config.distributed.count_reward_ranks(ranks.count)
             started.append(
                 start_scoring(run.assembly.rewards, drawn, batch.rows(rows), ranks, reward_ranks, run.sampler.frame_rate)
@@ -59,7 +59,7 @@ def collect_rollouts(run: Run, iteration: int, clock: Timer) -> Rollouts:
         # media are the largest there is, and are with their judges; a view would keep them all the same
         pieces.append(replace(drawn.trajectory, media=drawn.trajectory.media[:0].clone()))
         held = [[*before, *(rows[i] for i in now)] for before, now in zip(held, drawn.held, strict=True)]
-    with clock("reward"):
+    with timer("reward"):
         rewards = gather_scores(started, ranks)
     trajectory = concatenate(pieces, known.rows(held[ranks.rank]))
     chosen = config.advantages
@@ -88,31 +88,31 @@ def reward_weights(config: RunConfig) -> dict[str, float]:
 def iterate(run: Run, iteration: int, check: Callable[[Rollouts], None] | None = None) -> dict[str, float]:
     """The metrics of one iteration: sample, reward, advantage, update."""
     training = run.config.training
-    clock, gathered = Timer(run.policy.device), UpdateMetrics()
-    pool = collect_rollouts(run, iteration, clock)
+    timer, update_metrics = Timer(run.policy.device), UpdateMetrics()
+    rollouts = collect_rollouts(run, iteration, timer)
     if check is not None:
-        check(pool)
+        check(rollouts)
     norms: list[float] = []
-    with clock("update"):
+    with timer("update"):
         for epoch in range(training.epochs):
-            dealt = split_updates(pool.experience.groups, training.updates, run.config.seed, iteration, epoch)
-            norms += [run.learner.step(losses(run, pool, rows, epoch), gathered) for rows in dealt]
+            dealt = split_updates(rollouts.experience.groups, training.updates, run.config.seed, iteration, epoch)
+            norms += [run.learner.step(losses(run, rollouts, rows, epoch), update_metrics) for rows in dealt]
         run.policy.iteration_finished(iteration)
-    rewards, groups, chosen = pool.experience.rewards, pool.experience.groups, run.config.advantages
+    rewards, groups, chosen = rollouts.experience.rewards, rollouts.experience.groups, run.config.advantages
     supplied = reward_contributions(rewards, reward_weights(run.config), groups, chosen.aggregate, chosen.spread)
     return {
         **statistics.reward_metrics(rewards, supplied, groups),
-        **gathered.metrics(run.ranks),
+        **update_metrics.metrics(run.ranks),
         "grad_norm": sum(norms) / len(norms),
         "lr": run.learner.rate,
-        **clock.seconds,
+        **timer.seconds,
         "peak_memory_mb": max(run.ranks.gather(peak_memory(run.policy.device))),
     }
 
 
-def losses(run: Run, pool: Rollouts, rows: Sequence[int], epoch: int) -> Iterator[Loss]:
+def losses(run: Run, rollouts: Rollouts, rows: Sequence[int], epoch: int) -> Iterator[Loss]:
     """The losses of the samples ``rows``, this rank's part of them, as many on every rank."""
-    units, size = micro_batch_units(rows, pool.experience, run.config.algorithm)
-    for piece, counts in pool.micro_batches(units, size, epoch):
+    units, size = micro_batch_units(rows, rollouts.experience, run.config.algorithm)
+    for piece, counts in rollouts.micro_batches(units, size, epoch):
         for loss in run.assembly.hooks.update(piece, run.policy):
             yield loss if counts else loss.empty()

@@ -28,19 +28,19 @@ class Learner:
         self._steps = 0
         self.rate = config.optimizer.lr
 
-    def step(self, losses: Iterable[Loss], gathered: UpdateMetrics) -> float:
-        """The gradient's norm, after one optimizer step along the mean of all ``losses``; their metrics go to ``gathered``.
+    def step(self, losses: Iterable[Loss], metrics: UpdateMetrics) -> float:
+        """The gradient's norm, after one optimizer step along the mean of all ``losses``; their metrics go to ``metrics``.
 
         The losses are those of all ranks, each of which yields its own. RunError: a loss or the gradient is not finite, or
         nothing was yielded. No step is skipped in silence.
         """
         self._optimizer.zero_grad()
-        before = gathered.count
+        before = metrics.count
         for loss in losses:
-            gathered.add(loss)
+            metrics.add(loss)
             if loss.values.requires_grad or not self._policy.has_experts:  # samples may all be a frozen expert's
                 loss.values.sum().backward()  # type: ignore[no-untyped-call]
-        count = sum(self._ranks.gather(gathered.count - before))
+        count = sum(self._ranks.gather(metrics.count - before))
         if not count:
             raise RunError("the algorithm yielded no loss, so that nothing would train")
         gradients = self._reduce_gradients()

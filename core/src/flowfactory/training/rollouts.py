@@ -1,4 +1,4 @@
-"""The samples of an iteration, wherever they were drawn: judged in whole groups, and dealt out to learn from."""
+"""The samples of an iteration on whichever rank they were drawn: scored in whole groups, redistributed to learn from."""
 
 from __future__ import annotations
 

@@ -225,9 +225,9 @@ class Trace:
             together = max(1, training.batch_size // (algorithm.compared or size))
             rows = min(math.ceil(share / size), 2 * together) * size
         experience = self._experience(range(min(rows, len(self._batch.keys))))
-        pool = Rollouts(experience)
+        rollouts = Rollouts(experience)
         start, terms = counter.begin(), False
-        for loss in islice(losses(run, pool, range(len(experience)), 0), LOSSES):
+        for loss in islice(losses(run, rollouts, range(len(experience)), 0), LOSSES):
             terms = bool(loss.terms)
             if loss.values.requires_grad:
                 loss.values.sum().backward()  # type: ignore[no-untyped-call]
@@ -238,7 +238,7 @@ class Trace:
         for parameter in run.policy.parameters.values():
             parameter.grad = None
         start = counter.begin()
-        gradients_flow(pool, run.policy, run.assembly.hooks, algorithm)
+        gradients_flow(rollouts, run.policy, run.assembly.hooks, algorithm)
         return max(learned, counter.lap() - start)
 
     def _experience(self, rows: range) -> Experience:
