@@ -40,10 +40,10 @@ def run(
     resolved = loading.load(config, sets or [], plugin or [], out)
     if dry_run:
         from flowfactory.training.assembly import Assembly
-        from flowfactory.training.setup import read_prompts
+        from flowfactory.training.setup import prepare_prompts
 
         Assembly(resolved)
-        read_prompts(resolved)
+        prepare_prompts(resolved)
         typer.echo(yaml.dump(resolved), nl=False)
         return
     if not wanted.several:

@@ -13,7 +13,7 @@ from flowfactory.rewards import statistics
 from flowfactory.rl.advantages import advantages, reward_contributions
 from flowfactory.training.metrics import Timer, UpdateMetrics, peak_memory
 from flowfactory.training.micro_batches import micro_batch_units, split_updates
-from flowfactory.training.rollouts import Rollouts, gather_scores, roll_out, start_scoring
+from flowfactory.training.rollouts import Rollouts, gather_scores, roll_out, score_on_ranks
 from flowfactory.training.sampler import concatenate
 from flowfactory.training.setup import SAMPLING, Run
 from flowfactory.types import DTYPES, NoiseKey, SamplingPlan
@@ -54,7 +54,7 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
         with timer("reward"):
             reward_ranks = config.distributed.count_reward_ranks(ranks.count)
             started.append(
-                start_scoring(run.assembly.rewards, drawn, batch.rows(rows), ranks, reward_ranks, run.sampler.frame_rate)
+                score_on_ranks(run.assembly.rewards, drawn, batch.rows(rows), ranks, reward_ranks, run.sampler.frame_rate)
             )
         # media are the largest there is, and are with their judges; a view would keep them all the same
         pieces.append(replace(drawn.trajectory, media=drawn.trajectory.media[:0].clone()))

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from flowfactory.config.schema import AlgorithmConfig
-from flowfactory.data.batches import rows_by_group
 from flowfactory.experience import Experience
 from flowfactory.flow.noise import generator
+from flowfactory.rl.groups import rows_by_group
 
 
 def split_updates(groups: Tensor, updates: int, seed: int, iteration: int, epoch: int) -> Iterator[list[int]]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from flowfactory.data.batches import Batch, rows_by_group
+from flowfactory.data.batches import Batch
 from flowfactory.distributed.partition import Rows, assign_rounds, split_evenly, split_with_padding
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.experience import Experience
 from flowfactory.rewards.scoring import PendingScores, Rewards
+from flowfactory.rl.groups import rows_by_group
 from flowfactory.training.sampler import Sampler, merge_scores, to_samples
 from flowfactory.types import Conditions, SamplingPlan, Trajectory
 
@@ -74,7 +75,7 @@ class Rollouts:
             yield self.redistribute(shown, epoch), bool(wanted[self.ranks.rank])
 
 
-def start_scoring(
+def score_on_ranks(
     rewards: Rewards, drawn: RankRollout, batch: Batch, ranks: Ranks, reward_ranks: int, frame_rate: float | None
 ) -> PendingScores | None:
     """The scores, on their way, of this rank's part of the whole groups in ``batch``, which ``drawn`` are the media of.

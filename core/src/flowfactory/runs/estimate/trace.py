@@ -34,7 +34,7 @@ from flowfactory.training.iteration import losses, sampling_plan
 from flowfactory.training.preflight import gradients_flow
 from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.sampler import Sampler
-from flowfactory.training.setup import SAMPLING, Run, read_prompts
+from flowfactory.training.setup import SAMPLING, Run, prepare_prompts
 from flowfactory.types import DTYPES, Conditions, Prompt, Runtime, Trajectory
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Trace:
         self._counter = counter
         cpu, precision = torch.device("cpu"), DTYPES[config.training.precision]
         assembly = Assembly(config, trackers=False)
-        train, heldout = read_prompts(config)
+        train, heldout = prepare_prompts(config)
         trainable = assembly.hooks.load(Runtime(cpu, precision))
         packed = quantized_ids(trainable, config.model.quantize)
         with torch.device("meta"):  # adapters too are to have no bytes
