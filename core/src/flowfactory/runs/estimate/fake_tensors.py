@@ -56,9 +56,9 @@ class StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for parameter in parameters:
             self._note(parameter, 0)
             self._weights.add(parameter.untyped_storage()._cdata)
-            parameter.register_post_accumulate_grad_hook(self._accumulated)  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(self._count_gradient)  # type: ignore[no-untyped-call]
 
-    def _accumulated(self, parameter: Tensor) -> None:
+    def _count_gradient(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
         storage = parameter.grad.untyped_storage()
         self._count(storage._cdata, self.share * storage.nbytes())

@@ -188,7 +188,7 @@ class Trace:
         tensors = _tensors(drawn)
         several = mine > sampling.batch_size
         # a trajectory's steps share their latents until several are joined
-        each = (sum(map(tensor_bytes, tensors)) if several else _shared(tensors)) / traced
+        each = (sum(map(tensor_bytes, tensors)) if several else _storage_bytes(tensors)) / traced
         medium = tensor_bytes(drawn.media) / traced
         shown = together * self._ranks if config.distributed.reward_ranks == "first" else together
         copies = together * (2 if together > sampling.batch_size else 1) + shown
@@ -267,5 +267,5 @@ def _tensors(drawn: Trajectory) -> list[Tensor]:
     return [drawn.latents, *steps]
 
 
-def _shared(tensors: Iterable[Tensor]) -> int:
+def _storage_bytes(tensors: Iterable[Tensor]) -> int:
     return sum({tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}.values())
