@@ -46,12 +46,12 @@ def run(
         prepare_prompts(resolved)
         typer.echo(yaml.dump(resolved), nl=False)
         return
-    if not wanted.several:
+    if not wanted.starts_ranks:
         _train(resolved, resume or environment.is_restart())
         return
-    from flowfactory.distributed.elastic_agent import start
+    from flowfactory.distributed.supervisor import check_devices, start
 
-    wanted.check_devices(resolved.device)
+    check_devices(wanted, resolved.device)
     options = [*(["--out", str(out)] if out else []), *(["--resume"] if resume else [])]
     options += [part for file in plugin or [] for part in ("--plugin", str(file))]
     options += [part for assignment in sets or [] for part in ("--set", assignment)]
