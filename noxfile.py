@@ -89,10 +89,12 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff: rules and format."""
-    session.install("ruff")
+    """ruff: rules and format; import-linter: a room of core imports only from those below it, and in no circle."""
+    session.install("ruff", "import-linter")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    # as text: nothing of core is imported, nor needs to be installed
+    session.run("lint-imports", "pyproject.toml", "--no-cache", "--no-logo", env={"PYTHONPATH": f"{CORE}/src"})
 
 
 @nox.session

@@ -176,7 +176,7 @@ def measured(path: Path, ranks: int) -> dict[str, Any] | None:
     from flowfactory.config import loading as configs
     from flowfactory.distributed.process_group import join_process_group
     from flowfactory.runs.train import train
-    from flowfactory.training.iteration import peak_memory
+    from flowfactory.training.metrics import peak_memory
 
     torch.set_num_threads(1)
     resolved = configs.load(path)

@@ -23,7 +23,8 @@ from flowfactory.config import loading
 from flowfactory.rl.groups import group_std
 from flowfactory.runs.charts import COLOURS, Style, chart
 from flowfactory.runs.train import train, versions
-from flowfactory.training.iteration import Timer, collect_rollouts
+from flowfactory.training.iteration import collect_rollouts
+from flowfactory.training.metrics import Timer
 from flowfactory.training.setup import prepare_run
 
 PLUGIN = Path(__file__).parent / "attributes.py"

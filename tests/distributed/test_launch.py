@@ -7,14 +7,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from flowfactory.distributed import launch, outcome, slurm
+from flowfactory.distributed import outcome, slurm, supervisor
 from flowfactory.distributed.environment import RankEnvironment, read_environment
 from flowfactory.distributed.launch import Launch
 from flowfactory.distributed.outcome import Outcome
+from flowfactory.distributed.supervisor import NodeRendezvous, StopRequests
 from flowfactory.errors import Interrupted, RunError, UserError
 
 RANK = Path(__file__).parent / "rank.py"
@@ -139,48 +141,48 @@ def test_what_cannot_be_started_is_refused_by_its_flag(wanted: Launch, told: str
 
 
 def test_ranks_are_not_started_within_a_group() -> None:
-    Launch().insist(TORCH)
+    Launch().check(TORCH)
     for wanted in (Launch(nproc=1), Launch(nproc=2), Launch(nnodes=2)):
         with pytest.raises(UserError, match="rank 3 of 8 that are started already; leave it out"):
             wanted.check(TORCH)
     with pytest.raises(UserError, match="rank 3 of 5"):
-        Launch(nproc=2).insist(SLURM)
+        Launch(nproc=2).check(SLURM)
 
 
 def test_srun_may_give_the_command_once_for_each_node() -> None:
-    Launch(nproc=2, nnodes=5, node_rank=3, rendezvous="a:1").insist(SLURM)
+    Launch(nproc=2, nnodes=5, node_rank=3, rendezvous="a:1").check(SLURM)
     with pytest.raises(UserError, match="rank 3 of 5"):
-        Launch(nproc=2, nnodes=4, node_rank=3, rendezvous="a:1").insist(SLURM)
+        Launch(nproc=2, nnodes=4, node_rank=3, rendezvous="a:1").check(SLURM)
     with pytest.raises(UserError, match="rank 3 of 8"):
-        Launch(nproc=2, nnodes=8, node_rank=3, rendezvous="a:1").insist(TORCH)
+        Launch(nproc=2, nnodes=8, node_rank=3, rendezvous="a:1").check(TORCH)
 
 
 def test_one_rank_on_one_node_is_nothing_to_start() -> None:
-    assert not Launch().several
-    assert not Launch(nproc=1).several
-    assert Launch(nproc=2).several
-    assert Launch(nnodes=2, node_rank=0, rendezvous="a:1").several
+    assert not Launch().starts_ranks
+    assert not Launch(nproc=1).starts_ranks
+    assert Launch(nproc=2).starts_ranks
+    assert Launch(nnodes=2, node_rank=0, rendezvous="a:1").starts_ranks
 
 
 def test_an_ipv6_address_can_be_a_rendezvous() -> None:
-    assert Launch(rendezvous="[::1]:80").endpoint() == ("::1", 80)
+    assert Launch(rendezvous="[::1]:80").parse_rendezvous() == ("::1", 80)
 
 
 def test_more_ranks_than_devices_are_refused_where_devices_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    Launch(nproc=2).check_devices("auto")
-    Launch(nproc=3).check_devices("cpu")
+    supervisor.check_devices(Launch(nproc=2), "auto")
+    supervisor.check_devices(Launch(nproc=3), "cpu")
     for device in ("auto", "cuda"):
         with pytest.raises(UserError, match="--nproc 3: this node has 2 CUDA devices"):
-            Launch(nproc=3).check_devices(device)
+            supervisor.check_devices(Launch(nproc=3), device)
     with pytest.raises(UserError, match="cuda:1 is one device for 2 ranks"):
-        Launch(nproc=2).check_devices("cuda:1")
+        supervisor.check_devices(Launch(nproc=2), "cuda:1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    Launch(nproc=2).check_devices("auto")
+    supervisor.check_devices(Launch(nproc=2), "auto")
     with pytest.raises(UserError, match="has 0 CUDA devices"):
-        Launch(nproc=2).check_devices("cuda")
+        supervisor.check_devices(Launch(nproc=2), "cuda")
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -222,7 +224,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., list[str]]]:
 
     def begin(does: str, *arguments: str, **options: int) -> list[str]:
         said: list[str] = []
-        launch.start([sys.executable, str(RANK), does, str(tmp_path), *arguments], Launch(2, **options), said.append)
+        supervisor.start([sys.executable, str(RANK), does, str(tmp_path), *arguments], Launch(2, **options), said.append)
         return said
 
     yield begin
@@ -348,20 +350,46 @@ def test_asked_while_there_is_nothing_to_save_ranks_end_and_do_not_start_again(
 NODE = """
 import sys
 from flowfactory import errors
-from flowfactory.distributed import launch
+from flowfactory.distributed import supervisor
+from flowfactory.distributed.launch import Launch
 rank, nodes, port, *command = sys.argv[1:]
-wanted = launch.Launch(2, int(nodes), int(rank), f"127.0.0.1:{port}", max_restarts=1)
+wanted = Launch(2, int(nodes), int(rank), f"127.0.0.1:{port}", max_restarts=1)
 try:
-    launch.start([sys.executable, *command], wanted, print)
+    supervisor.start([sys.executable, *command], wanted, print)
 except (errors.UserError, errors.RunError, errors.Interrupted) as error:
     print(type(error).__name__, error)
 """
 
 
-@pytest.mark.distributed
-def test_two_nodes_start_again_together_and_end_with_one_message(tmp_path: Path) -> None:
+@pytest.fixture
+def port() -> int:
+    """One that is free."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def test_ranks_are_numbered_node_by_node_though_nodes_have_different_numbers(port: int) -> None:
+    def meet(launch: Launch) -> tuple[NodeRendezvous, list[RankEnvironment]]:
+        rendezvous = NodeRendezvous(launch, StopRequests())
+        return rendezvous, rendezvous.meet(0)
+
+    launches = [Launch(count, 2, node, f"127.0.0.1:{port}") for node, count in ((1, 3), (0, 1))]
+    with ThreadPoolExecutor(2) as pool:
+        others, first = [places for _, places in list(pool.map(meet, launches))]
+    address = ("127.0.0.1", first[0].port)
+    assert first == [RankEnvironment(0, 4, 0, 1, *address)]
+    assert others == [RankEnvironment(1 + i, 4, i, 3, *address) for i in range(3)]
+
+
+def test_two_nodes_with_one_number_are_refused(port: int) -> None:
+    nodes = [NodeRendezvous(Launch(1, 3, node, f"127.0.0.1:{port}"), StopRequests()) for node in (0, 1)]
+    with pytest.raises(UserError, match=r"^--node-rank 1: another node has it already"):
+        NodeRendezvous(Launch(1, 3, 1, f"127.0.0.1:{port}"), StopRequests())
+    assert len(nodes) == 2  # and the store with them
+
+
+@pytest.mark.distributed
+def test_two_nodes_start_again_together_and_end_with_one_message(tmp_path: Path, port: int) -> None:
     command = [str(RANK), "die_on_one_node_and_raise_on_the_other", str(tmp_path)]
     nodes = [
         subprocess.Popen([sys.executable, "-c", NODE, node, "2", str(port), *command], stdout=subprocess.PIPE, text=True)

@@ -21,8 +21,6 @@ from flowfactory.canvas import Canvas
 Index = Sequence[int]
 Say = Callable[[str], None]
 """Prints one line."""
-
-
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 """What a config calls them."""
 

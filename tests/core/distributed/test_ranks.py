@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flowfactory.config.schema import DistributedConfig
-from flowfactory.distributed.dealing import assign_rounds, split_with_padding
+from flowfactory.distributed.partition import assign_rounds, split_with_padding
 from flowfactory.distributed.process_group import mesh_sizes
 from flowfactory.distributed.ranks import ALONE
 from flowfactory.distributed.sharding import as_shard, full_tensor, local_shard

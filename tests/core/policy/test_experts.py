@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from flowfactory import RunError
 from flowfactory.experience import Loss
 from flowfactory.runs.train import train
-from flowfactory.training.learner import Learner, UpdateMetrics
+from flowfactory.training.learner import Learner
+from flowfactory.training.metrics import UpdateMetrics
 from flowfactory.training.setup import Run
 
 

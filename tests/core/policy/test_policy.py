@@ -17,7 +17,8 @@ from flowfactory.errors import RunError
 from flowfactory.flow.dynamics import ODE
 from flowfactory.policy import lora
 from flowfactory.policy.policy import REFERENCE, At, Policy
-from flowfactory.training.iteration import Timer, collect_rollouts
+from flowfactory.training.iteration import collect_rollouts
+from flowfactory.training.metrics import Timer
 from flowfactory.training.setup import Run, prepare_run
 from flowfactory.types import Conditions, Evaluation, Step, Trainable
 

@@ -23,8 +23,9 @@ from flowfactory.errors import RunError, UserError
 from flowfactory.rewards.scoring import Rewards
 from flowfactory.rewards.shared_models import load_shared
 from flowfactory.training.assembly import Assembly
-from flowfactory.training.iteration import Timer, collect_rollouts
-from flowfactory.training.setup import read_prompts
+from flowfactory.training.iteration import collect_rollouts
+from flowfactory.training.metrics import Timer
+from flowfactory.training.setup import prepare_prompts
 from flowfactory.types import Samples
 
 Load = Callable[..., RunConfig]
@@ -144,7 +145,7 @@ def raising(error: BaseException) -> Given:
 
 
 def test_what_a_reward_raises_is_an_error_of_the_run_that_names_it_and_its_line() -> None:
-    with pytest.raises(RunError, match=r"^reward 'glow': ZeroDivisionError: no light \(test_rewards\.py line \d+\)$"):
+    with pytest.raises(RunError, match=r"^reward 'glow': ZeroDivisionError: no light \(test_scoring\.py line \d+\)$"):
         Rewards({"glow": raising(ZeroDivisionError("no light"))})(SAMPLES)
     with pytest.raises(RunError, match=r"^reward 'glow': the server is away$"):
         Rewards({"glow": raising(RunError("the server is away"))})(SAMPLES)
@@ -204,7 +205,7 @@ def test_a_concurrent_reward_goes_on_while_the_run_does() -> None:
     go.set()
     assert torch.equal(scoring[0].result()["slow"], SAMPLES.media.flatten(1).sum(1))
     assert torch.equal(scoring[1].result()["slow"], SAMPLES.media[2:].flatten(1).sum(1))
-    assert not Rewards({"slow": Given(make=lambda _: Waits(), concurrent=False)})._judges[0].aside
+    assert not Rewards({"slow": Given(make=lambda _: Waits(), concurrent=False)})._executors[0].runs_concurrently
 
 
 def test_a_concurrent_reward_begins_before_those_that_hold_the_run_up() -> None:
@@ -320,7 +321,7 @@ def test_a_prompt_may_name_labels_of_the_config_alone(told: object, message: str
 def test_such_prompts_are_found_before_any_weight_is_read(load: Load, tmp_path: Path) -> None:
     (tmp_path / "some.jsonl").write_text('{"prompt": "a", "rewards": ["brigth"]}\n')
     with pytest.raises(UserError, match="did you mean 'bright'"):
-        read_prompts(load({"prompts": {"train": str(tmp_path / "some.jsonl")}}))
+        prepare_prompts(load({"prompts": {"train": str(tmp_path / "some.jsonl")}}))
 
 
 def workers(count: int, *, plugins: Sequence[Path], **options: Any) -> Rewards:
@@ -330,6 +331,28 @@ def workers(count: int, *, plugins: Sequence[Path], **options: Any) -> Rewards:
 
 TOY = Path(__file__).parents[1] / "toy_plugin.py"
 MANY = Samples(torch.rand(6, 1, 4, 4), ("a", "a", "b", "b", "c", "c"), torch.tensor([0, 0, 1, 1, 2, 2]), ({},) * 6)
+
+
+def test_a_reward_that_is_concurrent_by_itself_computes_in_workers_too(tmp_path: Path) -> None:
+    plugin = tmp_path / "slow.py"
+    plugin.write_text(
+        "from flowfactory import ComponentConfig, hookimpl\n"
+        "class SlowConfig(ComponentConfig):\n"
+        "    def build(self, label):\n"
+        "        return Slow(label)\n"
+        "class Slow:\n"
+        "    concurrent = True\n"
+        "    def __init__(self, label):\n"
+        "        self.label = label\n"
+        "    @hookimpl\n"
+        "    def compute_reward(self, samples):\n"
+        "        return {self.label: samples.media.flatten(1).mean(1)}\n"
+        "@hookimpl\n"
+        "def register_components(register):\n"
+        "    register('reward', 'slow', SlowConfig)\n"
+    )
+    config = parse_component("reward", {"name": "slow", "workers": 1}, [plugin])
+    torch.testing.assert_close(Rewards({"slow": config}, [plugin])(MANY)["slow"], MANY.media.flatten(1).mean(1))
 
 
 def test_workers_score_as_the_run_itself_does_and_are_other_processes() -> None:

@@ -341,7 +341,7 @@ def test_whoever_listens_to_other_machines_without_a_token_is_warned(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard = []
-    monkeypatch.setattr(serving, "run", lambda service, listener, say: heard.append(listener.getsockname()))
+    monkeypatch.setattr(serving, "serve", lambda service, listener, say: heard.append(listener.getsockname()))
     monkeypatch.setenv("ODD_TOKEN", TOKEN)
     for options in (["--host", "0.0.0.0"], ["--host", "0.0.0.0", "--token-env", "ODD_TOKEN"], []):
         arguments = ["odd", "--plugin", str(ODD), "--port", "0", *options]

@@ -443,10 +443,10 @@ from pathlib import Path
 from flowfactory.config.loading import load
 from flowfactory.distributed.ranks import Ranks
 from flowfactory.runs.checkpoints import save as checkpoint
-from flowfactory.training.setup import prepare
+from flowfactory.training.setup import prepare_run
 write = checkpoint._write_part
 checkpoint._write_part = lambda *arguments: (time.sleep(1), write(*arguments))
-run = prepare(load(sys.argv[1]))
+run = prepare_run(load(sys.argv[1]))
 checkpoint.Checkpoints(Path(sys.argv[2]), Ranks(), run.config).save(1, run.policy, run.learner)
 checkpoint._in_thread(lambda: checkpoint._read_part(Path("never"), threading.Event()))
 raise ZeroDivisionError("an iteration failed")
@@ -501,8 +501,8 @@ from flowfactory.distributed.ranks import Ranks
 from flowfactory.errors import RunError
 from flowfactory.runs.checkpoints.manifest import Manifest
 from flowfactory.runs.checkpoints.save import Checkpoints
-from flowfactory.training.setup import prepare
-run = prepare(load(sys.argv[1]))
+from flowfactory.training.setup import prepare_run
+run = prepare_run(load(sys.argv[1]))
 folder = Path(sys.argv[2])
 checkpoints = Checkpoints(folder, Ranks(), run.config)
 for number in range(1, 100):

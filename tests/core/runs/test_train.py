@@ -22,9 +22,11 @@ from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.train import train
 from flowfactory.training.evaluation import evaluate
-from flowfactory.training.iteration import Timer, collect_rollouts, sampling_plan
+from flowfactory.training.iteration import collect_rollouts, sampling_plan
+from flowfactory.training.metrics import Timer
+from flowfactory.training.micro_batches import split_updates
 from flowfactory.training.preflight import preflight
-from flowfactory.training.rollouts import Rollouts, split_updates
+from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.setup import Run, prepare_run
 from flowfactory.types import NoiseKey, RunInfo, Samples
 

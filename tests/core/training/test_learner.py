@@ -12,7 +12,8 @@ from flowfactory.config.schema import TrainingConfig
 from flowfactory.errors import RunError
 from flowfactory.experience import Loss
 from flowfactory.policy.policy import Policy
-from flowfactory.training.learner import Learner, UpdateMetrics
+from flowfactory.training.learner import Learner
+from flowfactory.training.metrics import UpdateMetrics
 from flowfactory.types import Evaluation, Trainable
 
 X = torch.tensor([1.0, -2.0, 0.5, 3.0, 2.5, -1.0, 0.25])

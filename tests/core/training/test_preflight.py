@@ -15,7 +15,8 @@ from flowfactory.experience import Experience, Loss
 from flowfactory.hooks.calls import Hooks
 from flowfactory.hooks.manager import make_manager
 from flowfactory.policy.policy import Policy
-from flowfactory.training.iteration import Timer, collect_rollouts
+from flowfactory.training.iteration import collect_rollouts
+from flowfactory.training.metrics import Timer
 from flowfactory.training.preflight import gradients_flow, preflight, ratio_is_one, rewards_differ, trains
 from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.setup import Run

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from flowfactory.config.schema import AlgorithmConfig
-from flowfactory.data.batches import rows_by_group
 from flowfactory.experience import Loss
-from flowfactory.training.iteration import Timer, collect_rollouts
-from flowfactory.training.rollouts import micro_batch_units
+from flowfactory.rl.groups import rows_by_group
+from flowfactory.training.iteration import collect_rollouts
+from flowfactory.training.metrics import Timer
+from flowfactory.training.micro_batches import micro_batch_units
 from flowfactory.training.setup import Run
 
 Prepared = Callable[..., Run]

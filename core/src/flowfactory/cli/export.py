@@ -1,4 +1,4 @@
-"""``flowfactory export`` and ``flowfactory report``: what a run leaves for others."""
+"""``flowfactory export``."""
 
 from __future__ import annotations
 
@@ -29,13 +29,3 @@ def export(
     if precision is not None and precision not in DTYPES:
         raise UserError(f"--precision {precision}: write one of {', '.join(DTYPES)}")
     typer.echo(str(write_export(RunDirectory(directory), out, checkpoint, weights, precision, warn)))
-
-
-def report(directory: RunFolder) -> None:
-    """Write RUN/report.html anew from what is on disk."""
-    from flowfactory.runs.directory import RunDirectory
-    from flowfactory.runs.report import write_report
-
-    where = RunDirectory(directory)
-    where.require_run()  # the config itself may be of plugins and prompts that are not on this machine
-    typer.echo(str(write_report(where)))

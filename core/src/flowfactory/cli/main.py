@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from flowfactory.cli import estimate, export, plugins, run, sample, serve
+from flowfactory.cli import estimate, export, plugins, report, run, sample, serve
 from flowfactory.distributed.environment import read_environment
 from flowfactory.distributed.outcome import die_with_parent, is_supervised, report_outcome, to_outcome
 from flowfactory.errors import Interrupted, RunError, UserError
@@ -27,7 +27,7 @@ app.command()(sample.sample)
 app.command("eval")(sample.evaluate_run)
 app.command()(export.export)
 app.command()(estimate.estimate)
-app.command()(export.report)
+app.command()(report.report)
 app.command()(plugins.schema)
 app.command()(serve.serve)
 

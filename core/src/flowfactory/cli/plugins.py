@@ -57,16 +57,16 @@ def show_plugin(
         for key, field in config.model_fields.items():
             if key == "name":
                 continue
-            default = "required" if field.is_required() else f"default {_shown(field.default)}"
+            default = "required" if field.is_required() else f"default {_as_yaml(field.default)}"
             typer.echo(f"  {key}: {default}" + (f"; {field.description}" if field.description else ""))
 
 
-def _shown(value: object) -> str:
+def _as_yaml(value: object) -> str:
     """A default as a user would write it in YAML."""
     import json
 
     from pydantic import BaseModel
 
     if isinstance(value, BaseModel):
-        return "{" + ", ".join(f"{key}: {_shown(item)}" for key, item in value) + "}"
+        return "{" + ", ".join(f"{key}: {_as_yaml(item)}" for key, item in value) + "}"
     return json.dumps(value, default=str)

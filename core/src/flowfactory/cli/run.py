@@ -40,18 +40,18 @@ def run(
     resolved = loading.load(config, sets or [], plugin or [], out)
     if dry_run:
         from flowfactory.training.assembly import Assembly
-        from flowfactory.training.setup import read_prompts
+        from flowfactory.training.setup import prepare_prompts
 
         Assembly(resolved)
-        read_prompts(resolved)
+        prepare_prompts(resolved)
         typer.echo(yaml.dump(resolved), nl=False)
         return
-    if not wanted.several:
+    if not wanted.starts_ranks:
         _train(resolved, resume or environment.is_restart())
         return
-    from flowfactory.distributed.elastic_agent import start
+    from flowfactory.distributed.supervisor import check_devices, start
 
-    wanted.check_devices(resolved.device)
+    check_devices(wanted, resolved.device)
     options = [*(["--out", str(out)] if out else []), *(["--resume"] if resume else [])]
     options += [part for file in plugin or [] for part in ("--plugin", str(file))]
     options += [part for assignment in sets or [] for part in ("--set", assignment)]

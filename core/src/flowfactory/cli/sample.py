@@ -46,7 +46,7 @@ def sample(
         raise UserError("nothing to draw: give a PROMPT, or a file with --prompts")
     config = RunDirectory(directory).load_config(sets or [])
     check_media(wanted, config.model.takes, getattr(config.model, "name", "model"))
-    restored, _ = _restored(directory, checkpoint, sets)
+    restored, _ = _restore(directory, checkpoint, sets)
     folder = out or RunDirectory(directory).samples / "drawn"
     folder.mkdir(parents=True, exist_ok=True)
     drawn = evaluate(restored.sampler, restored.assembly, restored.config, wanted, count, score=False).media
@@ -63,14 +63,14 @@ def evaluate_run(directory: RunFolder, checkpoint: Iteration = None, sets: Sets 
 
     from flowfactory.training.evaluation import evaluate
 
-    restored, path = _restored(directory, checkpoint, sets)
+    restored, path = _restore(directory, checkpoint, sets)
     if not restored.heldout:
         raise UserError(f"{directory}: prompts.heldout is not set; give one with --set prompts.heldout=FILE")
     result = evaluate(restored.sampler, restored.assembly, restored.config, restored.heldout)
     typer.echo(json.dumps({"checkpoint": str(path), **result.metrics()}))
 
 
-def _restored(directory: Path, iteration: int | None, sets: list[str] | None) -> tuple[Run, Path]:
+def _restore(directory: Path, iteration: int | None, sets: list[str] | None) -> tuple[Run, Path]:
     from flowfactory.runs.checkpoints import load, lookup
     from flowfactory.runs.directory import RunDirectory
     from flowfactory.training.setup import prepare_run

@@ -61,7 +61,7 @@ class PiecewiseLinear(Strict):
 
     @field_validator("points")
     @classmethod
-    def _in_order(cls, points: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+    def _check_order(cls, points: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
         if any(later[0] <= earlier[0] for earlier, later in pairwise(points)):
             raise ValueError("give the points in order, each iteration once")
         return points

@@ -112,7 +112,7 @@ class PromptsConfig(Strict):
     negative: str = Field("", description="the negative prompt of classifier-free guidance, for prompts without their own")
 
     @model_validator(mode="after")
-    def _exist(self) -> PromptsConfig:
+    def _check_files(self) -> PromptsConfig:
         for path in (self.train, self.heldout):
             if path is not None and not path.is_file():
                 raise ValueError(f"no file {path}")
@@ -234,7 +234,7 @@ class RunConfig(Strict):
     seed: int = Field(42, ge=0, lt=2**63)
 
     @model_validator(mode="after")
-    def _agree(self) -> RunConfig:
+    def _check_together(self) -> RunConfig:
         pictures = self.sampling.groups * self.sampling.group_size
         if self.training.updates > pictures:
             raise ValueError(f"training.updates ({self.training.updates}) is more than the {pictures} pictures there are")

@@ -43,14 +43,6 @@ def split_whole_groups(batch: Batch, size: int) -> Iterator[range]:
             first = i
 
 
-def rows_by_group(rows: Sequence[int], groups: Tensor) -> list[list[int]]:
-    """``rows`` by their group, in the order in which the groups come; ``groups`` [B] are those of all samples."""
-    found: dict[int, list[int]] = {}
-    for row in rows:
-        found.setdefault(int(groups[row]), []).append(row)
-    return list(found.values())
-
-
 def make_batch(prompts: Sequence[Prompt], group_size: int) -> Batch:
     """``group_size`` samples of each prompt. A prompt that comes twice gets further members, and so other noise."""
     seen: Counter[int] = Counter()

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from flowfactory.distributed.slurm import expand_hosts, expand_tasks_per_node
 from flowfactory.errors import UserError
 
+RESTART_COUNT = "TORCHELASTIC_RESTART_COUNT"
+"""How often the ranks were started again; torchrun's name for it."""
+
 
 @dataclass(frozen=True)
 class RankEnvironment:
@@ -40,9 +43,9 @@ def read_environment(variables: Mapping[str, str]) -> RankEnvironment | None:
     UserError: they contradict one another.
     """
     if all(variables.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")):
-        found = _from_torchrun(variables)
-    elif variables.get("SLURM_STEP_ID") and not variables.get("RANK") and _slurm_tasks(variables) > 1:
-        found = _from_slurm(variables)
+        found = _read_torchrun(variables)
+    elif variables.get("SLURM_STEP_ID") and not variables.get("RANK") and _count_slurm_tasks(variables) > 1:
+        found = _read_slurm(variables)
     else:
         return None
     if not 0 <= found.rank < found.world_size:
@@ -57,18 +60,18 @@ def in_group() -> bool:
 
 def is_restart() -> bool:
     """Whether this rank takes the place of one that died, and so is to resume."""
-    return in_group() and read_number(os.environ, "TORCHELASTIC_RESTART_COUNT", 0) > 0
+    return in_group() and read_number(os.environ, RESTART_COUNT, 0) > 0
 
 
-def _from_torchrun(variables: Mapping[str, str]) -> RankEnvironment:
+def _read_torchrun(variables: Mapping[str, str]) -> RankEnvironment:
     rank, count = read_number(variables, "RANK"), read_number(variables, "WORLD_SIZE")
     here = read_number(variables, "LOCAL_WORLD_SIZE", count)
     local = read_number(variables, "LOCAL_RANK", rank % here if here else 0)
     return RankEnvironment(rank, count, local, here, variables["MASTER_ADDR"], read_number(variables, "MASTER_PORT", 29500))
 
 
-def _from_slurm(variables: Mapping[str, str]) -> RankEnvironment:
-    count = _slurm_tasks(variables)
+def _read_slurm(variables: Mapping[str, str]) -> RankEnvironment:
+    count = _count_slurm_tasks(variables)
     nodes = next((variables[n] for n in ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST") if variables.get(n)), "localhost")
     here = expand_tasks_per_node(variables.get("SLURM_STEP_TASKS_PER_NODE") or str(count))[
         read_number(variables, "SLURM_NODEID", 0)
@@ -85,7 +88,7 @@ def _from_slurm(variables: Mapping[str, str]) -> RankEnvironment:
     )
 
 
-def _slurm_tasks(variables: Mapping[str, str]) -> int:
+def _count_slurm_tasks(variables: Mapping[str, str]) -> int:
     """Of the step where that is told: a shell in an allocation is a step of one, whatever the job may start."""
     return read_number(variables, "SLURM_STEP_NUM_TASKS", read_number(variables, "SLURM_NTASKS", 1))
 

@@ -20,16 +20,16 @@ class Launch:
     max_restarts: int = 3
 
     @property
-    def several(self) -> bool:
+    def starts_ranks(self) -> bool:
         """Whether there is anything to start."""
-        return self.count > 1 or self.nnodes > 1
+        return self.local_world_size > 1 or self.nnodes > 1
 
     @property
-    def count(self) -> int:
+    def local_world_size(self) -> int:
         """Ranks on this node."""
         return self.nproc or 1
 
-    def endpoint(self) -> tuple[str, int]:
+    def parse_rendezvous(self) -> tuple[str, int]:
         """Host and port of ``rendezvous``. UserError: it is no such thing."""
         host, _, port = (self.rendezvous or "").rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
@@ -60,16 +60,4 @@ class Launch:
                 raise UserError(
                     f"--node-rank{given}: give each of the {self.nnodes} nodes its own, from 0 to {self.nnodes - 1}"
                 )
-            self.endpoint()
-
-    def check_devices(self, device: str) -> None:
-        """UserError: ``device``, as a config names it, is CUDA and there is not one for each rank on this node."""
-        if device != "auto" and not device.startswith("cuda"):
-            return
-        import torch
-
-        there = torch.cuda.device_count()
-        if ":" in device and self.count > 1:
-            raise UserError(f"device: {device} is one device for {self.count} ranks; write cuda, and each has its own")
-        if there < self.count and (there or device != "auto"):
-            raise UserError(f"--nproc {self.count}: this node has {there} CUDA devices, and each rank wants its own")
+            self.parse_rendezvous()

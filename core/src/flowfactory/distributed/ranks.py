@@ -6,22 +6,17 @@ import hashlib
 import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from flowfactory.distributed.dealing import Rows
+from flowfactory.distributed.partition import Rows
 from flowfactory.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-
 T = TypeVar("T")
-
-
 K = TypeVar("K", bound=Hashable)
 
 

@@ -34,7 +34,7 @@ class _TimestepRange(Strict):
     )
 
     @model_validator(mode="after")
-    def _ordered(self) -> _TimestepRange:
+    def _check_order(self) -> _TimestepRange:
         if self.low >= self.high:
             raise ValueError(f"low ({self.low}) must be below high ({self.high})")
         return self

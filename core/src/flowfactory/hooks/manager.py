@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import pluggy
 
-from flowfactory.discovery.specs import PROJECT
+from flowfactory.discovery.registration import PROJECT
 from flowfactory.errors import UserError
 from flowfactory.hooks.specs import RunSpecs
-
-if TYPE_CHECKING:
-    pass
 
 EXACTLY_ONE = {"load": "model", "encode": "model", "sample": "model", "log_prob": "model", "update": "algorithm"}
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from flowfactory.models.family import Parts
-
-if TYPE_CHECKING:
-    pass
 
 
 def decode_scaled(parts: Parts, latents: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from flowfactory import flow
 from flowfactory.canvas import Canvas
 from flowfactory.config.paths import CheckpointPath
 from flowfactory.config.schema import ModelConfig
-from flowfactory.discovery.specs import hookimpl
+from flowfactory.discovery.registration import hookimpl
 from flowfactory.errors import UserError
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.models.resolution import Grid
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
 
 ENCODE_BATCH = 32
-
-
 Entry = Mapping[str, Tensor]
 
 

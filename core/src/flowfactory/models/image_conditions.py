@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import count, takewhile
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from flowfactory.types import (
     Conditions,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def number_images(pictures: Iterable[Tensor]) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ class Pretrained:
         self.path, self._pipelines = path, pipelines
 
     @cached_property
-    def _found(self) -> tuple[dict[str, Any], str | None]:
+    def _index(self) -> tuple[dict[str, Any], str | None]:
         import diffusers
 
         try:
@@ -39,7 +39,7 @@ class Pretrained:
     @property
     def settings(self) -> dict[str, Any]:
         """What the pipeline's own config says."""
-        return self._found[0]
+        return self._index[0]
 
     @property
     def parts(self) -> dict[str, bool]:
@@ -67,7 +67,7 @@ class Pretrained:
 
     def identity(self, names: Collection[str]) -> list[str | None]:
         """What changes when the files of the parts ``names`` do."""
-        return [checkpoint_identity(self.path, sorted(names)), self._found[1]]
+        return [checkpoint_identity(self.path, sorted(names)), self._index[1]]
 
     def config(self, part: str) -> dict[str, Any]:
         """The config of a part, or with "" of the pipeline; empty where it is not on this machine. Never downloads."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowfactory.models.family import Parts
-
-if TYPE_CHECKING:
-    pass
 
 
 def scheduler_sigmas(parts: Parts, steps: int, **options: Any) -> Tensor:

@@ -17,8 +17,6 @@ from torch.utils.checkpoint import checkpoint as computed_again
 from flowfactory.errors import UserError
 
 Forward = Callable[..., Any]
-
-
 GRAPHS = 64
 """Of one class of blocks: with a gradient or without, adapters on or off, inputs that want one, sizes fixed or free."""
 

@@ -1,4 +1,4 @@
-"""Work beside the thread that draws: in a thread, or in processes of its own."""
+"""Where a reward is computed: in the thread that draws, in a thread of its own, or in worker processes."""
 
 from __future__ import annotations
 
@@ -9,27 +9,91 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import replace
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flowfactory.config.components import parse_component
+from flowfactory.config.schema import ComponentConfig
 from flowfactory.distributed.outcome import PARENT, die_with_parent
+from flowfactory.distributed.partition import split_evenly
 from flowfactory.errors import RunError, UserError
 from flowfactory.rewards.component import RewardComponent, name_errors
+from flowfactory.rl.groups import rows_by_group
 from flowfactory.types import Answer, Samples
 
-if TYPE_CHECKING:
-    from flowfactory.config.schema import ComponentConfig
-
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PendingAnswers:
+    """The rows that a reward was asked about, in pieces, and its answers, that may be on their way."""
+
+    rows: Sequence[Sequence[int]]
+    answers: Sequence[Answer | Future[Answer]]
+    timeout: float | None
+
+
+class RewardExecutor:
+    """One reward: its component, here, in a thread or in processes of its own."""
+
+    def __init__(self, label: str, config: ComponentConfig, plugins: Sequence[Path] = ()) -> None:
+        self.label = label
+        self._component = RewardComponent(label, config)
+        self.pointwise = self._component.pointwise
+        self._timeout: float | None = getattr(config, "timeout", None)
+        workers: int = getattr(config, "workers", 0)
+        self._workers = WorkerProcesses(label, config, workers, plugins) if workers else None
+        wanted = getattr(config, "concurrent", None)
+        concurrent = self._component.concurrent if wanted is None else bool(wanted)
+        self.runs_concurrently = concurrent or bool(workers)
+        # without a thread of its own, what never answers could not be given up
+        self._thread = WorkerThread(label) if not workers and (concurrent or self._timeout is not None) else None
+
+    def prepare(self, device: torch.device) -> None:
+        """See RunSpecs.prepare_reward."""
+        with name_errors(self.label):
+            if self._workers:
+                self._workers.start()
+            else:
+                self._component.prepare(device)
+
+    def submit(self, samples: Samples) -> PendingAnswers:
+        """Begin with the samples that the label applies to."""
+        rows = [i for i, metadata in enumerate(samples.metadata) if applies(self.label, metadata)]
+        if not rows:
+            return PendingAnswers([], [], self._timeout)
+        if self._workers:
+            units = [[row] for row in rows] if self.pointwise else rows_by_group(rows, samples.groups)
+            pieces = [piece for piece in split_evenly(units, len(self._workers)) if piece]
+            return PendingAnswers(pieces, [self._workers.submit(samples.rows(piece)) for piece in pieces], self._timeout)
+        mine = samples if len(rows) == len(samples.prompts) else samples.rows(rows)
+        with name_errors(self.label):
+            answer = self._thread.submit(self._component.compute, mine) if self._thread else self._component.compute(mine)
+            return PendingAnswers(
+                [rows], [answer if self.runs_concurrently else wait_for(answer, self._timeout)], self._timeout
+            )
+
+
+def applies(label: str, metadata: Mapping[str, Any]) -> bool:
+    """Whether a prompt is judged by the reward ``label``: where its metadata lists ``rewards``, those alone."""
+    return label in metadata["rewards"] if "rewards" in metadata else True
+
+
+def wait_for(value: Any, timeout: float | None) -> Any:
+    """``value``, or what it is the future of. RunError: it did not come within ``timeout`` seconds."""
+    if not isinstance(value, Future):
+        return value
+    if not wait([value], timeout).done:
+        raise RunError(f"no scores within {timeout:g} seconds; raise its timeout, or look at what holds it up")
+    return value.result()
 
 
 class WorkerThread:

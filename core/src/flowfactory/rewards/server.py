@@ -89,13 +89,13 @@ class Service:
         from fastapi import FastAPI
 
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-        app.add_route("/", self._guarded(self._describe), methods=["GET"])
-        app.add_route("/health", self._guarded(self._health), methods=["GET"])
-        app.add_route("/metrics", self._guarded(self._metrics), methods=["GET"])
-        app.add_route("/score", self._guarded(self._score), methods=["POST"])
+        app.add_route("/", self._guard(self._describe), methods=["GET"])
+        app.add_route("/health", self._guard(self._health), methods=["GET"])
+        app.add_route("/metrics", self._guard(self._metrics), methods=["GET"])
+        app.add_route("/score", self._guard(self._score), methods=["POST"])
         return app
 
-    def _guarded(self, answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    def _guard(self, answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         from fastapi import Response
         from starlette.requests import ClientDisconnect
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -41,3 +43,11 @@ def _group_mean(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     count = torch.bincount(index)
     total = torch.zeros(len(count), dtype=values.dtype, device=values.device).index_add_(0, index, values)
     return total / count, index
+
+
+def rows_by_group(rows: Sequence[int], groups: Tensor) -> list[list[int]]:
+    """``rows`` by their group, in the order in which the groups come; ``groups`` [B] are those of all samples."""
+    found: dict[int, list[int]] = {}
+    for row in rows:
+        found.setdefault(int(groups[row]), []).append(row)
+    return list(found.values())

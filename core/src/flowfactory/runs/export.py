@@ -45,7 +45,7 @@ def export(
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
     try:
-        policy = _restored(config, saved, weights)
+        policy = _restore(config, saved, weights)
         with policy.using(weights):
             policy.save_trained(temporary)
         if config.model.train == "full":
@@ -59,7 +59,7 @@ def export(
     return out
 
 
-def _restored(config: RunConfig, saved: Path, weights: str | None) -> Policy:
+def _restore(config: RunConfig, saved: Path, weights: str | None) -> Policy:
     """The policy of a checkpoint, in host memory; no prompt is encoded for it."""
     assembly = Assembly(config, trackers=False)
     device = torch.device("cpu")

@@ -83,8 +83,8 @@ def _iterations(run: Run, directory: RunDirectory, checkpoints: Checkpoints, don
     config = run.config
     hooks = run.assembly.hooks
 
-    def check(pool: Rollouts) -> None:
-        for sentence in preflight(pool, run.policy, hooks, config):
+    def check(rollouts: Rollouts) -> None:
+        for sentence in preflight(rollouts, run.policy, hooks, config):
             say(f"preflight: {sentence}")
 
     warned: set[str] = set()

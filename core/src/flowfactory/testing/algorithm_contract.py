@@ -15,7 +15,8 @@ from flowfactory.policy.policy import Policy
 from flowfactory.rl.advantages import normalize
 from flowfactory.testing.model_bench import Bench, bench
 from flowfactory.testing.two_parameter import TwoParameterConfig
-from flowfactory.training.learner import Learner, UpdateMetrics
+from flowfactory.training.learner import Learner
+from flowfactory.training.metrics import UpdateMetrics
 from flowfactory.training.sampler import to_samples
 from flowfactory.types import Dynamics, RunInfo, SamplingPlan
 

@@ -22,7 +22,8 @@ from flowfactory.policy.policy import Policy
 from flowfactory.testing.counters import ForwardCalls
 from flowfactory.testing.model_bench import bench
 from flowfactory.testing.two_parameter import TwoParameterConfig
-from flowfactory.training.learner import Learner, UpdateMetrics
+from flowfactory.training.learner import Learner
+from flowfactory.training.metrics import UpdateMetrics
 from flowfactory.types import Dynamics, Index, RunInfo, SamplingPlan
 
 Weights = tuple[float, float]

@@ -29,7 +29,8 @@ from flowfactory.policy.policy import Policy
 from flowfactory.runs.train import train as train_to_end
 from flowfactory.testing.learning_bench import Learning, Weights
 from flowfactory.testing.two_parameter import settings as make_settings
-from flowfactory.training.iteration import Timer, collect_rollouts
+from flowfactory.training.iteration import collect_rollouts
+from flowfactory.training.metrics import Timer
 from flowfactory.training.setup import Run, prepare_run
 
 Settings = Mapping[str, Any]

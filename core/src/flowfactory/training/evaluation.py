@@ -12,7 +12,7 @@ from flowfactory.config.schema import RunConfig
 from flowfactory.data.batches import make_batch, split_whole_groups
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.training.assembly import Assembly
-from flowfactory.training.rollouts import gather_scores, roll_out, start_scoring
+from flowfactory.training.rollouts import gather_scores, roll_out, score_on_ranks
 from flowfactory.training.sampler import Sampler
 from flowfactory.types import HELD_OUT, Prompt, SamplingPlan
 
@@ -71,7 +71,7 @@ def evaluate(
         drawn = roll_out(sampler, conditions, plan.rows(rows), batch_size, ranks)
         if score:
             reward_ranks = config.distributed.count_reward_ranks(ranks.count)
-            started.append(start_scoring(assembly.evaluation_rewards, drawn, part, ranks, reward_ranks, sampler.frame_rate))
+            started.append(score_on_ranks(assembly.evaluation_rewards, drawn, part, ranks, reward_ranks, sampler.frame_rate))
         first = range(min(left, len(rows)))
         kept.append(ranks.exchange(drawn.trajectory.media, drawn.held, [first, *[()] * (ranks.count - 1)]).cpu())
         left -= len(first)

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import resource
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-
-import torch
 
 from flowfactory.config.schema import RunConfig, reward_weight
 from flowfactory.data import batches
@@ -17,28 +11,12 @@ from flowfactory.experience import Experience, Loss
 from flowfactory.flow import generator
 from flowfactory.rewards import statistics
 from flowfactory.rl.advantages import advantages, reward_contributions
-from flowfactory.training.learner import UpdateMetrics
-from flowfactory.training.rollouts import Rollouts, gather_scores, micro_batch_units, roll_out, split_updates, start_scoring
+from flowfactory.training.metrics import Timer, UpdateMetrics, peak_memory
+from flowfactory.training.micro_batches import micro_batch_units, split_updates
+from flowfactory.training.rollouts import Rollouts, gather_scores, roll_out, score_on_ranks
 from flowfactory.training.sampler import concatenate
 from flowfactory.training.setup import SAMPLING, Run
 from flowfactory.types import DTYPES, NoiseKey, SamplingPlan
-
-
-class Timer:
-    """Seconds by what they were spent on; work that ``device`` still has to do counts."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        key = f"seconds/{name}"
-        self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - started
 
 
 def sampling_plan(run: Run, iteration: int, keys: Sequence[NoiseKey]) -> SamplingPlan:
@@ -60,7 +38,7 @@ def sampling_plan(run: Run, iteration: int, keys: Sequence[NoiseKey]) -> Samplin
     return run.assembly.hooks.plan(iteration, plan)
 
 
-def collect_rollouts(run: Run, iteration: int, clock: Timer) -> Rollouts:
+def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     """The samples of an iteration: sample, reward, advantage."""
     config, ranks = run.config, run.ranks
     batch = batches.make_batch(
@@ -71,17 +49,17 @@ def collect_rollouts(run: Run, iteration: int, clock: Timer) -> Rollouts:
     pieces, started = [], []
     held: list[list[int]] = [[] for _ in range(ranks.count)]
     for rows in batches.split_whole_groups(batch, config.sampling.batch_size * ranks.count):
-        with clock("sample"):
+        with timer("sample"):
             drawn = roll_out(run.sampler, known.rows(rows), plan.rows(rows), config.sampling.batch_size, ranks)
-        with clock("reward"):
+        with timer("reward"):
             reward_ranks = config.distributed.count_reward_ranks(ranks.count)
             started.append(
-                start_scoring(run.assembly.rewards, drawn, batch.rows(rows), ranks, reward_ranks, run.sampler.frame_rate)
+                score_on_ranks(run.assembly.rewards, drawn, batch.rows(rows), ranks, reward_ranks, run.sampler.frame_rate)
             )
         # media are the largest there is, and are with their judges; a view would keep them all the same
         pieces.append(replace(drawn.trajectory, media=drawn.trajectory.media[:0].clone()))
         held = [[*before, *(rows[i] for i in now)] for before, now in zip(held, drawn.held, strict=True)]
-    with clock("reward"):
+    with timer("reward"):
         rewards = gather_scores(started, ranks)
     trajectory = concatenate(pieces, known.rows(held[ranks.rank]))
     chosen = config.advantages
@@ -110,39 +88,31 @@ def reward_weights(config: RunConfig) -> dict[str, float]:
 def iterate(run: Run, iteration: int, check: Callable[[Rollouts], None] | None = None) -> dict[str, float]:
     """The metrics of one iteration: sample, reward, advantage, update."""
     training = run.config.training
-    clock, gathered = Timer(run.policy.device), UpdateMetrics()
-    pool = collect_rollouts(run, iteration, clock)
+    timer, update_metrics = Timer(run.policy.device), UpdateMetrics()
+    rollouts = collect_rollouts(run, iteration, timer)
     if check is not None:
-        check(pool)
+        check(rollouts)
     norms: list[float] = []
-    with clock("update"):
+    with timer("update"):
         for epoch in range(training.epochs):
-            dealt = split_updates(pool.experience.groups, training.updates, run.config.seed, iteration, epoch)
-            norms += [run.learner.step(losses(run, pool, rows, epoch), gathered) for rows in dealt]
+            dealt = split_updates(rollouts.experience.groups, training.updates, run.config.seed, iteration, epoch)
+            norms += [run.learner.step(losses(run, rollouts, rows, epoch), update_metrics) for rows in dealt]
         run.policy.iteration_finished(iteration)
-    rewards, groups, chosen = pool.experience.rewards, pool.experience.groups, run.config.advantages
+    rewards, groups, chosen = rollouts.experience.rewards, rollouts.experience.groups, run.config.advantages
     supplied = reward_contributions(rewards, reward_weights(run.config), groups, chosen.aggregate, chosen.spread)
     return {
         **statistics.reward_metrics(rewards, supplied, groups),
-        **gathered.metrics(run.ranks),
+        **update_metrics.metrics(run.ranks),
         "grad_norm": sum(norms) / len(norms),
         "lr": run.learner.rate,
-        **clock.seconds,
+        **timer.seconds,
         "peak_memory_mb": max(run.ranks.gather(peak_memory(run.policy.device))),
     }
 
 
-def losses(run: Run, pool: Rollouts, rows: Sequence[int], epoch: int) -> Iterator[Loss]:
+def losses(run: Run, rollouts: Rollouts, rows: Sequence[int], epoch: int) -> Iterator[Loss]:
     """The losses of the samples ``rows``, this rank's part of them, as many on every rank."""
-    units, size = micro_batch_units(rows, pool.experience, run.config.algorithm)
-    for piece, counts in pool.micro_batches(units, size, epoch):
+    units, size = micro_batch_units(rows, rollouts.experience, run.config.algorithm)
+    for piece, counts in rollouts.micro_batches(units, size, epoch):
         for loss in run.assembly.hooks.update(piece, run.policy):
             yield loss if counts else loss.empty()
-
-
-def peak_memory(device: torch.device) -> float:
-    """Megabytes: the most that the device's allocator held, or on a CPU that the process had resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, kilobytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

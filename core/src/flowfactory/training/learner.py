@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -16,6 +14,7 @@ from flowfactory.errors import RunError
 from flowfactory.experience import Loss
 from flowfactory.policy.policy import Policy
 from flowfactory.training import optimizers
+from flowfactory.training.metrics import UpdateMetrics
 
 
 class Learner:
@@ -29,19 +28,19 @@ class Learner:
         self._steps = 0
         self.rate = config.optimizer.lr
 
-    def step(self, losses: Iterable[Loss], gathered: UpdateMetrics) -> float:
-        """The gradient's norm, after one optimizer step along the mean of all ``losses``; their metrics go to ``gathered``.
+    def step(self, losses: Iterable[Loss], metrics: UpdateMetrics) -> float:
+        """The gradient's norm, after one optimizer step along the mean of all ``losses``; their metrics go to ``metrics``.
 
         The losses are those of all ranks, each of which yields its own. RunError: a loss or the gradient is not finite, or
         nothing was yielded. No step is skipped in silence.
         """
         self._optimizer.zero_grad()
-        before = gathered.count
+        before = metrics.count
         for loss in losses:
-            gathered.add(loss)
+            metrics.add(loss)
             if loss.values.requires_grad or not self._policy.has_experts:  # samples may all be a frozen expert's
                 loss.values.sum().backward()  # type: ignore[no-untyped-call]
-        count = sum(self._ranks.gather(gathered.count - before))
+        count = sum(self._ranks.gather(metrics.count - before))
         if not count:
             raise RunError("the algorithm yielded no loss, so that nothing would train")
         gradients = self._reduce_gradients()
@@ -54,7 +53,7 @@ class Learner:
             raise RunError(f"the gradient of {bad[0]} is not finite ({len(bad)} of {len(self._parameters)} weights)")
         if gradients:
             torch._foreach_mul_(gradients, torch.clamp(self._config.max_grad_norm / (norm + 1e-6), max=1.0))
-        self.rate = self._config.optimizer.lr * self._schedule()
+        self.rate = optimizers.learning_rate(self._config, self._steps)
         self._optimizer.step(self.rate)
         self._policy.mark_changed()
         self._steps += 1
@@ -77,20 +76,6 @@ class Learner:
         mine = [name for name, p in self._parameters.items() if p.grad is not None and not local_shard(p.grad).isfinite().all()]
         return list(dict.fromkeys(name for names in self._ranks.gather(mine) for name in names))
 
-    def _schedule(self) -> float:
-        config = self._config
-        total = max(1, config.iterations * config.epochs * config.updates - config.warmup)
-        if self._steps < config.warmup:
-            return (self._steps + 1) / config.warmup
-        done = min(1.0, (self._steps - config.warmup) / total)
-        match config.decay:
-            case "constant":
-                return 1.0
-            case "linear":
-                return 1.0 - done
-            case "cosine":
-                return 0.5 * (1.0 + math.cos(math.pi * done))
-
     def state(self) -> dict[str, Tensor]:
         """``optimizer/<parameter>/<moment>`` and ``steps``: what a resumed run goes on with, sharded as the weights are."""
         state = {f"optimizer/{key}": value for key, value in self._optimizer.state().items()}
@@ -105,38 +90,3 @@ class Learner:
     def resumable(self, before: int, now: int) -> str | None:
         """Why the state that ``before`` shards saved cannot be gone on with by ``now``; None where it can, exactly."""
         return optimizers.resumable(self._config.optimizer, before, now, self._parameters)
-
-
-class UpdateMetrics:
-    """Means and maxima over the losses of an update."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
-        self._maxima: dict[str, float] = {}
-
-    def add(self, loss: Loss) -> None:
-        """Take in one loss. RunError: it is not finite."""
-        if loss.values.dim() != 1:
-            raise RunError(f"a loss has shape {list(loss.values.shape)}; yield one value a sample, [b]")
-        if not loss.values.isfinite().all():
-            terms = [name for name, term in loss.terms.items() if not term.isfinite().all()]
-            raise RunError("the loss is not finite" + (f": its term {terms[0]!r} is not" if terms else ""))
-        self.count += len(loss.values)
-        for name, value in {"loss": loss.values, **loss.terms, **loss.metrics}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach().double().sum())
-            self._counts[name] = self._counts.get(name, 0) + len(value)
-        for name, value in loss.extremes.items():
-            self._maxima[name] = max(self._maxima.get(name, -math.inf), float(value.detach().max()))
-
-    def metrics(self, ranks: Ranks = ALONE) -> dict[str, float]:
-        """The mean of every metric, the maximum of every extreme, over all ranks."""
-        sums, counts = defaultdict[str, float](float), defaultdict[str, int](int)
-        maxima: dict[str, float] = {}
-        for others, samples, most in ranks.gather((self._sums, self._counts, self._maxima)):
-            for name, total in others.items():
-                sums[name] += total
-                counts[name] += samples[name]
-            maxima |= {name: max(maxima.get(name, -math.inf), value) for name, value in most.items()}
-        return {name: sums[name] / counts[name] for name in sums if counts[name]} | maxima

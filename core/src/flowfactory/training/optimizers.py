@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from flowfactory.config.bitsandbytes import BLOCK, bitsandbytes_optimizer
 from flowfactory.config.optimizers import OptimizerConfig
+from flowfactory.config.schema import TrainingConfig
 from flowfactory.distributed.sharding import as_shard, local_shard
 
+BLOCK = 256
+"""Elements that share a scale."""
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lion": ("momentum",)}
 """What each method remembers of a parameter's gradients."""
 
@@ -26,6 +29,25 @@ MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lion": ("momentum",)}
 def build(config: OptimizerConfig, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
     """The optimizer of ``parameters`` by name, each a plain tensor or this rank's shard."""
     return Optimizer(config, parameters)
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """The learning rate of the optimizer step ``step``, counted from 0: a linear warm-up, then the decay that is configured."""
+    return config.optimizer.lr * _lr_factor(config, step)
+
+
+def _lr_factor(config: TrainingConfig, step: int) -> float:
+    total = max(1, config.iterations * config.epochs * config.updates - config.warmup)
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    done = min(1.0, (step - config.warmup) / total)
+    match config.decay:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1.0 - done
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 def in_8_bits(config: OptimizerConfig, shape: Sequence[int]) -> bool:
@@ -88,8 +110,7 @@ class Optimizer:
         for part in self._parts.values():
             views.setdefault(8 if in_8_bits(config, part.parameter.shape) else 32, []).append(part.view)
         self._inner = [
-            _adamw(config, own) if config.name == "adamw" else bitsandbytes_optimizer(config, own, n)
-            for n, own in views.items()
+            _adamw(config, own) if config.name == "adamw" else _bitsandbytes(config, own, n) for n, own in views.items()
         ]
         kept = {view: state for inner in self._inner for view, state in inner.state.items()}
         for part in self._parts.values():
@@ -200,4 +221,16 @@ def _adamw(config: OptimizerConfig, views: Sequence[Tensor]) -> torch.optim.Opti
     for view in views:  # what its first step would make, before there is a gradient
         moments = {name: torch.zeros_like(view) for name in MOMENTS["adamw"]}
         optimizer.state[view] = {"step": torch.tensor(0.0), **moments}
+    return optimizer
+
+
+def _bitsandbytes(config: OptimizerConfig, views: Sequence[Tensor], bits: int) -> Any:
+    library: Any = import_module("bitsandbytes.optim")
+    method = {"adamw": library.AdamW, "lion": library.Lion}[config.method]
+    # on the CPU there is nowhere to page to
+    paged = config.paged and views[0].device.type != "cpu"
+    # its own bound on what is small would look at shards
+    optimizer = method(views, **config.model_dump(exclude={"name"}), optim_bits=bits, min_8bit_size=0, is_paged=paged)
+    for index, view in enumerate(views):
+        optimizer.init_state(optimizer.param_groups[0], view, 0, index)
     return optimizer

@@ -17,7 +17,8 @@ from flowfactory.flow import generator
 from flowfactory.hooks.calls import Hooks
 from flowfactory.policy.policy import Policy
 from flowfactory.rl.groups import group_std
-from flowfactory.training.rollouts import Rollouts, micro_batch_units
+from flowfactory.training.micro_batches import micro_batch_units
+from flowfactory.training.rollouts import Rollouts
 
 # a deviation of the log-density, the mean over elements, as it comes from rounding alone
 TOLERANCE = {"float32": 1e-5, "bf16": 1e-3}
@@ -34,16 +35,16 @@ class Finding(NamedTuple):
     sentence: str
 
 
-def preflight(pool: Rollouts, policy: Policy, hooks: Hooks, config: RunConfig) -> Iterator[str]:
+def preflight(rollouts: Rollouts, policy: Policy, hooks: Hooks, config: RunConfig) -> Iterator[str]:
     """The sentences of the checks that hold. RunError: the sentence of the first that does not.
 
     Works on the first iteration's own pictures, so that it costs one batch of training. Every rank comes to the same.
     """
     checks = (
         trains(policy),
-        rewards_differ(pool.experience.rewards, pool.experience.groups, config),
-        ratio_is_one(pool, policy, TOLERANCE[config.training.precision]),
-        gradients_flow(pool, policy, hooks, config.algorithm),
+        rewards_differ(rollouts.experience.rewards, rollouts.experience.groups, config),
+        ratio_is_one(rollouts, policy, TOLERANCE[config.training.precision]),
+        gradients_flow(rollouts, policy, hooks, config.algorithm),
     )
     for finding in checks:
         if not finding.holds:
@@ -83,12 +84,12 @@ def rewards_differ(rewards: Mapping[str, Tensor], groups: Tensor, config: RunCon
     return Finding(True, f"rewards are finite and differ within groups: {shares} of the groups")
 
 
-def ratio_is_one(pool: Rollouts, policy: Policy, tolerance: float) -> Finding:
+def ratio_is_one(rollouts: Rollouts, policy: Policy, tolerance: float) -> Finding:
     """Replaying recorded steps gives the recorded log-density."""
-    experience = pool.experience
+    experience = rollouts.experience
     if not experience.steps:
         return Finding(True, "no step is recorded: this algorithm needs no log-density to replay")
-    first, _ = next(pool.micro_batches([[row] for row in range(len(experience))], experience.batch_size))
+    first, _ = next(rollouts.micro_batches([[row] for row in range(len(experience))], experience.batch_size))
     deviations = []
     # with a graph, as training has: torch.compile makes another of the same forward without
     with policy.using(experience.plan.weights):
@@ -97,7 +98,7 @@ def ratio_is_one(pool: Rollouts, policy: Policy, tolerance: float) -> Finding:
             if replayed is None or step.log_prob is None:
                 return Finding(False, "a recorded step has no log-density: its dynamics are deterministic")
             deviations.append(float((torch.exp(replayed - step.log_prob) - 1).abs().max()))
-    worst = max(max(found) for found in pool.ranks.gather(deviations))
+    worst = max(max(found) for found in rollouts.ranks.gather(deviations))
     sentence = f"replaying {len(deviations)} recorded steps gives a ratio of 1 within {worst:.1e}"
     if worst <= tolerance:
         return Finding(True, sentence)
@@ -108,21 +109,21 @@ def ratio_is_one(pool: Rollouts, policy: Policy, tolerance: float) -> Finding:
     )
 
 
-def gradients_flow(pool: Rollouts, policy: Policy, hooks: Hooks, algorithm: AlgorithmConfig) -> Finding:
+def gradients_flow(rollouts: Rollouts, policy: Policy, hooks: Hooks, algorithm: AlgorithmConfig) -> Finding:
     """Every trainable weight gets a finite gradient from the losses, and each term of those looked at has one of its own.
 
     It looks at them until every weight is proven. Where there are several transformers, each for times of its own, and training
     times are drawn at random, those of further epochs are looked at too.
     """
-    experience, names = pool.experience, list(policy.parameters)
+    experience, names = rollouts.experience, list(policy.parameters)
     reached: dict[str, bool] = {}  # the weights that some loss reaches, and whether its gradient is other than zero
     terms: set[str] = set()
     units, size = micro_batch_units(_largest_advantages(experience), experience, algorithm)
     epochs, seen = range(EPOCHS if policy.has_experts and not experience.steps else 1), False
-    pieces = (piece for epoch in epochs for piece in pool.micro_batches(units, size, epoch))
+    pieces = (piece for epoch in epochs for piece in rollouts.micro_batches(units, size, epoch))
     for loss in (loss if counts else loss.empty() for piece, counts in pieces for loss in hooks.update(piece, policy)):
         seen = True
-        for told in pool.ranks.gather(_gradients(loss, policy)):
+        for told in rollouts.ranks.gather(_gradients(loss, policy)):
             if isinstance(told, str):
                 return Finding(False, told)
             reached |= {name: reached.get(name, False) or moved for name, moved in told.items()}

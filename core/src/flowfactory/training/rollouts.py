@@ -1,20 +1,18 @@
-"""The samples of an iteration, wherever they were drawn: judged in whole groups, and dealt out to learn from."""
+"""The samples of an iteration on whichever rank they were drawn: scored in whole groups, redistributed to learn from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from flowfactory.config.schema import AlgorithmConfig
-from flowfactory.data.batches import Batch, rows_by_group
-from flowfactory.distributed.dealing import Rows, assign_rounds, split_evenly, split_with_padding
+from flowfactory.data.batches import Batch
+from flowfactory.distributed.partition import Rows, assign_rounds, split_evenly, split_with_padding
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.experience import Experience
-from flowfactory.flow import generator
 from flowfactory.rewards.scoring import PendingScores, Rewards
+from flowfactory.rl.groups import rows_by_group
 from flowfactory.training.sampler import Sampler, merge_scores, to_samples
 from flowfactory.types import Conditions, SamplingPlan, Trajectory
 
@@ -77,30 +75,7 @@ class Rollouts:
             yield self.redistribute(shown, epoch), bool(wanted[self.ranks.rank])
 
 
-def split_updates(groups: Tensor, updates: int, seed: int, iteration: int, epoch: int) -> Iterator[list[int]]:
-    """The samples of each of ``updates`` optimizer steps, in an order of its own each epoch; ``groups`` [B].
-
-    Groups stay whole where there are enough of them.
-    """
-    source = generator("shares", seed, iteration, epoch)
-    known = torch.unique(groups)
-    if len(known) >= updates:
-        for part in known[torch.randperm(len(known), generator=source)].tensor_split(updates):
-            yield torch.isin(groups, part).nonzero().flatten().tolist()
-    else:
-        for rows in torch.randperm(len(groups), generator=source).tensor_split(updates):
-            yield rows.sort().values.tolist()
-
-
-def micro_batch_units(rows: Sequence[int], experience: Experience, algorithm: AlgorithmConfig) -> tuple[list[list[int]], int]:
-    """What must stay together of ``rows``, whole groups or single samples, and how much of it is a piece for a forward."""
-    if not algorithm.groupwise:
-        return [[row] for row in rows], experience.batch_size
-    units = rows_by_group(rows, experience.groups)
-    return units, max(1, experience.batch_size // (algorithm.compared or len(units[0])))
-
-
-def start_scoring(
+def score_on_ranks(
     rewards: Rewards, drawn: RankRollout, batch: Batch, ranks: Ranks, reward_ranks: int, frame_rate: float | None
 ) -> PendingScores | None:
     """The scores, on their way, of this rank's part of the whole groups in ``batch``, which ``drawn`` are the media of.

@@ -40,7 +40,7 @@ class Run:
         return RunInfo(self.config.output.dir, self.config, self.config.training.iterations)
 
 
-def read_prompts(config: RunConfig) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+def prepare_prompts(config: RunConfig) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
     """The training and the held-out prompts. UserError: they are not what the model takes."""
     train = prompts.read_prompts(config.prompts.train)
     heldout = prompts.read_prompts(config.prompts.heldout) if config.prompts.heldout else ()
@@ -59,7 +59,7 @@ def prepare_run(
     """Components assembled, prompts read and encoded, weights where the ranks are to have them."""
     assembly = Assembly(config, observers, trackers and ranks.leads)
     device = resolve_device(config.device, ranks.local)
-    train, heldout = read_prompts(config)
+    train, heldout = prepare_prompts(config)
     precision = DTYPES[config.training.precision]
     trainable = assembly.hooks.load(Runtime(device, precision, ranks.agree))
     try:

@@ -9,8 +9,6 @@ from pydantic import Field, model_validator
 from flowfactory.config.strict import Strict
 
 VERSION = 1
-
-
 Encoding = Literal["png", "webp", "raw", "raw8"]
 """How media travel: pictures as PNG or lossless WebP and videos as FFV1, in 8 bits; or numbers, float32 or uint8."""
 
@@ -36,7 +34,7 @@ class Medium(Strict):
     shape: tuple[Annotated[int, Field(ge=1)], ...] | None = None
 
     @model_validator(mode="after")
-    def _agree(self) -> Medium:
+    def _check_together(self) -> Medium:
         raw = self.type == "application/octet-stream"
         if raw != (self.dtype is not None) or raw != (self.shape is not None):
             raise ValueError("dtype and shape belong to application/octet-stream, which wants both")

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flowfactory.errors import UserError
 from flowfactory.runs.checkpoints.manifest import MANIFEST, Damaged, Manifest, file_record
 from flowfactory.types import Say
-
-if TYPE_CHECKING:
-    pass
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -7,17 +7,12 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from flowfactory.errors import UserError
 from flowfactory.runs.resume import checksum
 
-if TYPE_CHECKING:
-    pass
-
 MANIFEST = "checkpoint.json"
-
-
 FORMAT = 1
 
 

@@ -43,11 +43,7 @@ if TYPE_CHECKING:
     from flowfactory.training.learner import Learner
 
 WRITING, REMOVING, PART = ".writing-", ".removing-", ".part-"
-
-
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
 T = TypeVar("T")
 
 
@@ -253,7 +249,7 @@ class Checkpoints:
             result = action()
         except Exception as error:
             problem = error
-        told = [sentence for sentence in self._ranks.gather(problem and self._told(number, problem)) if sentence]
+        told = [sentence for sentence in self._ranks.gather(problem and self._describe_problem(number, problem)) if sentence]
         if not told:
             return result
         self._abandon(number)
@@ -269,7 +265,7 @@ class Checkpoints:
         if self._ranks.leads:
             shutil.rmtree(self._folder / f"{WRITING}{number:06d}", ignore_errors=True)
 
-    def _told(self, number: int, problem: Exception) -> str:
+    def _describe_problem(self, number: int, problem: Exception) -> str:
         cause = _os_error(problem)
         if cause is None:
             return str(problem) if isinstance(problem, RunError) else f"rank {self._ranks.rank}: {problem!r}"

@@ -5,16 +5,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-
-if TYPE_CHECKING:
-    pass
 
 aten = torch.ops.aten
 
@@ -59,9 +56,9 @@ class StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for parameter in parameters:
             self._note(parameter, 0)
             self._weights.add(parameter.untyped_storage()._cdata)
-            parameter.register_post_accumulate_grad_hook(self._accumulated)  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(self._count_gradient)  # type: ignore[no-untyped-call]
 
-    def _accumulated(self, parameter: Tensor) -> None:
+    def _count_gradient(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
         storage = parameter.grad.untyped_storage()
         self._count(storage._cdata, self.share * storage.nbytes())

@@ -1,17 +1,11 @@
-"""The bytes of one rank."""
+"""What an estimate says: bytes of one rank by what holds them, and by phase."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 GIB = 2**30
-
-
 RESERVE = GIB
 """Bytes of a CUDA card that no tensor gets: its context, the workspaces of libraries, gaps. Reckoned, not measured."""
 

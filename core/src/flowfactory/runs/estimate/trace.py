@@ -24,16 +24,17 @@ from flowfactory.distributed.ranks import ALONE
 from flowfactory.experience import Experience
 from flowfactory.policy.policy import Policy
 from flowfactory.runs.estimate.fake_tensors import CachedForwards, StorageCounter, cuda_autocast, to_fake
-from flowfactory.runs.estimate.result import Estimate, Part
+from flowfactory.runs.estimate.reckoning import Reckoning, Traced
+from flowfactory.runs.estimate.result import Estimate
 from flowfactory.runs.estimate.weightless import Weightless, replace_tensors
-from flowfactory.runs.estimate.weights import Weights, module_bytes, part_on, quantized_ids, reward_weights, tensor_bytes
+from flowfactory.runs.estimate.weights import Weights, module_bytes, quantized_ids, tensor_bytes
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.evaluation import EVALUATION, evaluate
 from flowfactory.training.iteration import losses, sampling_plan
 from flowfactory.training.preflight import gradients_flow
 from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.sampler import Sampler
-from flowfactory.training.setup import SAMPLING, Run, read_prompts
+from flowfactory.training.setup import SAMPLING, Run, prepare_prompts
 from flowfactory.types import DTYPES, Conditions, Prompt, Runtime, Trajectory
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
 
 ENCODED = 32  # prompts that are traced; the others are taken to be like them
-
-
 LOSSES = 2  # of an update that are traced: at the second, the gradients of the first are there
 
 
@@ -76,10 +75,10 @@ class TracedConditions:
 
 @dataclass(frozen=True)
 class DrawingBytes:
-    """Bytes of a rank's drawing: the most while forwards run, the most while media are decoded and judged, and what rests."""
+    """Bytes of a rank's drawing: the most while forwards run, the most while media are decoded and scored, and what rests."""
 
     drawn: float
-    judged: float
+    decoded: float
     rest: float
 
 
@@ -92,7 +91,8 @@ def estimate(config: RunConfig, ranks: int = 1, cuda: bool = False) -> Estimate:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     counter, opened = StorageCounter(fake), Weightless()
     with opened(), counter, cuda_autocast() if cuda else nullcontext():
-        return Trace(config, ranks, shard, cuda, counter, fake, opened).estimate()
+        traced = Trace(config, ranks, shard, cuda, counter, fake, opened).measure()
+    return Reckoning(traced, config, ranks, shard, cuda).estimate()
 
 
 class Trace:
@@ -112,14 +112,14 @@ class Trace:
         self._counter = counter
         cpu, precision = torch.device("cpu"), DTYPES[config.training.precision]
         assembly = Assembly(config, trackers=False)
-        train, heldout = read_prompts(config)
+        train, heldout = prepare_prompts(config)
         trainable = assembly.hooks.load(Runtime(cpu, precision))
         packed = quantized_ids(trainable, config.model.quantize)
         with torch.device("meta"):  # adapters too are to have no bytes
             policy = Policy(trainable, assembly.hooks.log_prob, cpu, precision, config.seed)
         self._weights = Weights.of(trainable, policy, packed, config)
         transformers = {*map(id, trainable.modules.values()), *map(id, trainable.frozen.values())}
-        self._vae = sum(module_bytes(module) for module in opened.opened.values() if id(module) not in transformers)
+        self._decoder = sum(module_bytes(module) for module in opened.opened.values() if id(module) not in transformers)
         there = set(opened.opened)
         self._known = TracedConditions(assembly.hooks.encode)
         sampler = Sampler(assembly.hooks, policy, cast(Any, self._known), trainable, config.prompts.negative)
@@ -148,86 +148,24 @@ class Trace:
         self._forwards = CachedForwards(counter, fake, (*trainable.modules.values(), *trainable.frozen.values()))
         self._guided = trainable.guided
 
-    def estimate(self) -> Estimate:
-        """The bytes of the rank with the most."""
-        config, weights, cuda = self._config, self._weights, self._cuda
-        chosen = config.distributed
+    def measure(self) -> Traced:
+        """Draw, evaluate and learn as one rank would, and count the bytes."""
         drawing = self._draw()
-        evaluating = self._evaluate()
-        activations = self._learn()
-        optimizer = config.training.optimizer
-
-        own = weights.stored / self._shard + weights.alone
-        gradients = weights.trained / self._shard
-        moments = weights.optimizer / self._shard
-        kept = self._kept / self._shard
-        divided = self._shard > 1 or chosen.offload
-        copy = gradients + kept + moments  # what a checkpoint copies of what trains
-        prompts_each = self._known.each
-        texts = (len(self._run.train) + len(self._run.heldout) + self._guided) * prompts_each
-        at_once = (min(len(self._run.train), config.sampling.groups) + self._guided) * prompts_each
-
-        on_host = {
-            "weights": chosen.offload,
-            "gradients": chosen.offload,
-            "optimizer": chosen.offload or optimizer.paged,
-            "references and averages": config.training.kept_on == "host" or chosen.offload,
-            "samples": config.sampling.keep_on == "host",
-        }
-        resting = {
-            "weights": own,
-            "gradients": gradients,
-            "optimizer": moments,
-            "references and averages": kept,
-            "samples": drawing.rest,
-        }
-        parts = {name: part_on(not (cuda and on_host[name]), size) for name, size in resting.items()}
-        parts["conditions"] = Part(round(at_once), round(texts)) if cuda else Part(round(texts))
-        encodes_here, decodes_here = (
-            not cuda or getattr(config.model, key, "device") == "device" for key in ("encoders_on", "decoder_on")
-        )
-        parts["decoder"] = part_on(decodes_here, self._vae)
-        parts["rewards"], unknown = reward_weights(config, cuda)
-        held = {name: part.device for name, part in parts.items()}
-        always = sum(
-            held[name] for name in ("weights", "optimizer", "references and averages", "conditions", "decoder", "rewards")
-        )
-        whole = weights.whole if chosen.gather_to_sample else weights.gathered
-        to_draw = (whole if divided else 0) + weights.unpacked
-        to_learn = (weights.gathered + weights.reduced if divided else 0) + weights.unpacked
-        flat = gradients if self._ranks > 1 and not divided else 0  # all-reduced as one
-        # on CUDA AdamW's step makes one tensor beside each weight, else two beside one of them
-        stepping = gradients if cuda and optimizer.name == "adamw" and not chosen.offload else 2 * weights.largest / self._shard
-        learned = max(activations, held["gradients"] + flat, held["gradients"] + stepping)
-        between = always + held["gradients"]
-        # before they are settled, every rank has all weights
-        unsettled = weights.stored + weights.alone
-        phases = {
-            "read": 0 if cuda else weights.read + self._vae,
-            "encode": encodes_here * (self._vae + self._encoders + self._encoding) + (not cuda) * (texts + unsettled),
-            "sample": between + held["samples"] + to_draw + drawing.drawn,
-            "decode": between + held["samples"] + decodes_here * drawing.judged,
-            "evaluate": between + to_draw + evaluating if self._run.heldout else 0,
-            "learn": always + held["samples"] + to_learn + learned,
-            "save": between + (0 if cuda else copy),
-        }
-        resting_on_host = sum(part.host for part in parts.values())
-        encoding = 0 if encodes_here else self._encoders + self._encoding
-        host = max(weights.read, unsettled + texts + encoding, resting_on_host + copy) if cuda else 0
-        parts["encoders"] = part_on(encodes_here, self._encoders)
-        parts["encoding"] = part_on(encodes_here, self._encoding)
-        parts["drawing"] = part_on(True, drawing.drawn)
-        parts["decoding"] = part_on(decodes_here, drawing.judged)
-        parts["activations"] = part_on(True, max(0.0, activations - held["gradients"]))
-        parts["communication"] = part_on(True, max(to_draw, to_learn) + flat - weights.unpacked)
-        parts["layers in fewer bits, unpacked"] = part_on(True, weights.unpacked)
-        return Estimate(
-            parts={name: part for name, part in parts.items() if part.device or part.host},
-            phases={name: round(size) for name, size in phases.items()},
-            host=round(host),
-            cuda=cuda,
-            ranks=self._ranks,
-            unknown=unknown,
+        return Traced(
+            weights=self._weights,
+            kept=self._kept,
+            decoder=self._decoder,
+            encoders=self._encoders,
+            encoding=self._encoding,
+            conditions=self._known.each,
+            train=len(self._run.train),
+            heldout=len(self._run.heldout),
+            guided=self._guided,
+            drawn=drawing.drawn,
+            decoded=drawing.decoded,
+            samples=drawing.rest,
+            evaluated=self._evaluate(),
+            activations=self._learn(),
         )
 
     def _draw(self) -> DrawingBytes:
@@ -250,15 +188,15 @@ class Trace:
         tensors = _tensors(drawn)
         several = mine > sampling.batch_size
         # a trajectory's steps share their latents until several are joined
-        each = (sum(map(tensor_bytes, tensors)) if several else _shared(tensors)) / traced
+        each = (sum(map(tensor_bytes, tensors)) if several else _storage_bytes(tensors)) / traced
         medium = tensor_bytes(drawn.media) / traced
         shown = together * self._ranks if config.distributed.reward_ranks == "first" else together
         copies = together * (2 if together > sampling.batch_size else 1) + shown
         rest = mine * each
-        judged = max(decoded + (together - traced) * medium, copies * medium)
+        decoding = max(decoded + (together - traced) * medium, copies * medium)
         if len(rounds) > 1 and not (self._cuda and sampling.keep_on == "host"):
-            judged = max(judged, rest)  # all rounds are joined beside what they were
-        return DrawingBytes(self._forwards.peak - start, judged, rest)
+            decoding = max(decoding, rest)  # all rounds are joined beside what they were
+        return DrawingBytes(self._forwards.peak - start, decoding, rest)
 
     def _evaluate(self) -> float:
         """A rank's drawing of held-out prompts, with what is kept of them."""
@@ -287,9 +225,9 @@ class Trace:
             together = max(1, training.batch_size // (algorithm.compared or size))
             rows = min(math.ceil(share / size), 2 * together) * size
         experience = self._experience(range(min(rows, len(self._batch.keys))))
-        pool = Rollouts(experience)
+        rollouts = Rollouts(experience)
         start, terms = counter.begin(), False
-        for loss in islice(losses(run, pool, range(len(experience)), 0), LOSSES):
+        for loss in islice(losses(run, rollouts, range(len(experience)), 0), LOSSES):
             terms = bool(loss.terms)
             if loss.values.requires_grad:
                 loss.values.sum().backward()  # type: ignore[no-untyped-call]
@@ -300,7 +238,7 @@ class Trace:
         for parameter in run.policy.parameters.values():
             parameter.grad = None
         start = counter.begin()
-        gradients_flow(pool, run.policy, run.assembly.hooks, algorithm)
+        gradients_flow(rollouts, run.policy, run.assembly.hooks, algorithm)
         return max(learned, counter.lap() - start)
 
     def _experience(self, rows: range) -> Experience:
@@ -329,5 +267,5 @@ def _tensors(drawn: Trajectory) -> list[Tensor]:
     return [drawn.latents, *steps]
 
 
-def _shared(tensors: Iterable[Tensor]) -> int:
+def _storage_bytes(tensors: Iterable[Tensor]) -> int:
     return sum({tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}.values())

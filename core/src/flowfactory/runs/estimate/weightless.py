@@ -6,16 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowfactory.errors import UserError
 from flowfactory.models.pretrained import Pretrained
-
-if TYPE_CHECKING:
-    pass
 
 
 class Weightless:

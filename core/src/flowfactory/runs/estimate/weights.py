@@ -23,7 +23,7 @@ def tensor_bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _stored(tensor: Tensor, packed: str | None) -> float:
+def _storage_of_quantized(tensor: Tensor, packed: str | None) -> float:
     """Bytes that sharding divides."""
     return tensor.numel() * {"nf4": 0.5, "int8": 1.0}[packed] if packed else tensor_bytes(tensor)
 
@@ -57,7 +57,7 @@ class Weights:
         kind = config.model.quantize
 
         def stored(parameter: Tensor) -> float:
-            return _stored(parameter, kind if id(parameter) in packed else None)
+            return _storage_of_quantized(parameter, kind if id(parameter) in packed else None)
 
         def gathered(parameter: Tensor) -> float:
             cast_down = parameter.is_floating_point() and id(parameter) not in packed and compute != torch.float32
@@ -100,7 +100,7 @@ def quantized_ids(trainable: Trainable, kind: str | None) -> frozenset[int]:
     return frozenset(id(layer.weight) for layer in layers if type(layer) is nn.Linear and layer.in_features % 8 == 0)
 
 
-def reward_weights(config: RunConfig, cuda: bool) -> tuple[Part, tuple[str, ...]]:
+def reward_weight_bytes(config: RunConfig, cuda: bool) -> tuple[Part, tuple[str, ...]]:
     """What the weights of all rewards take of the rank that computes them, and the labels of those that do not tell."""
     told: dict[tuple[str, bool], int] = {}
     unknown = []

@@ -5,10 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 Rows = Sequence[Sequence[int]]
 """The samples that each rank has or is to have."""

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pluggy
 
-if TYPE_CHECKING:
-    pass
-
 PROJECT = "flowfactory"
-
-
 hookspec = pluggy.HookspecMarker(PROJECT)
-
-
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 

@@ -1,0 +1,153 @@
+"""From what a trace found to the bytes of one rank: division over ranks, phases, and what rests where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flowfactory.config.schema import RunConfig
+from flowfactory.runs.estimate.result import Estimate, Part
+from flowfactory.runs.estimate.weights import Weights, part_on, reward_weight_bytes
+
+RESTING = ("weights", "optimizer", "references and averages", "conditions", "decoder", "rewards")
+"""What is held in every phase after the weights are in place."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Bytes of one rank as a trace found them, weights before they are divided over ranks.
+
+    kept: weights beside the present ones. decoder, encoders: their weights; encoding: what encoding takes beside them.
+    conditions: of one prompt, in the mean, of ``train`` training and ``heldout`` held-out prompts; ``guided`` adds one.
+    drawn: the most while forwards run; decoded: the most while media are decoded and scored; samples: what rests of an
+    iteration's. evaluated: the most while held-out prompts are drawn. activations: the most while losses are
+    back-propagated, gradients among it.
+    """
+
+    weights: Weights
+    kept: int
+    decoder: int
+    encoders: int
+    encoding: float
+    conditions: float
+    train: int
+    heldout: int
+    guided: bool
+    drawn: float
+    decoded: float
+    samples: float
+    evaluated: float
+    activations: float
+
+
+class Reckoning:
+    """The bytes of the rank with the most, of ``ranks`` that divide the weights by ``shard``."""
+
+    def __init__(self, traced: Traced, config: RunConfig, ranks: int, shard: int, cuda: bool) -> None:
+        self._traced, self._config, self._ranks, self._cuda = traced, config, ranks, cuda
+        weights, chosen = traced.weights, config.distributed
+        self._own = weights.stored / shard + weights.alone
+        self._gradients = weights.trained / shard
+        self._moments = weights.optimizer / shard
+        self._kept = traced.kept / shard
+        self._divided = shard > 1 or chosen.offload
+        # on CUDA AdamW's step makes one tensor beside each weight, else two beside one of them
+        whole_step = cuda and config.training.optimizer.name == "adamw" and not chosen.offload
+        self._stepping = self._gradients if whole_step else 2 * weights.largest / shard
+        self._flat = self._gradients if ranks > 1 and not self._divided else 0  # all-reduced as one
+        self._texts = (traced.train + traced.heldout + traced.guided) * traced.conditions
+        self._encodes_here, self._decodes_here = (
+            not cuda or getattr(config.model, key, "device") == "device" for key in ("encoders_on", "decoder_on")
+        )
+
+    def estimate(self) -> Estimate:
+        """The parts, the most at once in each phase, and the most in host memory."""
+        resting, unknown = self._resting()
+        parts = resting | self._passing(resting["gradients"].device)
+        return Estimate(
+            parts={name: part for name, part in parts.items() if part.device or part.host},
+            phases={name: round(size) for name, size in self._phases(resting).items()},
+            host=round(self._host(resting)),
+            cuda=self._cuda,
+            ranks=self._ranks,
+            unknown=unknown,
+        )
+
+    def _resting(self) -> tuple[dict[str, Part], tuple[str, ...]]:
+        """What is held from one phase to the next, and the labels of rewards whose weights are not known."""
+        config, traced, cuda = self._config, self._traced, self._cuda
+        offload = config.distributed.offload
+        rests = {  # bytes, and whether they are in host memory
+            "weights": (self._own, offload),
+            "gradients": (self._gradients, offload),
+            "optimizer": (self._moments, offload or config.training.optimizer.paged),
+            "references and averages": (self._kept, config.training.kept_on == "host" or offload),
+            "samples": (traced.samples, config.sampling.keep_on == "host"),
+        }
+        parts = {name: part_on(not (cuda and on_host), size) for name, (size, on_host) in rests.items()}
+        at_once = (min(traced.train, config.sampling.groups) + traced.guided) * traced.conditions
+        parts["conditions"] = Part(round(at_once), round(self._texts)) if cuda else Part(round(self._texts))
+        parts["decoder"] = part_on(self._decodes_here, traced.decoder)
+        parts["rewards"], unknown = reward_weight_bytes(config, cuda)
+        return parts, unknown
+
+    @property
+    def _to_draw(self) -> float:
+        """Weights that are gathered or unpacked while drawing."""
+        weights = self._traced.weights
+        whole = weights.whole if self._config.distributed.gather_to_sample else weights.gathered
+        return (whole if self._divided else 0) + weights.unpacked
+
+    @property
+    def _to_learn(self) -> float:
+        """Weights that are gathered or unpacked, and gradients that are reduced, while learning."""
+        weights = self._traced.weights
+        return (weights.gathered + weights.reduced if self._divided else 0) + weights.unpacked
+
+    @property
+    def _copy(self) -> float:
+        """What a checkpoint copies of what trains."""
+        return self._gradients + self._kept + self._moments
+
+    @property
+    def _undivided(self) -> float:
+        """Weights before they are distributed, when every rank has all of them."""
+        return self._traced.weights.stored + self._traced.weights.alone
+
+    def _phases(self, resting: Mapping[str, Part]) -> dict[str, float]:
+        """The most that the device holds at once in each phase."""
+        traced, cuda = self._traced, self._cuda
+        held = {name: part.device for name, part in resting.items()}
+        always = sum(held[name] for name in RESTING)
+        between = always + held["gradients"]
+        learned = max(traced.activations, held["gradients"] + self._flat, held["gradients"] + self._stepping)
+        encoding = self._encodes_here * (traced.decoder + traced.encoders + traced.encoding)
+        return {
+            "read": 0 if cuda else traced.weights.read + traced.decoder,
+            "encode": encoding + (not cuda) * (self._texts + self._undivided),
+            "sample": between + held["samples"] + self._to_draw + traced.drawn,
+            "decode": between + held["samples"] + self._decodes_here * traced.decoded,
+            "evaluate": between + self._to_draw + traced.evaluated if traced.heldout else 0,
+            "learn": always + held["samples"] + self._to_learn + learned,
+            "save": between + (0 if cuda else self._copy),
+        }
+
+    def _host(self, resting: Mapping[str, Part]) -> float:
+        """The most in host memory, where the device is another."""
+        traced = self._traced
+        encoding = 0 if self._encodes_here else traced.encoders + traced.encoding
+        saving = sum(part.host for part in resting.values()) + self._copy
+        return max(traced.weights.read, self._undivided + self._texts + encoding, saving) if self._cuda else 0
+
+    def _passing(self, gradients: int) -> dict[str, Part]:
+        """What is there in some phases only; ``gradients`` are the device's, which the activations were counted with."""
+        traced, unpacked = self._traced, self._traced.weights.unpacked
+        return {
+            "encoders": part_on(self._encodes_here, traced.encoders),
+            "encoding": part_on(self._encodes_here, traced.encoding),
+            "drawing": part_on(True, traced.drawn),
+            "decoding": part_on(self._decodes_here, traced.decoded),
+            "activations": part_on(True, max(0.0, traced.activations - gradients)),
+            "communication": part_on(True, max(self._to_draw, self._to_learn) + self._flat - unpacked),
+            "quantised layers, unpacked": part_on(True, unpacked),
+        }
