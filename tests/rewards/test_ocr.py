@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from flowfactory import RunError, Samples, UserError
 from flowfactory.testing import check_reward
-from flowfactory_rewards.frames import pixels
+from flowfactory_rewards.frame_sampling import pixels
 from flowfactory_rewards.ocr import OcrConfig, score, wanted
 
 

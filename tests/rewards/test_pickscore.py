@@ -13,7 +13,7 @@ from tiny_clip import clip_folder, embeddings
 
 from flowfactory.testing import check_reward
 from flowfactory_rewards.dual_encoder import CLIP_H, processor_of
-from flowfactory_rewards.frames import pixels
+from flowfactory_rewards.frame_sampling import pixels
 from flowfactory_rewards.pickscore import PickScoreConfig
 
 PROCESSORS = ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")

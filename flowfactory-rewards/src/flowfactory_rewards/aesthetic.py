@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from flowfactory import CheckpointPath
 from flowfactory_rewards.dependencies import require
 from flowfactory_rewards.dual_encoder import clip
-from flowfactory_rewards.learned_reward import LINEAR_PREDICTOR, Learned, LearnedConfig, Scorer, below, linear_layers, tensors
+from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer
+from flowfactory_rewards.weights import LINEAR_PREDICTOR, below, linear_layers, tensors
 
 
-class AestheticConfig(LearnedConfig):
+class AestheticConfig(RewardModelConfig):
     """How much people like its looks, whatever the prompt: the improved aesthetic predictor on CLIP ViT-L/14 embeddings.
 
     A rating from 1 to 10, unbounded in principle; higher is better, and released weights mostly give 4 to 7.
@@ -31,9 +32,9 @@ class AestheticConfig(LearnedConfig):
         "aesthetic-model.pth", description="the predictor's file there; LAION calls it sac+logos+ava1-l14-linearMSE.pth"
     )
 
-    def build(self, label: str) -> Learned:
+    def build(self, label: str) -> RewardModel:
         require("aesthetic", "transformers")
-        return Learned(label, self, _scorer, self.path, self.predictor, self.file)
+        return RewardModel(label, self, _scorer, self.path, self.predictor, self.file)
 
 
 def _scorer(path: str, predictor: str, file: str, device: torch.device, dtype: torch.dtype) -> Scorer:

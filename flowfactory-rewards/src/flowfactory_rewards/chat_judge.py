@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from flowfactory import RunError, Samples
 from flowfactory.models import read_picture
 from flowfactory.rewards.wire import encode_png, excerpt
-from flowfactory_rewards.frames import pixels, spread
+from flowfactory_rewards.frame_sampling import pixels, spread
 from flowfactory_rewards.http_client import AGAIN, Client, ClientConfig
 
 Content = list[dict[str, Any]]

@@ -7,10 +7,10 @@ from pydantic import Field
 from flowfactory import CheckpointPath
 from flowfactory_rewards.dependencies import require
 from flowfactory_rewards.dual_encoder import cosine
-from flowfactory_rewards.learned_reward import Learned, LearnedConfig
+from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig
 
 
-class ClipConfig(LearnedConfig):
+class ClipConfig(RewardModelConfig):
     """How well picture and prompt agree: the cosine of their CLIP embeddings, in [-1, 1], about 0.2 to 0.35 where they do.
 
     Higher is better. CLIPScore (arXiv:2104.08718) is 2.5 times this where it is positive, and 0 elsewhere.
@@ -20,6 +20,6 @@ class ClipConfig(LearnedConfig):
         "openai/clip-vit-large-patch14", description="a folder or a hub id with a CLIPModel, its tokenizer and its processor"
     )
 
-    def build(self, label: str) -> Learned:
+    def build(self, label: str) -> RewardModel:
         require("clip", "transformers")
-        return Learned(label, self, cosine, self.path, self.path)
+        return RewardModel(label, self, cosine, self.path, self.path)

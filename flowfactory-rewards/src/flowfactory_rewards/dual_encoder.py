@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowfactory.rewards import load_shared
-from flowfactory_rewards.learned_reward import Scorer, images, opened, pretrained
+from flowfactory_rewards.reward_model import Scorer, images
+from flowfactory_rewards.weights import opened, pretrained
 
 CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 """The CLIP that PickScore and HPSv2 are tuned from."""

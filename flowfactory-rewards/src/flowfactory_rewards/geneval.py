@@ -16,9 +16,10 @@ from flowfactory import CheckpointPath, RunError, Samples, UserError, hookimpl
 from flowfactory.rewards import load_shared
 from flowfactory_rewards.dependencies import require
 from flowfactory_rewards.dual_encoder import DualEncoder, clip
-from flowfactory_rewards.frames import spread
-from flowfactory_rewards.learned_reward import LearnedConfig, images, opened, pretrained
-from flowfactory_rewards.prompt_checks import insist
+from flowfactory_rewards.frame_sampling import spread
+from flowfactory_rewards.reward_model import RewardModelConfig, images
+from flowfactory_rewards.run_checks import insist
+from flowfactory_rewards.weights import opened, pretrained
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -42,7 +43,7 @@ Box = tuple[float, float, float, float]
 """Left, top, right and bottom, in pixels."""
 
 
-class GenevalConfig(LearnedConfig):
+class GenevalConfig(RewardModelConfig):
     """Whether the objects of a prompt are there, in the asked number, colours and places; in [0, 1], higher is better.
 
     What is asked for is in the prompt's metadata, as GenEval's released files (arXiv:2310.11513) have it: ``include``,

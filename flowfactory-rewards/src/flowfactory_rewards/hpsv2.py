@@ -14,8 +14,9 @@ from torch.nn import functional
 from flowfactory import CheckpointPath, UserError
 from flowfactory_rewards.dependencies import require
 from flowfactory_rewards.dual_encoder import CLIP_H, DualEncoder, clip_tokens, processor_of
-from flowfactory_rewards.frames import pixels
-from flowfactory_rewards.learned_reward import Learned, LearnedConfig, Scorer, below, filled, pretrained, tensors
+from flowfactory_rewards.frame_sampling import pixels
+from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer
+from flowfactory_rewards.weights import below, filled, pretrained, tensors
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -23,7 +24,7 @@ HEAD_WIDTHS = {"vision": 80, "text": 64}
 """Of the heads of ViT-H-14, which the names and shapes of weights do not tell."""
 
 
-class HpsV2Config(LearnedConfig):
+class HpsV2Config(RewardModelConfig):
     """How people would like the picture for the prompt (arXiv:2306.09341): the cosine of a tuned CLIP-H, in [-1, 1].
 
     Higher is better; released weights give about 0.2 to 0.35. Papers show 100 times this. Scores of v2 and v2.1 do not compare.
@@ -41,9 +42,9 @@ class HpsV2Config(LearnedConfig):
         "and else that of the CLIP-H that was tuned",
     )
 
-    def build(self, label: str) -> Learned:
+    def build(self, label: str) -> RewardModel:
         require("hpsv2", "transformers")
-        return Learned(label, self, _scorer, self.path, self.file, self.tokenizer or processor_of(self.path, CLIP_H))
+        return RewardModel(label, self, _scorer, self.path, self.file, self.tokenizer or processor_of(self.path, CLIP_H))
 
 
 def _scorer(path: str, file: str | None, tokenizer: str, device: torch.device, dtype: torch.dtype) -> Scorer:

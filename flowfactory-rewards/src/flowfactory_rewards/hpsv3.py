@@ -12,24 +12,15 @@ from torch import Tensor, nn
 
 from flowfactory import CheckpointPath, UserError
 from flowfactory_rewards.dependencies import require
-from flowfactory_rewards.learned_reward import (
-    Learned,
-    LearnedConfig,
-    Scorer,
-    below,
-    filled,
-    images,
-    linear_layers,
-    opened,
-    tensors,
-)
+from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer, images
+from flowfactory_rewards.weights import below, filled, linear_layers, opened, tensors
 
 REWARD, IMAGE = "<|Reward|>", "<|image_pad|>"
 PIXELS = 256 * 28 * 28
 """What every picture is resized to have, roughly: sides are whole tokens of 28 pixels."""
 
 
-class HpsV3Config(LearnedConfig):
+class HpsV3Config(RewardModelConfig):
     """How people would like the picture for the prompt (arXiv:2508.03789), about -5 to 15; higher is better.
 
     It is the mean of the score, which is predicted with an uncertainty; models in the authors' benchmark have -0.2 to 10.6.
@@ -44,9 +35,9 @@ class HpsV3Config(LearnedConfig):
     dtype: Literal["float32", "bf16", "fp16"] = Field("bf16", description="what the model computes in; bf16 as released")
     batch_size: int = Field(4, ge=1, description="pictures in one forward; does not change the scores")
 
-    def build(self, label: str) -> Learned:
+    def build(self, label: str) -> RewardModel:
         require("hpsv3", "transformers")
-        return Learned(label, self, _scorer, self.path, self.file, self.base)
+        return RewardModel(label, self, _scorer, self.path, self.file, self.base)
 
 
 def _scorer(path: str, file: str, base: str, device: torch.device, dtype: torch.dtype) -> Scorer:

@@ -13,8 +13,8 @@ from torch import Tensor
 from flowfactory import CheckpointPath
 from flowfactory_rewards.dependencies import require
 from flowfactory_rewards.dual_encoder import clip
-from flowfactory_rewards.frames import pixels
-from flowfactory_rewards.learned_reward import Learned, LearnedConfig, Scorer
+from flowfactory_rewards.frame_sampling import pixels
+from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer
 
 WORDS = {
     "quality": ("Good photo.", "Bad photo."),
@@ -29,7 +29,7 @@ WORDS = {
 """Pairs of texts for CLIP-IQA, the good one first."""
 
 
-class ImageQualityConfig(LearnedConfig):
+class ImageQualityConfig(RewardModelConfig):
     """How good a picture looks by itself, whatever its prompt; higher is better. For evaluation: each is easily fooled.
 
     clip-iqa (arXiv:2207.12396), in [0, 1]: the probability, by a CLIP at temperature 0.01, that the picture is the good one of
@@ -50,12 +50,12 @@ class ImageQualityConfig(LearnedConfig):
     def checkpoints(self) -> tuple[str, ...]:
         return (self.path,) if self.metric == "clip-iqa" else ()
 
-    def build(self, label: str) -> Learned:
+    def build(self, label: str) -> RewardModel:
         if self.metric == "clip-iqa":
             require("image-quality", "transformers")
-            return Learned(label, self, clip_iqa, self.path, self.words)
+            return RewardModel(label, self, clip_iqa, self.path, self.words)
         require("image-quality", "skimage", "pywt")
-        return Learned(label, self, measured, self.metric)
+        return RewardModel(label, self, measured, self.metric)
 
 
 def clip_iqa(path: str, words: str, device: torch.device, dtype: torch.dtype) -> Scorer:

@@ -14,18 +14,8 @@ from torch import Tensor, nn
 
 from flowfactory import CheckpointPath, UserError
 from flowfactory_rewards.dependencies import require
-from flowfactory_rewards.learned_reward import (
-    LINEAR_PREDICTOR,
-    Learned,
-    LearnedConfig,
-    Scorer,
-    below,
-    filled,
-    images,
-    linear_layers,
-    opened,
-    tensors,
-)
+from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer, images
+from flowfactory_rewards.weights import LINEAR_PREDICTOR, below, filled, linear_layers, opened, tensors
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the released model's raw scores, which leave the reward with mean 0 and variance 1 on its data."""
@@ -36,7 +26,7 @@ HEAD_WIDTH = 64
 """Of the attention of ViT-L and of BERT, which the names and shapes of weights do not tell."""
 
 
-class ImageRewardConfig(LearnedConfig):
+class ImageRewardConfig(RewardModelConfig):
     """How people would rank the picture for the prompt (arXiv:2304.05977), about -2.3 to 2; higher is better.
 
     On the authors' data the mean is 0 and the variance 1.
@@ -46,9 +36,9 @@ class ImageRewardConfig(LearnedConfig):
     file: str = Field("ImageReward.pt", description="the released file there")
     tokenizer: CheckpointPath = Field("google-bert/bert-base-uncased", description="a folder or a hub id with BERT's tokenizer")
 
-    def build(self, label: str) -> Learned:
+    def build(self, label: str) -> RewardModel:
         require("imagereward", "transformers")
-        return Learned(label, self, _scorer, self.path, self.file, self.tokenizer)
+        return RewardModel(label, self, _scorer, self.path, self.file, self.tokenizer)
 
 
 def _scorer(path: str, file: str, tokenizer: str, device: torch.device, dtype: torch.dtype) -> Scorer:

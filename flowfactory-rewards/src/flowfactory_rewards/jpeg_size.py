@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import ComponentConfig, Samples, hookimpl
-from flowfactory_rewards.frames import pixels, spread
+from flowfactory_rewards.frame_sampling import pixels, spread
 
 
 class JpegSizeConfig(ComponentConfig):

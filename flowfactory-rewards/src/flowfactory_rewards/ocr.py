@@ -16,8 +16,8 @@ from torch import Tensor
 from flowfactory import ComponentConfig, RunError, Samples, UserError, hookimpl
 from flowfactory.rewards import load_shared
 from flowfactory_rewards.dependencies import require
-from flowfactory_rewards.frames import pixels, spread
-from flowfactory_rewards.prompt_checks import insist
+from flowfactory_rewards.frame_sampling import pixels, spread
+from flowfactory_rewards.run_checks import insist
 
 if TYPE_CHECKING:
     from rapidocr import RapidOCR

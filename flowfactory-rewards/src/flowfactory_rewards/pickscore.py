@@ -7,10 +7,10 @@ from pydantic import Field
 from flowfactory import CheckpointPath
 from flowfactory_rewards.dependencies import require
 from flowfactory_rewards.dual_encoder import CLIP_H, logit, processor_of
-from flowfactory_rewards.learned_reward import Learned, LearnedConfig
+from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig
 
 
-class PickScoreConfig(LearnedConfig):
+class PickScoreConfig(RewardModelConfig):
     """Which picture people would pick (arXiv:2305.01569): the learned scale, about 100, times the cosine of a tuned CLIP-H.
 
     Higher is better; released weights give about 15 to 25, and a difference of 1 is odds of e to 1. Some runs divide it by 26.
@@ -23,6 +23,6 @@ class PickScoreConfig(LearnedConfig):
         "where they are in it, and else those of the CLIP-H that was tuned",
     )
 
-    def build(self, label: str) -> Learned:
+    def build(self, label: str) -> RewardModel:
         require("pickscore", "transformers")
-        return Learned(label, self, logit, self.path, self.processor or processor_of(self.path, CLIP_H))
+        return RewardModel(label, self, logit, self.path, self.processor or processor_of(self.path, CLIP_H))

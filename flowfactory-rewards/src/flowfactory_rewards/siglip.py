@@ -11,10 +11,11 @@ from flowfactory import CheckpointPath
 from flowfactory.rewards import load_shared
 from flowfactory_rewards.dependencies import require
 from flowfactory_rewards.dual_encoder import DualEncoder, processed
-from flowfactory_rewards.learned_reward import Learned, LearnedConfig, Scorer, opened, pretrained
+from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer
+from flowfactory_rewards.weights import opened, pretrained
 
 
-class SiglipConfig(LearnedConfig):
+class SiglipConfig(RewardModelConfig):
     """Whether picture and prompt are a pair, by SigLIP (arXiv:2303.15343) or SigLIP 2 (arXiv:2502.14786) of fixed resolution.
 
     Higher is better. The logit is any number, mostly below 0; the probability is its sigmoid, in [0, 1].
@@ -27,9 +28,9 @@ class SiglipConfig(LearnedConfig):
         "logit", description="logit: scale times cosine plus bias; probability: the sigmoid of it, flat where pairs are poor"
     )
 
-    def build(self, label: str) -> Learned:
+    def build(self, label: str) -> RewardModel:
         require("siglip", "transformers", "sentencepiece")
-        return Learned(label, self, _scorer, self.path, self.score)
+        return RewardModel(label, self, _scorer, self.path, self.score)
 
 
 def _scorer(path: str, score: str, device: torch.device, dtype: torch.dtype) -> Scorer:

@@ -12,9 +12,10 @@ from torch.nn import functional
 from flowfactory import CheckpointPath, RunError, Samples, UserError, hookimpl
 from flowfactory.rewards import load_shared
 from flowfactory_rewards.dependencies import require
-from flowfactory_rewards.frames import spread
-from flowfactory_rewards.learned_reward import LearnedConfig, images, opened
-from flowfactory_rewards.prompt_checks import insist_on_videos
+from flowfactory_rewards.frame_sampling import spread
+from flowfactory_rewards.reward_model import RewardModelConfig, images
+from flowfactory_rewards.run_checks import insist_on_videos
+from flowfactory_rewards.weights import opened
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -23,7 +24,7 @@ KINDS = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "clip")
 """Types of models whose embedding of a picture is the first of their last states, or CLIP's."""
 
 
-class VideoConsistencyConfig(LearnedConfig):
+class VideoConsistencyConfig(RewardModelConfig):
     """How alike the frames of a video are, in [0, 1], 1 for a still: VBench's subject consistency (arXiv:2311.17982).
 
     The mean, over the frames that are looked at but the first, of the cosine with the frame before and of that with the

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from flowfactory import ComponentConfig, RunError, Samples, hookimpl
 from flowfactory_rewards.dependencies import require
-from flowfactory_rewards.frames import pixels
-from flowfactory_rewards.prompt_checks import insist_on_videos
+from flowfactory_rewards.frame_sampling import pixels
+from flowfactory_rewards.run_checks import insist_on_videos
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig

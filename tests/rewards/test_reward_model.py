@@ -19,8 +19,8 @@ from flowfactory.config.yaml import dump
 from flowfactory.testing import check_reward
 from flowfactory.testing.two_parameter import settings
 from flowfactory_rewards.clip import ClipConfig
-from flowfactory_rewards.frames import spread
-from flowfactory_rewards.learned_reward import tensors
+from flowfactory_rewards.frame_sampling import spread
+from flowfactory_rewards.weights import tensors
 
 CPU = torch.device("cpu")
 NAMES = ("aesthetic", "clip", "hpsv2", "hpsv3", "imagereward", "pickscore", "siglip")
@@ -28,7 +28,7 @@ NAMES = ("aesthetic", "clip", "hpsv2", "hpsv3", "imagereward", "pickscore", "sig
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return clip_folder(tmp_path_factory.mktemp("learned"))
+    return clip_folder(tmp_path_factory.mktemp("reward-model"))
 
 
 def configured(folder: Path, rewards: dict[str, Any]) -> RunConfig:

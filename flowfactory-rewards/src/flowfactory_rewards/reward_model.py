@@ -1,0 +1,86 @@
+"""What rewards that are a pretrained model share: where its weights are, and how pictures and videos go through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Literal
+
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from flowfactory import CheckpointPath, ComponentConfig, Samples, hookimpl
+from flowfactory.rewards import load_shared
+from flowfactory_rewards.frame_sampling import pixels, spread
+from flowfactory_rewards.weights import elements
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Scorer = Callable[[Tensor, Sequence[str]], Tensor]
+"""Scores [n] of pictures [n, 3, H, W] in [0, 1] and their n prompts."""
+
+
+class RewardModelConfig(ComponentConfig):
+    """What every learned reward's options share."""
+
+    free_to_change = ("device", "batch_size")
+
+    path: CheckpointPath = Field(description="a folder or a hub id with the weights")
+    device: str = Field("auto", description="auto (the run's), cpu, cuda, cuda:1 …")
+    dtype: Literal["float32", "bf16", "fp16"] = Field("float32", description="what the model computes in")
+    batch_size: int = Field(16, ge=1, description="pictures in one forward; does not change the scores")
+    frames: int = Field(8, ge=1, description="of a video that are looked at, evenly spread; its score is their mean")
+
+    def placed(self, device: torch.device) -> tuple[torch.device, torch.dtype]:
+        """Where and in what the model computes in a run on ``device``."""
+        return device if self.device == "auto" else torch.device(self.device), DTYPES[self.dtype]
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """The folders and hub ids of the models that it holds."""
+        return (self.path,)
+
+    def weights(self) -> dict[str, int] | None:
+        """As ComponentConfig.weights, where all of them are on this machine as safetensors."""
+        size = DTYPES[self.dtype].itemsize
+        found = {f"{path}, {self.dtype}": elements(path) for path in self.checkpoints}
+        known = {name: size * count for name, count in found.items() if count is not None}
+        return known if len(known) == len(found) else None
+
+
+class RewardModel:
+    """Each picture by itself, through what ``load(*arguments, device, dtype)`` makes; it is made once for all labels."""
+
+    pointwise = True
+
+    def __init__(self, label: str, config: RewardModelConfig, load: Callable[..., Scorer], *arguments: Hashable) -> None:
+        self.label, self._config = label, config
+        self._load, self._arguments = load, arguments
+        self._scorer: Scorer | None = None
+
+    @hookimpl
+    def prepare_reward(self, device: torch.device) -> None:
+        """Read the weights."""
+        self._scorer = load_shared(self._load, *self._arguments, *self._config.placed(device))
+
+    @hookimpl
+    def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
+        """``{label: scores [B]}``."""
+        if self._scorer is None:
+            self.prepare_reward(samples.media.device)
+        assert self._scorer is not None
+        clips = spread(samples.media, self._config.frames)
+        pictures = clips.flatten(0, 1)
+        if pictures.shape[1] == 1:
+            pictures = pictures.expand(-1, 3, -1, -1)
+        prompts = [prompt for prompt in samples.prompts for _ in range(clips.shape[1])]
+        size = self._config.batch_size
+        with torch.inference_mode():
+            scores = [self._scorer(pictures[i : i + size], prompts[i : i + size]) for i in range(0, len(pictures), size)]
+        return {self.label: torch.cat(scores).float().reshape(len(clips), -1).mean(1)}
+
+
+def images(pictures: Tensor) -> list[Image.Image]:
+    """The n pictures [n, 3, H, W] in [0, 1] as Pillow has them, with 256 levels: what released code reads from files."""
+    return [Image.fromarray(picture) for picture in pixels(pictures)]
