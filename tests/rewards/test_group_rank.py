@@ -13,7 +13,7 @@ from flowfactory.config.schema import RunConfig
 from flowfactory.runs.resume import config_changes, fixed_config
 from flowfactory.testing import check_reward
 from flowfactory.testing.two_parameter import settings
-from flowfactory_rewards.group_rank import GroupRankConfig, ranks
+from flowfactory_rewards.group_rank import GroupRankConfig, rank_in_groups
 from flowfactory_rewards.jpeg_size import JpegSizeConfig
 
 
@@ -21,7 +21,7 @@ def test_ranks_within_groups_are_scipys_from_0_to_1() -> None:
     source = torch.Generator().manual_seed(0)
     scores = torch.randint(0, 5, (24,), generator=source).float()
     groups = torch.tensor([3] * 9 + [1] * 7 + [2] * 8)[torch.randperm(24, generator=source)]
-    found = ranks(scores, groups)
+    found = rank_in_groups(scores, groups)
     for group in (1, 2, 3):
         mine = groups == group
         expected = (rankdata(scores[mine].numpy()) - 1) / (int(mine.sum()) - 1)
@@ -30,7 +30,7 @@ def test_ranks_within_groups_are_scipys_from_0_to_1() -> None:
 
 def test_the_best_is_1_the_worst_0_ties_share_and_one_alone_is_in_the_middle() -> None:
     groups = torch.tensor([0, 0, 0, 1, 1, 1, 2])
-    found = ranks(torch.tensor([-1e9, 5.0, 5.0, 0.1, 0.3, 0.2, 7.0]), groups)
+    found = rank_in_groups(torch.tensor([-1e9, 5.0, 5.0, 0.1, 0.3, 0.2, 7.0]), groups)
     assert found.tolist() == pytest.approx([0, 0.75, 0.75, 0, 1, 0.5, 0.5])
 
 
@@ -40,7 +40,7 @@ def test_it_takes_any_reward_by_its_name_or_with_its_options() -> None:
     samples = Samples(media, ("a",) * 6, torch.tensor([0, 0, 0, 1, 1, 1]), ({},) * 6)
     sizes = check_reward(JpegSizeConfig(), samples)["under test"]
     found = check_reward(GroupRankConfig(of=JpegSizeConfig()), samples, pointwise=False)["under test"]
-    assert found.tolist() == pytest.approx(ranks(sizes, samples.groups).tolist())
+    assert found.tolist() == pytest.approx(rank_in_groups(sizes, samples.groups).tolist())
     assert sorted(found[:3].tolist()) == [0, 0.5, 1]
     for given in ("jpeg-size", {"name": "jpeg-size", "prefer": "large"}):
         config = parse_component("reward", {"name": "group-rank", "of": given, "weight": 0.5})

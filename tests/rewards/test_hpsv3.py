@@ -21,7 +21,7 @@ from transformers import Qwen2VLConfig, Qwen2VLImageProcessorPil, Qwen2VLModel
 
 from flowfactory import UserError
 from flowfactory.testing import check_reward
-from flowfactory_rewards.hpsv3 import TEMPLATE, HpsV3Config, question
+from flowfactory_rewards.hpsv3 import TEMPLATE, HpsV3Config, format_question
 
 HEADS, KEY_HEADS, WIDTH, LAYERS = 4, 2, 32, 2
 SECTIONS = [1, 1, 2]
@@ -31,7 +31,7 @@ RELEASED = "f6ee57479d4e9eee76b49c00dc962e1e696a5a2b3cc32cebd9b1fa76fe27502c"
 
 def words() -> Any:
     """A tokenizer of Qwen's that knows the words of the question."""
-    return qwen_tokenizer(re.split(r"<\|\w+\|>|{text_prompt}", question("{text_prompt}")))
+    return qwen_tokenizer(re.split(r"<\|\w+\|>|{text_prompt}", format_question("{text_prompt}")))
 
 
 def base(folder: Path) -> tuple[Any, Any]:
@@ -187,7 +187,7 @@ def test_it_computes_in_half_precision_unless_told_otherwise(folder: Path) -> No
 
 def test_the_question_is_the_released_one_to_the_letter() -> None:
     assert hashlib.sha256(TEMPLATE.encode()).hexdigest() == RELEASED
-    assert "Textual prompt - a {red} cat\n" in question("a {red} cat")
+    assert "Textual prompt - a {red} cat\n" in format_question("a {red} cat")
 
 
 def test_the_chat_template_of_the_model_that_was_tuned_says_the_same() -> None:
@@ -203,7 +203,7 @@ def test_the_chat_template_of_the_model_that_was_tuned_says_the_same() -> None:
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
     tokenizer = words()
     said = tokenizer.apply_chat_template([message], chat_template=template, tokenize=False, add_generation_prompt=True)
-    assert said == question("cat")
+    assert said == format_question("cat")
 
 
 def test_a_prompt_that_says_the_reward_token_is_scored_at_the_last(folder: Path) -> None:

@@ -52,8 +52,8 @@ def dead() -> str:
 
 
 @pytest.fixture(autouse=True)
-def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_client, "FIRST_REST", 0.05)
+def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_client, "FIRST_BACKOFF", 0.05)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_connections_are_kept() -> None:
     with scripted(in_turn(b"")) as server:
         one = made(server, requests=3)
         for _ in range(4):
-            one.each([lambda stop: one.post("/x", BODY, stop) for _ in range(10)])
+            one.run_all([lambda stop: one.post("/x", BODY, stop) for _ in range(10)])
         assert len(server.asked) == 40
         assert server.connections <= 3
 
@@ -157,7 +157,7 @@ def test_requests_are_sent_at_once_and_results_are_in_order() -> None:
         one = made(server, requests=4)
         bodies = [b"%d" % i for i in range(12)]
         calls = [lambda stop, body=body: one.post("/x", ("text/plain", body), stop)[1] for body in bodies]  # type: ignore[misc]
-        assert one.each(calls) == bodies
+        assert one.run_all(calls) == bodies
         assert server.most_at_once == 4
 
 
@@ -165,7 +165,7 @@ def test_the_first_error_ends_all_that_has_not_begun() -> None:
     with scripted(in_turn((422, b'{"error": "no"}', {}))) as server:
         one = made(server, requests=2)
         with pytest.raises(RunError, match="answered 422, no"):
-            one.each([lambda stop: one.post("/x", BODY, stop) for _ in range(100)])
+            one.run_all([lambda stop: one.post("/x", BODY, stop) for _ in range(100)])
         assert len(server.asked) < 100
 
 
@@ -192,16 +192,16 @@ def test_a_slow_one_gets_fewer() -> None:
             if len(hare.asked) == 20:
                 release.set()
 
-        one.each([call] * 21)
+        one.run_all([call] * 21)
         assert (len(tortoise.asked), len(hare.asked)) == (1, 20)
 
 
 def test_one_that_fails_rests_while_another_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_client, "FIRST_REST", 1000)
-    monkeypatch.setattr(http_client, "LONGEST_REST", 1000)
+    monkeypatch.setattr(http_client, "FIRST_BACKOFF", 1000)
+    monkeypatch.setattr(http_client, "LONGEST_BACKOFF", 1000)
     with scripted(in_turn(Drop)) as bad, scripted(in_turn(b"good")) as good:
         one = made(bad, good, requests=4, retries=1)
-        assert one.each([lambda stop: one.post("/x", BODY, stop)[1] for _ in range(50)]) == [b"good"] * 50
+        assert one.run_all([lambda stop: one.post("/x", BODY, stop)[1] for _ in range(50)]) == [b"good"] * 50
         assert 1 <= len(bad.asked) <= 4  # those that were sent before the first came back
 
 
@@ -218,7 +218,7 @@ def test_requests_that_fail_together_are_one_failure() -> None:
 
     with scripted(answer) as server:
         one = made(server, requests=6)
-        one.each([lambda stop: one.post("/x", BODY, stop) for _ in range(6)])
+        one.run_all([lambda stop: one.post("/x", BODY, stop) for _ in range(6)])
         assert failures[0] == 1  # and the rest was the first of those that double
         assert len(server.asked) == 12
 

@@ -11,9 +11,9 @@ from judged_run import judged_run
 from PIL import Image, ImageDraw, ImageFont
 
 from flowfactory import RunError, Samples, UserError
+from flowfactory.rewards import to_pixels
 from flowfactory.testing import check_reward
-from flowfactory_rewards.frame_sampling import pixels
-from flowfactory_rewards.ocr import OcrConfig, score, wanted
+from flowfactory_rewards.ocr import OcrConfig, parse_texts, score_lines
 
 
 def drawn(*lines: str, size: int = 256, ink: str = "black", paper: str = "white") -> torch.Tensor:
@@ -58,8 +58,8 @@ def test_colours_are_read_in_the_right_order() -> None:
     media = torch.stack([drawn("Hello", size=128, ink=ink, paper=paper) for ink, paper in zip(inks, papers, strict=True)])
     reward = OcrConfig().build("read")
     found = reward.compute_reward(samples(media, ['"Hello"'] * len(inks)))["read"]
-    read = [reward._reader(Image.fromarray(pixels(picture)), use_cls=False).txts for picture in media]
-    assert found.tolist() == pytest.approx([score(lines or (), ["Hello"]) for lines in read])
+    read = [reward._reader(Image.fromarray(to_pixels(picture)), use_cls=False).txts for picture in media]
+    assert found.tolist() == pytest.approx([score_lines(lines or (), ["Hello"]) for lines in read])
     assert found.max() == 1
 
 
@@ -102,7 +102,7 @@ def test_texts_of_the_metadata_come_before_those_of_the_prompt() -> None:
     ],
 )
 def test_texts_are_what_stands_in_quotation_marks(prompt: str, texts: tuple[str, ...]) -> None:
-    assert wanted(prompt, {}) == texts
+    assert parse_texts(prompt, {}) == texts
 
 
 @pytest.mark.parametrize(
@@ -110,19 +110,19 @@ def test_texts_are_what_stands_in_quotation_marks(prompt: str, texts: tuple[str,
 )
 def test_a_prompt_without_text_is_refused(prompt: str) -> None:
     with pytest.raises(UserError, match="has no text to read; put it in quotation marks"):
-        wanted(prompt, {})
+        parse_texts(prompt, {})
 
 
 @pytest.mark.parametrize("text", ["", " ", [], ["a", ""], [1], {"a": 1}, 7])
 def test_metadata_that_is_no_text_is_refused(text: Any) -> None:
     with pytest.raises(UserError, match="expected a text or a list of texts"):
-        wanted("a sign", {"text": text})
+        parse_texts("a sign", {"text": text})
 
 
 def test_more_texts_than_can_be_told_apart_are_refused() -> None:
-    assert len(wanted("a", {"text": ["x"] * 8})) == 8
+    assert len(parse_texts("a", {"text": ["x"] * 8})) == 8
     with pytest.raises(UserError, match="9 texts to read, and 8 are the most"):
-        wanted("a", {"text": ["x"] * 9})
+        parse_texts("a", {"text": ["x"] * 9})
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_more_texts_than_can_be_told_apart_are_refused() -> None:
 def test_scores_are_those_worked_out_by_hand(
     lines: list[str], texts: list[str], options: dict[str, bool], expected: float
 ) -> None:
-    assert score(lines, texts, **options) == pytest.approx(expected)
+    assert score_lines(lines, texts, **options) == pytest.approx(expected)
 
 
 def test_words_are_dealt_as_well_as_trying_all_ways_deals_them() -> None:
@@ -167,7 +167,7 @@ def test_words_are_dealt_as_well_as_trying_all_ways_deals_them() -> None:
     for _ in range(60):
         lines = [text() for _ in range(5)]
         texts = [text() for _ in range(3)]
-        assert score(lines, texts) == pytest.approx(exhaustive(lines, texts) / 3)
+        assert score_lines(lines, texts) == pytest.approx(exhaustive(lines, texts) / 3)
 
 
 def exhaustive(read: list[str], texts: list[str]) -> float:

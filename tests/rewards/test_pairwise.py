@@ -18,7 +18,7 @@ from flowfactory import Prompt, RunError, Samples, UserError
 from flowfactory.rewards.scoring import Rewards
 from flowfactory.testing import check_reward
 from flowfactory_rewards import dependencies, http_client
-from flowfactory_rewards.pairwise import PairwiseConfig, pairs
+from flowfactory_rewards.pairwise import PairwiseConfig, choose_pairs
 
 LEVELS = [0.2, 0.8, 0.4, 1.0, 0.6]
 
@@ -30,8 +30,8 @@ def endpoint() -> Iterator[Scripted]:
 
 
 @pytest.fixture(autouse=True)
-def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_client, "FIRST_REST", 0.02)
+def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_client, "FIRST_BACKOFF", 0.02)
 
 
 def config(server: Scripted, **options: Any) -> PairwiseConfig:
@@ -94,18 +94,18 @@ def test_the_letter_alone_may_be_read(endpoint: Scripted) -> None:
 @pytest.mark.parametrize("size", range(2, 12))
 @pytest.mark.parametrize("opponents", range(1, 12))
 def test_everybody_meets_as_many(size: int, opponents: int) -> None:
-    met = pairs(size, opponents)
+    met = choose_pairs(size, opponents)
     assert len(set(met)) == len(met)
     assert all(0 <= i < j < size for i, j in met)
     degrees = Counter(member for pair in met for member in pair)
     wanted = min(opponents, size - 1)
     assert set(degrees.values()) == {wanted + (wanted * size) % 2}
     assert set(degrees) == set(range(size))
-    assert met == pairs(size, opponents)
+    assert met == choose_pairs(size, opponents)
 
 
 def test_all_meet_all() -> None:
-    assert pairs(5, "all") == list(combinations(range(5), 2))
+    assert choose_pairs(5, "all") == list(combinations(range(5), 2))
 
 
 def test_fewer_opponents_ask_fewer_questions(endpoint: Scripted) -> None:

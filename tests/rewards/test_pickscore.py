@@ -11,9 +11,9 @@ from PIL import Image
 from reward_cases import PROMPTS, pictures, samples
 from tiny_clip import clip_folder, embeddings
 
+from flowfactory.rewards import to_pixels
 from flowfactory.testing import check_reward
-from flowfactory_rewards.dual_encoder import CLIP_H, processor_of
-from flowfactory_rewards.frame_sampling import pixels
+from flowfactory_rewards.dual_encoder import CLIP_H, find_processor
 from flowfactory_rewards.pickscore import PickScoreConfig
 
 PROCESSORS = ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -46,8 +46,8 @@ def test_the_processor_may_be_elsewhere(folder: Path, tmp_path: Path) -> None:
 
 
 def test_without_one_it_is_that_of_the_clip_that_was_tuned(folder: Path, tmp_path: Path) -> None:
-    assert processor_of(str(folder), CLIP_H) == str(folder)
-    assert processor_of(str(tmp_path), CLIP_H) == "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    assert find_processor(str(folder), CLIP_H) == str(folder)
+    assert find_processor(str(tmp_path), CLIP_H) == "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
 @pytest.mark.weights
@@ -62,7 +62,7 @@ def test_released_weights_score_as_the_documented_program() -> None:
     processor = AutoProcessor.from_pretrained("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", backend="pil")
     model = AutoModel.from_pretrained(path).eval()
     given = {"padding": True, "truncation": True, "max_length": 77, "return_tensors": "pt"}
-    files = [Image.fromarray(picture) for picture in pixels(media)]
+    files = [Image.fromarray(picture) for picture in to_pixels(media)]
     with torch.no_grad():
         looked = model.get_image_features(**processor(images=files, return_tensors="pt")).pooler_output
         told = model.get_text_features(**processor(text=list(PROMPTS), **given)).pooler_output

@@ -20,7 +20,7 @@ from flowfactory import Prompt, RunError, Samples, UserError
 from flowfactory.rewards.scoring import Rewards
 from flowfactory.testing import check_reward
 from flowfactory_rewards import dependencies, http_client
-from flowfactory_rewards.remote import RemoteConfig, packed
+from flowfactory_rewards.remote import RemoteConfig, pack_batches
 
 CPU = torch.device("cpu")
 
@@ -94,9 +94,9 @@ def test_groups_stay_whole_where_the_reward_compares(servers: tuple[Served, ...]
 
 
 def test_units_are_packed_whole() -> None:
-    assert packed([[0], [1], [2], [3], [4]], 2) == [[0, 1], [2, 3], [4]]
-    assert packed([[0, 1, 2], [3], [4, 5]], 3) == [[0, 1, 2], [3, 4, 5]]
-    assert packed([[0, 1, 2], [3, 4]], 1) == [[0, 1, 2], [3, 4]]
+    assert pack_batches([[0], [1], [2], [3], [4]], 2) == [[0, 1], [2, 3], [4]]
+    assert pack_batches([[0, 1, 2], [3], [4, 5]], 3) == [[0, 1, 2], [3, 4, 5]]
+    assert pack_batches([[0, 1, 2], [3, 4]], 1) == [[0, 1, 2], [3, 4]]
 
 
 def test_what_prompts_bring_is_there_too(server: Served, tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_200_requests_at_once_lose_and_mix_up_nothing(server: Served) -> None:
 def test_a_server_that_is_killed_on_the_way_loses_nothing(
     server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_client, "FIRST_REST", 0.05)
+    monkeypatch.setattr(http_client, "FIRST_BACKOFF", 0.05)
     media = pictures(24)
     with served() as other:
         rewards = Rewards({"mine": RemoteConfig(url=(server.url, other.url), encoding="raw", batch_size=1, requests=8)})

@@ -19,8 +19,8 @@ from flowfactory.config.yaml import dump
 from flowfactory.testing import check_reward
 from flowfactory.testing.two_parameter import settings
 from flowfactory_rewards.clip import ClipConfig
-from flowfactory_rewards.frame_sampling import spread
-from flowfactory_rewards.weights import tensors
+from flowfactory_rewards.frame_sampling import sample_frames
+from flowfactory_rewards.weights import read_tensors
 
 CPU = torch.device("cpu")
 NAMES = ("aesthetic", "clip", "hpsv2", "hpsv3", "imagereward", "pickscore", "siglip")
@@ -87,7 +87,7 @@ def test_a_video_scores_the_mean_of_its_frames(folder: Path) -> None:
     config = ClipConfig(path=str(folder), frames=3, batch_size=2)
     prompts = ("a red circle", "cat")
     scores = check_reward(config, samples(clips, prompts))["under test"]
-    for clip, prompt, score in zip(spread(clips, 3), prompts, scores, strict=True):
+    for clip, prompt, score in zip(sample_frames(clips, 3), prompts, scores, strict=True):
         alone = check_reward(config, samples(clip, (prompt,) * 3))["under test"]
         assert float(score) == pytest.approx(float(alone.mean()), abs=1e-6)
 
@@ -165,13 +165,13 @@ class Harmful:
 def test_a_file_with_code_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"weight": torch.zeros(1), "more": Harmful()}, tmp_path / "file.pt")
     with pytest.raises(UserError, match="holds more than tensors"):
-        tensors(str(tmp_path), "file.pt")
+        read_tensors(str(tmp_path), "file.pt")
     assert "code ran" not in capsys.readouterr().out
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no file weights\.pt in "):
-        tensors(str(tmp_path), "weights.pt")
+        read_tensors(str(tmp_path), "weights.pt")
 
 
 def test_it_tells_what_its_weights_take_without_reading_them(folder: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from transformers import (
 
 from flowfactory import RunError, Samples, UserError
 from flowfactory.testing import check_reward
-from flowfactory_rewards.video_consistency import VideoConsistencyConfig, consistency
+from flowfactory_rewards.video_consistency import VideoConsistencyConfig, score_consistency
 
 SIZE = 32
 TRUNK = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -103,8 +103,10 @@ def test_the_score_is_vbench_s_of_the_model_s_embeddings(kind: str, models: dict
 def test_opposite_frames_are_no_worse_than_unrelated_ones() -> None:
     a, b, c = (torch.tensor(values) for values in ([1.0, 0.0], [-1.0, 0.0], [0.6, 0.8]))
     embedded = torch.stack([torch.stack([a, a, a]), torch.stack([a, b, a]), torch.stack([a, c, a]), torch.stack([a, c, b])])
-    assert consistency(embedded).tolist() == pytest.approx([1, (0 + 0 + 0 + 1) / 4, (0.6 + 0.6 + 0.6 + 1) / 4, (0.6 + 0.6) / 4])
-    assert consistency(embedded).tolist() == pytest.approx([vbench(clip) for clip in embedded])
+    assert score_consistency(embedded).tolist() == pytest.approx(
+        [1, (0 + 0 + 0 + 1) / 4, (0.6 + 0.6 + 0.6 + 1) / 4, (0.6 + 0.6) / 4]
+    )
+    assert score_consistency(embedded).tolist() == pytest.approx([vbench(clip) for clip in embedded])
 
 
 def test_a_still_scores_one_and_a_cut_less(models: dict[str, Path]) -> None:

@@ -21,7 +21,7 @@ from flowfactory import Prompt, RunError, Samples, UserError
 from flowfactory.rewards.scoring import Rewards
 from flowfactory.testing import check_reward
 from flowfactory_rewards import dependencies, http_client
-from flowfactory_rewards.vlm import VlmConfig, number
+from flowfactory_rewards.vlm import VlmConfig, parse_number
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def endpoint() -> Iterator[Scripted]:
 
 
 @pytest.fixture(autouse=True)
-def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_client, "FIRST_REST", 0.02)
+def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_client, "FIRST_BACKOFF", 0.02)
 
 
 def config(server: Scripted, **options: Any) -> VlmConfig:
@@ -170,7 +170,7 @@ def test_a_question_that_is_no_template_is_refused(question: str) -> None:
     [("8", 8), (" 7.5 ", 7.5), ("**9**", 9), ("8/10", 8), ("8 / 10.", 8), ("10", 10), ("1", 1), ("+3.", 3)],
 )
 def test_a_number_alone_is_read(said: str, value: float) -> None:
-    assert number(said, 1, 10) == value
+    assert parse_number(said, 1, 10) == value
 
 
 def test_numbers_are_scaled_to_one_or_not(endpoint: Scripted) -> None:

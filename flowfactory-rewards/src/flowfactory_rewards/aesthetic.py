@@ -9,10 +9,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from flowfactory import CheckpointPath
-from flowfactory_rewards.dependencies import require
-from flowfactory_rewards.dual_encoder import clip
+from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.dual_encoder import load_clip
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer
-from flowfactory_rewards.weights import LINEAR_PREDICTOR, below, linear_layers, tensors
+from flowfactory_rewards.weights import LINEAR_PREDICTOR, build_linear_layers, read_tensors, strip_prefix
 
 
 class AestheticConfig(RewardModelConfig):
@@ -33,17 +33,17 @@ class AestheticConfig(RewardModelConfig):
     )
 
     def build(self, label: str) -> RewardModel:
-        require("aesthetic", "transformers")
-        return RewardModel(label, self, _scorer, self.path, self.predictor, self.file)
+        require_modules("aesthetic", "transformers")
+        return RewardModel(label, self, _load_scorer, self.path, self.predictor, self.file)
 
 
-def _scorer(path: str, predictor: str, file: str, device: torch.device, dtype: torch.dtype) -> Scorer:
-    state = below(tensors(predictor, file), "layers.")
-    rating = nn.Sequential(*linear_layers(state, LINEAR_PREDICTOR, f"{file} in {predictor}")).to(device)
-    encoder = clip(path, path, device, dtype)
+def _load_scorer(path: str, predictor: str, file: str, device: torch.device, dtype: torch.dtype) -> Scorer:
+    state = strip_prefix(read_tensors(predictor, file), "layers.")
+    rating = nn.Sequential(*build_linear_layers(state, LINEAR_PREDICTOR, f"{file} in {predictor}")).to(device)
+    encoder = load_clip(path, path, device, dtype)
 
     def score(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        found: Tensor = rating(encoder.of_pictures(pictures))[:, 0]
+        found: Tensor = rating(encoder.embed_images(pictures))[:, 0]
         return found
 
     return score

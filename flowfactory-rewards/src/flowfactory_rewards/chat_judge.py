@@ -13,27 +13,29 @@ from string import Formatter
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
-from flowfactory import RunError, Samples
+from flowfactory import RunError, Samples, hookimpl
 from flowfactory.models import read_picture
+from flowfactory.rewards import to_pixels
 from flowfactory.rewards.wire import encode_png, excerpt
-from flowfactory_rewards.frame_sampling import pixels, spread
-from flowfactory_rewards.http_client import AGAIN, Client, ClientConfig
+from flowfactory_rewards.frame_sampling import sample_frames
+from flowfactory_rewards.http_client import RETRYABLE_STATUS, Client, ClientConfig
 
 Content = list[dict[str, Any]]
 """What a message consists of: texts and pictures."""
 
 
-def _template(text: str) -> str:
+def _check_template(text: str) -> str:
     for _, name, form, conversion in Formatter().parse(text):  # which raises ValueError for a lone brace
         if name is not None and (not re.fullmatch(r"[^\W\d]\w*", name) or form or conversion):
             raise ValueError(f"{{{name}}} is no name; write {{prompt}} or a key of the metadata, and {{{{ for a brace")
     return text
 
 
-Template = Annotated[str, AfterValidator(_template)]
+Template = Annotated[str, AfterValidator(_check_template)]
 """A text with {prompt} and the keys of a prompt's metadata in braces."""
 
 
@@ -52,17 +54,17 @@ class ChatConfig(ClientConfig):
     extra_body: dict[str, Any] = Field({}, description="further keys of a request; null takes a key out")
 
 
-class _Top(BaseModel):
+class _TopLogprob(BaseModel):
     token: str
     logprob: float = Field(le=1e-3)  # rounding may lift a certainty above 0
 
 
-class _Token(_Top):
-    top_logprobs: list[_Top] = Field([])
+class _TokenLogprob(_TopLogprob):
+    top_logprobs: list[_TopLogprob] = Field([])
 
 
 class _Logprobs(BaseModel):
-    content: list[_Token] | None = None
+    content: list[_TokenLogprob] | None = None
 
 
 class _Message(BaseModel):
@@ -82,35 +84,37 @@ class _Completion(BaseModel):
     choices: list[Choice] = Field(min_length=1)
 
 
-class Malformed(Exception):
+class MalformedAnswer(Exception):
     """An answer that cannot be used, in a few words."""
 
 
-class Chat:
+class ChatClient:
     """Questions to the judge of ``config``."""
 
     def __init__(self, config: ChatConfig) -> None:
         self._config = config
-        self._client = Client(config, AGAIN | {500})
+        self._client = Client(config, RETRYABLE_STATUS | {500})
 
     def check(self) -> None:
         """RunError: an endpoint does not answer, or does not take the token."""
         self._client.get("/models", tolerated=(404, 405))
 
-    def shown(self, samples: Samples, i: int) -> Content:
+    def encode_sample(self, samples: Samples, i: int) -> Content:
         """Sample ``i``, as a picture or as the frames that are looked at."""
-        return pictures(pixels(spread(samples.media[i : i + 1], self._config.frames))[0])
+        return image_parts(to_pixels(sample_frames(samples.media[i : i + 1], self._config.frames))[0])
 
-    def brought(self, samples: Samples, i: int) -> Content:
+    def encode_sources(self, samples: Samples, i: int) -> Content:
         """The pictures that the prompt of sample ``i`` brings, where they are to be shown."""
         if not (self._config.sources and samples.sources):
             return []
         images = samples.sources[i].images
-        return [part for path in images for part in pictures(np.asarray(read_picture(path))[None])]
+        return [part for path in images for part in image_parts(np.asarray(read_picture(path))[None])]
 
-    def each(self, questions: Sequence[Callable[[], Content]], read: Callable[[Choice], float], logprobs: bool) -> list[float]:
+    def ask_all(
+        self, questions: Sequence[Callable[[], Content]], read: Callable[[Choice], float], logprobs: bool
+    ) -> list[float]:
         """What ``read`` makes of the answers to ``questions``, in order. RunError: one could not be used after all tries."""
-        return self._client.each([partial(self._ask, question, read, logprobs) for question in questions])
+        return self._client.run_all([partial(self._ask, question, read, logprobs) for question in questions])
 
     def _ask(
         self, question: Callable[[], Content], read: Callable[[Choice], float], logprobs: bool, stop: threading.Event
@@ -131,64 +135,87 @@ class Chat:
         for _ in range(tries):
             url, answer = self._client.post("/chat/completions", ("application/json", body), stop)
             try:
-                return read(choice_in(answer))
-            except Malformed as error:
+                return read(parse_choice(answer))
+            except MalformedAnswer as error:
                 reason = str(error)
         raise RunError(f"{url}: no answer of {config.model} could be used in {tries}; the last: {reason}")
 
 
-def choice_in(body: bytes) -> Choice:
+class ChatReward:
+    """A reward that asks the judge of ``config``, several questions at once."""
+
+    concurrent = True
+
+    def __init__(self, label: str, config: ChatConfig) -> None:
+        self.label, self._config = label, config
+        self._chat: ChatClient | None = None
+
+    @hookimpl
+    def prepare_reward(self, device: torch.device) -> None:
+        """Reach the endpoints."""
+        self._chat = ChatClient(self._config)
+        self._chat.check()
+
+    def _connect(self, device: torch.device) -> ChatClient:
+        """The client; reaches the endpoints where nobody has."""
+        if self._chat is None:
+            self.prepare_reward(device)
+        assert self._chat is not None
+        return self._chat
+
+
+def parse_choice(body: bytes) -> Choice:
     """The first choice of an answer. Malformed: it is none, or a refusal."""
     try:
         choice = _Completion.model_validate_json(body).choices[0]
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise Malformed(f"{place or 'the answer'}: {first['msg'].lower()}: {excerpt(body)}") from error
+        raise MalformedAnswer(f"{place or 'the answer'}: {first['msg'].lower()}: {excerpt(body)}") from error
     if choice.message.refusal:
-        raise Malformed(f"it refused: {excerpt(choice.message.refusal)}")
+        raise MalformedAnswer(f"it refused: {excerpt(choice.message.refusal)}")
     if choice.finish_reason == "content_filter":
-        raise Malformed("it was held back by a content filter")
+        raise MalformedAnswer("it was held back by a content filter")
     return choice
 
 
-def text_of(choice: Choice) -> str:
+def read_text(choice: Choice) -> str:
     """What was said. Malformed: nothing."""
     text = (choice.message.content or "").strip()
     if not text:
-        raise Malformed(f"it said nothing (finish_reason {choice.finish_reason})")
+        raise MalformedAnswer(f"it said nothing (finish_reason {choice.finish_reason})")
     return text
 
 
-def word(token: str) -> str:
+def normalize_token(token: str) -> str:
     """The letters of a token in lower case, without what a tokenizer puts for a space."""
     return "".join(letter for letter in token.lstrip("Ġ▁") if letter.isalpha()).casefold()
 
 
-def preference(choice: Choice, first: str, second: str, least: float) -> float:
+def preference_probability(choice: Choice, first: str, second: str, least: float) -> float:
     """P(first) / (P(first) + P(second)) at the first token with letters, over all spellings of the two words.
 
     Malformed: there are no probabilities, or the two have less than ``least`` together.
     """
     tokens = choice.logprobs.content if choice.logprobs else None
     if not tokens:
-        raise Malformed("it has no logprobs; the endpoint must give them")
-    said = next((token for token in tokens if word(token.token)), None)
+        raise MalformedAnswer("it has no logprobs; the endpoint must give them")
+    said = next((token for token in tokens if normalize_token(token.token)), None)
     if said is None:
-        raise Malformed(f"it has no word: {excerpt(choice.message.content or '')}")
+        raise MalformedAnswer(f"it has no word: {excerpt(choice.message.content or '')}")
     # the chosen one stands among the likeliest, but not everywhere
     known = said.top_logprobs if any(top.token == said.token for top in said.top_logprobs) else [said, *said.top_logprobs]
-    p, q = (sum(math.exp(top.logprob) for top in known if word(top.token) == wanted) for wanted in (first, second))
+    p, q = (sum(math.exp(top.logprob) for top in known if normalize_token(top.token) == wanted) for wanted in (first, second))
     if p + q <= least:
         likeliest = sorted(known, key=lambda top: -top.logprob)[:3]
         shares = ", ".join(f"{top.token!r} {math.exp(top.logprob):.3f}" for top in likeliest)
-        raise Malformed(
+        raise MalformedAnswer(
             f"{first!r} and {second!r} have {p + q:.3g} of the probability among its {len(known)} likeliest tokens ({shares} …)"
         )
     return p / (p + q)
 
 
-def filled(template: str, prompt: str, metadata: Mapping[str, Any]) -> str:
+def fill_template(template: str, prompt: str, metadata: Mapping[str, Any]) -> str:
     """``template`` for one prompt. RunError: it asks for a key that the metadata lack."""
     try:
         return template.format_map({**metadata, "prompt": prompt})
@@ -196,12 +223,12 @@ def filled(template: str, prompt: str, metadata: Mapping[str, Any]) -> str:
         raise RunError(f"the prompt {prompt!r} has no metadata {error.args[0]!r}, which the question asks for") from error
 
 
-def text(said: str) -> dict[str, Any]:
+def text_part(said: str) -> dict[str, Any]:
     """A text within a message."""
     return {"type": "text", "text": said}
 
 
-def pictures(frames: NDArray[np.uint8]) -> Content:
+def image_parts(frames: NDArray[np.uint8]) -> Content:
     """``frames`` [f, H, W, C], uint8, within a message."""
     files = (base64.b64encode(encode_png(frame)).decode() for frame in frames)
     return [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{file}"}} for file in files]

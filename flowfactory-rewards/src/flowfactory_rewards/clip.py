@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from flowfactory import CheckpointPath
-from flowfactory_rewards.dependencies import require
-from flowfactory_rewards.dual_encoder import cosine
+from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.dual_encoder import load_cosine_scorer
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig
 
 
@@ -21,5 +21,5 @@ class ClipConfig(RewardModelConfig):
     )
 
     def build(self, label: str) -> RewardModel:
-        require("clip", "transformers")
-        return RewardModel(label, self, cosine, self.path, self.path)
+        require_modules("clip", "transformers")
+        return RewardModel(label, self, load_cosine_scorer, self.path, self.path)

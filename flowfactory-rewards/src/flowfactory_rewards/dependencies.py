@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from flowfactory import UserError
 
 
-def require(reward: str, *modules: str) -> None:
+def require_modules(reward: str, *modules: str) -> None:
     """UserError, with the command that installs it, where one of ``modules`` is missing; imports nothing."""
     for module in modules:
         if find_spec(module) is None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowfactory.rewards import load_shared
-from flowfactory_rewards.reward_model import Scorer, images
-from flowfactory_rewards.weights import opened, pretrained
+from flowfactory_rewards.reward_model import Scorer, to_pil
+from flowfactory_rewards.weights import from_pretrained, load_pretrained
 
 CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 """The CLIP that PickScore and HPSv2 are tuned from."""
@@ -28,21 +28,21 @@ class DualEncoder:
     def __init__(self, model: Any, transform: Callable[[Tensor], Tensor], tokenize: Callable[[list[str]], Tensor]) -> None:
         self.model, self._transform, self._tokenize = model, transform, tokenize
 
-    def of_pictures(self, pictures: Tensor) -> Tensor:
+    def embed_images(self, pictures: Tensor) -> Tensor:
         """Their embeddings [n, D] of length 1, float32."""
         values = self._transform(pictures).to(self.model.device, self.model.dtype)
-        return _unit(self.model.get_image_features(pixel_values=values))
+        return _normalize_features(self.model.get_image_features(pixel_values=values))
 
-    def of_prompts(self, prompts: Sequence[str]) -> Tensor:
+    def embed_texts(self, prompts: Sequence[str]) -> Tensor:
         """Their embeddings [n, D] of length 1, float32; equal prompts are embedded once."""
         places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
         ids = self._tokenize(list(places)).to(self.model.device)
         # no mask: CLIP's texts look back alone, from a token before the padding, and SigLIP learned with its padding seen
-        return _unit(self.model.get_text_features(input_ids=ids))[[places[prompt] for prompt in prompts]]
+        return _normalize_features(self.model.get_text_features(input_ids=ids))[[places[prompt] for prompt in prompts]]
 
     def cosine(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
         """Of each picture with its prompt: [n], in [-1, 1]."""
-        return (self.of_pictures(pictures) * self.of_prompts(prompts)).sum(1)
+        return (self.embed_images(pictures) * self.embed_texts(prompts)).sum(1)
 
     def logit(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
         """The cosine by the scale the model learned: [n]."""
@@ -50,50 +50,50 @@ class DualEncoder:
         return scaled
 
 
-def _unit(features: Any) -> Tensor:
+def _normalize_features(features: Any) -> Tensor:
     return functional.normalize(features.pooler_output.float(), dim=-1)
 
 
-def clip(path: str, processor: str, device: torch.device, dtype: torch.dtype) -> DualEncoder:
+def load_clip(path: str, processor: str, device: torch.device, dtype: torch.dtype) -> DualEncoder:
     """The CLIP in ``path``, with the tokenizer and the picture processor in ``processor``; the same for all who ask."""
-    return load_shared(_clip, path, processor, device, dtype)
+    return load_shared(_load_clip, path, processor, device, dtype)
 
 
-def _clip(path: str, processor: str, device: torch.device, dtype: torch.dtype) -> DualEncoder:
+def _load_clip(path: str, processor: str, device: torch.device, dtype: torch.dtype) -> DualEncoder:
     from transformers import CLIPImageProcessorPil, CLIPModel
 
-    model = pretrained(CLIPModel, path, device, dtype)
-    return DualEncoder(model, processed(CLIPImageProcessorPil, processor), clip_tokens(processor, model))
+    model = load_pretrained(CLIPModel, path, device, dtype)
+    return DualEncoder(model, load_image_transform(CLIPImageProcessorPil, processor), load_clip_tokenizer(processor, model))
 
 
-def processed(kind: Any, path: str) -> Callable[[Tensor], Tensor]:
+def load_image_transform(kind: Any, path: str) -> Callable[[Tensor], Tensor]:
     """The transform of the picture processor in ``path``; of Pillow, whose rounding released code has."""
-    found = opened(kind, path)
-    return lambda pictures: found(images(pictures), return_tensors="pt")["pixel_values"]
+    found = from_pretrained(kind, path)
+    return lambda pictures: found(to_pil(pictures), return_tensors="pt")["pixel_values"]
 
 
-def clip_tokens(path: str, model: Any) -> Callable[[list[str]], Tensor]:
+def load_clip_tokenizer(path: str, model: Any) -> Callable[[list[str]], Tensor]:
     """The tokenizer in ``path``, cut off and filled up to the length that ``model`` has places for."""
     from transformers import CLIPTokenizer
 
-    tokenizer = opened(CLIPTokenizer, path)
+    tokenizer = from_pretrained(CLIPTokenizer, path)
     length = model.config.text_config.max_position_embeddings
     return lambda texts: (
         tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
     )
 
 
-def processor_of(path: str, otherwise: str) -> str:
+def find_processor(path: str, otherwise: str) -> str:
     """``path`` where it is a folder with a picture processor of its own, else ``otherwise``."""
     names = ("preprocessor_config.json", "processor_config.json")
     return path if any((Path(path) / name).is_file() for name in names) else otherwise
 
 
-def cosine(path: str, processor: str, device: torch.device, dtype: torch.dtype) -> Scorer:
+def load_cosine_scorer(path: str, processor: str, device: torch.device, dtype: torch.dtype) -> Scorer:
     """Scores by the cosine of a CLIP."""
-    return clip(path, processor, device, dtype).cosine
+    return load_clip(path, processor, device, dtype).cosine
 
 
-def logit(path: str, processor: str, device: torch.device, dtype: torch.dtype) -> Scorer:
+def load_logit_scorer(path: str, processor: str, device: torch.device, dtype: torch.dtype) -> Scorer:
     """Scores by the scaled cosine of a CLIP."""
-    return clip(path, processor, device, dtype).logit
+    return load_clip(path, processor, device, dtype).logit

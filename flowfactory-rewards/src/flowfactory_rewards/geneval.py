@@ -14,12 +14,12 @@ from torch.nn import functional
 
 from flowfactory import CheckpointPath, RunError, Samples, UserError, hookimpl
 from flowfactory.rewards import load_shared
-from flowfactory_rewards.dependencies import require
-from flowfactory_rewards.dual_encoder import DualEncoder, clip
-from flowfactory_rewards.frame_sampling import spread
-from flowfactory_rewards.reward_model import RewardModelConfig, images
-from flowfactory_rewards.run_checks import insist
-from flowfactory_rewards.weights import opened, pretrained
+from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.dual_encoder import DualEncoder, load_clip
+from flowfactory_rewards.frame_sampling import sample_frames
+from flowfactory_rewards.reward_model import RewardModelConfig, to_pil
+from flowfactory_rewards.run_checks import check_prompts
+from flowfactory_rewards.weights import from_pretrained, load_pretrained
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -71,10 +71,10 @@ class GenevalConfig(RewardModelConfig):
 
     def check(self, run: RunConfig) -> None:
         """Every prompt says what is to be seen."""
-        insist(run, self, lambda prompt: wanted(prompt.text, prompt.metadata))
+        check_prompts(run, self, lambda prompt: wanted(prompt.text, prompt.metadata))
 
     def build(self, label: str) -> Geneval:
-        require("geneval", "transformers", "scipy")
+        require_modules("geneval", "transformers", "scipy")
         return Geneval(label, self)
 
 
@@ -267,8 +267,8 @@ class Geneval:
     def prepare_reward(self, device: torch.device) -> None:
         """Read the weights of the detector and of CLIP. UserError: ``path`` has no detector."""
         config = self._config
-        self._detector = load_shared(Detector, config.path, *config.placed(device))
-        self._painter = load_shared(Painter, config.clip, *config.placed(device))
+        self._detector = load_shared(Detector, config.path, *config.device_and_dtype(device))
+        self._painter = load_shared(Painter, config.clip, *config.device_and_dtype(device))
 
     @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
@@ -279,7 +279,7 @@ class Geneval:
             asked = [wanted(*both) for both in zip(samples.prompts, samples.metadata, strict=True)]
         except UserError as error:
             raise RunError(str(error)) from error
-        clips = spread(samples.media, self._config.frames)
+        clips = sample_frames(samples.media, self._config.frames)
         frames = clips.shape[1]
         pictures = clips.flatten(0, 1)
         pictures = pictures.expand(-1, 3, -1, -1) if pictures.shape[1] == 1 else pictures
@@ -330,15 +330,15 @@ class Detector:
             MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING,
         )
 
-        config = opened(AutoConfig, path)
+        config = from_pretrained(AutoConfig, path)
         self._told = type(config) in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING
         models = MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING if self._told else MODEL_FOR_OBJECT_DETECTION_MAPPING
         if type(config) not in models:
             raise UserError(f"{path} holds a model of type {config.model_type!r}, which is no detector that transformers has")
         self._path = path
         self._one_at_a_time = config.model_type.endswith("grounding-dino")
-        self._processor = opened(AutoProcessor if self._told else AutoImageProcessor, path)
-        self._model = pretrained(models[type(config)], path, device, dtype)
+        self._processor = from_pretrained(AutoProcessor if self._told else AutoImageProcessor, path)
+        self._model = load_pretrained(models[type(config)], path, device, dtype)
 
     def __call__(self, pictures: Tensor, names: Sequence[str], threshold: float) -> list[dict[str, list[Found]]]:
         """Of each of the pictures [n, 3, H, W] the objects of each class above ``threshold``, in no order.
@@ -346,7 +346,7 @@ class Detector:
         RunError: a detector with classes of its own has none of a name.
         """
         if not self._told:
-            inputs = self._processor(images(pictures), return_tensors="pt")
+            inputs = self._processor(to_pil(pictures), return_tensors="pt")
             places: dict[int | None, str] = {place: name for name in names for place in self._places(name)}
             return self._found(inputs, pictures, places, threshold)
         if self._one_at_a_time:
@@ -358,7 +358,7 @@ class Detector:
     def _told_of(
         self, pictures: Tensor, text: str | list[str], places: Mapping[int | None, str], threshold: float
     ) -> list[dict[str, list[Found]]]:
-        inputs = self._processor(images=images(pictures), text=[text] * len(pictures), return_tensors="pt")
+        inputs = self._processor(images=to_pil(pictures), text=[text] * len(pictures), return_tensors="pt")
         return self._found(inputs, pictures, places, threshold)
 
     def _found(
@@ -403,16 +403,16 @@ class Painter:
     """The colours of objects, by a CLIP, as the released evaluation finds them: that whose texts are nearest to the crop."""
 
     def __init__(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
-        self._clip: DualEncoder = clip(path, path, device, dtype)
+        self._clip: DualEncoder = load_clip(path, path, device, dtype)
         self._known: dict[str, Tensor] = {}
 
     def __call__(self, picture: Tensor, boxes: Sequence[Box], name: str) -> list[str]:
         """One of COLORS for each of ``boxes`` in the picture [3, H, W], in which there is a thing called ``name``."""
         if name not in self._known:
             texts = (f"a photo of a {{}} {name}", f"a photo of a {{}}-colored {name}", "a photo of a {} object")
-            means = [self._clip.of_prompts([text.format(color) for text in texts]).mean(0) for color in COLORS]
+            means = [self._clip.embed_texts([text.format(color) for text in texts]).mean(0) for color in COLORS]
             self._known[name] = functional.normalize(torch.stack(means), dim=-1)
-        nearest = [(self._clip.of_pictures(crop(picture, box)[None]) @ self._known[name].T).argmax() for box in boxes]
+        nearest = [(self._clip.embed_images(crop(picture, box)[None]) @ self._known[name].T).argmax() for box in boxes]
         return [COLORS[int(place)] for place in nearest]
 
 

@@ -47,10 +47,10 @@ class GroupRank:
     @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
         """``{label: ranks [B]}``."""
-        return {self.label: ranks(self._rewards(samples)[self.label], samples.groups.cpu())}
+        return {self.label: rank_in_groups(self._rewards(samples)[self.label], samples.groups.cpu())}
 
 
-def ranks(scores: Tensor, groups: Tensor) -> Tensor:
+def rank_in_groups(scores: Tensor, groups: Tensor) -> Tensor:
     """[B] in [0, 1]: the share of the others in its group that a score [B] is above, a tie counting half; 1/2 when alone."""
     together = groups[:, None] == groups
     above = together * ((scores[:, None] > scores).double() + (scores[:, None] == scores).double() / 2)

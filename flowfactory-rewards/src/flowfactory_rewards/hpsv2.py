@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowfactory import CheckpointPath, UserError
-from flowfactory_rewards.dependencies import require
-from flowfactory_rewards.dual_encoder import CLIP_H, DualEncoder, clip_tokens, processor_of
-from flowfactory_rewards.frame_sampling import pixels
+from flowfactory.rewards import to_pixels
+from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.dual_encoder import CLIP_H, DualEncoder, find_processor, load_clip_tokenizer
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer
-from flowfactory_rewards.weights import below, filled, pretrained, tensors
+from flowfactory_rewards.weights import from_state_dict, load_pretrained, read_tensors, strip_prefix
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -43,21 +43,21 @@ class HpsV2Config(RewardModelConfig):
     )
 
     def build(self, label: str) -> RewardModel:
-        require("hpsv2", "transformers")
-        return RewardModel(label, self, _scorer, self.path, self.file, self.tokenizer or processor_of(self.path, CLIP_H))
+        require_modules("hpsv2", "transformers")
+        return RewardModel(label, self, _load_scorer, self.path, self.file, self.tokenizer or find_processor(self.path, CLIP_H))
 
 
-def _scorer(path: str, file: str | None, tokenizer: str, device: torch.device, dtype: torch.dtype) -> Scorer:
+def _load_scorer(path: str, file: str | None, tokenizer: str, device: torch.device, dtype: torch.dtype) -> Scorer:
     from transformers import CLIPConfig, CLIPModel
 
     if file is None:
-        model = pretrained(CLIPModel, path, device, dtype)
+        model = load_pretrained(CLIPModel, path, device, dtype)
     else:
-        held = tensors(path, file)
-        config, state = from_open_clip(held.get("state_dict", held), f"{file} in {path}")
-        model = filled(CLIPModel, CLIPConfig(**config), state, f"{file} in {path}", device, dtype)
+        held = read_tensors(path, file)
+        config, state = convert_open_clip(held.get("state_dict", held), f"{file} in {path}")
+        model = from_state_dict(CLIPModel, CLIPConfig(**config), state, f"{file} in {path}", device, dtype)
     size: int = model.config.vision_config.image_size
-    return DualEncoder(model, lambda pictures: letterbox(pictures, size), clip_tokens(tokenizer, model)).cosine
+    return DualEncoder(model, lambda pictures: letterbox(pictures, size), load_clip_tokenizer(tokenizer, model)).cosine
 
 
 def letterbox(pictures: Tensor, size: int) -> Tensor:
@@ -65,7 +65,7 @@ def letterbox(pictures: Tensor, size: int) -> Tensor:
 
     The longer side becomes ``size``, bicubic with antialiasing on the 256 levels of a file, as HPSv2 does it.
     """
-    seen = torch.from_numpy(pixels(pictures)).movedim(-1, -3).float() / 255
+    seen = torch.from_numpy(to_pixels(pictures)).movedim(-1, -3).float() / 255
     scale = size / max(seen.shape[-2:])
     height, width = (round(side * scale) for side in seen.shape[-2:])
     if scale != 1:
@@ -75,7 +75,7 @@ def letterbox(pictures: Tensor, size: int) -> Tensor:
     return (seen - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
-def from_open_clip(
+def convert_open_clip(
     state: Mapping[str, Tensor], source: str, heads: Mapping[str, int] = HEAD_WIDTHS
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The options of a CLIPConfig and the weights of its CLIPModel, of a CLIP in open_clip's names.
@@ -86,8 +86,8 @@ def from_open_clip(
         raise UserError(f"{source} has no weight {lacking[0]}, which a CLIP of open_clip has")
     places = state["visual.positional_embedding"].shape[0] - 1
     patch = state["visual.conv1.weight"].shape[-1]
-    vision = _tower(state, "visual.transformer.", heads["vision"]) | {"patch_size": patch}
-    text = _tower(state, "transformer.", heads["text"])
+    vision = _tower_config(state, "visual.transformer.", heads["vision"]) | {"patch_size": patch}
+    text = _tower_config(state, "transformer.", heads["text"])
     config = {
         "projection_dim": state["text_projection"].shape[1],
         "vision_config": vision | {"image_size": patch * round(places**0.5)},
@@ -98,11 +98,11 @@ def from_open_clip(
             "eos_token_id": 2,  # with which transformers pools at the highest id, as open_clip does
         },
     }
-    return config, dict(pair for name, weight in state.items() for pair in _renamed(name, weight))
+    return config, dict(pair for name, weight in state.items() for pair in _rename_weight(name, weight))
 
 
-def _tower(state: Mapping[str, Tensor], prefix: str, head: int) -> dict[str, Any]:
-    blocks = below(state, f"{prefix}resblocks.")
+def _tower_config(state: Mapping[str, Tensor], prefix: str, head: int) -> dict[str, Any]:
+    blocks = strip_prefix(state, f"{prefix}resblocks.")
     inner, width = blocks["0.mlp.c_fc.weight"].shape
     return {
         "hidden_size": width,
@@ -113,7 +113,7 @@ def _tower(state: Mapping[str, Tensor], prefix: str, head: int) -> dict[str, Any
     }
 
 
-RENAMED = {
+WEIGHT_NAMES = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
     "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
@@ -123,12 +123,12 @@ RENAMED = {
     "text_projection": "text_projection.weight",
     "logit_scale": "logit_scale",
 }
-NORMS = {
+NORM_NAMES = {
     "visual.ln_pre": "vision_model.pre_layrnorm",
     "visual.ln_post": "vision_model.post_layernorm",
     "ln_final": "text_model.final_layer_norm",
 }
-PARTS = {
+BLOCK_NAMES = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
     "attn.out_proj": "self_attn.out_proj",
@@ -137,14 +137,14 @@ PARTS = {
 }
 
 
-def _renamed(name: str, weight: Tensor) -> list[tuple[str, Tensor]]:
+def _rename_weight(name: str, weight: Tensor) -> list[tuple[str, Tensor]]:
     """The weight ``name`` of open_clip under transformers' names; none where transformers has no such weight."""
-    if name in RENAMED:
+    if name in WEIGHT_NAMES:
         # what open_clip multiplies from the left, transformers keeps as a linear layer
-        return [(RENAMED[name], weight.T.contiguous() if name in ("visual.proj", "text_projection") else weight)]
+        return [(WEIGHT_NAMES[name], weight.T.contiguous() if name in ("visual.proj", "text_projection") else weight)]
     part, _, kind = name.rpartition(".")
-    if part in NORMS:
-        return [(f"{NORMS[part]}.{kind}", weight)]
+    if part in NORM_NAMES:
+        return [(f"{NORM_NAMES[part]}.{kind}", weight)]
     block = re.fullmatch(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)", name)
     if not block:
         return []
@@ -153,4 +153,4 @@ def _renamed(name: str, weight: Tensor) -> list[tuple[str, Tensor]]:
         thirds = zip(("q_proj", "k_proj", "v_proj"), weight.chunk(3), strict=True)
         return [(f"{prefix}self_attn.{third}.{joint[1]}", piece.contiguous()) for third, piece in thirds]
     part, _, kind = block[3].rpartition(".")
-    return [(f"{prefix}{PARTS[part]}.{kind}", weight)] if part in PARTS else []
+    return [(f"{prefix}{BLOCK_NAMES[part]}.{kind}", weight)] if part in BLOCK_NAMES else []

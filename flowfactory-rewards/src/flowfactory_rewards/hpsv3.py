@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from flowfactory import CheckpointPath, UserError
-from flowfactory_rewards.dependencies import require
-from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer, images
-from flowfactory_rewards.weights import below, filled, linear_layers, opened, tensors
+from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer, to_pil
+from flowfactory_rewards.weights import build_linear_layers, from_pretrained, from_state_dict, read_tensors, strip_prefix
 
 REWARD, IMAGE = "<|Reward|>", "<|image_pad|>"
 PIXELS = 256 * 28 * 28
@@ -36,38 +36,40 @@ class HpsV3Config(RewardModelConfig):
     batch_size: int = Field(4, ge=1, description="pictures in one forward; does not change the scores")
 
     def build(self, label: str) -> RewardModel:
-        require("hpsv3", "transformers")
-        return RewardModel(label, self, _scorer, self.path, self.file, self.base)
+        require_modules("hpsv3", "transformers")
+        return RewardModel(label, self, _load_scorer, self.path, self.file, self.base)
 
 
-def _scorer(path: str, file: str, base: str, device: torch.device, dtype: torch.dtype) -> Scorer:
+def _load_scorer(path: str, file: str, base: str, device: torch.device, dtype: torch.dtype) -> Scorer:
     from transformers import Qwen2Tokenizer, Qwen2VLConfig, Qwen2VLImageProcessorPil, Qwen2VLModel
 
     source = f"{file} in {path}"
-    held = tensors(path, file)
-    state, head_state = from_released(held.get("model", held), source)
-    words = opened(Qwen2Tokenizer, base)
+    held = read_tensors(path, file)
+    state, head_state = convert_released(held.get("model", held), source)
+    words = from_pretrained(Qwen2Tokenizer, base)
     words.add_tokens([REWARD], special_tokens=True)
     words.padding_side = "right"
-    config = opened(Qwen2VLConfig, base)
+    config = from_pretrained(Qwen2VLConfig, base)
     config.text_config.vocab_size = state["language_model.embed_tokens.weight"].shape[0]
     if len(words) != config.text_config.vocab_size:
         raise UserError(
             f"{source} embeds {config.text_config.vocab_size} tokens and the tokenizer in {base} has {len(words)}: "
             "it is not that of the model that was tuned"
         )
-    model = filled(Qwen2VLModel, config, state, source, device, dtype)
-    first, second, third = linear_layers(head_state, (0, 3, 5), source)
+    model = from_state_dict(Qwen2VLModel, config, state, source, device, dtype)
+    first, second, third = build_linear_layers(head_state, (0, 3, 5), source)
     # to the mean of the score and the logarithm of its standard deviation
     rating = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third).to(device)
     # one processor with the tokenizer would need torchvision, for videos
-    processor = opened(Qwen2VLImageProcessorPil, base, size={"shortest_edge": PIXELS, "longest_edge": PIXELS})
+    processor = from_pretrained(Qwen2VLImageProcessorPil, base, size={"shortest_edge": PIXELS, "longest_edge": PIXELS})
     reward, area = words.convert_tokens_to_ids(REWARD), processor.merge_size**2
 
     def score(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        seen = processor(images(pictures), return_tensors="pt")
+        seen = processor(to_pil(pictures), return_tensors="pt")
         counts = (seen["image_grid_thw"].prod(1) // area).tolist()
-        asked = [question(prompt).replace(IMAGE, IMAGE * count, 1) for prompt, count in zip(prompts, counts, strict=True)]
+        asked = [
+            format_question(prompt).replace(IMAGE, IMAGE * count, 1) for prompt, count in zip(prompts, counts, strict=True)
+        ]
         told = words(asked, padding=True, return_tensors="pt").to(device)
         rows, length = told.input_ids.shape
         states = model(
@@ -86,7 +88,7 @@ def _scorer(path: str, file: str, base: str, device: torch.device, dtype: torch.
     return score
 
 
-def question(prompt: str) -> str:
+def format_question(prompt: str) -> str:
     """What the model is asked about a picture drawn for ``prompt``, with one token in the picture's place."""
     asked = TEMPLATE.replace("{text_prompt}", prompt)
     return (
@@ -100,13 +102,13 @@ TEMPLATE = files("flowfactory_rewards").joinpath("hpsv3.txt").read_bytes().decod
 """The released instruction to the letter, blanks at the ends of lines included (MizzenAI/HPSv3, MIT)."""
 
 
-def from_released(state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def convert_released(state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The weights of a Qwen2VLModel and of the head, of the names that HPSv3 was released with.
 
     UserError, which names ``source``: these are not such weights.
     """
     if lacking := [name for name in ("model.embed_tokens.weight", "rm_head.0.weight") if name not in state]:
         raise UserError(f"{source} has no weight {lacking[0]}: it is not what HPSv3 was released as")
-    texts = {f"language_model.{name}": weight for name, weight in below(state, "model.").items()}
-    pictures = {f"visual.{name}": weight for name, weight in below(state, "visual.").items()}
-    return texts | pictures, below(state, "rm_head.")
+    texts = {f"language_model.{name}": weight for name, weight in strip_prefix(state, "model.").items()}
+    pictures = {f"visual.{name}": weight for name, weight in strip_prefix(state, "visual.").items()}
+    return texts | pictures, strip_prefix(state, "rm_head.")

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FIRST_REST, LONGEST_REST = 0.5, 30.0  # seconds that a server is left alone after a failure, which double
-CONNECTING = 10.0  # seconds that a connection may take
-AGAIN = frozenset({408, 429, 502, 503, 504})
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 30.0  # seconds that a server is left alone after a failure, which double
+CONNECT_TIMEOUT = 10.0  # seconds that a connection may take
+RETRYABLE_STATUS = frozenset({408, 429, 502, 503, 504})
 """What a server says that may do better next time."""
 
 
-def _url(text: str) -> str:
+def _check_url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{text!r} is no URL; write it as http://host:port")
@@ -43,7 +43,7 @@ def _url(text: str) -> str:
 
 
 Urls = Annotated[
-    tuple[Annotated[str, AfterValidator(_url)], ...],
+    tuple[Annotated[str, AfterValidator(_check_url)], ...],
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
     Field(min_length=1),
 ]
@@ -68,31 +68,31 @@ class Host:
     """One of the URLs, and how it does."""
 
     url: str
-    at_work: int = 0
+    in_flight: int = 0
     failures: int = 0
-    awake: float = 0.0  # when it is to be asked again, by the monotonic clock
+    retry_at: float = 0.0  # when it is to be asked again, by the monotonic clock
     era: int = 0  # counts its rests, so that requests that fail together count as one failure
 
 
-class Stopped(Exception):
+class Cancelled(Exception):
     """Another request of the same lot has failed."""
 
 
 class Client:
     """Requests to the URLs of ``config``. UserError: the token is not there."""
 
-    def __init__(self, config: ClientConfig, again: frozenset[int] = AGAIN) -> None:
+    def __init__(self, config: ClientConfig, retryable: frozenset[int] = RETRYABLE_STATUS) -> None:
         import httpx2
 
-        self.config, self._again = config, again
-        self._token = _token(config.token_env)
+        self.config, self._retryable = config, retryable
+        self._token = _read_token(config.token_env)
         self._hosts = [Host(url) for url in config.url]
         self._changed = threading.Condition()
         self._chance = random.Random()
         self._turn = 0
         self._http = httpx2.Client(
             headers={"Authorization": f"Bearer {self._token}"} if self._token else {},
-            timeout=httpx2.Timeout(config.request_timeout, connect=min(CONNECTING, config.request_timeout), pool=None),
+            timeout=httpx2.Timeout(config.request_timeout, connect=min(CONNECT_TIMEOUT, config.request_timeout), pool=None),
             limits=httpx2.Limits(
                 max_connections=None, max_keepalive_connections=max(config.requests, len(config.url)), keepalive_expiry=30
             ),
@@ -101,7 +101,7 @@ class Client:
         )
         weakref.finalize(self, self._http.close)
 
-    def each(self, calls: Sequence[Callable[[threading.Event], T]]) -> list[T]:
+    def run_all(self, calls: Sequence[Callable[[threading.Event], T]]) -> list[T]:
         """The results of ``calls`` in order, ``config.requests`` at once; the first error ends all."""
         stop = threading.Event()
         todo: SimpleQueue[int] = SimpleQueue()
@@ -159,22 +159,22 @@ class Client:
         begun = time.monotonic()
         failures = 0
         while True:
-            host, era = self._taken(hosts, stop)
+            host, era = self._acquire_host(hosts, stop)
             reason, wait, busy = "", 0.0, False
             try:
                 response = self._http.request(method, host.url + path, content=content, headers=headers)
             except Exception as error:
-                reason = self._failed(error)
+                reason = self._describe_failure(error)
             else:
-                if response.status_code not in self._again:
-                    self._given_back(host, era, None)
+                if response.status_code not in self._retryable:
+                    self._release_host(host, era, None)
                     if response.status_code != 200 and response.status_code not in tolerated:
-                        raise RunError(self._refused(host, response))
+                        raise RunError(self._describe_refusal(host, response))
                     return host.url, response.content
-                reason = f"{response.status_code}, {self._quiet(error_message(response.content))}"
+                reason = f"{response.status_code}, {self._mask_token(error_message(response.content))}"
                 wait = _retry_after(response.headers.get("retry-after"))
                 busy = response.status_code == 429 or (response.status_code == 503 and wait > 0)
-            self._given_back(host, era, wait if busy and wait else 0.0)
+            self._release_host(host, era, wait if busy and wait else 0.0)
             waited = time.monotonic() - begun
             if busy and waited + wait > self.config.patience:
                 raise RunError(f"{host.url}: busy for {waited:.0f} s; the last answer: {reason}")
@@ -182,62 +182,62 @@ class Client:
             if failures > self.config.retries:
                 raise RunError(f"{host.url}: no answer in {failures} tr{'y' if failures == 1 else 'ies'}; the last: {reason}")
 
-    def _taken(self, hosts: Sequence[Host], stop: threading.Event) -> tuple[Host, int]:
+    def _acquire_host(self, hosts: Sequence[Host], stop: threading.Event) -> tuple[Host, int]:
         """The host that has least to do of those that may be asked, and its era; waits for one."""
         with self._changed:
             while True:
                 if stop.is_set():
-                    raise Stopped
+                    raise Cancelled
                 now = time.monotonic()
                 # one that has failed is tried with a single request first
-                ready = [host for host in hosts if host.awake <= now and not (host.failures and host.at_work)]
+                ready = [host for host in hosts if host.retry_at <= now and not (host.failures and host.in_flight)]
                 if ready:
                     self._turn += 1
                     place = {id(host): (i - self._turn) % len(hosts) for i, host in enumerate(hosts)}
-                    chosen = min(ready, key=lambda host: (host.at_work, place[id(host)]))
-                    chosen.at_work += 1
+                    chosen = min(ready, key=lambda host: (host.in_flight, place[id(host)]))
+                    chosen.in_flight += 1
                     return chosen, chosen.era
-                resting = [host.awake - now for host in hosts if host.awake > now]
+                resting = [host.retry_at - now for host in hosts if host.retry_at > now]
                 self._changed.wait(min([0.5, *(rest * self._chance.uniform(1, 1.1) + 0.001 for rest in resting)]))
 
-    def _given_back(self, host: Host, era: int, rest: float | None) -> None:
+    def _release_host(self, host: Host, era: int, rest: float | None) -> None:
         """After an answer, with ``rest`` None; after a failure with 0; after 'busy' with the seconds it asked for."""
         with self._changed:
-            host.at_work -= 1
+            host.in_flight -= 1
             if rest is None:
                 host.failures = 0
             elif era == host.era:
                 host.era += 1
                 host.failures += not rest
-                growing = min(LONGEST_REST, FIRST_REST * 2 ** (host.failures - 1))
-                host.awake = time.monotonic() + (rest or growing) * self._chance.uniform(1, 1.25)
+                growing = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** (host.failures - 1))
+                host.retry_at = time.monotonic() + (rest or growing) * self._chance.uniform(1, 1.25)
             self._changed.notify_all()
 
-    def _refused(self, host: Host, response: httpx2.Response) -> str:
-        said = self._quiet(error_message(response.content))
+    def _describe_refusal(self, host: Host, response: httpx2.Response) -> str:
+        said = self._mask_token(error_message(response.content))
         if response.status_code in (401, 403):
             variable = self.config.token_env
             todo = f"see what {variable} holds" if variable else "name the environment variable that holds one with token_env"
             return f"{host.url}: answered {response.status_code}, {said}; {todo}"
         return f"{host.url}: answered {response.status_code}, {said}"
 
-    def _failed(self, error: Exception) -> str:
+    def _describe_failure(self, error: Exception) -> str:
         import httpx2
 
         if isinstance(error, httpx2.ConnectTimeout):
-            return f"no connection within {min(CONNECTING, self.config.request_timeout):g} s"
+            return f"no connection within {min(CONNECT_TIMEOUT, self.config.request_timeout):g} s"
         if isinstance(error, httpx2.TimeoutException):
             return f"no answer within {self.config.request_timeout:g} s"
         if isinstance(error, httpx2.RequestError):
-            return self._quiet(f"{type(error).__name__}: {error}".removesuffix(": "))
+            return self._mask_token(f"{type(error).__name__}: {error}".removesuffix(": "))
         raise error
 
-    def _quiet(self, text: str) -> str:
+    def _mask_token(self, text: str) -> str:
         """Servers say what token they were given."""
         return text.replace(self._token, "***") if self._token else text
 
 
-def _token(variable: str | None) -> str | None:
+def _read_token(variable: str | None) -> str | None:
     if variable is None:
         return None
     token = os.environ.get(variable, "").strip()
@@ -253,10 +253,10 @@ def _retry_after(text: str | None) -> float:
     if text is None:
         return 0.0
     try:
-        return max(0.0, float(text) if not text.strip().endswith("GMT") else _until(text))
+        return max(0.0, float(text) if not text.strip().endswith("GMT") else _seconds_until(text))
     except (TypeError, ValueError):
         return 0.0
 
 
-def _until(date: str) -> float:
+def _seconds_until(date: str) -> float:
     return (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds()

@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import CheckpointPath
-from flowfactory_rewards.dependencies import require
-from flowfactory_rewards.dual_encoder import clip
-from flowfactory_rewards.frame_sampling import pixels
+from flowfactory.rewards import to_pixels
+from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.dual_encoder import load_clip
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer
 
 WORDS = {
@@ -52,42 +52,42 @@ class ImageQualityConfig(RewardModelConfig):
 
     def build(self, label: str) -> RewardModel:
         if self.metric == "clip-iqa":
-            require("image-quality", "transformers")
-            return RewardModel(label, self, clip_iqa, self.path, self.words)
-        require("image-quality", "skimage", "pywt")
-        return RewardModel(label, self, measured, self.metric)
+            require_modules("image-quality", "transformers")
+            return RewardModel(label, self, load_clip_iqa, self.path, self.words)
+        require_modules("image-quality", "skimage", "pywt")
+        return RewardModel(label, self, load_measure, self.metric)
 
 
-def clip_iqa(path: str, words: str, device: torch.device, dtype: torch.dtype) -> Scorer:
+def load_clip_iqa(path: str, words: str, device: torch.device, dtype: torch.dtype) -> Scorer:
     """Scores in [0, 1] by the CLIP in ``path`` and the pair of texts called ``words``."""
-    eyes = clip(path, path, device, dtype)
+    eyes = load_clip(path, path, device, dtype)
     with torch.inference_mode():
-        pair = eyes.of_prompts(WORDS[words])
+        pair = eyes.embed_texts(WORDS[words])
 
     def score(pictures: Tensor, prompts: object) -> Tensor:
-        return (100 * eyes.of_pictures(pictures) @ pair.T).softmax(1)[:, 0]
+        return (100 * eyes.embed_images(pictures) @ pair.T).softmax(1)[:, 0]
 
     return score
 
 
-def measured(metric: str, device: torch.device, dtype: torch.dtype) -> Scorer:
+def load_measure(metric: str, device: torch.device, dtype: torch.dtype) -> Scorer:
     """Scores of at most 0, higher is better, by a measure that takes no weights; on the processor."""
-    measure = {"blur": blur, "noise": noise}[metric]
+    measure = {"blur": measure_blur, "noise": measure_noise}[metric]
 
     def score(pictures: Tensor, prompts: object) -> Tensor:
-        return torch.tensor([-measure(picture) for picture in pixels(pictures)])
+        return torch.tensor([-measure(picture) for picture in to_pixels(pictures)])
 
     return score
 
 
-def blur(picture: NDArray[np.uint8]) -> float:
+def measure_blur(picture: NDArray[np.uint8]) -> float:
     """In [0, 1], 0 for a sharp one, of a picture [H, W, 3]."""
     from skimage.measure import blur_effect
 
     return float(blur_effect(picture, channel_axis=-1))
 
 
-def noise(picture: NDArray[np.uint8]) -> float:
+def measure_noise(picture: NDArray[np.uint8]) -> float:
     """The standard deviation, where white is 1, averaged over the channels of a picture [H, W, 3]."""
     from skimage.restoration import estimate_sigma
 

@@ -13,9 +13,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from flowfactory import CheckpointPath, UserError
-from flowfactory_rewards.dependencies import require
-from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer, images
-from flowfactory_rewards.weights import LINEAR_PREDICTOR, below, filled, linear_layers, opened, tensors
+from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer, to_pil
+from flowfactory_rewards.weights import (
+    LINEAR_PREDICTOR,
+    build_linear_layers,
+    from_pretrained,
+    from_state_dict,
+    read_tensors,
+    strip_prefix,
+)
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the released model's raw scores, which leave the reward with mean 0 and variance 1 on its data."""
@@ -37,26 +44,26 @@ class ImageRewardConfig(RewardModelConfig):
     tokenizer: CheckpointPath = Field("google-bert/bert-base-uncased", description="a folder or a hub id with BERT's tokenizer")
 
     def build(self, label: str) -> RewardModel:
-        require("imagereward", "transformers")
-        return RewardModel(label, self, _scorer, self.path, self.file, self.tokenizer)
+        require_modules("imagereward", "transformers")
+        return RewardModel(label, self, _load_scorer, self.path, self.file, self.tokenizer)
 
 
-def _scorer(path: str, file: str, tokenizer: str, device: torch.device, dtype: torch.dtype) -> Scorer:
+def _load_scorer(path: str, file: str, tokenizer: str, device: torch.device, dtype: torch.dtype) -> Scorer:
     from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
     source = f"{file} in {path}"
-    config, state = from_blip(tensors(path, file), source)
-    vision = filled(BlipVisionModel, BlipVisionConfig(**config["vision"]), state["vision"], source, device, dtype)
+    config, state = convert_blip(read_tensors(path, file), source)
+    vision = from_state_dict(BlipVisionModel, BlipVisionConfig(**config["vision"]), state["vision"], source, device, dtype)
     reader = BlipTextConfig(**config["text"])
-    text = filled(BlipTextModel, reader, state["text"], source, device, dtype, add_pooling_layer=False)
-    rating = nn.Sequential(*linear_layers(state["head"], LINEAR_PREDICTOR, source)).to(device)
-    words = opened(BertTokenizer, tokenizer)
+    text = from_state_dict(BlipTextModel, reader, state["text"], source, device, dtype, add_pooling_layer=False)
+    rating = nn.Sequential(*build_linear_layers(state["head"], LINEAR_PREDICTOR, source)).to(device)
+    words = from_pretrained(BertTokenizer, tokenizer)
     words.add_special_tokens({"bos_token": "[DEC]"})
     words.add_tokens(["[ENC]"], special_tokens=True)
     size = config["vision"]["image_size"]
 
     def score(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        seen = vision(pixel_values=transformed(pictures, size).to(device, dtype)).last_hidden_state
+        seen = vision(pixel_values=preprocess(pictures, size).to(device, dtype)).last_hidden_state
         told = words(list(prompts), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt").to(device)
         read = text(input_ids=told.input_ids, attention_mask=told.attention_mask, encoder_hidden_states=seen)
         found: Tensor = (rating(read.last_hidden_state[:, 0].float())[:, 0] - MEAN) / STD
@@ -65,13 +72,13 @@ def _scorer(path: str, file: str, tokenizer: str, device: torch.device, dtype: t
     return score
 
 
-def transformed(pictures: Tensor, size: int) -> Tensor:
+def preprocess(pictures: Tensor, size: int) -> Tensor:
     """What the model sees of pictures [n, 3, H, W] in [0, 1]: their middle, [n, 3, size, size], normalised.
 
     The shorter side becomes ``size``, bicubic as Pillow does it, and the middle is where torchvision sees it.
     """
     seen = []
-    for picture in images(pictures):
+    for picture in to_pil(pictures):
         shorter = min(picture.size)
         width, height = (int(size * side / shorter) for side in picture.size)
         resized = picture.resize((width, height), Image.Resampling.BICUBIC)
@@ -81,7 +88,7 @@ def transformed(pictures: Tensor, size: int) -> Tensor:
     return (values - torch.tensor(PIXEL_MEAN)[:, None, None]) / torch.tensor(PIXEL_STD)[:, None, None]
 
 
-def from_blip(
+def convert_blip(
     state: Mapping[str, Tensor], source: str, head_width: int = HEAD_WIDTH
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Tensor]]]:
     """The options of a BlipVisionConfig and a BlipTextConfig, and the weights of both and of the head, of ImageReward's names.
@@ -89,8 +96,10 @@ def from_blip(
     Under ``vision``, ``text`` and ``head``. What the reward does not use, such as BLIP's projections, is left out.
     UserError, which names ``source``: these are not such weights.
     """
-    vision = {_vision_name(name): weight for name, weight in below(state, "blip.visual_encoder.").items()}
-    text = {name: weight for name, weight in below(state, "blip.text_encoder.").items() if not name.endswith("position_ids")}
+    vision = {_rename_vision(name): weight for name, weight in strip_prefix(state, "blip.visual_encoder.").items()}
+    text = {
+        name: weight for name, weight in strip_prefix(state, "blip.text_encoder.").items() if not name.endswith("position_ids")
+    }
     needed = ("embeddings.patch_embedding.weight", "embeddings.position_embedding", "encoder.layers.0.mlp.fc1.weight")
     if lacking := [name for name in needed if name not in vision]:
         raise UserError(f"{source} has no weight that becomes {lacking[0]}: it is not what ImageReward was released as")
@@ -103,7 +112,7 @@ def from_blip(
         "vision": {
             "hidden_size": width,
             "intermediate_size": vision["encoder.layers.0.mlp.fc1.weight"].shape[0],
-            "num_hidden_layers": _count(below(vision, "encoder.layers.")),
+            "num_hidden_layers": _count_layers(strip_prefix(vision, "encoder.layers.")),
             "num_attention_heads": width // head_width,
             "patch_size": patch,
             "image_size": patch * round(patches**0.5),
@@ -114,16 +123,16 @@ def from_blip(
             "hidden_size": text_width,
             "encoder_hidden_size": width,
             "intermediate_size": text["encoder.layer.0.intermediate.dense.weight"].shape[0],
-            "num_hidden_layers": _count(below(text, "encoder.layer.")),
+            "num_hidden_layers": _count_layers(strip_prefix(text, "encoder.layer.")),
             "num_attention_heads": text_width // head_width,
             "max_position_embeddings": text["embeddings.position_embeddings.weight"].shape[0],
             "layer_norm_eps": 1e-12,
         },
     }
-    return config, {"vision": vision, "text": text, "head": below(state, "mlp.layers.")}
+    return config, {"vision": vision, "text": text, "head": strip_prefix(state, "mlp.layers.")}
 
 
-def _count(layers: Mapping[str, Tensor]) -> int:
+def _count_layers(layers: Mapping[str, Tensor]) -> int:
     return len({name.split(".")[0] for name in layers})
 
 
@@ -139,7 +148,7 @@ VISION_NAMES = (
 )
 
 
-def _vision_name(name: str) -> str:
+def _rename_vision(name: str) -> str:
     for pattern, named in VISION_NAMES:
         name = re.sub(pattern, named, name)
     return name

@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import ComponentConfig, Samples, hookimpl
-from flowfactory_rewards.frame_sampling import pixels, spread
+from flowfactory.rewards import to_pixels
+from flowfactory_rewards.frame_sampling import sample_frames
 
 
 class JpegSizeConfig(ComponentConfig):
@@ -38,7 +39,7 @@ class JpegSize:
     @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
         """``{label: plus or minus kilobytes [B]}``."""
-        clips = pixels(spread(samples.media, self._config.frames))
+        clips = to_pixels(sample_frames(samples.media, self._config.frames))
         sizes = [sum(self._kilobytes(Image.fromarray(frame)) for frame in clip) / len(clip) for clip in clips]
         return {self.label: self._sign * torch.tensor(sizes)}
 

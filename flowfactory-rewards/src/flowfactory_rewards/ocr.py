@@ -14,10 +14,10 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import ComponentConfig, RunError, Samples, UserError, hookimpl
-from flowfactory.rewards import load_shared
-from flowfactory_rewards.dependencies import require
-from flowfactory_rewards.frame_sampling import pixels, spread
-from flowfactory_rewards.run_checks import insist
+from flowfactory.rewards import load_shared, to_pixels
+from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.frame_sampling import sample_frames
+from flowfactory_rewards.run_checks import check_prompts
 
 if TYPE_CHECKING:
     from rapidocr import RapidOCR
@@ -51,17 +51,17 @@ class OcrConfig(ComponentConfig):
 
     def check(self, run: RunConfig) -> None:
         """Every prompt says what is to be written."""
-        insist(run, self, lambda prompt: wanted(prompt.text, prompt.metadata))
+        check_prompts(run, self, lambda prompt: parse_texts(prompt.text, prompt.metadata))
 
     def weights(self) -> dict[str, int]:
         return {}
 
     def build(self, label: str) -> Ocr:
-        require("ocr", "rapidocr", "onnxruntime", "rapidfuzz")
+        require_modules("ocr", "rapidocr", "onnxruntime", "rapidfuzz")
         return Ocr(label, self)
 
 
-def wanted(prompt: str, metadata: Mapping[str, Any]) -> tuple[str, ...]:
+def parse_texts(prompt: str, metadata: Mapping[str, Any]) -> tuple[str, ...]:
     """The texts that are to be written: metadata ``text``, else what ``prompt`` has in quotation marks, in order.
 
     UserError: there is none, there are too many, or ``text`` is neither text nor a list of texts.
@@ -80,13 +80,15 @@ def wanted(prompt: str, metadata: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def words(text: str, case: bool) -> list[str]:
+def split_words(text: str, case: bool) -> list[str]:
     """The words of ``text`` in compatibility form (NFKC) with straight quotation marks, in small letters unless ``case``."""
     plain = unicodedata.normalize("NFKC", text).translate(_STRAIGHT)
     return _WORD.findall(plain if case else plain.casefold())
 
 
-def score(lines: Sequence[str], texts: Sequence[str], case: bool = False, spaces: bool = False, only: bool = False) -> float:
+def score_lines(
+    lines: Sequence[str], texts: Sequence[str], case: bool = False, spaces: bool = False, only: bool = False
+) -> float:
     """How well ``lines``, what is read in reading order, have ``texts`` in them, in [0, 1].
 
     A text is compared with consecutive words, within a line or across lines. Each word belongs to one text at most, so that
@@ -94,13 +96,15 @@ def score(lines: Sequence[str], texts: Sequence[str], case: bool = False, spaces
     so that the fewest characters are left over. Texts may be found in any order.
     """
     between = " " if spaces else ""
-    read = [word for line in lines for word in words(line, case)]
-    goals = [between.join(words(text, case)) for text in texts]
+    read = [word for line in lines for word in split_words(line, case)]
+    goals = [between.join(split_words(text, case)) for text in texts]
     everything = 2 ** len(goals) - 1  # a bit for each text
     # best[start][missing]: the sum of the scores of the missing texts and minus the characters left over, from a word on
     best = [[(0.0, 0)] * (everything + 1)]
     for start in reversed(range(len(read))):
-        runs = [(1 << i, end, similar) for i, goal in enumerate(goals) for end, similar in _runs(read, start, goal, between)]
+        runs = [
+            (1 << i, end, similar) for i, goal in enumerate(goals) for end, similar in _match_runs(read, start, goal, between)
+        ]
         after = best[0]
         row = []
         for missing in range(everything + 1):
@@ -116,7 +120,7 @@ def score(lines: Sequence[str], texts: Sequence[str], case: bool = False, spaces
     return float(max(0.0, found / len(goals) - surplus))
 
 
-def _runs(read: Sequence[str], start: int, goal: str, between: str) -> Iterator[tuple[int, float]]:
+def _match_runs(read: Sequence[str], start: int, goal: str, between: str) -> Iterator[tuple[int, float]]:
     """Where runs of words from ``start`` on end, and how similar they are to ``goal``, in (0, 1]."""
     from rapidfuzz.distance import Levenshtein
 
@@ -138,12 +142,12 @@ class Ocr:
     def __init__(self, label: str, config: OcrConfig) -> None:
         self.label, self._config = label, config
         self._reader: RapidOCR | None = None
-        self._score = partial(score, case=config.case, spaces=config.spaces, only=config.only)
+        self._score = partial(score_lines, case=config.case, spaces=config.spaces, only=config.only)
 
     @hookimpl
     def prepare_reward(self, device: torch.device) -> None:
         """Read the weights, which are part of RapidOCR's package."""
-        self._reader = load_shared(_reader, self._config.resolution, self._config.threads)
+        self._reader = load_shared(_load_reader, self._config.resolution, self._config.threads)
 
     @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
@@ -151,21 +155,21 @@ class Ocr:
         if self._reader is None:
             self.prepare_reward(samples.media.device)
         try:
-            texts = [wanted(*both) for both in zip(samples.prompts, samples.metadata, strict=True)]
+            texts = [parse_texts(*both) for both in zip(samples.prompts, samples.metadata, strict=True)]
         except UserError as error:
             raise RunError(str(error)) from error
         scores = []
-        for clip, goals in zip(pixels(spread(samples.media, self._config.frames)), texts, strict=True):
-            scores.append(sum(self._score(self._lines(frame), goals) for frame in clip) / len(clip))
+        for clip, goals in zip(to_pixels(sample_frames(samples.media, self._config.frames)), texts, strict=True):
+            scores.append(sum(self._score(self._read_lines(frame), goals) for frame in clip) / len(clip))
         return {self.label: torch.tensor(scores)}
 
-    def _lines(self, picture: np.ndarray) -> Sequence[str]:
+    def _read_lines(self, picture: np.ndarray) -> Sequence[str]:
         assert self._reader is not None
         backwards = np.broadcast_to(picture, (*picture.shape[:2], 3))[..., ::-1]  # blue first, as OpenCV has it
         return self._reader(np.ascontiguousarray(backwards), use_cls=False).txts or ()
 
 
-def _reader(resolution: int, threads: int) -> RapidOCR:
+def _load_reader(resolution: int, threads: int) -> RapidOCR:
     from rapidocr import RapidOCR
 
     return RapidOCR(

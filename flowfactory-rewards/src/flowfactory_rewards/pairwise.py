@@ -13,19 +13,19 @@ from torch import Tensor
 from flowfactory import Samples, hookimpl
 from flowfactory.rewards import rows_by_group
 from flowfactory_rewards.chat_judge import (
-    Chat,
     ChatConfig,
+    ChatReward,
     Choice,
     Content,
-    Malformed,
+    MalformedAnswer,
     Template,
-    filled,
-    preference,
-    text,
-    text_of,
-    word,
+    fill_template,
+    normalize_token,
+    preference_probability,
+    read_text,
+    text_part,
 )
-from flowfactory_rewards.dependencies import require
+from flowfactory_rewards.dependencies import require_modules
 
 
 class PairwiseConfig(ChatConfig):
@@ -47,67 +47,55 @@ class PairwiseConfig(ChatConfig):
     )
 
     def build(self, label: str) -> Pairwise:
-        require("pairwise", "httpx2")
+        require_modules("pairwise", "httpx2")
         return Pairwise(label, self)
 
 
-class Pairwise:
+class Pairwise(ChatReward):
     """Two questions for each pair, several at once."""
 
-    concurrent = True
-
-    def __init__(self, label: str, config: PairwiseConfig) -> None:
-        self.label, self._config = label, config
-        self._chat: Chat | None = None
-
-    @hookimpl
-    def prepare_reward(self, device: torch.device) -> None:
-        """Reach the endpoints."""
-        self._chat = Chat(self._config)
-        self._chat.check()
+    _config: PairwiseConfig
 
     @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
         """``{label: win rates [B]}``; 1/2 for the only member of a group."""
-        if self._chat is None:
-            self.prepare_reward(samples.media.device)
-        assert self._chat is not None
-        chat, shown = self._chat, cache(partial(self._chat.shown, samples))
+        chat = self._connect(samples.media.device)
+        shown = cache(partial(chat.encode_sample, samples))
 
-        def asked(i: int, j: int) -> Content:
-            given = [text("Given:"), *chat.brought(samples, i)] if self._config.sources and samples.sources else []
-            question = filled(self._config.question, samples.prompts[i], samples.metadata[i])
-            return [*given, text("A:"), *shown(i), text("B:"), *shown(j), text(question)]
+        def build_question(i: int, j: int) -> Content:
+            given = [text_part("Given:"), *chat.encode_sources(samples, i)] if self._config.sources and samples.sources else []
+            question = fill_template(self._config.question, samples.prompts[i], samples.metadata[i])
+            return [*given, text_part("A:"), *shown(i), text_part("B:"), *shown(j), text_part(question)]
 
         groups = rows_by_group(range(len(samples.prompts)), samples.groups)
-        met = [(rows[i], rows[j]) for rows in groups for i, j in pairs(len(rows), self._config.opponents)]
+        met = [(rows[i], rows[j]) for rows in groups for i, j in choose_pairs(len(rows), self._config.opponents)]
         orders = [order for i, j in met for order in ((i, j), (j, i))]
         probable = self._config.answer == "probability"
-        read = self._likelier if probable else _chosen
-        wins = chat.each([partial(asked, *order) for order in orders], read, probable)
+        read = self._read_probability if probable else _read_choice
+        wins = chat.ask_all([partial(build_question, *order) for order in orders], read, probable)
         return {self.label: win_rates(len(samples.prompts), met, wins[::2], wins[1::2])}
 
-    def _likelier(self, choice: Choice) -> float:
-        return preference(choice, "a", "b", self._config.least_probability)
+    def _read_probability(self, choice: Choice) -> float:
+        return preference_probability(choice, "a", "b", self._config.least_probability)
 
 
-def _chosen(choice: Choice) -> float:
-    letter = word(said := text_of(choice))
+def _read_choice(choice: Choice) -> float:
+    letter = normalize_token(said := read_text(choice))
     if letter not in ("a", "b"):
-        raise Malformed(f"neither A nor B: {said[:100]!r}")
+        raise MalformedAnswer(f"neither A nor B: {said[:100]!r}")
     return float(letter == "a")
 
 
-def pairs(size: int, opponents: Literal["all"] | int) -> list[tuple[int, int]]:
+def choose_pairs(size: int, opponents: Literal["all"] | int) -> list[tuple[int, int]]:
     """Which of ``size`` members meet, so that each meets ``opponents`` others, or one more where both are odd."""
     if opponents == "all" or opponents >= size - 1:
         return list(combinations(range(size), 2))
     half, odd = divmod(opponents, 2)
     distances = [*range(1, half + 1), *([size // 2 if size % 2 == 0 else half + 1] if odd else [])]
-    return sorted({_ordered(i, (i + distance) % size) for distance in distances for i in range(size)})
+    return sorted({_sort_pair(i, (i + distance) % size) for distance in distances for i in range(size)})
 
 
-def _ordered(i: int, j: int) -> tuple[int, int]:
+def _sort_pair(i: int, j: int) -> tuple[int, int]:
     return min(i, j), max(i, j)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from flowfactory import CheckpointPath
-from flowfactory_rewards.dependencies import require
-from flowfactory_rewards.dual_encoder import CLIP_H, logit, processor_of
+from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.dual_encoder import CLIP_H, find_processor, load_logit_scorer
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig
 
 
@@ -24,5 +24,5 @@ class PickScoreConfig(RewardModelConfig):
     )
 
     def build(self, label: str) -> RewardModel:
-        require("pickscore", "transformers")
-        return RewardModel(label, self, logit, self.path, self.processor or processor_of(self.path, CLIP_H))
+        require_modules("pickscore", "transformers")
+        return RewardModel(label, self, load_logit_scorer, self.path, self.processor or find_processor(self.path, CLIP_H))

@@ -13,7 +13,7 @@ from torch import Tensor
 from flowfactory import RunError, Samples, hookimpl
 from flowfactory.rewards import rows_by_group
 from flowfactory.rewards.wire import VERSION, Encoding, WireError, build_multipart, decode_scores, encode_request, excerpt
-from flowfactory_rewards.dependencies import require
+from flowfactory_rewards.dependencies import require_modules
 from flowfactory_rewards.http_client import Client, ClientConfig
 
 
@@ -28,7 +28,7 @@ class RemoteConfig(ClientConfig):
     batch_size: int = Field(16, ge=1, description="samples a request; groups stay whole where the reward compares them")
 
     def build(self, label: str) -> Remote:
-        require("remote", "httpx2")
+        require_modules("remote", "httpx2")
         return Remote(label, self)
 
 
@@ -50,20 +50,20 @@ class Remote:
         self.label, self._config = label, config
         self._client: Client | None = None
         self._pointwise = False
-        self._most = 0
+        self._max_request = 0
 
     @hookimpl
     def prepare_reward(self, device: torch.device) -> None:
         """Ask every server how it is. RunError: one does not answer, or they serve different rewards."""
         self._client = Client(self._config)
-        told = [_health(url, body) for url, body in self._client.get("/health")]
+        told = [_parse_health(url, body) for url, body in self._client.get("/health")]
         for url, each in zip(self._config.url, told, strict=True):
             if each.reward != told[0].reward:
                 raise RunError(
                     f"{self._config.url[0]} serves {told[0].reward!r} and {url} {each.reward!r}; all must serve one reward"
                 )
         self._pointwise = all(each.pointwise for each in told)
-        self._most = min(each.max_request for each in told)
+        self._max_request = min(each.max_request for each in told)
 
     @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
@@ -73,23 +73,23 @@ class Remote:
         assert self._client is not None
         rows = list(range(len(samples.prompts)))
         units = [[row] for row in rows] if self._pointwise else rows_by_group(rows, samples.groups)
-        batches = packed(units, self._config.batch_size)
-        found = self._client.each([partial(self._scores, samples, batch) for batch in batches])
+        batches = pack_batches(units, self._config.batch_size)
+        found = self._client.run_all([partial(self._request_scores, samples, batch) for batch in batches])
         scores = torch.empty(len(rows))
         for batch, some in zip(batches, found, strict=True):
             scores[batch] = some
         return {self.label: scores}
 
-    def _scores(self, samples: Samples, rows: Sequence[int], stop: threading.Event) -> Tensor:
+    def _request_scores(self, samples: Samples, rows: Sequence[int], stop: threading.Event) -> Tensor:
         assert self._client is not None
         try:
             body = build_multipart(encode_request(samples.rows(rows), self._config.encoding))
         except WireError as error:
             raise RunError(str(error)) from error
-        if len(body[1]) > self._most:
+        if len(body[1]) > self._max_request:
             raise RunError(
                 f"{len(rows)} samples make a request of {len(body[1]) / 2**20:.1f} MiB, and {self._config.url[0]} "
-                f"takes {self._most / 2**20:g}; lower batch_size, or serve with a larger --max-request"
+                f"takes {self._max_request / 2**20:g}; lower batch_size, or serve with a larger --max-request"
             )
         url, answer = self._client.post("/score", body, stop)
         try:
@@ -98,7 +98,7 @@ class Remote:
             raise RunError(f"{url}: {error}") from error
 
 
-def packed(units: list[list[int]], size: int) -> list[list[int]]:
+def pack_batches(units: list[list[int]], size: int) -> list[list[int]]:
     """The rows of whole ``units`` in batches of at most ``size``, or of one unit where that is larger."""
     batches: list[list[int]] = []
     for unit in units:
@@ -109,7 +109,7 @@ def packed(units: list[list[int]], size: int) -> list[list[int]]:
     return batches
 
 
-def _health(url: str, body: bytes) -> Health:
+def _parse_health(url: str, body: bytes) -> Health:
     try:
         found = Health.model_validate_json(body)
     except ValidationError as error:

@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import CheckpointPath, ComponentConfig, Samples, hookimpl
-from flowfactory.rewards import load_shared
-from flowfactory_rewards.frame_sampling import pixels, spread
-from flowfactory_rewards.weights import elements
+from flowfactory.rewards import load_shared, to_pixels
+from flowfactory_rewards.frame_sampling import sample_frames
+from flowfactory_rewards.weights import count_parameters
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -32,7 +32,7 @@ class RewardModelConfig(ComponentConfig):
     batch_size: int = Field(16, ge=1, description="pictures in one forward; does not change the scores")
     frames: int = Field(8, ge=1, description="of a video that are looked at, evenly spread; its score is their mean")
 
-    def placed(self, device: torch.device) -> tuple[torch.device, torch.dtype]:
+    def device_and_dtype(self, device: torch.device) -> tuple[torch.device, torch.dtype]:
         """Where and in what the model computes in a run on ``device``."""
         return device if self.device == "auto" else torch.device(self.device), DTYPES[self.dtype]
 
@@ -44,7 +44,7 @@ class RewardModelConfig(ComponentConfig):
     def weights(self) -> dict[str, int] | None:
         """As ComponentConfig.weights, where all of them are on this machine as safetensors."""
         size = DTYPES[self.dtype].itemsize
-        found = {f"{path}, {self.dtype}": elements(path) for path in self.checkpoints}
+        found = {f"{path}, {self.dtype}": count_parameters(path) for path in self.checkpoints}
         known = {name: size * count for name, count in found.items() if count is not None}
         return known if len(known) == len(found) else None
 
@@ -62,7 +62,7 @@ class RewardModel:
     @hookimpl
     def prepare_reward(self, device: torch.device) -> None:
         """Read the weights."""
-        self._scorer = load_shared(self._load, *self._arguments, *self._config.placed(device))
+        self._scorer = load_shared(self._load, *self._arguments, *self._config.device_and_dtype(device))
 
     @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
@@ -70,7 +70,7 @@ class RewardModel:
         if self._scorer is None:
             self.prepare_reward(samples.media.device)
         assert self._scorer is not None
-        clips = spread(samples.media, self._config.frames)
+        clips = sample_frames(samples.media, self._config.frames)
         pictures = clips.flatten(0, 1)
         if pictures.shape[1] == 1:
             pictures = pictures.expand(-1, 3, -1, -1)
@@ -81,6 +81,6 @@ class RewardModel:
         return {self.label: torch.cat(scores).float().reshape(len(clips), -1).mean(1)}
 
 
-def images(pictures: Tensor) -> list[Image.Image]:
+def to_pil(pictures: Tensor) -> list[Image.Image]:
     """The n pictures [n, 3, H, W] in [0, 1] as Pillow has them, with 256 levels: what released code reads from files."""
-    return [Image.fromarray(picture) for picture in pixels(pictures)]
+    return [Image.fromarray(picture) for picture in to_pixels(pictures)]

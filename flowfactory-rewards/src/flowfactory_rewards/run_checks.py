@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from flowfactory import RunConfig
 
 
-def insist(run: RunConfig, reward: ComponentConfig, read: Callable[[Prompt], object]) -> None:
+def check_prompts(run: RunConfig, reward: ComponentConfig, read: Callable[[Prompt], object]) -> None:
     """ValueError, naming the prompt, where ``read`` finds in a prompt that ``reward`` judges nothing that it can judge by.
 
     ``read`` says so by UserError. A prompt that lists its ``rewards`` without this one is passed over, and so is any that lists
@@ -36,7 +36,7 @@ def _judges(run: RunConfig, reward: ComponentConfig) -> tuple[bool, bool]:
     return trains or not evaluates, evaluates or not (trains and run.evaluation.rewards)
 
 
-def insist_on_videos(run: RunConfig, reward: ComponentConfig, name: str) -> None:
+def check_videos(run: RunConfig, reward: ComponentConfig, name: str) -> None:
     """ValueError where what ``reward``, called ``name``, judges is not drawn in two frames or more."""
     trains, evaluates = _judges(run, reward)
     drawn = run.sampling.canvas.frames if trains else None

@@ -9,10 +9,10 @@ from pydantic import Field
 
 from flowfactory import CheckpointPath
 from flowfactory.rewards import load_shared
-from flowfactory_rewards.dependencies import require
-from flowfactory_rewards.dual_encoder import DualEncoder, processed
+from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.dual_encoder import DualEncoder, load_image_transform
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer
-from flowfactory_rewards.weights import opened, pretrained
+from flowfactory_rewards.weights import from_pretrained, load_pretrained
 
 
 class SiglipConfig(RewardModelConfig):
@@ -29,23 +29,23 @@ class SiglipConfig(RewardModelConfig):
     )
 
     def build(self, label: str) -> RewardModel:
-        require("siglip", "transformers", "sentencepiece")
-        return RewardModel(label, self, _scorer, self.path, self.score)
+        require_modules("siglip", "transformers", "sentencepiece")
+        return RewardModel(label, self, _load_scorer, self.path, self.score)
 
 
-def _scorer(path: str, score: str, device: torch.device, dtype: torch.dtype) -> Scorer:
-    encoder: DualEncoder = load_shared(_encoder, path, device, dtype)
+def _load_scorer(path: str, score: str, device: torch.device, dtype: torch.dtype) -> Scorer:
+    encoder: DualEncoder = load_shared(_load_encoder, path, device, dtype)
     bias = encoder.model.logit_bias.float()
     if score == "probability":
         return lambda pictures, prompts: (encoder.logit(pictures, prompts) + bias).sigmoid()
     return lambda pictures, prompts: encoder.logit(pictures, prompts) + bias
 
 
-def _encoder(path: str, device: torch.device, dtype: torch.dtype) -> DualEncoder:
+def _load_encoder(path: str, device: torch.device, dtype: torch.dtype) -> DualEncoder:
     from transformers import AutoTokenizer, SiglipImageProcessorPil, SiglipModel
 
-    model = pretrained(SiglipModel, path, device, dtype)
-    tokenizer = opened(AutoTokenizer, path)
+    model = load_pretrained(SiglipModel, path, device, dtype)
+    tokenizer = from_pretrained(AutoTokenizer, path)
     tokenizer.padding_side = "right"  # features are those of the last place, which is padding
     length = model.config.text_config.max_position_embeddings
 
@@ -55,4 +55,4 @@ def _encoder(path: str, device: torch.device, dtype: torch.dtype) -> DualEncoder
         ids: torch.Tensor = found.input_ids
         return ids
 
-    return DualEncoder(model, processed(SiglipImageProcessorPil, path), tokenize)
+    return DualEncoder(model, load_image_transform(SiglipImageProcessorPil, path), tokenize)

@@ -11,16 +11,16 @@ from torch.nn import functional
 
 from flowfactory import CheckpointPath, RunError, Samples, UserError, hookimpl
 from flowfactory.rewards import load_shared
-from flowfactory_rewards.dependencies import require
-from flowfactory_rewards.frame_sampling import spread
-from flowfactory_rewards.reward_model import RewardModelConfig, images
-from flowfactory_rewards.run_checks import insist_on_videos
-from flowfactory_rewards.weights import opened
+from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.frame_sampling import sample_frames
+from flowfactory_rewards.reward_model import RewardModelConfig, to_pil
+from flowfactory_rewards.run_checks import check_videos
+from flowfactory_rewards.weights import freeze, from_pretrained
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
 
-KINDS = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "clip")
+MODEL_TYPES = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "clip")
 """Types of models whose embedding of a picture is the first of their last states, or CLIP's."""
 
 
@@ -37,10 +37,10 @@ class VideoConsistencyConfig(RewardModelConfig):
 
     def check(self, run: RunConfig) -> None:
         """What is drawn moves."""
-        insist_on_videos(run, self, "video-consistency")
+        check_videos(run, self, "video-consistency")
 
     def build(self, label: str) -> VideoConsistency:
-        require("video-consistency", "transformers")
+        require_modules("video-consistency", "transformers")
         return VideoConsistency(label, self)
 
 
@@ -51,12 +51,12 @@ class VideoConsistency:
 
     def __init__(self, label: str, config: VideoConsistencyConfig) -> None:
         self.label, self._config = label, config
-        self._vision: Vision | None = None
+        self._vision: VisionEncoder | None = None
 
     @hookimpl
     def prepare_reward(self, device: torch.device) -> None:
         """Read the weights. UserError: ``path`` has no vision transformer."""
-        self._vision = load_shared(Vision, self._config.path, *self._config.placed(device))
+        self._vision = load_shared(VisionEncoder, self._config.path, *self._config.device_and_dtype(device))
 
     @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
@@ -66,42 +66,40 @@ class VideoConsistency:
         if self._vision is None:
             self.prepare_reward(samples.media.device)
         assert self._vision is not None
-        clips = spread(samples.media, self._config.frames)
+        clips = sample_frames(samples.media, self._config.frames)
         pictures, size = clips.flatten(0, 1), self._config.batch_size
         pictures = pictures.expand(-1, 3, -1, -1) if pictures.shape[1] == 1 else pictures
         with torch.inference_mode():
             embedded = [self._vision(pictures[i : i + size]) for i in range(0, len(pictures), size)]
-        return {self.label: consistency(torch.cat(embedded).reshape(*clips.shape[:2], -1))}
+        return {self.label: score_consistency(torch.cat(embedded).reshape(*clips.shape[:2], -1))}
 
 
-def consistency(embedded: Tensor) -> Tensor:
+def score_consistency(embedded: Tensor) -> Tensor:
     """[B] of embeddings [B, F, D] of length 1."""
     later = embedded[:, 1:]
     before, first = ((later * other).sum(-1).clamp(min=0) for other in (embedded[:, :-1], embedded[:, :1]))
     return ((before + first) / 2).mean(1)
 
 
-class Vision:
+class VisionEncoder:
     """The embeddings of pictures, as the model in ``path`` sees them."""
 
     def __init__(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
         from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPModel
 
-        kind = opened(AutoConfig, path).model_type
-        if kind not in KINDS:
-            raise UserError(f"{path} holds a model of type {kind!r}; this reward sees through {', '.join(KINDS)}")
+        kind = from_pretrained(AutoConfig, path).model_type
+        if kind not in MODEL_TYPES:
+            raise UserError(f"{path} holds a model of type {kind!r}; this reward sees through {', '.join(MODEL_TYPES)}")
         self._clip = kind == "clip"
-        self._processor = opened(AutoImageProcessor, path)
+        self._processor = from_pretrained(AutoImageProcessor, path)
         # a ViT's pooler, which DINO has no weights for, is not looked at
         options = {"add_pooling_layer": False} if kind == "vit" else {}
-        model, told = opened(CLIPModel if self._clip else AutoModel, path, dtype=dtype, output_loading_info=True, **options)
-        if missing := sorted(told["missing_keys"]):  # which are random now
-            raise UserError(f"{path} lacks {len(missing)} weights of a {type(model).__name__}, such as {missing[0]}")
-        self._model = model.eval().requires_grad_(False).to(device)
+        loaded = from_pretrained(CLIPModel if self._clip else AutoModel, path, dtype=dtype, output_loading_info=True, **options)
+        self._model = freeze(loaded, path, device)
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """[n, D] of length 1, float32, of pictures [n, 3, H, W] in [0, 1]."""
-        values = self._processor(images(pictures), return_tensors="pt")["pixel_values"]
+        values = self._processor(to_pil(pictures), return_tensors="pt")["pixel_values"]
         values = values.to(self._model.device, self._model.dtype)
         if self._clip:
             return functional.normalize(self._model.get_image_features(pixel_values=values).pooler_output.float(), dim=-1)

@@ -11,9 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import ComponentConfig, RunError, Samples, hookimpl
-from flowfactory_rewards.dependencies import require
-from flowfactory_rewards.frame_sampling import pixels
-from flowfactory_rewards.run_checks import insist_on_videos
+from flowfactory.rewards import to_pixels
+from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.frame_sampling import frame_indices
+from flowfactory_rewards.run_checks import check_videos
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -34,13 +35,13 @@ class VideoMotionConfig(ComponentConfig):
 
     def check(self, run: RunConfig) -> None:
         """What is drawn moves."""
-        insist_on_videos(run, self, "video-motion")
+        check_videos(run, self, "video-motion")
 
     def weights(self) -> dict[str, int]:
         return {}
 
     def build(self, label: str) -> VideoMotion:
-        require("video-motion", "cv2")
+        require_modules("video-motion", "cv2")
         return VideoMotion(label, self)
 
 
@@ -57,15 +58,14 @@ class VideoMotion:
         """``{label: diagonals a second [B]}``. RunError: samples are pictures, or videos of one frame."""
         if samples.media.dim() == 4 or samples.media.shape[1] < 2:
             raise RunError("motion is between frames, and what was drawn has one; draw videos")
-        total = samples.media.shape[1]
-        looked_at = torch.linspace(0, total - 1, min(self._config.frames, total)).round().long()
+        looked_at = frame_indices(samples.media.shape[1], self._config.frames)
         rate = samples.frame_rate or 1.0
-        clips = pixels(samples.media[:, looked_at])
-        speeds = torch.tensor([speed(clip, looked_at.tolist()) * rate for clip in clips])
+        clips = to_pixels(samples.media[:, looked_at])
+        speeds = torch.tensor([measure_speed(clip, looked_at.tolist()) * rate for clip in clips])
         return {self.label: speeds.clamp(max=self._config.at_most) if self._config.at_most else speeds}
 
 
-def speed(clip: NDArray[np.uint8], places: list[int]) -> float:
+def measure_speed(clip: NDArray[np.uint8], places: list[int]) -> float:
     """Diagonals a frame that ``clip`` [F, H, W, C] moves; its frames stand at ``places`` of the whole video."""
     import cv2
 

@@ -12,18 +12,19 @@ from torch import Tensor
 
 from flowfactory import Samples, hookimpl
 from flowfactory_rewards.chat_judge import (
-    Chat,
+    ChatClient,
     ChatConfig,
+    ChatReward,
     Choice,
     Content,
-    Malformed,
+    MalformedAnswer,
     Template,
-    filled,
-    preference,
-    text,
-    text_of,
+    fill_template,
+    preference_probability,
+    read_text,
+    text_part,
 )
-from flowfactory_rewards.dependencies import require
+from flowfactory_rewards.dependencies import require_modules
 
 QUESTIONS = {
     "yes-no": 'Does this figure show "{prompt}"? Please answer yes or no.',
@@ -65,52 +66,43 @@ class VlmConfig(ChatConfig):
         return value
 
     def build(self, label: str) -> Vlm:
-        require("vlm", "httpx2")
+        require_modules("vlm", "httpx2")
         return Vlm(label, self)
 
 
-class Vlm:
+class Vlm(ChatReward):
     """A question for each sample, several at once."""
 
-    concurrent = True
+    _config: VlmConfig
     pointwise = True
 
     def __init__(self, label: str, config: VlmConfig) -> None:
-        self.label, self._config = label, config
-        self._chat: Chat | None = None
+        super().__init__(label, config)
         default = QUESTIONS[config.answer]
         self._question = config.question or (default % config.range if config.answer == "score" else default)
 
     @hookimpl
-    def prepare_reward(self, device: torch.device) -> None:
-        """Reach the endpoints."""
-        self._chat = Chat(self._config)
-        self._chat.check()
-
-    @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
         """``{label: scores [B]}``."""
-        if self._chat is None:
-            self.prepare_reward(samples.media.device)
-        assert self._chat is not None
+        chat = self._connect(samples.media.device)
         probable = self._config.answer == "yes-no"
-        questions = [partial(self._asked, self._chat, samples, i) for i in range(len(samples.prompts))]
-        return {self.label: torch.tensor(self._chat.each(questions, self._yes if probable else self._number, probable))}
+        questions = [partial(self._build_question, chat, samples, i) for i in range(len(samples.prompts))]
+        return {self.label: torch.tensor(chat.ask_all(questions, self._read_yes if probable else self._read_number, probable))}
 
-    def _asked(self, chat: Chat, samples: Samples, i: int) -> Content:
-        question = text(filled(self._question, samples.prompts[i], samples.metadata[i]))
-        return [*chat.brought(samples, i), *chat.shown(samples, i), question]
+    def _build_question(self, chat: ChatClient, samples: Samples, i: int) -> Content:
+        question = text_part(fill_template(self._question, samples.prompts[i], samples.metadata[i]))
+        return [*chat.encode_sources(samples, i), *chat.encode_sample(samples, i), question]
 
-    def _yes(self, choice: Choice) -> float:
-        return preference(choice, "yes", "no", self._config.least_probability)
+    def _read_yes(self, choice: Choice) -> float:
+        return preference_probability(choice, "yes", "no", self._config.least_probability)
 
-    def _number(self, choice: Choice) -> float:
+    def _read_number(self, choice: Choice) -> float:
         low, high = self._config.range
-        value = number(text_of(choice), low, high, self._config.pattern)
+        value = parse_number(read_text(choice), low, high, self._config.pattern)
         return (value - low) / (high - low) if self._config.scale else value
 
 
-def number(said: str, low: float, high: float, pattern: str | None = None) -> float:
+def parse_number(said: str, low: float, high: float, pattern: str | None = None) -> float:
     """The number in what was ``said``: the group of ``pattern``, or all of it but for '/10' and ornament.
 
     Malformed: there is none, or it is not from ``low`` to ``high``.
@@ -125,7 +117,7 @@ def number(said: str, low: float, high: float, pattern: str | None = None) -> fl
     except (TypeError, ValueError):
         value = None
     if value is None:
-        raise Malformed(f"no number alone: {said[:100]!r}")
+        raise MalformedAnswer(f"no number alone: {said[:100]!r}")
     if not low <= value <= high:
-        raise Malformed(f"{value:g} is not from {low:g} to {high:g}")
+        raise MalformedAnswer(f"{value:g} is not from {low:g} to {high:g}")
     return value

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flowfactory import UserError
 
 
-def opened(part: Any, path: str, **options: Any) -> Any:
+def from_pretrained(part: Any, path: str, **options: Any) -> Any:
     """``part.from_pretrained(path)``, of a class of transformers. UserError: its files are not there."""
     try:
         return part.from_pretrained(path, **options)
@@ -23,18 +23,18 @@ def opened(part: Any, path: str, **options: Any) -> Any:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
 
 
-def pretrained(model: Any, path: str, device: torch.device, dtype: torch.dtype) -> Any:
+def load_pretrained(model: Any, path: str, device: torch.device, dtype: torch.dtype) -> Any:
     """The ``model``, a class of transformers, in ``path``, to score with. UserError: another is there, or not all of it."""
     from transformers import AutoConfig
 
-    config = opened(AutoConfig, path)
+    config = from_pretrained(AutoConfig, path)
     wanted = model.config_class.model_type
     if config.model_type != wanted:
         raise UserError(f"{path} holds a model of type {config.model_type!r}; this reward reads {wanted!r}")
-    return _whole(opened(model, path, dtype=dtype, output_loading_info=True), path, device)
+    return freeze(from_pretrained(model, path, dtype=dtype, output_loading_info=True), path, device)
 
 
-def filled(
+def from_state_dict(
     model: Any,
     config: Any,
     state: Mapping[str, Tensor],
@@ -50,17 +50,18 @@ def filled(
         loaded = model.from_pretrained(None, config=config, state_dict=dict(state), **options)
     except RuntimeError as error:
         raise UserError(f"{source} does not fit a {model.__name__}: {' '.join(str(error).split())}") from error
-    return _whole(loaded, source, device)
+    return freeze(loaded, source, device)
 
 
-def _whole(loaded: tuple[Any, Mapping[str, Any]], source: str, device: torch.device) -> Any:
+def freeze(loaded: tuple[Any, Mapping[str, Any]], source: str, device: torch.device) -> Any:
+    """The model of what transformers returns with loading info, to score with. UserError: ``source`` lacks weights."""
     model, told = loaded
     if missing := sorted(told["missing_keys"]):  # which are random now
         raise UserError(f"{source} lacks {len(missing)} weights of a {type(model).__name__}, such as {missing[0]}")
     return model.eval().requires_grad_(False).to(device)
 
 
-def tensors(path: str, file: str) -> dict[str, Any]:
+def read_tensors(path: str, file: str) -> dict[str, Any]:
     """What ``file`` in the folder or hub id ``path`` holds, on the CPU. UserError: no such file, or more than tensors in it."""
     place = Path(path) / file
     try:
@@ -81,7 +82,7 @@ def tensors(path: str, file: str) -> dict[str, Any]:
     return found
 
 
-def elements(path: str) -> int | None:
+def count_parameters(path: str) -> int | None:
     """How many numbers the ``.safetensors`` in the folder or hub id ``path`` hold; None where they are not on this machine."""
     folder = Path(path)
     if not folder.is_dir():
@@ -98,12 +99,12 @@ def elements(path: str) -> int | None:
     return count or None
 
 
-def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """What of ``state`` has names that begin with ``prefix``, under the rest of them."""
     return {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
 
 
-def linear_layers(state: Mapping[str, Tensor], numbers: Sequence[int], source: str) -> list[nn.Linear]:
+def build_linear_layers(state: Mapping[str, Tensor], numbers: Sequence[int], source: str) -> list[nn.Linear]:
     """The layers ``0.weight``, ``0.bias`` and so on in ``state``, float32. UserError: it has layers of other ``numbers``."""
     found = sorted({int(name.split(".")[0]) for name in state})
     if found != [*numbers]:

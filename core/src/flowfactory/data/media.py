@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -44,15 +46,25 @@ def read_video(path: Path, frames: int) -> list[Image.Image]:
     return found
 
 
+def to_uint8(media: Tensor) -> Tensor:
+    """uint8 of media in [0, 1]: what an 8-bit file keeps."""
+    return (media.detach().float().clamp(0, 1) * 255).round().byte()
+
+
+def to_pixels(media: Tensor) -> NDArray[np.uint8]:
+    """uint8 [..., H, W, C] of media [..., C, H, W] in [0, 1], as they would be on disk."""
+    pixels: NDArray[np.uint8] = to_uint8(media).movedim(-3, -1).cpu().numpy()
+    return pixels
+
+
 def write_media(medium: Tensor, path: Path, frame_rate: float | None = None) -> Path:
     """The file: ``path`` with .png for [C, H, W] and for one frame, with .mp4 for [F, C, H, W]; media in [0, 1].
 
     It is written under a temporary name and renamed.
     """
     frames = medium[None] if medium.dim() == 3 else medium
-    pixels = (frames.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     # Pillow takes grey pictures without a channel axis
-    pictures = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in pixels]
+    pictures = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in to_pixels(frames)]
     final = path.with_name(path.name + (".png" if len(pictures) == 1 else ".mp4"))
     temporary = final.with_name(f".writing-{final.name}")
     if len(pictures) == 1:

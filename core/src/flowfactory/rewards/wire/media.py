@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from flowfactory.data.media import FRAME_RATE, import_pyav
+from flowfactory.data.media import FRAME_RATE, import_pyav, to_pixels, to_uint8
 from flowfactory.rewards.wire.schema import Encoding, Medium, Part, WireError
 
 
@@ -26,7 +26,7 @@ def encode_medium(name: str, medium: Tensor, encoding: Encoding, frame_rate: flo
         return _describe(Part(name, "application/octet-stream", array.tobytes()), **told)
     if medium.shape[-3] not in (1, 3):
         raise WireError(f"media have {medium.shape[-3]} channels; {encoding} has 1 or 3: write 'encoding: raw'")
-    frames = to_uint8(medium).movedim(-3, -1).numpy()
+    frames = to_pixels(medium)
     if medium.dim() == 4:
         return _describe(Part(name, "video/x-matroska", _encode_ffv1(frames, frame_rate or FRAME_RATE)))
     if encoding == "webp" and medium.shape[0] == 3:  # WebP knows no grey
@@ -38,11 +38,6 @@ def encode_medium(name: str, medium: Tensor, encoding: Encoding, frame_rate: flo
 
 def _describe(part: Part, **more: Any) -> tuple[dict[str, Any], Part]:
     return {"part": part.name, "type": part.type, **more}, part
-
-
-def to_uint8(media: Tensor) -> Tensor:
-    """uint8 of media in [0, 1]: what an 8-bit file keeps."""
-    return (media.float().clamp(0, 1) * 255).round().byte()
 
 
 def encode_png(picture: NDArray[np.uint8]) -> bytes:
