@@ -19,19 +19,9 @@ from transformers.models.owlv2.modeling_owlv2 import Owlv2ObjectDetectionOutput
 
 from flowfactory import RunError, Samples, UserError
 from flowfactory.testing import check_reward
-from flowfactory_rewards.geneval import (
-    COLORS,
-    Detector,
-    Found,
-    GenevalConfig,
-    Painter,
-    crop,
-    intersection_over_union,
-    kept,
-    relations,
-    verdict,
-    wanted,
-)
+from flowfactory_rewards.geneval import GenevalConfig
+from flowfactory_rewards.geneval_detector import Detector, Painter, crop
+from flowfactory_rewards.geneval_rules import COLORS, Found, intersection_over_union, kept, relations, verdict, wanted
 
 CPU = torch.device("cpu")
 RELEASED = [
