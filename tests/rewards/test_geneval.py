@@ -20,8 +20,16 @@ from transformers.models.owlv2.modeling_owlv2 import Owlv2ObjectDetectionOutput
 from flowfactory import RunError, Samples, UserError
 from flowfactory.testing import check_reward
 from flowfactory_rewards.geneval import GenevalConfig
-from flowfactory_rewards.geneval_detector import Detector, Painter, crop
-from flowfactory_rewards.geneval_rules import COLORS, Found, intersection_over_union, kept, relations, verdict, wanted
+from flowfactory_rewards.geneval_detector import ColorClassifier, Detector, crop
+from flowfactory_rewards.geneval_rules import (
+    COLORS,
+    Detection,
+    evaluate,
+    filter_detections,
+    intersection_over_union,
+    parse_requirements,
+    relative_positions,
+)
 
 CPU = torch.device("cpu")
 RELEASED = [
@@ -46,14 +54,14 @@ RELEASED = [
 """Lines as GenEval releases them."""
 
 
-def at(x: float, y: float, color: str | None = None, size: float = 10, score: float = 0.9) -> Found:
-    return Found((x - size / 2, y - size / 2, x + size / 2, y + size / 2), score, color)
+def at(x: float, y: float, color: str | None = None, size: float = 10, score: float = 0.9) -> Detection:
+    return Detection((x - size / 2, y - size / 2, x + size / 2, y + size / 2), score, color)
 
 
-def judged(asked: Mapping[str, Any], objects: Mapping[str, Sequence[Found]]) -> tuple[float, float]:
+def judged(asked: Mapping[str, Any], objects: Mapping[str, Sequence[Detection]]) -> tuple[float, float]:
     """By strict and by partial credit."""
-    what = wanted("a", asked)
-    return verdict(what, objects, "strict"), verdict(what, objects, "partial")
+    what = parse_requirements("a", asked)
+    return evaluate(what, objects, "strict"), evaluate(what, objects, "partial")
 
 
 CAT, TWO_CATS = {"class": "cat", "count": 1}, {"class": "cat", "count": 2}
@@ -109,7 +117,9 @@ def test_colours_are_those_of_the_most_confident(count: int, colours: list[str],
         ([at(0, 0)], [at(50, 0), at(-50, 0)], 1, (1 + 0 + 0) / 3),
     ],
 )
-def test_places_are_seen_from_the_other_objects(cats: list[Found], dogs: list[Found], strict: float, partial: float) -> None:
+def test_places_are_seen_from_the_other_objects(
+    cats: list[Detection], dogs: list[Detection], strict: float, partial: float
+) -> None:
     assert judged(RELEASED[2], {"cat": cats, "dog": dogs}) == (strict, pytest.approx(partial))
 
 
@@ -145,7 +155,7 @@ def test_every_pair_must_stand_as_asked() -> None:
     ],
 )
 def test_a_relation_is_most_of_the_distance_of_the_centres(place: tuple[float, float], expected: set[str]) -> None:
-    assert relations(at(*place).box, at(0, 0).box) == expected
+    assert relative_positions(at(*place).box, at(0, 0).box) == expected
 
 
 def released_relations(a: Sequence[float], b: Sequence[float]) -> set[str]:
@@ -161,7 +171,7 @@ def released_relations(a: Sequence[float], b: Sequence[float]) -> set[str]:
     return {name for name, holds in names if holds}
 
 
-def released_verdict(asked: Mapping[str, Any], objects: Mapping[str, Sequence[Found]]) -> float:
+def released_verdict(asked: Mapping[str, Any], objects: Mapping[str, Sequence[Detection]]) -> float:
     """The rules of GenEval's evaluation, on dictionaries as they come."""
     correct, groups = True, []
     for clause in asked.get("include", []):
@@ -201,38 +211,38 @@ def test_strict_credit_is_the_released_evaluation_s_on_random_scenes() -> None:
         assert judged(asked, objects)[0] == outcomes[-1]
         for a in objects["cat"]:
             for b in objects["dog"]:
-                assert relations(a.box, b.box) == released_relations(a.box, b.box)
+                assert relative_positions(a.box, b.box) == released_relations(a.box, b.box)
     assert 0.05 < np.mean(outcomes) < 0.98
 
 
 def test_the_most_confident_objects_above_the_threshold_are_kept() -> None:
     found = [at(0, 0, score=score) for score in (0.3, 0.95, 0.31, 0.5)]
-    assert [one.score for one in kept(found, 0.3, 16, 1)] == [0.95, 0.5, 0.31]
-    assert [one.score for one in kept(found, 0.3, 2, 1)] == [0.95, 0.5]
+    assert [one.score for one in filter_detections(found, 0.3, 16, 1)] == [0.95, 0.5, 0.31]
+    assert [one.score for one in filter_detections(found, 0.3, 2, 1)] == [0.95, 0.5]
 
 
 def test_what_overlaps_a_better_one_is_dropped_on_request() -> None:
     found = [at(0, 0, score=0.5), at(1, 0, score=0.9), at(30, 0, score=0.8)]
     assert intersection_over_union(found[0].box, found[1].box) == pytest.approx(10 * 11 / (2 * 121 - 110))
-    assert [one.score for one in kept(found, 0.1, 16, 0.8)] == [0.9, 0.8]
-    assert [one.score for one in kept(found, 0.1, 16, 0.9)] == [0.9, 0.8, 0.5]
-    assert [one.score for one in kept([found[0]] * 3, 0.1, 16, 1)] == [0.5] * 3
+    assert [one.score for one in filter_detections(found, 0.1, 16, 0.8)] == [0.9, 0.8]
+    assert [one.score for one in filter_detections(found, 0.1, 16, 0.9)] == [0.9, 0.8, 0.5]
+    assert [one.score for one in filter_detections([found[0]] * 3, 0.1, 16, 1)] == [0.5] * 3
 
 
 def test_the_limit_is_on_what_the_detector_finds_not_on_what_is_left() -> None:
     """In the released evaluation the number is limited first."""
     found = [at(0, 0, score=0.9), at(0, 0, score=0.8), at(50, 0, score=0.7)]
-    assert [one.score for one in kept(found, 0.1, 2, 0.5)] == [0.9]
+    assert [one.score for one in filter_detections(found, 0.1, 2, 0.5)] == [0.9]
 
 
 def test_metadata_is_read_from_released_lines_and_from_under_geneval() -> None:
     for line in RELEASED:
         rest = {key: value for key, value in line.items() if key != "prompt"}
-        assert wanted("a", rest) == wanted("a", {"geneval": line, "include": "not this"})
-    position = wanted("a", RELEASED[2]).include[1]
+        assert parse_requirements("a", rest) == parse_requirements("a", {"geneval": line, "include": "not this"})
+    position = parse_requirements("a", RELEASED[2]).include[1]
     assert (position.name, position.count, position.color, position.position) == ("cat", 1, None, ("left of", 0))
-    assert wanted("a", RELEASED[1]).tag == "counting"
-    assert wanted("a", RELEASED[1]).names == ("clock",)
+    assert parse_requirements("a", RELEASED[1]).tag == "counting"
+    assert parse_requirements("a", RELEASED[1]).names == ("clock",)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +270,7 @@ def test_metadata_is_read_from_released_lines_and_from_under_geneval() -> None:
 )
 def test_what_is_wrong_in_the_metadata_is_named(metadata: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match="'a photo'") as error:
-        wanted("a photo", metadata)
+        parse_requirements("a photo", metadata)
     assert said in str(error.value)
 
 
@@ -370,9 +380,9 @@ def test_boxes_come_in_pixels_of_the_picture_and_under_the_name_asked_for(folder
     detector = Detector(sure(folder, "by-hand"), CPU, torch.float32)
     logits = torch.tensor([[[9.0, 0, 0, 0], [0, 0, 4, 0], [0, 5, 0, 0], [0, 0, 0, 9]]])
     boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.4], [0.1, 0.9, 0.2, 0.2], [0.5, 0.5, 1, 1], [0.5, 0.5, 1, 1]]])
-    places = {place: name for name in ("computer keyboard", "cat") for place in detector._places(name)}
+    places = {place: name for name in ("computer keyboard", "cat") for place in detector._class_ids(name)}
     assert places == {2: "computer keyboard", 0: "cat"}
-    [found] = detector.read(DetrObjectDetectionOutput(logits=logits, pred_boxes=boxes), (100, 200), places, 0.3)
+    [found] = detector.post_process(DetrObjectDetectionOutput(logits=logits, pred_boxes=boxes), (100, 200), places, 0.3)
     assert list(found) == ["computer keyboard", "cat"]  # the dog was not asked for, and the last is nothing
     [keyboard], [cat] = found.values()
     assert cat.box == pytest.approx((80, 30, 120, 70))
@@ -386,7 +396,7 @@ def test_boxes_of_owlv2_are_shares_of_the_padded_square(folder: Path) -> None:
     logits = torch.tensor([[[2.0, -2.0], [-3.0, 1.0], [-9.0, -9.0]]])
     boxes = torch.tensor([[[0.5, 0.25, 0.2, 0.3], [0.25, 0.1, 0.1, 0.2], [0.5, 0.5, 1, 1]]])
     outputs = Owlv2ObjectDetectionOutput(logits=logits, pred_boxes=boxes)
-    [found] = detector.read(outputs, (100, 200), {0: "cat", 1: "dog"}, 0.3)
+    [found] = detector.post_process(outputs, (100, 200), {0: "cat", 1: "dog"}, 0.3)
     assert [one.box for one in found["cat"]] == [pytest.approx((80, 20, 120, 80))]
     assert [one.score for one in found["cat"]] == [pytest.approx(1 / (1 + np.exp(-2)))]
     assert [one.box for one in found["dog"]] == [pytest.approx((40, 0, 60, 40))]
@@ -439,7 +449,7 @@ def test_colours_are_those_that_clip_says_of_the_crops(clip: str) -> None:
         tokens = tokenizer(texts, padding=True, return_tensors="pt")
         embedded = functional.normalize(model.get_text_features(**tokens).pooler_output, dim=-1).mean(0)
         columns.append(embedded / embedded.norm())
-    painter = Painter(clip, CPU, torch.float32)
+    painter = ColorClassifier(clip, CPU, torch.float32)
     boxes = [(float(x), float(y), float(x + 20), float(y + 12)) for x in (0, 8, 30) for y in (1, 20)]
     seen = []
     for picture in pictures():
@@ -461,7 +471,7 @@ def test_labels_share_the_weights(folder: Path, clip: str) -> None:
     for reward in (one, two):
         reward.prepare_reward(CPU)
     assert one._detector is two._detector
-    assert one._painter is two._painter
+    assert one._color_classifier is two._color_classifier
 
 
 @pytest.mark.weights

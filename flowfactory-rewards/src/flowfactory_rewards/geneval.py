@@ -14,8 +14,8 @@ from flowfactory import CheckpointPath, RunError, Samples, UserError, hookimpl
 from flowfactory.rewards import load_shared
 from flowfactory_rewards.dependencies import require_modules
 from flowfactory_rewards.frame_sampling import sample_frames
-from flowfactory_rewards.geneval_detector import Detector, Painter
-from flowfactory_rewards.geneval_rules import Objects, Wanted, kept, verdict, wanted
+from flowfactory_rewards.geneval_detector import ColorClassifier, Detector
+from flowfactory_rewards.geneval_rules import Detections, Requirements, evaluate, filter_detections, parse_requirements
 from flowfactory_rewards.reward_model import RewardModelConfig
 from flowfactory_rewards.run_checks import check_prompts
 
@@ -51,7 +51,7 @@ class GenevalConfig(RewardModelConfig):
 
     def check(self, run: RunConfig) -> None:
         """Every prompt says what is to be seen."""
-        check_prompts(run, self, lambda prompt: wanted(prompt.text, prompt.metadata))
+        check_prompts(run, self, lambda prompt: parse_requirements(prompt.text, prompt.metadata))
 
     def build(self, label: str) -> Geneval:
         require_modules("geneval", "transformers", "scipy")
@@ -66,14 +66,14 @@ class Geneval:
     def __init__(self, label: str, config: GenevalConfig) -> None:
         self.label, self._config = label, config
         self._detector: Detector | None = None
-        self._painter: Painter | None = None
+        self._color_classifier: ColorClassifier | None = None
 
     @hookimpl
     def prepare_reward(self, device: torch.device) -> None:
         """Read the weights of the detector and of CLIP. UserError: ``path`` has no detector."""
         config = self._config
         self._detector = load_shared(Detector, config.path, *config.device_and_dtype(device))
-        self._painter = load_shared(Painter, config.clip, *config.device_and_dtype(device))
+        self._color_classifier = load_shared(ColorClassifier, config.clip, *config.device_and_dtype(device))
 
     @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
@@ -81,7 +81,7 @@ class Geneval:
         if self._detector is None:
             self.prepare_reward(samples.media.device)
         try:
-            asked = [wanted(*both) for both in zip(samples.prompts, samples.metadata, strict=True)]
+            asked = [parse_requirements(*both) for both in zip(samples.prompts, samples.metadata, strict=True)]
         except UserError as error:
             raise RunError(str(error)) from error
         clips = sample_frames(samples.media, self._config.frames)
@@ -93,23 +93,25 @@ class Geneval:
             for what, alike in groupby(range(len(pictures)), key=lambda row: asked[row // frames]):
                 rows = list(alike)
                 for start in range(0, len(rows), size):
-                    scores += self._scores(pictures[rows[start : start + size]], what)
+                    scores += self._score_pictures(pictures[rows[start : start + size]], what)
         return {self.label: torch.tensor(scores).reshape(len(clips), frames).mean(1)}
 
-    def _scores(self, pictures: Tensor, asked: Wanted) -> list[float]:
+    def _score_pictures(self, pictures: Tensor, asked: Requirements) -> list[float]:
         assert self._detector is not None
         config = self._config
         threshold = config.counting_threshold if asked.tag == "counting" else config.threshold
         scores = []
         for picture, found in zip(pictures, self._detector(pictures, asked.names, threshold), strict=True):
-            objects = {name: kept(found[name], threshold, config.max_objects, config.max_overlap) for name in asked.names}
-            painted = self._coloured(picture, objects, asked)
-            scores.append(verdict(asked, painted, config.credit, config.position_threshold))
+            objects = {
+                name: filter_detections(found[name], threshold, config.max_objects, config.max_overlap) for name in asked.names
+            }
+            painted = self._classify_colors(picture, objects, asked)
+            scores.append(evaluate(asked, painted, config.credit, config.position_threshold))
         return scores
 
-    def _coloured(self, picture: Tensor, objects: Objects, asked: Wanted) -> Objects:
+    def _classify_colors(self, picture: Tensor, objects: Detections, asked: Requirements) -> Detections:
         """The objects, with the colours of those that a clause looks at."""
-        assert self._painter is not None
+        assert self._color_classifier is not None
         most: dict[str, int] = {}
         for clause in asked.include:
             if clause.color:
@@ -117,7 +119,7 @@ class Geneval:
         painted = dict(objects)
         for name, count in most.items():
             seen = objects[name][:count]
-            colours = self._painter(picture, [one.box for one in seen], name)
+            colours = self._color_classifier(picture, [one.box for one in seen], name)
             painted[name] = [
                 *(replace(one, color=color) for one, color in zip(seen, colours, strict=True)),
                 *objects[name][count:],

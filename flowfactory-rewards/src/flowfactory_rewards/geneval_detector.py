@@ -11,11 +11,11 @@ from torch.nn import functional
 
 from flowfactory import RunError, UserError
 from flowfactory_rewards.dual_encoder import DualEncoder, load_clip
-from flowfactory_rewards.geneval_rules import COLORS, Box, Found
+from flowfactory_rewards.geneval_rules import COLORS, Box, Detection
 from flowfactory_rewards.reward_model import to_pil
 from flowfactory_rewards.weights import from_pretrained, load_pretrained
 
-SPELLINGS = {
+CLASS_ALIASES = {
     "airplane": "aeroplane",
     "computer keyboard": "keyboard",
     "computer mouse": "mouse",
@@ -40,67 +40,67 @@ class Detector:
         )
 
         config = from_pretrained(AutoConfig, path)
-        self._told = type(config) in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING
-        models = MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING if self._told else MODEL_FOR_OBJECT_DETECTION_MAPPING
+        self._zero_shot = type(config) in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING
+        models = MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING if self._zero_shot else MODEL_FOR_OBJECT_DETECTION_MAPPING
         if type(config) not in models:
             raise UserError(f"{path} holds a model of type {config.model_type!r}, which is no detector that transformers has")
         self._path = path
         self._one_at_a_time = config.model_type.endswith("grounding-dino")
-        self._processor = from_pretrained(AutoProcessor if self._told else AutoImageProcessor, path)
+        self._processor = from_pretrained(AutoProcessor if self._zero_shot else AutoImageProcessor, path)
         self._model = load_pretrained(models[type(config)], path, device, dtype)
 
-    def __call__(self, pictures: Tensor, names: Sequence[str], threshold: float) -> list[dict[str, list[Found]]]:
+    def __call__(self, pictures: Tensor, names: Sequence[str], threshold: float) -> list[dict[str, list[Detection]]]:
         """Of each of the pictures [n, 3, H, W] the objects of each class above ``threshold``, in no order.
 
         RunError: a detector with classes of its own has none of a name.
         """
-        if not self._told:
+        if not self._zero_shot:
             inputs = self._processor(to_pil(pictures), return_tensors="pt")
-            places: dict[int | None, str] = {place: name for name in names for place in self._places(name)}
-            return self._found(inputs, pictures, places, threshold)
+            places: dict[int | None, str] = {place: name for name in names for place in self._class_ids(name)}
+            return self._detect(inputs, pictures, places, threshold)
         if self._one_at_a_time:
             # it answers with pieces of the text, which cannot be told apart where names share a word
-            alone = [self._told_of(pictures, f"{name}.", {None: name}, threshold) for name in names]
+            alone = [self._detect_zero_shot(pictures, f"{name}.", {None: name}, threshold) for name in names]
             return [{name: found for one in same for name, found in one.items()} for same in zip(*alone, strict=True)]
-        return self._told_of(pictures, [f"a photo of a {name}" for name in names], dict(enumerate(names)), threshold)
+        return self._detect_zero_shot(pictures, [f"a photo of a {name}" for name in names], dict(enumerate(names)), threshold)
 
-    def _told_of(
+    def _detect_zero_shot(
         self, pictures: Tensor, text: str | list[str], places: Mapping[int | None, str], threshold: float
-    ) -> list[dict[str, list[Found]]]:
+    ) -> list[dict[str, list[Detection]]]:
         inputs = self._processor(images=to_pil(pictures), text=[text] * len(pictures), return_tensors="pt")
-        return self._found(inputs, pictures, places, threshold)
+        return self._detect(inputs, pictures, places, threshold)
 
-    def _found(
+    def _detect(
         self, inputs: Any, pictures: Tensor, places: Mapping[int | None, str], threshold: float
-    ) -> list[dict[str, list[Found]]]:
+    ) -> list[dict[str, list[Detection]]]:
         outputs = self._model(**inputs.to(self._model.device, self._model.dtype))
-        return self.read(outputs, pictures.shape[-2:], places, threshold)
+        return self.post_process(outputs, pictures.shape[-2:], places, threshold)
 
-    def read(
+    def post_process(
         self, outputs: Any, size: Sequence[int], places: Mapping[int | None, str], threshold: float
-    ) -> list[dict[str, list[Found]]]:
+    ) -> list[dict[str, list[Detection]]]:
         """What the detector's ``outputs`` for n pictures of ``size`` (H, W) say is there, by class.
 
         ``places``: what the numbers of its classes stand for; None stands for all of them.
         """
         reader = (
             self._processor.post_process_grounded_object_detection
-            if self._told
+            if self._zero_shot
             else self._processor.post_process_object_detection
         )
         results = []
         for answer in reader(outputs, threshold=threshold, target_sizes=[tuple(size)] * len(outputs.logits)):
-            found: dict[str, list[Found]] = {name: [] for name in places.values()}
+            found: dict[str, list[Detection]] = {name: [] for name in places.values()}
             numbers = [None] * len(answer["scores"]) if None in places else answer["labels"].tolist()
             for number, score, box in zip(numbers, answer["scores"].tolist(), answer["boxes"].tolist(), strict=True):
                 if number in places:
-                    found[places[number]].append(Found(tuple(box), score))
+                    found[places[number]].append(Detection(tuple(box), score))
             results.append(found)
         return results
 
-    def _places(self, name: str) -> list[int]:
+    def _class_ids(self, name: str) -> list[int]:
         labels = self._model.config.id2label
-        found = [place for place, label in labels.items() if label in (name, SPELLINGS.get(name))]
+        found = [place for place, label in labels.items() if label in (name, CLASS_ALIASES.get(name))]
         if not found:
             raise RunError(
                 f"the detector {self._path} has no class {name!r}; it has {', '.join(sorted(labels.values()))[:200]}"
@@ -108,7 +108,7 @@ class Detector:
         return found
 
 
-class Painter:
+class ColorClassifier:
     """The colours of objects, by a CLIP, as the released evaluation finds them: that whose texts are nearest to the crop."""
 
     def __init__(self, path: str, device: torch.device, dtype: torch.dtype) -> None:

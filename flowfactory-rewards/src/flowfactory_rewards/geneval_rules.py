@@ -28,7 +28,7 @@ class Clause:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Requirements:
     """What a prompt asks for."""
 
     tag: str
@@ -42,7 +42,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Found:
+class Detection:
     """An object: its box, the detector's confidence, and its colour where that matters."""
 
     box: Box
@@ -50,11 +50,11 @@ class Found:
     color: str | None = None
 
 
-Objects = Mapping[str, Sequence[Found]]
+Detections = Mapping[str, Sequence[Detection]]
 """What is in a picture, by class, the most confident first."""
 
 
-def wanted(prompt: str, metadata: Mapping[str, Any]) -> Wanted:
+def parse_requirements(prompt: str, metadata: Mapping[str, Any]) -> Requirements:
     """What the metadata of a prompt asks for. UserError: nothing, or not in the form of GenEval's released files."""
     given = metadata.get("geneval", metadata)
     place = f"{prompt[:60]!r}"
@@ -65,19 +65,19 @@ def wanted(prompt: str, metadata: Mapping[str, Any]) -> Wanted:
     tag = given.get("tag", "")
     if not isinstance(tag, str):
         raise UserError(f"{place} has the tag {tag!r}; expected a text")
-    include, exclude = (_clauses(given.get(key, []), f"{place}: {key!r}") for key in ("include", "exclude"))
+    include, exclude = (_parse_clauses(given.get(key, []), f"{place}: {key!r}") for key in ("include", "exclude"))
     if any(clause.color or clause.position for clause in exclude):
         raise UserError(f"{place}: 'exclude' has a colour or a position, which GenEval does not look at there")
-    return Wanted(tag, include, exclude)
+    return Requirements(tag, include, exclude)
 
 
-def _clauses(given: Any, place: str) -> tuple[Clause, ...]:
+def _parse_clauses(given: Any, place: str) -> tuple[Clause, ...]:
     if not isinstance(given, list):
         raise UserError(f"{place} is {given!r}; expected a list of objects such as {{'class': 'dog', 'count': 1}}")
-    return tuple(_clause(item, index, f"{place} number {index + 1}") for index, item in enumerate(given))
+    return tuple(_parse_clause(item, index, f"{place} number {index + 1}") for index, item in enumerate(given))
 
 
-def _clause(item: Any, index: int, place: str) -> Clause:
+def _parse_clause(item: Any, index: int, place: str) -> Clause:
     if not isinstance(item, Mapping):
         raise UserError(f"{place} is {item!r}; expected an object such as {{'class': 'dog', 'count': 1}}")
     if others := sorted(set(item) - {"class", "count", "color", "position"}):
@@ -101,13 +101,13 @@ def _clause(item: Any, index: int, place: str) -> Clause:
     return Clause(name, count, color, (relation, other))
 
 
-def kept(found: Sequence[Found], threshold: float, most: int, overlap: float) -> tuple[Found, ...]:
+def filter_detections(found: Sequence[Detection], threshold: float, most: int, overlap: float) -> tuple[Detection, ...]:
     """Of the objects of one class those above ``threshold``, the most confident first and at most ``most`` of them.
 
     Of those, any is dropped whose intersection over union with a better one is ``overlap`` or more, unless that is 1.
     """
     ordered = sorted((one for one in found if one.score > threshold), key=lambda one: -one.score)[:most]
-    result: list[Found] = []
+    result: list[Detection] = []
     for one in ordered:
         if overlap == 1 or all(intersection_over_union(one.box, better.box) < overlap for better in result):
             result.append(one)
@@ -124,7 +124,7 @@ def intersection_over_union(a: Box, b: Box) -> float:
     return both / (area(*a) + area(*b) - both)
 
 
-def relations(a: Box, b: Box, threshold: float = 0.1) -> frozenset[str]:
+def relative_positions(a: Box, b: Box, threshold: float = 0.1) -> frozenset[str]:
     """Where ``a`` is, seen from ``b``: none, one or two of RELATIONS.
 
     Along each axis the distance of the centres is what exceeds ``threshold`` times the sum of the sizes; a relation holds
@@ -144,8 +144,8 @@ def relations(a: Box, b: Box, threshold: float = 0.1) -> frozenset[str]:
     return frozenset(name for name, holds in held.items() if holds)
 
 
-def verdict(
-    asked: Wanted, objects: Objects, credit: Literal["strict", "partial"] = "strict", position_threshold: float = 0.1
+def evaluate(
+    asked: Requirements, objects: Detections, credit: Literal["strict", "partial"] = "strict", position_threshold: float = 0.1
 ) -> float:
     """What ``objects`` score, in [0, 1].
 
@@ -161,13 +161,13 @@ def verdict(
     exact = credit == "partial"
     included = {clause.name for clause in asked.include} if exact else set()
     excluded = [clause for clause in asked.exclude if clause.name not in included]
-    parts = [*_parts(asked, objects, exact, position_threshold)]
+    parts = [*_score_parts(asked, objects, exact, position_threshold)]
     parts += [float(len(objects.get(clause.name, ())) < clause.count) for clause in excluded]
     return sum(parts) / len(parts) if exact else float(all(part == 1 for part in parts))
 
 
-def _parts(asked: Wanted, objects: Objects, exact: bool, threshold: float) -> Iterator[float]:
-    matched: list[Sequence[Found] | None] = []
+def _score_parts(asked: Requirements, objects: Detections, exact: bool, threshold: float) -> Iterator[float]:
+    matched: list[Sequence[Detection] | None] = []
     for clause in asked.include:
         found = objects.get(clause.name, ())
         found = found if exact else found[: clause.count]
@@ -180,10 +180,10 @@ def _parts(asked: Wanted, objects: Objects, exact: bool, threshold: float) -> It
         if clause.position:
             relation, other = clause.position
             target = matched[other]
-            holds = holds and target is not None and _stand(relation, found, target, threshold)
+            holds = holds and target is not None and _all_related(relation, found, target, threshold)
             yield float(holds)
         matched.append(found if holds else None)
 
 
-def _stand(relation: str, these: Sequence[Found], those: Sequence[Found], threshold: float) -> bool:
-    return all(relation in relations(a.box, b.box, threshold) for a in these for b in those)
+def _all_related(relation: str, these: Sequence[Detection], those: Sequence[Detection], threshold: float) -> bool:
+    return all(relation in relative_positions(a.box, b.box, threshold) for a in these for b in those)
