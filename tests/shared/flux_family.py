@@ -17,8 +17,10 @@ from torch import Tensor
 from flowfactory import Canvas, Prompt, flow
 from flowfactory.data.batches import make_batch
 from flowfactory.testing import Bench
-from flowfactory_flux.flux1 import Flux1Config, KontextConfig
-from flowfactory_flux.flux2 import Flux2Config, KleinConfig
+from flowfactory_flux.flux1 import Flux1Config
+from flowfactory_flux.flux1_kontext import Flux1KontextConfig
+from flowfactory_flux.flux2 import Flux2Config
+from flowfactory_flux.flux2_klein import Flux2KleinConfig
 
 BUILDERS: dict[str, Callable[[Path], Path]] = {
     "dev": tiny_flux.flux1,
@@ -32,10 +34,10 @@ NAMES = {"dev": "flux1", "schnell": "flux1", "kontext": "flux1-kontext", "klein-
 CONFIGS: dict[str, Any] = {
     "dev": Flux1Config,
     "schnell": Flux1Config,
-    "kontext": KontextConfig,
+    "kontext": Flux1KontextConfig,
     "flux2": Flux2Config,
-    "klein": KleinConfig,
-    "klein-base": KleinConfig,
+    "klein": Flux2KleinConfig,
+    "klein-base": Flux2KleinConfig,
 }
 TOKENS = {"dev": 12, "schnell": 12, "kontext": 12, "flux2": 64, "klein": 24, "klein-base": 24}
 EVERY = tuple(BUILDERS)

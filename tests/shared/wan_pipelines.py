@@ -14,9 +14,9 @@ from torch import Tensor
 from flowfactory import Prompt, flow
 from flowfactory.data.media import read_picture, read_video
 from flowfactory.testing import Bench
-from flowfactory_wan.image_to_video import WanI2VConfig
-from flowfactory_wan.text_to_video import WanT2VConfig
-from flowfactory_wan.video_to_video import WanV2VConfig
+from flowfactory_wan.wan_i2v import WanI2VConfig
+from flowfactory_wan.wan_t2v import WanT2VConfig
+from flowfactory_wan.wan_v2v import WanV2VConfig
 
 CONFIGS: dict[str, Any] = {"t2v": WanT2VConfig, "i2v": WanI2VConfig, "v2v": WanV2VConfig}
 PIPELINES: dict[str, Any] = {"t2v": WanPipeline, "i2v": WanImageToVideoPipeline, "v2v": WanVideoToVideoPipeline}

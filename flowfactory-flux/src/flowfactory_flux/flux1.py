@@ -1,17 +1,15 @@
-"""FLUX.1 over the parts of a FluxPipeline, and FLUX.1 Kontext (arXiv:2506.15742) over those of a FluxKontextPipeline."""
+"""FLUX.1 over the parts of a FluxPipeline."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory import Canvas, Conditions, Prompt, Takes, UserError
+from flowfactory import Canvas, Conditions, Prompt
 from flowfactory.models import (
     Entry,
     Family,
@@ -19,8 +17,6 @@ from flowfactory.models import (
     Parts,
     decode_scaled,
     even_sigmas,
-    number_images,
-    read_picture,
     resolution_shift,
     scheduler_sigmas,
     stack_images,
@@ -34,32 +30,15 @@ LORA_TARGETS = (
 
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
-    """embeds [L, D] and pooled [P] of each prompt, and the latents [C, H, W] of its picture."""
+    """embeds [L, D] and pooled [P] of each prompt."""
     embeds, pooled, _ = parts.pipeline.encode_prompt(
         [prompt.text for prompt in prompts],
         None,
         device=parts.device,
         max_sequence_length=parts.options.max_sequence_length,
     )
-    for prompt, row, whole in zip(prompts, embeds, pooled, strict=True):
-        yield {"embeds": row, "pooled": whole} | number_images(picture(parts, path) for path in prompt.images)
-
-
-def picture(parts: Parts, path: Path) -> Tensor:
-    """Latents [C, H, W] of a picture in the size that FluxKontextPipeline gives it."""
-    from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
-
-    pipeline, image = parts.pipeline, read_picture(path)
-    processor = pipeline.image_processor
-    height, width = processor.get_default_height_width(image)  # in whole tokens, before the ratio is taken too
-    if not (height and width):
-        raise UserError(f"picture {path}: {image.width} x {image.height} pixels are fewer than a token covers")
-    if parts.options.auto_resize:
-        ratio = width / height
-        _, width, height = min((abs(ratio - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS)
-    pixels = processor.preprocess(image, height, width)
-    latents: Tensor = pipeline._encode_vae_image(pixels.to(parts.device, pipeline.vae.dtype), None)[0]
-    return latents
+    for row, whole in zip(embeds, pooled, strict=True):
+        yield {"embeds": row, "pooled": whole}
 
 
 def shape(parts: Parts, canvas: Canvas) -> tuple[int, ...]:
@@ -118,7 +97,6 @@ FLUX1 = Family(
     guided=never,
     takes_guidance=embeds_guidance,
 )
-KONTEXT = replace(FLUX1, pipelines=("FluxKontextPipeline",), encoded_with=("vae",))
 
 
 class Flux1Config(FamilyConfig):
@@ -127,15 +105,3 @@ class Flux1Config(FamilyConfig):
     family: ClassVar[Family] = FLUX1
 
     max_sequence_length: int = Field(512, ge=1, le=512, description="tokens of the T5 encoder; schnell was made for 256")
-
-
-class KontextConfig(Flux1Config):
-    """Any diffusers FluxKontextPipeline: FLUX.1 Kontext dev (arXiv:2506.15742), which edits the picture of each prompt."""
-
-    family: ClassVar[Family] = KONTEXT
-    takes: ClassVar[Takes] = Takes(images=(1, 1))
-
-    auto_resize: bool = Field(
-        True,
-        description="give a picture the nearest of the sizes that Kontext was trained on, about a megapixel; else keep its",
-    )

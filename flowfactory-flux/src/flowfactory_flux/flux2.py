@@ -1,10 +1,8 @@
-"""FLUX.2 over the parts of a Flux2Pipeline, and FLUX.2 klein over those of a Flux2KleinPipeline."""
+"""FLUX.2 over the parts of a Flux2Pipeline."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -19,7 +17,6 @@ from flowfactory.models import (
     Family,
     FamilyConfig,
     Parts,
-    Pretrained,
     even_sigmas,
     number_images,
     read_picture,
@@ -107,16 +104,6 @@ def decode(parts: Parts, latents: Tensor) -> Tensor:
     return pictures.float() / 2 + 0.5
 
 
-def undistilled(parts: Parts) -> bool:
-    """Whether the checkpoint has classifier-free guidance."""
-    return not parts.pipeline.config.is_distilled
-
-
-def may_be_undistilled(checkpoint: Pretrained) -> bool:
-    """Whether the checkpoint has classifier-free guidance; so until its config is here."""
-    return not checkpoint.config("").get("is_distilled", False)
-
-
 FLUX2 = Family(
     distribution="flowfactory-flux",
     pipelines=("Flux2Pipeline",),
@@ -133,13 +120,6 @@ FLUX2 = Family(
     grid=grid,
     guided=never,
     takes_guidance=embeds_guidance,
-)
-KLEIN = replace(
-    FLUX2,
-    pipelines=("Flux2KleinPipeline",),
-    guided=undistilled,
-    takes_guidance=may_be_undistilled,
-    negative_media=True,
 )
 
 
@@ -158,10 +138,3 @@ class Flux2Config(FamilyConfig):
         _, tokenizer = self.checkpoint.config("").get("tokenizer", (None, None))
         if tokenizer == "PixtralProcessor" and find_spec("torchvision") is None:
             raise ValueError("model: the tokenizer of this checkpoint needs torchvision; pip install 'flowfactory-flux[flux2]'")
-
-
-class KleinConfig(Flux2Config):
-    """Any diffusers Flux2KleinPipeline: FLUX.2 klein and klein base, which draw from text and from pictures."""
-
-    family: ClassVar[Family] = KLEIN
-    takes: ClassVar[Takes] = Takes(images=(0, math.inf))

@@ -14,7 +14,7 @@ from flowfactory.flow import expand_sigma
 from flowfactory.models import Entry, Family, Parts, read_picture
 from flowfactory_wan.common import ENCODERS, text
 from flowfactory_wan.experts import ExpertsConfig, by_expert
-from flowfactory_wan.text_to_video import T2V
+from flowfactory_wan.wan_t2v import T2V
 
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:

@@ -15,7 +15,7 @@ from flowfactory import Canvas, Conditions, Prompt, Takes
 from flowfactory.models import Entry, Family, Parts, channel_statistics, linear_guidance, read_video
 from flowfactory_wan import common as wan
 from flowfactory_wan.experts import HIGH, WanConfig
-from flowfactory_wan.text_to_video import T2V
+from flowfactory_wan.wan_t2v import T2V
 
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:

@@ -1,0 +1,54 @@
+"""FLUX.1 Kontext (arXiv:2506.15742) over the parts of a FluxKontextPipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from flowfactory import Canvas, Prompt, Takes, UserError
+from flowfactory.models import Entry, Family, Parts, number_images, read_picture
+from flowfactory_flux import flux1
+from flowfactory_flux.flux1 import FLUX1, Flux1Config
+
+
+def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
+    """embeds [L, D] and pooled [P] of each prompt, and the latents [C, H, W] of its picture."""
+    for prompt, entry in zip(prompts, flux1.encode(parts, prompts, canvas), strict=True):
+        yield {**entry, **number_images(picture(parts, path) for path in prompt.images)}
+
+
+def picture(parts: Parts, path: Path) -> Tensor:
+    """Latents [C, H, W] of a picture in the size that FluxKontextPipeline gives it."""
+    from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
+
+    pipeline, image = parts.pipeline, read_picture(path)
+    processor = pipeline.image_processor
+    height, width = processor.get_default_height_width(image)  # in whole tokens, before the ratio is taken too
+    if not (height and width):
+        raise UserError(f"picture {path}: {image.width} x {image.height} pixels are fewer than a token covers")
+    if parts.options.auto_resize:
+        ratio = width / height
+        _, width, height = min((abs(ratio - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS)
+    pixels = processor.preprocess(image, height, width)
+    latents: Tensor = pipeline._encode_vae_image(pixels.to(parts.device, pipeline.vae.dtype), None)[0]
+    return latents
+
+
+FLUX1_KONTEXT = replace(FLUX1, pipelines=("FluxKontextPipeline",), encode=encode, encoded_with=("vae",))
+
+
+class Flux1KontextConfig(Flux1Config):
+    """Any diffusers FluxKontextPipeline: FLUX.1 Kontext dev (arXiv:2506.15742), which edits the picture of each prompt."""
+
+    family: ClassVar[Family] = FLUX1_KONTEXT
+    takes: ClassVar[Takes] = Takes(images=(1, 1))
+
+    auto_resize: bool = Field(
+        True,
+        description="give a picture the nearest of the sizes that Kontext was trained on, about a megapixel; else keep its",
+    )

@@ -1,0 +1,37 @@
+"""FLUX.2 klein over the parts of a Flux2KleinPipeline."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import ClassVar
+
+from flowfactory import Takes
+from flowfactory.models import Family, Parts, Pretrained
+from flowfactory_flux.flux2 import FLUX2, Flux2Config
+
+
+def undistilled(parts: Parts) -> bool:
+    """Whether the checkpoint has classifier-free guidance."""
+    return not parts.pipeline.config.is_distilled
+
+
+def may_be_undistilled(checkpoint: Pretrained) -> bool:
+    """Whether the checkpoint has classifier-free guidance; so until its config is here."""
+    return not checkpoint.config("").get("is_distilled", False)
+
+
+FLUX2_KLEIN = replace(
+    FLUX2,
+    pipelines=("Flux2KleinPipeline",),
+    guided=undistilled,
+    takes_guidance=may_be_undistilled,
+    negative_media=True,
+)
+
+
+class Flux2KleinConfig(Flux2Config):
+    """Any diffusers Flux2KleinPipeline: FLUX.2 klein and klein base, which draw from text and from pictures."""
+
+    family: ClassVar[Family] = FLUX2_KLEIN
+    takes: ClassVar[Takes] = Takes(images=(0, math.inf))
