@@ -19,12 +19,12 @@ def embeds_guidance(checkpoint: Pretrained) -> bool:
     return bool(checkpoint.config("transformer").get("guidance_embeds", True))
 
 
-def never(parts: Parts) -> bool:
+def never_guided(parts: Parts) -> bool:
     """No classifier-free guidance."""
     return False
 
 
-def embedded(parts: Parts, latents: Tensor, guidance: float) -> Tensor | None:
+def embed_guidance(parts: Parts, latents: Tensor, guidance: float) -> Tensor | None:
     """The guidance of each sample [B], None for a transformer without an embedding of it."""
     if not parts.pipeline.transformer.config.guidance_embeds:
         return None

@@ -21,7 +21,7 @@ from flowfactory.models import (
     scheduler_sigmas,
     stack_images,
 )
-from flowfactory_flux.common import embedded, embeds_guidance, grid, never
+from flowfactory_flux.common import embed_guidance, embeds_guidance, grid, never_guided
 
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
@@ -61,11 +61,11 @@ def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Condition
     found = pipeline.transformer(
         hidden_states=torch.cat([pipeline._pack_latents(field, *field.shape) for field in fields], dim=1),
         timestep=sigma,
-        guidance=embedded(parts, latents, guidance),
+        guidance=embed_guidance(parts, latents, guidance),
         pooled_projections=conditions.stack("pooled"),
         encoder_hidden_states=embeds,
         txt_ids=torch.zeros(embeds.shape[1], 3, device=embeds.device),
-        img_ids=torch.cat([positions(parts, field, place) for place, field in enumerate(fields)]),
+        img_ids=torch.cat([position_ids(parts, field, place) for place, field in enumerate(fields)]),
         return_dict=False,
     )[0]
     height, width = latents.shape[-2:]
@@ -74,7 +74,7 @@ def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Condition
     return unpacked
 
 
-def positions(parts: Parts, field: Tensor, place: int) -> Tensor:
+def position_ids(parts: Parts, field: Tensor, place: int) -> Tensor:
     """[tokens, 3] of latents [B, C, H, W]: ``place``, 0 for what is drawn and 1 for the picture, then row and column."""
     _, _, height, width = field.shape
     ids: Tensor = parts.pipeline._prepare_latent_image_ids(0, height // 2, width // 2, field.device, torch.float32)
@@ -94,7 +94,7 @@ FLUX1 = Family(
     velocity=velocity,
     decode=decode_scaled,
     grid=grid,
-    guided=never,
+    guided=never_guided,
     takes_guidance=embeds_guidance,
 )
 

@@ -19,10 +19,10 @@ from flowfactory_flux.flux1 import FLUX1, Flux1Config
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
     """embeds [L, D] and pooled [P] of each prompt, and the latents [C, H, W] of its picture."""
     for prompt, entry in zip(prompts, flux1.encode(parts, prompts, canvas), strict=True):
-        yield {**entry, **number_images(picture(parts, path) for path in prompt.images)}
+        yield {**entry, **number_images(encode_image(parts, path) for path in prompt.images)}
 
 
-def picture(parts: Parts, path: Path) -> Tensor:
+def encode_image(parts: Parts, path: Path) -> Tensor:
     """Latents [C, H, W] of a picture in the size that FluxKontextPipeline gives it."""
     from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
 

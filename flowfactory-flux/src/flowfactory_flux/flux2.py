@@ -23,7 +23,7 @@ from flowfactory.models import (
     scheduler_sigmas,
     stack_images,
 )
-from flowfactory_flux.common import embedded, embeds_guidance, grid, never
+from flowfactory_flux.common import embed_guidance, embeds_guidance, grid, never_guided
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -42,10 +42,10 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
         max_sequence_length=parts.options.max_sequence_length,
     )
     for prompt, row in zip(prompts, embeds, strict=True):
-        yield {"embeds": row} | number_images(picture(parts, path) for path in prompt.images)
+        yield {"embeds": row} | number_images(encode_image(parts, path) for path in prompt.images)
 
 
-def picture(parts: Parts, path: Path) -> Tensor:
+def encode_image(parts: Parts, path: Path) -> Tensor:
     """Latents [C, H, W] of a picture, no larger than ``picture_area`` and cropped to whole tokens as the pipeline does."""
     pipeline, image = parts.pipeline, read_picture(path)
     processor = pipeline.image_processor
@@ -85,7 +85,7 @@ def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Condition
     found = pipeline.transformer(
         hidden_states=torch.cat([pipeline._pack_latents(field) for field in (drawn, *pictures)], dim=1),
         timestep=sigma,
-        guidance=embedded(parts, latents, guidance),
+        guidance=embed_guidance(parts, latents, guidance),
         encoder_hidden_states=embeds,
         txt_ids=pipeline._prepare_text_ids(embeds[:1]).to(embeds.device),
         img_ids=torch.cat(positions, dim=1).to(embeds.device),
@@ -118,7 +118,7 @@ FLUX2 = Family(
     velocity=velocity,
     decode=decode,
     grid=grid,
-    guided=never,
+    guided=never_guided,
     takes_guidance=embeds_guidance,
 )
 

@@ -11,12 +11,12 @@ from flowfactory.models import Family, Parts, Pretrained
 from flowfactory_flux.flux2 import FLUX2, Flux2Config
 
 
-def undistilled(parts: Parts) -> bool:
+def has_guidance(parts: Parts) -> bool:
     """Whether the checkpoint has classifier-free guidance."""
     return not parts.pipeline.config.is_distilled
 
 
-def may_be_undistilled(checkpoint: Pretrained) -> bool:
+def may_have_guidance(checkpoint: Pretrained) -> bool:
     """Whether the checkpoint has classifier-free guidance; so until its config is here."""
     return not checkpoint.config("").get("is_distilled", False)
 
@@ -24,8 +24,8 @@ def may_be_undistilled(checkpoint: Pretrained) -> bool:
 FLUX2_KLEIN = replace(
     FLUX2,
     pipelines=("Flux2KleinPipeline",),
-    guided=undistilled,
-    takes_guidance=may_be_undistilled,
+    guided=has_guidance,
+    takes_guidance=may_have_guidance,
     negative_media=True,
 )
 

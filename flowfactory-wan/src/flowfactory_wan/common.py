@@ -16,7 +16,7 @@ BLOCKS = ("WanTransformerBlock",)
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj", "ffn.net.0.proj", "ffn.net.2")
 
 
-def text(parts: Parts, prompts: Sequence[Prompt]) -> Tensor:
+def encode_text(parts: Parts, prompts: Sequence[Prompt]) -> Tensor:
     """[B, 512, D], zeros behind each text."""
     embeds: Tensor = parts.pipeline.encode_prompt(
         [prompt.text for prompt in prompts],

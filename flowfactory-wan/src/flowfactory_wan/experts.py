@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 HIGH, LOW = "transformer", "transformer_2"
 
 
-def high_noise(parts: Parts, sigma: Tensor) -> Tensor:
+def is_high_noise(parts: Parts, sigma: Tensor) -> Tensor:
     """Which of the samples at sigma [B] the high-noise expert sees: [B], bool."""
     boundary = parts.pipeline.config.get("boundary_ratio")
     if boundary is None:
@@ -29,7 +29,7 @@ def high_noise(parts: Parts, sigma: Tensor) -> Tensor:
     return torch.ge(sigma * steps, boundary * steps)
 
 
-def by_expert(
+def forward_experts(
     parts: Parts, sigma: Tensor, latents: Tensor, timestep: Tensor, embeds: Tensor, image: Tensor | None = None
 ) -> Tensor:
     """[B, C, F, H, W], each sample from the expert for its sigma [B]; timestep is [B] or [B, tokens]."""
@@ -45,12 +45,12 @@ def by_expert(
         )[0]
         return found
 
-    return forward_by_kind([HIGH if high else LOW for high in high_noise(parts, sigma).tolist()], forward, parts.agree)
+    return forward_by_kind([HIGH if high else LOW for high in is_high_noise(parts, sigma).tolist()], forward, parts.agree)
 
 
-def trained(checkpoint: Pretrained, options: Any) -> tuple[str, ...]:
+def trained_experts(checkpoint: Pretrained, options: Any) -> tuple[str, ...]:
     """The experts that the options name. UserError: the checkpoint is not one for them."""
-    complaint = options.unfit()
+    complaint = options.checkpoint_error()
     if complaint:
         raise UserError(complaint)
     if checkpoint.settings.get("boundary_ratio") is None:
@@ -61,7 +61,7 @@ def trained(checkpoint: Pretrained, options: Any) -> tuple[str, ...]:
 def guide(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: Tensor) -> Tensor:
     """Classifier-free guidance, with the low-noise expert's own scale."""
     low = parts.options.guidance_2
-    scale = expand_sigma(torch.where(high_noise(parts, sigma), guidance, guidance if low is None else low), given)
+    scale = expand_sigma(torch.where(is_high_noise(parts, sigma), guidance, guidance if low is None else low), given)
     return without + scale * (given - without)
 
 
@@ -70,13 +70,13 @@ class WanConfig(FamilyConfig):
 
     def check(self, run: RunConfig) -> None:
         """The checkpoint, where it is on this machine, is one for this model."""
-        complaint = self.unfit()
+        complaint = self.checkpoint_error()
         if complaint:
             raise ValueError(complaint)
         super().check(run)
 
     @abstractmethod
-    def unfit(self) -> str | None:
+    def checkpoint_error(self) -> str | None:
         """One sentence about why the checkpoint does not go with the options, as far as files on this machine tell."""
 
 
@@ -90,7 +90,7 @@ class ExpertsConfig(WanConfig):
         None, ge=0, description="the low-noise expert's guidance, where guidance is above 1; the same when left out"
     )
 
-    def unfit(self) -> str | None:
+    def checkpoint_error(self) -> str | None:
         index = self.checkpoint.config("")
         if not index or index.get("boundary_ratio") is not None:
             return None

@@ -12,9 +12,9 @@ from torch import Tensor
 from flowfactory import Canvas, Conditions, Prompt, Takes
 from flowfactory.flow import expand_sigma
 from flowfactory.models import Entry, Family, Parts, read_picture
-from flowfactory_wan.common import ENCODERS, text
-from flowfactory_wan.experts import ExpertsConfig, by_expert
-from flowfactory_wan.wan_t2v import T2V
+from flowfactory_wan.common import ENCODERS, encode_text
+from flowfactory_wan.experts import ExpertsConfig, forward_experts
+from flowfactory_wan.wan_t2v import WAN_T2V
 
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
@@ -24,7 +24,7 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
     5B, whose first frame is given, it is the latents of that frame [C, 1, H, W].
     """
     pipeline = parts.pipeline
-    for prompt, embeds in zip(prompts, text(parts, prompts), strict=True):
+    for prompt, embeds in zip(prompts, encode_text(parts, prompts), strict=True):
         picture = read_picture(prompt.images[0])
         pixels = pipeline.video_processor.preprocess(picture, height=canvas.height, width=canvas.width)
         drawn = torch.empty(0, device=parts.device)  # else the pipeline draws noise, which the plan does
@@ -46,11 +46,11 @@ def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Condition
     given = parts.pipeline.config.expand_timesteps
     if given:
         seen = torch.cat([condition, latents[:, :, 1:]], dim=2)
-        timestep = _token_times(parts, timestep, seen)
+        timestep = _token_timesteps(parts, timestep, seen)
     else:
         seen = torch.cat([latents, condition], dim=1)
 
-    found = by_expert(parts, sigma, seen, timestep, embeds, image)
+    found = forward_experts(parts, sigma, seen, timestep, embeds, image)
     if not given:
         return found
     # straight to the given frame, whatever the transformer says there
@@ -58,7 +58,7 @@ def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Condition
     return torch.cat([first, found[:, :, 1:].float()], dim=2)
 
 
-def _token_times(parts: Parts, timestep: Tensor, latents: Tensor) -> Tensor:
+def _token_timesteps(parts: Parts, timestep: Tensor, latents: Tensor) -> Tensor:
     """[B, tokens]: 0 in the given first frame, the sample's time [B] in all others."""
     _, high, wide = parts.pipeline.transformer.config.patch_size
     frames, height, width = latents.shape[2:]
@@ -67,8 +67,8 @@ def _token_times(parts: Parts, timestep: Tensor, latents: Tensor) -> Tensor:
     return times.flatten(1)
 
 
-I2V = replace(
-    T2V,
+WAN_I2V = replace(
+    WAN_T2V,
     pipelines=("WanImageToVideoPipeline", "WanPipeline"),
     encoders=(*ENCODERS, "image_encoder", "image_processor"),
     encode=encode,
@@ -83,11 +83,11 @@ I2V = replace(
 class WanI2VConfig(ExpertsConfig):
     """Any diffusers WanImageToVideoPipeline: Wan 2.1, Wan 2.2 A14B and 5B, from one picture (arXiv:2503.20314)."""
 
-    family: ClassVar[Family] = I2V
+    family: ClassVar[Family] = WAN_I2V
     takes: ClassVar[Takes] = Takes(images=(1, 1))
 
-    def unfit(self) -> str | None:
+    def checkpoint_error(self) -> str | None:
         index = self.checkpoint.config("")
         if index.get("_class_name") == "WanPipeline" and not index.get("expand_timesteps"):
             return f"model.path: {self.path} draws from text alone; use the model wan-t2v"
-        return super().unfit()
+        return super().checkpoint_error()

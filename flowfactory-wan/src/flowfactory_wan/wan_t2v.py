@@ -9,13 +9,13 @@ from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt
 from flowfactory.models import Entry, Family, Parts
-from flowfactory_wan.common import BLOCKS, ENCODERS, LORA_TARGETS, decode, frame_rate, grid, shape, sigmas, text
-from flowfactory_wan.experts import HIGH, LOW, ExpertsConfig, by_expert, guide, trained
+from flowfactory_wan.common import BLOCKS, ENCODERS, LORA_TARGETS, decode, encode_text, frame_rate, grid, shape, sigmas
+from flowfactory_wan.experts import HIGH, LOW, ExpertsConfig, forward_experts, guide, trained_experts
 
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
     """embeds [512, D] of each prompt."""
-    return ({"embeds": row} for row in text(parts, prompts))
+    return ({"embeds": row} for row in encode_text(parts, prompts))
 
 
 def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
@@ -24,10 +24,10 @@ def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Condition
     A time a sample, where the pipeline gives the 5B's transformer the same time for each of its tokens.
     """
     timestep = sigma * parts.pipeline.scheduler.config.num_train_timesteps
-    return by_expert(parts, sigma, latents, timestep, conditions.stack("embeds"))
+    return forward_experts(parts, sigma, latents, timestep, conditions.stack("embeds"))
 
 
-T2V = Family(
+WAN_T2V = Family(
     distribution="flowfactory-wan",
     pipelines=("WanPipeline",),
     encoders=ENCODERS,
@@ -40,7 +40,7 @@ T2V = Family(
     decode=decode,
     grid=grid,
     guide=guide,
-    trained=trained,
+    trained_transformers=trained_experts,
     transformers=(HIGH, LOW),
     float32=("vae",),
     frame_rate=frame_rate,
@@ -51,4 +51,4 @@ T2V = Family(
 class WanT2VConfig(ExpertsConfig):
     """Any diffusers WanPipeline: text to video with Wan 2.1, Wan 2.2 A14B and 5B (arXiv:2503.20314)."""
 
-    family: ClassVar[Family] = T2V
+    family: ClassVar[Family] = WAN_T2V

@@ -15,12 +15,12 @@ from flowfactory import Canvas, Conditions, Prompt, Takes
 from flowfactory.models import Entry, Family, Parts, channel_statistics, linear_guidance, read_video
 from flowfactory_wan import common as wan
 from flowfactory_wan.experts import HIGH, WanConfig
-from flowfactory_wan.wan_t2v import T2V
+from flowfactory_wan.wan_t2v import WAN_T2V
 
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
     """embeds [512, D] of each prompt, and video [C, F, H, W], the latents of its video; a negative prompt has none."""
-    for prompt, embeds in zip(prompts, wan.text(parts, prompts), strict=True):
+    for prompt, embeds in zip(prompts, wan.encode_text(parts, prompts), strict=True):
         if prompt.video is None:
             yield {"embeds": embeds}
             continue
@@ -46,8 +46,8 @@ def start(parts: Parts, noise: Tensor, sigma: Tensor, conditions: Conditions) ->
     return torch.lerp(conditions.stack("video"), noise, sigma.to(noise.device))
 
 
-V2V = replace(
-    T2V,
+WAN_V2V = replace(
+    WAN_T2V,
     pipelines=("WanVideoToVideoPipeline", "WanPipeline"),
     encode=encode,
     sigmas=sigmas,
@@ -63,12 +63,12 @@ V2V = replace(
 class WanV2VConfig(WanConfig):
     """A diffusers WanVideoToVideoPipeline: Wan 2.1 from a video and a text (arXiv:2503.20314)."""
 
-    family: ClassVar[Family] = V2V
+    family: ClassVar[Family] = WAN_V2V
     takes: ClassVar[Takes] = Takes(video=(1, 1))
 
     strength: float = Field(0.8, gt=0, le=1, description="of the noise that is mixed into the video; 1 leaves nothing of it")
 
-    def unfit(self) -> str | None:
+    def checkpoint_error(self) -> str | None:
         index = self.checkpoint.config("")
         if index.get("boundary_ratio") is not None or index.get("expand_timesteps"):
             return f"model.path: {self.path} is a Wan 2.2 checkpoint; wan-v2v reads Wan 2.1, as its pipeline does"

@@ -63,22 +63,22 @@ def linear_guidance(parts: Parts, given: Tensor, without: Tensor, guidance: floa
     return without + guidance * (given - without)
 
 
-def from_noise(parts: Parts, noise: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+def start_from_noise(parts: Parts, noise: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
     """Where a trajectory starts that nothing but noise is known of."""
     return noise
 
 
-def one_transformer(checkpoint: Pretrained, options: Any) -> tuple[str, ...]:
+def train_transformer(checkpoint: Pretrained, options: Any) -> tuple[str, ...]:
     """The transformer of pipelines that have one."""
     return ("transformer",)
 
 
-def still_images(parts: Parts) -> float | None:
+def no_frame_rate(parts: Parts) -> float | None:
     """The frame rate of what does not move."""
     return None
 
 
-def always(parts: Parts) -> bool:
+def always_guided(parts: Parts) -> bool:
     """For every checkpoint of the family."""
     return True
 
@@ -88,7 +88,7 @@ def takes_guidance(checkpoint: Pretrained) -> bool:
     return True
 
 
-def nothing(parts: Parts) -> tuple[str, ...]:
+def no_unread_weights(parts: Parts) -> tuple[str, ...]:
     """For families all of whose weights count."""
     return ()
 
@@ -109,7 +109,7 @@ class Family:
     negative prompt. guided: whether the checkpoint at hand has classifier-free guidance. takes_guidance: whether any guidance
     means something to it, as far as files on this machine tell.
     start: latents at the first sigma. decode: media in [0, 1] of latents.
-    grid: what it can draw. trained: the transformers that train, by the checkpoint and the options. transformers: all there
+    grid: what it can draw. trained_transformers: those that train, by the checkpoint and the options. transformers: all there
     may be.
     float32: parts that are never rounded. unread, frame_rate, negative_media, canvas_matters: see Trainable.
     """
@@ -126,18 +126,18 @@ class Family:
     decode: Callable[[Parts, Tensor], Tensor]
     grid: Callable[[Pretrained], Grid]
     guide: Callable[[Parts, Tensor, Tensor, float, Tensor], Tensor] = linear_guidance
-    guided: Callable[[Parts], bool] = always
+    guided: Callable[[Parts], bool] = always_guided
     takes_guidance: Callable[[Pretrained], bool] = takes_guidance
-    start: Callable[[Parts, Tensor, Tensor, Conditions], Tensor] = from_noise
-    unread: Callable[[Parts], tuple[str, ...]] = nothing
-    trained: Callable[[Pretrained, Any], tuple[str, ...]] = one_transformer
+    start: Callable[[Parts, Tensor, Tensor, Conditions], Tensor] = start_from_noise
+    unread: Callable[[Parts], tuple[str, ...]] = no_unread_weights
+    trained_transformers: Callable[[Pretrained, Any], tuple[str, ...]] = train_transformer
     transformers: tuple[str, ...] = ("transformer",)
     encoded_with: tuple[str, ...] = ()
     encode_batch: int = ENCODE_BATCH
     not_encoded: tuple[str, ...] = ()
     padded: frozenset[str] = frozenset()
     float32: tuple[str, ...] = ()
-    frame_rate: Callable[[Parts], float | None] = still_images
+    frame_rate: Callable[[Parts], float | None] = no_frame_rate
     negative_media: bool = False
     canvas_matters: bool = False
 
@@ -193,7 +193,7 @@ class FamilyModel:
         family, self._dtype = self._family, runtime.dtype
         there = [name for name, there in self._checkpoint.parts.items() if there]
         kept = [name for name in there if name not in family.encoders]
-        trained = family.trained(self._checkpoint, self._config)
+        trained = family.trained_transformers(self._checkpoint, self._config)
         # weights that train are the master weights, and must not be rounded on the way in
         pipeline = self._checkpoint.open(kept, self._dtypes(kept, trained if self._config.train == "full" else ()))
         self._parts = Parts(pipeline, self._config, runtime.device, runtime.agree)

@@ -33,10 +33,10 @@ LORA_TARGETS = (
     *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"),
 )
 PATCH = 2
-TOO_FEW = "steps 1: the schedule of this checkpoint ends above zero, which takes 2 steps or more"
+TOO_FEW_STEPS = "steps 1: the schedule of this checkpoint ends above zero, which takes 2 steps or more"
 
 
-def unread(parts: Parts) -> tuple[str, ...]:
+def unread_weights(parts: Parts) -> tuple[str, ...]:
     """What makes the text that leaves the last block, which nothing reads."""
     last = f"transformer.transformer_blocks.{parts.pipeline.transformer.config.num_layers - 1}"
     return (f"{last}.attn.to_add_out.", f"{last}.txt_mlp.")
@@ -62,7 +62,7 @@ def shape(parts: Parts, canvas: Canvas) -> tuple[int, ...]:
 def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
     """[steps + 1], shifted by the resolution as the scheduler says. UserError: fewer than it can stretch to its end."""
     if steps == 1 and parts.pipeline.scheduler.config.get("shift_terminal"):
-        raise UserError(TOO_FEW)
+        raise UserError(TOO_FEW_STEPS)
     _, height, width = shape(parts, canvas)
     shift = resolution_shift(parts, (height // PATCH) * (width // PATCH))
     return scheduler_sigmas(parts, steps, sigmas=even_sigmas(steps), mu=shift)
@@ -106,7 +106,7 @@ def decode(parts: Parts, latents: Tensor) -> Tensor:
 def check_steps(checkpoint: Pretrained, run: RunConfig) -> None:
     """ValueError: fewer steps than the schedule can stretch to its end."""
     if checkpoint.config("scheduler").get("shift_terminal") and 1 in (run.sampling.steps, run.evaluation.steps):
-        raise ValueError(TOO_FEW)
+        raise ValueError(TOO_FEW_STEPS)
 
 
 def grid(checkpoint: Pretrained) -> Grid:
@@ -128,7 +128,7 @@ QWEN_IMAGE = Family(
     decode=decode,
     grid=grid,
     guide=guide,
-    unread=unread,
+    unread=unread_weights,
     padded=frozenset({"embeds"}),
 )
 

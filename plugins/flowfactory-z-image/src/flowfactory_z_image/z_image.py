@@ -54,7 +54,7 @@ def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
     return scheduler_sigmas(parts, steps, sigmas=even_sigmas(steps), mu=resolution_shift(parts, tokens))
 
 
-def time(sigma: Tensor) -> Tensor:
+def to_timestep(sigma: Tensor) -> Tensor:
     """[B], from 0 for noise to 1, rounded as the pipeline rounds it."""
     return (1000 - 1000 * sigma) / 1000
 
@@ -63,7 +63,7 @@ def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Condition
     """[B, C, H, W]."""
     embeds = [entry["embeds"] for entry in conditions.entries]
     frames = list(latents.to(embeds[0].dtype).unsqueeze(2))
-    towards_clean = parts.pipeline.transformer(frames, time(sigma), embeds, return_dict=False)[0]
+    towards_clean = parts.pipeline.transformer(frames, to_timestep(sigma), embeds, return_dict=False)[0]
     return -torch.stack(towards_clean).squeeze(2)
 
 
@@ -75,13 +75,13 @@ def guide(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: 
     given, without = given.float(), without.float()
     guided = given + guidance * (given - without)
     if most := parts.options.cfg_normalization:
-        guided = guided * (most * _length(given) / _length(guided)).clamp(max=1)
+        guided = guided * (most * _velocity_norm(given) / _velocity_norm(guided)).clamp(max=1)
     # the option is a double, and the pipeline compares it as one
-    late = time(sigma).double() > parts.options.cfg_truncation
+    late = to_timestep(sigma).double() > parts.options.cfg_truncation
     return torch.where(flow.expand_sigma(late, given).bool(), given, guided)
 
 
-def _length(velocity: Tensor) -> Tensor:
+def _velocity_norm(velocity: Tensor) -> Tensor:
     length: Tensor = torch.linalg.vector_norm(velocity, dim=(1, 2, 3), keepdim=True)
     return length
 
