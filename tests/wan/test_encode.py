@@ -138,7 +138,7 @@ def test_what_is_encoded_depends_on_the_media_and_on_the_canvas_where_it_should(
         cache = tmp_path / task
         assert opened(config, cache, told, (16, 32, 5)).entries == 1
         assert opened(config, cache, told, (32, 16, 5)).entries == count - 1
-        others = [Prompt(told[0].encode_text, images=prompts(task)[2].images, video=prompts(task)[2].video)]
+        others = [Prompt(told[0].text, images=prompts(task)[2].images, video=prompts(task)[2].video)]
         assert opened(config, cache, others, (16, 32, 5)).entries == count - 1
 
 

@@ -9,18 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory import Canvas, Conditions, Prompt
-from flowfactory.models import (
-    Entry,
-    Family,
-    FamilyConfig,
-    Parts,
-    decode_scaled,
-    even_sigmas,
-    resolution_shift,
-    scheduler_sigmas,
-    stack_images,
-)
+from flowfactory import Canvas, Conditions, Prompt, models
+from flowfactory.models import Entry, Family, FamilyConfig, Parts
 from flowfactory_flux.common import embed_guidance, embeds_guidance, grid, never_guided
 
 LORA_TARGETS = (
@@ -41,23 +31,15 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
         yield {"embeds": row, "pooled": whole}
 
 
-def shape(parts: Parts, canvas: Canvas) -> tuple[int, ...]:
-    """[C, H, W] of the latents, before two by two become a token."""
-    scale = parts.pipeline.vae_scale_factor
-    return (parts.pipeline.transformer.config.in_channels // 4, canvas.height // scale, canvas.width // scale)
-
-
 def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
     """[steps + 1], shifted by the resolution where the scheduler says so."""
-    _, height, width = shape(parts, canvas)
-    tokens = (height // 2) * (width // 2)
-    return scheduler_sigmas(parts, steps, sigmas=even_sigmas(steps), mu=resolution_shift(parts, tokens))
+    return models.shifted_sigmas(parts, steps, models.packed_shape(parts, canvas))
 
 
 def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
     """[B, C, H, W], from the tokens of the latents with those of the picture behind them."""
     pipeline, embeds = parts.pipeline, conditions.stack("embeds")
-    fields = [latents.to(embeds.dtype), *stack_images(conditions)]
+    fields = [latents.to(embeds.dtype), *models.stack_images(conditions)]
     found = pipeline.transformer(
         hidden_states=torch.cat([pipeline._pack_latents(field, *field.shape) for field in fields], dim=1),
         timestep=sigma,
@@ -86,13 +68,13 @@ FLUX1 = Family(
     distribution="flowfactory-flux",
     pipelines=("FluxPipeline",),
     encoders=("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
-    lora_targets=LORA_TARGETS,
-    blocks=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
     encode=encode,
-    shape=shape,
+    shape=models.packed_shape,
     sigmas=sigmas,
     velocity=velocity,
-    decode=decode_scaled,
+    decode=models.decode_scaled,
+    blocks=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
+    lora_targets=LORA_TARGETS,
     grid=grid,
     guided=never_guided,
     takes_guidance=embeds_guidance,

@@ -10,8 +10,8 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory import Canvas, Prompt, Takes, UserError
-from flowfactory.models import Entry, Family, Parts, number_images, read_picture
+from flowfactory import Canvas, Prompt, Takes, UserError, models
+from flowfactory.models import Entry, Family, Parts
 from flowfactory_flux import flux1
 from flowfactory_flux.flux1 import FLUX1, Flux1Config
 
@@ -19,14 +19,14 @@ from flowfactory_flux.flux1 import FLUX1, Flux1Config
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
     """embeds [L, D] and pooled [P] of each prompt, and the latents [C, H, W] of its picture."""
     for prompt, entry in zip(prompts, flux1.encode(parts, prompts, canvas), strict=True):
-        yield {**entry, **number_images(encode_image(parts, path) for path in prompt.images)}
+        yield {**entry, **models.number_images(encode_image(parts, path) for path in prompt.images)}
 
 
 def encode_image(parts: Parts, path: Path) -> Tensor:
     """Latents [C, H, W] of a picture in the size that FluxKontextPipeline gives it."""
     from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
 
-    pipeline, image = parts.pipeline, read_picture(path)
+    pipeline, image = parts.pipeline, models.read_picture(path)
     processor = pipeline.image_processor
     height, width = processor.get_default_height_width(image)  # in whole tokens, before the ratio is taken too
     if not (height and width):

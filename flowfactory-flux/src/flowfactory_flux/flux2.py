@@ -11,18 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory import Canvas, Conditions, Prompt, Takes, UserError
-from flowfactory.models import (
-    Entry,
-    Family,
-    FamilyConfig,
-    Parts,
-    even_sigmas,
-    number_images,
-    read_picture,
-    scheduler_sigmas,
-    stack_images,
-)
+from flowfactory import Canvas, Conditions, Prompt, Takes, UserError, models
+from flowfactory.models import Entry, Family, FamilyConfig, Parts
 from flowfactory_flux.common import embed_guidance, embeds_guidance, grid, never_guided
 
 if TYPE_CHECKING:
@@ -42,12 +32,12 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
         max_sequence_length=parts.options.max_sequence_length,
     )
     for prompt, row in zip(prompts, embeds, strict=True):
-        yield {"embeds": row} | number_images(encode_image(parts, path) for path in prompt.images)
+        yield {"embeds": row} | models.number_images(encode_image(parts, path) for path in prompt.images)
 
 
 def encode_image(parts: Parts, path: Path) -> Tensor:
     """Latents [C, H, W] of a picture, no larger than ``picture_area`` and cropped to whole tokens as the pipeline does."""
-    pipeline, image = parts.pipeline, read_picture(path)
+    pipeline, image = parts.pipeline, models.read_picture(path)
     processor = pipeline.image_processor
     try:
         processor.check_image_input(image)
@@ -72,13 +62,15 @@ def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
     from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
     _, height, width = shape(parts, canvas)
-    return scheduler_sigmas(parts, steps, sigmas=even_sigmas(steps), mu=compute_empirical_mu(height * width, steps))
+    return models.scheduler_sigmas(
+        parts, steps, sigmas=models.even_sigmas(steps), mu=compute_empirical_mu(height * width, steps)
+    )
 
 
 def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
     """[B, C, H, W], from the tokens of the latents with those of the pictures behind them."""
     pipeline, embeds = parts.pipeline, conditions.stack("embeds")
-    drawn, pictures = latents.to(embeds.dtype), stack_images(conditions)
+    drawn, pictures = latents.to(embeds.dtype), models.stack_images(conditions)
     positions = [pipeline._prepare_latent_ids(drawn[:1])]
     if pictures:
         positions.append(pipeline._prepare_image_ids([field[:1] for field in pictures]))
@@ -108,18 +100,18 @@ FLUX2 = Family(
     distribution="flowfactory-flux",
     pipelines=("Flux2Pipeline",),
     encoders=("text_encoder", "tokenizer"),
-    encoded_with=("vae",),
-    lora_targets=LORA_TARGETS,
-    blocks=("Flux2TransformerBlock", "Flux2SingleTransformerBlock"),
     encode=encode,
-    encode_batch=4,  # the text encoder returns all its hidden states and the scores of a vocabulary, at 512 tokens a prompt
     shape=shape,
     sigmas=sigmas,
     velocity=velocity,
     decode=decode,
+    blocks=("Flux2TransformerBlock", "Flux2SingleTransformerBlock"),
+    lora_targets=LORA_TARGETS,
     grid=grid,
     guided=never_guided,
     takes_guidance=embeds_guidance,
+    encoded_with=("vae",),
+    encode_batch=4,  # the text encoder returns all its hidden states and the scores of a vocabulary, at 512 tokens a prompt
 )
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from flowfactory import Canvas, Prompt
-from flowfactory.models import Grid, Parts, Pretrained, decode_normalized, scheduler_sigmas
+from flowfactory import Canvas, Prompt, models
+from flowfactory.models import Grid, Parts, Pretrained
 
 TEXT_LENGTH = 512  # the transformer tells text from image tokens by this number
 ENCODERS = ("text_encoder", "tokenizer")
@@ -41,12 +41,12 @@ def shape(parts: Parts, canvas: Canvas) -> tuple[int, ...]:
 
 def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
     """[steps + 1], with the shift of the checkpoint's scheduler."""
-    return scheduler_sigmas(parts, steps)
+    return models.scheduler_sigmas(parts, steps)
 
 
 def decode(parts: Parts, latents: Tensor) -> Tensor:
     """Videos [B, F, 3, H, W]."""
-    return decode_normalized(parts, latents).transpose(1, 2)
+    return models.decode_normalized(parts, latents).transpose(1, 2)
 
 
 def frame_rate(parts: Parts) -> float:

@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flowfactory import Canvas, Conditions, Prompt, Takes
+from flowfactory import Canvas, Conditions, Prompt, Takes, models
 from flowfactory.flow import expand_sigma
-from flowfactory.models import Entry, Family, Parts, read_picture
+from flowfactory.models import Entry, Family, Parts
 from flowfactory_wan.common import ENCODERS, encode_text
 from flowfactory_wan.experts import ExpertsConfig, forward_experts
 from flowfactory_wan.wan_t2v import WAN_T2V
@@ -25,7 +25,7 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
     """
     pipeline = parts.pipeline
     for prompt, embeds in zip(prompts, encode_text(parts, prompts), strict=True):
-        picture = read_picture(prompt.images[0])
+        picture = models.read_picture(prompt.images[0])
         pixels = pipeline.video_processor.preprocess(picture, height=canvas.height, width=canvas.width)
         drawn = torch.empty(0, device=parts.device)  # else the pipeline draws noise, which the plan does
         _, condition, *_ = pipeline.prepare_latents(

@@ -31,20 +31,20 @@ WAN_T2V = Family(
     distribution="flowfactory-wan",
     pipelines=("WanPipeline",),
     encoders=ENCODERS,
-    lora_targets=LORA_TARGETS,
-    blocks=BLOCKS,
     encode=encode,
     shape=shape,
     sigmas=sigmas,
     velocity=velocity,
     decode=decode,
+    blocks=BLOCKS,
+    lora_targets=LORA_TARGETS,
     grid=grid,
     guide=guide,
     trained_transformers=trained_experts,
     transformers=(HIGH, LOW),
+    not_encoded=("experts", "guidance_2"),
     float32=("vae",),
     frame_rate=frame_rate,
-    not_encoded=("experts", "guidance_2"),
 )
 
 

@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory import Canvas, Conditions, Prompt, Takes
-from flowfactory.models import Entry, Family, Parts, channel_statistics, linear_guidance, read_video
+from flowfactory import Canvas, Conditions, Prompt, Takes, models
+from flowfactory.models import Entry, Family, Parts
 from flowfactory_wan import common as wan
 from flowfactory_wan.experts import HIGH, WanConfig
 from flowfactory_wan.wan_t2v import WAN_T2V
@@ -25,10 +25,10 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
             yield {"embeds": embeds}
             continue
         processor, vae = parts.pipeline.video_processor, parts.pipeline.vae
-        frames = read_video(prompt.video, canvas.frames)
+        frames = models.read_video(prompt.video, canvas.frames)
         pixels = processor.preprocess_video(frames, height=canvas.height, width=canvas.width)
         video = vae.encode(pixels.to(parts.device, vae.dtype)).latent_dist.mode()[0].float()
-        mean, std = channel_statistics(parts)
+        mean, std = models.channel_statistics(parts)
         yield {"embeds": embeds, "video": (video - mean) / std}
 
 
@@ -51,8 +51,8 @@ WAN_V2V = replace(
     pipelines=("WanVideoToVideoPipeline", "WanPipeline"),
     encode=encode,
     sigmas=sigmas,
+    guide=models.linear_guidance,
     start=start,
-    guide=linear_guidance,
     transformers=(HIGH,),
     encoded_with=("vae",),
     not_encoded=("strength",),

@@ -117,13 +117,13 @@ class Family:
     distribution: str
     pipelines: tuple[str, ...]
     encoders: tuple[str, ...]
-    lora_targets: tuple[str, ...]
-    blocks: tuple[str, ...]
     encode: Callable[[Parts, Sequence[Prompt], Canvas], Iterable[Entry]]
     shape: Callable[[Parts, Canvas], tuple[int, ...]]
     sigmas: Callable[[Parts, int, Canvas], Tensor]
     velocity: Callable[[Parts, Tensor, Tensor, Conditions, float], Tensor]
     decode: Callable[[Parts, Tensor], Tensor]
+    blocks: tuple[str, ...]
+    lora_targets: tuple[str, ...]
     grid: Callable[[Pretrained], Grid]
     guide: Callable[[Parts, Tensor, Tensor, float, Tensor], Tensor] = linear_guidance
     guided: Callable[[Parts], bool] = always_guided

@@ -31,3 +31,10 @@ def resolution_shift(parts: Parts, tokens: int, max_shift: float = 1.15) -> floa
 def even_sigmas(steps: int) -> list[float]:
     """From 1 to 1 / steps, before any shift."""
     return torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist()
+
+
+def shifted_sigmas(parts: Parts, steps: int, shape: tuple[int, ...]) -> Tensor:
+    """The scheduler's sigmas [steps + 1] of even ones, shifted by the tokens of latents [C, H, W], two by two each."""
+    _, height, width = shape
+    shift = resolution_shift(parts, (height // 2) * (width // 2))
+    return scheduler_sigmas(parts, steps, sigmas=even_sigmas(steps), mu=shift)

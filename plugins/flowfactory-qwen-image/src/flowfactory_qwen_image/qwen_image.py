@@ -9,21 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory import Canvas, Conditions, Prompt, UserError
-from flowfactory.models import (
-    Entry,
-    Family,
-    FamilyConfig,
-    Grid,
-    Parts,
-    Pretrained,
-    decode_normalized,
-    even_sigmas,
-    linear_guidance,
-    resolution_shift,
-    scheduler_sigmas,
-    stack_images,
-)
+from flowfactory import Canvas, Conditions, Prompt, UserError, models
+from flowfactory.models import Entry, Family, FamilyConfig, Grid, Parts, Pretrained
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -53,19 +40,11 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
         yield {"embeds": row if mask is None else row[mask[i].bool()]}
 
 
-def shape(parts: Parts, canvas: Canvas) -> tuple[int, ...]:
-    """[C, H, W] of the latents, without the VAE's axis of frames."""
-    scale = parts.pipeline.vae_scale_factor
-    return (parts.pipeline.transformer.config.in_channels // PATCH**2, canvas.height // scale, canvas.width // scale)
-
-
 def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
     """[steps + 1], shifted by the resolution as the scheduler says. UserError: fewer than it can stretch to its end."""
     if steps == 1 and parts.pipeline.scheduler.config.get("shift_terminal"):
         raise UserError(TOO_FEW_STEPS)
-    _, height, width = shape(parts, canvas)
-    shift = resolution_shift(parts, (height // PATCH) * (width // PATCH))
-    return scheduler_sigmas(parts, steps, sigmas=even_sigmas(steps), mu=shift)
+    return models.shifted_sigmas(parts, steps, models.packed_shape(parts, canvas))
 
 
 def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
@@ -73,7 +52,7 @@ def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Condition
     pipeline = parts.pipeline
     embeds, valid = conditions.pad("embeds")
     lengths = {len(entry["embeds"]) for entry in conditions.entries}
-    pictures = [latents, *stack_images(conditions)]
+    pictures = [latents, *models.stack_images(conditions)]
     # the channels of a patch come out in the order of the pipeline's _pack_latents
     patches = [torch.pixel_unshuffle(picture.to(embeds.dtype), PATCH) for picture in pictures]
     height, width = patches[0].shape[-2:]
@@ -93,14 +72,14 @@ def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Condition
 
 def guide(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: Tensor) -> Tensor:
     """Linear guidance, every patch of it rescaled to the norm that it has with the prompt alone."""
-    mixed = linear_guidance(parts, given, without, guidance, sigma)
+    mixed = models.linear_guidance(parts, given, without, guidance, sigma)
     given, mixed = torch.pixel_unshuffle(given.float(), PATCH), torch.pixel_unshuffle(mixed.float(), PATCH)
     return torch.pixel_shuffle(mixed * (given.norm(dim=1, keepdim=True) / mixed.norm(dim=1, keepdim=True)), PATCH)
 
 
 def decode(parts: Parts, latents: Tensor) -> Tensor:
     """Pictures [B, 3, H, W]."""
-    return decode_normalized(parts, latents[:, :, None])[:, :, 0]
+    return models.decode_normalized(parts, latents[:, :, None])[:, :, 0]
 
 
 def check_steps(checkpoint: Pretrained, run: RunConfig) -> None:
@@ -119,13 +98,13 @@ QWEN_IMAGE = Family(
     distribution="flowfactory-qwen-image",
     pipelines=("QwenImagePipeline",),
     encoders=("text_encoder", "tokenizer"),
-    lora_targets=LORA_TARGETS,
-    blocks=("QwenImageTransformerBlock",),
     encode=encode,
-    shape=shape,
+    shape=models.packed_shape,
     sigmas=sigmas,
     velocity=velocity,
     decode=decode,
+    blocks=("QwenImageTransformerBlock",),
+    lora_targets=LORA_TARGETS,
     grid=grid,
     guide=guide,
     unread=unread_weights,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from pydantic import Field
 
-from flowfactory import Canvas, Prompt, Takes
-from flowfactory.models import Entry, Family, FamilyConfig, Parts, Pretrained, number_images, read_picture
+from flowfactory import Canvas, Prompt, Takes, models
+from flowfactory.models import Entry, Family, FamilyConfig, Parts, Pretrained
 from flowfactory_qwen_image.qwen_image import QWEN_IMAGE, check_steps
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
 
     pipeline, options = parts.pipeline, parts.options
     for prompt in prompts:
-        pictures = [read_picture(path) for path in prompt.images]
+        pictures = [models.read_picture(path) for path in prompt.images]
         read, drawn = (
             [calculate_dimensions(area, picture.width / picture.height) for picture in pictures]
             for area in (options.condition_area, options.vae_area)
@@ -48,15 +48,15 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
         for picture, (width, height) in zip(pictures, drawn, strict=True):
             pixels = pipeline.image_processor.preprocess(picture, height, width)[:, :, None].to(parts.device, embeds.dtype)
             latents.append(pipeline._encode_vae_image(pixels, None)[0, :, 0])
-        yield {"embeds": embeds[0]} | number_images(latents)
+        yield {"embeds": embeds[0]} | models.number_images(latents)
 
 
 QWEN_IMAGE_EDIT = replace(
     QWEN_IMAGE,
     pipelines=("QwenImageEditPlusPipeline",),
     encoders=("text_encoder", "tokenizer", "processor"),
-    encoded_with=("vae",),
     encode=encode,
+    encoded_with=("vae",),
     encode_batch=1,  # as many as the pipeline takes
     negative_media=True,
 )

@@ -9,18 +9,8 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory import Canvas, Conditions, Prompt
-from flowfactory.models import (
-    Entry,
-    Family,
-    FamilyConfig,
-    Grid,
-    Parts,
-    Pretrained,
-    decode_scaled,
-    resolution_shift,
-    scheduler_sigmas,
-)
+from flowfactory import Canvas, Conditions, Prompt, models
+from flowfactory.models import Entry, Family, FamilyConfig, Grid, Parts, Pretrained
 
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
@@ -42,19 +32,15 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
         yield {"embeds": row, "pooled": whole}
 
 
-def shape(parts: Parts, canvas: Canvas) -> tuple[int, ...]:
-    """[C, H, W] of the latents."""
-    scale = parts.pipeline.vae_scale_factor
-    return (parts.pipeline.transformer.config.in_channels, canvas.height // scale, canvas.width // scale)
-
-
 def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
     """[steps + 1], shifted by the resolution where the scheduler says so."""
     if not parts.pipeline.scheduler.config.get("use_dynamic_shifting"):
-        return scheduler_sigmas(parts, steps)
+        return models.scheduler_sigmas(parts, steps)
     patch = parts.pipeline.transformer.config.patch_size
-    _, height, width = shape(parts, canvas)
-    return scheduler_sigmas(parts, steps, mu=resolution_shift(parts, (height // patch) * (width // patch), max_shift=1.16))
+    _, height, width = models.latent_shape(parts, canvas)
+    return models.scheduler_sigmas(
+        parts, steps, mu=models.resolution_shift(parts, (height // patch) * (width // patch), max_shift=1.16)
+    )
 
 
 def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
@@ -84,13 +70,13 @@ SD3 = Family(
     distribution="flowfactory-sd3",
     pipelines=("StableDiffusion3Pipeline",),
     encoders=("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3"),
-    lora_targets=LORA_TARGETS,
-    blocks=("JointTransformerBlock",),
     encode=encode,
-    shape=shape,
+    shape=models.latent_shape,
     sigmas=sigmas,
     velocity=velocity,
-    decode=decode_scaled,
+    decode=models.decode_scaled,
+    blocks=("JointTransformerBlock",),
+    lora_targets=LORA_TARGETS,
     grid=grid,
 )
 

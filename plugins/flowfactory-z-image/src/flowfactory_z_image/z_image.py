@@ -9,19 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory import Canvas, Conditions, Prompt, flow
-from flowfactory.models import (
-    Entry,
-    Family,
-    FamilyConfig,
-    Grid,
-    Parts,
-    Pretrained,
-    decode_scaled,
-    even_sigmas,
-    resolution_shift,
-    scheduler_sigmas,
-)
+from flowfactory import Canvas, Conditions, Prompt, flow, models
+from flowfactory.models import Entry, Family, FamilyConfig, Grid, Parts, Pretrained
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -41,17 +30,9 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
     yield from ({"embeds": row} for row in embeds)
 
 
-def shape(parts: Parts, canvas: Canvas) -> tuple[int, ...]:
-    """[C, H, W] of the latents."""
-    scale = parts.pipeline.vae_scale_factor
-    return (parts.pipeline.transformer.config.in_channels, canvas.height // scale, canvas.width // scale)
-
-
 def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
     """[steps + 1], shifted by the resolution where the scheduler says so."""
-    _, height, width = shape(parts, canvas)
-    tokens = (height // PATCH) * (width // PATCH)
-    return scheduler_sigmas(parts, steps, sigmas=even_sigmas(steps), mu=resolution_shift(parts, tokens))
+    return models.shifted_sigmas(parts, steps, models.latent_shape(parts, canvas))
 
 
 def to_timestep(sigma: Tensor) -> Tensor:
@@ -98,18 +79,18 @@ Z_IMAGE = Family(
     distribution="flowfactory-z-image",
     pipelines=("ZImagePipeline",),
     encoders=("text_encoder", "tokenizer"),
-    lora_targets=LORA_TARGETS,
-    blocks=("ZImageTransformerBlock",),
     encode=encode,
-    encode_batch=8,  # every layer's hidden states are kept, at the full length
-    shape=shape,
+    shape=models.latent_shape,
     sigmas=sigmas,
     velocity=velocity,
-    guide=guide,
-    decode=decode_scaled,
+    decode=models.decode_scaled,
+    blocks=("ZImageTransformerBlock",),
+    lora_targets=LORA_TARGETS,
     grid=grid,
-    padded=frozenset({"embeds"}),
+    guide=guide,
+    encode_batch=8,  # every layer's hidden states are kept, at the full length
     not_encoded=("cfg_normalization", "cfg_truncation"),
+    padded=frozenset({"embeds"}),
 )
 
 

@@ -1,11 +1,24 @@
-"""Latents to media, by the VAEs of diffusers."""
+"""Latents: their shape, and media of them by the VAEs of diffusers."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from flowfactory.canvas import Canvas
 from flowfactory.models.family import Parts
+
+
+def latent_shape(parts: Parts, canvas: Canvas) -> tuple[int, ...]:
+    """[C, H, W] of the latents of a transformer that takes them as they are."""
+    scale = parts.pipeline.vae_scale_factor
+    return (parts.pipeline.transformer.config.in_channels, canvas.height // scale, canvas.width // scale)
+
+
+def packed_shape(parts: Parts, canvas: Canvas) -> tuple[int, ...]:
+    """[C, H, W] of the latents, before two by two become the channels of a token."""
+    channels, height, width = latent_shape(parts, canvas)
+    return (channels // 4, height, width)
 
 
 def decode_scaled(parts: Parts, latents: Tensor) -> Tensor:
