@@ -7,11 +7,11 @@ iteration draws: 6.0 is six forwards a picture. "sample" draws, "train" is diffe
 algorithms.json and prints it as a table. No figure depends on the machine.
 """
 
-import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from report import argument_parser, write_results
 
 from flowfactory.config import loading
 from flowfactory.runs.train import train, versions
@@ -50,8 +50,7 @@ def count(algorithm: str, dynamics: str, batch_size: int, updates: int) -> dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser = argument_parser(__doc__)
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for name, (algorithm, dynamics) in VARIANTS.items():
@@ -61,9 +60,8 @@ def main() -> None:
     print("| algorithm | updates | sample | train | no_grad | backward |\n|---|---|---|---|---|---|")
     for row in rows:
         print("|", " | ".join(str(value) for value in row.values()), "|")
-    arguments.out.mkdir(parents=True, exist_ok=True)
     result = {"settings": SMALL, "pictures": PICTURES, "rows": rows, "versions": versions()}
-    (arguments.out / "algorithms.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_results(arguments.out / "algorithms.json", result)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from machine import machine
+from report import argument_parser, machine, write_results
 
 from flowfactory.config.loading import validate
 from flowfactory.runs.train import versions
@@ -163,10 +163,9 @@ def megabytes(folder: Path, part: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--build", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -196,8 +195,7 @@ def main() -> None:
         "machine": machine(),
         "versions": versions(),
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "encode_cache.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_results(arguments.out / "encode_cache.json", result)
     print("| round | cache | encoded | seconds | peak MB |\n|---|---|---|---|---|")
     for number, found in enumerate(rounds, 1):
         for kind in ("cold", "warm"):

@@ -10,7 +10,6 @@ and FLUX checkpoints of some 70 million random weights. Cases that are not run k
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from machine import machine
+from report import argument_parser, machine
 
 SHARED = Path(__file__).parents[1] / "tests" / "shared"
 LORA = {"lora": {"rank": 16, "alpha": 32}}
@@ -212,9 +211,8 @@ def alone(work: str, path: Path, ranks: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     results = arguments.out / "estimate.json"
     cases = json.loads(results.read_text())["cases"] if results.exists() else {}

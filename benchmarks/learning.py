@@ -9,7 +9,6 @@ learning.svg: training reward by forwards, a curve an algorithm, the mean of its
 are not run again.
 """
 
-import argparse
 import json
 import math
 import os
@@ -19,6 +18,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from report import argument_parser, machine
 
 ALGORITHMS = ("grpo", "grpo-guard", "dppo", "nft", "awm", "dpo", "dgpo", "crd")
 MEMBERS = 4
@@ -147,16 +148,13 @@ def curves(runs: list[dict[str, Any]], width: int = 640, height: int = 300) -> s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--forwards", type=int, default=50_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", nargs="+", default=list(ALGORITHMS))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    from machine import machine
-
     from flowfactory.runs.train import versions
 
     arguments.out.mkdir(parents=True, exist_ok=True)

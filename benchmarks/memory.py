@@ -8,7 +8,6 @@ same lengths. The figures are estimates: benchmarks/estimate.py tells how near s
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from diffusers import (
     UniPCMultistepScheduler,
     WanTransformer3DModel,
 )
+from report import argument_parser, write_results
 from transformers import CLIPTextConfig, T5Config, UMT5Config
 
 from flowfactory.config import loading as configs
@@ -178,9 +178,8 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     found = {}
     with tempfile.TemporaryDirectory() as name:
@@ -189,8 +188,7 @@ def main() -> None:
         for key in arguments.only:
             found[key] = foretold(CASES[key], Path(name))
             print(f"{key}: {found[key]['verdict']}", file=sys.stderr)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "memory.json").write_text(json.dumps({"estimated": found}, indent=1) + "\n")
+    write_results(arguments.out / "memory.json", {"estimated": found})
     print(table(found))
 
 

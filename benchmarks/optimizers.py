@@ -9,17 +9,14 @@ the mean over the seeds of the loss with 8 bits less the loss with 32; "noise" i
 Writes optimizers.json and prints it as a table.
 """
 
-import argparse
 import copy
-import json
 import random
 import time
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
-from machine import machine
+from report import argument_parser, machine, write_results
 from torch import Tensor
 
 from flowfactory.config.schema import TrainingConfig
@@ -85,10 +82,9 @@ def run(name: str, seed: int, steps: int, start: Any, latents: Tensor, captions:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -119,9 +115,7 @@ def main() -> None:
             rows[-1]["apart"] = round(mean(a - b for a, b in zip(losses, exact, strict=True)), 5)
             rows[-1]["noise"] = round(stdev(exact), 5)
     result = {"steps": arguments.steps, "batch": BATCH, "rates": OPTIMIZERS, "rows": rows, "runs": runs}
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result | {"machine": machine(), "versions": versions()}, indent=1)
-    (arguments.out / "optimizers.json").write_text(text + "\n")
+    write_results(arguments.out / "optimizers.json", result | {"machine": machine(), "versions": versions()})
     print("| optimizer | bytes a weight | before | after | apart | noise |\n|---|---|---|---|---|---|")
     for row in rows:
         print("|", " | ".join(str(row.get(key, "")) for key in (*rows[0], "apart", "noise")), "|")

@@ -8,13 +8,13 @@ of rank 8, one thread. An iteration of the run and its bare forwards take turns,
 bare seconds / seconds inside: 1.0 is a run that costs nothing. Writes overhead.json.
 """
 
-import argparse
-import json
 import os
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "shared"))
 
 import torch
-from machine import machine
+from report import argument_parser, machine, write_results
 from tiny_flux import flux1
 from torch import nn
 
@@ -53,15 +53,19 @@ SIZE = {
 }
 
 
-def checkpoint(folder: Path) -> Path:
-    """The tiny FLUX.1 of the tests with a larger transformer."""
+@contextmanager
+def checkpoint() -> Iterator[Path]:
+    """The tiny FLUX.1 of the tests with a larger transformer, in a folder of its own, with the cache beside it."""
     from diffusers import FluxTransformer2DModel
 
-    flux1(folder)
-    small = FluxTransformer2DModel.load_config(folder / "transformer")
-    torch.manual_seed(0)
-    FluxTransformer2DModel.from_config({**small, **SIZE}).save_pretrained(folder / "transformer")
-    return folder
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "checkpoint"
+        os.environ["FLOWFACTORY_CACHE"] = str(folder.with_name("cache"))
+        flux1(folder)
+        small = FluxTransformer2DModel.load_config(folder / "transformer")
+        torch.manual_seed(0)
+        FluxTransformer2DModel.from_config({**small, **SIZE}).save_pretrained(folder / "transformer")
+        yield folder
 
 
 def settings(path: Path, folder: Path, algorithm: dict[str, Any], dynamics: Any) -> dict[str, Any]:
@@ -129,18 +133,14 @@ def ratio(run: Run, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser = argument_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        os.environ["FLOWFACTORY_CACHE"] = str(folder / "cache")
-        path = checkpoint(folder / "checkpoint")
+    with checkpoint() as path:
         for name, (algorithm, dynamics) in ALGORITHMS.items():
-            rows[name] = ratio(made(path, folder, algorithm, dynamics), arguments.rounds)
+            rows[name] = ratio(made(path, path.parent, algorithm, dynamics), arguments.rounds)
             print(f"{name:<12} {rows[name]['of_the_limit']:.3f} of the limit, {rows[name]['forwards']} forwards an iteration")
     result = {
         "rows": rows,
@@ -148,8 +148,7 @@ def main() -> None:
         "machine": machine(),
         "versions": versions(),
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "overhead.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_results(arguments.out / "overhead.json", result)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Writes quickstart.json and quickstart.svg (training reward by iteration, a line 
 Scores are absolute; seconds are of this machine and say nothing about another.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from machine import machine
+from report import argument_parser, machine, write_results
 
 from flowfactory.runs.charts import chart
 from flowfactory.runs.directory import RunDirectory
@@ -46,9 +45,8 @@ def run(seed: int, folder: Path, options: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments, options = parser.parse_known_args()
     options = [option for option in options if option != "--"]
     with tempfile.TemporaryDirectory() as folder:
@@ -62,8 +60,7 @@ def main() -> None:
         "machine": machine(),
         "versions": versions(),
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "quickstart.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_results(arguments.out / "quickstart.json", result)
     (arguments.out / "quickstart.svg").write_text(chart(*([(x, y) for x, y in r["reward"]] for r in runs)) + "\n")
     print(json.dumps(result, indent=1))
 

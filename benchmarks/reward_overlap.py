@@ -10,7 +10,6 @@ for as many rounds, so that what else the machine does falls on all. All figures
 median iteration; the first one of each turn does not count.
 """
 
-import argparse
 import json
 import os
 import re
@@ -25,7 +24,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from machine import machine
+from report import argument_parser, machine, write_results
 
 from flowfactory.config import loading
 from flowfactory.runs.train import train, versions
@@ -67,11 +66,10 @@ def run(reward: dict[str, Any], steps: int, iterations: int) -> list[dict[str, f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=3)
     parser.add_argument("--steps", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     free = {"name": "slow", "seconds": 0.0}
@@ -106,10 +104,7 @@ def main() -> None:
         "machine": machine(),
         "versions": versions(),
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result, indent=1) + "\n"
-    (arguments.out / "reward_overlap.json").write_text(text)
-    print(text)
+    print(write_results(arguments.out / "reward_overlap.json", result))
 
 
 if __name__ == "__main__":

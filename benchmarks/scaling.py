@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
-from machine import machine
 from overhead import SDE, checkpoint, settings
+from report import argument_parser, machine, write_results
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowfactory.config import loading
@@ -114,8 +113,7 @@ def measured(raw: dict[str, Any], ranks: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser = argument_parser(__doc__)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
@@ -124,10 +122,8 @@ def main() -> None:
             (arguments.work.parent / "found.json").write_text(json.dumps(found))
         return
     rows = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        os.environ["FLOWFACTORY_CACHE"] = str(folder / "cache")
-        path = checkpoint(folder / "checkpoint")
+    with checkpoint() as path:
+        folder = path.parent
         for name, (training, shard) in CASES.items():
             raw = settings(path, folder, {"name": "grpo"}, SDE)
             raw["model"]["train"], raw["distributed"] = training, {"shard": shard}
@@ -136,8 +132,7 @@ def main() -> None:
             rows[name] = {"cpu_seconds_two_to_one": ratio, "one": one, "two": two}
             print(f"{name:<17} CPU seconds {ratio:.2f} of one rank's; bytes {two['of_what_is_needed']:.2f} of what is needed")
     result = {"rows": rows, "machine": machine(), "versions": versions()}
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_results(arguments.out / "scaling.json", result)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ learned where it gains. Writes several_rewards.json and several_rewards.svg: the
 the mean of the seeds.
 """
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -17,7 +16,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from machine import machine
+from report import argument_parser, machine, write_results
 
 from flowfactory.config import loading
 from flowfactory.rl.groups import group_std
@@ -68,10 +67,9 @@ def run(aggregate: str, seed: int, iterations: int, chosen: dict[str, float]) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--iterations", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     chosen = scales()
@@ -95,12 +93,10 @@ def main() -> None:
         "machine": machine(),
         "versions": versions(),
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
     styles = [Style(COLOURS[list(SPREADS).index(label)], kind == "sum") for kind, label in curves]
     drawn = chart(*curves.values(), styles=styles, width=640, height=320)
+    text = write_results(arguments.out / "several_rewards.json", result)
     (arguments.out / "several_rewards.svg").write_text(drawn + "\n")
-    text = json.dumps(result, indent=1) + "\n"
-    (arguments.out / "several_rewards.json").write_text(text)
     print(text)
 
 

@@ -1,0 +1,37 @@
+"""What every benchmark says and writes: its options, its figures, and the machine that they were measured on."""
+
+import argparse
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+
+def machine() -> dict[str, Any]:
+    """Processor, threads and versions of the machine."""
+    import torch  # not above: a benchmark may set the number of threads first
+
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": len(models),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
+
+
+def argument_parser(text: str | None) -> argparse.ArgumentParser:
+    """A parser that shows ``text`` as it stands, with ``--out``, the folder of the figures."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    return parser
+
+
+def write_results(path: Path, result: dict[str, Any]) -> str:
+    """Write ``result`` to ``path`` as JSON, whose text is returned."""
+    text = json.dumps(result, indent=1) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return text
