@@ -27,6 +27,7 @@ from flowfactory.runs.train import versions
 from flowfactory.testing.two_parameter import FILE
 from flowfactory.training.setup import prepare_run
 
+SHARED = Path(__file__).parents[1] / "tests" / "shared"
 T5_WIDTH, CLIP_WIDTH, LENGTH = 1024, 384, 32
 WORDS = (("red", "blue", "green", "grey"), ("cat", "boat", "lamp", "tree", "house"), ("at dawn", "in snow", "on a hill"))
 
@@ -34,8 +35,11 @@ WORDS = (("red", "blue", "green", "grey"), ("cat", "boat", "lamp", "tree", "hous
 def build(folder: Path) -> None:
     """Save the checkpoint."""
     import torch
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+
+    sys.path.insert(0, str(SHARED))
+    from tiny_parts import kl_vae, sd3_transformer
 
     torch.manual_seed(0)
     letters = string.ascii_letters + string.digits + string.punctuation
@@ -45,40 +49,15 @@ def build(folder: Path) -> None:
 
     def clip() -> tuple[Any, Any]:
         tokenizer = CLIPTokenizer(vocab=clip_words, merges=[], model_max_length=LENGTH)
-        config = CLIPTextConfig(
-            hidden_size=CLIP_WIDTH,
-            intermediate_size=4 * CLIP_WIDTH,
-            num_hidden_layers=6,
-            num_attention_heads=6,
-            projection_dim=CLIP_WIDTH,
-            max_position_embeddings=LENGTH,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
+        sizes = {"hidden_size": CLIP_WIDTH, "intermediate_size": 4 * CLIP_WIDTH, "projection_dim": CLIP_WIDTH}
+        depths = {"num_hidden_layers": 6, "num_attention_heads": 6, "max_position_embeddings": LENGTH}
+        marked = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        config = CLIPTextConfig(**sizes, **depths, **marked)
         return CLIPTextModelWithProjection(config), tokenizer
 
     (text_encoder, tokenizer), (text_encoder_2, tokenizer_2) = clip(), clip()
-    transformer = SD3Transformer2DModel(
-        sample_size=32,
-        in_channels=16,
-        out_channels=16,
-        num_layers=6,
-        attention_head_dim=32,
-        num_attention_heads=8,
-        joint_attention_dim=T5_WIDTH,
-        caption_projection_dim=256,
-        pooled_projection_dim=2 * CLIP_WIDTH,
-        pos_embed_max_size=32,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(32, 64),
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-        latent_channels=16,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.06,
-    )
+    transformer = sd3_transformer(32, 16, 6, (8, 32), T5_WIDTH, 2 * CLIP_WIDTH)
+    vae = kl_vae((32, 64), 16, shift=0.06)
     t5 = T5Config(
         d_model=T5_WIDTH,
         d_kv=64,

@@ -87,70 +87,35 @@ def checkpoints(folder: Path) -> None:
     """SD3 and FLUX pipelines of middle size below ``folder``, in bf16 as released ones are."""
     import torch
     from diffusers import (
-        AutoencoderKL,
         FlowMatchEulerDiscreteScheduler,
         FluxPipeline,
-        FluxTransformer2DModel,
-        SD3Transformer2DModel,
         StableDiffusion3Pipeline,
     )
 
     sys.path.insert(0, str(SHARED))
-    from tiny_parts import clip_text, clip_tokenizer, t5_text, t5_tokenizer
+    from tiny_parts import clip_text, clip_tokenizer, flux_transformer, kl_vae, sd3_transformer, t5_text, t5_tokenizer
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
-    def vae() -> Any:
-        return AutoencoderKL(
-            block_out_channels=(32, 64, 64, 64),
-            down_block_types=["DownEncoderBlock2D"] * 4,
-            up_block_types=["UpDecoderBlock2D"] * 4,
-            latent_channels=16,
-            shift_factor=0.1,
-            scaling_factor=1.5,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
 
     clip, t5 = clip_tokenizer(), t5_tokenizer()
     StableDiffusion3Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=vae(),
+        vae=kl_vae((32, 64, 64, 64), 16, 0.1, 1.5),
         text_encoder=clip_text(CLIPTextModelWithProjection, len(clip), 64),
         tokenizer=clip,
         text_encoder_2=clip_text(CLIPTextModelWithProjection, len(clip), 64),
         tokenizer_2=clip,
         text_encoder_3=t5_text(len(t5), 256),
         tokenizer_3=t5,
-        transformer=SD3Transformer2DModel(
-            sample_size=32,
-            in_channels=16,
-            out_channels=16,
-            num_layers=8,
-            attention_head_dim=64,
-            num_attention_heads=8,
-            caption_projection_dim=512,
-            joint_attention_dim=256,
-            pooled_projection_dim=128,
-            pos_embed_max_size=32,
-        ),
+        transformer=sd3_transformer(32, 16, 8, (8, 64), 256, 128),
     ).to(torch.bfloat16).save_pretrained(folder / "sd3")
     FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=vae(),
+        vae=kl_vae((32, 64, 64, 64), 16, 0.1, 1.5),
         text_encoder=clip_text(CLIPTextModel, len(clip), 64),
         tokenizer=clip,
         text_encoder_2=t5_text(len(t5), 256),
         tokenizer_2=t5,
-        transformer=FluxTransformer2DModel(
-            in_channels=64,
-            num_layers=4,
-            num_single_layers=8,
-            attention_head_dim=64,
-            num_attention_heads=8,
-            joint_attention_dim=256,
-            pooled_projection_dim=64,
-            axes_dims_rope=(16, 24, 24),
-        ),
+        transformer=flux_transformer(64, (4, 8), (8, 64), 256, 64, axes_dims_rope=(16, 24, 24)),
     ).to(torch.bfloat16).save_pretrained(folder / "flux1")
 
 

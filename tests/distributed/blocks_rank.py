@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from diffusers import FluxTransformer2DModel
+from tiny_parts import flux_transformer
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -30,16 +30,7 @@ CASES = {
 
 def transformer(kind: str | None, setting: str, fast: bool) -> nn.Module:
     torch.manual_seed(0)
-    module: nn.Module = FluxTransformer2DModel(
-        in_channels=8,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=WIDTH,
-        pooled_projection_dim=WIDTH,
-        axes_dims_rope=(4, 6, 6),
-    ).eval()
+    module: nn.Module = flux_transformer(8, (1, 1), (2, 16), WIDTH, WIDTH, axes_dims_rope=(4, 6, 6)).eval()
     if kind:
         quantization.quantize_blocks(module, NAMES, kind, torch.float32)
     lora.add_adapters(module, LoraConfig(rank=4, alpha=8), ("to_q", "to_k", "to_v", "to_out.0", "proj_mlp"), seed=1)

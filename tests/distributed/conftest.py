@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torchrun import torchrun
 
 HERE = Path(__file__).parent
 Run = Callable[..., None]
@@ -33,10 +33,7 @@ def together(environment: dict[str, str], tmp_path_factory: pytest.TempPathFacto
     def run(count: int, configs: list[Mapping[str, Any]]) -> None:
         file = tmp_path_factory.mktemp("configs") / "configs.json"
         file.write_text(json.dumps(configs))
-        command = [sys.executable, str(HERE / "together.py"), str(file)]
-        if count > 1:
-            group = ["--nproc-per-node", str(count), "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-            command = [sys.executable, "-m", "torch.distributed.run", *group, *command[1:]]
+        command = torchrun(count, HERE / "together.py", file)
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from saved import tensors
+from torchrun import torchrun
 
 from flowfactory.config.loading import validate
 from flowfactory.distributed.ranks import Ranks
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.distributed
 HERE = Path(__file__).parent
 TOY = HERE.parent / "core" / "toy_plugin.py"
 WIDE = {"lora": {"rank": 300, "alpha": 300}}
+DYNAMICS = {"name": "flow-sde", "sde_steps": [0, 1, 2], "num_sde_steps": 2}
 # name: what trains, the optimizer
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "full": ("full", {"eps": 1e-4}),
@@ -42,12 +43,13 @@ def start(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
     def begin(count: int, jobs: Sequence[Job]) -> subprocess.Popen[str]:
         file = tmp_path_factory.mktemp("jobs") / "jobs.json"
         file.write_text(json.dumps(jobs))
-        command = [sys.executable, str(HERE / "saving.py"), str(file)]
-        if count > 1:
-            group = ["--nproc-per-node", str(count), "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-            command = [sys.executable, "-m", "torch.distributed.run", *group, *command[1:]]
         return subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            torchrun(count, HERE / "saving.py", file),
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
 
     return begin
@@ -70,14 +72,7 @@ def config(root: Path, out: Path, case: str, iterations: int = 2) -> dict[str, A
         "algorithm": {"name": "score", "pull": 0.1},
         "rewards": {"bright": {"name": "bright"}},
         "prompts": {"train": str(root / "train.txt")},
-        "sampling": {
-            "groups": 4,
-            "group_size": 4,
-            "size": [4, 4],
-            "steps": 4,
-            "batch_size": 8,
-            "dynamics": {"name": "flow-sde", "sde_steps": [0, 1, 2], "num_sde_steps": 2},
-        },
+        "sampling": {"groups": 4, "group_size": 4, "size": [4, 4], "steps": 4, "batch_size": 8, "dynamics": DYNAMICS},
         "training": {"iterations": iterations, "updates": 2, "batch_size": 4, "optimizer": {"lr": 0.02, **optimizer}},
         "output": {"dir": str(out), "checkpoint_every": 1},
         "plugins": [str(TOY)],

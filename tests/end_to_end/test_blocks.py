@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxPipeline, SD3Transformer2DModel
+from diffusers import FluxPipeline
 from families import nudge
 from family_cases import CASES, prompts
 from safetensors.torch import load_file
+from tiny_parts import sd3_transformer
 from torch import Tensor, nn
 
 from flowfactory import Evaluation, Prompt, Step, Trainable, hookimpl
@@ -104,18 +105,7 @@ def test_checkpointing_saves_bytes_and_changes_no_bit(made: Made, key: str) -> N
 
 def test_sd3_too_with_all_its_weights() -> None:
     torch.manual_seed(0)
-    module = SD3Transformer2DModel(
-        sample_size=8,
-        in_channels=4,
-        num_layers=3,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=16,
-        caption_projection_dim=16,
-        pooled_projection_dim=16,
-        out_channels=4,
-        pos_embed_max_size=8,
-    ).eval()
+    module = sd3_transformer(8, 4, 3, (2, 8), 16, 16).eval()
     given = {
         "hidden_states": torch.randn(2, 4, 8, 8),
         "encoder_hidden_states": torch.randn(2, 5, 16),

@@ -17,7 +17,7 @@ from served import samples
 from flowfactory import Prompt, RunError, Samples, UserError
 from flowfactory.rewards.scoring import Rewards
 from flowfactory.testing import check_reward
-from flowfactory_rewards import dependencies, http_client
+from flowfactory_rewards import dependencies
 from flowfactory_rewards.pairwise import PairwiseConfig, choose_pairs
 
 LEVELS = [0.2, 0.8, 0.4, 1.0, 0.6]
@@ -27,11 +27,6 @@ LEVELS = [0.2, 0.8, 0.4, 1.0, 0.6]
 def endpoint() -> Iterator[Scripted]:
     with scripted(judge.a_or_b) as server:
         yield server
-
-
-@pytest.fixture(autouse=True)
-def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_client, "FIRST_BACKOFF", 0.02)
 
 
 def config(server: Scripted, **options: Any) -> PairwiseConfig:

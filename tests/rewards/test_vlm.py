@@ -20,7 +20,7 @@ from served import samples
 from flowfactory import Prompt, RunError, Samples, UserError
 from flowfactory.rewards.scoring import Rewards
 from flowfactory.testing import check_reward
-from flowfactory_rewards import dependencies, http_client
+from flowfactory_rewards import dependencies
 from flowfactory_rewards.vlm import VlmConfig, parse_number
 
 
@@ -28,11 +28,6 @@ from flowfactory_rewards.vlm import VlmConfig, parse_number
 def endpoint() -> Iterator[Scripted]:
     with scripted(judge.yes_or_no) as server:
         yield server
-
-
-@pytest.fixture(autouse=True)
-def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_client, "FIRST_BACKOFF", 0.02)
 
 
 def config(server: Scripted, **options: Any) -> VlmConfig:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import policy_gradient
+import pytest
 import torch
 from torch import Tensor
 
-from flowfactory import Prompt, Trajectory
+from flowfactory import Prompt, Trajectory, UserError
 from flowfactory.config.loading import validate
 from flowfactory.flow.dynamics import ODE
 from flowfactory.runs.directory import RunDirectory
@@ -68,6 +70,15 @@ def nudge(made: Bench, scale: float = 0.3) -> None:
 def one_by_one(made: Bench) -> Trajectory:
     """The plan drawn a sample at a time."""
     return made.draw(1)
+
+
+def check_sizes(settings: dict[str, Any], section: str, size: list[int], nearest: list[int]) -> None:
+    """A config with ``size`` in ``section`` is refused with the ``nearest`` that can be drawn, and one with that is taken."""
+    settings.setdefault(section, {})["size"] = size
+    with pytest.raises(UserError, match=rf"{section}\.size {re.escape(str(size))}.*nearest is {re.escape(str(nearest))}$"):
+        validate(settings)
+    settings[section]["size"] = nearest
+    assert validate(settings)
 
 
 def two_iterations(

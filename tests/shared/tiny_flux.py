@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     AutoencoderKLFlux2,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
@@ -15,10 +14,9 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxKontextPipeline,
     FluxPipeline,
-    FluxTransformer2DModel,
 )
 from PIL import Image
-from tiny_parts import clip_text, clip_tokenizer, qwen_tokenizer, t5_text, t5_tokenizer
+from tiny_parts import clip_text, clip_tokenizer, flux_transformer, kl_vae, qwen_tokenizer, t5_text, t5_tokenizer
 from transformers import (
     CLIPTextModel,
     Mistral3Config,
@@ -48,17 +46,8 @@ def flux1(folder: Path, dev: bool = True, kontext: bool = False) -> Path:
     """A FluxPipeline or a FluxKontextPipeline; ``dev`` has guidance and a dynamic shift, schnell neither."""
     torch.manual_seed(0)
     tokenizer, tokenizer_2 = clip_tokenizer(), t5_tokenizer()
-    transformer = FluxTransformer2DModel(
-        in_channels=16,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=sum(ROPE),
-        num_attention_heads=WIDTH // sum(ROPE),
-        joint_attention_dim=WIDTH,
-        pooled_projection_dim=WIDTH,
-        axes_dims_rope=ROPE,
-        guidance_embeds=dev,
-    )
+    heads = (WIDTH // sum(ROPE), sum(ROPE))
+    transformer = flux_transformer(16, (2, 2), heads, WIDTH, WIDTH, axes_dims_rope=ROPE, guidance_embeds=dev)
     # eval: T5 has dropout otherwise, which from_pretrained turns off
     pipeline = (FluxKontextPipeline if kontext else FluxPipeline)(
         scheduler=FlowMatchEulerDiscreteScheduler(**(DYNAMIC if dev else {"shift": 1.0})),
@@ -172,20 +161,8 @@ def _flux2_transformer(guidance: bool) -> Any:
 
 def _flux1_vae(levels: int) -> Any:
     """``levels`` as in the released VAE make a token of 16 x 16 pixels; fewer make smaller pictures do."""
-    vae = AutoencoderKL(
-        block_out_channels=(8,) * levels,
-        down_block_types=["DownEncoderBlock2D"] * levels,
-        up_block_types=["UpDecoderBlock2D"] * levels,
-        latent_channels=4,
-        norm_num_groups=4,
-        layers_per_block=1,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        mid_block_add_attention=False,
-        shift_factor=0.1159,
-        scaling_factor=1.3611,
-    )
-    return _vivid(vae)
+    small = {"norm_num_groups": 4, "layers_per_block": 1, "mid_block_add_attention": False}
+    return _vivid(kl_vae((8,) * levels, 4, 0.1159, 1.3611, **small))
 
 
 def _flux2_vae() -> Any:

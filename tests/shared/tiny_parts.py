@@ -111,19 +111,62 @@ def t5_text(vocabulary: int, width: int, model: Any = T5EncoderModel, config: An
     return model(options).eval()
 
 
-def scaled_vae(shift: float, scale: float) -> Any:
-    """An AutoencoderKL in eval mode that halves each side: a picture of 32 pixels has latents of 16, with 4 channels."""
+def kl_vae(widths: Sequence[int], channels: int, shift: float, scale: float = 0.18215, **options: Any) -> Any:
+    """An AutoencoderKL that halves each side between two of ``widths``; its latents have ``channels``."""
     from diffusers import AutoencoderKL  # which tests of rewards do without
 
     return AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-        latent_channels=4,
-        norm_num_groups=4,
-        layers_per_block=1,
+        block_out_channels=tuple(widths),
+        down_block_types=["DownEncoderBlock2D"] * len(widths),
+        up_block_types=["UpDecoderBlock2D"] * len(widths),
+        latent_channels=channels,
         use_quant_conv=False,
         use_post_quant_conv=False,
         shift_factor=shift,
         scaling_factor=scale,
-    ).eval()
+        **options,
+    )
+
+
+def scaled_vae(shift: float, scale: float) -> Any:
+    """One in eval mode that halves each side: a picture of 32 pixels has latents of 16, with 4 channels."""
+    return kl_vae((8, 16), 4, shift, scale, norm_num_groups=4, layers_per_block=1).eval()
+
+
+def sd3_transformer(
+    size: int, channels: int, layers: int, heads: tuple[int, int], text_width: int, pooled_width: int, **options: Any
+) -> Any:
+    """An SD3Transformer2DModel for latents of ``size``; ``heads``: how many, and how wide each is."""
+    from diffusers import SD3Transformer2DModel
+
+    return SD3Transformer2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        num_layers=layers,
+        num_attention_heads=heads[0],
+        attention_head_dim=heads[1],
+        caption_projection_dim=heads[0] * heads[1],
+        joint_attention_dim=text_width,
+        pooled_projection_dim=pooled_width,
+        pos_embed_max_size=size,
+        **options,
+    )
+
+
+def flux_transformer(
+    channels: int, layers: tuple[int, int], heads: tuple[int, int], text_width: int, pooled_width: int, **options: Any
+) -> Any:
+    """A FluxTransformer2DModel; ``layers``: double and single ones; ``heads``: how many, and how wide each is."""
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(
+        in_channels=channels,
+        num_layers=layers[0],
+        num_single_layers=layers[1],
+        num_attention_heads=heads[0],
+        attention_head_dim=heads[1],
+        joint_attention_dim=text_width,
+        pooled_projection_dim=pooled_width,
+        **options,
+    )

@@ -40,6 +40,7 @@ Invoke = Callable[..., tuple[int, str, str]]
 Start = Callable[..., subprocess.Popen[str]]
 Prepared = Callable[..., Run]
 Load = Callable[..., RunConfig]
+StartedRun = tuple[tuple[Any, ...], RunDirectory, subprocess.Popen[str]]
 # slow enough that a signal lands between two iterations, and a checkpoint not after every one of them
 SLOW = {"rewards": {"bright": {"name": "bright", "seconds": 0.08}}, "training": {"iterations": 9}}
 MODELS: list[dict[str, Any]] = [{"name": "net", "train": "full"}, {"name": "net"}]
@@ -93,19 +94,24 @@ def flip(file: Path, place: float = 0.5) -> None:
     file.write_bytes(content)
 
 
+@pytest.fixture
+def started(config_file: Callable[..., Path], start: Start, tmp_path: Path) -> Callable[[str, int], StartedRun]:
+    """``started(name, iteration)``: a slow run in a process of its own that has come that far."""
+
+    def begin(name: str, iteration: int) -> StartedRun:
+        arguments, directory = ("run", config_file(SLOW), "--out", tmp_path / name), RunDirectory(tmp_path / name)
+        process = start(*arguments)
+        wait_for(directory, iteration, process)
+        return arguments, directory, process
+
+    return begin
+
+
 def test_a_killed_run_resumes_as_if_it_had_not_been(
-    config_file: Callable[..., Path],
-    trained: Trained,
-    figures: Figures,
-    start: Start,
-    invoke: Invoke,
-    tmp_path: Path,
+    started: Callable[[str, int], StartedRun], trained: Trained, figures: Figures, invoke: Invoke, tmp_path: Path
 ) -> None:
     whole = figures(trained(SLOW, out="whole"))
-    arguments = ("run", config_file(SLOW), "--out", tmp_path / "killed")
-    killed = RunDirectory(tmp_path / "killed")
-    process = start(*arguments)
-    wait_for(killed, 5, process)
+    arguments, killed, process = started("killed", 5)
     time.sleep(random.Random(5).uniform(0, 0.16))
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -125,18 +131,13 @@ def test_a_killed_run_resumes_as_if_it_had_not_been(
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_saves_its_iteration_and_resumes_as_if_it_had_not_been(
     which: signal.Signals,
-    config_file: Callable[..., Path],
+    started: Callable[[str, int], StartedRun],
     trained: Trained,
     figures: Figures,
-    start: Start,
     invoke: Invoke,
-    tmp_path: Path,
 ) -> None:
     whole = figures(trained(SLOW, out="whole"))
-    arguments = ("run", config_file(SLOW), "--out", tmp_path / "stopped")
-    stopped = RunDirectory(tmp_path / "stopped")
-    process = start(*arguments)
-    wait_for(stopped, 2, process)
+    arguments, stopped, process = started("stopped", 2)
     process.send_signal(which)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 130

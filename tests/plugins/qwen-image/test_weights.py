@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from diffusers import QwenImageTransformer2DModel
 from families import LORA, apart, nudge, opened
 from tiny_qwen_image import LATENTS
 
-from flowfactory import Prompt, Step, flow
+from flowfactory import Prompt, Step, Trajectory, flow
 from flowfactory.flow.dynamics import ODE
 from flowfactory.testing import Bench, bench, check_model
 
@@ -64,22 +65,32 @@ def test_fresh_adapters_change_nothing(config: Any, cache: Path, prompts: Any) -
     assert apart(adapted.latents, plain.latents) < CLOSE  # a frozen weight meets other kernels than one that trains
 
 
+@pytest.fixture
+def moved(config: Any, cache: Path, prompts: Any, tmp_path: Path) -> Callable[..., tuple[Bench, Trajectory]]:
+    """``moved(kind, train, guidance)``: a model whose weights were moved and saved, and what it draws."""
+
+    def make(kind: str, *train: Any, guidance: float = 4.0) -> tuple[Bench, Trajectory]:
+        made = opened(config(kind, *train), cache, prompts[kind], (32, 32), 3, guidance)
+        nudge(made)
+        ours = made.draw(2)
+        made.policy.save_trained(tmp_path)
+        return made, ours
+
+    return make
+
+
 @pytest.mark.parametrize(("kind", "guidance"), [("image", 1.0), ("image", 4.0), ("edit-2511", 4.0)])
 def test_diffusers_loads_the_adapters_and_draws_the_same(
-    config: Any,
+    moved: Any,
     diffusers_pipeline: Any,
     checkpoint: Any,
     their_picture: Any,
-    cache: Path,
     tmp_path: Path,
     prompts: Any,
     kind: str,
     guidance: float,
 ) -> None:
-    made = opened(config(kind, LORA), cache, prompts[kind], (32, 32), 3, guidance)
-    nudge(made)
-    ours = made.draw(2)
-    made.policy.save_trained(tmp_path)
+    made, ours = moved(kind, LORA, guidance=guidance)
     pipeline = diffusers_pipeline(checkpoint(kind))
     bare = their_picture(pipeline, made, prompts[kind])
     assert apart(ours.latents, bare.latents) > 1e-2, "the adapters change nothing that could be compared"
@@ -91,19 +102,9 @@ def test_diffusers_loads_the_adapters_and_draws_the_same(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_diffusers_loads_the_fully_trained_transformer(
-    config: Any,
-    diffusers_pipeline: Any,
-    checkpoint: Any,
-    their_picture: Any,
-    cache: Path,
-    tmp_path: Path,
-    prompts: Any,
-    kind: str,
+    moved: Any, diffusers_pipeline: Any, checkpoint: Any, their_picture: Any, tmp_path: Path, prompts: Any, kind: str
 ) -> None:
-    made = opened(config(kind), cache, prompts[kind], (32, 32), 3, 4.0)
-    nudge(made)
-    ours = made.draw(2)
-    made.policy.save_trained(tmp_path)
+    made, ours = moved(kind)
     transformer = QwenImageTransformer2DModel.from_pretrained(tmp_path / "transformer")
     loaded = transformer.state_dict()
     trained = {name.removeprefix("transformer."): weight for name, weight in made.policy.parameters.items()}

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from tiny_parts import clip_text, clip_tokenizer, scaled_vae, t5_text, t5_tokenizer
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from tiny_parts import clip_text, clip_tokenizer, scaled_vae, sd3_transformer, t5_text, t5_tokenizer
 from transformers import CLIPTextModelWithProjection
 
 from flowfactory import Canvas, Conditions, Prompt, Runtime, SamplingPlan, Trainable, Trajectory
@@ -153,18 +153,5 @@ def _pipeline(t5: bool, dual: bool, dynamic: bool) -> StableDiffusion3Pipeline:
 
 def _transformer(dual: bool) -> Any:
     """Two blocks; with ``dual``, the first attends twice and queries and keys are normalised, as in SD3.5 medium."""
-    return SD3Transformer2DModel(
-        sample_size=16,
-        patch_size=2,
-        in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=T5_WIDTH,
-        caption_projection_dim=32,
-        pooled_projection_dim=2 * CLIP_WIDTH,
-        pos_embed_max_size=16,
-        qk_norm="rms_norm" if dual else None,
-        dual_attention_layers=(0,) if dual else (),
-    )
+    options = {"qk_norm": "rms_norm", "dual_attention_layers": (0,)} if dual else {}
+    return sd3_transformer(16, 4, 2, (2, 16), T5_WIDTH, 2 * CLIP_WIDTH, **options)

@@ -11,7 +11,7 @@ from typing import Any
 import policy_gradient
 import pytest
 import torch
-from families import LORA, two_iterations
+from families import LORA, check_sizes, two_iterations
 
 from flowfactory import Runtime, UserError
 from flowfactory.config.loading import load, validate
@@ -49,11 +49,7 @@ def settings(checkpoint: Any, tmp_path: Path) -> dict[str, Any]:
 def test_a_size_that_cannot_be_drawn_is_refused_with_the_nearest(
     settings: dict[str, Any], section: str, size: list[int], nearest: list[int]
 ) -> None:
-    settings.setdefault(section, {})["size"] = size
-    with pytest.raises(UserError, match=rf"{section}\.size {re.escape(str(size))}.*nearest is {re.escape(str(nearest))}$"):
-        validate(settings)
-    settings[section]["size"] = nearest
-    assert validate(settings)
+    check_sizes(settings, section, size, nearest)
 
 
 def test_the_largest_size_is_drawn(bench_of: Any, checkpoint: Any) -> None:

@@ -40,13 +40,19 @@ class Power(Strict):
         return min(self.decay, 1 - float((1 + iteration) ** -self.power))
 
 
-class Linear(Strict):
+class Ramp(Strict):
     """From ``start`` to ``end`` over ``iterations``, then ``end``."""
 
-    name: Literal["linear"] = "linear"
+    name: str
     start: Share = Field(0.0, description="kept after the first iteration")
     end: Share = Field(0.999, description="kept in the end")
     iterations: int = Field(100, ge=1, description="until the end is reached")
+
+
+class Linear(Ramp):
+    """From ``start`` to ``end`` over ``iterations``, then ``end``."""
+
+    name: Literal["linear"] = "linear"
 
     def __call__(self, iteration: int) -> float:
         """What is kept after ``iteration``."""
@@ -76,13 +82,10 @@ class PiecewiseLinear(Strict):
         return low + (high - low) * (iteration - left) / (right - left)
 
 
-class Cosine(Strict):
+class Cosine(Ramp):
     """From ``start`` to ``end`` over ``iterations`` along half a cosine, then ``end``."""
 
     name: Literal["cosine"] = "cosine"
-    start: Share = Field(0.0, description="kept after the first iteration")
-    end: Share = Field(0.999, description="kept in the end")
-    iterations: int = Field(100, ge=1, description="until the end is reached")
 
     def __call__(self, iteration: int) -> float:
         """What is kept after ``iteration``."""
