@@ -31,7 +31,7 @@ PICTURES, HELD_OUT, BATCH = 320, 64, 16
 def drawn(pipeline: Any) -> tuple[Tensor, list[str]]:
     """Latents of the generator's own pictures [B, 8, 8, 8], upside down, and their captions."""
     rng = random.Random(0)
-    captions = [scenes.draw(rng).caption for _ in range(PICTURES)]
+    captions = [scenes.sample_scene(rng).caption for _ in range(PICTURES)]
     options = {"num_inference_steps": 8, "guidance_scale": 1.0, "height": pretrain.SIZE, "width": pretrain.SIZE}
     found = []
     for start in range(0, PICTURES, HELD_OUT):

@@ -21,8 +21,7 @@ from flowfactory.config.loading import validate
 from flowfactory.config.yaml import parse_yaml
 from flowfactory.discovery.catalogue import discover
 from flowfactory.errors import RunError, UserError
-from flowfactory_tiny import pretrain, scenes
-from flowfactory_tiny import prompts as tiny_prompts
+from flowfactory_tiny import pretrain, prompt_files, scenes
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -262,9 +261,9 @@ def test_the_page_on_the_tiny_world_has_its_numbers() -> None:
     for kind in scenes.KINDS:
         example = re.search(rf"\| {kind} \| `([^`]*)`[^|]*\| (\d+) \|", page)
         assert example is not None
-        assert scenes.parse(example.group(1)).kind == kind
-        assert int(example.group(2)) == len(list(scenes.descriptions(kind)))
-    train, heldout = tiny_prompts.choose()
+        assert scenes.parse_caption(example.group(1)).kind == kind
+        assert int(example.group(2)) == len(list(scenes.enumerate_descriptions(kind)))
+    train, heldout = prompt_files.choose_captions()
     assert f"{len(train)} prompts to train on and {len(heldout)} to hold out" in page
     for words in (scenes.COLORS, scenes.SHAPES, scenes.BACKGROUNDS, scenes.SIZES, scenes.RELATIONS, scenes.COUNTS):
         assert f"({', '.join(words)})" in page

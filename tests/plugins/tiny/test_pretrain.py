@@ -8,16 +8,16 @@ from PIL import Image
 
 from flowfactory_tiny.pretrain import (
     MAX_TOKENS,
-    build,
+    build_bpe,
+    build_pipeline,
+    build_tokenizer,
     check_encoding,
-    encode,
+    encode_captions,
     main,
     sample,
-    tokenizer,
     train,
-    word_pairs,
 )
-from flowfactory_tiny.scenes import WORDS, captions
+from flowfactory_tiny.scenes import WORDS, enumerate_captions
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def test_training_repeats_to_the_bit(trained, tmp_path, monkeypatch):
 
 
 def test_another_seed_gives_other_weights(trained):
-    other = build(4).transformer.state_dict()
-    assert any(not torch.equal(other[name], weight) for name, weight in build(3).transformer.state_dict().items())
+    other = build_pipeline(4).transformer.state_dict()
+    assert any(not torch.equal(other[name], weight) for name, weight in build_pipeline(3).transformer.state_dict().items())
 
 
 def test_the_saved_folder_is_an_ordinary_pipeline(trained):
@@ -54,7 +54,7 @@ def test_the_saved_folder_is_an_ordinary_pipeline(trained):
     check_encoding(loaded)
     texts = ["a large red circle on white", "an orange ring above a blue square on gray"]
     with torch.no_grad():
-        for mine, theirs in zip(encode(pipeline, texts), encode(loaded, texts), strict=True):
+        for mine, theirs in zip(encode_captions(pipeline, texts), encode_captions(loaded, texts), strict=True):
             # kernels may round otherwise where the weights of a file lie in memory
             torch.testing.assert_close(theirs, mine, rtol=1e-5, atol=1e-5)
     pictures = sample(loaded, texts, steps=2, guidance=3.0, seed=0)
@@ -78,18 +78,18 @@ def test_a_folder_that_exists_is_refused(trained):
 
 def test_an_encoding_that_differs_from_the_pipeline_is_noticed(trained, monkeypatch):
     pipeline, _ = trained
-    monkeypatch.setattr("flowfactory_tiny.pretrain.encode", lambda *_: (torch.zeros(1), torch.zeros(1)))
+    monkeypatch.setattr("flowfactory_tiny.pretrain.encode_captions", lambda *_: (torch.zeros(1), torch.zeros(1)))
     with pytest.raises(RuntimeError, match="differently"):
         check_encoding(pipeline)
 
 
 def test_each_word_is_one_token():
-    encoder = tokenizer()
+    encoder = build_tokenizer()
     assert all(len(encoder(word).input_ids) == 3 for word in WORDS)
-    assert max(len(text.split()) for text in captions()) + 2 == MAX_TOKENS
+    assert max(len(text.split()) for text in enumerate_captions()) + 2 == MAX_TOKENS
     text = "a purple cross left of an orange ring on gray"
     assert encoder.decode(encoder(text).input_ids, skip_special_tokens=True).split() == text.split()
 
 
 def test_merges_do_not_depend_on_the_order_of_words():
-    assert word_pairs(WORDS) == word_pairs(reversed(WORDS))
+    assert build_bpe(WORDS) == build_bpe(reversed(WORDS))

@@ -21,13 +21,13 @@ from flowfactory_tiny.scenes import (
     Item,
     Noun,
     Scene,
-    caption,
-    captions,
     compose,
-    descriptions,
-    draw,
-    parse,
+    enumerate_captions,
+    enumerate_descriptions,
+    parse_caption,
     render,
+    sample_scene,
+    write_caption,
 )
 
 colors, shapes, backgrounds = (st.sampled_from(list(names)) for names in (COLORS, SHAPES, BACKGROUNDS))
@@ -42,16 +42,16 @@ meanings = st.one_of(
 
 @given(meanings)
 def test_a_caption_means_what_it_was_made_from(meaning):
-    assert parse(caption(meaning)) == meaning
+    assert parse_caption(write_caption(meaning)) == meaning
 
 
 @given(st.text() | st.lists(st.sampled_from(WORDS), max_size=10).map(" ".join))
 def test_any_other_text_is_refused(text):
     try:
-        meaning = parse(text)
+        meaning = parse_caption(text)
     except ValueError:
         return
-    assert caption(meaning) == text
+    assert write_caption(meaning) == text
 
 
 @pytest.mark.parametrize(
@@ -70,36 +70,36 @@ def test_any_other_text_is_refused(text):
 )
 def test_a_wrong_caption_is_named(text, message):
     with pytest.raises(ValueError, match=message):
-        parse(text)
+        parse_caption(text)
 
 
 def test_the_examples_of_the_grammar():
-    assert parse("a large red circle on white") == Description("white", (Noun(1, "large", "red", "circle"),))
+    assert parse_caption("a large red circle on white") == Description("white", (Noun(1, "large", "red", "circle"),))
     pair = (Noun(1, None, "blue", "square"), Noun(1, None, "orange", "ring"))
-    assert parse("a blue square above an orange ring on black") == Description("black", pair, "above")
-    assert parse("three cyan crosses on gray") == Description("gray", (Noun(3, None, "cyan", "cross"),))
+    assert parse_caption("a blue square above an orange ring on black") == Description("black", pair, "above")
+    assert parse_caption("three cyan crosses on gray") == Description("gray", (Noun(3, None, "cyan", "cross"),))
 
 
 def test_all_captions_are_different_and_spelled_with_the_known_words():
-    every = list(captions())
+    every = list(enumerate_captions())
     assert len(every) == len(set(every)) == 360 + 9600 + 240
     assert {word for text in every for word in text.split()} == set(WORDS)
-    assert [len(list(descriptions(kind))) for kind in KINDS] == [360, 9600, 240]
-    assert all(meaning.kind == kind for kind in KINDS for meaning in descriptions(kind))
+    assert [len(list(enumerate_descriptions(kind))) for kind in KINDS] == [360, 9600, 240]
+    assert all(meaning.kind == kind for kind in KINDS for meaning in enumerate_descriptions(kind))
 
 
 def test_drawing_repeats_with_the_seed_and_is_balanced():
-    scenes = [draw(random.Random(seed)) for seed in range(1500)]
-    assert scenes == [draw(random.Random(seed)) for seed in range(1500)]
-    kinds = [parse(scene.caption).kind for scene in scenes]
+    scenes = [sample_scene(random.Random(seed)) for seed in range(1500)]
+    assert scenes == [sample_scene(random.Random(seed)) for seed in range(1500)]
+    kinds = [parse_caption(scene.caption).kind for scene in scenes]
     assert all(kinds.count(kind) > 420 for kind in KINDS)
-    counts = [len(scene.items) for scene in scenes if parse(scene.caption).kind == "counted"]
+    counts = [len(scene.items) for scene in scenes if parse_caption(scene.caption).kind == "counted"]
     assert min(counts.count(2), counts.count(3)) > 200
 
 
 def test_objects_lie_inside_and_never_touch():
     rng = random.Random(1)
-    for scene in (draw(rng) for _ in range(1000)):
+    for scene in (sample_scene(rng) for _ in range(1000)):
         for item in scene.items:
             assert min(item.x, item.y) - item.radius >= MARGIN - 1e-9
             assert max(item.x, item.y) + item.radius <= 1 - MARGIN + 1e-9
@@ -110,8 +110,8 @@ def test_objects_lie_inside_and_never_touch():
 
 def test_a_scene_shows_what_its_caption_says():
     rng = random.Random(2)
-    for scene in (draw(rng) for _ in range(500)):
-        meaning = parse(scene.caption)
+    for scene in (sample_scene(rng) for _ in range(500)):
+        meaning = parse_caption(scene.caption)
         nouns = [noun for noun in meaning.nouns for _ in range(noun.count)]
         assert [(item.color, item.shape) for item in scene.items] == [(noun.color, noun.shape) for noun in nouns]
         if meaning.relation == "left of":
@@ -122,7 +122,7 @@ def test_a_scene_shows_what_its_caption_says():
 
 def test_rendering_is_independent_of_the_batch():
     rng = random.Random(3)
-    scenes = [draw(rng) for _ in range(12)]
+    scenes = [sample_scene(rng) for _ in range(12)]
     together = render(scenes)
     assert together.shape == (12, 3, 32, 32)
     assert 0 <= together.min() <= together.max() <= 1
@@ -133,7 +133,7 @@ def test_rendering_is_independent_of_the_batch():
 
 def test_larger_pictures_show_the_same():
     rng = random.Random(4)
-    scenes = [draw(rng) for _ in range(20)]
+    scenes = [sample_scene(rng) for _ in range(20)]
     small, large = render(scenes, 32), torch.nn.functional.avg_pool2d(render(scenes, 128), 4)
     assert (small - large).abs().mean() < 0.01
 
@@ -154,6 +154,6 @@ def test_no_scene_renders_to_no_picture():
 
 
 def test_counted_objects_have_one_size():
-    scene = compose(parse("three red rings on black"), random.Random(0))
+    scene = compose(parse_caption("three red rings on black"), random.Random(0))
     assert len({item.radius for item in scene.items}) == 1
     assert COUNTED_RADII[0] <= scene.items[0].radius <= COUNTED_RADII[1]

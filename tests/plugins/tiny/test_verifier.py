@@ -18,11 +18,11 @@ from flowfactory_tiny.scenes import (
     SIZES,
     Item,
     Scene,
-    caption,
     compose,
-    draw,
-    parse,
+    parse_caption,
     render,
+    sample_scene,
+    write_caption,
 )
 from flowfactory_tiny.verifier import Verdict, verify
 
@@ -31,7 +31,7 @@ CHECKS = ("background", "count", "color", "shape", "size", "relation", "clean")
 
 def drawn(count: int, seed: int = 0) -> list[Scene]:
     rng = random.Random(seed)
-    return [draw(rng) for _ in range(count)]
+    return [sample_scene(rng) for _ in range(count)]
 
 
 def verdicts(scenes: list[Scene], size: int = 32) -> list[Verdict]:
@@ -144,7 +144,7 @@ def turned(scene: Scene, rng: random.Random) -> Scene:
 
 def resized(scene: Scene, rng: random.Random) -> Scene:
     """A single object that is small where large is claimed, large or of middle size where small is."""
-    meaning = parse(scene.caption)
+    meaning = parse_caption(scene.caption)
     noun = meaning.nouns[0]
     other = rng.choice([size for size in (*SIZES, None) if size != noun.size])
     drawn = compose(replace(meaning, nouns=(replace(noun, size=other),)), rng)
@@ -168,7 +168,8 @@ def test_one_fault_fails_its_check(scenes, truth, fault, check):
     suited = [
         scene
         for scene in scenes
-        if (check != "relation" or parse(scene.caption).relation) and (check != "size" or parse(scene.caption).nouns[0].size)
+        if (check != "relation" or parse_caption(scene.caption).relation)
+        and (check != "size" or parse_caption(scene.caption).nouns[0].size)
     ]
     wrong = verdicts([fault(scene, rng) for scene in suited])
     assert len(suited) > 80
@@ -328,7 +329,7 @@ def test_a_speckle_is_forgiven():
 
 def test_shaped_credit_grows_with_what_is_right():
     text = "three green crosses on white"
-    scene = compose(parse(text), random.Random(1))
+    scene = compose(parse_caption(text), random.Random(1))
     two = replace(scene, items=scene.items[:2])
     one = replace(scene, items=scene.items[:1])
     none = replace(scene, items=())
@@ -349,8 +350,8 @@ def test_credit_is_full_only_when_every_check_holds(truth):
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_equal_objects_in_a_relation_pass(relation):
     text = f"a red ring {relation} a red ring on gray"
-    scene = compose(parse(text), random.Random(0))
-    assert caption(parse(text)) == text
+    scene = compose(parse_caption(text), random.Random(0))
+    assert write_caption(parse_caption(text)) == text
     assert verdicts([scene, replace(scene, items=scene.items[::-1])])[1].strict == 1
 
 

@@ -13,6 +13,6 @@ FOLDER = Path(__file__).parent
 def register_components(register: Callable[[str, str, Any], None]) -> None:
     """Register ``model: {name: tiny}``, the reward ``scene`` and the examples."""
     register("model", "tiny", "flowfactory_tiny.tiny:TinyConfig")
-    register("reward", "scene", "flowfactory_tiny.reward:SceneConfig")
+    register("reward", "scene", "flowfactory_tiny.scene_reward:SceneConfig")
     for path in sorted((FOLDER / "examples").glob("*.yaml")):
         register("example", path.stem, path)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from flowfactory_tiny.scenes import KINDS, WORDS, Scene, caption, descriptions, draw, render
+from flowfactory_tiny.scenes import KINDS, WORDS, Scene, enumerate_descriptions, render, sample_scene, write_caption
 
 SIZE = 32
 LATENT_CHANNELS = 8
@@ -45,7 +45,7 @@ SCENES = 48_000
 FLOW_BATCH = 32
 FLOW_STEPS = 7500
 FLOW_RATE = 2e-3
-DROPPED_CAPTIONS = 0.1
+CAPTION_DROPOUT = 0.1
 EMA_DECAY = 0.999
 
 
@@ -56,7 +56,7 @@ def train(out: Path, seed: int, vae_steps: int = VAE_STEPS, flow_steps: int = FL
     """
     if out.exists():
         raise FileExistsError(f"{out} already exists, choose a new folder")
-    pipeline = build(seed)
+    pipeline = build_pipeline(seed)
     check_encoding(pipeline)
     train_vae(pipeline.vae, vae_steps, seed)
     train_flow(pipeline, flow_steps, seed)
@@ -66,7 +66,7 @@ def train(out: Path, seed: int, vae_steps: int = VAE_STEPS, flow_steps: int = FL
     return pipeline
 
 
-def build(seed: int) -> StableDiffusion3Pipeline:
+def build_pipeline(seed: int) -> StableDiffusion3Pipeline:
     """An untrained pipeline; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -79,7 +79,7 @@ def build(seed: int) -> StableDiffusion3Pipeline:
             scaling_factor=1.0,
             shift_factor=0.0,
         )
-        first, second = text_encoder(len(tokenizer())), text_encoder(len(tokenizer()))
+        first, second = build_text_encoder(len(build_tokenizer())), build_text_encoder(len(build_tokenizer()))
         transformer = SD3Transformer2DModel(
             sample_size=LATENT_SIZE,
             patch_size=PATCH,
@@ -94,16 +94,16 @@ def build(seed: int) -> StableDiffusion3Pipeline:
             pos_embed_max_size=LATENT_SIZE,
             qk_norm="rms_norm",
         )
-        awaken(vae)
-    silence_modulation(transformer)
+        init_vae(vae)
+    zero_init_modulation(transformer)
     pipeline = StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
         vae=vae,
         text_encoder=first,
-        tokenizer=tokenizer(),
+        tokenizer=build_tokenizer(),
         text_encoder_2=second,
-        tokenizer_2=tokenizer(),
+        tokenizer_2=build_tokenizer(),
         text_encoder_3=None,
         tokenizer_3=None,
     )
@@ -113,7 +113,7 @@ def build(seed: int) -> StableDiffusion3Pipeline:
     return pipeline
 
 
-def awaken(vae: AutoencoderTiny) -> None:
+def init_vae(vae: AutoencoderTiny) -> None:
     """Weights that keep the variance through rectifiers (arXiv:1502.01852); every residual block starts as none.
 
     With the default weights the colours take several times as many steps to appear.
@@ -130,7 +130,7 @@ def awaken(vae: AutoencoderTiny) -> None:
         nn.init.xavier_normal_(last.weight, gain=0.5)
 
 
-def silence_modulation(transformer: SD3Transformer2DModel) -> None:
+def zero_init_modulation(transformer: SD3Transformer2DModel) -> None:
     """Every block starts as the identity and the output as zero (adaLN-Zero, arXiv:2212.09748)."""
     for name, module in transformer.named_modules():
         if name.endswith(("norm1.linear", "norm1_context.linear", "norm_out.linear", "proj_out")):
@@ -138,7 +138,7 @@ def silence_modulation(transformer: SD3Transformer2DModel) -> None:
             nn.init.zeros_(module.bias)
 
 
-def text_encoder(vocabulary: int) -> CLIPTextModelWithProjection:
+def build_text_encoder(vocabulary: int) -> CLIPTextModelWithProjection:
     """A two-layer CLIP text encoder; the end token is the last of the vocabulary and pads too."""
     return CLIPTextModelWithProjection(
         CLIPTextConfig(
@@ -157,15 +157,15 @@ def text_encoder(vocabulary: int) -> CLIPTextModelWithProjection:
     )
 
 
-def tokenizer() -> CLIPTokenizer:
+def build_tokenizer() -> CLIPTokenizer:
     """A tokenizer in which every word of the grammar is one token; any other text is spelled in letters."""
-    vocabulary, merges = word_pairs(WORDS)
+    vocabulary, merges = build_bpe(WORDS)
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocabulary[special] = len(vocabulary)
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
 
 
-def word_pairs(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def build_bpe(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Vocabulary and merges of a byte-pair encoding that joins each of `words` into one token.
 
     The trainer of `tokenizers` numbers its tokens in hash order, which changes from run to run.
@@ -178,11 +178,11 @@ def word_pairs(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, st
         pair = max(pairs, key=lambda candidate: (pairs[candidate], candidate))
         merges.append(pair)
         vocabulary.setdefault("".join(pair), len(vocabulary))
-        spelled = [merge(word, pair) for word in spelled]
+        spelled = [merge_pair(word, pair) for word in spelled]
     return vocabulary, merges
 
 
-def merge(word: Sequence[str], pair: tuple[str, str]) -> list[str]:
+def merge_pair(word: Sequence[str], pair: tuple[str, str]) -> list[str]:
     """`word` with each occurrence of `pair` joined, from left to right."""
     joined: list[str] = []
     for piece in word:
@@ -193,7 +193,7 @@ def merge(word: Sequence[str], pair: tuple[str, str]) -> list[str]:
     return joined
 
 
-def encode(pipeline: StableDiffusion3Pipeline, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+def encode_captions(pipeline: StableDiffusion3Pipeline, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Token embeddings [B, 13, 128] and pooled embeddings [B, 128], with gradients.
 
     Equal to `pipeline.encode_prompt(max_sequence_length=1)`: the last token is the zero that stands for T5.
@@ -206,10 +206,10 @@ def encode(pipeline: StableDiffusion3Pipeline, captions: Sequence[str]) -> tuple
 
 
 def check_encoding(pipeline: StableDiffusion3Pipeline) -> None:
-    """Raises RuntimeError if `encode` differs from what the pipeline will compute when it samples."""
+    """Raises RuntimeError if `encode_captions` differs from what the pipeline will compute when it samples."""
     captions = ["", *example_captions()]
     with torch.no_grad():
-        mine = encode(pipeline, captions)
+        mine = encode_captions(pipeline, captions)
         prompts = {"prompt": captions, "prompt_2": captions, "prompt_3": captions}
         theirs = pipeline.encode_prompt(**prompts, max_sequence_length=1, do_classifier_free_guidance=False)
     if not (torch.equal(mine[0], theirs[0]) and torch.equal(mine[1], theirs[2])):
@@ -229,7 +229,7 @@ def train_vae(vae: AutoencoderTiny, steps: int, seed: int) -> None:
     )
     started = time.perf_counter()
     for step in range(1, steps + 1):
-        pictures = pictures_of([draw(rng) for _ in range(VAE_BATCH)]).contiguous(memory_format=torch.channels_last)
+        pictures = render_pictures([sample_scene(rng) for _ in range(VAE_BATCH)]).contiguous(memory_format=torch.channels_last)
         latents = vae.encoder(pictures)
         noise = torch.randn(latents.shape, generator=generator)
         redrawn = vae.decoder(latents + VAE_NOISE * noise)
@@ -243,7 +243,7 @@ def train_vae(vae: AutoencoderTiny, steps: int, seed: int) -> None:
             seconds = time.perf_counter() - started
             print(f"vae step {step}/{steps} loss {loss.item():.4f} {seconds:.0f} s", flush=True)
     vae.requires_grad_(False).to(memory_format=torch.contiguous_format)
-    pictures = pictures_of([draw(rng) for _ in range(512)])
+    pictures = render_pictures([sample_scene(rng) for _ in range(512)])
     latents = vae.encoder(pictures)
     vae.register_to_config(scaling_factor=1 / latents.std().item(), shift_factor=latents.mean().item())
     error = F.mse_loss(vae.decoder(latents), pictures).item() / 4
@@ -256,7 +256,7 @@ def train_flow(pipeline: StableDiffusion3Pipeline, steps: int, seed: int) -> Non
     The scenes are drawn and encoded once, more of them than there are steps to see each of them often.
     """
     rng, generator = random.Random(seed + 1), torch.Generator().manual_seed(seed + 1)
-    scenes = [draw(rng) for _ in range(min(SCENES, FLOW_BATCH * steps))]
+    scenes = [sample_scene(rng) for _ in range(min(SCENES, FLOW_BATCH * steps))]
     latents = encode_pictures(pipeline.vae, scenes)
     modules = nn.ModuleList([pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2]).train()
     parameters = list(modules.parameters())
@@ -269,7 +269,7 @@ def train_flow(pipeline: StableDiffusion3Pipeline, steps: int, seed: int) -> Non
     started = time.perf_counter()
     for step in range(1, steps + 1):
         rows = torch.randint(len(scenes), (FLOW_BATCH,), generator=generator)
-        captions = ["" if rng.random() < DROPPED_CAPTIONS else scenes[row].caption for row in rows.tolist()]
+        captions = ["" if rng.random() < CAPTION_DROPOUT else scenes[row].caption for row in rows.tolist()]
         loss = flow_loss(pipeline, latents[rows], captions, generator)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -293,7 +293,7 @@ def encode_pictures(vae: AutoencoderTiny, scenes: Sequence[Scene], batch: int = 
     pieces = []
     with torch.no_grad():
         for start in range(0, len(scenes), batch):
-            latents = vae.encoder(pictures_of(scenes[start : start + batch]))
+            latents = vae.encoder(render_pictures(scenes[start : start + batch]))
             pieces.append((latents - vae.config.shift_factor) * vae.config.scaling_factor)
     return torch.cat(pieces)
 
@@ -302,7 +302,7 @@ def flow_loss(
     pipeline: StableDiffusion3Pipeline, latents: Tensor, captions: Sequence[str], generator: torch.Generator
 ) -> Tensor:
     """Mean squared error of the velocity [B, 8, 8, 8] at logit-normal times; the empty caption allows guidance."""
-    embeddings, pooled = encode(pipeline, captions)
+    embeddings, pooled = encode_captions(pipeline, captions)
     sigmas = torch.sigmoid(torch.randn(len(latents), generator=generator))
     noise = torch.randn(latents.shape, generator=generator)
     noisy = torch.lerp(latents, noise, sigmas[:, None, None, None])
@@ -316,7 +316,7 @@ def flow_loss(
     return F.mse_loss(velocity, noise - latents)
 
 
-def pictures_of(scenes: Sequence[Scene]) -> Tensor:
+def render_pictures(scenes: Sequence[Scene]) -> Tensor:
     """Rendered scenes [B, 3, 32, 32] in [-1, 1]."""
     return render(scenes, SIZE) * 2 - 1
 
@@ -340,7 +340,7 @@ def sample(pipeline: StableDiffusion3Pipeline, captions: Sequence[str], steps: i
 def example_captions() -> list[str]:
     """Sixteen captions of each kind, the same ones always."""
     rng = random.Random(0)
-    return [caption(example) for kind in KINDS for example in rng.sample(list(descriptions(kind)), 16)]
+    return [write_caption(example) for kind in KINDS for example in rng.sample(list(enumerate_descriptions(kind)), 16)]
 
 
 def save(pipeline: StableDiffusion3Pipeline, out: Path) -> None:
@@ -348,11 +348,11 @@ def save(pipeline: StableDiffusion3Pipeline, out: Path) -> None:
     unfinished = out.with_name(f"{out.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     pipeline.save_pretrained(unfinished, safe_serialization=True)
-    forget_derived(unfinished / "vae" / "config.json")
+    drop_derived_options(unfinished / "vae" / "config.json")
     unfinished.rename(out)
 
 
-def forget_derived(config: Path) -> None:
+def drop_derived_options(config: Path) -> None:
     """Removes from a saved AutoencoderTiny config what the class derives itself and warns of when it is loaded."""
     settings = json.loads(config.read_text(encoding="utf-8"))
     settings.pop("block_out_channels", None)

@@ -140,14 +140,14 @@ class Description:
         return "single" if self.nouns[0].count == 1 else "counted"
 
 
-def caption(description: Description) -> str:
-    """The one caption that says `description`; the inverse of `parse`."""
-    nouns = f" {description.relation} ".join(_phrase(noun) for noun in description.nouns)
+def write_caption(description: Description) -> str:
+    """The one caption that says `description`; the inverse of `parse_caption`."""
+    nouns = f" {description.relation} ".join(_write_noun(noun) for noun in description.nouns)
     return f"{nouns} on {description.background}"
 
 
-def parse(text: str) -> Description:
-    """The meaning of a caption; the inverse of `caption`.
+def parse_caption(text: str) -> Description:
+    """The meaning of a caption; the inverse of `write_caption`.
 
     Raises ValueError if the text is not exactly a caption of the grammar.
     """
@@ -164,12 +164,12 @@ def parse(text: str) -> Description:
         found = Description(background, (Noun(1, next((s for s in SIZES if s == size), None), color, shape),))
     else:
         raise ValueError(f"not a caption of coloured shapes: {text!r}")
-    if caption(found) != text:
-        raise ValueError(f"wrong article in caption {text!r}, expected {caption(found)!r}")
+    if write_caption(found) != text:
+        raise ValueError(f"wrong article in caption {text!r}, expected {write_caption(found)!r}")
     return found
 
 
-def descriptions(kind: Kind) -> Iterator[Description]:
+def enumerate_descriptions(kind: Kind) -> Iterator[Description]:
     """Every meaning of one kind of caption, in a fixed order: 360 single, 9600 pair, 240 counted."""
     if kind == "single":
         for size, color, shape, background in product((None, *SIZES), COLORS, SHAPES, BACKGROUNDS):
@@ -182,25 +182,25 @@ def descriptions(kind: Kind) -> Iterator[Description]:
             yield Description(background, (Noun(1, None, color, shape), Noun(1, None, other, form)), relation)
 
 
-def captions() -> Iterator[str]:
+def enumerate_captions() -> Iterator[str]:
     """Every caption of the grammar, each once."""
-    return (caption(description) for kind in KINDS for description in descriptions(kind))
+    return (write_caption(description) for kind in KINDS for description in enumerate_descriptions(kind))
 
 
-def draw(rng: random.Random) -> Scene:
+def sample_scene(rng: random.Random) -> Scene:
     """A random scene: the kinds are equally frequent, objects lie inside the picture and never touch."""
-    return compose(draw_description(rng), rng)
+    return compose(sample_description(rng), rng)
 
 
-def draw_description(rng: random.Random) -> Description:
+def sample_description(rng: random.Random) -> Description:
     """A random meaning: its kind uniform over the three kinds, everything else uniform within the kind."""
     kind = rng.choice(KINDS)
     background = rng.choice(list(BACKGROUNDS))
     if kind == "pair":
-        return Description(background, (_noun(rng), _noun(rng)), rng.choice(RELATIONS))
+        return Description(background, (_sample_noun(rng), _sample_noun(rng)), rng.choice(RELATIONS))
     if kind == "counted":
-        return Description(background, (_noun(rng, count=rng.choice(list(COUNTS.values()))),))
-    return Description(background, (_noun(rng, size=rng.choice((None, *SIZES))),))
+        return Description(background, (_sample_noun(rng, count=rng.choice(list(COUNTS.values()))),))
+    return Description(background, (_sample_noun(rng, size=rng.choice((None, *SIZES))),))
 
 
 def compose(description: Description, rng: random.Random) -> Scene:
@@ -208,17 +208,17 @@ def compose(description: Description, rng: random.Random) -> Scene:
     nouns = [noun for noun in description.nouns for _ in range(noun.count)]
     if description.kind == "pair":
         radii = [rng.uniform(*PAIR_RADII) for _ in nouns]
-        places = _related_places(radii, rng)
+        places = _place_pair(radii, rng)
         if description.relation == "above":
             places = [(y, x) for x, y in places]
     elif description.kind == "counted":
         radii = [rng.uniform(*COUNTED_RADII)] * len(nouns)
-        places = _scattered_places(radii, rng)
+        places = _scatter(radii, rng)
     else:
         radii = [rng.uniform(*RADII[nouns[0].size])]
-        places = _scattered_places(radii, rng)
+        places = _scatter(radii, rng)
     items = (Item(noun.shape, noun.color, x, y, radius) for noun, (x, y), radius in zip(nouns, places, radii, strict=True))
-    return Scene(description.background, tuple(items), caption(description))
+    return Scene(description.background, tuple(items), write_caption(description))
 
 
 def render(scenes: Sequence[Scene], size: int = 32) -> Tensor:
@@ -240,11 +240,11 @@ def render(scenes: Sequence[Scene], size: int = 32) -> Tensor:
     return pictures
 
 
-def _noun(rng: random.Random, count: int = 1, size: Size | None = None) -> Noun:
+def _sample_noun(rng: random.Random, count: int = 1, size: Size | None = None) -> Noun:
     return Noun(count, size, rng.choice(list(COLORS)), rng.choice(SHAPES))
 
 
-def _phrase(noun: Noun) -> str:
+def _write_noun(noun: Noun) -> str:
     if noun.count > 1:
         count = next(word for word, number in COUNTS.items() if number == noun.count)
         return f"{count} {noun.color} {PLURALS[noun.shape]}"
@@ -252,7 +252,7 @@ def _phrase(noun: Noun) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words} {noun.shape}"
 
 
-def _related_places(radii: Sequence[float], rng: random.Random) -> list[tuple[float, float]]:
+def _place_pair(radii: Sequence[float], rng: random.Random) -> list[tuple[float, float]]:
     """Centres of two objects side by side, the first one left; their heights differ little."""
     left, right = radii
     slack = 1 - 2 * (left + right) - 2 * MARGIN - GAP
@@ -263,7 +263,7 @@ def _related_places(radii: Sequence[float], rng: random.Random) -> list[tuple[fl
     ]
 
 
-def _scattered_places(radii: Sequence[float], rng: random.Random) -> list[tuple[float, float]]:
+def _scatter(radii: Sequence[float], rng: random.Random) -> list[tuple[float, float]]:
     """Centres anywhere, drawn again until the boxes around the objects are `GAP` apart."""
     while True:
         places = [tuple(rng.uniform(MARGIN + r, 1 - MARGIN - r) for _ in "xy") for r in radii]

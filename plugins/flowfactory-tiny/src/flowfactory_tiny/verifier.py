@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from flowfactory_tiny.scenes import BACKGROUNDS, COLORS, DISTANCES, SHAPES, Description, Noun, Relation, parse
+from flowfactory_tiny.scenes import BACKGROUNDS, COLORS, DISTANCES, SHAPES, Description, Noun, Relation, parse_caption
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -46,7 +46,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Found:
+class DetectedObject:
     """An object in a picture; colour and shape are None where none fits; lengths are fractions of the picture."""
 
     color: str | None
@@ -58,7 +58,7 @@ class Found:
     overlaps: Mapping[str, float]
 
     @classmethod
-    def of(cls, color_errors: Mapping[str, float], fits: Mapping[str, Fit]) -> "Found":
+    def of(cls, color_errors: Mapping[str, float], fits: Mapping[str, Fit]) -> "DetectedObject":
         """The object named by the colour of least error and the shape of most overlap, if they are good enough."""
         color = min(color_errors, key=lambda name: color_errors[name])
         shape, rival = sorted(fits, key=lambda name: fits[name].overlap, reverse=True)[:2]
@@ -83,7 +83,7 @@ class Verdict:
     """
 
     found_background: str | None
-    found: tuple[Found, ...]
+    found: tuple[DetectedObject, ...]
     background: bool
     count: bool
     color: bool
@@ -115,10 +115,10 @@ def verify(images: Tensor, captions: Sequence[str]) -> list[Verdict]:
     if len(images) != len(captions):
         raise ValueError(f"got {len(images)} pictures but {len(captions)} captions")
     pictures = images.detach().to("cpu", torch.float64).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    return [judge(picture, parse(caption)) for picture, caption in zip(pictures, captions, strict=True)]
+    return [verify_picture(picture, parse_caption(caption)) for picture, caption in zip(pictures, captions, strict=True)]
 
 
-def judge(picture: Floats, wanted: Description) -> Verdict:
+def verify_picture(picture: Floats, wanted: Description) -> Verdict:
     """The verdict on one picture [S, S, 3] in [0, 1]."""
     ground, frame_share = find_background(picture)
     found, residual = find_objects(picture, ground)
@@ -137,7 +137,7 @@ def judge(picture: Floats, wanted: Description) -> Verdict:
         color=all(item.color == noun.color for item, noun in pairs),
         shape=all(item.shape == noun.shape for item, noun in pairs),
         size=all(fits_size(item, noun) for item, noun in pairs),
-        relation=wanted.relation is None or stands(pairs[0][0], pairs[1][0], wanted.relation),
+        relation=wanted.relation is None or is_related(pairs[0][0], pairs[1][0], wanted.relation),
         clean=residual <= RESIDUAL,
         credit=similarity(pairs, wanted)
         * surplus
@@ -156,7 +156,7 @@ def find_background(picture: Floats) -> tuple[str, float]:
     return name, float(near.mean())
 
 
-def find_objects(picture: Floats, background: str) -> tuple[list[Found], float]:
+def find_objects(picture: Floats, background: str) -> tuple[list[DetectedObject], float]:
     """The objects before `background`, and the largest local difference of a picture drawn from them to `picture`."""
     size = len(picture)
     unit = max(1, round(size / PIXELS))
@@ -177,13 +177,13 @@ def find_objects(picture: Floats, background: str) -> tuple[list[Found], float]:
         color_errors = np.sqrt(errors[:, rows, columns][:, core].mean(1))
         color = int(color_errors.argmin())
         fits = fit_shapes(covers[color, rows, columns] * region, rows.start, columns.start, size)
-        found.append(Found.of(dict(zip(COLORS, color_errors.tolist(), strict=True)), fits))
+        found.append(DetectedObject.of(dict(zip(COLORS, color_errors.tolist(), strict=True)), fits))
         template = max(fits.values(), key=lambda fit: fit.overlap).template
         redrawn[rows, columns] += template[..., None] * (PALETTE[color] - ground)
-    return found, difference(picture, redrawn, 2 * unit + 1)
+    return found, local_difference(picture, redrawn, 2 * unit + 1)
 
 
-def difference(picture: Floats, redrawn: Floats, width: int) -> float:
+def local_difference(picture: Floats, redrawn: Floats, width: int) -> float:
     """How far `picture` is from all colours of `redrawn` nearby, as the largest mean over `width` x `width` pixels.
 
     Edges may thus lie a pixel of 32 aside: how well an outline fits is for the overlap to say.
@@ -230,13 +230,13 @@ def rasterize(shape: str, dx: Floats, dy: Floats, radius: float, size: int) -> F
     return cover
 
 
-def similarity(pairs: Sequence[tuple[Found, Noun]], wanted: Description) -> float:
+def similarity(pairs: Sequence[tuple[DetectedObject, Noun]], wanted: Description) -> float:
     """Mean likeness in [0, 1] of found to wanted objects; a relation that fails costs a third."""
-    mean = sum(likeness(item, noun) for item, noun in pairs) / len(pairs)
-    return mean if wanted.relation is None or stands(pairs[0][0], pairs[1][0], wanted.relation) else mean * 2 / 3
+    mean = sum(object_similarity(item, noun) for item, noun in pairs) / len(pairs)
+    return mean if wanted.relation is None or is_related(pairs[0][0], pairs[1][0], wanted.relation) else mean * 2 / 3
 
 
-def likeness(item: Found, noun: Noun) -> float:
+def object_similarity(item: DetectedObject, noun: Noun) -> float:
     """How much one object is as wanted, in [0, 1]: colour times shape times size."""
     if item is NOTHING:
         return 0.0
@@ -254,14 +254,14 @@ def ramp(value: float, full: float) -> float:
     return min(1.0, max(0.0, value / full))
 
 
-def fits_size(item: Found, noun: Noun) -> bool:
+def fits_size(item: DetectedObject, noun: Noun) -> bool:
     """Whether an object is small or large as claimed; anything fits no claim."""
     if noun.size is None:
         return True
     return item.radius < SMALL_BELOW if noun.size == "small" else item.radius > LARGE_ABOVE
 
 
-def stands(first: Found, second: Found, relation: Relation) -> bool:
+def is_related(first: DetectedObject, second: DetectedObject, relation: Relation) -> bool:
     """Whether the first object stands left of or above the second, and not rather aslant; nothing stands nowhere."""
     right, down = second.x - first.x, second.y - first.y
     return right > abs(down) if relation == "left of" else down > abs(right)
@@ -275,6 +275,6 @@ def moments(shape: str, size: int = 256) -> tuple[float, float]:
     return float(cover.mean()) / radius**2, float(cover.sum(1) @ axis / cover.sum()) / radius
 
 
-NOTHING = Found(None, None, math.nan, math.nan, math.nan, {}, {})
+NOTHING = DetectedObject(None, None, math.nan, math.nan, math.nan, {}, {})
 PALETTE = np.array(list(COLORS.values()))
 MOMENTS = {shape: moments(shape) for shape in SHAPES}

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import ComponentConfig, Samples, hookimpl, rewards
-from flowfactory_tiny.scenes import parse
+from flowfactory_tiny.scenes import parse_caption
 from flowfactory_tiny.verifier import verify
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class SceneConfig(ComponentConfig):
     """Checks count, colour, shape, size, relation and background, in the spirit of GenEval (arXiv:2310.11513); in [0, 1].
 
-    Prompts must be of the tiny world: ``flowfactory_tiny.scenes.parse`` reads them.
+    Prompts must be of the tiny world: ``flowfactory_tiny.scenes.parse_caption`` reads them.
     """
 
     mode: Literal["strict", "partial"] = Field(
@@ -31,7 +31,7 @@ class SceneConfig(ComponentConfig):
         for path in filter(None, (run.prompts.train, run.prompts.heldout)):
             for prompt in rewards.read_prompts(path):
                 try:
-                    parse(prompt.text)
+                    parse_caption(prompt.text)
                 except ValueError as error:
                     raise ValueError(f"reward scene cannot judge prompt {prompt.index + 1} of {path.name}: {error}") from error
 
