@@ -6,7 +6,7 @@ from typing import Any
 
 from flowfactory import hookimpl
 
-EXAMPLES = Path(__file__).parent / "examples"
+FOLDER = Path(__file__).parent
 
 
 @hookimpl
@@ -14,5 +14,5 @@ def register_components(register: Callable[[str, str, Any], None]) -> None:
     """Register the models ``qwen-image`` and ``qwen-image-edit``, and an example of each."""
     register("model", "qwen-image", "flowfactory_qwen_image.qwen_image:QwenImageConfig")
     register("model", "qwen-image-edit", "flowfactory_qwen_image.qwen_image_edit:QwenImageEditConfig")
-    for path in sorted(EXAMPLES.glob("*.yaml")):
+    for path in sorted((FOLDER / "examples").glob("*.yaml")):
         register("example", path.stem, path)
