@@ -14,29 +14,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from flowfactory import (
-    AlgorithmConfig,
-    ComponentConfig,
-    Conditions,
-    Evaluation,
-    Experience,
-    Loss,
-    ModelConfig,
-    Policy,
-    Prompt,
-    Runtime,
-    Samples,
-    SamplingPlan,
-    Step,
-    Trainable,
-    Trajectory,
-    UserError,
-    flow,
-    hookimpl,
-)
+from flowfactory import AlgorithmConfig, ComponentConfig, Experience, Loss, ModelConfig, Policy, UserError, flow, hookimpl
 from flowfactory.rl.divergences import velocity_kl
 from flowfactory.rl.losses import clipped_surrogate, is_clipped
 from flowfactory.testing import TwoParameterConfig
+from flowfactory.types import Conditions, Evaluation, Prompt, Runtime, Samples, SamplingPlan, Step, Trainable, Trajectory
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig

@@ -10,14 +10,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory import CheckpointPath, RunError, Samples, UserError, hookimpl
+from flowfactory import CheckpointPath, Samples, hookimpl
 from flowfactory.rewards import load_shared
 from flowfactory_rewards.dependencies import require_modules
 from flowfactory_rewards.frame_sampling import sample_frames
 from flowfactory_rewards.geneval_detector import ColorClassifier, Detector
 from flowfactory_rewards.geneval_rules import Detections, Requirements, evaluate, filter_detections, parse_requirements
 from flowfactory_rewards.reward_model import RewardModelConfig
-from flowfactory_rewards.run_checks import check_prompts
+from flowfactory_rewards.run_checks import check_prompts, parse_samples
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -80,10 +80,7 @@ class Geneval:
         """``{label: scores [B]}``. RunError: a prompt says no objects, or some that the detector has no class for."""
         if self._detector is None:
             self.prepare_reward(samples.media.device)
-        try:
-            asked = [parse_requirements(*both) for both in zip(samples.prompts, samples.metadata, strict=True)]
-        except UserError as error:
-            raise RunError(str(error)) from error
+        asked = parse_samples(samples, parse_requirements)
         clips = sample_frames(samples.media, self._config.frames)
         frames = clips.shape[1]
         pictures = clips.flatten(0, 1)

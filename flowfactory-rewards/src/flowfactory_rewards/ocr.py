@@ -13,11 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory import ComponentConfig, RunError, Samples, UserError, hookimpl
+from flowfactory import ComponentConfig, Samples, UserError, hookimpl
 from flowfactory.rewards import load_shared, to_pixels
 from flowfactory_rewards.dependencies import require_modules
 from flowfactory_rewards.frame_sampling import sample_frames
-from flowfactory_rewards.run_checks import check_prompts
+from flowfactory_rewards.run_checks import check_prompts, parse_samples
 
 if TYPE_CHECKING:
     from rapidocr import RapidOCR
@@ -154,10 +154,7 @@ class Ocr:
         """``{label: scores [B]}``. RunError: a prompt has no text to read."""
         if self._reader is None:
             self.prepare_reward(samples.media.device)
-        try:
-            texts = [parse_texts(*both) for both in zip(samples.prompts, samples.metadata, strict=True)]
-        except UserError as error:
-            raise RunError(str(error)) from error
+        texts = parse_samples(samples, parse_texts)
         scores = []
         for clip, goals in zip(to_pixels(sample_frames(samples.media, self._config.frames)), texts, strict=True):
             scores.append(sum(self._score(self._read_lines(frame), goals) for frame in clip) / len(clip))

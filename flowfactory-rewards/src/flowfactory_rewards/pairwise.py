@@ -12,19 +12,8 @@ from torch import Tensor
 
 from flowfactory import Samples, hookimpl
 from flowfactory.rewards import rows_by_group
-from flowfactory_rewards.chat_judge import (
-    ChatConfig,
-    ChatReward,
-    Choice,
-    Content,
-    MalformedAnswer,
-    Template,
-    fill_template,
-    normalize_token,
-    preference_probability,
-    read_text,
-    text_part,
-)
+from flowfactory_rewards import chat_judge
+from flowfactory_rewards.chat_judge import ChatConfig, ChatReward, Choice, Content, MalformedAnswer, Template
 from flowfactory_rewards.dependencies import require_modules
 
 
@@ -60,12 +49,12 @@ class Pairwise(ChatReward):
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
         """``{label: win rates [B]}``; 1/2 for the only member of a group."""
         chat = self._connect(samples.media.device)
-        shown = cache(partial(chat.encode_sample, samples))
+        text, shown = chat_judge.text_part, cache(partial(chat.encode_sample, samples))
 
         def build_question(i: int, j: int) -> Content:
-            given = [text_part("Given:"), *chat.encode_sources(samples, i)] if self._config.sources and samples.sources else []
-            question = fill_template(self._config.question, samples.prompts[i], samples.metadata[i])
-            return [*given, text_part("A:"), *shown(i), text_part("B:"), *shown(j), text_part(question)]
+            given = [text("Given:"), *chat.encode_sources(samples, i)] if self._config.sources and samples.sources else []
+            question = chat_judge.fill_template(self._config.question, samples.prompts[i], samples.metadata[i])
+            return [*given, text("A:"), *shown(i), text("B:"), *shown(j), text(question)]
 
         groups = rows_by_group(range(len(samples.prompts)), samples.groups)
         met = [(rows[i], rows[j]) for rows in groups for i, j in choose_pairs(len(rows), self._config.opponents)]
@@ -76,11 +65,11 @@ class Pairwise(ChatReward):
         return {self.label: win_rates(len(samples.prompts), met, wins[::2], wins[1::2])}
 
     def _read_probability(self, choice: Choice) -> float:
-        return preference_probability(choice, "a", "b", self._config.least_probability)
+        return chat_judge.preference_probability(choice, "a", "b", self._config.least_probability)
 
 
 def _read_choice(choice: Choice) -> float:
-    letter = normalize_token(said := read_text(choice))
+    letter = chat_judge.normalize_token(said := chat_judge.read_text(choice))
     if letter not in ("a", "b"):
         raise MalformedAnswer(f"neither A nor B: {said[:100]!r}")
     return float(letter == "a")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from flowfactory import ComponentConfig, Prompt, UserError, rewards
+from flowfactory import ComponentConfig, Prompt, RunError, Samples, UserError, rewards
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
+
+T = TypeVar("T")
 
 
 def check_prompts(run: RunConfig, reward: ComponentConfig, read: Callable[[Prompt], object]) -> None:
@@ -28,6 +30,14 @@ def check_prompts(run: RunConfig, reward: ComponentConfig, read: Callable[[Promp
                 read(prompt)
             except UserError as error:
                 raise ValueError(f"prompt {prompt.index + 1} of {path.name}: {error}") from error
+
+
+def parse_samples(samples: Samples, parse: Callable[[str, Mapping[str, Any]], T]) -> list[T]:
+    """What ``parse`` makes of the prompt and the metadata of each sample. RunError: of one it makes nothing."""
+    try:
+        return [parse(*both) for both in zip(samples.prompts, samples.metadata, strict=True)]
+    except UserError as error:
+        raise RunError(str(error)) from error
 
 
 def _judges(run: RunConfig, reward: ComponentConfig) -> tuple[bool, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -100,23 +101,34 @@ class SDEConfig(DynamicsConfig):
         return frozenset(sorted(candidates)[start : start + size])
 
 
+Window = Callable[[int, int, torch.Generator], frozenset[int]]
+
+
+class SDE:
+    """Noise of ``noise_level`` in the steps that ``window`` names, with a Gaussian density."""
+
+    stochastic = True
+
+    def __init__(self, noise_level: float, window: Window) -> None:
+        self.noise_level = noise_level
+        self.window = window
+
+    def log_density(self, next_latents: Tensor, transition: Transition) -> Tensor:
+        """[B]: mean over elements of the Gaussian's log-density."""
+        return log_normal(next_latents, *transition)
+
+
 class FlowSDEConfig(SDEConfig):
     """Flow-GRPO's SDE (arXiv:2505.05470, eq. 9): the ODE's marginals, with noise to explore."""
 
     noise_level: float = Field(0.7, gt=0, description="a in spread = a sqrt(sigma / (1 - sigma)); 0.7 in the paper")
 
     def build(self, label: str) -> FlowSDE:
-        return FlowSDE(self)
+        return FlowSDE(self.noise_level, self.window)
 
 
-class FlowSDE:
+class FlowSDE(SDE):
     """dx = [v + spread²/(2 sigma) (x + (1 - sigma) v)] dsigma + spread dw, spread = a sqrt(sigma / (1 - sigma))."""
-
-    stochastic = True
-
-    def __init__(self, config: FlowSDEConfig) -> None:
-        self.noise_level = config.noise_level
-        self.window = config.window
 
     def transition(self, velocity: Tensor, latents: Tensor, sigma: Tensor, next_sigma: Tensor) -> Transition:
         """Mean [B, ...] and standard deviation [B, 1...] of the next latents. arXiv:2505.05470, eq. 9.
@@ -127,10 +139,6 @@ class FlowSDE:
         spread = self.noise_level * torch.sqrt(sigma / (1 - borrowed))
         return _sde(velocity, latents, sigma, next_sigma, spread)
 
-    def log_density(self, next_latents: Tensor, transition: Transition) -> Tensor:
-        """[B]: mean over elements of the Gaussian's log-density."""
-        return log_normal(next_latents, *transition)
-
 
 class DanceSDEConfig(SDEConfig):
     """DanceGRPO's SDE (arXiv:2505.07818): the same spread at every sigma."""
@@ -138,25 +146,15 @@ class DanceSDEConfig(SDEConfig):
     noise_level: float = Field(0.3, gt=0, description="the spread; 0.3 in the paper")
 
     def build(self, label: str) -> DanceSDE:
-        return DanceSDE(self)
+        return DanceSDE(self.noise_level, self.window)
 
 
-class DanceSDE:
+class DanceSDE(SDE):
     """dx = [v + spread²/(2 sigma) (x + (1 - sigma) v)] dsigma + spread dw, with a constant spread."""
-
-    stochastic = True
-
-    def __init__(self, config: DanceSDEConfig) -> None:
-        self.noise_level = config.noise_level
-        self.window = config.window
 
     def transition(self, velocity: Tensor, latents: Tensor, sigma: Tensor, next_sigma: Tensor) -> Transition:
         """Mean [B, ...] and standard deviation [B, 1...] of the next latents. arXiv:2505.07818."""
         return _sde(velocity, latents, sigma, next_sigma, torch.full_like(sigma, self.noise_level))
-
-    def log_density(self, next_latents: Tensor, transition: Transition) -> Tensor:
-        """[B]: mean over elements of the Gaussian's log-density."""
-        return log_normal(next_latents, *transition)
 
 
 def _sde(velocity: Tensor, latents: Tensor, sigma: Tensor, next_sigma: Tensor, spread: Tensor) -> Transition:
@@ -183,17 +181,11 @@ class CPSConfig(SDEConfig):
             )
 
     def build(self, label: str) -> CPS:
-        return CPS(self)
+        return CPS(self.noise_level, self.window)
 
 
-class CPS:
+class CPS(SDE):
     """(1 - s') clean + sqrt(s'² - std²) noise + std fresh, clean and noise as the velocity has them."""
-
-    stochastic = True
-
-    def __init__(self, config: CPSConfig) -> None:
-        self.noise_level = config.noise_level
-        self.window = config.window
 
     def transition(self, velocity: Tensor, latents: Tensor, sigma: Tensor, next_sigma: Tensor) -> Transition:
         """Mean [B, ...] and standard deviation [B, 1...] of the next latents. arXiv:2509.05952."""
