@@ -11,7 +11,7 @@ import diffusers
 import pytest
 import saved
 import torch
-from families import LORA, two_iterations
+from families import LORA, train_two_iterations
 from family_cases import CASES, GRPO, NFT, prompts, sections
 from typer.testing import CliRunner
 
@@ -23,7 +23,7 @@ def test_the_command_line_draws_scores_and_reports(key: str, checkpoints: Callab
     case = CASES[key]
     model = {"name": case.name, "path": str(checkpoints(key)), "train": LORA, **case.options}
     file = prompts(case, tmp_path)
-    directory = two_iterations(model, GRPO, file, tmp_path, **sections(case))
+    directory = train_two_iterations(model, GRPO, file, tmp_path, **sections(case))
     runner = CliRunner()
 
     drawn = runner.invoke(app, ["sample", str(directory.path), "--prompts", str(file), "--count", "2"])
@@ -48,7 +48,7 @@ def test_a_full_fine_tune_is_exported_as_the_familys_pipeline(
 ) -> None:
     case = CASES[key]
     model = {"name": case.name, "path": str(checkpoints(key)), "train": "full", **case.options}
-    directory = two_iterations(
+    directory = train_two_iterations(
         model, NFT, prompts(case, tmp_path), tmp_path, **sections(case), training={"iterations": 1}, evaluation={"pictures": 0}
     )
     done = CliRunner().invoke(app, ["export", str(directory.path), str(tmp_path / "out")])

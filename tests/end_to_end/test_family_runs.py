@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import saved
 import tiny_wan
-from families import LORA, two_iterations
+from families import LORA, train_two_iterations
 from family_cases import CASES, GRPO, NFT, prompts, sections
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -28,7 +28,7 @@ def test_two_iterations_train_and_are_drawn(
 ) -> None:
     case = CASES[key]
     model = {"name": case.name, "path": str(checkpoints(key)), "train": train, **case.options}
-    directory = two_iterations(model, algorithm, prompts(case, tmp_path), tmp_path, **sections(case))
+    directory = train_two_iterations(model, algorithm, prompts(case, tmp_path), tmp_path, **sections(case))
     records = directory.records()
     assert [record["iteration"] for record in records] == [0, 1, 2]
     assert all(record["grad_norm"] > 0 for record in records[1:])
@@ -47,7 +47,7 @@ def test_both_experts_of_wan_train_in_one_run(tmp_path: Path) -> None:
     folder = tiny_wan.text_to_video(tmp_path / "checkpoint", "a14b")
     case = CASES["wan-t2v"]
     model = {"name": "wan-t2v", "path": str(folder), "train": LORA}
-    directory = two_iterations(model, NFT, prompts(case, tmp_path), tmp_path, **sections(case))
+    directory = train_two_iterations(model, NFT, prompts(case, tmp_path), tmp_path, **sections(case))
     folder = directory.checkpoints / "000002"
     for place in (folder, folder / "transformer_2"):
         adapters = load_file(place / "pytorch_lora_weights.safetensors")

@@ -11,7 +11,7 @@ import pytest
 import tiny_flux
 import torch
 from families import LORA
-from flux_family import EVERY, NAMES, TOKENS, Flux, config_of
+from flux_family import EVERY, NAMES, TOKENS, Flux, make_config
 
 from flowfactory import Runtime, UserError
 from flowfactory.config.components import config_class
@@ -102,7 +102,7 @@ def test_a_prompt_brings_as_many_pictures_as_the_model_takes(
 ) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(json.dumps({"prompt": "cat", "images": [str(flux.pictures[0])] * images}))
-    config = config_of(variant, flux.folder(variant))
+    config = make_config(variant, flux.folder(variant))
     if wanted is None:
         check_media(read_prompts(file), config.takes, NAMES.get(variant, variant))
         return
@@ -120,7 +120,7 @@ def test_a_prompt_brings_as_many_pictures_as_the_model_takes(
     ],
 )
 def test_a_checkpoint_of_another_pipeline_is_one_line(flux: Flux, variant: str, other: str, wanted: str) -> None:
-    model = config_of(variant, flux.folder(other)).build("model")
+    model = make_config(variant, flux.folder(other)).build("model")
     with pytest.raises(UserError, match=wanted) as refused:
         model.load(Runtime(torch.device("cpu"), torch.float32))
     assert "\n" not in str(refused.value)
@@ -141,7 +141,7 @@ def test_a_tokenizer_that_needs_torchvision_says_how_to_get_it(
 def test_in_bf16_replaying_recorded_steps_gives_a_ratio_of_one(
     flux: Flux, tmp_path: Path, variant: str, guidance: float
 ) -> None:
-    config = config_of(variant, flux.folder(variant), train=LORA)
+    config = make_config(variant, flux.folder(variant), train=LORA)
     prompts = flux.mixed(variant)[2:4]
     made = bench(config, tmp_path, prompts, (32, 32), guidance=guidance, group_size=2, precision=torch.bfloat16)
     drawn = made.draw(4)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import tiny_flux
 import torch
-from families import apart, opened
-from flux_family import LONG, TAKES_PICTURES, TOKENS, Flux, config_of, told
+from families import open_bench, relative_difference
+from flux_family import LONG, TAKES_PICTURES, TOKENS, Flux, make_config, make_prompts
 from safetensors import SafetensorError
 
 from flowfactory import Canvas, UserError
@@ -30,7 +30,7 @@ def test_encode_is_the_pipelines_encode_prompt(flux: Flux, variant: str) -> None
         told = flux.pipeline(variant).encode_prompt(list(TEXTS), max_sequence_length=TOKENS[variant])
     names = ("embeds", "pooled") if variant == "dev" else ("embeds",)
     for name, expected in zip(names, told, strict=False):
-        assert apart(torch.stack([entry[name] for entry in entries]), expected) < CLOSE
+        assert relative_difference(torch.stack([entry[name] for entry in entries]), expected) < CLOSE
     assert set(entries[0]) == set(names)
     assert not torch.allclose(entries[0]["embeds"], entries[2]["embeds"])
 
@@ -45,7 +45,7 @@ def test_a_batch_of_prompts_is_encoded_as_one_by_one(flux: Flux, variant: str) -
         (alone,) = hooks.encode([prompts[place]], Canvas(32, 32))
         assert set(together[place]) == set(alone)
         for name, tensor in alone.items():
-            assert apart(together[place][name], tensor) < CLOSE
+            assert relative_difference(together[place][name], tensor) < CLOSE
 
 
 @pytest.mark.parametrize("variant", TAKES_PICTURES)
@@ -75,15 +75,15 @@ def test_pictures_are_no_larger_than_the_config_says(flux: Flux) -> None:
 def test_prompts_in_the_cache_need_no_encoder(flux: Flux, tmp_path: Path, variant: str) -> None:
     folder, cache = tmp_path / "checkpoint", tmp_path / "cache"
     shutil.copytree(flux.folder(variant), folder)
-    config, prompts = config_of(variant, folder), flux.mixed(variant)
-    first = opened(config, cache, prompts, (32, 32), steps=2, guidance=3.0).draw(5)
+    config, prompts = make_config(variant, folder), flux.mixed(variant)
+    first = open_bench(config, cache, prompts, (32, 32), steps=2, guidance=3.0).draw(5)
     for weights in folder.glob("text_encoder*/model.safetensors"):
         spoil(weights)
-    again = opened(config, cache, prompts, (32, 32), steps=2, guidance=3.0).draw(5)
+    again = open_bench(config, cache, prompts, (32, 32), steps=2, guidance=3.0).draw(5)
     assert torch.equal(again.latents, first.latents)
     shutil.rmtree(cache)
     with pytest.raises((SafetensorError, OSError, ValueError)):  # so the encoders really could not have been read
-        opened(config, cache, prompts, (32, 32), steps=2, guidance=3.0)
+        open_bench(config, cache, prompts, (32, 32), steps=2, guidance=3.0)
 
 
 def spoil(file: Path) -> None:
@@ -97,16 +97,16 @@ def spoil(file: Path) -> None:
 def test_pictures_of_another_vae_are_not_served_from_the_cache(flux: Flux, tmp_path: Path, variant: str) -> None:
     folder, cache = tmp_path / "checkpoint", tmp_path / "cache"
     shutil.copytree(flux.folder(variant), folder)
-    config, prompts = config_of(variant, folder), flux.bringing(0, texts=["blue"])
-    assert opened(config, cache, prompts, (32, 32)).entries == 1
-    assert opened(config, cache, prompts, (32, 32)).entries == 0
+    config, prompts = make_config(variant, folder), flux.bringing(0, texts=["blue"])
+    assert open_bench(config, cache, prompts, (32, 32)).entries == 1
+    assert open_bench(config, cache, prompts, (32, 32)).entries == 0
     os.utime(folder / "vae" / "diffusion_pytorch_model.safetensors")
-    assert opened(config, cache, prompts, (32, 32)).entries == 1
+    assert open_bench(config, cache, prompts, (32, 32)).entries == 1
 
 
 def test_no_encoder_stays_after_encoding(flux: Flux, tmp_path: Path) -> None:
     before = [id(thing) for thing in gc.get_objects() if type(thing).__name__ in ENCODERS]
-    made = opened(config_of("klein", flux.folder("klein")), tmp_path, flux.prompts("klein", "cat"), (32, 32))
+    made = open_bench(make_config("klein", flux.folder("klein")), tmp_path, flux.prompts("klein", "cat"), (32, 32))
     assert made.entries == 1
     assert set(made.policy.modules) == {"transformer"}
     after = [id(thing) for thing in gc.get_objects() if type(thing).__name__ in ENCODERS]
@@ -127,6 +127,6 @@ def test_a_picture_the_pipeline_cannot_take_is_one_line(
     path = tiny_flux.picture(tmp_path / "bad.png", size)
     made = flux.model(variant, flux.prompts(variant, "cat"))
     with pytest.raises(UserError, match=reason) as refused:
-        list(made.hooks.encode(told("cat", images=[path]), Canvas(32, 32)))
+        list(made.hooks.encode(make_prompts("cat", images=[path]), Canvas(32, 32)))
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)

@@ -10,8 +10,8 @@ import pytest
 import tiny_flux
 import torch
 from diffusers import Flux2Pipeline
-from families import apart, one_by_one, opened
-from flux_family import EVERY, LONG, TOKENS, Flux, config_of, drawn_by, told
+from families import draw_one_by_one, open_bench, relative_difference
+from flux_family import EVERY, LONG, TOKENS, Flux, drawn_by, make_config, make_prompts
 
 from flowfactory import Trajectory
 from flowfactory.testing import Bench
@@ -25,9 +25,9 @@ def same(flux: Flux, variant: str, made: Bench, **options: Any) -> Trajectory:
     """Our trajectory, after it has been found to be the pipeline's."""
     ours = made.draw(len(made.plan.keys))
     latents, pictures = drawn_by(flux.pipeline(variant), made, max_sequence_length=TOKENS[variant], **options)
-    assert apart(ours.latents, latents) < 1e-5
+    assert relative_difference(ours.latents, latents) < 1e-5
     assert ours.media.shape[-2:] == made.plan.canvas[:2]
-    assert apart(ours.media, pictures) < 1e-5
+    assert relative_difference(ours.media, pictures) < 1e-5
     return ours
 
 
@@ -36,26 +36,26 @@ def test_ode_latents_and_pictures_are_the_pipelines(flux: Flux, variant: str) ->
     plain = same(flux, variant, flux.model(variant, flux.prompts(variant, *PROMPTS)))
     guided = same(flux, variant, flux.model(variant, flux.prompts(variant, *PROMPTS), guidance=4.0))
     if variant in GUIDED:
-        assert apart(guided.latents, plain.latents) > 1e-3, "guidance changes nothing"
+        assert relative_difference(guided.latents, plain.latents) > 1e-3, "guidance changes nothing"
     else:
         assert torch.equal(guided.latents, plain.latents)
     other = flux.model(variant, flux.prompts(variant, "green square", LONG)).draw(2)
-    assert apart(other.latents[0], plain.latents[0]) > 1e-3, "the prompt changes nothing"
-    assert apart(other.latents[1], plain.latents[1]) < 1e-5
+    assert relative_difference(other.latents[0], plain.latents[0]) > 1e-3, "the prompt changes nothing"
+    assert relative_difference(other.latents[1], plain.latents[1]) < 1e-5
 
 
 @pytest.mark.skipif(find_spec("torchvision") is None, reason="the tokenizer of the released FLUX.2 needs torchvision")
 def test_the_tokenizer_of_the_released_checkpoint_changes_nothing(tmp_path: Path) -> None:
     folder = tiny_flux.flux2(tmp_path / "checkpoint", pixtral=True)
-    made = opened(config_of("flux2", folder), tmp_path / "cache", told(*PROMPTS), (32, 32), steps=2)
+    made = open_bench(make_config("flux2", folder), tmp_path / "cache", make_prompts(*PROMPTS), (32, 32), steps=2)
     latents, _ = drawn_by(Flux2Pipeline.from_pretrained(folder), made, max_sequence_length=TOKENS["flux2"])
-    assert apart(made.draw(2).latents, latents) < 1e-5
+    assert relative_difference(made.draw(2).latents, latents) < 1e-5
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
 @pytest.mark.parametrize("variant", ["dev", "schnell", "flux2", "klein-base"])
 def test_any_number_of_steps_is_the_pipelines(flux: Flux, variant: str, steps: int) -> None:
-    same(flux, variant, flux.model(variant, told("cat"), steps=steps, guidance=2.0))
+    same(flux, variant, flux.model(variant, make_prompts("cat"), steps=steps, guidance=2.0))
 
 
 @pytest.mark.parametrize("size", [(32, 80), (128, 16)])
@@ -67,39 +67,45 @@ def test_a_picture_need_not_be_square(flux: Flux, variant: str, size: tuple[int,
 @pytest.mark.parametrize("guidance", [0.0, 0.5])
 @pytest.mark.parametrize("variant", ["dev", "flux2", "klein-base"])
 def test_guidance_below_one_is_what_the_pipeline_makes_of_it(flux: Flux, variant: str, guidance: float) -> None:
-    below = same(flux, variant, flux.model(variant, told("cat"), guidance=guidance))
-    plain = flux.model(variant, told("cat")).draw(1)
+    below = same(flux, variant, flux.model(variant, make_prompts("cat"), guidance=guidance))
+    plain = flux.model(variant, make_prompts("cat")).draw(1)
     assert torch.equal(below.latents, plain.latents) == (variant == "klein-base")  # the others embed any number
 
 
 def test_a_negative_prompt_is_what_the_pipeline_makes_of_its_embeds(flux: Flux) -> None:
-    made = flux.model("klein-base", told("cat", negative="blurry square"), guidance=3.0)
+    made = flux.model("klein-base", make_prompts("cat", negative="blurry square"), guidance=3.0)
     embeds, _ = flux.pipeline("klein-base").encode_prompt("blurry square", max_sequence_length=TOKENS["klein-base"])
     ours = same(flux, "klein-base", made, negative_prompt_embeds=embeds)
-    empty = flux.model("klein-base", told("cat"), guidance=3.0).draw(1)
-    assert apart(ours.latents, empty.latents) > 1e-3, "the negative prompt changes nothing"
+    empty = flux.model("klein-base", make_prompts("cat"), guidance=3.0).draw(1)
+    assert relative_difference(ours.latents, empty.latents) > 1e-3, "the negative prompt changes nothing"
 
 
 @pytest.mark.parametrize(("variant", "guidance"), [("flux2", 3.0), ("klein", 1.0), ("klein-base", 1.0), ("klein-base", 3.0)])
 def test_pictures_are_what_the_pipeline_makes_of_them(flux: Flux, variant: str, guidance: float) -> None:
-    def drawn(*places: int) -> torch.Tensor:
+    def latents_with(*places: int) -> torch.Tensor:
         prompts = flux.bringing(*places, texts=("a red cat", "blue"))
         return same(flux, variant, flux.model(variant, prompts, steps=2, guidance=guidance)).latents
 
-    one, other, two, swapped, three = drawn(0), drawn(2), drawn(0, 1), drawn(1, 0), drawn(0, 1, 2)
-    assert apart(one, other) > 1e-3, "what is in a picture changes nothing"
-    assert apart(two, one) > 1e-3, "a second picture changes nothing"
-    assert apart(two, swapped) > 1e-3, "the order of pictures changes nothing"
-    assert apart(three, two) > 1e-3, "a third picture changes nothing"
+    one, other, two, swapped, three = (
+        latents_with(0),
+        latents_with(2),
+        latents_with(0, 1),
+        latents_with(1, 0),
+        latents_with(0, 1, 2),
+    )
+    assert relative_difference(one, other) > 1e-3, "what is in a picture changes nothing"
+    assert relative_difference(two, one) > 1e-3, "a second picture changes nothing"
+    assert relative_difference(two, swapped) > 1e-3, "the order of pictures changes nothing"
+    assert relative_difference(three, two) > 1e-3, "a third picture changes nothing"
 
 
 def test_kontext_edits_its_picture_as_the_pipeline_does(flux: Flux) -> None:
     found = [
-        same(flux, "kontext", flux.model("kontext", told("a red cat", "blue", images=[path]), guidance=2.5)).latents
+        same(flux, "kontext", flux.model("kontext", make_prompts("a red cat", "blue", images=[path]), guidance=2.5)).latents
         for path in flux.pictures
     ]
-    assert apart(found[0], found[2]) > 1e-3, "what is in the picture changes nothing"
-    assert apart(found[0], found[1]) > 1e-3, "the size of the picture changes nothing"
+    assert relative_difference(found[0], found[2]) > 1e-3, "what is in the picture changes nothing"
+    assert relative_difference(found[0], found[1]) > 1e-3, "the size of the picture changes nothing"
 
 
 @pytest.mark.parametrize(("size", "chosen"), [((40, 90), (64, 160)), ((90, 40), (96, 48)), ((70, 66), (64, 64))])
@@ -109,14 +115,14 @@ def test_kontext_gives_a_picture_the_nearest_of_its_sizes(
     # a hundredth of the real ones; 90 x 40 pixels are 80 x 32 of whole tokens, which is nearer to 160 x 64 than to 144 x 64
     preferred = [(48, 96), (64, 64), (144, 64), (160, 64)]
     monkeypatch.setattr("diffusers.pipelines.flux.pipeline_flux_kontext.PREFERRED_KONTEXT_RESOLUTIONS", preferred)
-    prompts = told("cat", images=[tiny_flux.picture(tmp_path / f"{size}.png", size)])
+    prompts = make_prompts("cat", images=[tiny_flux.picture(tmp_path / f"{size}.png", size)])
     made = flux.model("kontext", prompts, steps=1, auto_resize=True)
     same(flux, "kontext", made, _auto_resize=True)
     assert made.conditions.entries[0]["image_0"].shape[1:] == (chosen[0] // 8, chosen[1] // 8)
 
 
 def test_flux2_shrinks_a_picture_to_a_megapixel(flux: Flux, tmp_path: Path) -> None:
-    prompts = told("cat", images=[tiny_flux.picture(tmp_path / "picture.png", (1300, 1000))])
+    prompts = make_prompts("cat", images=[tiny_flux.picture(tmp_path / "picture.png", (1300, 1000))])
     made = flux.model("klein", prompts, (16, 16), steps=1)
     same(flux, "klein", made)
     assert made.conditions.entries[0]["image_0"].shape[1:] == (72, 56)
@@ -127,6 +133,6 @@ def test_flux2_shrinks_a_picture_to_a_megapixel(flux: Flux, tmp_path: Path) -> N
 def test_a_batch_of_different_prompts_is_its_rows_drawn_alone(flux: Flux, variant: str, guidance: float) -> None:
     made = flux.model(variant, flux.mixed(variant), steps=2, guidance=guidance)
     whole = made.draw(5)
-    alone = one_by_one(made)
-    assert apart(whole.latents, alone.latents) < 1e-5
-    assert apart(whole.media, alone.media) < 1e-5
+    alone = draw_one_by_one(made)
+    assert relative_difference(whole.latents, alone.latents) < 1e-5
+    assert relative_difference(whole.media, alone.media) < 1e-5

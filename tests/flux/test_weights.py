@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
-from families import LORA, apart, nudge
-from flux_family import EVERY, TOKENS, Flux, config_of, drawn_by, noise_of
+from families import LORA, nudge, relative_difference
+from flux_family import EVERY, TOKENS, Flux, drawn_by, initial_noise, make_config
 
 from flowfactory import Step
 from flowfactory.flow.dynamics import ODE
@@ -45,12 +45,12 @@ FLUX2_LAYERS = {
 )
 def test_the_model_keeps_its_contract(flux: Flux, variant: str, train: Any, guidance: float) -> None:
     prompts = flux.prompts(variant, *PROMPTS)
-    check_model(config_of(variant, flux.folder(variant), train=train), prompts, size=(32, 32), guidance=guidance)
+    check_model(make_config(variant, flux.folder(variant), train=train), prompts, size=(32, 32), guidance=guidance)
 
 
 def test_the_model_keeps_its_contract_with_other_pictures_for_each_prompt(flux: Flux) -> None:
     prompts = [*flux.bringing(0, 1, texts=["blue"]), *flux.prompts("klein-base", "a red cat")]
-    check_model(config_of("klein-base", flux.folder("klein-base"), train=LORA), prompts, size=(32, 32), guidance=3.0)
+    check_model(make_config("klein-base", flux.folder("klein-base"), train=LORA), prompts, size=(32, 32), guidance=3.0)
 
 
 @pytest.mark.parametrize(("variant", "layers"), [("dev", FLUX1_LAYERS), ("kontext", FLUX1_LAYERS), ("flux2", FLUX2_LAYERS)])
@@ -65,15 +65,15 @@ def test_diffusers_loads_the_adapters_and_draws_the_same(flux: Flux, tmp_path: P
     made = flux.own(variant, *PROMPTS, guidance=3.0, train=LORA)
     pipeline = flux.fresh_pipeline(variant)
     fresh = made.draw(2).latents
-    assert apart(fresh, drawn_by(pipeline, made, max_sequence_length=TOKENS[variant])[0]) < 1e-5
+    assert relative_difference(fresh, drawn_by(pipeline, made, max_sequence_length=TOKENS[variant])[0]) < 1e-5
     nudge(made)
     ours = made.draw(2).latents
-    assert apart(ours, fresh) > 1e-2, "the adapters change nothing that could be compared"
+    assert relative_difference(ours, fresh) > 1e-2, "the adapters change nothing that could be compared"
     made.policy.save_trained(tmp_path)
     pipeline.load_lora_weights(tmp_path)
-    assert apart(ours, drawn_by(pipeline, made, max_sequence_length=TOKENS[variant])[0]) < 1e-5
+    assert relative_difference(ours, drawn_by(pipeline, made, max_sequence_length=TOKENS[variant])[0]) < 1e-5
     pipeline.fuse_lora()
-    assert apart(ours, drawn_by(pipeline, made, max_sequence_length=TOKENS[variant])[0]) < 1e-4
+    assert relative_difference(ours, drawn_by(pipeline, made, max_sequence_length=TOKENS[variant])[0]) < 1e-4
 
 
 @pytest.mark.parametrize(("variant", "kind"), [("dev", FluxTransformer2DModel), ("klein-base", Flux2Transformer2DModel)])
@@ -82,20 +82,20 @@ def test_diffusers_loads_the_fully_trained_transformer(flux: Flux, tmp_path: Pat
     before = made.draw(2).latents
     nudge(made)
     ours = made.draw(2).latents
-    assert apart(ours, before) > 1e-2, "training changed nothing that could be compared"
+    assert relative_difference(ours, before) > 1e-2, "training changed nothing that could be compared"
     made.policy.save_trained(tmp_path)
     pipeline = flux.fresh_pipeline(variant)
     pipeline.transformer = kind.from_pretrained(tmp_path / "transformer")
     loaded = pipeline.transformer.state_dict()
     assert {f"transformer.{name}" for name in loaded} == set(made.policy.parameters)
     assert all(torch.equal(loaded[name.removeprefix("transformer.")], w) for name, w in made.policy.parameters.items())
-    assert apart(ours, drawn_by(pipeline, made, max_sequence_length=TOKENS[variant])[0]) < 1e-5
+    assert relative_difference(ours, drawn_by(pipeline, made, max_sequence_length=TOKENS[variant])[0]) < 1e-5
 
 
 @pytest.mark.parametrize("variant", EVERY)
 def test_full_training_reaches_every_weight(flux: Flux, variant: str) -> None:
     made = flux.own(variant, *PROMPTS, guidance=3.0)
-    start = noise_of(made, flux.pipeline(variant))
+    start = initial_noise(made, flux.pipeline(variant))
     step = Step(start, torch.full((2,), 0.7), made.conditions, 3.0, ODE())
     velocity = made.policy.evaluate(step).velocity
     target = torch.randn(velocity.shape, generator=torch.Generator().manual_seed(1))

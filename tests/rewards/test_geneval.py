@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_detectors
 import torch
-from judged_run import judged_run
+from reward_run import config_with_reward
 from tiny_detectors import LABELS
 from torch.nn import functional
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, Owlv2ForObjectDetection
@@ -275,10 +275,10 @@ def test_what_is_wrong_in_the_metadata_is_named(metadata: dict[str, Any], said: 
 
 
 def test_a_prompt_without_objects_is_named_before_anything_is_drawn(tmp_path: Path) -> None:
-    judged_run(tmp_path, {"name": "geneval"}, RELEASED, [{"prompt": "a cat", "geneval": RELEASED[0]}])
+    config_with_reward(tmp_path, {"name": "geneval"}, RELEASED, [{"prompt": "a cat", "geneval": RELEASED[0]}])
     with pytest.raises(UserError, match=r"prompt 2 of train.jsonl: 'a cat' says no objects"):
-        judged_run(tmp_path, {"name": "geneval"}, [RELEASED[0], {"prompt": "a cat"}], RELEASED)
-    assert judged_run(tmp_path, {"name": "geneval"}, [{"prompt": "a cat", "rewards": ["light"]}], RELEASED)
+        config_with_reward(tmp_path, {"name": "geneval"}, [RELEASED[0], {"prompt": "a cat"}], RELEASED)
+    assert config_with_reward(tmp_path, {"name": "geneval"}, [{"prompt": "a cat", "rewards": ["light"]}], RELEASED)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reward_cases import CLIP_MEAN, CLIP_STD, PROMPTS, on_disk, pictures, samples
+from reward_cases import CLIP_MEAN, CLIP_STD, PROMPTS, pictures, samples, to_pil_image
 from safetensors.torch import save_file
 from tiny_clip import SIZE, clip_folder, embeddings
 from tiny_parts import clip_tokenizer
@@ -100,7 +100,7 @@ def cosines(released_state: dict[str, Tensor], seen: Tensor, ids: list[list[int]
 
 def framed(picture: Tensor, size: int) -> Tensor:
     """What HPSv2 makes of a file: its longer side resized, black beside, normalised; [3, size, size], float64."""
-    values = torch.from_numpy(np.asarray(on_disk(picture)).copy()).permute(2, 0, 1).double() / 255
+    values = torch.from_numpy(np.asarray(to_pil_image(picture)).copy()).permute(2, 0, 1).double() / 255
     longer = max(values.shape[1:])
     height, width = (round(side * size / longer) for side in values.shape[1:])
     small = functional.interpolate(values[None], (height, width), mode="bicubic", antialias=True)[0]
@@ -182,4 +182,4 @@ def test_released_weights_score_as_the_released_package() -> None:
     config = HpsV2Config.model_validate({"path": os.environ.get("FLOWFACTORY_HPSV2", "xswu/HPSv2")})
     scores = check_reward(config, samples(media), tolerance=1e-4)["under test"]
     for picture, prompt, score in zip(media, PROMPTS, scores, strict=True):
-        assert float(score) == pytest.approx(float(released_package.score(on_disk(picture), prompt, "v2.1")[0]), abs=2e-3)
+        assert float(score) == pytest.approx(float(released_package.score(to_pil_image(picture), prompt, "v2.1")[0]), abs=2e-3)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reward_cases import PROMPTS, alive, normalised, on_disk, pictures, samples, shaken
+from reward_cases import PROMPTS, find_alive, normalize_image, pictures, randomize_weights, samples, to_pil_image
 from safetensors.torch import save_file
 from tiny_parts import QWEN_SPECIALS, qwen_tokenizer
 from torch import Tensor
@@ -70,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("hpsv3")
     config, tokenizer = base(place)
     config.text_config.vocab_size = len(tokenizer) + 1
-    model = shaken(Qwen2VLModel(config), scale=0.2)
+    model = randomize_weights(Qwen2VLModel(config), scale=0.2)
     state = {}
     for name, weight in model.state_dict().items():
         text = name.removeprefix("language_model.")
@@ -103,7 +103,7 @@ def sides(height: int, width: int) -> tuple[int, int]:
 def patches(picture: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """Of a picture: [patches, 3 * 2 * 14 * 14], the four of a token after one another, each twice in time; and its grid."""
     height, width = sides(*picture.shape[1:])
-    values = normalised(on_disk(picture).resize((width, height), Image.Resampling.BICUBIC))
+    values = normalize_image(to_pil_image(picture).resize((width, height), Image.Resampling.BICUBIC))
     rows = []
     for top in range(0, height, 28):
         for left in range(0, width, 28):
@@ -214,11 +214,11 @@ def test_a_prompt_that_says_the_reward_token_is_scored_at_the_last(folder: Path)
 
 
 def test_two_labels_hold_one_model(folder: Path) -> None:
-    before = len(alive(Qwen2VLModel))
+    before = len(find_alive(Qwen2VLModel))
     rewards = [options(folder, frames=frames).build(str(frames)) for frames in (1, 2)]
     for reward in rewards:
         reward.prepare_reward(torch.device("cpu"))
-    assert len(alive(Qwen2VLModel)) == before + 1
+    assert len(find_alive(Qwen2VLModel)) == before + 1
 
 
 def test_another_tokenizer_than_the_tuned_models_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from scripted import Answer, Asked, Drop, Scripted, scripted
+from scripted_server import Answer, Drop, Request, ScriptedServer, serve_answers
 
 from flowfactory import RunError, UserError
 from flowfactory_rewards import http_client
@@ -24,7 +24,7 @@ class Options(ClientConfig):
         return Client(self)
 
 
-def made(*servers: Scripted, **options: Any) -> Client:
+def made(*servers: ScriptedServer, **options: Any) -> Client:
     return Client(Options(url=[server.url for server in servers], **options))
 
 
@@ -32,11 +32,11 @@ def post(client: Client, body: tuple[str, bytes] = BODY) -> bytes:
     return client.post("/x", body, threading.Event())[1]
 
 
-def in_turn(*answers: Answer | bytes | type[Drop]) -> Callable[[Asked], Answer | bytes]:
+def in_turn(*answers: Answer | bytes | type[Drop]) -> Callable[[Request], Answer | bytes]:
     """Each of ``answers`` once, and the last for ever."""
     left = list(answers)
 
-    def answer(_: Asked) -> Answer | bytes:
+    def answer(_: Request) -> Answer | bytes:
         given = left.pop(0) if len(left) > 1 else left[0]
         if given is Drop:
             raise Drop
@@ -67,21 +67,21 @@ def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_may_pass_is_tried_again(failure: Any) -> None:
     closing = (*failure[:2], {**failure[2], "Connection": "close"}) if failure is not Drop else Drop
-    with scripted(in_turn(closing, closing, b"at last")) as server:
+    with serve_answers(in_turn(closing, closing, b"at last")) as server:
         assert post(made(server)) == b"at last"
         assert len(server.asked) == 3
 
 
 @pytest.mark.parametrize("status", [201, 301, 400, 401, 403, 404, 413, 422, 500])
 def test_what_will_not_pass_is_not(status: int) -> None:
-    with scripted(in_turn((status, b'{"error": "that is so"}', {"Location": "/"}))) as server:
+    with serve_answers(in_turn((status, b'{"error": "that is so"}', {"Location": "/"}))) as server:
         with pytest.raises(RunError, match=rf"^{server.url}: answered {status}, that is so"):
             post(made(server))
         assert len(server.asked) == 1
 
 
 def test_a_failure_that_outlasts_its_tries_names_url_tries_and_reason() -> None:
-    with scripted(in_turn((502, b"<h1>Bad gateway</h1>", {}))) as server:
+    with serve_answers(in_turn((502, b"<h1>Bad gateway</h1>", {}))) as server:
         with pytest.raises(RunError, match=rf"^{server.url}: no answer in 3 tries; the last: 502, '<h1>Bad gateway</h1>'$"):
             post(made(server, retries=2))
         assert len(server.asked) == 3
@@ -96,18 +96,18 @@ def test_a_dead_server_is_named() -> None:
 def test_a_slow_server_is_named() -> None:
     release = threading.Event()
 
-    def slow(_: Asked) -> bytes:
+    def slow(_: Request) -> bytes:
         release.wait(60)
         return b""
 
-    with scripted(slow) as server:
+    with serve_answers(slow) as server:
         with pytest.raises(RunError, match=rf"^{server.url}: no answer in 2 tries; the last: no answer within 0\.2 s$"):
             post(made(server, retries=1, request_timeout=0.2))
         release.set()
 
 
 def test_rests_double() -> None:
-    with scripted(in_turn((502, b"", {}), (502, b"", {}), (502, b"", {}), b"")) as server:
+    with serve_answers(in_turn((502, b"", {}), (502, b"", {}), (502, b"", {}), b"")) as server:
         post(made(server))
         times = [asked.when for asked in server.asked]
         rests = [later - earlier for earlier, later in itertools.pairwise(times)]
@@ -117,14 +117,14 @@ def test_rests_double() -> None:
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_busy_server_is_left_alone_for_as_long_as_it_asks_and_that_is_no_failure(status: int) -> None:
     busy = (status, b"", {"Retry-After": "1"})
-    with scripted(in_turn(busy, busy, b"done")) as server:
+    with serve_answers(in_turn(busy, busy, b"done")) as server:
         assert post(made(server, retries=0)) == b"done"
         times = [asked.when for asked in server.asked]
         assert all(later - earlier >= 1 for earlier, later in itertools.pairwise(times))
 
 
 def test_patience_has_an_end() -> None:
-    with scripted(in_turn((503, b'{"error": "64 requests wait already"}', {"Retry-After": "7"}))) as server:
+    with serve_answers(in_turn((503, b'{"error": "64 requests wait already"}', {"Retry-After": "7"}))) as server:
         with pytest.raises(RunError, match=rf"^{server.url}: busy for 0 s; the last answer: 503, 64 requests wait already$"):
             post(made(server, patience=5))
         assert len(server.asked) == 1
@@ -138,7 +138,7 @@ def test_what_it_asks_for_may_be_a_date_or_nonsense() -> None:
 
 
 def test_connections_are_kept() -> None:
-    with scripted(in_turn(b"")) as server:
+    with serve_answers(in_turn(b"")) as server:
         one = made(server, requests=3)
         for _ in range(4):
             one.run_all([lambda stop: one.post("/x", BODY, stop) for _ in range(10)])
@@ -149,11 +149,11 @@ def test_connections_are_kept() -> None:
 def test_requests_are_sent_at_once_and_results_are_in_order() -> None:
     together = threading.Barrier(4)
 
-    def answer(asked: Asked) -> bytes:
+    def answer(asked: Request) -> bytes:
         together.wait(60)  # until four are here
         return asked.body
 
-    with scripted(answer) as server:
+    with serve_answers(answer) as server:
         one = made(server, requests=4)
         bodies = [b"%d" % i for i in range(12)]
         calls = [lambda stop, body=body: one.post("/x", ("text/plain", body), stop)[1] for body in bodies]  # type: ignore[misc]
@@ -162,7 +162,7 @@ def test_requests_are_sent_at_once_and_results_are_in_order() -> None:
 
 
 def test_the_first_error_ends_all_that_has_not_begun() -> None:
-    with scripted(in_turn((422, b'{"error": "no"}', {}))) as server:
+    with serve_answers(in_turn((422, b'{"error": "no"}', {}))) as server:
         one = made(server, requests=2)
         with pytest.raises(RunError, match="answered 422, no"):
             one.run_all([lambda stop: one.post("/x", BODY, stop) for _ in range(100)])
@@ -170,7 +170,7 @@ def test_the_first_error_ends_all_that_has_not_begun() -> None:
 
 
 def test_several_urls_share_the_requests() -> None:
-    with scripted(in_turn(b"a")) as a, scripted(in_turn(b"b")) as b, scripted(in_turn(b"c")) as c:
+    with serve_answers(in_turn(b"a")) as a, serve_answers(in_turn(b"b")) as b, serve_answers(in_turn(b"c")) as c:
         one = made(a, b, c, requests=1)
         for _ in range(30):
             post(one)
@@ -180,11 +180,11 @@ def test_several_urls_share_the_requests() -> None:
 def test_a_slow_one_gets_fewer() -> None:
     release = threading.Event()
 
-    def slow(_: Asked) -> bytes:
+    def slow(_: Request) -> bytes:
         release.wait(60)
         return b""
 
-    with scripted(slow) as tortoise, scripted(in_turn(b"")) as hare:
+    with serve_answers(slow) as tortoise, serve_answers(in_turn(b"")) as hare:
         one = made(tortoise, hare, requests=2)
 
         def call(stop: threading.Event) -> None:
@@ -199,7 +199,7 @@ def test_a_slow_one_gets_fewer() -> None:
 def test_one_that_fails_rests_while_another_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_client, "FIRST_BACKOFF", 1000)
     monkeypatch.setattr(http_client, "LONGEST_BACKOFF", 1000)
-    with scripted(in_turn(Drop)) as bad, scripted(in_turn(b"good")) as good:
+    with serve_answers(in_turn(Drop)) as bad, serve_answers(in_turn(b"good")) as good:
         one = made(bad, good, requests=4, retries=1)
         assert one.run_all([lambda stop: one.post("/x", BODY, stop)[1] for _ in range(50)]) == [b"good"] * 50
         assert 1 <= len(bad.asked) <= 4  # those that were sent before the first came back
@@ -209,14 +209,14 @@ def test_requests_that_fail_together_are_one_failure() -> None:
     together = threading.Barrier(6)
     failures = []
 
-    def answer(asked: Asked) -> bytes:
+    def answer(asked: Request) -> bytes:
         if len(server.asked) <= 6:
             together.wait(60)
             raise Drop
         failures.append(one._hosts[0].failures)
         return b""
 
-    with scripted(answer) as server:
+    with serve_answers(answer) as server:
         one = made(server, requests=6)
         one.run_all([lambda stop: one.post("/x", BODY, stop) for _ in range(6)])
         assert failures[0] == 1  # and the rest was the first of those that double
@@ -224,14 +224,14 @@ def test_requests_that_fail_together_are_one_failure() -> None:
 
 
 def test_one_that_comes_back_is_used_again() -> None:
-    with scripted(in_turn(Drop, Drop, b"back")) as lame, scripted(in_turn((502, b"", {}))) as bad:
+    with serve_answers(in_turn(Drop, Drop, b"back")) as lame, serve_answers(in_turn((502, b"", {}))) as bad:
         one = made(lame, bad, requests=1, retries=50)
         assert [post(one) for _ in range(3)] == [b"back"] * 3
 
 
 def test_the_token_goes_with_every_request_and_into_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_NAME", " sesame-1234 \n")
-    with scripted(lambda asked: (401, b'{"error": "wrong key: sesame-1234"}', {})) as server:
+    with serve_answers(lambda asked: (401, b'{"error": "wrong key: sesame-1234"}', {})) as server:
         one = made(server, token_env="SECRET_NAME")
         said = rf"^{server.url}: answered 401, wrong key: \*\*\*; see what SECRET_NAME holds$"
         with pytest.raises(RunError, match=said):
@@ -253,13 +253,13 @@ def test_a_missing_token_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UserError, match=r"^token_env: SECRET_NAME holds what cannot be a token; it has printable") as caught:
         Client(Options(url="http://host", token_env="SECRET_NAME"))
     assert "two words" not in str(caught.value)
-    with scripted(in_turn((401, b'{"error": "a token is wanted"}', {}))) as server, pytest.raises(RunError) as error:
+    with serve_answers(in_turn((401, b'{"error": "a token is wanted"}', {}))) as server, pytest.raises(RunError) as error:
         post(made(server))
     assert str(error.value).endswith("a token is wanted; name the environment variable that holds one with token_env")
 
 
 def test_every_url_is_asked_how_it_is_and_some_answers_may_be_tolerated() -> None:
-    with scripted(in_turn(b"a")) as a, scripted(in_turn((404, b"", {}))) as b:
+    with serve_answers(in_turn(b"a")) as a, serve_answers(in_turn((404, b"", {}))) as b:
         one = made(a, b)
         assert one.get("/models", tolerated=(404,)) == [(a.url, b"a"), (b.url, b"")]
         with pytest.raises(RunError, match=rf"^{b.url}: answered 404"):
@@ -284,7 +284,7 @@ def test_a_url_is_one(url: Any, said: str) -> None:
 
 
 def test_a_url_may_have_a_path_and_a_slash() -> None:
-    with scripted(in_turn(b"")) as server:
+    with serve_answers(in_turn(b"")) as server:
         post(Client(Options(url=f"{server.url}/v1/")))
         assert server.asked[0].path == "/v1/x"
 
@@ -294,5 +294,5 @@ def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("ALL_PROXY", dead())
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
-    with scripted(in_turn(b"direct")) as server:
+    with serve_answers(in_turn(b"direct")) as server:
         assert post(made(server, retries=0)) == b"direct"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reward_cases import PROMPTS, normalised, on_disk, pictures, samples
+from reward_cases import PROMPTS, normalize_image, pictures, samples, to_pil_image
 from torch import Tensor
 from torch.nn import functional
 from transformers import BertTokenizer
@@ -126,7 +126,7 @@ def reward(seen: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
 
 def middle(picture: Tensor) -> Tensor:
     """torchvision's Resize, CenterCrop and Normalize of a file: [3, S, S], float64."""
-    file = on_disk(picture)
+    file = to_pil_image(picture)
     width, height = file.size
     if width <= height:
         width, height = SIZE, int(SIZE * height / width)
@@ -134,7 +134,7 @@ def middle(picture: Tensor) -> Tensor:
         width, height = int(SIZE * width / height), SIZE
     small = np.asarray(file.resize((width, height), Image.Resampling.BICUBIC))
     top, left = int(round((height - SIZE) / 2.0)), int(round((width - SIZE) / 2.0))  # noqa: RUF046 as torchvision says it
-    return normalised(Image.fromarray(small[top : top + SIZE, left : left + SIZE]))
+    return normalize_image(Image.fromarray(small[top : top + SIZE, left : left + SIZE]))
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from judged_run import judged_run
 from PIL import Image, ImageDraw, ImageFont
+from reward_run import config_with_reward
 
 from flowfactory import RunError, Samples, UserError
 from flowfactory.rewards import to_pixels
@@ -196,22 +196,22 @@ def edits(a: str, b: str) -> int:
 def test_a_prompt_without_text_is_named_before_anything_is_drawn(tmp_path: Path) -> None:
     lines = [{"prompt": 'a "sign"'}, {"prompt": "a sign", "text": "x"}, {"prompt": "a cat"}]
     with pytest.raises(UserError, match=r"prompt 3 of train.jsonl: 'a cat' has no text to read"):
-        judged_run(tmp_path, {"name": "ocr"}, lines)
+        config_with_reward(tmp_path, {"name": "ocr"}, lines)
     with pytest.raises(UserError, match=r"prompt 1 of heldout.jsonl: 'a cat' has no text to read"):
-        judged_run(tmp_path, {"name": "ocr"}, lines[:2], lines[2:])
+        config_with_reward(tmp_path, {"name": "ocr"}, lines[:2], lines[2:])
 
 
 def test_only_prompts_that_the_reward_judges_need_a_text(tmp_path: Path) -> None:
     cat, sign = {"prompt": "a cat"}, {"prompt": 'a "sign"'}
-    judged_run(tmp_path, {"name": "ocr"}, [{"prompt": "a cat", "rewards": ["light"]}], [sign])
+    config_with_reward(tmp_path, {"name": "ocr"}, [{"prompt": "a cat", "rewards": ["light"]}], [sign])
     with pytest.raises(UserError, match="has no text to read"):
-        judged_run(tmp_path, {"name": "ocr"}, [{"prompt": "a cat", "rewards": ["light", "judge"]}], [sign])
-    judged_run(tmp_path, None, [cat], [sign], evaluation={"name": "ocr"})
-    judged_run(tmp_path, {"name": "ocr"}, [sign], [cat], evaluation={"name": "bright"})
+        config_with_reward(tmp_path, {"name": "ocr"}, [{"prompt": "a cat", "rewards": ["light", "judge"]}], [sign])
+    config_with_reward(tmp_path, None, [cat], [sign], evaluation={"name": "ocr"})
+    config_with_reward(tmp_path, {"name": "ocr"}, [sign], [cat], evaluation={"name": "bright"})
     with pytest.raises(UserError, match=r"prompt 1 of heldout.jsonl"):
-        judged_run(tmp_path, None, [sign], [cat], evaluation={"name": "ocr"})
+        config_with_reward(tmp_path, None, [sign], [cat], evaluation={"name": "ocr"})
     with pytest.raises(UserError, match=r"prompt 1 of train.jsonl"):
-        judged_run(tmp_path, {"name": "ocr"}, [cat], [cat], evaluation={"name": "bright"})
+        config_with_reward(tmp_path, {"name": "ocr"}, [cat], [cat], evaluation={"name": "bright"})
 
 
 def test_a_prompt_without_text_ends_the_run_rather_than_scoring_nothing() -> None:

@@ -11,8 +11,8 @@ import judge
 import pytest
 import torch
 from PIL import Image
-from scripted import Scripted, scripted
-from served import samples
+from reward_server import samples
+from scripted_server import ScriptedServer, serve_answers
 
 from flowfactory import Prompt, RunError, Samples, UserError
 from flowfactory.rewards.scoring import Rewards
@@ -24,16 +24,16 @@ LEVELS = [0.2, 0.8, 0.4, 1.0, 0.6]
 
 
 @pytest.fixture
-def endpoint() -> Iterator[Scripted]:
-    with scripted(judge.a_or_b) as server:
+def endpoint() -> Iterator[ScriptedServer]:
+    with serve_answers(judge.a_or_b) as server:
         yield server
 
 
-def config(server: Scripted, **options: Any) -> PairwiseConfig:
+def config(server: ScriptedServer, **options: Any) -> PairwiseConfig:
     return PairwiseConfig(url=f"{server.url}/v1", model=judge.MODEL, **options)
 
 
-def scores(server: Scripted, what: Samples, **options: Any) -> list[float]:
+def scores(server: ScriptedServer, what: Samples, **options: Any) -> list[float]:
     return Rewards({"mine": config(server, **options)})(what)["mine"].tolist()
 
 
@@ -41,7 +41,7 @@ def grey(levels: list[float], groups: list[int] | None = None) -> Samples:
     return samples(torch.tensor(levels).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous(), groups)
 
 
-def questions(server: Scripted) -> int:
+def questions(server: ScriptedServer) -> int:
     return sum(asked.path == "/v1/chat/completions" for asked in server.asked)
 
 
@@ -51,12 +51,12 @@ def expected(levels: list[float]) -> list[float]:
     return [sum(0.5 + 0.35 * (a - b) for b in rest) / len(rest) for a, rest in zip(levels, others, strict=True)]
 
 
-def test_it_keeps_the_contract(endpoint: Scripted) -> None:
+def test_it_keeps_the_contract(endpoint: ScriptedServer) -> None:
     found = check_reward(config(endpoint), grey(LEVELS), pointwise=False)
     assert found["under test"].tolist() == pytest.approx(expected(LEVELS), abs=1e-6)
 
 
-def test_a_win_rate_is_the_mean_over_opponents_of_both_orders(endpoint: Scripted) -> None:
+def test_a_win_rate_is_the_mean_over_opponents_of_both_orders(endpoint: ScriptedServer) -> None:
     found = scores(endpoint, grey(LEVELS))
     assert found == pytest.approx(expected(LEVELS), abs=1e-6)
     assert sum(found) / 5 == pytest.approx(0.5)
@@ -65,22 +65,22 @@ def test_a_win_rate_is_the_mean_over_opponents_of_both_orders(endpoint: Scripted
     assert shown == Counter((a, b) for a in LEVELS for b in LEVELS if a != b)
 
 
-def test_equals_are_even_though_the_judge_likes_a(endpoint: Scripted) -> None:
+def test_equals_are_even_though_the_judge_likes_a(endpoint: ScriptedServer) -> None:
     assert scores(endpoint, grey([0.4, 0.4, 0.4])) == pytest.approx([0.5] * 3, abs=1e-7)
 
 
-def test_only_members_of_a_group_meet(endpoint: Scripted) -> None:
+def test_only_members_of_a_group_meet(endpoint: ScriptedServer) -> None:
     found = scores(endpoint, grey([0.2, 0.8, 1.0, 0.6, 0.4], [7, 7, 3, 3, 3]))
     assert found == pytest.approx([*expected([0.2, 0.8]), *expected([1.0, 0.6, 0.4])], abs=1e-6)
     assert questions(endpoint) == 2 + 6
 
 
-def test_the_only_member_of_a_group_neither_wins_nor_loses(endpoint: Scripted) -> None:
+def test_the_only_member_of_a_group_neither_wins_nor_loses(endpoint: ScriptedServer) -> None:
     assert scores(endpoint, grey([0.2, 0.9], [0, 1])) == [0.5, 0.5]
     assert questions(endpoint) == 0
 
 
-def test_the_letter_alone_may_be_read(endpoint: Scripted) -> None:
+def test_the_letter_alone_may_be_read(endpoint: ScriptedServer) -> None:
     # by likings of 0.1 of 0.35: those that differ by less than 0.29 are even, one win for each order
     assert scores(endpoint, grey([0.0, 0.2, 1.0]), answer="choice") == [0.25, 0.25, 1.0]
     assert "logprobs" not in endpoint.asked[-1].json
@@ -103,7 +103,7 @@ def test_all_meet_all() -> None:
     assert choose_pairs(5, "all") == list(combinations(range(5), 2))
 
 
-def test_fewer_opponents_ask_fewer_questions(endpoint: Scripted) -> None:
+def test_fewer_opponents_ask_fewer_questions(endpoint: ScriptedServer) -> None:
     found = scores(endpoint, grey([0.0, 0.2, 0.4, 1.0]), opponents=2)
     beats = lambda a, b: 0.5 + 0.35 * (a - b)  # noqa: E731
     ring = [0.0, 0.2, 0.4, 1.0]
@@ -112,7 +112,7 @@ def test_fewer_opponents_ask_fewer_questions(endpoint: Scripted) -> None:
     assert questions(endpoint) == 8
 
 
-def test_the_message_names_both_and_asks(endpoint: Scripted, tmp_path: Path) -> None:
+def test_the_message_names_both_and_asks(endpoint: ScriptedServer, tmp_path: Path) -> None:
     black = tmp_path / "black.png"
     Image.new("RGB", (4, 4)).save(black)
     sources = (Prompt("p", images=(black,)),) * 2
@@ -134,7 +134,7 @@ def test_the_message_names_both_and_asks(endpoint: Scripted, tmp_path: Path) -> 
     ],
 )
 def test_an_answer_that_cannot_be_used_is_an_error_and_no_draw(
-    endpoint: Scripted, options: dict[str, Any], answer: bytes, said: str
+    endpoint: ScriptedServer, options: dict[str, Any], answer: bytes, said: str
 ) -> None:
     endpoint.answer = lambda asked: answer if asked.path.endswith("completions") else b"{}"
     with pytest.raises(RunError) as caught:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from odd_reward import size_of, weighted
 from PIL import Image
-from scripted import Asked, scripted
-from served import Served, eventually, pictures, samples, served, several
+from reward_server import Served, pictures, samples, serve_reward, serve_rewards, wait_until
+from scripted_server import Request, serve_answers
 
 from flowfactory import Prompt, RunError, Samples, UserError
 from flowfactory.rewards.scoring import Rewards
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 def servers() -> Iterator[tuple[Served, ...]]:
     """One that is pointwise, one that compares, with a token, and one that lets nobody wait."""
     options = [("--queue", "250"), ("--set", "pointwise=false", "--token-env", "T"), ("--queue", "0", "--max-request", "1")]
-    with several(options, environment={"T": "sesame-1234"}) as all_:
+    with serve_rewards(options, environment={"T": "sesame-1234"}) as all_:
         yield all_
 
 
@@ -143,7 +143,7 @@ HEALTH = json.dumps({"reward": "r", "version": 1, "pointwise": True, "max_reques
     ],
 )
 def test_an_answer_that_is_off_is_an_error_and_no_score(answer: bytes, said: str) -> None:
-    with scripted(lambda asked: HEALTH if asked.path == "/health" else answer) as server:
+    with serve_answers(lambda asked: HEALTH if asked.path == "/health" else answer) as server:
         assert fails(samples(pictures(2)), server.url) == f"{server.url}: {said}"
 
 
@@ -151,7 +151,7 @@ def test_a_server_that_is_too_slow_is_an_error(server: Served, tmp_path: Path) -
     said = fails(samples(pictures(2), hold=str(tmp_path)), server.url, request_timeout=0.5, retries=0)
     assert said == f"{server.url}: no answer in 1 try; the last: no answer within 0.5 s"
     (tmp_path / "go").touch()
-    eventually(lambda: server.metric("inside") == 0)
+    wait_until(lambda: server.metric("inside") == 0)
 
 
 def test_a_server_that_is_slower_than_the_label_allows_is_an_error(server: Served, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_server_that_is_slower_than_the_label_allows_is_an_error(server: Serve
     with pytest.raises(RunError, match=r"^reward 'mine': no scores within "):
         Rewards({"mine": config})(samples(pictures(2), hold=str(tmp_path)))
     (tmp_path / "go").touch()
-    eventually(lambda: server.metric("inside") == 0)
+    wait_until(lambda: server.metric("inside") == 0)
 
 
 def dead() -> str:
@@ -185,13 +185,13 @@ def test_what_is_not_there_ends_a_run_before_anything_is_drawn(server: Served) -
 
 
 def test_what_is_no_server_of_rewards_is_told(server: Served) -> None:
-    with scripted(lambda asked: b'{"status": "ok"}') as other:
+    with serve_answers(lambda asked: b'{"status": "ok"}') as other:
         assert unready(other.url) == f'{other.url}/health answered \'{{"status": "ok"}}\'; is that flowfactory serve?'
-    with scripted(lambda asked: (404, b"", {})) as other:
+    with serve_answers(lambda asked: (404, b"", {})) as other:
         assert unready(other.url) == f"{other.url}: answered 404, ''"
-    with scripted(lambda asked: HEALTH.replace(b'"version": 1', b'"version": 9')) as other:
+    with serve_answers(lambda asked: HEALTH.replace(b'"version": 1', b'"version": 9')) as other:
         assert unready(other.url) == f"{other.url} speaks version 9 of the format and this is 1; install the same flowfactory"
-    with scripted(lambda asked: HEALTH) as other:
+    with serve_answers(lambda asked: HEALTH) as other:
         said = f"{server.url} serves 'odd' and {other.url} 'r'; all must serve one reward"
         assert unready(server.url, other.url) == said
 
@@ -256,13 +256,13 @@ def test_a_server_that_is_killed_on_the_way_loses_nothing(
 ) -> None:
     monkeypatch.setattr(http_client, "FIRST_BACKOFF", 0.05)
     media = pictures(24)
-    with served() as other:
+    with serve_reward() as other:
         rewards = Rewards({"mine": RemoteConfig(url=(server.url, other.url), encoding="raw", batch_size=1, requests=8)})
         rewards.prepare(CPU)
         found: list[torch.Tensor] = []
         asking = threading.Thread(target=lambda: found.append(rewards(samples(media, hold=str(tmp_path)))["mine"]), daemon=True)
         asking.start()
-        eventually(lambda: other.metric("inside") == 4)
+        wait_until(lambda: other.metric("inside") == 4)
         assert server.metric("inside") == 4
         other.stop(signal.SIGKILL)
         (tmp_path / "go").touch()
@@ -273,7 +273,7 @@ def test_a_server_that_is_killed_on_the_way_loses_nothing(
 def test_it_is_asked_while_the_next_samples_are_drawn(server: Served, tmp_path: Path) -> None:
     rewards = Rewards({"mine": RemoteConfig(url=server.url, encoding="raw")})
     scoring = rewards.start(samples(pictures(2), hold=str(tmp_path)))
-    eventually((tmp_path / "begun").exists)  # and this thread is free
+    wait_until((tmp_path / "begun").exists)  # and this thread is free
     (tmp_path / "go").touch()
     assert torch.equal(scoring.result()["mine"], weighted(pictures(2)))
 
@@ -299,7 +299,7 @@ def test_a_server_may_be_written_in_anything() -> None:
     """The documented request is enough: this one counts parts by the standard library alone."""
     import email
 
-    def answer(asked: Asked) -> bytes:
+    def answer(asked: Request) -> bytes:
         if asked.path == "/health":
             return HEALTH
         message = email.message_from_bytes(f"Content-Type: {asked.headers['content-type']}\r\n\r\n".encode() + asked.body)
@@ -308,6 +308,6 @@ def test_a_server_may_be_written_in_anything() -> None:
         sizes = [len(parts[sample["media"]["part"]].get_payload(decode=True)) for sample in request["samples"]]
         return json.dumps({"scores": sizes}).encode()
 
-    with scripted(answer) as server:
+    with serve_answers(answer) as server:
         found = scores(samples(pictures(3)), server.url, encoding="raw8")
         assert found.tolist() == [3 * 16 * 16] * 3

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from reward_cases import alive, pictures, samples
+from reward_cases import find_alive, pictures, samples
 from tiny_clip import clip_folder
 from torch import Tensor
 from transformers import CLIPModel
@@ -62,7 +62,7 @@ def test_a_path_is_relative_to_the_config(folder: Path, tmp_path: Path) -> None:
 
 
 def test_labels_and_rewards_on_one_path_hold_one_model(folder: Path, tmp_path: Path) -> None:
-    before = len(alive(CLIPModel))
+    before = len(find_alive(CLIPModel))
     options = {"path": str(folder)}
     config = configured(
         tmp_path,
@@ -73,13 +73,13 @@ def test_labels_and_rewards_on_one_path_hold_one_model(folder: Path, tmp_path: P
         },
     )
     rewards = [config.rewards[label].build(label) for label in ("first", "second", "third")]
-    assert len(alive(CLIPModel)) == before
+    assert len(find_alive(CLIPModel)) == before
     for reward in rewards:
         reward.prepare_reward(CPU)  # type: ignore[attr-defined]
-    assert len(alive(CLIPModel)) == before + 1
+    assert len(find_alive(CLIPModel)) == before + 1
     other = ClipConfig(path=str(folder), dtype="bf16").build("other")
     other.prepare_reward(CPU)
-    assert len(alive(CLIPModel)) == before + 2
+    assert len(find_alive(CLIPModel)) == before + 2
 
 
 def test_a_video_scores_the_mean_of_its_frames(folder: Path) -> None:
@@ -126,7 +126,7 @@ def test_no_gradient_and_no_training_mode_is_left(folder: Path) -> None:
     media = pictures().requires_grad_()
     scores: Tensor = reward.compute_reward(samples(media))["clip"]
     assert not scores.requires_grad
-    models = alive(CLIPModel)
+    models = find_alive(CLIPModel)
     assert models
     assert not any(model.training for model in models)
     assert not any(weight.requires_grad for model in models for weight in model.parameters())

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from reward_cases import PROMPTS, alive, normalised, on_disk, pictures, samples, shaken
+from reward_cases import PROMPTS, find_alive, normalize_image, pictures, randomize_weights, samples, to_pil_image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn import functional
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text_config={**tower, "vocab_size": len(WORDS), "max_position_embeddings": LENGTH, "projection_size": 32},
         vision_config={**tower, "image_size": SIZE, "patch_size": 8},
     )
-    model = shaken(SiglipModel(config))
+    model = randomize_weights(SiglipModel(config))
     with torch.no_grad():
         model.logit_scale.fill_(1.2)
         model.logit_bias.fill_(-0.7)
@@ -48,8 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def logits(folder: Path, media: Tensor, texts: tuple[str, ...]) -> Tensor:
     """Worked out from the towers, each prompt by itself: [n], float64."""
     model = SiglipModel.from_pretrained(folder).double()
-    squeezed = [on_disk(picture).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for picture in media]
-    seen = torch.stack([normalised(picture, (0.5,) * 3, (0.5,) * 3) for picture in squeezed])
+    squeezed = [to_pil_image(picture).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for picture in media]
+    seen = torch.stack([normalize_image(picture, (0.5,) * 3, (0.5,) * 3) for picture in squeezed])
     with torch.no_grad():
         looked = functional.normalize(model.vision_model(pixel_values=seen).pooler_output, dim=1)
         rows = []
@@ -82,11 +82,11 @@ def test_capitals_make_no_difference(folder: Path) -> None:
 
 
 def test_logit_and_probability_share_one_model(folder: Path) -> None:
-    before = len(alive(SiglipModel))
+    before = len(find_alive(SiglipModel))
     rewards = [siglip.SiglipConfig(path=str(folder), score=score).build(score) for score in ("logit", "probability")]
     for reward in rewards:
         reward.prepare_reward(torch.device("cpu"))
-    assert len(alive(SiglipModel)) == before + 1
+    assert len(find_alive(SiglipModel)) == before + 1
 
 
 def test_a_model_of_another_kind_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -108,5 +108,5 @@ def test_released_weights_score_as_the_documented_pipeline(path: str) -> None:
     scores = check_reward(config, samples(media), tolerance=1e-4)["under test"]
     classify = pipeline("zero-shot-image-classification", model=path)
     for picture, prompt, score in zip(media, PROMPTS, scores, strict=True):
-        told = classify(on_disk(picture), candidate_labels=[prompt], hypothesis_template="{}")
+        told = classify(to_pil_image(picture), candidate_labels=[prompt], hypothesis_template="{}")
         assert float(score) == pytest.approx(told[0]["score"], abs=1e-3)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import tiny_detectors
 import torch
-from judged_run import judged_run
-from reward_cases import shaken
+from reward_cases import randomize_weights
+from reward_run import config_with_reward
 from torch.nn import functional
 from transformers import (
     BitImageProcessorPil,
@@ -30,7 +30,9 @@ TRUNK = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "nu
 
 def dino(folder: Path) -> Path:
     """As DINO's checkpoint is: without the pooler that a ViT has."""
-    shaken(ViTModel(ViTConfig(**TRUNK, image_size=SIZE, patch_size=8), add_pooling_layer=False)).save_pretrained(folder)
+    randomize_weights(ViTModel(ViTConfig(**TRUNK, image_size=SIZE, patch_size=8), add_pooling_layer=False)).save_pretrained(
+        folder
+    )
     ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
     return folder
 
@@ -39,7 +41,7 @@ def dinov2(folder: Path) -> Path:
     config = Dinov2Config(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=SIZE, patch_size=8
     )
-    shaken(Dinov2Model(config)).save_pretrained(folder)
+    randomize_weights(Dinov2Model(config)).save_pretrained(folder)
     BitImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
     return folder
 
@@ -157,8 +159,8 @@ def test_labels_share_the_weights(models: dict[str, Path]) -> None:
 
 def test_pictures_are_refused_before_and_while_drawing(tmp_path: Path, models: dict[str, Path]) -> None:
     with pytest.raises(UserError, match=r"video-consistency looks at videos, and this run draws pictures; set sampling.frames"):
-        judged_run(tmp_path, {"name": "video-consistency"})
-    assert judged_run(tmp_path, {"name": "video-consistency"}, frames=5)
+        config_with_reward(tmp_path, {"name": "video-consistency"})
+    assert config_with_reward(tmp_path, {"name": "video-consistency"}, frames=5)
     for media in (torch.zeros(1, 3, 16, 16), torch.zeros(1, 1, 3, 16, 16)):
         with pytest.raises(RunError, match="consistency is between frames"):
             VideoConsistencyConfig(path=str(models["dino"])).build("same").compute_reward(samples(media))

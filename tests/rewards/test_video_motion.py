@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from judged_run import judged_run
+from reward_run import config_with_reward
 from torch.nn import functional
 
 from flowfactory import RunError, Samples, UserError
@@ -79,8 +79,8 @@ def test_speed_beyond_a_limit_gains_nothing() -> None:
 
 def test_pictures_are_refused_before_and_while_drawing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"video-motion looks at videos, and this run draws pictures; set sampling.frames to 2"):
-        judged_run(tmp_path, {"name": "video-motion"})
-    assert judged_run(tmp_path, {"name": "video-motion"}, frames=5)
+        config_with_reward(tmp_path, {"name": "video-motion"})
+    assert config_with_reward(tmp_path, {"name": "video-motion"}, frames=5)
     for media in (torch.zeros(1, 3, 32, 32), torch.zeros(1, 1, 3, 32, 32)):
         with pytest.raises(RunError, match="motion is between frames"):
             VideoMotionConfig().build("moves").compute_reward(samples(media))
@@ -89,7 +89,7 @@ def test_pictures_are_refused_before_and_while_drawing(tmp_path: Path) -> None:
 def test_only_what_the_reward_judges_must_move(tmp_path: Path) -> None:
     motion = {"name": "video-motion"}
     with pytest.raises(UserError, match=r"set evaluation.frames to 2"):
-        judged_run(tmp_path, None, evaluation=motion)
-    assert judged_run(tmp_path, None, evaluation=motion, evaluated_frames=5)
+        config_with_reward(tmp_path, None, evaluation=motion)
+    assert config_with_reward(tmp_path, None, evaluation=motion, evaluated_frames=5)
     with pytest.raises(UserError, match=r"set sampling.frames to 2"):
-        judged_run(tmp_path, motion, evaluation={"name": "bright"}, evaluated_frames=5)
+        config_with_reward(tmp_path, motion, evaluation={"name": "bright"}, evaluated_frames=5)

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
-from scripted import Answer, Asked, Scripted, scripted
-from served import samples
+from reward_server import samples
+from scripted_server import Answer, Request, ScriptedServer, serve_answers
 
 from flowfactory import Prompt, RunError, Samples, UserError
 from flowfactory.rewards.scoring import Rewards
@@ -25,20 +25,20 @@ from flowfactory_rewards.vlm import VlmConfig, parse_number
 
 
 @pytest.fixture
-def endpoint() -> Iterator[Scripted]:
-    with scripted(judge.yes_or_no) as server:
+def endpoint() -> Iterator[ScriptedServer]:
+    with serve_answers(judge.yes_or_no) as server:
         yield server
 
 
-def config(server: Scripted, **options: Any) -> VlmConfig:
+def config(server: ScriptedServer, **options: Any) -> VlmConfig:
     return VlmConfig(url=f"{server.url}/v1", model=judge.MODEL, **options)
 
 
-def scores(server: Scripted, what: Samples, **options: Any) -> torch.Tensor:
+def scores(server: ScriptedServer, what: Samples, **options: Any) -> torch.Tensor:
     return Rewards({"mine": config(server, **options)})(what)["mine"]
 
 
-def fails(server: Scripted, **options: Any) -> str:
+def fails(server: ScriptedServer, **options: Any) -> str:
     with pytest.raises((RunError, UserError)) as caught:
         scores(server, grey(0.5), **options)
     said = str(caught.value)
@@ -51,30 +51,30 @@ def grey(*levels: float) -> Samples:
     return samples(torch.tensor(levels).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous())
 
 
-def asked_questions(server: Scripted) -> list[Asked]:
+def asked_questions(server: ScriptedServer) -> list[Request]:
     return [asked for asked in server.asked if asked.path == "/v1/chat/completions"]
 
 
-def always(answer: Answer | bytes) -> Callable[[Asked], Answer | bytes]:
+def always(answer: Answer | bytes) -> Callable[[Request], Answer | bytes]:
     return lambda asked: answer if asked.path.endswith("/chat/completions") else b"{}"
 
 
-def test_it_keeps_the_contract(endpoint: Scripted) -> None:
+def test_it_keeps_the_contract(endpoint: ScriptedServer) -> None:
     found = check_reward(config(endpoint), grey(0.2, 0.8, 0.4, 1.0))
     assert found["under test"].tolist() == pytest.approx([0.2, 0.8, 0.4, 1.0], abs=1e-5)
 
 
-def test_the_score_is_the_share_of_yes_over_all_spellings(endpoint: Scripted) -> None:
+def test_the_score_is_the_share_of_yes_over_all_spellings(endpoint: ScriptedServer) -> None:
     levels = [0, 51 / 255, 102 / 255, 1]
     assert scores(endpoint, grey(*levels)).tolist() == pytest.approx(levels, abs=1e-6)
 
 
-def test_one_that_is_not_among_the_likeliest_has_no_share(endpoint: Scripted) -> None:
+def test_one_that_is_not_among_the_likeliest_has_no_share(endpoint: ScriptedServer) -> None:
     endpoint.answer = always(judge.completion("Yes", {"Yes": 0.9, "I": 0.1}))
     assert scores(endpoint, grey(0.5)).tolist() == [1]
 
 
-def test_the_first_token_with_letters_counts(endpoint: Scripted) -> None:
+def test_the_first_token_with_letters_counts(endpoint: ScriptedServer) -> None:
     first = {
         "token": "**",
         "logprob": -0.1,
@@ -86,7 +86,7 @@ def test_the_first_token_with_letters_counts(endpoint: Scripted) -> None:
     assert scores(endpoint, grey(0.5)).tolist() == pytest.approx([0.75])
 
 
-def test_the_request_is_what_the_options_say(endpoint: Scripted) -> None:
+def test_the_request_is_what_the_options_say(endpoint: ScriptedServer) -> None:
     scores(endpoint, grey(0.5))
     (asked,) = asked_questions(endpoint)
     assert {key: value for key, value in asked.json.items() if key != "messages"} == {
@@ -114,7 +114,7 @@ def test_the_request_is_what_the_options_say(endpoint: Scripted) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_judge_sees_the_picture_itself(endpoint: Scripted, channels: int) -> None:
+def test_the_judge_sees_the_picture_itself(endpoint: ScriptedServer, channels: int) -> None:
     media = torch.rand(2, channels, 9, 7, generator=torch.Generator().manual_seed(1))
     scores(endpoint, samples(media), requests=1)
     for asked, picture in zip(asked_questions(endpoint), media, strict=True):
@@ -122,14 +122,14 @@ def test_the_judge_sees_the_picture_itself(endpoint: Scripted, channels: int) ->
         assert np.array_equal(judge.pictures(asked)[0], expected if channels == 3 else expected[..., 0])
 
 
-def test_of_a_video_evenly_spread_frames_are_seen_in_one_message(endpoint: Scripted) -> None:
+def test_of_a_video_evenly_spread_frames_are_seen_in_one_message(endpoint: ScriptedServer) -> None:
     clip = torch.linspace(0, 1, 9).view(1, 9, 1, 1, 1).expand(1, 9, 3, 8, 8)
     assert scores(endpoint, samples(clip), frames=3).tolist() == pytest.approx([0.5], abs=2e-3)
     (asked,) = asked_questions(endpoint)
     assert judge.brightness(asked) == pytest.approx([0, 0.5, 1], abs=3e-3)
 
 
-def test_pictures_that_a_prompt_brings_come_first_if_wanted(endpoint: Scripted, tmp_path: Path) -> None:
+def test_pictures_that_a_prompt_brings_come_first_if_wanted(endpoint: ScriptedServer, tmp_path: Path) -> None:
     white = tmp_path / "white.png"
     Image.new("L", (4, 4), 255).save(white)
     what = replace(grey(0.2), sources=(Prompt("p", images=(white,)),))
@@ -140,7 +140,7 @@ def test_pictures_that_a_prompt_brings_come_first_if_wanted(endpoint: Scripted, 
     assert judge.brightness(without) == pytest.approx([0.2])
 
 
-def test_the_question_is_filled_with_the_prompt_and_its_metadata(endpoint: Scripted) -> None:
+def test_the_question_is_filled_with_the_prompt_and_its_metadata(endpoint: ScriptedServer) -> None:
     what = replace(grey(0.5, 0.5), metadata=({"count": 3, "colour": "red"}, {"count": 4, "colour": "{prompt}"}))
     scores(endpoint, what, question='{count} {colour} in "{prompt}"? As {{"answer": "yes"}}.', requests=1)
     assert [judge.texts(asked)[0] for asked in asked_questions(endpoint)] == [
@@ -149,7 +149,7 @@ def test_the_question_is_filled_with_the_prompt_and_its_metadata(endpoint: Scrip
     ]
 
 
-def test_a_key_that_a_prompt_lacks_is_an_error(endpoint: Scripted) -> None:
+def test_a_key_that_a_prompt_lacks_is_an_error(endpoint: ScriptedServer) -> None:
     said = fails(endpoint, question="{count} of {prompt}?")
     assert said == "the prompt 'prompt 0' has no metadata 'count', which the question asks for"
 
@@ -168,7 +168,7 @@ def test_a_number_alone_is_read(said: str, value: float) -> None:
     assert parse_number(said, 1, 10) == value
 
 
-def test_numbers_are_scaled_to_one_or_not(endpoint: Scripted) -> None:
+def test_numbers_are_scaled_to_one_or_not(endpoint: ScriptedServer) -> None:
     endpoint.answer = always(judge.completion("4"))
     assert scores(endpoint, grey(0.5), answer="score", range=(0, 5)).tolist() == pytest.approx([0.8])
     assert scores(endpoint, grey(0.5), answer="score", range=(0, 5), scale=False).tolist() == [4]
@@ -179,7 +179,7 @@ def test_numbers_are_scaled_to_one_or_not(endpoint: Scripted) -> None:
     )
 
 
-def test_a_pattern_finds_the_number_in_an_answer(endpoint: Scripted) -> None:
+def test_a_pattern_finds_the_number_in_an_answer(endpoint: ScriptedServer) -> None:
     endpoint.answer = always(judge.completion("It has 3 cats, as asked.\nScore: 8.5"))
     options: Any = {"answer": "score", "scale": False}
     assert scores(endpoint, grey(0.5), pattern=r"Score: ([\d.]+)", **options).tolist() == [8.5]
@@ -224,7 +224,7 @@ OFF: dict[str, tuple[dict[str, Any], bytes, str]] = {
 
 @pytest.mark.parametrize(("options", "answer", "said"), OFF.values(), ids=OFF)
 def test_an_answer_that_cannot_be_used_is_asked_for_again_and_then_an_error(
-    endpoint: Scripted, options: dict[str, Any], answer: bytes, said: str
+    endpoint: ScriptedServer, options: dict[str, Any], answer: bytes, said: str
 ) -> None:
     endpoint.answer = always(answer)
     told = fails(endpoint, retries=2, **options)
@@ -232,7 +232,7 @@ def test_an_answer_that_cannot_be_used_is_asked_for_again_and_then_an_error(
     assert len(asked_questions(endpoint)) == 3
 
 
-def test_an_answer_that_can_be_used_in_the_end_is(endpoint: Scripted) -> None:
+def test_an_answer_that_can_be_used_in_the_end_is(endpoint: ScriptedServer) -> None:
     answers = [judge.completion("hm", {"hm": 1.0}), (500, b"{}", {}), judge.completion("Yes", {"Yes": 0.3, "No": 0.1})]
     endpoint.answer = lambda asked: answers.pop(0) if asked.path.endswith("completions") else b"{}"
     assert scores(endpoint, grey(0.5)).tolist() == pytest.approx([0.75])
@@ -247,15 +247,15 @@ def test_an_answer_that_can_be_used_in_the_end_is(endpoint: Scripted) -> None:
         ((500, b"", {}), "no answer in 2 tries; the last: 500, ''"),
     ],
 )
-def test_an_error_of_the_endpoint_is_one_of_the_run(endpoint: Scripted, answer: Answer, said: str) -> None:
+def test_an_error_of_the_endpoint_is_one_of_the_run(endpoint: ScriptedServer, answer: Answer, said: str) -> None:
     endpoint.answer = always(answer)
     assert fails(endpoint, retries=1) == f"{endpoint.url}/v1: {said}"
 
 
-def test_questions_are_asked_at_once_and_answers_in_order(endpoint: Scripted) -> None:
+def test_questions_are_asked_at_once_and_answers_in_order(endpoint: ScriptedServer) -> None:
     together = threading.Barrier(4)
 
-    def answer(asked: Asked) -> Answer | bytes:
+    def answer(asked: Request) -> Answer | bytes:
         if asked.path.endswith("completions"):
             together.wait(60)
         return judge.yes_or_no(asked)
@@ -267,7 +267,7 @@ def test_questions_are_asked_at_once_and_answers_in_order(endpoint: Scripted) ->
 
 
 def test_a_key_goes_along_and_a_wrong_one_ends_the_run_before_anything_is_drawn(
-    endpoint: Scripted, monkeypatch: pytest.MonkeyPatch
+    endpoint: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KEY", "sk-sesame")
     scores(endpoint, grey(0.5), token_env="KEY")
@@ -278,7 +278,7 @@ def test_a_key_goes_along_and_a_wrong_one_ends_the_run_before_anything_is_drawn(
         rewards.prepare(torch.device("cpu"))
 
 
-def test_an_endpoint_that_lists_no_models_is_one(endpoint: Scripted) -> None:
+def test_an_endpoint_that_lists_no_models_is_one(endpoint: ScriptedServer) -> None:
     endpoint.answer = lambda asked: judge.yes_or_no(asked) if asked.path.endswith("completions") else (404, b"", {})
     assert scores(endpoint, grey(0.4)).tolist() == pytest.approx([0.4])
 

@@ -23,7 +23,7 @@ from flowfactory.testing.two_parameter import FILE
 LORA = {"lora": {"rank": 3, "alpha": 7.5}}
 
 
-def opened(
+def open_bench(
     config: Any,
     cache: Path,
     prompts: Sequence[str | Prompt],
@@ -51,7 +51,7 @@ def opened(
     )
 
 
-def apart(ours: Tensor, theirs: Tensor) -> float:
+def relative_difference(ours: Tensor, theirs: Tensor) -> float:
     """The largest difference, relative to the largest element."""
     assert ours.shape == theirs.shape, f"{list(ours.shape)} and {list(theirs.shape)}"
     return float((ours - theirs).abs().max() / theirs.abs().max())
@@ -67,7 +67,7 @@ def nudge(made: Bench, scale: float = 0.3) -> None:
     made.policy.mark_changed()
 
 
-def one_by_one(made: Bench) -> Trajectory:
+def draw_one_by_one(made: Bench) -> Trajectory:
     """The plan drawn a sample at a time."""
     return made.draw(1)
 
@@ -81,7 +81,7 @@ def check_sizes(settings: dict[str, Any], section: str, size: list[int], nearest
     assert validate(settings)
 
 
-def two_iterations(
+def train_two_iterations(
     model: Mapping[str, Any], algorithm: Mapping[str, Any], prompts: Path, folder: Path, **sections: Any
 ) -> RunDirectory:
     """A run of two iterations in ``folder/run``, with an evaluation before and after; ``sections`` are set on top."""

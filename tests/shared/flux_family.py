@@ -10,7 +10,7 @@ from typing import Any
 
 import tiny_flux
 from diffusers import DiffusionPipeline
-from families import opened
+from families import open_bench
 from PIL import Image
 from torch import Tensor
 
@@ -47,7 +47,7 @@ LONG = "a photo of a red circle and a blue square of a cat " * 4
 TEXTS = ("", "cat", "a red cat", "blue", "green square", "a photo of a red circle", LONG)
 
 
-def config_of(variant: str, path: Path, **options: Any) -> Any:
+def make_config(variant: str, path: Path, **options: Any) -> Any:
     """The config of our model over ``path``, with few tokens of text and pictures as small as they are."""
     small = {"auto_resize": False} if variant == "kontext" else {}
     return CONFIGS[variant].model_validate(
@@ -55,7 +55,7 @@ def config_of(variant: str, path: Path, **options: Any) -> Any:
     )
 
 
-def told(*texts: str, images: Sequence[Path] = (), negative: str | None = None) -> list[Prompt]:
+def make_prompts(*texts: str, images: Sequence[Path] = (), negative: str | None = None) -> list[Prompt]:
     """A prompt of each text, all with the same pictures and negative prompt."""
     return [Prompt(text, images=tuple(images), negative=negative) for text in texts]
 
@@ -78,7 +78,7 @@ class Flux:
 
     def prompts(self, variant: str, *texts: str) -> list[Prompt]:
         """A prompt of each text, with a picture where the variant insists on one."""
-        return told(*texts, images=self.pictures[:1] if variant == "kontext" else ())
+        return make_prompts(*texts, images=self.pictures[:1] if variant == "kontext" else ())
 
     def model(
         self,
@@ -110,7 +110,7 @@ class Flux:
     def mixed(self, variant: str) -> list[Prompt]:
         """Five prompts with other texts, and other numbers and sizes of pictures where the variant takes them."""
         if variant not in TAKES_PICTURES:
-            return told(*TEXTS[:4], LONG)
+            return make_prompts(*TEXTS[:4], LONG)
         places: tuple[tuple[int, ...], ...] = ((0,), (1,), (2,), (1,), (0,))
         if variant != "kontext":
             places = ((), (0,), (1,), (1, 0), (2,))
@@ -119,15 +119,15 @@ class Flux:
 
     def bringing(self, *places: int, texts: Sequence[str]) -> list[Prompt]:
         """A prompt of each text, all with the pictures at ``places``."""
-        return told(*texts, images=[self.pictures[place] for place in places])
+        return make_prompts(*texts, images=[self.pictures[place] for place in places])
 
     def own(self, variant: str, *texts: str, guidance: float = 1.0, **options: Any) -> Bench:
         """A model like that of :meth:`model` with weights of its own, for prompts of ``texts``."""
-        config = config_of(variant, self.folder(variant), **options)
-        return opened(config, self.cache, self.prompts(variant, *(texts or ("cat",))), (48, 32), 3, guidance)
+        config = make_config(variant, self.folder(variant), **options)
+        return open_bench(config, self.cache, self.prompts(variant, *(texts or ("cat",))), (48, 32), 3, guidance)
 
 
-def noise_of(made: Bench, pipeline: Any) -> Tensor:
+def initial_noise(made: Bench, pipeline: Any) -> Tensor:
     """The start of each sample of the plan [B, C, H, W]."""
     (height, width, _), channels = made.plan.canvas, pipeline.transformer.config.in_channels
     patch, channels = (2, channels) if is_flux2(pipeline) else (1, channels // 4)
@@ -144,7 +144,7 @@ def drawn_by(pipeline: Any, made: Bench, **options: Any) -> tuple[Tensor, Tensor
 
     It draws with the pictures of the first prompt; ``options`` go to its call.
     """
-    noise, prompts, (height, width, _) = noise_of(made, pipeline), made.batch.prompts, made.plan.canvas
+    noise, prompts, (height, width, _) = initial_noise(made, pipeline), made.batch.prompts, made.plan.canvas
     packed: list[Tensor] = []
 
     def keep(pipeline: Any, step: int, time: Tensor, found: dict[str, Tensor]) -> dict[str, Tensor]:

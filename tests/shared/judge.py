@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from scripted import Asked
+from scripted_server import Request
 
 MODEL = "bright-judge"
 REST = 0.1  # of the probability goes to other words
 
 
-def texts(asked: Asked) -> list[str]:
+def texts(asked: Request) -> list[str]:
     return [part["text"] for part in asked.json["messages"][-1]["content"] if part["type"] == "text"]
 
 
-def pictures(asked: Asked) -> list[np.ndarray[Any, Any]]:
+def pictures(asked: Request) -> list[np.ndarray[Any, Any]]:
     """uint8 [H, W, C] each."""
     parts = [part for part in asked.json["messages"][-1]["content"] if part["type"] == "image_url"]
     found = []
@@ -31,7 +31,7 @@ def pictures(asked: Asked) -> list[np.ndarray[Any, Any]]:
     return found
 
 
-def brightness(asked: Asked) -> list[float]:
+def brightness(asked: Request) -> list[float]:
     return [float(picture.mean() / 255) for picture in pictures(asked)]
 
 
@@ -49,7 +49,7 @@ def completion(content: str | None, shares: dict[str, float] | None = None, **mo
     return json.dumps({"object": "chat.completion", "model": MODEL, "choices": [{**choice, **more}]}).encode()
 
 
-def yes_or_no(asked: Asked) -> bytes:
+def yes_or_no(asked: Request) -> bytes:
     """Yes with the mean brightness of all pictures, in several spellings."""
     if asked.path.endswith("/models"):
         return b'{"data": []}'
@@ -59,7 +59,7 @@ def yes_or_no(asked: Asked) -> bytes:
     return completion("Yes" if p > q else "No", shares)
 
 
-def a_or_b(asked: Asked) -> bytes:
+def a_or_b(asked: Request) -> bytes:
     """The brighter of two, with a liking for A: P(A) = 0.5 + 0.35 (a - b) + 0.1."""
     if asked.path.endswith("/models"):
         return b'{"data": []}'

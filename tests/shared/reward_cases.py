@@ -27,18 +27,18 @@ def pictures(height: int = 32, width: int = 32, count: int = 3) -> Tensor:
     return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear").clamp(0, 1)
 
 
-def on_disk(picture: Tensor) -> Image.Image:
+def to_pil_image(picture: Tensor) -> Image.Image:
     """A picture [3, H, W] as Pillow opens it."""
     return Image.fromarray(np.round(picture.numpy() * 255).astype(np.uint8).transpose(1, 2, 0))
 
 
-def normalised(picture: Image.Image, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> Tensor:
+def normalize_image(picture: Image.Image, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> Tensor:
     """[3, H, W], float64."""
     values = (np.asarray(picture, np.float64) / 255 - np.array(mean)) / np.array(std)
     return torch.from_numpy(values.transpose(2, 0, 1))
 
 
-def shorter_side(picture: Image.Image, size: int) -> Image.Image:
+def resize_and_crop(picture: Image.Image, size: int) -> Image.Image:
     """Its shorter side resized to ``size``, and the middle of it."""
     width, height = (int(size * side / min(picture.size)) for side in picture.size)
     resized = picture.resize((width, height), Image.Resampling.BICUBIC)
@@ -46,7 +46,7 @@ def shorter_side(picture: Image.Image, size: int) -> Image.Image:
     return resized.crop((left, top, left + size, top + size))
 
 
-def shaken(model: Any, scale: float = 0.15, seed: int = 0) -> Any:
+def randomize_weights(model: Any, scale: float = 0.15, seed: int = 0) -> Any:
     """``model`` with weights so large that scores differ, in eval mode; the same at every call."""
     source = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def shaken(model: Any, scale: float = 0.15, seed: int = 0) -> Any:
     return model.eval()
 
 
-def alive(kind: type) -> list[Any]:
+def find_alive(kind: type) -> list[Any]:
     """The objects of ``kind`` that anyone holds."""
     gc.collect()
     return [found for found in gc.get_objects() if isinstance(found, kind)]

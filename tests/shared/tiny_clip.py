@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from reward_cases import normalised, on_disk, shaken, shorter_side
+from reward_cases import normalize_image, randomize_weights, resize_and_crop, to_pil_image
 from tiny_parts import clip_tokenizer
 from torch import Tensor
 from torch.nn import functional
@@ -38,7 +38,7 @@ def clip_folder(folder: Path, seed: int = 4) -> Path:
         },
         projection_dim=24,
     )
-    model = shaken(CLIPModel(config), seed=seed)
+    model = randomize_weights(CLIPModel(config), seed=seed)
     with torch.no_grad():
         model.logit_scale.fill_(1.5)
     model.save_pretrained(folder)
@@ -51,7 +51,7 @@ def embeddings(folder: Path, pictures: Tensor, prompts: tuple[str, ...]) -> tupl
     """Of pictures [n, 3, H, W] and prompts, each by itself and unpadded: [n, 24] of length 1, float64."""
     model = CLIPModel.from_pretrained(folder).double()
     tokenizer = CLIPTokenizer.from_pretrained(folder)
-    seen = torch.stack([normalised(shorter_side(on_disk(picture), SIZE)) for picture in pictures])
+    seen = torch.stack([normalize_image(resize_and_crop(to_pil_image(picture), SIZE)) for picture in pictures])
     told = []
     with torch.no_grad():
         looked = model.vision_model(pixel_values=seen).last_hidden_state[:, 0]

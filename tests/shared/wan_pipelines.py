@@ -40,7 +40,7 @@ def schedule(steps: int, shift: float) -> list[float]:
     return [*(shift * even / (1 + (shift - 1) * even)).tolist(), 0.0]
 
 
-def pipeline_of(task: str, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+def open_pipeline(task: str, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The whole checkpoint as diffusers runs it, but for the solver."""
     pipeline = PIPELINES[task].from_pretrained(folder, dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
@@ -62,7 +62,7 @@ def _remember(pipeline: Any) -> None:
     pipeline._get_t5_prompt_embeds = embeds
 
 
-def drawn(pipeline: Any, made: Bench, output: str = "latent", **options: Any) -> Tensor:
+def draw_reference(pipeline: Any, made: Bench, output: str = "latent", **options: Any) -> Tensor:
     """Latents [B, C, F, H, W], or with ``output`` "pt" videos [B, F, 3, H, W], of the plan, from the plan's noise.
 
     A sample at a time: a pipeline takes one picture.

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import pytest
 import tiny_wan
-from families import opened
-from wan_pipelines import CONFIGS, pipeline_of
+from families import open_bench
+from wan_pipelines import CONFIGS, open_pipeline
 
 from flowfactory import Canvas, Prompt
 from flowfactory.data.batches import make_batch
@@ -82,7 +82,7 @@ def model(checkpoint: Checkpoint, conditions_folder: Path) -> Callable[..., Benc
     @cache
     def load(task: str, path: Path, options: tuple[tuple[str, Any], ...]) -> Bench:
         config = CONFIGS[task].model_validate({"path": str(path), "train": "full", **dict(options)})
-        return opened(config, conditions_folder, [], (32, 32, 5))
+        return open_bench(config, conditions_folder, [], (32, 32, 5))
 
     def plan(
         task: str,
@@ -109,6 +109,6 @@ def pipeline(checkpoint: Checkpoint) -> Callable[..., Any]:
 
     @cache
     def load(task: str, kind: str = "2.1", path: Path | None = None) -> Any:
-        return pipeline_of(task, path or checkpoint(task, kind))
+        return open_pipeline(task, path or checkpoint(task, kind))
 
     return load

@@ -10,7 +10,7 @@ from typing import Any
 import policy_gradient
 import pytest
 import torch
-from families import LORA, apart
+from families import LORA, relative_difference
 from wan_pipelines import CONFIGS, EVERY, SIZES
 
 from flowfactory import Runtime, UserError
@@ -156,7 +156,7 @@ def test_the_vae_computes_in_float32_under_bf16(checkpoint: Any, prompts: Any, p
     mean, std = (torch.tensor(of)[:, None, None, None] for of in (vae.config.latents_mean, vae.config.latents_std))
     with torch.no_grad():
         videos = vae.decode(drawn.latents * std + mean).sample
-    assert apart(drawn.media, (videos.transpose(1, 2) / 2 + 0.5).clamp(0, 1)) < 1e-5
+    assert relative_difference(drawn.media, (videos.transpose(1, 2) / 2 + 0.5).clamp(0, 1)) < 1e-5
 
 
 def test_tiles_and_smaller_batches_decode_the_same(model: Any, prompts: Any) -> None:
@@ -164,8 +164,8 @@ def test_tiles_and_smaller_batches_decode_the_same(model: Any, prompts: Any) -> 
         model("t2v", "2.1", prompts("t2v")[:2], (32, 32, 5), 1, **options).draw(2).media
         for options in ({}, {"decode_batch_size": 1}, {"tiling": True})
     )
-    assert apart(pieces, whole) < 1e-5
-    assert apart(tiles, whole) < 1e-5  # one tile holds all of so small a video
+    assert relative_difference(pieces, whole) < 1e-5
+    assert relative_difference(tiles, whole) < 1e-5  # one tile holds all of so small a video
 
 
 @pytest.mark.parametrize(("kind", "rate"), [("2.1", 16), ("a14b", 16), ("5b", 24)])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import apart, opened
+from families import open_bench, relative_difference
 from safetensors import SafetensorError
 from wan_pipelines import CONFIGS, SIZES
 
@@ -29,7 +29,7 @@ def test_text_is_the_pipelines_encode_prompt(model: Any, pipeline: Any, prompts:
     with torch.no_grad():
         theirs, _ = pipeline(task).encode_prompt(list(TEXTS), do_classifier_free_guidance=False, max_sequence_length=512)
     assert ours.shape == (5, 512, 32)
-    assert apart(ours, theirs) < 1e-5
+    assert relative_difference(ours, theirs) < 1e-5
     assert bool((ours[1, 1:] == 0).all()), "an empty text is its end alone"
 
 
@@ -46,10 +46,10 @@ def test_the_picture_is_what_the_pipeline_joins_to_the_latents(model: Any, pipel
                 pixels, 1, theirs.vae.config.z_dim, *canvas, torch.float32, torch.device("cpu")
             )
             seen = theirs.encode_image(picture, torch.device("cpu")) if kind == "2.1" else None
-        assert apart(entry["condition"], condition[0]) < 1e-5
+        assert relative_difference(entry["condition"], condition[0]) < 1e-5
         assert set(entry) == {"embeds", "condition"} | ({"image"} if kind == "2.1" else set())
         if seen is not None:
-            assert apart(entry["image"], seen[0]) < 1e-5
+            assert relative_difference(entry["image"], seen[0]) < 1e-5
     mask = ours[0]["condition"][:4]
     if kind != "5b":  # the first of two latent frames is given
         assert torch.equal(mask, torch.tensor([1.0, 0.0])[None, :, None, None].expand(4, 2, 4, 6))
@@ -68,7 +68,7 @@ def test_the_video_is_encoded_as_the_pipeline_encodes_it(model: Any, pipeline: A
                 *(pixels, 1, 4, canvas.height, canvas.width, torch.float32, torch.device("cpu")),
                 timestep=theirs.scheduler.timesteps[:1],
             )
-        assert apart(found, clean[0]) < 1e-5
+        assert relative_difference(found, clean[0]) < 1e-5
 
 
 def without_noise(pipeline: Any) -> Any:
@@ -105,7 +105,7 @@ def test_prompts_in_the_cache_need_no_encoder(checkpoint: Any, prompts: Any, tmp
     config = CONFIGS[task].model_validate({"path": str(folder)})
 
     def draw() -> torch.Tensor:
-        return opened(config, cache, prompts(task)[:2], (16, 32, 5), 1, 4.0, "blurry").draw(2).latents
+        return open_bench(config, cache, prompts(task)[:2], (16, 32, 5), 1, 4.0, "blurry").draw(2).latents
 
     first = draw()
     for encoder in ("text_encoder", "image_encoder") if task == "i2v" else ("text_encoder",):
@@ -123,11 +123,11 @@ def test_other_weights_of_what_encodes_are_not_served_from_the_cache(
     folder = tmp_path / "checkpoint"
     shutil.copytree(checkpoint(task), folder)
     config = CONFIGS[task].model_validate({"path": str(folder)})
-    assert opened(config, tmp_path, prompts(task)[:1], (16, 32, 5)).entries == 1
-    assert opened(config, tmp_path, prompts(task)[:1], (16, 32, 5)).entries == 0
+    assert open_bench(config, tmp_path, prompts(task)[:1], (16, 32, 5)).entries == 1
+    assert open_bench(config, tmp_path, prompts(task)[:1], (16, 32, 5)).entries == 0
     (weights,) = (folder / part).glob("*.safetensors")
     os.utime(weights)
-    assert opened(config, tmp_path, prompts(task)[:1], (16, 32, 5)).entries == 1
+    assert open_bench(config, tmp_path, prompts(task)[:1], (16, 32, 5)).entries == 1
 
 
 def test_what_is_encoded_depends_on_the_media_and_on_the_canvas_where_it_should(
@@ -136,10 +136,10 @@ def test_what_is_encoded_depends_on_the_media_and_on_the_canvas_where_it_should(
     for task, count in (("t2v", 1), ("i2v", 2)):
         config, told = CONFIGS[task].model_validate({"path": str(checkpoint(task))}), prompts(task)[:1]
         cache = tmp_path / task
-        assert opened(config, cache, told, (16, 32, 5)).entries == 1
-        assert opened(config, cache, told, (32, 16, 5)).entries == count - 1
+        assert open_bench(config, cache, told, (16, 32, 5)).entries == 1
+        assert open_bench(config, cache, told, (32, 16, 5)).entries == count - 1
         others = [Prompt(told[0].text, images=prompts(task)[2].images, video=prompts(task)[2].video)]
-        assert opened(config, cache, others, (16, 32, 5)).entries == count - 1
+        assert open_bench(config, cache, others, (16, 32, 5)).entries == count - 1
 
 
 def test_no_encoder_stays_after_encoding(checkpoint: Any, prompts: Any, tmp_path: Path) -> None:
@@ -148,6 +148,6 @@ def test_no_encoder_stays_after_encoding(checkpoint: Any, prompts: Any, tmp_path
 
     config = CONFIGS["i2v"].model_validate({"path": str(checkpoint("i2v"))})
     before = encoders()
-    made = opened(config, tmp_path, prompts("i2v")[:1], (16, 16, 5), guidance=3.0)
+    made = open_bench(config, tmp_path, prompts("i2v")[:1], (16, 16, 5), guidance=3.0)
     assert set(made.policy.modules) == {"transformer"}
     assert encoders() == before

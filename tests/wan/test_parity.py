@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
-from families import apart, one_by_one
+from families import draw_one_by_one, relative_difference
 from torch import Tensor
-from wan_pipelines import EVERY, SIZES, drawn, schedule
+from wan_pipelines import EVERY, SIZES, draw_reference, schedule
 
 from flowfactory import Canvas
 
@@ -32,13 +32,13 @@ def test_ode_latents_and_videos_are_the_pipelines(model: Any, pipeline: Any, pro
         made = model(task, kind, told, SIZES[kind], 4, guidance)
         ours = made.draw(2)
         assert ours.media.shape == (2, frames, 3, height, width)
-        assert apart(ours.latents, drawn(pipeline(task, kind), made, **whole)) < EXACT
+        assert relative_difference(ours.latents, draw_reference(pipeline(task, kind), made, **whole)) < EXACT
         found.append(ours)
     plain, guided = found
-    assert apart(guided.media, drawn(pipeline(task, kind), made, "pt", **whole)) < EXACT
-    assert apart(guided.latents, plain.latents) > 1e-3, "guidance changes nothing"
-    assert apart(guided.media, plain.media) > 1e-3, "the decoder makes nothing of it"
-    assert apart(plain.latents[:1], plain.latents[1:]) > 1e-3, "two prompts and their noise give the same"
+    assert relative_difference(guided.media, draw_reference(pipeline(task, kind), made, "pt", **whole)) < EXACT
+    assert relative_difference(guided.latents, plain.latents) > 1e-3, "guidance changes nothing"
+    assert relative_difference(guided.media, plain.media) > 1e-3, "the decoder makes nothing of it"
+    assert relative_difference(plain.latents[:1], plain.latents[1:]) > 1e-3, "two prompts and their noise give the same"
 
 
 @pytest.mark.parametrize(
@@ -46,15 +46,15 @@ def test_ode_latents_and_videos_are_the_pipelines(model: Any, pipeline: Any, pro
 )
 def test_a_batch_is_its_samples_drawn_one_by_one(model: Any, prompts: Any, task: str, kind: str, guidance: float) -> None:
     made = model(task, kind, prompts(task), SIZES[kind], 2, guidance)
-    together, alone = made.draw(3), one_by_one(made)
-    assert apart(together.latents, alone.latents) < EXACT
-    assert apart(together.media, alone.media) < EXACT
+    together, alone = made.draw(3), draw_one_by_one(made)
+    assert relative_difference(together.latents, alone.latents) < EXACT
+    assert relative_difference(together.media, alone.media) < EXACT
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_any_number_of_steps_is_the_pipelines(model: Any, pipeline: Any, prompts: Any, steps: int) -> None:
     made = model("t2v", "2.1", prompts("t2v")[:1], SMALL, steps)
-    assert apart(made.draw(1).latents, drawn(pipeline("t2v"), made)) < EXACT
+    assert relative_difference(made.draw(1).latents, draw_reference(pipeline("t2v"), made)) < EXACT
 
 
 @pytest.mark.parametrize("size", [(48, 16, 1), (16, 64, 9)])
@@ -65,8 +65,8 @@ def test_any_size_and_number_of_frames_is_the_pipelines(
     made = model(task, "2.1", prompts(task)[:1], size, 2)
     ours = made.draw(1)
     assert ours.media.shape == (1, size[2], 3, *size[:2])
-    assert apart(ours.latents, drawn(pipeline(task), made)) < EXACT
-    assert apart(ours.media, drawn(pipeline(task), made, "pt")) < EXACT
+    assert relative_difference(ours.latents, draw_reference(pipeline(task), made)) < EXACT
+    assert relative_difference(ours.media, draw_reference(pipeline(task), made, "pt")) < EXACT
 
 
 @pytest.mark.parametrize(("task", "kind"), [("t2v", "2.1"), ("i2v", "2.1"), ("i2v", "5b"), ("v2v", "2.1")])
@@ -74,13 +74,13 @@ def test_the_text_and_the_negative_prompt_change_what_is_drawn(model: Any, promp
     told = prompts(task)[0]
     asked = (told, replace(told, text="green square"), replace(told, negative="blurry circle"))
     plain, other, negative = (model(task, kind, [p], SIZES[kind], 2, 4.0).draw(1).latents for p in asked)
-    assert apart(other, plain) > 1e-4
-    assert apart(negative, plain) > 1e-4
+    assert relative_difference(other, plain) > 1e-4
+    assert relative_difference(negative, plain) > 1e-4
 
 
 def test_guidance_below_one_is_off_as_in_the_pipeline(model: Any, pipeline: Any, prompts: Any) -> None:
     made = model("t2v", "2.1", prompts("t2v")[:1], SMALL, 3, 0.5)
-    assert apart(made.draw(1).latents, drawn(pipeline("t2v"), made)) < EXACT
+    assert relative_difference(made.draw(1).latents, draw_reference(pipeline("t2v"), made)) < EXACT
 
 
 @pytest.mark.parametrize(("task", "kind"), [pair for pair in EVERY if pair[0] != "t2v"])
@@ -88,7 +88,7 @@ def test_the_picture_or_video_changes_what_is_drawn(model: Any, prompts: Any, ta
     first, _, third = prompts(task)
     swapped = replace(first, images=third.images, video=third.video)
     one, other = (model(task, kind, [prompt], SIZES[kind], 2, 1.0).draw(1).latents for prompt in (first, swapped))
-    assert apart(other[:, :, 1:], one[:, :, 1:]) > 1e-3
+    assert relative_difference(other[:, :, 1:], one[:, :, 1:]) > 1e-3
 
 
 @pytest.mark.parametrize("shift", [3.0, 5.0])
@@ -138,9 +138,9 @@ def test_the_low_noise_experts_guidance_is_the_pipelines(
 ) -> None:
     made = model(task, "a14b", prompts(task)[:1], SMALL, 4, guidance, guidance_2=low)
     ours = made.draw(1).latents
-    assert apart(ours, drawn(pipeline(task, "a14b"), made, guidance_scale_2=low)) < EXACT
+    assert relative_difference(ours, draw_reference(pipeline(task, "a14b"), made, guidance_scale_2=low)) < EXACT
     same = model(task, "a14b", prompts(task)[:1], SMALL, 4, guidance).draw(1).latents
-    assert (apart(ours, same) > 1e-4) == (low is not None and guidance > 1)
+    assert (relative_difference(ours, same) > 1e-4) == (low is not None and guidance > 1)
 
 
 @pytest.mark.parametrize(("strength", "steps", "whole"), [(1.0, 3, 3), (0.5, 2, 4), (0.3, 2, 7), (0.7, 7, 10), (0.07, 1, 15)])
@@ -151,9 +151,9 @@ def test_a_video_starts_where_strength_says_as_in_the_pipeline(
     ours = made.draw(1)
     expected = torch.tensor(schedule(whole, 3.0)[-steps - 1 :], dtype=torch.float32)
     torch.testing.assert_close(ours.sigmas, expected, rtol=1e-6, atol=0)
-    theirs = drawn(pipeline("v2v"), made, num_inference_steps=whole, strength=strength)
+    theirs = draw_reference(pipeline("v2v"), made, num_inference_steps=whole, strength=strength)
     assert pipeline("v2v").num_timesteps == steps
-    assert apart(ours.latents, theirs) < EXACT
+    assert relative_difference(ours.latents, theirs) < EXACT
 
 
 @pytest.mark.parametrize("task", ["i2v", "v2v"])
@@ -164,7 +164,7 @@ def test_a_checkpoint_that_calls_itself_a_wan_pipeline_is_read_as_the_pipeline_r
     folder = checkpoint("t2v", kind)  # as the 5B and Wan 2.1 are released
     made = model(task, kind, prompts(task)[:1], SIZES[kind], 4, 3.0, path=folder)
     whole = {"num_inference_steps": 5} if task == "v2v" else {}
-    assert apart(made.draw(1).latents, drawn(pipeline(task, kind, folder), made, **whole)) < EXACT
+    assert relative_difference(made.draw(1).latents, draw_reference(pipeline(task, kind, folder), made, **whole)) < EXACT
 
 
 def test_the_given_frame_is_reached_exactly_and_its_velocity_is_the_flow_to_it(model: Any, prompts: Any) -> None:
@@ -172,12 +172,12 @@ def test_the_given_frame_is_reached_exactly_and_its_velocity_is_the_flow_to_it(m
     given = made.conditions.stack("condition")
     assert given.shape == (2, 6, 1, 4, 6)
     latents = made.draw(2).latents
-    assert apart(latents[:, :, :1], given) < 1e-5
+    assert relative_difference(latents[:, :, :1], given) < 1e-5
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
     sigma = torch.tensor([0.9, 0.3])
     mixed = torch.lerp(latents, noise, sigma[:, None, None, None, None])
     velocity = velocity_of(made, mixed, sigma)
-    assert apart(velocity[:, :, :1], (noise - given)[:, :, :1]) < 1e-5
+    assert relative_difference(velocity[:, :, :1], (noise - given)[:, :, :1]) < 1e-5
     moved = mixed.clone()
     moved[:, :, :1] += 1
     assert torch.equal(velocity_of(made, moved, sigma)[:, :, 1:], velocity[:, :, 1:]), "its noise reaches the others"
@@ -200,7 +200,7 @@ def test_a_batch_on_both_sides_of_the_boundary_is_its_samples_one_by_one(model: 
     for row in range(3):
         alone = replace(made, conditions=made.conditions.rows([row]))
         found = velocity_of(alone, latents[row : row + 1], sigma[row : row + 1])
-        assert apart(together[row : row + 1], found) < EXACT
+        assert relative_difference(together[row : row + 1], found) < EXACT
 
 
 def test_the_boundary_itself_is_the_high_noise_experts(model: Any, prompts: Any) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from families import LORA, apart, nudge, opened
+from families import LORA, nudge, open_bench, relative_difference
 from safetensors.torch import load_file
-from wan_pipelines import CONFIGS, EVERY, SIZES, drawn, pipeline_of
+from wan_pipelines import CONFIGS, EVERY, SIZES, draw_reference, open_pipeline
 
 from flowfactory import Step, flow
 from flowfactory.flow.dynamics import ODE
@@ -27,13 +27,13 @@ def fresh(checkpoint: Any, prompts: Any, conditions_folder: Path) -> Any:
 
     def build(task: str, kind: str = "2.1", train: Any = LORA, guidance: float = 3.0, **options: Any) -> Bench:
         config = CONFIGS[task].model_validate({"path": str(checkpoint(task, kind)), "train": train, **options})
-        return opened(config, conditions_folder, prompts(task)[:1], SIZES[kind], 4, guidance)
+        return open_bench(config, conditions_folder, prompts(task)[:1], SIZES[kind], 4, guidance)
 
     return build
 
 
 def theirs(pipeline: Any, made: Bench, task: str) -> torch.Tensor:
-    return drawn(pipeline, made, **({"num_inference_steps": 5} if task == "v2v" else {}))
+    return draw_reference(pipeline, made, **({"num_inference_steps": 5} if task == "v2v" else {}))
 
 
 def gradients(made: Bench, sigmas: tuple[float, ...], guidance: float = 1.0) -> dict[str, torch.Tensor | None]:
@@ -81,7 +81,7 @@ def test_adapters_land_on_attention_and_feed_forward(fresh: Any, task: str) -> N
 
 def test_fresh_adapters_change_nothing(fresh: Any, pipeline: Any) -> None:
     made = fresh("t2v")
-    assert apart(made.draw(1).latents, theirs(pipeline("t2v"), made, "t2v")) < 1e-5
+    assert relative_difference(made.draw(1).latents, theirs(pipeline("t2v"), made, "t2v")) < 1e-5
 
 
 @pytest.mark.parametrize(("task", "kind"), [pair for pair in EVERY if pair not in (("t2v", "5b"), ("i2v", "a14b"))])
@@ -92,13 +92,13 @@ def test_diffusers_loads_the_adapters_and_draws_the_same(
     nudge(made)
     ours = made.draw(1).latents
     made.policy.save_trained(tmp_path)
-    pipeline = pipeline_of(task, checkpoint(task, kind))
-    assert apart(ours, theirs(pipeline, made, task)) > 1e-2, "the adapters change nothing that could be compared"
+    pipeline = open_pipeline(task, checkpoint(task, kind))
+    assert relative_difference(ours, theirs(pipeline, made, task)) > 1e-2, "the adapters change nothing that could be compared"
     pipeline.load_lora_weights(tmp_path)
     if kind == "a14b":
-        assert apart(ours, theirs(pipeline, made, task)) > 1e-2, "the second expert's adapters change nothing"
+        assert relative_difference(ours, theirs(pipeline, made, task)) > 1e-2, "the second expert's adapters change nothing"
         pipeline.load_lora_weights(tmp_path / "transformer_2", load_into_transformer_2=True)
-    assert apart(ours, theirs(pipeline, made, task)) < 1e-5
+    assert relative_difference(ours, theirs(pipeline, made, task)) < 1e-5
 
 
 @pytest.mark.parametrize(("experts", "trained"), [("high", "transformer"), ("low", "transformer_2")])
@@ -114,9 +114,9 @@ def test_the_expert_that_trains_is_saved_alone_and_handed_over(
     folder = tmp_path / "transformer_2" if second else tmp_path
     assert sorted(tmp_path.rglob("*.safetensors")) == [folder / "pytorch_lora_weights.safetensors"]
     assert all(key.startswith("transformer.") for key in load_file(folder / "pytorch_lora_weights.safetensors"))
-    pipeline = pipeline_of("t2v", checkpoint("t2v", "a14b"))
+    pipeline = open_pipeline("t2v", checkpoint("t2v", "a14b"))
     pipeline.load_lora_weights(folder, load_into_transformer_2=second)
-    assert apart(ours, theirs(pipeline, made, "t2v")) < 1e-5
+    assert relative_difference(ours, theirs(pipeline, made, "t2v")) < 1e-5
 
 
 @pytest.mark.parametrize(("task", "kind"), [("t2v", "a14b"), ("i2v", "2.1")])
@@ -125,11 +125,11 @@ def test_diffusers_loads_fully_trained_transformers(fresh: Any, checkpoint: Any,
     nudge(made)
     ours = made.draw(1).latents
     made.policy.save_trained(tmp_path)
-    pipeline = pipeline_of(task, checkpoint(task, kind))
-    assert apart(ours, theirs(pipeline, made, task)) > 1e-2, "training changed nothing that could be compared"
+    pipeline = open_pipeline(task, checkpoint(task, kind))
+    assert relative_difference(ours, theirs(pipeline, made, task)) > 1e-2, "training changed nothing that could be compared"
     for name in made.policy.modules:
         setattr(pipeline, name, WanTransformer3DModel.from_pretrained(tmp_path / name))
-    assert apart(ours, theirs(pipeline, made, task)) < 1e-5
+    assert relative_difference(ours, theirs(pipeline, made, task)) < 1e-5
 
 
 @pytest.mark.parametrize(("task", "kind", "guidance"), [*((*pair, 1.0) for pair in EVERY), ("i2v", "2.1", 4.0)])
@@ -174,7 +174,7 @@ def test_the_given_frame_has_no_gradient_and_no_part_in_a_ratio(checkpoint: Any,
     assert after is not None
     assert before is not None
     assert torch.equal(after[:, :, :1], before[:, :, :1])
-    assert apart(after[:, :, 1:], before[:, :, 1:]) > 1e-4
+    assert relative_difference(after[:, :, 1:], before[:, :, 1:]) > 1e-4
 
 
 def test_the_first_stochastic_step_has_noise_of_a_latents_size(checkpoint: Any, prompts: Any, conditions_folder: Path) -> None:

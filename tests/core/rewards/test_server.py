@@ -14,7 +14,7 @@ import httpx2
 import pytest
 import torch
 from odd_reward import weighted
-from served import ODD, Served, command, eventually, pictures, samples, served, several, url_of
+from reward_server import ODD, Served, pictures, read_url, samples, serve_reward, serve_rewards, start_server, wait_until
 
 from flowfactory import Samples, UserError
 from flowfactory.cli.main import main
@@ -27,7 +27,7 @@ TOKEN = "correct-horse"
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
     """One that takes requests of 1 MiB and pictures of 2 megapixels."""
-    with served("--max-request", "1", "--max-megapixels", "2", "--set", "factor=2") as one:
+    with serve_reward("--max-request", "1", "--max-megapixels", "2", "--set", "factor=2") as one:
         yield one
 
 
@@ -128,7 +128,7 @@ def test_a_sender_that_breaks_off_disturbs_nobody(server: Served) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
-    eventually(lambda: server.metric("inside") == 0)
+    wait_until(lambda: server.metric("inside") == 0)
     assert server.metric("samples_total") == before
     assert ask(server.url, samples(pictures(4))).status_code == 200
 
@@ -163,7 +163,7 @@ def test_two_labels_on_one_connection(server: Served) -> None:
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Served]:
     """One that asks for a token and lets one request wait."""
-    with served("--token-env", "ODD_TOKEN", "--queue", "1", environment={"ODD_TOKEN": TOKEN}) as one:
+    with serve_reward("--token-env", "ODD_TOKEN", "--queue", "1", environment={"ODD_TOKEN": TOKEN}) as one:
         yield one
 
 
@@ -194,14 +194,14 @@ def test_beyond_the_queue_requests_are_sent_away_until_there_is_room(guarded: Se
     headers = {"Authorization": f"Bearer {TOKEN}"}
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(ask, guarded.url, samples(pictures(1), hold=str(tmp_path)), **headers)
-        eventually((tmp_path / "begun").exists)
+        wait_until((tmp_path / "begun").exists)
         second = pool.submit(ask, guarded.url, samples(pictures(2)), **headers)
 
         def inside() -> str:
             text = httpx2.get(f"{guarded.url}/metrics", headers=headers).text
             return re.findall(r"^flowfactory_inside (\d)$", text, re.M)[0]
 
-        eventually(lambda: inside() == "2")
+        wait_until(lambda: inside() == "2")
         third = ask(guarded.url, samples(pictures(3)), **headers)
         assert (third.status_code, third.json()) == (503, {"error": "1 requests wait already"})
         assert int(third.headers["retry-after"]) >= 1
@@ -213,10 +213,10 @@ def test_beyond_the_queue_requests_are_sent_away_until_there_is_room(guarded: Se
 
 def test_whoever_has_gone_is_not_computed_for_and_the_others_come_in_order(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with served("--queue", "20") as one:
+    with serve_reward("--queue", "20") as one:
         with ThreadPoolExecutor(12) as pool:
             held = pool.submit(ask, one.url, samples(pictures(1), hold=str(tmp_path)))
-            eventually((tmp_path / "begun").exists)
+            wait_until((tmp_path / "begun").exists)
             with pytest.raises(httpx2.ReadTimeout):
                 httpx2.post(f"{one.url}/score", **body_of(samples(pictures(100))), timeout=httpx2.Timeout(60, read=0.5))
             with pytest.raises(httpx2.ReadTimeout):
@@ -224,7 +224,7 @@ def test_whoever_has_gone_is_not_computed_for_and_the_others_come_in_order(tmp_p
             waiting = []
             for count in range(2, 10):
                 waiting.append(pool.submit(ask, one.url, samples(pictures(count), log=str(log))))
-                eventually(lambda n=count: one.metric("inside") == n + 2)  # type: ignore[misc]
+                wait_until(lambda n=count: one.metric("inside") == n + 2)  # type: ignore[misc]
             (tmp_path / "go").touch()
             assert all(each.result().status_code == 200 for each in [held, *waiting])
         assert log.read_text().split() == list("23456789")
@@ -232,16 +232,16 @@ def test_whoever_has_gone_is_not_computed_for_and_the_others_come_in_order(tmp_p
 
 
 def test_asked_to_stop_it_finishes_what_it_accepted(tmp_path: Path) -> None:
-    with several([(), ()]) as servers, ThreadPoolExecutor(3) as pool:
+    with serve_rewards([(), ()]) as servers, ThreadPoolExecutor(3) as pool:
         for one, how in zip(servers, (signal.SIGTERM, signal.SIGINT), strict=True):
             folder = tmp_path / how.name
             folder.mkdir()
             first = pool.submit(ask, one.url, samples(pictures(1), hold=str(folder)))
-            eventually((folder / "begun").exists)
+            wait_until((folder / "begun").exists)
             others = [pool.submit(ask, one.url, samples(pictures(count))) for count in (2, 3)]
-            eventually(lambda one=one: one.metric("inside") == 3)  # type: ignore[misc]
+            wait_until(lambda one=one: one.metric("inside") == 3)  # type: ignore[misc]
             one.process.send_signal(how)
-            eventually(lambda one=one: closed(one.url))  # type: ignore[misc]
+            wait_until(lambda one=one: closed(one.url))  # type: ignore[misc]
             (folder / "go").touch()
             assert [len(answer.result().json()["scores"]) for answer in (first, *others)] == [1, 2, 3]
             assert one.process.wait(60) == 0
@@ -265,17 +265,17 @@ def free_port() -> int:
 
 def test_it_listens_when_the_reward_is_ready_and_not_before(tmp_path: Path) -> None:
     port, ready = free_port(), tmp_path / "ready"
-    process = command("odd", "--port", str(port), "--set", f"until={ready}")
+    process = start_server("odd", "--port", str(port), "--set", f"until={ready}")
     second = None
     try:
         # the port is its own before it listens: another one is refused at once
-        eventually(lambda: taken(port))
+        wait_until(lambda: taken(port))
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
         ready.touch()
-        assert url_of(process) == f"http://127.0.0.1:{port}"
+        assert read_url(process) == f"http://127.0.0.1:{port}"
         assert httpx2.get(f"http://127.0.0.1:{port}/health").status_code == 200
-        second = command("odd", "--port", str(port))
+        second = start_server("odd", "--port", str(port))
         said, _ = second.communicate(timeout=60)
         assert (second.returncode, said) == (
             2,

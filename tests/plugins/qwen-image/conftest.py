@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import QwenImageEditPlusPipeline, QwenImagePipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
-from families import opened
+from families import open_bench
 from PIL import Image
 from tiny_qwen_image import LATENTS, qwen_image, qwen_image_edit
 from torch import Tensor
@@ -161,7 +161,7 @@ def both(config: Any, diffusers_pipeline: Any, checkpoint: Checkpoint, tmp_path_
         guidance: float = 1.0,
         negative: str = "",
     ) -> tuple[Trajectory, Drawn]:
-        made = opened(config(kind), cached, prompts, size, steps, guidance, negative)
+        made = open_bench(config(kind), cached, prompts, size, steps, guidance, negative)
         return made.draw(len(prompts)), theirs(pipeline(checkpoint(kind)), made, prompts, negative)
 
     return draw

@@ -10,7 +10,7 @@ from typing import Any
 import policy_gradient
 import pytest
 import torch
-from families import LORA, opened, two_iterations
+from families import LORA, open_bench, train_two_iterations
 
 import flowfactory_qwen_image
 from flowfactory import Runtime, UserError
@@ -80,8 +80,8 @@ def test_frames_are_refused(settings: dict[str, Any]) -> None:
 
 def test_one_step_is_too_few_for_a_schedule_that_ends_above_zero(config: Any, cache: Path) -> None:
     with pytest.raises(UserError, match=r"^steps 1: .* takes 2 steps or more$"):
-        opened(config("image"), cache, ["cat"], (32, 32), steps=1).draw(1)
-    assert opened(config("image-lightning"), cache, ["cat"], (32, 32), steps=1).draw(1).media.isfinite().all()
+        open_bench(config("image"), cache, ["cat"], (32, 32), steps=1).draw(1)
+    assert open_bench(config("image-lightning"), cache, ["cat"], (32, 32), steps=1).draw(1).media.isfinite().all()
 
 
 @pytest.mark.parametrize("section", ["sampling", "evaluation"])
@@ -131,7 +131,7 @@ def test_a_run_passes_its_preflight(
         model |= {"name": "qwen-image-edit", "vae_area": 2048, "condition_area": 4096}
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    run = two_iterations(
+    run = train_two_iterations(
         model,
         {"name": "reinforce"},
         file,

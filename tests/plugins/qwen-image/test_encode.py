@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_dimensions
-from families import opened
+from families import open_bench
 from PIL import Image
 from safetensors import SafetensorError
 
@@ -93,7 +93,7 @@ def test_pictures_go_to_the_text_encoder_and_to_the_vae(
 
 def test_a_negative_prompt_is_read_with_the_pictures_of_its_prompt(config: Any, cache: Path, pictures: dict[str, Path]) -> None:
     prompts = [Prompt("cat", images=(pictures[name],)) for name in ("square", "other")]
-    made = opened(config("edit-2509"), cache, prompts, (32, 32), guidance=4.0, negative="blurry")
+    made = open_bench(config("edit-2509"), cache, prompts, (32, 32), guidance=4.0, negative="blurry")
     first, second = made.conditions.negative.entries  # type: ignore[union-attr]
     assert first["embeds"].shape == second["embeds"].shape
     assert not torch.allclose(first["embeds"], second["embeds"])
@@ -112,7 +112,7 @@ def test_prompts_in_the_cache_need_no_encoder(
     prompts = [Prompt(text, images=images) for text in TEXTS[:2]]
 
     def draw() -> torch.Tensor:
-        made = opened(config(kind, path=folder), cache, prompts, (32, 32), guidance=4.0, negative="blurry")
+        made = open_bench(config(kind, path=folder), cache, prompts, (32, 32), guidance=4.0, negative="blurry")
         return made.draw(2).latents
 
     first = draw()
@@ -139,10 +139,10 @@ def test_other_files_of_what_encodes_pictures_are_not_served_from_the_cache(
     folder = tmp_path / "checkpoint"
     shutil.copytree(checkpoint("edit-2509"), folder)
     prompts = [Prompt("cat", images=(pictures["square"],))]
-    assert opened(config("edit-2509", path=folder), cache, prompts, (32, 32)).entries == 1
-    assert opened(config("edit-2509", path=folder), cache, prompts, (32, 32)).entries == 0
+    assert open_bench(config("edit-2509", path=folder), cache, prompts, (32, 32)).entries == 1
+    assert open_bench(config("edit-2509", path=folder), cache, prompts, (32, 32)).entries == 0
     os.utime(next(file for file in (folder / part).iterdir()))
-    assert opened(config("edit-2509", path=folder), cache, prompts, (32, 32)).entries == 1
+    assert open_bench(config("edit-2509", path=folder), cache, prompts, (32, 32)).entries == 1
 
 
 def test_other_areas_are_not_served_from_the_cache(config: Any, pictures: dict[str, Path], cache: Path) -> None:
@@ -154,7 +154,7 @@ def test_other_areas_are_not_served_from_the_cache(config: Any, pictures: dict[s
         small.model_copy(update={"vae_area": 64 * 64}),
         small.model_copy(update={"condition_area": 96 * 96}),
     ):
-        made = opened(options, cache, prompts, (32, 32))
+        made = open_bench(options, cache, prompts, (32, 32))
         assert made.entries == 1
         sizes.add((len(made.conditions.entries[0]["embeds"]), made.conditions.entries[0]["image_0"].shape))
     assert len(sizes) == 3

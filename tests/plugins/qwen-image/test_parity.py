@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import apart, one_by_one, opened
+from families import draw_one_by_one, open_bench, relative_difference
 
 from flowfactory import Prompt, Trajectory
 
@@ -17,8 +17,8 @@ CLOSE = 1e-5
 
 
 def assert_same(ours: Trajectory, theirs: Any) -> None:
-    assert apart(ours.latents, theirs.latents) < CLOSE
-    assert apart(ours.media, theirs.pictures) < CLOSE
+    assert relative_difference(ours.latents, theirs.latents) < CLOSE
+    assert relative_difference(ours.media, theirs.pictures) < CLOSE
 
 
 def of(pictures: Pictures, *names: str, text: str = "a red circle", negative: str | None = None) -> Prompt:
@@ -41,7 +41,7 @@ def test_guidance_changes_the_picture_and_below_one_is_off(both: Any, pictures: 
     plain, _ = both(kind, prompts)
     assert torch.equal(off.latents, plain.latents)
     guided, _ = both(kind, prompts, guidance=4.0)
-    assert apart(guided.latents, plain.latents) > 1e-3
+    assert relative_difference(guided.latents, plain.latents) > 1e-3
 
 
 @pytest.mark.parametrize(("kind", "steps"), [("image", 2), ("image", 9), ("image-lightning", 1), ("image-lightning", 4)])
@@ -69,13 +69,13 @@ def test_a_negative_prompt_is_what_the_pipeline_makes_of_it(both: Any) -> None:
     ours, theirs = both("image", guidance=4.0, negative="blurry square")
     assert_same(ours, theirs)
     empty, _ = both("image", guidance=4.0)
-    assert apart(ours.latents, empty.latents) > 1e-3
+    assert relative_difference(ours.latents, empty.latents) > 1e-3
 
 
 def test_the_prompt_changes_the_picture(both: Any) -> None:
     red, _ = both("image", ["a red circle"])
     blue, _ = both("image", ["a blue circle"])
-    assert apart(red.latents, blue.latents) > 1e-3
+    assert relative_difference(red.latents, blue.latents) > 1e-3
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
@@ -109,17 +109,17 @@ def test_text_negative_prompt_content_and_order_of_pictures_change_an_edit(
         of(pictures, "square", "square"),
         of(pictures, "square"),
     ]
-    made = opened(config(kind), cache, prompts, (32, 32), steps=3, guidance=3.0)
+    made = open_bench(config(kind), cache, prompts, (32, 32), steps=3, guidance=3.0)
     same_noise = replace(made.plan, keys=made.plan.keys[:1] * len(prompts))
     first, *others = made.sampler.draw(made.conditions, same_noise, len(prompts)).latents
     for changed in others:
-        assert apart(changed, first) > 1e-3
+        assert relative_difference(changed, first) > 1e-3
 
 
 def test_given_pictures_are_at_another_time_in_2511(both: Any, pictures: Pictures) -> None:
     old, _ = both("edit-2509", [of(pictures, "square")])
     new, _ = both("edit-2511", [of(pictures, "square")])
-    assert apart(old.latents, new.latents) > 1e-4  # with the same weights
+    assert relative_difference(old.latents, new.latents) > 1e-4  # with the same weights
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
@@ -130,9 +130,9 @@ def test_prompts_of_different_lengths_are_drawn_as_one_by_one(config: Any, cache
         Prompt("", negative="blurry photo of a square"),
         Prompt("a blue cat, " * 20),
     ]
-    made = opened(config("image"), cache, prompts, (32, 32), guidance=guidance)
+    made = open_bench(config("image"), cache, prompts, (32, 32), guidance=guidance)
     assert len({len(entry["embeds"]) for entry in made.conditions.entries}) == 4
-    assert apart(made.draw(4).latents, one_by_one(made).latents) < CLOSE
+    assert relative_difference(made.draw(4).latents, draw_one_by_one(made).latents) < CLOSE
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
@@ -147,15 +147,15 @@ def test_prompts_with_different_pictures_are_drawn_as_one_by_one(
         of(pictures, "tall", "square"),
         of(pictures, "wide", text="a green square"),
     ]
-    made = opened(config(kind), cache, prompts, (32, 48), guidance=guidance)
-    assert apart(made.draw(5).latents, one_by_one(made).latents) < CLOSE
+    made = open_bench(config(kind), cache, prompts, (32, 48), guidance=guidance)
+    assert relative_difference(made.draw(5).latents, draw_one_by_one(made).latents) < CLOSE
 
 
 @pytest.mark.parametrize("kind", ["image", "edit-2511"])
 def test_prompts_share_a_forward_whatever_their_length(config: Any, cache: Path, pictures: Pictures, kind: str) -> None:
     texts = ("a photo of a red circle", "cat", "a blue square")
     prompts = [of(pictures, "square", text=text) if kind != "image" else Prompt(text) for text in texts]
-    made = opened(config(kind), cache, prompts, (32, 32), steps=4, guidance=4.0)
+    made = open_bench(config(kind), cache, prompts, (32, 32), steps=4, guidance=4.0)
     rows: list[int] = []
     made.policy.modules["transformer"].register_forward_hook(
         lambda module, args, kwargs, output: rows.append(len(kwargs["hidden_states"])), with_kwargs=True

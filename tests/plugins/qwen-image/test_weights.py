@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
-from families import LORA, apart, nudge, opened
+from families import LORA, nudge, open_bench, relative_difference
 from tiny_qwen_image import LATENTS
 
 from flowfactory import Prompt, Step, Trajectory, flow
@@ -52,7 +52,7 @@ def test_adapters_land_on_every_projection_of_attention_and_feed_forward(config:
         *(f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")),
         *(f"{stream}_mlp.net.{name}" for stream in ("img", "txt") for name in ("0.proj", "2")),
     )
-    made = opened(config(kind, LORA), cache, [], (32, 32))
+    made = open_bench(config(kind, LORA), cache, [], (32, 32))
     expected = {f"transformer.transformer_blocks.{block}.{layer}" for block in (0, 1) for layer in layers}
     assert set(made.policy.adapted) == {layer for layer in expected if not layer.startswith(UNREAD)}
     assert len(made.policy.parameters) == 2 * 21
@@ -60,9 +60,11 @@ def test_adapters_land_on_every_projection_of_attention_and_feed_forward(config:
 
 
 def test_fresh_adapters_change_nothing(config: Any, cache: Path, prompts: Any) -> None:
-    plain = opened(config("image"), cache, prompts["image"], (32, 32)).draw(2)
-    adapted = opened(config("image", LORA), cache, prompts["image"], (32, 32)).draw(2)
-    assert apart(adapted.latents, plain.latents) < CLOSE  # a frozen weight meets other kernels than one that trains
+    plain = open_bench(config("image"), cache, prompts["image"], (32, 32)).draw(2)
+    adapted = open_bench(config("image", LORA), cache, prompts["image"], (32, 32)).draw(2)
+    assert (
+        relative_difference(adapted.latents, plain.latents) < CLOSE
+    )  # a frozen weight meets other kernels than one that trains
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def moved(config: Any, cache: Path, prompts: Any, tmp_path: Path) -> Callable[..
     """``moved(kind, train, guidance)``: a model whose weights were moved and saved, and what it draws."""
 
     def make(kind: str, *train: Any, guidance: float = 4.0) -> tuple[Bench, Trajectory]:
-        made = opened(config(kind, *train), cache, prompts[kind], (32, 32), 3, guidance)
+        made = open_bench(config(kind, *train), cache, prompts[kind], (32, 32), 3, guidance)
         nudge(made)
         ours = made.draw(2)
         made.policy.save_trained(tmp_path)
@@ -93,11 +95,11 @@ def test_diffusers_loads_the_adapters_and_draws_the_same(
     made, ours = moved(kind, LORA, guidance=guidance)
     pipeline = diffusers_pipeline(checkpoint(kind))
     bare = their_picture(pipeline, made, prompts[kind])
-    assert apart(ours.latents, bare.latents) > 1e-2, "the adapters change nothing that could be compared"
+    assert relative_difference(ours.latents, bare.latents) > 1e-2, "the adapters change nothing that could be compared"
     pipeline.load_lora_weights(tmp_path)
     loaded = their_picture(pipeline, made, prompts[kind])
-    assert apart(ours.latents, loaded.latents) < CLOSE
-    assert apart(ours.media, loaded.pictures) < CLOSE
+    assert relative_difference(ours.latents, loaded.latents) < CLOSE
+    assert relative_difference(ours.media, loaded.pictures) < CLOSE
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -111,9 +113,9 @@ def test_diffusers_loads_the_fully_trained_transformer(
     assert set(trained) == {n for n, _ in transformer.named_parameters() if not f"transformer.{n}".startswith(UNREAD)}
     assert all(torch.equal(loaded[name], weight) for name, weight in trained.items())
     pipeline = diffusers_pipeline(checkpoint(kind))
-    assert apart(ours.latents, their_picture(pipeline, made, prompts[kind]).latents) > 1e-2
+    assert relative_difference(ours.latents, their_picture(pipeline, made, prompts[kind]).latents) > 1e-2
     pipeline.transformer = transformer
-    assert apart(ours.latents, their_picture(pipeline, made, prompts[kind]).latents) < CLOSE
+    assert relative_difference(ours.latents, their_picture(pipeline, made, prompts[kind]).latents) < CLOSE
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,7 +123,7 @@ def test_full_training_reaches_every_weight_but_those_of_text_nobody_reads(
     config: Any, cache: Path, prompts: Any, kind: str
 ) -> None:
     """The last block makes text that is dropped: what alone makes it does not train, its queries have gradients of zero."""
-    made = opened(config(kind), cache, prompts[kind], (32, 32), guidance=4.0)
+    made = open_bench(config(kind), cache, prompts[kind], (32, 32), guidance=4.0)
     noise = flow.noise(made.plan, (LATENTS, 4, 4))
     velocity = made.policy.evaluate(Step(noise, torch.full((2,), 0.7), made.conditions, 4.0, ODE())).velocity
     target = torch.randn(velocity.shape, generator=torch.Generator().manual_seed(1))

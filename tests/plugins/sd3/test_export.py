@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
-from families import LORA, two_iterations
+from families import LORA, train_two_iterations
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -30,7 +30,7 @@ def trained(checkpoint: Any, tmp_path: Path) -> Any:
     def run(train: Any, **sections: Any) -> RunDirectory:
         model = {"name": "sd3", "path": str(checkpoint()), "max_sequence_length": 16, "train": train}
         sections = {"sampling": {"size": [32, 32]}, **sections}
-        return two_iterations(model, ALGORITHM, tmp_path / "train.txt", tmp_path, **sections)
+        return train_two_iterations(model, ALGORITHM, tmp_path / "train.txt", tmp_path, **sections)
 
     return run
 

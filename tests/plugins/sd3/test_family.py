@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from families import LORA
-from families import opened as bench_of
+from families import open_bench as bench_of
 from transformers import CLIPTextModelWithProjection
 
 from flowfactory import UserError, flow

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import ZImagePipeline
-from families import opened
+from families import open_bench
 from tiny_z_image import z_image
 
 from flowfactory import flow
@@ -58,7 +58,7 @@ def bench_of(options: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable
         cache: Path = shared,
         **given: Any,
     ) -> Bench:
-        return opened(options(folder, **given), cache, prompts, size, steps, guidance, negative, precision)
+        return open_bench(options(folder, **given), cache, prompts, size, steps, guidance, negative, precision)
 
     return make
 

@@ -11,7 +11,7 @@ from typing import Any
 import policy_gradient
 import pytest
 import torch
-from families import LORA, check_sizes, two_iterations
+from families import LORA, check_sizes, train_two_iterations
 
 from flowfactory import Runtime, UserError
 from flowfactory.config.loading import load, validate
@@ -74,7 +74,7 @@ def test_frames_and_pictures_of_prompts_are_refused(settings: dict[str, Any], tm
     (tmp_path / "picture.png").write_bytes(b"")
     (tmp_path / "train.jsonl").write_text(json.dumps({"prompt": "cat", "image": "picture.png"}) + "\n")
     with pytest.raises(UserError, match="brings 1 images, and model 'z-image' takes 0"):
-        two_iterations(
+        train_two_iterations(
             settings["model"], {"name": "reinforce"}, tmp_path / "train.jsonl", tmp_path, sampling={"size": [32, 32]}
         )
 
@@ -140,7 +140,7 @@ def test_the_example_is_valid_as_it_is_and_for_the_distilled_checkpoint() -> Non
 
 def test_two_iterations_train(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOWFACTORY_CACHE", str(tmp_path / "cache"))
-    directory = two_iterations(
+    directory = train_two_iterations(
         settings["model"], {"name": "reinforce"}, tmp_path / "train.txt", tmp_path, sampling={"size": [32, 32], "guidance": 4}
     )
     assert [record["iteration"] for record in directory.records()] == [0, 1, 2]

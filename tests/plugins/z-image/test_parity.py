@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import apart, one_by_one
+from families import draw_one_by_one, relative_difference
 from torch import Tensor
 
 from flowfactory import Trajectory
@@ -38,29 +38,29 @@ def both(bench_of: Callable[..., Bench], pipeline_of: Any, drawn_by: Any) -> Bot
 @pytest.mark.parametrize("shift", ["turbo", "base", "dynamic"])
 def test_ode_latents_and_pictures_are_the_pipelines(both: Both, checkpoint: Any, shift: str, guidance: float) -> None:
     ours, theirs = both(checkpoint(shift), guidance=guidance)
-    assert apart(ours.latents, theirs("latent")) < 1e-5
+    assert relative_difference(ours.latents, theirs("latent")) < 1e-5
     assert ours.media.shape == (2, 3, 32, 32)
-    assert apart(ours.media, theirs("pt")) < 1e-5
+    assert relative_difference(ours.media, theirs("pt")) < 1e-5
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9])
 def test_any_number_of_steps_is_the_pipelines(both: Both, checkpoint: Any, steps: int) -> None:
     ours, theirs = both(checkpoint("dynamic"), steps=steps)
-    assert apart(ours.latents, theirs("latent")) < 1e-5
+    assert relative_difference(ours.latents, theirs("latent")) < 1e-5
 
 
 @pytest.mark.parametrize("size", [(32, 48), (64, 16), (20, 12)])  # 96, 64 and 15 tokens: with and without padding to 32
 def test_a_picture_need_not_be_square(both: Both, checkpoint: Any, size: tuple[int, int]) -> None:
     ours, theirs = both(checkpoint("dynamic"), size=size, guidance=3.0)
     assert ours.media.shape[-2:] == size
-    assert apart(ours.latents, theirs("latent")) < 1e-5
-    assert apart(ours.media, theirs("pt")) < 1e-5
+    assert relative_difference(ours.latents, theirs("latent")) < 1e-5
+    assert relative_difference(ours.media, theirs("pt")) < 1e-5
 
 
 @pytest.mark.parametrize("prompt", ["", "cat", LONG, LONG * 3], ids=["empty", "short", "long", "cut"])
 def test_a_prompt_of_any_length_is_the_pipelines(both: Both, checkpoint: Any, prompt: str) -> None:
     ours, theirs = both(checkpoint(), (prompt,), guidance=2.0)
-    assert apart(ours.latents, theirs("latent")) < 1e-5
+    assert relative_difference(ours.latents, theirs("latent")) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -77,37 +77,37 @@ def test_a_prompt_of_any_length_is_the_pipelines(both: Both, checkpoint: Any, pr
 )
 def test_the_twists_of_guidance_are_the_pipelines(both: Both, checkpoint: Any, twists: dict[str, Any]) -> None:
     ours, theirs = both(checkpoint("base"), guidance=4.0, steps=6, **twists)
-    assert apart(ours.latents, theirs("latent")) < 1e-5
+    assert relative_difference(ours.latents, theirs("latent")) < 1e-5
     plain, _ = both(checkpoint("base"), guidance=4.0, steps=6)
-    assert apart(ours.latents, plain.latents) > 1e-3, "the option changes nothing"
+    assert relative_difference(ours.latents, plain.latents) > 1e-3, "the option changes nothing"
 
 
 def test_a_bound_that_nothing_reaches_changes_nothing(both: Both, checkpoint: Any) -> None:
     ours, theirs = both(checkpoint(), guidance=4.0, cfg_normalization=100.0)
-    assert apart(ours.latents, theirs("latent")) < 1e-5
+    assert relative_difference(ours.latents, theirs("latent")) < 1e-5
     plain, _ = both(checkpoint(), guidance=4.0)
-    assert apart(ours.latents, plain.latents) < 1e-6
+    assert relative_difference(ours.latents, plain.latents) < 1e-6
 
 
 def test_guidance_ends_at_the_step_at_which_the_pipeline_ends_it(both: Both, checkpoint: Any) -> None:
     # with these steps 1 - sigma is 0.6 at the fourth of them, rounded up
     ours, theirs = both(checkpoint("even"), guidance=4.0, steps=5, cfg_truncation=0.6)
-    assert apart(ours.latents, theirs("latent")) < 1e-5
+    assert relative_difference(ours.latents, theirs("latent")) < 1e-5
 
 
 def test_a_negative_prompt_is_what_the_pipeline_makes_of_it(both: Both, checkpoint: Any) -> None:
     ours, theirs = both(checkpoint(), guidance=4.0, negative="blurry square")
-    assert apart(ours.latents, theirs("latent")) < 1e-5
+    assert relative_difference(ours.latents, theirs("latent")) < 1e-5
     empty, _ = both(checkpoint(), guidance=4.0)
-    assert apart(ours.latents, empty.latents) > 1e-3, "the negative prompt changes nothing"
+    assert relative_difference(ours.latents, empty.latents) > 1e-3, "the negative prompt changes nothing"
 
 
 def test_what_is_drawn_depends_on_the_prompt_the_shift_and_guidance(bench_of: Any, checkpoint: Any) -> None:
     plain = bench_of(checkpoint(), ("red circle",)).draw(1).latents
-    assert apart(bench_of(checkpoint(), ("blue cat",)).draw(1).latents, plain) > 1e-2
-    assert apart(bench_of(checkpoint("base"), ("red circle",)).draw(1).latents, plain) > 1e-2
-    assert apart(bench_of(checkpoint("dynamic"), ("red circle",)).draw(1).latents, plain) > 1e-2
-    assert apart(bench_of(checkpoint(), ("red circle",), guidance=4.0).draw(1).latents, plain) > 1e-2
+    assert relative_difference(bench_of(checkpoint(), ("blue cat",)).draw(1).latents, plain) > 1e-2
+    assert relative_difference(bench_of(checkpoint("base"), ("red circle",)).draw(1).latents, plain) > 1e-2
+    assert relative_difference(bench_of(checkpoint("dynamic"), ("red circle",)).draw(1).latents, plain) > 1e-2
+    assert relative_difference(bench_of(checkpoint(), ("red circle",), guidance=4.0).draw(1).latents, plain) > 1e-2
 
 
 def test_guidance_of_one_is_off_unlike_in_the_pipeline(
@@ -115,8 +115,8 @@ def test_guidance_of_one_is_off_unlike_in_the_pipeline(
 ) -> None:
     made = bench_of(checkpoint(), PROMPTS, guidance=1.0)
     ours, pipeline = made.draw(2).latents, pipeline_of(checkpoint())
-    assert apart(ours, drawn_by(pipeline, made, guidance_scale=0.0)) < 1e-5
-    assert apart(ours, drawn_by(pipeline, made)) > 1e-2
+    assert relative_difference(ours, drawn_by(pipeline, made, guidance_scale=0.0)) < 1e-5
+    assert relative_difference(ours, drawn_by(pipeline, made)) > 1e-2
 
 
 @pytest.mark.parametrize("size", [(32, 32), (20, 12)])
@@ -130,4 +130,4 @@ def test_prompts_of_any_lengths_share_a_forward_exactly(
     made.policy.modules["transformer"].register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
     together = made.draw(len(prompts)).latents
     assert calls == [5 if guidance == 0 else 10] * 4
-    assert apart(together, one_by_one(made).latents) < 1e-5
+    assert relative_difference(together, draw_one_by_one(made).latents) < 1e-5

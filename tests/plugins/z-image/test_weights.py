@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import ZImageTransformer2DModel
-from families import LORA, apart, nudge
+from families import LORA, nudge, relative_difference
 
 from flowfactory import Step, flow
 from flowfactory.flow.dynamics import ODE
@@ -43,15 +43,15 @@ def test_diffusers_loads_the_adapters_and_draws_the_same(
 ) -> None:
     made = bench_of(checkpoint(), PROMPTS, guidance=guidance, train=LORA)
     pipeline = pipeline_of(checkpoint())
-    assert apart(made.draw(2).latents, drawn_by(pipeline, made)) < 1e-5, "fresh adapters change something"
+    assert relative_difference(made.draw(2).latents, drawn_by(pipeline, made)) < 1e-5, "fresh adapters change something"
     nudge(made)
     ours = made.draw(2).latents
     made.policy.save_trained(tmp_path)
-    assert apart(ours, drawn_by(pipeline, made)) > 1e-2, "the adapters change nothing that could be compared"
+    assert relative_difference(ours, drawn_by(pipeline, made)) > 1e-2, "the adapters change nothing that could be compared"
     pipeline.load_lora_weights(tmp_path)
-    assert apart(ours, drawn_by(pipeline, made)) < 1e-5
+    assert relative_difference(ours, drawn_by(pipeline, made)) < 1e-5
     pipeline.fuse_lora()
-    assert apart(ours, drawn_by(pipeline, made)) < 1e-4
+    assert relative_difference(ours, drawn_by(pipeline, made)) < 1e-4
 
 
 def test_diffusers_loads_the_fully_trained_transformer(
@@ -62,9 +62,9 @@ def test_diffusers_loads_the_fully_trained_transformer(
     ours = made.draw(2).latents
     made.policy.save_trained(tmp_path)
     pipeline = pipeline_of(checkpoint())
-    assert apart(ours, drawn_by(pipeline, made)) > 1e-2, "training changed nothing that could be compared"
+    assert relative_difference(ours, drawn_by(pipeline, made)) > 1e-2, "training changed nothing that could be compared"
     pipeline.transformer = ZImageTransformer2DModel.from_pretrained(tmp_path / "transformer")
-    assert apart(ours, drawn_by(pipeline, made)) < 1e-5
+    assert relative_difference(ours, drawn_by(pipeline, made)) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from flowfactory.config.schema import RunConfig
 from flowfactory.testing.two_parameter import settings
 
 
-def judged_run(
+def config_with_reward(
     folder: Path,
     reward: Mapping[str, Any] | None,
     train: Sequence[Mapping[str, Any]] = ({"prompt": "a"},),

@@ -14,7 +14,7 @@ from typing import Any
 
 
 @dataclass
-class Asked:
+class Request:
     path: str
     headers: dict[str, str]
     body: bytes
@@ -33,17 +33,17 @@ class Drop(Exception):
 
 
 @dataclass
-class Scripted:
+class ScriptedServer:
     url: str
-    answer: Callable[[Asked], Answer | bytes]
-    asked: list[Asked] = field(default_factory=list)
+    answer: Callable[[Request], Answer | bytes]
+    asked: list[Request] = field(default_factory=list)
     connections: int = 0
     at_once: int = 0
     most_at_once: int = 0
 
 
 @contextmanager
-def scripted(answer: Callable[[Asked], Answer | bytes]) -> Iterator[Scripted]:
+def serve_answers(answer: Callable[[Request], Answer | bytes]) -> Iterator[ScriptedServer]:
     """What ``answer`` returns is the body of a 200, or status, body and headers; Drop closes the connection."""
     lock = threading.Lock()
 
@@ -57,7 +57,7 @@ def scripted(answer: Callable[[Asked], Answer | bytes]) -> Iterator[Scripted]:
 
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            asked = Asked(self.path, {k.lower(): v for k, v in self.headers.items()}, body, time.monotonic())
+            asked = Request(self.path, {k.lower(): v for k, v in self.headers.items()}, body, time.monotonic())
             with lock:
                 state.asked.append(asked)
                 state.at_once += 1
@@ -93,7 +93,7 @@ def scripted(answer: Callable[[Asked], Answer | bytes]) -> Iterator[Scripted]:
             pass
 
     server = Server(("127.0.0.1", 0), Handler)
-    state = Scripted(f"http://127.0.0.1:{server.server_address[1]}", answer)
+    state = ScriptedServer(f"http://127.0.0.1:{server.server_address[1]}", answer)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

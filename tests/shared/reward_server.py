@@ -37,7 +37,7 @@ class Served:
         return self.process.wait(60)
 
 
-def command(*options: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def start_server(*options: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     """``flowfactory serve odd`` with ``options``."""
     return subprocess.Popen(
         [sys.executable, "-m", "flowfactory", "serve", *options, "--plugin", str(ODD)],
@@ -49,19 +49,19 @@ def command(*options: str, environment: Mapping[str, str] | None = None) -> subp
 
 
 @contextmanager
-def served(*options: str, reward: str = "odd", environment: Mapping[str, str] | None = None) -> Iterator[Served]:
-    with several([options], reward, environment) as (one,):
+def serve_reward(*options: str, reward: str = "odd", environment: Mapping[str, str] | None = None) -> Iterator[Served]:
+    with serve_rewards([options], reward, environment) as (one,):
         yield one
 
 
 @contextmanager
-def several(
+def serve_rewards(
     options: list[tuple[str, ...]], reward: str = "odd", environment: Mapping[str, str] | None = None
 ) -> Iterator[tuple[Served, ...]]:
     """One for each of ``options``, which start at the same time."""
-    processes = [command(reward, "--port", "0", *each, environment=environment) for each in options]
+    processes = [start_server(reward, "--port", "0", *each, environment=environment) for each in options]
     try:
-        yield tuple(Served(url_of(process), process) for process in processes)
+        yield tuple(Served(read_url(process), process) for process in processes)
     finally:
         for process in processes:
             process.kill()
@@ -70,7 +70,7 @@ def several(
             process.stdout.close()
 
 
-def url_of(process: subprocess.Popen[str]) -> str:
+def read_url(process: subprocess.Popen[str]) -> str:
     """What the command prints when it listens."""
     assert process.stdout
     lines = []
@@ -81,7 +81,7 @@ def url_of(process: subprocess.Popen[str]) -> str:
     raise AssertionError(f"the server ended: {''.join(lines)}")
 
 
-def eventually(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     """Wait until it holds; the time limit of the test is the limit."""
     while not condition():
         time.sleep(0.02)
