@@ -148,8 +148,7 @@ def curves(runs: list[dict[str, Any]], width: int = 640, height: int = 300) -> s
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = argument_parser(__doc__, seeds=[1, 2, 3])
     parser.add_argument("--forwards", type=int, default=50_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", nargs="+", default=list(ALGORITHMS))

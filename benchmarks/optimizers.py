@@ -82,8 +82,7 @@ def run(name: str, seed: int, steps: int, start: Any, latents: Tensor, captions:
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = argument_parser(__doc__, seeds=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=100)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -45,8 +45,7 @@ def run(seed: int, folder: Path, options: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = argument_parser(__doc__, seeds=[1, 2, 3])
     arguments, options = parser.parse_known_args()
     options = [option for option in options if option != "--"]
     with tempfile.TemporaryDirectory() as folder:

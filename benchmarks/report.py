@@ -3,6 +3,7 @@
 import argparse
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-def argument_parser(text: str | None) -> argparse.ArgumentParser:
-    """A parser that shows ``text`` as it stands, with ``--out``, the folder of the figures."""
+def argument_parser(text: str | None, seeds: Sequence[int] = ()) -> argparse.ArgumentParser:
+    """A parser that shows ``text`` as it stands, with ``--out``, the folder of the figures, and ``--seeds`` where there are."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    if seeds:
+        parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     return parser
 
 

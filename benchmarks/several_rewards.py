@@ -67,8 +67,7 @@ def run(aggregate: str, seed: int, iterations: int, chosen: dict[str, float]) ->
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = argument_parser(__doc__, seeds=[1, 2, 3])
     parser.add_argument("--iterations", type=int, default=20)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,7 @@ def endpoint() -> Iterator[ScriptedServer]:
         yield server
 
 
-def config(server: ScriptedServer, **options: Any) -> PairwiseConfig:
-    return PairwiseConfig(url=f"{server.url}/v1", model=judge.MODEL, **options)
+config = partial(judge.configure, PairwiseConfig)
 
 
 def scores(server: ScriptedServer, what: Samples, **options: Any) -> list[float]:

@@ -5,6 +5,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,7 @@ def endpoint() -> Iterator[ScriptedServer]:
         yield server
 
 
-def config(server: ScriptedServer, **options: Any) -> VlmConfig:
-    return VlmConfig(url=f"{server.url}/v1", model=judge.MODEL, **options)
+config = partial(judge.configure, VlmConfig)
 
 
 def scores(server: ScriptedServer, what: Samples, **options: Any) -> torch.Tensor:

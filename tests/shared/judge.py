@@ -10,10 +10,15 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from scripted_server import Request
+from scripted_server import Request, ScriptedServer
 
 MODEL = "bright-judge"
 REST = 0.1  # of the probability goes to other words
+
+
+def configure(kind: Any, server: ScriptedServer, **options: Any) -> Any:
+    """The config of a reward ``kind`` that asks the judge behind ``server``."""
+    return kind(url=f"{server.url}/v1", model=MODEL, **options)
 
 
 def texts(asked: Request) -> list[str]:
