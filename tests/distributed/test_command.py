@@ -84,7 +84,7 @@ def test_a_rank_that_dies_is_replaced_and_the_run_goes_on_from_its_checkpoint(st
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, out + err
     assert [line for line in err.splitlines() if "SIGKILL" in line] == [
-        "rank 1 was killed by SIGKILL, perhaps for want of memory; "
+        "rank 1 was killed by SIGKILL, perhaps for lack of memory; "
         "all ranks start again from the last checkpoint, restart 1 of 3"
     ]
     assert out.count("resumed after iteration 2") == 1

@@ -199,7 +199,7 @@ def test_what_is_no_server_of_rewards_is_told(server: Served) -> None:
 def test_a_token_that_is_missing_or_wrong_is_one_line(servers: tuple[Served, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     url = servers[1].url
     name = "name the environment variable that holds one with token_env"
-    assert unready(url) == f"{url}: answered 401, a token is wanted: Authorization: Bearer TOKEN; {name}"
+    assert unready(url) == f"{url}: answered 401, a token is required: Authorization: Bearer TOKEN; {name}"
     monkeypatch.setenv("T", "sesame-12345")
     assert unready(url, token_env="T") == f"{url}: answered 401, the token is wrong; see what T holds"
     monkeypatch.delenv("T")

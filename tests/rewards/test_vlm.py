@@ -151,7 +151,7 @@ def test_the_question_is_filled_with_the_prompt_and_its_metadata(endpoint: Scrip
 
 def test_a_key_that_a_prompt_lacks_is_an_error(endpoint: ScriptedServer) -> None:
     said = fails(endpoint, question="{count} of {prompt}?")
-    assert said == "the prompt 'prompt 0' has no metadata 'count', which the question asks for"
+    assert said == "the prompt 'prompt 0' has no metadata 'count', which the question needs"
 
 
 @pytest.mark.parametrize("question", ["{prompt", "{0}", "{}", "{prompt.text}", "{prompt[0]}", "{prompt!r}", "{prompt:>9}", "}"])

@@ -47,7 +47,7 @@ class ChatConfig(ClientConfig):
     frames: int = Field(8, ge=1, description="of a video that are shown, evenly spread, as pictures of one message")
     sources: bool = Field(False, description="whether the pictures that a prompt brings are shown first")
     max_tokens: int = Field(16, ge=1, description="of an answer")
-    top_logprobs: int = Field(20, ge=2, description="likeliest tokens whose probabilities are asked for")
+    top_logprobs: int = Field(20, ge=2, description="likeliest tokens whose probabilities are requested")
     least_probability: float = Field(
         0.01, ge=0, lt=1, description="of the two answers together; below, the judge counts as having given neither"
     )
@@ -220,7 +220,7 @@ def fill_template(template: str, prompt: str, metadata: Mapping[str, Any]) -> st
     try:
         return template.format_map({**metadata, "prompt": prompt})
     except KeyError as error:
-        raise RunError(f"the prompt {prompt!r} has no metadata {error.args[0]!r}, which the question asks for") from error
+        raise RunError(f"the prompt {prompt!r} has no metadata {error.args[0]!r}, which the question needs") from error
 
 
 def text_part(said: str) -> dict[str, Any]:

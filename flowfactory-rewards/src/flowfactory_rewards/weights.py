@@ -78,7 +78,7 @@ def read_tensors(path: str, file: str) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"no file {file} in {path}: {' '.join(str(error).split())}") from error
     except UnpicklingError as error:
-        raise UserError(f"{place} holds more than tensors, and is not read: what it holds could run code") from error
+        raise UserError(f"{place} holds more than tensors and is not read: it could run code") from error
     return found
 
 

@@ -450,6 +450,6 @@ def test_an_algorithm_that_says_who_draws_is_not_told_by_the_config(
     average = {"name": "constant"}
     with pytest.raises(UserError) as refused:
         load({**matching(), "sampling": {"ema": average}})
-    assert str(refused.value) == ("config.yaml: sampling.ema: this algorithm says itself which weights draw; leave it out")
+    assert str(refused.value) == ("config.yaml: sampling.ema: this algorithm chooses itself which weights draw; leave it out")
     load({**matching(), "evaluation": {"ema": average}})
     load({"sampling": {"ema": average}})

@@ -370,7 +370,7 @@ def test_workers_score_as_the_run_itself_does_and_are_other_processes() -> None:
         ({"raises": "boom"}, r"^reward 'glow': ValueError: boom \(toy_plugin\.py line \d+\)$"),
         ({"nan_from": 0}, r"^reward 'glow': gave nan for sample 0; scores must be finite$"),
         ({"refuses": "no weights"}, r"^reward 'glow': no weights$"),
-        ({"dies": True}, r"^reward 'glow': one of its workers died; look for what killed it, memory above all$"),
+        ({"dies": True}, r"^reward 'glow': one of its workers died; look for what killed it, most likely a lack of memory$"),
     ],
 )
 def test_what_goes_wrong_in_a_worker_is_named(options: Mapping[str, Any], message: str) -> None:

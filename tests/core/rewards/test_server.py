@@ -171,7 +171,7 @@ def guarded() -> Iterator[Served]:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({}, "a token is wanted: Authorization: Bearer TOKEN"),
+        ({}, "a token is required: Authorization: Bearer TOKEN"),
         ({"Authorization": "Bearer wrong"}, "the token is wrong"),
         ({"Authorization": f"Bearer {TOKEN}x"}, "the token is wrong"),
         ({"Authorization": TOKEN}, "the token is wrong"),
@@ -309,7 +309,7 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: 
         ("odd", "--token-env", "NOT_SET"): r"--token-env NOT_SET: this environment variable is not set; put the token into it",
         ("odd", "--host", "no.such.host.invalid"): r"--host no\.such\.host\.invalid: .*",
         ("odd", "--host", "192.0.2.1"): r"--host 192\.0\.2\.1 --port 8100: .*",
-        ("odd", "--device", "cuda:77"): r"device: 'cuda:77' is not to be had here: .*",
+        ("odd", "--device", "cuda:77"): r"device: 'cuda:77' is not available here: .*",
     }
     monkeypatch.delenv("NOT_SET", raising=False)
     for options, said in cases.items():

@@ -13,7 +13,7 @@ from torch.distributions import Normal, kl_divergence
 from flowfactory.rl.advantages import advantages, normalize
 from flowfactory.rl.divergences import mean_kl, velocity_kl
 from flowfactory.rl.groups import center, group_max, group_std, group_sum
-from flowfactory.rl.losses import clipped_surrogate, is_clipped, normalized_log_ratio, optimality, squared_error
+from flowfactory.rl.losses import clipped_surrogate, is_clipped, optimality, squared_error
 
 SCORES = st.floats(-10, 10, width=32)
 Spread = Literal["group", "global"]
@@ -297,26 +297,6 @@ def test_the_gradient_of_a_sum_over_the_group_reaches_every_member_of_it() -> No
     values = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
     (gradient,) = torch.autograd.grad(group_sum(values, torch.tensor([5, -1, 5]))[0], values)
     assert gradient.tolist() == [1.0, 0.0, 1.0]
-
-
-@given(st.lists(st.floats(-3, 3), min_size=18, max_size=18), st.floats(0.05, 3), st.floats(0.05, 3))
-def test_the_normalised_log_ratio_is_the_log_ratio_less_its_bias_in_units_of_the_step(
-    values: list[float], one: float, two: float
-) -> None:
-    mean, old, x = torch.tensor(values, dtype=torch.float32).double().reshape(3, 2, 3)
-    std = torch.tensor([[one], [two]], dtype=torch.float64)
-    log_ratio = Normal(mean, std).log_prob(x) - Normal(old, std).log_prob(x)
-    bias = -kl_divergence(Normal(old, std), Normal(mean, std))  # what the log-ratio is on average where old drew
-    expected = (std * (log_ratio - bias)).mean(1)
-    torch.testing.assert_close(normalized_log_ratio(mean, old, x, std), expected, rtol=1e-6, atol=1e-6)
-
-
-def test_the_normalised_log_ratio_does_not_care_how_noisy_the_step_is() -> None:
-    mean, old, noise = torch.tensor([[[1.0, 2.0]], [[0.5, -1.0]]]), torch.zeros(2, 1, 2), torch.tensor([[[0.5, -2.0]]])
-    for std in (0.01, 1.0, 30.0):
-        found = normalized_log_ratio(mean, old, old + std * noise, torch.full((2, 1, 1), std))
-        assert found.tolist() == pytest.approx([(0.5 - 4) / 2, (0.25 + 2) / 2], rel=1e-5)
-    assert normalized_log_ratio(old, old, old + noise, torch.ones(2, 1, 1)).tolist() == [0.0, 0.0]
 
 
 def test_the_largest_of_a_group_is_every_members() -> None:

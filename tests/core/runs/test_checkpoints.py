@@ -375,7 +375,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning_for_the_one_before(
     assert lookup.find(tmp_path) == lookup.find(tmp_path, 1) == checkpoints.latest == tmp_path / "000001"
 
     damage(tmp_path / "000001")
-    with pytest.raises(UserError, match="holds no checkpoint that is whole; start the run anew in another --out"):
+    with pytest.raises(UserError, match="holds no intact checkpoint; start a new run in another --out"):
         checkpoints.restore(run.policy, run.learner)
     with pytest.raises(UserError, match="holds no checkpoint that is whole"):
         lookup.find(tmp_path)
@@ -391,11 +391,11 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     flip(directory.checkpoints / "000003/__0_0.distcp")
     code, out, err = invoke("eval", directory.path)
     assert (code, json.loads(out)["checkpoint"]) == (0, str(directory.checkpoints / "000002"))
-    assert err.startswith(f"warning: {directory.checkpoints / '000003'} is damaged and passed over: __0_0.distcp is not what")
+    assert err.startswith(f"warning: {directory.checkpoints / '000003'} is damaged and skipped: __0_0.distcp is not what")
 
     code, out, _ = invoke("run", config_file(changes), "--out", directory.path, "--resume")
     assert code == 0
-    assert "000003 is damaged and passed over" in out.replace("\n", "")
+    assert "000003 is damaged and skipped" in out.replace("\n", "")
     assert figures(directory) == whole
     again = tensors(directory.checkpoints / "000003")
     assert all(torch.equal(again[name], value) for name, value in final.items())

@@ -266,9 +266,9 @@ def test_half_precision_trains_with_full_master_weights(trained: Trained) -> Non
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^device: 'cuda:77' is not to be had here: "):
+    with pytest.raises(UserError, match=r"^device: 'cuda:77' is not available here: "):
         resolve_device("cuda:77")
-    with pytest.raises(UserError, match=r"^device: 'gpu' is not to be had here: "):
+    with pytest.raises(UserError, match=r"^device: 'gpu' is not available here: "):
         resolve_device("gpu")
 
 

@@ -91,7 +91,7 @@ def test_a_misspelt_hook_is_found_out(load: Load) -> None:
         def iteration_finnished(self, iteration: int) -> None: ...
 
     with pytest.raises(
-        UserError, match=r"^[^\n]*iteration_finnished[^\n]*there is no such hook, see flowfactory\.hooks\.specs$"
+        UserError, match=r"^[^\n]*iteration_finnished[^\n]*there is no such hook; see flowfactory\.hooks\.specs$"
     ):
         assembled(load, algorithm=Misspelt())
 

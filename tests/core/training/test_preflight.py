@@ -121,7 +121,7 @@ def test_no_loss_is_found_out(run: Run) -> None:
     pool = collect_rollouts(run, 0, Timer(CPU))
     hooks = Hooks(make_manager({"algorithm": Silent()}))
     finding = gradients_flow(pool, run.policy, hooks, run.config.algorithm)
-    assert finding == (False, "the algorithm yields no loss, so that nothing would train")
+    assert finding == (False, "the algorithm yields no loss, so nothing would train")
 
 
 def test_a_weight_that_no_gradient_reaches_is_named(run: Run) -> None:
@@ -139,7 +139,7 @@ def test_a_gradient_that_is_not_finite_is_named(run: Run) -> None:
 
 
 def test_gradients_that_are_all_zero_are_found_out(run: Run) -> None:
-    assert refusal(run, lambda s, b, p: Loss(0 * surrogate(s, b, p))) == "every gradient is zero, so that nothing would train"
+    assert refusal(run, lambda s, b, p: Loss(0 * surrogate(s, b, p))) == "every gradient is zero, so nothing would train"
 
 
 def test_a_ratio_that_is_off_is_found_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
 from flowfactory import AlgorithmConfig, Conditions, Loss, Step, flow, testing
 from flowfactory.flow.dynamics import CPSConfig, DanceSDEConfig, FlowSDEConfig
 from flowfactory.testing import ClippedByHand, StepByHand, Weights
 from flowfactory_grpo import grpo
 from flowfactory_grpo import grpo_guard as guard
-from flowfactory_grpo.grpo_guard import GRPOGuardConfig
+from flowfactory_grpo.grpo_guard import GRPOGuardConfig, normalized_log_ratio
 
 OLD = (0.3, -0.2)
 NEW = (0.5, -0.1)
@@ -155,3 +158,23 @@ def test_a_ratio_is_as_far_from_one_for_equal_noise_and_an_equal_move_of_the_mea
     loss = guard.surrogate(step, moved, torch.ones(7), clip_range=1e-5)
     expected = torch.exp(0.02 * noise.square().mean()).expand(7)
     torch.testing.assert_close(loss.metrics["ratio/mean"], expected, rtol=0, atol=2e-6)
+
+
+@given(st.lists(st.floats(-3, 3), min_size=18, max_size=18), st.floats(0.05, 3), st.floats(0.05, 3))
+def test_the_normalised_log_ratio_is_the_log_ratio_less_its_bias_in_units_of_the_step(
+    values: list[float], one: float, two: float
+) -> None:
+    mean, old, x = torch.tensor(values, dtype=torch.float32).double().reshape(3, 2, 3)
+    std = torch.tensor([[one], [two]], dtype=torch.float64)
+    log_ratio = Normal(mean, std).log_prob(x) - Normal(old, std).log_prob(x)
+    bias = -kl_divergence(Normal(old, std), Normal(mean, std))  # what the log-ratio is on average where old drew
+    expected = (std * (log_ratio - bias)).mean(1)
+    torch.testing.assert_close(normalized_log_ratio(mean, old, x, std), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_normalised_log_ratio_does_not_care_how_noisy_the_step_is() -> None:
+    mean, old, noise = torch.tensor([[[1.0, 2.0]], [[0.5, -1.0]]]), torch.zeros(2, 1, 2), torch.tensor([[[0.5, -2.0]]])
+    for std in (0.01, 1.0, 30.0):
+        found = normalized_log_ratio(mean, old, old + std * noise, torch.full((2, 1, 1), std))
+        assert found.tolist() == pytest.approx([(0.5 - 4) / 2, (0.25 + 2) / 2], rel=1e-5)
+    assert normalized_log_ratio(old, old, old + noise, torch.ones(2, 1, 1)).tolist() == [0.0, 0.0]

@@ -17,7 +17,7 @@ def estimate(
     nproc: Annotated[int, typer.Option(metavar="N", min=1, help="How many ranks share the work.")] = 1,
     card: Annotated[float | None, typer.Option(metavar="GIB", help="Memory of a GPU; of the one here when left out.")] = None,
 ) -> None:
-    """Tell what a run of CONFIG takes of each rank's memory; reads no weights."""
+    """Print how much memory each rank of a run of CONFIG needs; reads no weights."""
     import torch
     from rich.console import Console
 

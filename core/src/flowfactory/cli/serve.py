@@ -17,7 +17,7 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is all that this machine has.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any that is free.")] = 8100,
     token_env: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The environment variable with the token to ask for.")
+        str | None, typer.Option(metavar="NAME", help="The environment variable with the token that requests must carry.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = "auto",
     queue: Annotated[int, typer.Option(metavar="N", min=0, help="Requests that wait while one is computed.")] = 64,
@@ -35,6 +35,6 @@ def serve(
     chosen = resolve_device(device)
     with serving.bind(host, port) as listener:
         if token is None and not serving.is_local(host):
-            warn(f"warning: whoever reaches {host} may ask for scores; ask them for a token with --token-env NAME")
+            warn(f"warning: anyone who can reach {host} can request scores; require a token with --token-env NAME")
         limits = serving.Limits(max_request * 2**20, max_megapixels * 10**6, queue)
         serving.serve(serving.Service(name, config, plugin or [], str(chosen), limits, token), listener, say)

@@ -115,10 +115,13 @@ _EXTRA_FIELDS: dict[str, dict[str, Any]] = {
         "weight": (float, Field(1.0, description="in the sum of rewards; 0 only watches")),
         "concurrent": (
             bool | None,
-            Field(None, description="whether it is computed while the next samples are drawn; its own way when left out"),
+            Field(
+                None,
+                description="whether it is computed while the next samples are drawn; its own choice when left out",
+            ),
         ),
         "workers": (int, Field(0, ge=0, description="processes on the CPU that compute it while the next samples are drawn")),
-        "timeout": (float | None, Field(None, gt=0, description="seconds that the run waits for its scores; null for ever")),
+        "timeout": (float | None, Field(None, gt=0, description="seconds that the run waits for its scores; null: no limit")),
     }
 }
 

@@ -91,7 +91,7 @@ class AlgorithmConfig(ComponentConfig):
     """How many members of a group go through the transformer, all when None; what a forward's worth of groups is."""
 
     own_sampler: ClassVar[bool] = False
-    """Whether it says itself which weights draw."""
+    """Whether it chooses itself which weights draw."""
 
 
 class DynamicsConfig(ComponentConfig):
@@ -166,7 +166,8 @@ class TrainingConfig(Strict):
     precision: Literal["float32", "bf16"] = Field("float32", description="what the transformer computes in")
     kept_on: Literal["device", "host"] = Field("device", description="where averages and references of weights are kept")
     activation_checkpointing: Annotated[str, Field(pattern=r"^(none|blocks|every-[1-9][0-9]*)$")] = Field(
-        "none", description="none, blocks (all of them) or every-2, every-3 …: blocks whose inside is computed again backwards"
+        "none",
+        description="none, blocks (all of them) or every-2, every-3 …: blocks that are recomputed in the backward pass",
     )
     compile: bool = Field(False, description="whether torch.compile makes the transformer's blocks faster")
 
@@ -244,11 +245,11 @@ class RunConfig(Strict):
                 "this algorithm compares the members of a group; set it lower, or epochs higher"
             )
         if self.model.quantize and self.model.train == "full":
-            raise ValueError("model.quantize: weights that train have all their bits; train {lora: {}}, or leave it out")
+            raise ValueError("model.quantize: weights that train cannot be quantised; train {lora: {}}, or leave it out")
         if lacking := bitsandbytes.quantization_unavailable(self.model.quantize):
             raise ValueError(lacking)
         if self.algorithm.own_sampler and self.sampling.ema is not None:
-            raise ValueError("sampling.ema: this algorithm says itself which weights draw; leave it out")
+            raise ValueError("sampling.ema: this algorithm chooses itself which weights draw; leave it out")
         components = [self.model, self.algorithm, self.sampling.dynamics]
         components += [*self.rewards.values(), *self.evaluation.rewards.values(), *self.output.trackers]
         for component in components:

@@ -42,7 +42,7 @@ def read_video(path: Path, frames: int) -> list[Image.Image]:
     except (OSError, IndexError, av.FFmpegError) as error:
         raise UserError(f"video {path}: cannot be read: {error}") from error
     if len(found) < frames:
-        raise UserError(f"video {path}: it has {len(found)} frames, and {frames} are wanted; ask for fewer with 'frames'")
+        raise UserError(f"video {path}: it has {len(found)} frames, and {frames} are needed; set 'frames' lower")
     return found
 
 

@@ -49,7 +49,7 @@ def read_environment(variables: Mapping[str, str]) -> RankEnvironment | None:
     else:
         return None
     if not 0 <= found.rank < found.world_size:
-        raise UserError(f"rank {found.rank} is not one of {found.world_size}: see to the environment that this was started in")
+        raise UserError(f"rank {found.rank} is not one of {found.world_size}: check the environment that this was started in")
     return found
 
 

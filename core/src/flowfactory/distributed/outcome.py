@@ -70,7 +70,7 @@ def to_outcome(error: BaseException | None, rank: int) -> Outcome:
     if error is None:
         outcome = Outcome("done")
     elif _is_lost(error):
-        outcome = Outcome("lost", message=f"rank {rank} lost the other ranks or waited for them in vain: {_first_line(error)}")
+        outcome = Outcome("lost", message=f"rank {rank} lost the other ranks or waited too long for them: {_first_line(error)}")
     elif isinstance(error, Interrupted | UserError | RunError):
         kinds = {Interrupted: "interrupted", UserError: "user", RunError: "run"}
         outcome = Outcome(next(kind for type_, kind in kinds.items() if isinstance(error, type_)), message=str(error))

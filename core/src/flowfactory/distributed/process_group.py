@@ -45,7 +45,7 @@ def resolve_device(name: str, local: int = 0) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
+        raise UserError(f"device: {name!r} is not available here: {str(error).splitlines()[0]}") from error
     return device
 
 

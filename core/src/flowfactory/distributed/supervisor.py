@@ -257,7 +257,7 @@ def _describe_exit(code: int) -> str:
     if code > 0:
         return f"ended with exit code {code} and said nothing"
     name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
-    return f"was killed by {name}" + (", perhaps for want of memory" if -code == signal.SIGKILL else "")
+    return f"was killed by {name}" + (", perhaps for lack of memory" if -code == signal.SIGKILL else "")
 
 
 def _kill(processes: Collection[subprocess.Popen[bytes]]) -> None:
@@ -297,4 +297,4 @@ def check_devices(launch: Launch, device: str) -> None:
     if ":" in device and wanted > 1:
         raise UserError(f"device: {device} is one device for {wanted} ranks; write cuda, and each has its own")
     if there < wanted and (there or device != "auto"):
-        raise UserError(f"--nproc {wanted}: this node has {there} CUDA devices, and each rank wants its own")
+        raise UserError(f"--nproc {wanted}: this node has {there} CUDA devices, and each rank needs its own")

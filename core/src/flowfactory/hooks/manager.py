@@ -28,7 +28,7 @@ def make_manager(components: Mapping[str, object]) -> pluggy.PluginManager:
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
-        raise UserError(f"{' '.join(str(error).split())}; there is no such hook, see flowfactory.hooks.specs") from error
+        raise UserError(f"{' '.join(str(error).split())}; there is no such hook; see flowfactory.hooks.specs") from error
     return manager
 
 

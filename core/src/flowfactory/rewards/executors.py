@@ -163,7 +163,7 @@ def _request(end: Connection, samples: Samples) -> Answer:
         # as arrays: tensors would go through shared memory, of which containers have little
         end.send((media, samples.groups.cpu().numpy(), replace(samples, media=_NOTHING, groups=_NOTHING)))
     except OSError as error:
-        raise RunError("one of its workers died; look for what killed it, memory above all") from error
+        raise RunError("one of its workers died; look for what killed it, most likely a lack of memory") from error
     return {label: torch.from_numpy(scores) for label, scores in _receive(end).items()}
 
 
@@ -174,7 +174,7 @@ def _receive(end: Connection) -> Any:
     try:
         kind, value = end.recv()
     except (EOFError, OSError) as error:
-        raise RunError("one of its workers died; look for what killed it, memory above all") from error
+        raise RunError("one of its workers died; look for what killed it, most likely a lack of memory") from error
     if kind is not None:
         raise kind(value)
     return value

@@ -121,7 +121,7 @@ class Service:
             return
         given = request.headers.get("authorization", "")
         if not secrets.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
-            raise RequestRefused(401, "the token is wrong" if given else "a token is wanted: Authorization: Bearer TOKEN")
+            raise RequestRefused(401, "the token is wrong" if given else "a token is required: Authorization: Bearer TOKEN")
 
     async def _describe(self, request: Request) -> Response:
         from fastapi.responses import PlainTextResponse

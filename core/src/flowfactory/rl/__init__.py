@@ -3,7 +3,7 @@
 from flowfactory.rl.advantages import advantages, normalize, reward_contributions
 from flowfactory.rl.divergences import mean_kl, velocity_kl
 from flowfactory.rl.groups import center, group_max, group_std, group_sum
-from flowfactory.rl.losses import clipped_surrogate, is_clipped, normalized_log_ratio, optimality, squared_error
+from flowfactory.rl.losses import clipped_surrogate, is_clipped, optimality, squared_error
 
 __all__ = [
     "advantages",
@@ -15,7 +15,6 @@ __all__ = [
     "is_clipped",
     "mean_kl",
     "normalize",
-    "normalized_log_ratio",
     "optimality",
     "reward_contributions",
     "squared_error",

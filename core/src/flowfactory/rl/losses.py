@@ -17,15 +17,6 @@ def is_clipped(ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
     return past.float()
 
 
-def normalized_log_ratio(mean: Tensor, old_mean: Tensor, next_latents: Tensor, std: Tensor) -> Tensor:
-    """[B]: the log-ratio of two Gaussian steps, less its bias and in units of its own spread.
-
-    Mean over elements of (mean - old_mean) (next_latents - old_mean) / std, which at the weights that drew is centred
-    at zero whatever the step. GRPO-Guard, arXiv:2510.22319, eq. 8.
-    """
-    return ((mean - old_mean) * (next_latents.float() - old_mean) / std).flatten(1).mean(1)
-
-
 def optimality(advantage: Tensor, maximum: float) -> Tensor:
     """[B] in [0, 1]: clamp(A / (2 maximum) + 1/2). DiffusionNFT, arXiv:2509.16117."""
     return (advantage / (2 * maximum) + 0.5).clamp(0, 1)

@@ -39,7 +39,7 @@ def export(
     over. UserError: ``out`` exists, there is no such checkpoint, or nothing is kept under that name.
     """
     if out.exists():
-        raise UserError(f"{out} is there already; choose another folder")
+        raise UserError(f"{out} already exists; choose another folder")
     config = directory.load_config()
     saved = lookup.find(directory.checkpoints, iteration, say)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)

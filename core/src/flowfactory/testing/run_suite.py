@@ -215,9 +215,9 @@ def check_timesteps_options(settings: Settings) -> None:
 
 
 def check_refuses_another_sampler(settings: Settings) -> None:
-    """An algorithm that says itself which weights draw refuses ``sampling.ema``."""
+    """An algorithm that chooses itself which weights draw refuses ``sampling.ema``."""
     sampling = {**settings["sampling"], "ema": {"name": "constant", "decay": 0.9}}
-    check_refused({**settings, "sampling": sampling}, r"sampling\.ema: .* says itself which weights draw; leave it out$")
+    check_refused({**settings, "sampling": sampling}, r"sampling\.ema: .* chooses itself which weights draw; leave it out$")
 
 
 def check_refuses_more_updates_than_groups(settings: Settings) -> None:

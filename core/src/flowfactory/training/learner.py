@@ -42,7 +42,7 @@ class Learner:
                 loss.values.sum().backward()  # type: ignore[no-untyped-call]
         count = sum(self._ranks.gather(metrics.count - before))
         if not count:
-            raise RunError("the algorithm yielded no loss, so that nothing would train")
+            raise RunError("the algorithm yielded no loss, so nothing would train")
         gradients = self._reduce_gradients()
         # dividing afterwards gives the exact mean whatever the sizes of the pieces
         if gradients:

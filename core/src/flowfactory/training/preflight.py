@@ -71,7 +71,7 @@ def rewards_differ(rewards: Mapping[str, Tensor], groups: Tensor, config: RunCon
         label: group_std(rewards[label][known[label]], groups[known[label]]) > 0 for label in learned if known[label].any()
     }
     if not spread:
-        return Finding(False, "no reward applies to any of the first prompts, so that nothing would be learned")
+        return Finding(False, "no reward applies to any of the first prompts, so nothing would be learned")
     shares = ", ".join(f"{label} in {float(differs.double().mean()):.0%}" for label, differs in spread.items())
     if not any(bool(differs.any()) for differs in spread.values()):
         label = next(iter(spread))
@@ -131,9 +131,9 @@ def gradients_flow(rollouts: Rollouts, policy: Policy, hooks: Hooks, algorithm: 
         if len(reached) == len(names) and any(reached.values()):
             break  # proven; the rest would cost as much again
     if not seen:
-        return Finding(False, "the algorithm yields no loss, so that nothing would train")
+        return Finding(False, "the algorithm yields no loss, so nothing would train")
     if reached and not any(reached.values()):
-        return Finding(False, "every gradient is zero, so that nothing would train")
+        return Finding(False, "every gradient is zero, so nothing would train")
     unreached = [name for name in names if name not in reached]
     resting = [name for name, module in policy.modules.items() if _rests_entirely(name, module, unreached)]
     if unreached and not (_whole_transformers(resting, unreached) and _steps_change(experience, hooks)):

@@ -11,7 +11,6 @@ from pydantic import Field
 
 from flowfactory import Evaluation, Loss, Step
 from flowfactory.flow import expand_sigma
-from flowfactory.rl import normalized_log_ratio
 from flowfactory_grpo.grpo import clip_ratio
 from flowfactory_grpo.policy_gradient import PolicyGradient, PolicyGradientConfig, gaussians
 
@@ -54,3 +53,12 @@ def slope(step: Step) -> Tensor:
     sigma, next_sigma = expand_sigma(step.sigma, step.latents), expand_sigma(step.next_sigma, step.latents)
     one = torch.ones_like(sigma)
     return step.dynamics.transition(one, torch.zeros_like(one), sigma, next_sigma).mean.abs().flatten()
+
+
+def normalized_log_ratio(mean: Tensor, old_mean: Tensor, next_latents: Tensor, std: Tensor) -> Tensor:
+    """[B]: the log-ratio of two Gaussian steps, less its bias and in units of its own spread.
+
+    Mean over elements of (mean - old_mean) (next_latents - old_mean) / std, which at the weights that drew is centred
+    at zero whatever the step. GRPO-Guard, arXiv:2510.22319, eq. 8.
+    """
+    return ((mean - old_mean) * (next_latents.float() - old_mean) / std).flatten(1).mean(1)

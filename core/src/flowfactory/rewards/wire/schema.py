@@ -37,7 +37,7 @@ class Medium(Strict):
     def _check_together(self) -> Medium:
         raw = self.type == "application/octet-stream"
         if raw != (self.dtype is not None) or raw != (self.shape is not None):
-            raise ValueError("dtype and shape belong to application/octet-stream, which wants both")
+            raise ValueError("dtype and shape belong to application/octet-stream, which needs both")
         if self.shape is not None and len(self.shape) not in (3, 4):
             raise ValueError(f"shape {list(self.shape)} must be [C, H, W] or [F, C, H, W]")
         return self

@@ -55,8 +55,8 @@ def newest_intact(there: Sequence[Path], damage: Callable[[Path], str | None], s
         problem = damage(path)
         if problem is None:
             return path
-        say(f"warning: {path} is damaged and passed over: {problem}")
-    raise UserError(f"{there[0].parent} holds no checkpoint that is whole; start the run anew in another --out")
+        say(f"warning: {path} is damaged and skipped: {problem}")
+    raise UserError(f"{there[0].parent} holds no intact checkpoint; start a new run in another --out")
 
 
 def find_damage(path: Path, rank: int = 0, count: int = 1) -> str | None:

@@ -52,7 +52,7 @@ class Manifest:
             raise Damaged(f"{MANIFEST} cannot be read") from error
         known = content.pop("format", None) if isinstance(content, dict) else None
         if known != FORMAT and (folder / "training.pt").exists():
-            raise UserError(f"{folder} is of an older version, which wrote one file; start the run anew in another --out")
+            raise UserError(f"{folder} is of an older version, which wrote one file; start a new run in another --out")
         if isinstance(known, int) and known > FORMAT:
             raise UserError(f"{folder} is of a newer version (format {known}, this one reads {FORMAT}); update flowfactory")
         if known != FORMAT or content.pop("checksum", None) != checksum(content):

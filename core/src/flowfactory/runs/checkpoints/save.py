@@ -193,7 +193,7 @@ class Checkpoints:
     def _check_shared_folder(self, folder: Path) -> None:
         if not folder.is_dir():
             raise RunError(
-                f"{self._folder} of rank 0 is not seen by rank {self._ranks.rank}; put output.dir where every rank does"
+                f"{self._folder} of rank 0 is not visible to rank {self._ranks.rank}; put output.dir where every rank sees it"
             )
 
     def poll(self) -> list[tuple[int, Path]]:
