@@ -39,7 +39,7 @@ def build(folder: Path) -> None:
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
     sys.path.insert(0, str(SHARED))
-    from tiny_parts import kl_vae, sd3_transformer
+    from flowfactory.testing.tiny_checkpoints import kl_vae, sd3_transformer
 
     torch.manual_seed(0)
     letters = string.ascii_letters + string.digits + string.punctuation

@@ -93,8 +93,17 @@ def checkpoints(folder: Path) -> None:
     )
 
     sys.path.insert(0, str(SHARED))
-    from tiny_parts import clip_text, clip_tokenizer, flux_transformer, kl_vae, sd3_transformer, t5_text, t5_tokenizer
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    from flowfactory.testing.tiny_checkpoints import (
+        clip_text,
+        clip_tokenizer,
+        flux_transformer,
+        kl_vae,
+        sd3_transformer,
+        t5_text,
+        t5_tokenizer,
+    )
 
     clip, t5 = clip_tokenizer(), t5_tokenizer()
     StableDiffusion3Pipeline(

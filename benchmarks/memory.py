@@ -33,7 +33,7 @@ from flowfactory.runs.estimate.table import verdict
 from flowfactory.runs.estimate.trace import estimate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "shared"))
-from tiny_parts import clip_tokenizer, t5_tokenizer
+from flowfactory.testing.tiny_checkpoints import clip_tokenizer, t5_tokenizer
 
 XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "feed_forward_proj": "gated-gelu"}
 FLUX_SCHEDULE = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "shift": 3.0}

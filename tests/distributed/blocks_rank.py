@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from tiny_parts import flux_transformer
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -17,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from flowfactory.config.schema import LoraConfig
 from flowfactory.policy import blocks, lora, quantization
+from flowfactory.testing.tiny_checkpoints import flux_transformer
 
 NAMES = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
 WIDTH, BATCH, TOKENS = 32, 4, 16

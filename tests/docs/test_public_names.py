@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOORS = [
-    "flowfactory",
-    *(f"flowfactory.{room}" for room in ("flow", "models", "policy", "rewards", "rewards.wire", "rl", "testing")),
-]
+ROOMS = ("flow", "models", "policy", "rewards", "rewards.wire", "rl", "testing", "testing.tiny_checkpoints")
+DOORS = ["flowfactory", *(f"flowfactory.{room}" for room in ROOMS)]
 PLUGINS = sorted(file for folder in ("plugins/*/src", "flowfactory-*/src") for file in ROOT.glob(f"{folder}/**/*.py"))
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("plugins/*/README.md")])
 

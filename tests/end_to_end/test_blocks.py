@@ -13,7 +13,6 @@ from diffusers import FluxPipeline
 from families import nudge
 from family_cases import CASES, prompts
 from safetensors.torch import load_file
-from tiny_parts import sd3_transformer
 from torch import Tensor, nn
 
 from flowfactory import Evaluation, Prompt, Step, Trainable, hookimpl
@@ -21,6 +20,7 @@ from flowfactory.config.components import config_class
 from flowfactory.discovery.catalogue import discover
 from flowfactory.policy import blocks, quantization
 from flowfactory.testing import Bench, bench
+from flowfactory.testing.tiny_checkpoints import sd3_transformer
 
 MODELS = {"flux1": 4, "flux2": 4, "qwen-image": 2, "z-image": 4, "wan-t2v": 2}  # and how many blocks each has
 BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32

@@ -10,13 +10,13 @@ import torch
 from reward_cases import CLIP_MEAN, CLIP_STD, PROMPTS, pictures, samples, to_pil_image
 from safetensors.torch import save_file
 from tiny_clip import SIZE, clip_folder, embeddings
-from tiny_parts import clip_tokenizer
 from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPTokenizer
 
 from flowfactory import UserError
 from flowfactory.testing import check_reward
+from flowfactory.testing.tiny_checkpoints import clip_tokenizer
 from flowfactory_rewards.hpsv2 import HpsV2Config, letterbox
 
 LAYERS, PATCH, GRID, LENGTH, SHARED = 2, 8, 3, 10, 24

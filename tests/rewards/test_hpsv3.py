@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from reward_cases import PROMPTS, find_alive, normalize_image, pictures, randomize_weights, samples, to_pil_image
 from safetensors.torch import save_file
-from tiny_parts import QWEN_SPECIALS, qwen_tokenizer
 from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen2VLConfig, Qwen2VLImageProcessorPil, Qwen2VLModel
 
 from flowfactory import UserError
 from flowfactory.testing import check_reward
+from flowfactory.testing.tiny_checkpoints import QWEN_SPECIALS, qwen_tokenizer
 from flowfactory_rewards.hpsv3 import TEMPLATE, HpsV3Config, format_question
 
 HEADS, KEY_HEADS, WIDTH, LAYERS = 4, 2, 32, 2

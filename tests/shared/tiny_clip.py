@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 from reward_cases import normalize_image, randomize_weights, resize_and_crop, to_pil_image
-from tiny_parts import clip_tokenizer
 from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+from flowfactory.testing.tiny_checkpoints import clip_tokenizer
 
 SIZE = 16
 LENGTH = 12

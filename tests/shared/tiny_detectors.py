@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tiny_parts import byte_pairs
 from transformers import (
     BertTokenizer,
     CLIPConfig,
@@ -36,6 +35,8 @@ from transformers import (
     RTDetrResNetConfig,
     SwinConfig,
 )
+
+from flowfactory.testing.tiny_checkpoints import byte_pairs
 
 WORDS = ("a", "photo", "of", "red", "green", "blue", "object", "cat", "dog", "colored", "good", "bad", ".", "-")
 LABELS = {0: "cat", 1: "dog", 2: "keyboard"}

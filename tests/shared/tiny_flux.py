@@ -16,13 +16,22 @@ from diffusers import (
     FluxPipeline,
 )
 from PIL import Image
-from tiny_parts import clip_text, clip_tokenizer, flux_transformer, kl_vae, qwen_tokenizer, t5_text, t5_tokenizer
 from transformers import (
     CLIPTextModel,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
+)
+
+from flowfactory.testing.tiny_checkpoints import (
+    clip_text,
+    clip_tokenizer,
+    flux_transformer,
+    kl_vae,
+    qwen_tokenizer,
+    t5_text,
+    t5_tokenizer,
 )
 
 WIDTH = 32

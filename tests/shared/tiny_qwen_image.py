@@ -15,8 +15,9 @@ from diffusers import (
     QwenImagePipeline,
     QwenImageTransformer2DModel,
 )
-from tiny_parts import QWEN_SPECIALS, qwen_tokenizer
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer, Qwen2VLImageProcessorPil
+
+from flowfactory.testing.tiny_checkpoints import QWEN_SPECIALS, qwen_tokenizer
 
 SHIFT = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "base_image_seq_len": 4, "max_image_seq_len": 64}
 TERMINAL = {"shift_terminal": 0.02}

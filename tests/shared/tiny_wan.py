@@ -14,10 +14,10 @@ from diffusers import (
     WanTransformer3DModel,
     WanVideoToVideoPipeline,
 )
-from tiny_parts import t5_text, t5_tokenizer
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
 from flowfactory.data import media
+from flowfactory.testing.tiny_checkpoints import t5_text, t5_tokenizer
 
 TEXT, IMAGE, LATENT = 32, 16, 4
 BOUNDARY = 0.875

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
-from tiny_parts import qwen_tokenizer, scaled_vae
 from transformers import Qwen3Config, Qwen3Model
+
+from flowfactory.testing.tiny_checkpoints import qwen_tokenizer, scaled_vae
 
 WIDTH = 32
 SHIFTS: dict[str, dict[str, Any]] = {

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
-from tiny_parts import clip_text, clip_tokenizer, scaled_vae, sd3_transformer, t5_text, t5_tokenizer
 from transformers import CLIPTextModelWithProjection
 
 from flowfactory import Canvas, Conditions, Prompt, Runtime, SamplingPlan, Trainable, Trajectory
@@ -21,6 +20,7 @@ from flowfactory.flow.dynamics import ODE
 from flowfactory.hooks.calls import Hooks
 from flowfactory.hooks.manager import make_manager
 from flowfactory.policy.policy import Policy
+from flowfactory.testing.tiny_checkpoints import clip_text, clip_tokenizer, scaled_vae, sd3_transformer, t5_text, t5_tokenizer
 from flowfactory.training.sampler import Sampler
 from flowfactory_sd3.sd3 import SD3Config
 

@@ -1,4 +1,7 @@
-"""Tokenizers and text encoders so small that a test makes them in no time; built without a network."""
+"""Tokenizers, text encoders, VAEs and transformers of released classes, so small that a test makes them in no time; offline.
+
+Needs transformers, and diffusers for what is of diffusers.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,21 @@ from typing import Any
 from tokenizers import Regex, pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTokenizer, Qwen2Tokenizer, T5Config, T5EncoderModel, T5Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+__all__ = [
+    "QWEN_SPECIALS",
+    "WORDS",
+    "byte_pairs",
+    "clip_text",
+    "clip_tokenizer",
+    "flux_transformer",
+    "kl_vae",
+    "qwen_tokenizer",
+    "scaled_vae",
+    "sd3_transformer",
+    "t5_text",
+    "t5_tokenizer",
+]
 
 WORDS = ("a", "photo", "of", "red", "green", "blue", "circle", "square", "cat", "blurry")
 QWEN_SPECIALS = (
@@ -32,11 +50,11 @@ def byte_pairs(words: Iterable[str], end: str = "") -> tuple[dict[str, int], lis
         left, right = max(pairs, key=lambda pair: (pairs[pair], pair))
         merges.append((left, right))
         tokens[left + right] = None
-        pieces = [_merged(piece, left, right) for piece in pieces]
+        pieces = [_merge(piece, left, right) for piece in pieces]
     return {token: i for i, token in enumerate(tokens)}, merges
 
 
-def _merged(piece: Sequence[str], left: str, right: str) -> list[str]:
+def _merge(piece: Sequence[str], left: str, right: str) -> list[str]:
     result: list[str] = []
     for token in piece:
         if result and (result[-1], token) == (left, right):
@@ -113,7 +131,7 @@ def t5_text(vocabulary: int, width: int, model: Any = T5EncoderModel, config: An
 
 def kl_vae(widths: Sequence[int], channels: int, shift: float, scale: float = 0.18215, **options: Any) -> Any:
     """An AutoencoderKL that halves each side between two of ``widths``; its latents have ``channels``."""
-    from diffusers import AutoencoderKL  # which tests of rewards do without
+    from diffusers import AutoencoderKL
 
     return AutoencoderKL(
         block_out_channels=tuple(widths),
