@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from flowfactory.distributed import environment as ranks_environment
-from flowfactory.distributed import outcome
+from flowfactory.distributed import rank_process
 from flowfactory.errors import Interrupted, UserError
 
 DOES, FOLDER = sys.argv[1], Path(sys.argv[2])
@@ -89,7 +89,7 @@ def die_on_one_node_and_raise_on_the_other() -> None:
 
 
 def end_badly_when_done() -> None:
-    outcome.report_outcome(None)
+    rank_process.report_outcome(None)
     os.kill(os.getpid(), signal.SIGABRT)
 
 
@@ -122,10 +122,10 @@ def load() -> None:
 
 
 if __name__ == "__main__":
-    outcome.die_with_parent()
+    rank_process.die_with_parent()
     try:
         globals()[DOES]()
     except Exception as error:
-        outcome.report_outcome(error)
+        rank_process.report_outcome(error)
         sys.exit(1)
-    outcome.report_outcome(None)
+    rank_process.report_outcome(None)

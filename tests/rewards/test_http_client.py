@@ -14,7 +14,7 @@ from scripted_server import Answer, Drop, Request, ScriptedServer, serve_answers
 
 from flowfactory import RunError, UserError
 from flowfactory_rewards import http_client
-from flowfactory_rewards.http_client import Client, ClientConfig
+from flowfactory_rewards.http_client import Client, ClientConfig, error_message
 
 BODY = ("text/plain", b"?")
 
@@ -296,3 +296,19 @@ def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("no_proxy", raising=False)
     with serve_answers(in_turn(b"direct")) as server:
         assert post(made(server, retries=0)) == b"direct"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"error": "it broke"}', "it broke"),
+        (b'{"error": {"message": "no such\\n model", "code": 404}}', "no such model"),
+        (b'{"object": "error", "message": "too long"}', "too long"),
+        (b'{"detail": "Not Found"}', "Not Found"),
+        (b'{"detail": [{"loc": []}]}', '\'{"detail": [{"loc": []}]}\''),
+        (b"Bad Gateway\r\n", "'Bad Gateway'"),
+        (b"\xff" * 300, repr("\ufffd" * 160 + "…")),
+    ],
+)
+def test_the_sentence_of_an_error_is_found(body: bytes, said: str) -> None:
+    assert error_message(body) == said

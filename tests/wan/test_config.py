@@ -125,7 +125,7 @@ def test_prompts_bring_what_the_model_takes(prompts: Any, task: str, wrong: str)
 
 def test_a_video_that_is_too_short_is_one_line(checkpoint: Any, prompts: Any, tmp_path: Path) -> None:
     config = CONFIGS["v2v"].model_validate({"path": str(checkpoint("v2v"))})
-    with pytest.raises(UserError, match=r"it has 9 frames, and 13 are wanted"):
+    with pytest.raises(UserError, match=r"it has 9 frames, and 13 are needed"):
         bench(config, tmp_path, prompts("v2v")[:1], (32, 32, 13))
 
 

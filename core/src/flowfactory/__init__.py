@@ -8,7 +8,7 @@ Importing this module imports neither torch nor pydantic.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from flowfactory.discovery.registration import hookimpl
+from flowfactory.discovery.specs import hookimpl
 from flowfactory.errors import RunError, UserError
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -19,7 +20,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from flowfactory import ComponentConfig, RunError, UserError
-from flowfactory.rewards.wire import error_message
+from flowfactory.rewards.wire import excerpt
 
 if TYPE_CHECKING:
     import httpx2
@@ -260,3 +261,16 @@ def _retry_after(text: str | None) -> float:
 
 def _seconds_until(date: str) -> float:
     return (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds()
+
+
+def error_message(body: bytes) -> str:
+    """The sentence of an answer that is an error: this format's, FastAPI's and OpenAI's; else how it begins."""
+    found: Any
+    try:
+        found = json.loads(body)
+    except ValueError:
+        found = None
+    for key in ("error", "message", "detail"):
+        while isinstance(found, dict) and key in found:
+            found = found[key]
+    return " ".join(found.split())[:500] if isinstance(found, str) and found else excerpt(body)

@@ -17,7 +17,7 @@ from flowfactory import ComponentConfig, Samples, UserError, hookimpl
 from flowfactory.rewards import load_shared, to_pixels
 from flowfactory_rewards.dependencies import require_modules
 from flowfactory_rewards.frame_sampling import sample_frames
-from flowfactory_rewards.run_checks import check_prompts, parse_samples
+from flowfactory_rewards.prompt_checks import check_prompts, parse_samples
 
 if TYPE_CHECKING:
     from rapidocr import RapidOCR

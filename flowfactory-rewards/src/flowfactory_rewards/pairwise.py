@@ -12,8 +12,8 @@ from torch import Tensor
 
 from flowfactory import Samples, hookimpl
 from flowfactory.rewards import rows_by_group
-from flowfactory_rewards import chat_judge
-from flowfactory_rewards.chat_judge import ChatConfig, ChatReward, Choice, Content, MalformedAnswer, Template
+from flowfactory_rewards import chat_client
+from flowfactory_rewards.chat_client import ChatConfig, ChatReward, Choice, Content, MalformedAnswer, Template
 from flowfactory_rewards.dependencies import require_modules
 
 
@@ -49,11 +49,11 @@ class Pairwise(ChatReward):
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
         """``{label: win rates [B]}``; 1/2 for the only member of a group."""
         chat = self._connect(samples.media.device)
-        text, shown = chat_judge.text_part, cache(partial(chat.encode_sample, samples))
+        text, shown = chat_client.text_part, cache(partial(chat.encode_sample, samples))
 
         def build_question(i: int, j: int) -> Content:
             given = [text("Given:"), *chat.encode_sources(samples, i)] if self._config.sources and samples.sources else []
-            question = chat_judge.fill_template(self._config.question, samples.prompts[i], samples.metadata[i])
+            question = chat_client.fill_question(self._config.question, samples.prompts[i], samples.metadata[i])
             return [*given, text("A:"), *shown(i), text("B:"), *shown(j), text(question)]
 
         groups = rows_by_group(range(len(samples.prompts)), samples.groups)
@@ -65,11 +65,11 @@ class Pairwise(ChatReward):
         return {self.label: win_rates(len(samples.prompts), met, wins[::2], wins[1::2])}
 
     def _read_probability(self, choice: Choice) -> float:
-        return chat_judge.preference_probability(choice, "a", "b", self._config.least_probability)
+        return chat_client.preference_probability(choice, "a", "b", self._config.least_probability)
 
 
 def _read_choice(choice: Choice) -> float:
-    letter = chat_judge.normalize_token(said := chat_judge.read_text(choice))
+    letter = chat_client.normalize_token(said := chat_client.read_text(choice))
     if letter not in ("a", "b"):
         raise MalformedAnswer(f"neither A nor B: {said[:100]!r}")
     return float(letter == "a")

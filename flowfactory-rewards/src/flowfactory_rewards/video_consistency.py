@@ -13,8 +13,8 @@ from flowfactory import CheckpointPath, RunError, Samples, UserError, hookimpl
 from flowfactory.rewards import load_shared
 from flowfactory_rewards.dependencies import require_modules
 from flowfactory_rewards.frame_sampling import sample_frames
+from flowfactory_rewards.prompt_checks import check_videos
 from flowfactory_rewards.reward_model import RewardModelConfig, to_pil
-from flowfactory_rewards.run_checks import check_videos
 from flowfactory_rewards.weights import freeze, from_pretrained
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from flowfactory import ComponentConfig, RunError, Samples, hookimpl
 from flowfactory.rewards import to_pixels
 from flowfactory_rewards.dependencies import require_modules
 from flowfactory_rewards.frame_sampling import frame_indices
-from flowfactory_rewards.run_checks import check_videos
+from flowfactory_rewards.prompt_checks import check_videos
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig

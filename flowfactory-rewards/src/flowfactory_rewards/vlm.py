@@ -11,8 +11,8 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from flowfactory import Samples, hookimpl
-from flowfactory_rewards import chat_judge
-from flowfactory_rewards.chat_judge import ChatClient, ChatConfig, ChatReward, Choice, Content, MalformedAnswer, Template
+from flowfactory_rewards import chat_client
+from flowfactory_rewards.chat_client import ChatClient, ChatConfig, ChatReward, Choice, Content, MalformedAnswer, Template
 from flowfactory_rewards.dependencies import require_modules
 
 QUESTIONS = {
@@ -46,7 +46,7 @@ class VlmConfig(ChatConfig):
 
     @field_validator("pattern")
     @classmethod
-    def _compiles(cls, value: str | None) -> str | None:
+    def _check_number_pattern(cls, value: str | None) -> str | None:
         try:
             if value is not None and re.compile(value).groups != 1:
                 raise ValueError(f"{value!r} must have one group, which is the number")
@@ -79,15 +79,15 @@ class Vlm(ChatReward):
         return {self.label: torch.tensor(chat.ask_all(questions, self._read_yes if probable else self._read_number, probable))}
 
     def _build_question(self, chat: ChatClient, samples: Samples, i: int) -> Content:
-        question = chat_judge.text_part(chat_judge.fill_template(self._question, samples.prompts[i], samples.metadata[i]))
+        question = chat_client.text_part(chat_client.fill_question(self._question, samples.prompts[i], samples.metadata[i]))
         return [*chat.encode_sources(samples, i), *chat.encode_sample(samples, i), question]
 
     def _read_yes(self, choice: Choice) -> float:
-        return chat_judge.preference_probability(choice, "yes", "no", self._config.least_probability)
+        return chat_client.preference_probability(choice, "yes", "no", self._config.least_probability)
 
     def _read_number(self, choice: Choice) -> float:
         low, high = self._config.range
-        value = parse_number(chat_judge.read_text(choice), low, high, self._config.pattern)
+        value = parse_number(chat_client.read_text(choice), low, high, self._config.pattern)
         return (value - low) / (high - low) if self._config.scale else value
 
 

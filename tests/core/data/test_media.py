@@ -55,7 +55,7 @@ def test_one_frame_is_a_picture(tmp_path: Path) -> None:
 def test_the_first_frames_are_read_and_too_few_are_refused(tmp_path: Path) -> None:
     written = media.write_media(clip(5), tmp_path / "c")
     assert len(media.read_video(written, 3)) == 3
-    with pytest.raises(UserError, match=r"^video .*c\.mp4: it has 5 frames, and 9 are wanted; ask for fewer with 'frames'$"):
+    with pytest.raises(UserError, match=r"^video .*c\.mp4: it has 5 frames, and 9 are needed; set 'frames' lower$"):
         media.read_video(written, 9)
 
 

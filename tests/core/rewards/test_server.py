@@ -350,7 +350,7 @@ def test_whoever_listens_to_other_machines_without_a_token_is_warned(
             main()
     assert [address[0] for address in heard] == ["0.0.0.0", "0.0.0.0", "127.0.0.1"]
     warned = capsys.readouterr().err
-    assert warned == "warning: whoever reaches 0.0.0.0 may ask for scores; ask them for a token with --token-env NAME\n"
+    assert warned == "warning: anyone who can reach 0.0.0.0 can request scores; require a token with --token-env NAME\n"
 
 
 @pytest.mark.parametrize(

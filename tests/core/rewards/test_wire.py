@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flowfactory import Prompt, Samples
-from flowfactory.rewards.wire.format import decode_request, decode_scores, encode_request, encode_scores, error_message
+from flowfactory.rewards.wire.format import decode_request, decode_scores, encode_request, encode_scores
 from flowfactory.rewards.wire.multipart import build_multipart, parse_multipart
 from flowfactory.rewards.wire.schema import Part, WireError
 
@@ -328,19 +328,3 @@ def test_scores_arrive_bit_by_bit() -> None:
 def test_an_answer_that_is_off_is_no_score(body: bytes, said: str) -> None:
     with pytest.raises(WireError, match=said):
         decode_scores(body, 2)
-
-
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        (b'{"error": "it broke"}', "it broke"),
-        (b'{"error": {"message": "no such\\n model", "code": 404}}', "no such model"),
-        (b'{"object": "error", "message": "too long"}', "too long"),
-        (b'{"detail": "Not Found"}', "Not Found"),
-        (b'{"detail": [{"loc": []}]}', '\'{"detail": [{"loc": []}]}\''),
-        (b"Bad Gateway\r\n", "'Bad Gateway'"),
-        (b"\xff" * 300, repr("\ufffd" * 160 + "…")),
-    ],
-)
-def test_the_sentence_of_an_error_is_found(body: bytes, said: str) -> None:
-    assert error_message(body) == said

@@ -408,7 +408,7 @@ def test_other_versions_checkpoints_are_refused_with_a_sentence(prepared: Prepar
     (old / "checkpoint.json").write_text('{"iteration": 2}')
     (old / "training.pt").write_bytes(b"")
     for attempt in (lambda: owner(run, old.parent).restore(run.policy, run.learner), lambda: lookup.find(old.parent)):
-        with pytest.raises(UserError, match="000002 is of an older version, which wrote one file; start the run anew"):
+        with pytest.raises(UserError, match="000002 is of an older version, which wrote one file; start a new run"):
             attempt()
     save(owner(run, tmp_path / "new"), run, 2)
     manifest = tmp_path / "new/000002/checkpoint.json"

@@ -12,8 +12,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flowfactory.config.schema import RunConfig
-from flowfactory.runs.estimate.fake_tensors import StorageCounter
 from flowfactory.runs.estimate.result import GIB, RESERVE, Estimate, Part
+from flowfactory.runs.estimate.storage_counter import StorageCounter
 from flowfactory.runs.estimate.table import remedies, verdict
 from flowfactory.runs.estimate.trace import estimate
 

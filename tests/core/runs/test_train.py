@@ -22,9 +22,10 @@ from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.train import train
 from flowfactory.training.evaluation import evaluate
-from flowfactory.training.iteration import collect_rollouts, sampling_plan
+from flowfactory.training.iteration import collect_rollouts
 from flowfactory.training.metrics import Timer
 from flowfactory.training.micro_batches import split_updates
+from flowfactory.training.plans import sampling_plan
 from flowfactory.training.preflight import preflight
 from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.setup import Run, prepare_run
@@ -242,11 +243,11 @@ def test_observers_see_the_run_in_order(load: Callable[..., RunConfig]) -> None:
 def test_the_window_is_drawn_anew_each_iteration_and_the_same_in_every_process(prepared: Prepared) -> None:
     keys = [NoiseKey(0, 0)]
     one, other = prepared(), prepared()
-    windows = [sampling_plan(one, iteration, keys).stochastic for iteration in range(20)]
-    assert windows == [sampling_plan(other, iteration, keys).stochastic for iteration in range(20)]
+    windows = [sampling_plan(one.assembly, one.config, iteration, keys).stochastic for iteration in range(20)]
+    assert windows == [sampling_plan(other.assembly, other.config, iteration, keys).stochastic for iteration in range(20)]
     assert all(len(window) == 2 and window <= {0, 1, 2} for window in windows)
     assert len(set(windows)) == 3
-    assert sampling_plan(one, 0, keys).recorded == windows[0]  # what the algorithm asks for
+    assert sampling_plan(one.assembly, one.config, 0, keys).recorded == windows[0]  # what the algorithm asks for
 
 
 def test_guidance_changes_what_is_drawn(prepared: Prepared) -> None:

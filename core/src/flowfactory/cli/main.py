@@ -8,8 +8,10 @@ import sys
 import typer
 
 from flowfactory.cli import estimate, export, plugins, report, run, sample, serve
+from flowfactory.cli.output import rank_prefix
 from flowfactory.distributed.environment import read_environment
-from flowfactory.distributed.outcome import die_with_parent, is_supervised, report_outcome, to_outcome
+from flowfactory.distributed.outcome import to_outcome
+from flowfactory.distributed.rank_process import die_with_parent, is_supervised, report_outcome
 from flowfactory.errors import Interrupted, RunError, UserError
 
 app = typer.Typer(
@@ -57,10 +59,10 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        typer.echo(f"error: {_whose()}{error}", err=True)
+        typer.echo(f"error: {rank_prefix()}{error}", err=True)
         sys.exit(2)
     except RunError as error:
-        typer.echo(f"stopped: {_whose()}{error}", err=True)
+        typer.echo(f"stopped: {rank_prefix()}{error}", err=True)
         sys.exit(1)
     except Interrupted as error:
         typer.echo(str(error), err=True)
@@ -72,12 +74,3 @@ def main() -> None:
             raise
         typer.echo(f"stopped: {outcome.message}", err=True)  # the rank that it lost says more
         sys.exit(1)
-
-
-def _whose() -> str:
-    """Which rank it is, where several processes write on one terminal."""
-    try:
-        found = read_environment(os.environ)
-    except UserError:
-        return ""
-    return f"rank {found.rank}: " if found and found.world_size > 1 else ""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from flowfactory.discovery.registration import hookimpl
+from flowfactory.discovery.specs import hookimpl
 
 
 @hookimpl

@@ -13,7 +13,7 @@ from typing import Any
 
 import pluggy
 
-from flowfactory.discovery.registration import PROJECT, DiscoverySpecs
+from flowfactory.discovery.specs import PROJECT, DiscoverySpecs
 from flowfactory.errors import UserError, did_you_mean
 
 KINDS = ("model", "algorithm", "reward", "dynamics", "tracker", "example")

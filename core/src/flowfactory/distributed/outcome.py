@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
-from flowfactory.distributed.environment import RESTART_COUNT, in_group, read_environment, read_number
 from flowfactory.errors import Interrupted, RunError, UserError
 
-OUTCOMES = "FLOWFACTORY_OUTCOMES"
-"""Set for ranks that the supervisor started: the folder in which each says how it ended."""
-PARENT = "FLOWFACTORY_PARENT"
-"""Set with it: the process that started the rank, and without which it is not to live."""
 KINDS = {"user": 0, "run": 0, "unexpected": 0, "interrupted": 1, "stopped": 2, "died": 3, "lost": 4, "done": 5}
 """How a rank can end, and what counts when ranks end differently: what cannot be a consequence of how another one ended."""
 
@@ -95,34 +86,3 @@ def _is_lost(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def is_supervised() -> bool:
-    """Whether this process is a rank that the supervisor started, whose parent speaks for it."""
-    return OUTCOMES in os.environ and in_group()
-
-
-def report_outcome(error: BaseException | None) -> None:
-    """Say to the parent how this rank ended."""
-    found = read_environment(os.environ)
-    assert found is not None
-    path = outcome_path(Path(os.environ[OUTCOMES]), read_number(os.environ, RESTART_COUNT, 0), found.rank)
-    temporary = path.with_suffix(".writing")
-    temporary.write_text(to_outcome(error, found.rank).as_json(), encoding="utf-8")
-    temporary.replace(path)
-
-
-def outcome_path(folder: Path, attempt: int, rank: int) -> Path:
-    """Where ``rank`` says how its ``attempt`` ended."""
-    return folder / f"{attempt}-{rank}.json"
-
-
-def die_with_parent() -> None:
-    """Have this rank killed when the process that started it ends, in whatever way; on Linux alone."""
-    parent = os.environ.get(PARENT)
-    if parent is None or sys.platform != "linux":
-        return
-    PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):  # it was already gone
-        os.kill(os.getpid(), signal.SIGKILL)

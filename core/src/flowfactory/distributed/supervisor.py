@@ -43,7 +43,8 @@ from torch.distributed import DistError, HashStore, PrefixStore, Store, TCPStore
 
 from flowfactory.distributed.environment import RESTART_COUNT, RankEnvironment
 from flowfactory.distributed.launch import Launch
-from flowfactory.distributed.outcome import OUTCOMES, PARENT, Outcome, outcome_path
+from flowfactory.distributed.outcome import Outcome
+from flowfactory.distributed.rank_process import OUTCOMES, PARENT, outcome_path
 from flowfactory.errors import Interrupted, RunError, UserError
 from flowfactory.types import Say
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pluggy
 
-from flowfactory.discovery.registration import PROJECT
+from flowfactory.discovery.specs import PROJECT
 from flowfactory.errors import UserError
 from flowfactory.hooks.specs import RunSpecs
 

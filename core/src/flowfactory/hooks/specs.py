@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowfactory.discovery.registration import hookspec
+from flowfactory.discovery.specs import hookspec
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

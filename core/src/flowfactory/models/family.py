@@ -21,7 +21,7 @@ from flowfactory import flow
 from flowfactory.canvas import Canvas
 from flowfactory.config.paths import CheckpointPath
 from flowfactory.config.schema import ModelConfig
-from flowfactory.discovery.registration import hookimpl
+from flowfactory.discovery.specs import hookimpl
 from flowfactory.errors import UserError
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.models.resolution import Grid

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from flowfactory.config.components import parse_component
 from flowfactory.config.schema import ComponentConfig
-from flowfactory.distributed.outcome import PARENT, die_with_parent
 from flowfactory.distributed.partition import split_evenly
+from flowfactory.distributed.rank_process import PARENT, die_with_parent
 from flowfactory.errors import RunError, UserError
 from flowfactory.rewards.component import RewardComponent, name_errors
 from flowfactory.rl.groups import rows_by_group

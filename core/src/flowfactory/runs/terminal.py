@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from flowfactory.discovery.registration import hookimpl
+from flowfactory.discovery.specs import hookimpl
 from flowfactory.types import RunInfo
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowfactory.config.schema import ComponentConfig
-from flowfactory.discovery.registration import hookimpl
+from flowfactory.discovery.specs import hookimpl
 from flowfactory.errors import UserError
 from flowfactory.types import RunInfo
 

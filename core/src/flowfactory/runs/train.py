@@ -6,8 +6,6 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import metadata
-from itertools import chain
 from types import FrameType
 
 from flowfactory.config.schema import RunConfig
@@ -16,6 +14,7 @@ from flowfactory.errors import Interrupted, RunError
 from flowfactory.rewards import statistics
 from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory, to_json, write_atomically
+from flowfactory.runs.versions import versions
 from flowfactory.training.evaluation import evaluate
 from flowfactory.training.iteration import iterate
 from flowfactory.training.preflight import preflight
@@ -147,16 +146,3 @@ def stop_request(say: Say) -> Iterator[threading.Event]:
     finally:
         for which, handler in before.items():
             signal.signal(which, handler)
-
-
-def versions() -> dict[str, str]:
-    """The version of every distribution that has a say in the figures."""
-    names = ["flowfactory", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "bitsandbytes"]
-    plugins = sorted({entry.dist.name for entry in metadata.entry_points(group="flowfactory") if entry.dist})
-    found = {}
-    for name in chain(names, plugins):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

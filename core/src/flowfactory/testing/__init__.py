@@ -5,7 +5,18 @@
 
 from flowfactory.flow.dynamics import ODE
 from flowfactory.testing.algorithm_contract import check_algorithm
-from flowfactory.testing.algorithm_suite import (
+from flowfactory.testing.by_hand import (
+    ClippedByHand,
+    FlowByHand,
+    NoisedByHand,
+    StepByHand,
+    autograd_by_hand,
+    clip_by_hand,
+    step_by_hand,
+)
+from flowfactory.testing.counters import ForwardCalls, ForwardCount
+from flowfactory.testing.learning_bench import Learning, Update, Weights, learning, make_plan
+from flowfactory.testing.loss_suite import (
     BEYOND_THE_CLIP,
     blend,
     check_average,
@@ -21,17 +32,6 @@ from flowfactory.testing.algorithm_suite import (
     check_reference_stays,
     check_same_updates_whatever_fits_a_forward,
 )
-from flowfactory.testing.by_hand import (
-    ClippedByHand,
-    FlowByHand,
-    NoisedByHand,
-    StepByHand,
-    autograd_by_hand,
-    clip_by_hand,
-    step_by_hand,
-)
-from flowfactory.testing.counters import ForwardCalls, ForwardCount
-from flowfactory.testing.learning_bench import Learning, Update, Weights, learning, make_plan
 from flowfactory.testing.model_bench import Bench, bench
 from flowfactory.testing.model_contract import check_model
 from flowfactory.testing.reward_contract import check_reward

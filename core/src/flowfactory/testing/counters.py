@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowfactory.discovery.registration import hookimpl
+from flowfactory.discovery.specs import hookimpl
 from flowfactory.policy.policy import Policy
 from flowfactory.types import HELD_OUT, SamplingPlan
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flowfactory import flow
 from flowfactory.config.schema import ComponentConfig, ModelConfig
-from flowfactory.discovery.registration import hookimpl
+from flowfactory.discovery.specs import hookimpl
 from flowfactory.types import Conditions, Evaluation, Prompt, Runtime, Samples, SamplingPlan, Step, Trainable, Trajectory
 
 FILE = str(Path(__file__).resolve())

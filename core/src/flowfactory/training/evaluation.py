@@ -12,11 +12,10 @@ from flowfactory.config.schema import RunConfig
 from flowfactory.data.batches import make_batch, split_whole_groups
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.training.assembly import Assembly
+from flowfactory.training.plans import evaluation_plan
 from flowfactory.training.rollouts import gather_scores, roll_out, score_on_ranks
 from flowfactory.training.sampler import Sampler
-from flowfactory.types import HELD_OUT, Prompt, SamplingPlan
-
-EVALUATION = "evaluation"
+from flowfactory.types import Prompt
 
 
 @dataclass(frozen=True)
@@ -53,16 +52,7 @@ def evaluate(
     """
     chosen, sampling = config.evaluation, config.sampling
     batch = make_batch(prompts, members or chosen.members)
-    plan = SamplingPlan(
-        steps=chosen.steps or sampling.steps,
-        canvas=chosen.canvas(sampling),
-        guidance=sampling.guidance if chosen.guidance is None else chosen.guidance,
-        dynamics=assembly.ode,
-        seed=config.seed,
-        iteration=HELD_OUT,
-        keys=batch.keys,
-        weights=EVALUATION if chosen.ema else None,
-    )
+    plan = evaluation_plan(assembly, config, batch.keys)
     batch_size = chosen.batch_size or sampling.batch_size
     kept, started, left = [], [], len(batch.keys) if keep is None else keep
     for rows in split_whole_groups(batch, batch_size * ranks.count):

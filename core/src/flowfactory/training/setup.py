@@ -13,12 +13,10 @@ from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.errors import UserError
 from flowfactory.policy.policy import Policy
 from flowfactory.training.assembly import Assembly
-from flowfactory.training.evaluation import EVALUATION
 from flowfactory.training.learner import Learner
+from flowfactory.training.plans import EVALUATION, SAMPLING
 from flowfactory.training.sampler import Sampler
 from flowfactory.types import DTYPES, Prompt, RunInfo, Runtime, Say
-
-SAMPLING = "sampling"
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from flowfactory import Evaluation, Loss, Step
-from flowfactory.rl import clipped_surrogate, is_clipped
-from flowfactory_grpo.policy_gradient import PolicyGradient, PolicyGradientConfig, ratio
+from flowfactory_grpo.policy_gradient import PolicyGradient, PolicyGradientConfig, clip_ratio, ratio
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,12 +28,3 @@ class GRPOConfig(PolicyGradientConfig):
 def surrogate(step: Step, new: Evaluation, advantage: Tensor, clip_range: float) -> Loss:
     """-min(r A, clip(r) A), arXiv:2505.05470, eq. 5."""
     return clip_ratio(ratio(step, new), advantage, clip_range)
-
-
-def clip_ratio(r: Tensor, advantage: Tensor, clip_range: float) -> Loss:
-    """The clipped surrogate of the ratio r [b], and what is reported of it."""
-    return Loss(
-        clipped_surrogate(r, advantage, clip_range),
-        metrics={"ratio/mean": r, "clip_fraction": is_clipped(r, advantage, clip_range)},
-        extremes={"ratio/max_deviation": (r - 1).abs()},
-    )

@@ -11,8 +11,7 @@ from pydantic import Field
 
 from flowfactory import Evaluation, Loss, Step
 from flowfactory.flow import expand_sigma
-from flowfactory_grpo.grpo import clip_ratio
-from flowfactory_grpo.policy_gradient import PolicyGradient, PolicyGradientConfig, gaussians
+from flowfactory_grpo.policy_gradient import PolicyGradient, PolicyGradientConfig, clip_ratio, gaussians
 
 if TYPE_CHECKING:
     from torch import Tensor

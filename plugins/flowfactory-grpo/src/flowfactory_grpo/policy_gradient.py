@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowfactory import AlgorithmConfig, At, Evaluation, Experience, Loss, Policy, SamplingPlan, Step, hookimpl
 from flowfactory.policy import REFERENCE
-from flowfactory.rl import mean_kl, velocity_kl
+from flowfactory.rl import clipped_surrogate, is_clipped, mean_kl, velocity_kl
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -91,3 +91,12 @@ def _mean_form(new: Evaluation, reference: Evaluation) -> Tensor:
 
 def _velocity_form(new: Evaluation, reference: Evaluation) -> Tensor:
     return velocity_kl(new.velocity, reference.velocity)
+
+
+def clip_ratio(r: Tensor, advantage: Tensor, clip_range: float) -> Loss:
+    """The clipped surrogate of the ratio r [b], and what is reported of it."""
+    return Loss(
+        clipped_surrogate(r, advantage, clip_range),
+        metrics={"ratio/mean": r, "clip_fraction": is_clipped(r, advantage, clip_range)},
+        extremes={"ratio/max_deviation": (r - 1).abs()},
+    )

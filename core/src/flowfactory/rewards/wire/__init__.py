@@ -1,6 +1,6 @@
 """The format in which samples go to a reward in another process, and its scores come back."""
 
-from flowfactory.rewards.wire.format import decode_scores, encode_request, error_message, excerpt
+from flowfactory.rewards.wire.format import decode_scores, encode_request, excerpt
 from flowfactory.rewards.wire.media import encode_png
 from flowfactory.rewards.wire.multipart import build_multipart
 from flowfactory.rewards.wire.schema import VERSION, Encoding, WireError
@@ -13,6 +13,5 @@ __all__ = [
     "decode_scores",
     "encode_png",
     "encode_request",
-    "error_message",
     "excerpt",
 ]

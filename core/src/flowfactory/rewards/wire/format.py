@@ -165,16 +165,3 @@ def excerpt(body: bytes | str) -> str:
     text = body if isinstance(body, str) else body[:1000].decode("utf-8", "replace")
     line = " ".join(text.split())
     return repr(line[:160] + ("…" if len(line) > 160 else ""))
-
-
-def error_message(body: bytes) -> str:
-    """The sentence of an answer that is an error: this format's, FastAPI's and OpenAI's; else how it begins."""
-    found: Any
-    try:
-        found = json.loads(body)
-    except ValueError:
-        found = None
-    for key in ("error", "message", "detail"):
-        while isinstance(found, dict) and key in found:
-            found = found[key]
-    return " ".join(found.split())[:500] if isinstance(found, str) and found else excerpt(body)

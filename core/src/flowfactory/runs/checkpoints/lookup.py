@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from flowfactory.errors import UserError
-from flowfactory.runs.checkpoints.manifest import MANIFEST, Damaged, Manifest, file_record
+from flowfactory.runs.checkpoints.files import file_record
+from flowfactory.runs.checkpoints.manifest import MANIFEST, Damaged, Manifest
 from flowfactory.types import Say
 
 

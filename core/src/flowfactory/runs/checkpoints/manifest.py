@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from flowfactory.errors import UserError
+from flowfactory.runs.checkpoints.files import Stored, flush_to_disk
 from flowfactory.runs.resume import checksum
 
 MANIFEST = "checkpoint.json"
 FORMAT = 1
-
-
-class Stored(NamedTuple):
-    """What a file has to be."""
-
-    bytes: int
-    checksum: str
 
 
 @dataclass(frozen=True)
@@ -63,18 +55,3 @@ class Manifest:
 
 class Damaged(Exception):
     """What of a checkpoint is missing or not what was written."""
-
-
-def file_record(path: Path) -> Stored:
-    """Size and checksum of a file."""
-    with path.open("rb") as file:
-        return Stored(path.stat().st_size, hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest())
-
-
-def flush_to_disk(path: Path) -> None:
-    """Have the system write ``path`` to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

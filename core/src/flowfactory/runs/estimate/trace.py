@@ -8,7 +8,7 @@ see is reckoned: division over ranks, the optimizer's state, weights in fewer bi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -23,54 +23,26 @@ from flowfactory.distributed.process_group import mesh_sizes
 from flowfactory.distributed.ranks import ALONE
 from flowfactory.experience import Experience
 from flowfactory.policy.policy import Policy
-from flowfactory.runs.estimate.fake_tensors import CachedForwards, StorageCounter, cuda_autocast, to_fake
 from flowfactory.runs.estimate.reckoning import Reckoning, Traced
 from flowfactory.runs.estimate.result import Estimate
-from flowfactory.runs.estimate.weightless import Weightless, replace_tensors
+from flowfactory.runs.estimate.stand_ins import TracedConditions, Weightless, replace_tensors
+from flowfactory.runs.estimate.storage_counter import CachedForwards, StorageCounter, cuda_autocast, to_fake
 from flowfactory.runs.estimate.weights import Weights, module_bytes, quantized_ids, tensor_bytes
 from flowfactory.training.assembly import Assembly
-from flowfactory.training.evaluation import EVALUATION, evaluate
-from flowfactory.training.iteration import losses, sampling_plan
+from flowfactory.training.evaluation import evaluate
+from flowfactory.training.plans import EVALUATION, SAMPLING, sampling_plan
 from flowfactory.training.preflight import gradients_flow
 from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.sampler import Sampler
-from flowfactory.training.setup import SAMPLING, Run, prepare_prompts
-from flowfactory.types import DTYPES, Conditions, Prompt, Runtime, Trajectory
+from flowfactory.training.setup import Run, prepare_prompts
+from flowfactory.training.update import losses
+from flowfactory.types import DTYPES, Runtime, Trajectory
 
 if TYPE_CHECKING:
-    from flowfactory.canvas import Canvas
     from flowfactory.config.schema import RunConfig
 
 ENCODED = 32  # prompts that are traced; the others are taken to be like them
 LOSSES = 2  # of an update that are traced: at the second, the gradients of the first are there
-
-
-class TracedConditions:
-    """The conditions of a few prompts, which stand for those of all: the part of an EncodeCache that drawing needs."""
-
-    def __init__(self, encode: Callable[[Sequence[Prompt], Canvas], Iterable[Mapping[str, Tensor]]]) -> None:
-        self._encode = encode
-        self._known: dict[Canvas, list[Mapping[str, Tensor]]] = {}
-
-    def prepare(self, wanted: Sequence[Prompt], canvas: Canvas) -> int:
-        """Encode ``wanted`` for ``canvas``."""
-        different = list(dict.fromkeys((prompt.text, prompt.media) for prompt in wanted))
-        first = {(prompt.text, prompt.media): prompt for prompt in wanted}
-        self._known[canvas] = list(self._encode([first[key] for key in different], canvas))
-        return len(different)
-
-    def conditions(self, wanted: Sequence[Prompt], canvas: Canvas, negative: Sequence[Prompt] | None = None) -> Conditions:
-        """One entry a prompt, the same for the same prompt."""
-        known = self._known.get(canvas) or next(iter(self._known.values()))
-        places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompt.index for prompt in wanted))}
-        entries = tuple(known[places[prompt.index] % len(known)] for prompt in wanted)
-        return Conditions(entries, None if negative is None else Conditions((known[-1],) * len(entries)))
-
-    @property
-    def each(self) -> float:
-        """Bytes of one prompt's, in the mean."""
-        entries = [entry for known in self._known.values() for entry in known]
-        return sum(tensor_bytes(tensor) for entry in entries for tensor in entry.values()) / max(1, len(entries))
 
 
 @dataclass(frozen=True)
@@ -174,7 +146,7 @@ class Trace:
         sampling = config.sampling
         wanted = batches.prompts_of_iteration(run.train, 0, sampling.groups, config.seed)
         batch = batches.make_batch(wanted, sampling.group_size)
-        plan = sampling_plan(run, 0, batch.keys)
+        plan = sampling_plan(run.assembly, config, 0, batch.keys)
         known = run.sampler.conditions(batch.prompts, max(plan.guidance, plan.teacher_guidance), plan.canvas)
         rounds = [len(rows) for rows in batches.split_whole_groups(batch, sampling.batch_size * self._ranks)]
         together = math.ceil(max(rounds) / self._ranks)

@@ -1,8 +1,8 @@
-"""Checkpoints opened without their weights."""
+"""Stand-ins for what a traced run has: checkpoints without their weights, and conditions of a few prompts for all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowfactory.canvas import Canvas
 from flowfactory.errors import UserError
 from flowfactory.models.pretrained import Pretrained
+from flowfactory.runs.estimate.weights import tensor_bytes
+from flowfactory.types import Conditions, Prompt
 
 
 class Weightless:
@@ -83,3 +86,31 @@ def replace_tensors(module: nn.Module, change: Callable[[Tensor], Tensor], recur
             if buffer is not None:
                 part._buffers[name] = change(buffer)
     return module
+
+
+class TracedConditions:
+    """The conditions of a few prompts, which stand for those of all: the part of an EncodeCache that drawing needs."""
+
+    def __init__(self, encode: Callable[[Sequence[Prompt], Canvas], Iterable[Mapping[str, Tensor]]]) -> None:
+        self._encode = encode
+        self._known: dict[Canvas, list[Mapping[str, Tensor]]] = {}
+
+    def prepare(self, wanted: Sequence[Prompt], canvas: Canvas) -> int:
+        """Encode ``wanted`` for ``canvas``."""
+        different = list(dict.fromkeys((prompt.text, prompt.media) for prompt in wanted))
+        first = {(prompt.text, prompt.media): prompt for prompt in wanted}
+        self._known[canvas] = list(self._encode([first[key] for key in different], canvas))
+        return len(different)
+
+    def conditions(self, wanted: Sequence[Prompt], canvas: Canvas, negative: Sequence[Prompt] | None = None) -> Conditions:
+        """One entry a prompt, the same for the same prompt."""
+        known = self._known.get(canvas) or next(iter(self._known.values()))
+        places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompt.index for prompt in wanted))}
+        entries = tuple(known[places[prompt.index] % len(known)] for prompt in wanted)
+        return Conditions(entries, None if negative is None else Conditions((known[-1],) * len(entries)))
+
+    @property
+    def each(self) -> float:
+        """Bytes of one prompt's, in the mean."""
+        entries = [entry for known in self._known.values() for entry in known]
+        return sum(tensor_bytes(tensor) for entry in entries for tensor in entry.values()) / max(1, len(entries))

@@ -215,7 +215,7 @@ def preference_probability(choice: Choice, first: str, second: str, least: float
     return p / (p + q)
 
 
-def fill_template(template: str, prompt: str, metadata: Mapping[str, Any]) -> str:
+def fill_question(template: str, prompt: str, metadata: Mapping[str, Any]) -> str:
     """``template`` for one prompt. RunError: it asks for a key that the metadata lack."""
     try:
         return template.format_map({**metadata, "prompt": prompt})

@@ -1,0 +1,47 @@
+"""What an iteration draws, and what an evaluation draws: all that decides it, randomness included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flowfactory.config.schema import RunConfig
+from flowfactory.flow.noise import generator
+from flowfactory.training.assembly import Assembly
+from flowfactory.types import DTYPES, HELD_OUT, NoiseKey, SamplingPlan
+
+SAMPLING, EVALUATION = "sampling", "evaluation"
+"""The names under which the EMA that draws, and the one that is evaluated, are kept."""
+
+
+def sampling_plan(assembly: Assembly, config: RunConfig, iteration: int, keys: Sequence[NoiseKey]) -> SamplingPlan:
+    """The iteration's plan: a function of the config and the iteration alone, then the algorithm's say."""
+    sampling = config.sampling
+    dynamics = assembly.dynamics
+    plan = SamplingPlan(
+        steps=sampling.steps,
+        canvas=sampling.canvas,
+        guidance=sampling.guidance,
+        dynamics=dynamics,
+        seed=config.seed,
+        iteration=iteration,
+        keys=tuple(keys),
+        stochastic=dynamics.window(sampling.steps, iteration, generator("window", config.seed, iteration)),
+        weights=SAMPLING if sampling.ema else None,
+        storage=DTYPES[sampling.keep_as],
+    )
+    return assembly.hooks.plan(iteration, plan)
+
+
+def evaluation_plan(assembly: Assembly, config: RunConfig, keys: Sequence[NoiseKey]) -> SamplingPlan:
+    """The plan of held-out prompts: the ODE, and noise that no iteration changes."""
+    chosen, sampling = config.evaluation, config.sampling
+    return SamplingPlan(
+        steps=chosen.steps or sampling.steps,
+        canvas=chosen.canvas(sampling),
+        guidance=sampling.guidance if chosen.guidance is None else chosen.guidance,
+        dynamics=assembly.ode,
+        seed=config.seed,
+        iteration=HELD_OUT,
+        keys=tuple(keys),
+        weights=EVALUATION if chosen.ema else None,
+    )
