@@ -377,7 +377,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning_for_the_one_before(
     damage(tmp_path / "000001")
     with pytest.raises(UserError, match="holds no intact checkpoint; start a new run in another --out"):
         checkpoints.restore(run.policy, run.learner)
-    with pytest.raises(UserError, match="holds no checkpoint that is whole"):
+    with pytest.raises(UserError, match="holds no intact checkpoint"):
         lookup.find(tmp_path)
 
 
