@@ -15,11 +15,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from flowfactory.config import components
-from flowfactory.config.components import schema_type
+from flowfactory.config import component_slots
+from flowfactory.config.component import ComponentConfig, LoraConfig, ModelConfig
+from flowfactory.config.component_slots import schema_type
 from flowfactory.config.ema import Decay
 from flowfactory.config.optimizers import Optimizer
-from flowfactory.config.schema import ComponentConfig, LoraConfig, ModelConfig
 from flowfactory.discovery.catalogue import discover
 from flowfactory.flow.dynamics import Slide
 from flowfactory.flow.timesteps import Timesteps
@@ -300,7 +300,7 @@ def config_class(words: str) -> type[BaseModel]:
     if first in UNIONS:
         return next(choice for choice in UNIONS[first] if choice.model_fields["name"].default == name)
     if name:
-        return components.config_class(discover().find(first, name))
+        return component_slots.config_class(discover().find(first, name))
     if first == "run":
         return schema_type(discover())
     if first in SHARED:

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from flowfactory.config.schema import LoraConfig
+from flowfactory.config.component import LoraConfig
 from flowfactory.policy import blocks, lora, quantization
 from flowfactory.testing.tiny_checkpoints import flux_transformer
 

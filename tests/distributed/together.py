@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from flowfactory import Policy, RunInfo, hookimpl
 from flowfactory.config.loading import validate
-from flowfactory.distributed.process_group import join_process_group, make_ranks
+from flowfactory.distributed.mesh import make_ranks
+from flowfactory.distributed.process_group import join_process_group
 from flowfactory.distributed.sharding import full_tensor, local_shard
 from flowfactory.runs.train import train
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowfactory import Evaluation, Prompt, Step, Trainable, hookimpl
-from flowfactory.config.components import config_class
+from flowfactory.config.component_slots import config_class
 from flowfactory.discovery.catalogue import discover
 from flowfactory.policy import blocks, quantization
 from flowfactory.testing import Bench, bench

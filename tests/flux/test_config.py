@@ -14,7 +14,7 @@ from families import LORA
 from flux_family import EVERY, NAMES, TOKENS, Flux, make_config
 
 from flowfactory import Runtime, UserError
-from flowfactory.config.components import config_class
+from flowfactory.config.component_slots import config_class
 from flowfactory.config.loading import validate
 from flowfactory.config.yaml import parse_yaml
 from flowfactory.data.prompts import check_media, read_prompts

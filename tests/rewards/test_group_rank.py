@@ -7,7 +7,7 @@ import torch
 from scipy.stats import rankdata
 
 from flowfactory import Samples, UserError
-from flowfactory.config.components import parse_component
+from flowfactory.config.component_slots import parse_component
 from flowfactory.config.loading import validate
 from flowfactory.config.schema import RunConfig
 from flowfactory.runs.resume import config_changes, fixed_config

@@ -155,7 +155,7 @@ def test_a_server_that_is_too_slow_is_an_error(server: Served, tmp_path: Path) -
 
 
 def test_a_server_that_is_slower_than_the_label_allows_is_an_error(server: Served, tmp_path: Path) -> None:
-    from flowfactory.config.components import parse_component
+    from flowfactory.config.component_slots import parse_component
 
     config = parse_component("reward", {"name": "remote", "url": server.url, "timeout": 0.5})
     with pytest.raises(RunError, match=r"^reward 'mine': no scores within "):

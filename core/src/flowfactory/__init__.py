@@ -13,9 +13,10 @@ from flowfactory.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from flowfactory.canvas import Canvas
-    from flowfactory.config.components import InnerReward
+    from flowfactory.config.component import AlgorithmConfig, ComponentConfig, DynamicsConfig, ModelConfig, Takes
+    from flowfactory.config.component_slots import InnerReward
     from flowfactory.config.paths import CheckpointPath, LocalPath
-    from flowfactory.config.schema import AlgorithmConfig, ComponentConfig, DynamicsConfig, ModelConfig, RunConfig, Takes
+    from flowfactory.config.schema import RunConfig
     from flowfactory.experience import Experience, Loss
     from flowfactory.policy.policy import At, Policy
     from flowfactory.types import (
@@ -34,9 +35,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "canvas": ("Canvas",),
-    "config.components": ("InnerReward",),
+    "config.component_slots": ("InnerReward",),
     "config.paths": ("CheckpointPath", "LocalPath"),
-    "config.schema": ("AlgorithmConfig", "ComponentConfig", "DynamicsConfig", "ModelConfig", "RunConfig", "Takes"),
+    "config.component": ("AlgorithmConfig", "ComponentConfig", "DynamicsConfig", "ModelConfig", "Takes"),
+    "config.schema": ("RunConfig",),
     "experience": ("Experience", "Loss"),
     "policy.policy": ("At", "Policy"),
 }

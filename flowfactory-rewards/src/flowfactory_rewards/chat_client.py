@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import math
-import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from string import Formatter
 from typing import Annotated, Any
 
 import numpy as np
@@ -23,19 +21,13 @@ from flowfactory.rewards import to_pixels
 from flowfactory.rewards.wire import encode_png, excerpt
 from flowfactory_rewards.frame_sampling import sample_frames
 from flowfactory_rewards.http_client import RETRYABLE_STATUS, Client, ClientConfig
+from flowfactory_rewards.questions import check_question
 
 Content = list[dict[str, Any]]
 """What a message consists of: texts and pictures."""
 
 
-def _check_template(text: str) -> str:
-    for _, name, form, conversion in Formatter().parse(text):  # which raises ValueError for a lone brace
-        if name is not None and (not re.fullmatch(r"[^\W\d]\w*", name) or form or conversion):
-            raise ValueError(f"{{{name}}} is no name; write {{prompt}} or a key of the metadata, and {{{{ for a brace")
-    return text
-
-
-Template = Annotated[str, AfterValidator(_check_template)]
+Template = Annotated[str, AfterValidator(check_question)]
 """A text with {prompt} and the keys of a prompt's metadata in braces."""
 
 
@@ -213,14 +205,6 @@ def preference_probability(choice: Choice, first: str, second: str, least: float
             f"{first!r} and {second!r} have {p + q:.3g} of the probability among its {len(known)} likeliest tokens ({shares} …)"
         )
     return p / (p + q)
-
-
-def fill_question(template: str, prompt: str, metadata: Mapping[str, Any]) -> str:
-    """``template`` for one prompt. RunError: it asks for a key that the metadata lack."""
-    try:
-        return template.format_map({**metadata, "prompt": prompt})
-    except KeyError as error:
-        raise RunError(f"the prompt {prompt!r} has no metadata {error.args[0]!r}, which the question needs") from error
 
 
 def text_part(said: str) -> dict[str, Any]:

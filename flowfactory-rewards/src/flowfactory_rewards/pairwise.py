@@ -15,6 +15,7 @@ from flowfactory.rewards import rows_by_group
 from flowfactory_rewards import chat_client
 from flowfactory_rewards.chat_client import ChatConfig, ChatReward, Choice, Content, MalformedAnswer, Template
 from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.questions import fill_question
 
 
 class PairwiseConfig(ChatConfig):
@@ -53,7 +54,7 @@ class Pairwise(ChatReward):
 
         def build_question(i: int, j: int) -> Content:
             given = [text("Given:"), *chat.encode_sources(samples, i)] if self._config.sources and samples.sources else []
-            question = chat_client.fill_question(self._config.question, samples.prompts[i], samples.metadata[i])
+            question = fill_question(self._config.question, samples.prompts[i], samples.metadata[i])
             return [*given, text("A:"), *shown(i), text("B:"), *shown(j), text(question)]
 
         groups = rows_by_group(range(len(samples.prompts)), samples.groups)

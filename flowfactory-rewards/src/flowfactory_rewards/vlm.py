@@ -14,6 +14,7 @@ from flowfactory import Samples, hookimpl
 from flowfactory_rewards import chat_client
 from flowfactory_rewards.chat_client import ChatClient, ChatConfig, ChatReward, Choice, Content, MalformedAnswer, Template
 from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.questions import fill_question
 
 QUESTIONS = {
     "yes-no": 'Does this figure show "{prompt}"? Please answer yes or no.',
@@ -79,7 +80,7 @@ class Vlm(ChatReward):
         return {self.label: torch.tensor(chat.ask_all(questions, self._read_yes if probable else self._read_number, probable))}
 
     def _build_question(self, chat: ChatClient, samples: Samples, i: int) -> Content:
-        question = chat_client.text_part(chat_client.fill_question(self._question, samples.prompts[i], samples.metadata[i]))
+        question = chat_client.text_part(fill_question(self._question, samples.prompts[i], samples.metadata[i]))
         return [*chat.encode_sources(samples, i), *chat.encode_sample(samples, i), question]
 
     def _read_yes(self, choice: Choice) -> float:

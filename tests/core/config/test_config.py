@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowfactory.config import loading
-from flowfactory.config.components import schema_type
-from flowfactory.config.schema import ComponentConfig, RunConfig
+from flowfactory.config.component import ComponentConfig
+from flowfactory.config.component_slots import schema_type
+from flowfactory.config.schema import RunConfig
 from flowfactory.config.yaml import apply_override, dump, parse_yaml
 from flowfactory.discovery.catalogue import discover
 from flowfactory.errors import UserError

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowfactory.config.schema import Takes
+from flowfactory.config.component import Takes
 from flowfactory.data.batches import make_batch, prompts_of_iteration, split_whole_groups
 from flowfactory.data.prompts import check_media, read_prompts
 from flowfactory.errors import UserError

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flowfactory.config import loading as configs
-from flowfactory.config.components import config_class
+from flowfactory.config.component_slots import config_class
 from flowfactory.discovery.catalogue import discover
 from flowfactory.errors import UserError, did_you_mean
 from flowfactory.testing import TwoParameterConfig

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from flowfactory.config.bitsandbytes import quantization_unavailable
-from flowfactory.config.schema import LoraConfig
+from flowfactory.config.component import LoraConfig
 from flowfactory.errors import UserError
 from flowfactory.policy import blocks, lora, quantization
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfactory import flow
-from flowfactory.config.schema import LoraConfig, LoraTraining
+from flowfactory.config.component import LoraConfig, LoraTraining
 from flowfactory.errors import RunError
 from flowfactory.flow.dynamics import ODE, FlowSDEConfig
 from flowfactory.policy.policy import REFERENCE, At, Policy

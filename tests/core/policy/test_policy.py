@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowfactory import flow
-from flowfactory.config.schema import LoraConfig, LoraTraining, RunConfig
+from flowfactory.config.component import LoraConfig, LoraTraining
+from flowfactory.config.schema import RunConfig
 from flowfactory.errors import RunError
 from flowfactory.flow.dynamics import ODE
 from flowfactory.policy import lora

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from flowfactory import Prompt, hookimpl
-from flowfactory.config.components import parse_component
-from flowfactory.config.schema import ComponentConfig, RunConfig
+from flowfactory.config.component import ComponentConfig
+from flowfactory.config.component_slots import parse_component
+from flowfactory.config.schema import RunConfig
 from flowfactory.data.prompts import check_reward_labels
 from flowfactory.errors import RunError, UserError
 from flowfactory.rewards.scoring import Rewards

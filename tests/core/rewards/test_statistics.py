@@ -7,13 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from flowfactory.rewards.statistics import (
-    advantage_shares,
-    dominance_warning,
-    dominant_reward,
-    hacking_warnings,
-    reward_metrics,
-)
+from flowfactory.rewards.hacking import hacking_warnings
+from flowfactory.rewards.statistics import advantage_shares, dominance_warning, dominant_reward, reward_metrics
 from flowfactory.rl.advantages import advantages, reward_contributions
 
 NAN = math.nan

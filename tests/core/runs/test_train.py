@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowfactory import flow, hookimpl
 from flowfactory.config.schema import RunConfig
-from flowfactory.distributed.process_group import resolve_device
+from flowfactory.distributed.mesh import resolve_device
 from flowfactory.errors import RunError, UserError
 from flowfactory.experience import Experience
 from flowfactory.hooks.calls import Hooks

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowfactory import flow, hookimpl
-from flowfactory.config.schema import AlgorithmConfig, ComponentConfig, ModelConfig
+from flowfactory.config.component import AlgorithmConfig, ComponentConfig, ModelConfig
 from flowfactory.experience import Experience, Loss
 from flowfactory.policy.policy import Policy
 from flowfactory.rl.groups import center

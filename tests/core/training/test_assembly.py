@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from flowfactory import Canvas, hookimpl
-from flowfactory.config.schema import ComponentConfig, RunConfig
+from flowfactory.config.component import ComponentConfig
+from flowfactory.config.schema import RunConfig
 from flowfactory.errors import UserError
 from flowfactory.experience import Experience, Loss
 from flowfactory.flow.dynamics import ODE, FlowSDE

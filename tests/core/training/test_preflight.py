@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowfactory import flow, hookimpl
-from flowfactory.config.schema import AlgorithmConfig
+from flowfactory.config.component import AlgorithmConfig
 from flowfactory.errors import RunError
 from flowfactory.experience import Experience, Loss
 from flowfactory.hooks.calls import Hooks

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from flowfactory.config.schema import AlgorithmConfig
+from flowfactory.config.component import AlgorithmConfig
 from flowfactory.experience import Loss
 from flowfactory.rl.groups import rows_by_group
 from flowfactory.training.iteration import collect_rollouts

@@ -119,6 +119,6 @@ def test_the_command_exports_once(trained: Any, tmp_path: Path) -> None:
     assert (done.exit_code, done.stdout.strip()) == (0, str(tmp_path / "out"))
     again = CliRunner().invoke(app, ["export", str(directory.path), str(tmp_path / "out")])
     assert isinstance(again.exception, UserError)
-    assert "is there already" in str(again.exception)
+    assert "already exists" in str(again.exception)
     other = CliRunner().invoke(app, ["export", str(directory.path), str(tmp_path / "b"), "--precision", "fp8"])
     assert str(other.exception) == "--precision fp8: write one of float32, bf16"

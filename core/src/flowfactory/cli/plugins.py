@@ -15,7 +15,7 @@ def schema(plugin: Plugins = None) -> None:
     """Print the JSON schema of a config, with every installed component."""
     import json
 
-    from flowfactory.config.components import schema_type
+    from flowfactory.config.component_slots import schema_type
     from flowfactory.discovery.catalogue import discover
 
     typer.echo(json.dumps(schema_type(discover(plugin or [])).model_json_schema(), indent=2))
@@ -38,7 +38,7 @@ def show_plugin(
     plugin: Plugins = None,
 ) -> None:
     """What a component is, and its options."""
-    from flowfactory.config.components import slot_type
+    from flowfactory.config.component_slots import slot_type
     from flowfactory.discovery.catalogue import discover
     from flowfactory.errors import did_you_mean
 

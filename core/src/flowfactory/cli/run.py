@@ -79,7 +79,7 @@ def _train(config: RunConfig, resume: bool) -> None:
 
 
 def _conclude(directory: RunDirectory, say: Callable[[str], None]) -> None:
-    from flowfactory.rewards.statistics import hacking_warnings
+    from flowfactory.rewards.hacking import hacking_warnings
     from flowfactory.runs.report import write_report
 
     report = write_report(directory)

@@ -28,7 +28,7 @@ def serve(
     from flowfactory.rewards import server as serving
 
     serving.require_dependencies()
-    from flowfactory.distributed.process_group import resolve_device
+    from flowfactory.distributed.mesh import resolve_device
 
     name, config = serving.load_reward(reward, sets or [], plugin or [])
     token = serving.read_token(token_env)

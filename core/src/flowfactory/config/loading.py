@@ -10,7 +10,7 @@ from pydantic import (
     ValidationError,
 )
 
-from flowfactory.config.components import schema_type
+from flowfactory.config.component_slots import schema_type
 from flowfactory.config.messages import describe_error, locate
 from flowfactory.config.schema import RunConfig
 from flowfactory.config.yaml import apply_override, parse_yaml

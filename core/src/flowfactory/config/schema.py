@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from pydantic import (
     Field,
@@ -16,92 +14,11 @@ from pydantic import (
 
 from flowfactory.canvas import Canvas
 from flowfactory.config import bitsandbytes
+from flowfactory.config.component import AlgorithmConfig, ComponentConfig, DynamicsConfig, ModelConfig
 from flowfactory.config.ema import Decay
 from flowfactory.config.optimizers import AdamWConfig, Optimizer
 from flowfactory.config.paths import LocalPath
 from flowfactory.config.strict import Strict
-
-
-class ComponentConfig(Strict, ABC):
-    """The options of one component, and how to make it. Subclass, add fields, write ``build``.
-
-    A ``description`` of a field is what ``flowfactory plugins show`` prints.
-    """
-
-    free_to_change: ClassVar[tuple[str, ...]] = ()
-    """The options that a resumed run may have others of: about speed, memory and places, and of no effect on any number."""
-
-    @abstractmethod
-    def build(self, label: str) -> object:
-        """Make the component. ``label`` is the config's own name for it, which a reward returns its scores under."""
-
-    def check(self, run: RunConfig) -> None:
-        """Raise ValueError with one sentence when the rest of the config does not go with this component."""
-
-    def weights(self) -> Mapping[str, int] | None:
-        """Bytes of the weights that a reward will hold, by what they are called; None where that is not known.
-
-        What two rewards call by one name they hold together. ``flowfactory estimate`` counts them.
-        """
-        return None
-
-
-class LoraConfig(Strict):
-    """Low-rank adapters (arXiv:2106.09685) on the linear layers whose names end in one of ``targets``."""
-
-    rank: int = Field(32, ge=1, description="of the two factors of an adapter")
-    alpha: float = Field(64, gt=0, description="the adapter's output is scaled by alpha / rank")
-    targets: tuple[str, ...] | None = Field(None, description="endings of module names; the model's own when left out")
-
-
-class LoraTraining(Strict):
-    """``train: {lora: {rank: 32}}``."""
-
-    lora: LoraConfig = LoraConfig.model_validate({})
-
-
-Training = Literal["full"] | LoraTraining
-
-
-class Takes(NamedTuple):
-    """How many files of each kind a prompt must and may bring: least and most."""
-
-    images: tuple[int, float] = (0, 0)
-    video: tuple[int, float] = (0, 0)
-    audio: tuple[int, float] = (0, 0)
-
-
-class ModelConfig(ComponentConfig):
-    """What every model's options share."""
-
-    takes: ClassVar[Takes] = Takes()
-    """The pictures, videos and sounds that a prompt must and may bring."""
-
-    train: Training = Field(LoraTraining(), description="'full', or {lora: {rank, alpha, targets}}")
-    quantize: Literal["nf4", "int8"] | None = Field(None, description="how the frozen weights below adapters are stored")
-
-
-class AlgorithmConfig(ComponentConfig):
-    """What every algorithm's options share."""
-
-    groupwise: ClassVar[bool] = False
-    """Whether its loss compares the members of a group, which no optimizer step may then split."""
-
-    compared: ClassVar[int | None] = None
-    """How many members of a group go through the transformer, all when None; what a forward's worth of groups is."""
-
-    own_sampler: ClassVar[bool] = False
-    """Whether it chooses itself which weights draw."""
-
-
-class DynamicsConfig(ComponentConfig):
-    """What all dynamics' options share."""
-
-    stochastic: ClassVar[bool] = True
-    """Whether steps have a log-density, which algorithms of GRPO's kind learn from."""
-
-    linear: ClassVar[bool] = False
-    """Whether the mean of a step is linear in its latents and velocity, which some algorithms' weights rely on."""
 
 
 class PromptsConfig(Strict):

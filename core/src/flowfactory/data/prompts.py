@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowfactory.config.schema import Takes
+from flowfactory.config.component import Takes
 from flowfactory.errors import UserError, did_you_mean
 from flowfactory.types import Prompt
 

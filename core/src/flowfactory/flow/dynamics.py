@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory.config.schema import DynamicsConfig
+from flowfactory.config.component import DynamicsConfig
 from flowfactory.config.strict import Strict
 from flowfactory.flow.rollout import euler, log_normal
 from flowfactory.types import Transition

@@ -11,7 +11,7 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
-from flowfactory.config.schema import AlgorithmConfig
+from flowfactory.config.component import AlgorithmConfig
 from flowfactory.config.strict import Strict, expand_name
 from flowfactory.errors import RunError
 from flowfactory.experience import Experience

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from flowfactory import flow
 from flowfactory.canvas import Canvas
+from flowfactory.config.component import ModelConfig
 from flowfactory.config.paths import CheckpointPath
-from flowfactory.config.schema import ModelConfig
 from flowfactory.discovery.specs import hookimpl
 from flowfactory.errors import UserError
 from flowfactory.models.pretrained import Pretrained

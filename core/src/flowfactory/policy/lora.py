@@ -16,7 +16,7 @@ from flowfactory.distributed.sharding import full_tensor
 from flowfactory.errors import RunError
 
 if TYPE_CHECKING:
-    from flowfactory.config.schema import LoraConfig
+    from flowfactory.config.component import LoraConfig
 
 ADAPTER = "default"
 FILE = "pytorch_lora_weights.safetensors"

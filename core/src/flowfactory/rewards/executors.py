@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowfactory.config.components import parse_component
-from flowfactory.config.schema import ComponentConfig
+from flowfactory.config.component import ComponentConfig
+from flowfactory.config.component_slots import parse_component
 from flowfactory.distributed.partition import split_evenly
 from flowfactory.distributed.rank_process import PARENT, die_with_parent
 from flowfactory.errors import RunError, UserError
-from flowfactory.rewards.component import RewardComponent, name_errors
+from flowfactory.rewards.component import RewardComponent
+from flowfactory.rewards.errors import name_errors
 from flowfactory.rl.groups import rows_by_group
 from flowfactory.types import Answer, Samples
 

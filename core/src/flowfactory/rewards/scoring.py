@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowfactory.config.schema import ComponentConfig
+from flowfactory.config.component import ComponentConfig
 from flowfactory.errors import RunError
-from flowfactory.rewards.component import name_errors
+from flowfactory.rewards.errors import name_errors
 from flowfactory.rewards.executors import PendingAnswers, RewardExecutor, wait_for
 from flowfactory.types import Answer, Samples
 

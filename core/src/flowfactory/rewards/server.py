@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flowfactory.config.components import parse_component
-from flowfactory.config.schema import ComponentConfig
+from flowfactory.config.component import ComponentConfig
+from flowfactory.config.component_slots import parse_component
 from flowfactory.config.yaml import apply_override, parse_yaml
 from flowfactory.errors import RunError, UserError
 from flowfactory.rewards.executors import WorkerThread

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flowfactory.rewards import statistics
+from flowfactory.rewards.hacking import hacking_warnings
 from flowfactory.runs.charts import COLOURS, Points, Style, chart, scale_to_unit
 from flowfactory.runs.directory import RunDirectory, write_atomically
 
@@ -77,7 +78,7 @@ def _scores(held: Mapping[str, Points]) -> str:
 
 def _warnings(records: Sequence[Mapping[str, Any]]) -> str:
     """What the run should have its reader look at first."""
-    told = list(statistics.hacking_warnings(records))
+    told = list(hacking_warnings(records))
     found = [(record, label) for record in records if (label := statistics.dominant_reward(record))]
     for label in dict.fromkeys(label for _, label in found):
         mine = [record for record, which in found if which == label]

@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from flowfactory.config.schema import ComponentConfig, RunConfig
+from flowfactory.config.component import ComponentConfig
+from flowfactory.config.schema import RunConfig
 from flowfactory.data import prompts
 
 FREE_TO_CHANGE = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flowfactory.config.schema import ComponentConfig
+from flowfactory.config.component import ComponentConfig
 from flowfactory.discovery.specs import hookimpl
 from flowfactory.errors import UserError
 from flowfactory.types import RunInfo

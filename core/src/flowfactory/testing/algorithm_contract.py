@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from flowfactory.config.schema import AlgorithmConfig, TrainingConfig
+from flowfactory.config.component import AlgorithmConfig
+from flowfactory.config.schema import TrainingConfig
 from flowfactory.experience import Experience
 from flowfactory.hooks.calls import Hooks
 from flowfactory.policy.policy import Policy

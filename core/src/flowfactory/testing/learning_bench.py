@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from flowfactory.canvas import Canvas
-from flowfactory.config.schema import AlgorithmConfig, TrainingConfig
+from flowfactory.config.component import AlgorithmConfig
+from flowfactory.config.schema import TrainingConfig
 from flowfactory.experience import Experience, Loss
 from flowfactory.flow.dynamics import ODE
 from flowfactory.flow.timesteps import NoisedBatch, Timesteps, noised_micro_batches

@@ -10,7 +10,7 @@ import torch
 
 from flowfactory import flow
 from flowfactory.canvas import Canvas
-from flowfactory.config.schema import ModelConfig
+from flowfactory.config.component import ModelConfig
 from flowfactory.data.batches import Batch, make_batch
 from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.flow.dynamics import FlowSDEConfig

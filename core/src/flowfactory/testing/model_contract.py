@@ -11,7 +11,7 @@ import torch
 from torch.distributed.checkpoint.state_dict_saver import save as write
 
 from flowfactory import flow
-from flowfactory.config.schema import ModelConfig
+from flowfactory.config.component import ModelConfig
 from flowfactory.runs.checkpoints import load
 from flowfactory.testing.model_bench import Bench, bench
 from flowfactory.types import Prompt, Trajectory

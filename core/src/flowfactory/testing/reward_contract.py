@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowfactory.config.schema import ComponentConfig
+from flowfactory.config.component import ComponentConfig
 from flowfactory.errors import RunError, UserError
 from flowfactory.rewards.scoring import Rewards
 from flowfactory.types import Samples

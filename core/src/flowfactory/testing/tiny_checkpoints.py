@@ -50,11 +50,11 @@ def byte_pairs(words: Iterable[str], end: str = "") -> tuple[dict[str, int], lis
         left, right = max(pairs, key=lambda pair: (pairs[pair], pair))
         merges.append((left, right))
         tokens[left + right] = None
-        pieces = [_merge(piece, left, right) for piece in pieces]
+        pieces = [_merge_pair(piece, left, right) for piece in pieces]
     return {token: i for i, token in enumerate(tokens)}, merges
 
 
-def _merge(piece: Sequence[str], left: str, right: str) -> list[str]:
+def _merge_pair(piece: Sequence[str], left: str, right: str) -> list[str]:
     result: list[str] = []
     for token in piece:
         if result and (result[-1], token) == (left, right):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfactory import flow
-from flowfactory.config.schema import ComponentConfig, ModelConfig
+from flowfactory.config.component import ComponentConfig, ModelConfig
 from flowfactory.discovery.specs import hookimpl
 from flowfactory.types import Conditions, Evaluation, Prompt, Runtime, Samples, SamplingPlan, Step, Trainable, Trajectory
 

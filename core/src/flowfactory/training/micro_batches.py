@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from flowfactory.config.schema import AlgorithmConfig
+from flowfactory.config.component import AlgorithmConfig
 from flowfactory.experience import Experience
 from flowfactory.flow.noise import generator
 from flowfactory.rl.groups import rows_by_group

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowfactory.config.schema import AlgorithmConfig, RunConfig, reward_weight
+from flowfactory.config.component import AlgorithmConfig
+from flowfactory.config.schema import RunConfig, reward_weight
 from flowfactory.distributed.sharding import local_shard
 from flowfactory.errors import RunError
 from flowfactory.experience import Experience, Loss

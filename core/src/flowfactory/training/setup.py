@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flowfactory.config.schema import RunConfig
 from flowfactory.data import encode_cache, prompts
 from flowfactory.data.encode_cache import EncodeCache
-from flowfactory.distributed.process_group import resolve_device
+from flowfactory.distributed.mesh import resolve_device
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.errors import UserError
 from flowfactory.policy.policy import Policy

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flowfactory.errors import UserError
-from flowfactory.runs.checkpoints.files import file_record
-from flowfactory.runs.checkpoints.manifest import MANIFEST, Damaged, Manifest
+from flowfactory.runs.checkpoints.manifest import MANIFEST, Damaged, Manifest, find_damage
 from flowfactory.types import Say
 
 
@@ -58,21 +57,3 @@ def newest_intact(there: Sequence[Path], damage: Callable[[Path], str | None], s
             return path
         say(f"warning: {path} is damaged and skipped: {problem}")
     raise UserError(f"{there[0].parent} holds no intact checkpoint; start a new run in another --out")
-
-
-def find_damage(path: Path, rank: int = 0, count: int = 1) -> str | None:
-    """What is wrong with a checkpoint, None if it is whole; of ``count`` ranks each looks at its share of the files."""
-    try:
-        files = Manifest.read(path).files
-        for name in sorted(files, key=lambda name: (files[name].bytes, name))[rank::count]:
-            if not (path / name).is_file():
-                return f"{name} is missing"
-            if (size := (path / name).stat().st_size) != files[name].bytes:
-                return f"{name} has {size} bytes, not {files[name].bytes}"
-            if file_record(path / name) != files[name]:
-                return f"{name} is not what was written"
-    except Damaged as error:
-        return str(error)
-    except OSError as error:
-        return f"{error.filename} cannot be read: {error.strerror}"
-    return None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowfactory.errors import UserError
-from flowfactory.runs.checkpoints.files import Stored, flush_to_disk
+from flowfactory.runs.checkpoints.files import Stored, file_record, flush_to_disk
 from flowfactory.runs.resume import checksum
 
 MANIFEST = "checkpoint.json"
@@ -55,3 +55,21 @@ class Manifest:
 
 class Damaged(Exception):
     """What of a checkpoint is missing or not what was written."""
+
+
+def find_damage(path: Path, rank: int = 0, count: int = 1) -> str | None:
+    """What is wrong with a checkpoint, None if it is whole; of ``count`` ranks each looks at its share of the files."""
+    try:
+        files = Manifest.read(path).files
+        for name in sorted(files, key=lambda name: (files[name].bytes, name))[rank::count]:
+            if not (path / name).is_file():
+                return f"{name} is missing"
+            if (size := (path / name).stat().st_size) != files[name].bytes:
+                return f"{name} has {size} bytes, not {files[name].bytes}"
+            if file_record(path / name) != files[name]:
+                return f"{name} is not what was written"
+    except Damaged as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
+    return None

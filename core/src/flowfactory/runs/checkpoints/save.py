@@ -32,8 +32,8 @@ from torch.distributed.checkpoint.storage import WriteResult
 from flowfactory.errors import RunError, UserError
 from flowfactory.runs.checkpoints.files import Stored, file_record, flush_to_disk
 from flowfactory.runs.checkpoints.load import load
-from flowfactory.runs.checkpoints.lookup import find_damage, latest, list_checkpoints, newest_intact
-from flowfactory.runs.checkpoints.manifest import Manifest
+from flowfactory.runs.checkpoints.lookup import latest, list_checkpoints, newest_intact
+from flowfactory.runs.checkpoints.manifest import Manifest, find_damage
 from flowfactory.runs.resume import fixed_config
 from flowfactory.types import Say
 

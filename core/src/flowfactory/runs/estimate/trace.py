@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flowfactory.data import batches
-from flowfactory.distributed.process_group import mesh_sizes
+from flowfactory.distributed.mesh import mesh_sizes
 from flowfactory.distributed.ranks import ALONE
 from flowfactory.experience import Experience
 from flowfactory.policy.policy import Policy

@@ -20,17 +20,9 @@ from pydantic import (
     create_model,
 )
 
+from flowfactory.config.component import AlgorithmConfig, ComponentConfig, DynamicsConfig, ModelConfig
 from flowfactory.config.messages import describe_error
-from flowfactory.config.schema import (
-    AlgorithmConfig,
-    ComponentConfig,
-    DynamicsConfig,
-    EvaluationConfig,
-    ModelConfig,
-    OutputConfig,
-    RunConfig,
-    SamplingConfig,
-)
+from flowfactory.config.schema import EvaluationConfig, OutputConfig, RunConfig, SamplingConfig
 from flowfactory.config.strict import expand_name
 from flowfactory.discovery.catalogue import KINDS, Catalogue, Component, discover
 from flowfactory.errors import UserError

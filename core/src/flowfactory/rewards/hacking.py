@@ -1,0 +1,54 @@
+"""Signs of reward hacking: a held-out reward that falls while a training reward rises."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+
+def hacking_warnings(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A sentence for every held-out reward that fell while a training reward rose: what reward hacking looks like.
+
+    It fell where its last mean is below its best by more than two standard errors of their difference. A training reward rose
+    meanwhile where the mean of the last quarter of the iterations since is above that of the first by as much.
+    """
+    for name in dict.fromkeys(key for record in records for key in record if _is(key, "eval", "mean")):
+        label = name.split("/")[1]
+        points = [record for record in records if name in record]
+        best = max(points, key=lambda record: float(record[name]))
+        last = points[-1]
+        if last[name] >= best[name] - 2 * _error(best, last, label):
+            continue
+        since = [record for record in records if best["iteration"] <= record["iteration"] <= last["iteration"]]
+        for rising, (before, after) in _rising_rewards(since):
+            yield (
+                f"{rising} rose from {before:.4g} to {after:.4g} in training while held-out {label} fell from {best[name]:.4g} "
+                f"(after iteration {best['iteration']}) to {last[name]:.4g} (after {last['iteration']}): this is what reward "
+                f"hacking looks like; look at the pictures, and at the checkpoint of iteration {best['iteration']}"
+            )
+
+
+def _is(key: str, kind: str, figure: str) -> bool:
+    parts = key.split("/")
+    return len(parts) == 3 and parts[0] == kind and parts[2] == figure
+
+
+def _error(one: Mapping[str, Any], other: Mapping[str, Any], label: str) -> float:
+    """The standard error of the difference of two evaluations' means, as if their samples had nothing in common."""
+    return math.sqrt(sum(record.get(f"eval/{label}/std", 0.0) ** 2 / record.get("eval/samples", 1) for record in (one, other)))
+
+
+def _rising_rewards(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, tuple[float, float]]]:
+    for name in dict.fromkeys(key for record in records for key in record if _is(key, "reward", "mean")):
+        label = name.split("/")[1]
+        values = torch.tensor([record[name] for record in records if name in record], dtype=torch.float64)
+        if len(values) < 2 or not any(f"advantage/{label}/share" in record for record in records):
+            continue  # what is only watched is no reason to suspect
+        count = max(1, len(values) // 4)
+        first, last = values[:count], values[-count:]
+        noise = math.sqrt(float(first.var(correction=0) + last.var(correction=0)) / count)
+        if float(last.mean() - first.mean()) > 2 * noise:
+            yield label, (float(first.mean()), float(last.mean()))
