@@ -20,7 +20,7 @@ from transformers.models.owlv2.modeling_owlv2 import Owlv2ObjectDetectionOutput
 from flowfactory import RunError, Samples, UserError
 from flowfactory.testing import check_reward
 from flowfactory_rewards.geneval import GenevalConfig
-from flowfactory_rewards.geneval_detector import ColorClassifier, Detector, crop
+from flowfactory_rewards.geneval_models import ColorClassifier, Detector, crop
 from flowfactory_rewards.geneval_rules import (
     COLORS,
     Detection,

@@ -29,11 +29,3 @@ def embed_guidance(parts: Parts, latents: Tensor, guidance: float) -> Tensor | N
     if not parts.pipeline.transformer.config.guidance_embeds:
         return None
     return torch.full([len(latents)], guidance, device=latents.device)
-
-
-def position_ids(parts: Parts, field: Tensor, place: int) -> Tensor:
-    """[tokens, 3] of latents [B, C, H, W]: ``place``, 0 for what is drawn and 1 for the picture, then row and column."""
-    _, _, height, width = field.shape
-    ids: Tensor = parts.pipeline._prepare_latent_image_ids(0, height // 2, width // 2, field.device, torch.float32)
-    ids[:, 0] = place
-    return ids

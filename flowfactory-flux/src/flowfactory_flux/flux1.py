@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt, models
 from flowfactory.models import Entry, Family, FamilyConfig, Parts
-from flowfactory_flux.common import embed_guidance, embeds_guidance, grid, never_guided, position_ids
+from flowfactory_flux.common import embed_guidance, embeds_guidance, grid, never_guided
 
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
@@ -54,6 +54,14 @@ def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Condition
     scale = pipeline.vae_scale_factor
     unpacked: Tensor = pipeline._unpack_latents(found[:, : height * width // 4], height * scale, width * scale, scale)
     return unpacked
+
+
+def position_ids(parts: Parts, field: Tensor, place: int) -> Tensor:
+    """[tokens, 3] of latents [B, C, H, W]: its ``place`` in the sequence, 0 for what is drawn; then row and column."""
+    _, _, height, width = field.shape
+    ids: Tensor = parts.pipeline._prepare_latent_image_ids(0, height // 2, width // 2, field.device, torch.float32)
+    ids[:, 0] = place
+    return ids
 
 
 FLUX1 = Family(

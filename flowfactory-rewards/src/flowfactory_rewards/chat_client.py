@@ -21,7 +21,7 @@ from flowfactory.rewards import to_pixels
 from flowfactory.rewards.wire import encode_png, excerpt
 from flowfactory_rewards.frame_sampling import sample_frames
 from flowfactory_rewards.http_client import RETRYABLE_STATUS, Client, ClientConfig
-from flowfactory_rewards.questions import check_question
+from flowfactory_rewards.question_templates import check_question
 
 Content = list[dict[str, Any]]
 """What a message consists of: texts and pictures."""

@@ -14,7 +14,7 @@ from flowfactory import CheckpointPath, Samples, hookimpl
 from flowfactory.rewards import load_shared
 from flowfactory_rewards.dependencies import require_modules
 from flowfactory_rewards.frame_sampling import sample_frames
-from flowfactory_rewards.geneval_detector import ColorClassifier, Detector
+from flowfactory_rewards.geneval_models import ColorClassifier, Detector
 from flowfactory_rewards.geneval_rules import Detections, Requirements, evaluate, filter_detections, parse_requirements
 from flowfactory_rewards.prompt_checks import check_prompts, parse_samples
 from flowfactory_rewards.reward_model import RewardModelConfig

@@ -15,7 +15,7 @@ from flowfactory.rewards import rows_by_group
 from flowfactory_rewards import chat_client
 from flowfactory_rewards.chat_client import ChatConfig, ChatReward, Choice, Content, MalformedAnswer, Template
 from flowfactory_rewards.dependencies import require_modules
-from flowfactory_rewards.questions import fill_question
+from flowfactory_rewards.question_templates import fill_question
 
 
 class PairwiseConfig(ChatConfig):

@@ -14,7 +14,7 @@ from flowfactory import Samples, hookimpl
 from flowfactory_rewards import chat_client
 from flowfactory_rewards.chat_client import ChatClient, ChatConfig, ChatReward, Choice, Content, MalformedAnswer, Template
 from flowfactory_rewards.dependencies import require_modules
-from flowfactory_rewards.questions import fill_question
+from flowfactory_rewards.question_templates import fill_question
 
 QUESTIONS = {
     "yes-no": 'Does this figure show "{prompt}"? Please answer yes or no.',

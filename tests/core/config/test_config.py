@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from flowfactory.config import loading
 from flowfactory.config.component import ComponentConfig
 from flowfactory.config.component_slots import schema_type
+from flowfactory.config.overrides import apply_override
 from flowfactory.config.schema import RunConfig
-from flowfactory.config.yaml import apply_override, dump, parse_yaml
+from flowfactory.config.yaml import dump, parse_yaml
 from flowfactory.discovery.catalogue import discover
 from flowfactory.errors import UserError
 

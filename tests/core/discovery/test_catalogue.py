@@ -12,7 +12,8 @@ import pytest
 from flowfactory.config import loading as configs
 from flowfactory.config.component_slots import config_class
 from flowfactory.discovery.catalogue import discover
-from flowfactory.errors import UserError, did_you_mean
+from flowfactory.errors import UserError
+from flowfactory.suggestions import did_you_mean
 from flowfactory.testing import TwoParameterConfig
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

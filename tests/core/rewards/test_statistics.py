@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from flowfactory.rewards.hacking import hacking_warnings
-from flowfactory.rewards.statistics import advantage_shares, dominance_warning, dominant_reward, reward_metrics
+from flowfactory.rewards.statistics import advantage_shares, reward_metrics
+from flowfactory.rewards.warnings import dominance_warning, dominant_reward, hacking_warnings
 from flowfactory.rl.advantages import advantages, reward_contributions
 
 NAN = math.nan

@@ -24,11 +24,11 @@ from flowfactory.runs.train import train
 from flowfactory.training.evaluation import evaluate
 from flowfactory.training.iteration import collect_rollouts
 from flowfactory.training.metrics import Timer
-from flowfactory.training.micro_batches import split_updates
 from flowfactory.training.plans import sampling_plan
 from flowfactory.training.preflight import preflight
 from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.setup import Run, prepare_run
+from flowfactory.training.update import split_updates
 from flowfactory.types import NoiseKey, RunInfo, Samples
 
 Figures = Callable[[RunDirectory], list[dict[str, Any]]]

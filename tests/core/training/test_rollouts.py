@@ -12,8 +12,8 @@ from flowfactory.experience import Loss
 from flowfactory.rl.groups import rows_by_group
 from flowfactory.training.iteration import collect_rollouts
 from flowfactory.training.metrics import Timer
-from flowfactory.training.micro_batches import micro_batch_units
 from flowfactory.training.setup import Run
+from flowfactory.training.update import micro_batch_units
 
 Prepared = Callable[..., Run]
 

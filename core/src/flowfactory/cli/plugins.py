@@ -40,7 +40,7 @@ def show_plugin(
     """What a component is, and its options."""
     from flowfactory.config.component_slots import slot_type
     from flowfactory.discovery.catalogue import discover
-    from flowfactory.errors import did_you_mean
+    from flowfactory.suggestions import did_you_mean
 
     catalogue = discover(plugin or [])
     found = [components[name] for components in catalogue.components.values() if name in components]

@@ -75,11 +75,11 @@ def _train(config: RunConfig, resume: bool) -> None:
             directory = train(config, resume, [terminal], terminal.say, ranks)
         finally:
             terminal.close()
-        _conclude(directory, terminal.say)
+        _print_summary(directory, terminal.say)
 
 
-def _conclude(directory: RunDirectory, say: Callable[[str], None]) -> None:
-    from flowfactory.rewards.hacking import hacking_warnings
+def _print_summary(directory: RunDirectory, say: Callable[[str], None]) -> None:
+    from flowfactory.rewards.warnings import hacking_warnings
     from flowfactory.runs.report import write_report
 
     report = write_report(directory)

@@ -12,10 +12,12 @@ from pydantic import (
 
 from flowfactory.config.component_slots import schema_type
 from flowfactory.config.messages import describe_error, locate
+from flowfactory.config.overrides import apply_override
 from flowfactory.config.schema import RunConfig
-from flowfactory.config.yaml import apply_override, parse_yaml
+from flowfactory.config.yaml import parse_yaml
 from flowfactory.discovery.catalogue import discover
-from flowfactory.errors import UserError, did_you_mean
+from flowfactory.errors import UserError
+from flowfactory.suggestions import did_you_mean
 
 
 def load(

@@ -12,7 +12,7 @@ from pydantic import (
     ValidationError,
 )
 
-from flowfactory.errors import did_you_mean
+from flowfactory.suggestions import did_you_mean
 
 
 def locate(place: str, source: str, overrides: Sequence[str]) -> str:

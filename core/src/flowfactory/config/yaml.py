@@ -1,15 +1,13 @@
-"""YAML as configs have it: strict keys, YAML 1.2 numbers, ``--set`` overrides, and a config written back."""
+"""YAML as configs have it: strict keys and YAML 1.2 numbers, read and written."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
-from flowfactory.config.paths import CommandLineText
 from flowfactory.errors import UserError
 
 
@@ -49,40 +47,6 @@ def parse_yaml(text: str, source: str) -> Any:
         where = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{source}{where}: {problem}") from error
-
-
-def apply_override(raw: dict[str, Any], assignment: str) -> dict[str, Any]:
-    """``raw`` with ``a.b=value`` set; the value is YAML. UserError: no ``=``, or a path through a list."""
-    path, equals, text = assignment.partition("=")
-    if not equals or not path:
-        raise UserError(f"--set {assignment}: write it as a.b=value")
-    keys = path.split(".")
-
-    def put(node: Any, depth: int) -> Any:
-        if depth == len(keys):
-            return _mark_typed(parse_yaml(text, f"--set {path}"))
-        if isinstance(node, list):
-            raise UserError(f"--set {assignment}: {'.'.join(keys[:depth])} is a list; set it as a whole")
-        if isinstance(node, str) and _is_component(keys[:depth]):
-            node = {"name": node}  # the shorthand of a component without options
-        inner = dict(node) if isinstance(node, dict) else {}
-        inner[keys[depth]] = put(inner.get(keys[depth]), depth + 1)
-        return inner
-
-    return cast(dict[str, Any], put(raw, 0))
-
-
-def _mark_typed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _mark_typed(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_mark_typed(item) for item in value]
-    return CommandLineText(value) if isinstance(value, str) else value
-
-
-def _is_component(keys: Sequence[str]) -> bool:
-    alone = {("model",), ("algorithm",), ("sampling", "dynamics"), ("training", "optimizer")}
-    return tuple(keys) in alone or "rewards" in keys[:-1]
 
 
 def dump(config: BaseModel) -> str:

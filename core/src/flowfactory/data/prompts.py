@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from flowfactory.config.component import Takes
-from flowfactory.errors import UserError, did_you_mean
+from flowfactory.errors import UserError
+from flowfactory.suggestions import did_you_mean
 from flowfactory.types import Prompt
 
 

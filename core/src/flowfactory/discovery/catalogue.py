@@ -14,7 +14,8 @@ from typing import Any
 import pluggy
 
 from flowfactory.discovery.specs import PROJECT, DiscoverySpecs
-from flowfactory.errors import UserError, did_you_mean
+from flowfactory.errors import UserError
+from flowfactory.suggestions import did_you_mean
 
 KINDS = ("model", "algorithm", "reward", "dynamics", "tracker", "example")
 NARROW = "FLOWFACTORY_PLUGINS"

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from flowfactory.config.component import ComponentConfig
 from flowfactory.config.component_slots import parse_component
-from flowfactory.config.yaml import apply_override, parse_yaml
+from flowfactory.config.overrides import apply_override
+from flowfactory.config.yaml import parse_yaml
 from flowfactory.errors import RunError, UserError
 from flowfactory.rewards.executors import WorkerThread
 from flowfactory.rewards.scoring import Rewards

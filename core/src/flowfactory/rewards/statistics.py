@@ -11,8 +11,6 @@ from torch import Tensor
 
 from flowfactory.rl.groups import center, group_std
 
-NEARLY_ALL = 0.95
-
 
 def reward_metrics(rewards: Mapping[str, Tensor], contributions: Mapping[str, Tensor], groups: Tensor) -> dict[str, float]:
     """The metrics of an iteration's rewards {label: [B]}, each over the samples that it applies to.
@@ -59,21 +57,3 @@ def _correlation(a: Tensor, b: Tensor, groups: Tensor) -> float | None:
     x, y = (torch.where(group_std(value, groups) > 0, center(value, groups), 0.0) for value in (a, b))
     norm = math.sqrt(float(x.square().sum()) * float(y.square().sum()))
     return float((x * y).sum()) / norm if norm else None
-
-
-def dominant_reward(metrics: Mapping[str, float]) -> str | None:
-    """The label that supplies nearly all of an iteration's advantage though others are trained on too."""
-    supplied = {name.split("/")[1]: share for name, share in metrics.items() if name.startswith("advantage/")}
-    if len(supplied) < 2:
-        return None
-    label = max(supplied, key=supplied.__getitem__)
-    return label if supplied[label] >= NEARLY_ALL else None
-
-
-def dominance_warning(label: str, metrics: Mapping[str, float]) -> str:
-    """The sentence about a label that :func:`dominating` found."""
-    share = min(1.0, metrics[f"advantage/{label}/share"])  # more where others work against it
-    return (
-        f"reward {label!r} supplies {share:.0%} of the advantage, and the others hardly train; "
-        "advantages: {aggregate: gdpo} gives each its own scale, or change the weights"
-    )

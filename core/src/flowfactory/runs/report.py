@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowfactory.rewards import statistics
-from flowfactory.rewards.hacking import hacking_warnings
+from flowfactory.rewards.warnings import dominance_warning, dominant_reward, hacking_warnings
 from flowfactory.runs.charts import COLOURS, Points, Style, chart, scale_to_unit
 from flowfactory.runs.directory import RunDirectory, write_atomically
 
@@ -79,10 +78,10 @@ def _scores(held: Mapping[str, Points]) -> str:
 def _warnings(records: Sequence[Mapping[str, Any]]) -> str:
     """What the run should have its reader look at first."""
     told = list(hacking_warnings(records))
-    found = [(record, label) for record in records if (label := statistics.dominant_reward(record))]
+    found = [(record, label) for record in records if (label := dominant_reward(record))]
     for label in dict.fromkeys(label for _, label in found):
         mine = [record for record, which in found if which == label]
-        first = statistics.dominance_warning(label, mine[0])
+        first = dominance_warning(label, mine[0])
         told.append(f"in {len(mine)} iterations, {mine[0]['iteration']} the first of them, {first}")
     rows = "".join(f"<li>{html.escape(sentence)}" for sentence in told)
     return f"<h2>Warnings</h2><ul class=warnings>{rows}</ul>" if rows else ""

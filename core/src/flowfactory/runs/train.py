@@ -11,7 +11,7 @@ from types import FrameType
 from flowfactory.config.schema import RunConfig
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.errors import Interrupted, RunError
-from flowfactory.rewards import statistics
+from flowfactory.rewards.warnings import dominance_warning, dominant_reward
 from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory, to_json, write_atomically
 from flowfactory.runs.versions import versions
@@ -90,9 +90,9 @@ def _iterations(run: Run, directory: RunDirectory, checkpoints: Checkpoints, don
     with stop_request(say) as asked:
         for number in range(done + 1, config.training.iterations + 1):
             metrics = iterate(run, number - 1, check if number == done + 1 else None)
-            if (label := statistics.dominant_reward(metrics)) and label not in warned:
+            if (label := dominant_reward(metrics)) and label not in warned:
                 warned.add(label)
-                say(f"warning: in iteration {number} {statistics.dominance_warning(label, metrics)}")
+                say(f"warning: in iteration {number} {dominance_warning(label, metrics)}")
             last = number == config.training.iterations
             _record(run, directory, number, metrics, say, last)
             stopping = run.ranks.any(asked.is_set()) and not last  # a signal does not reach all ranks at once

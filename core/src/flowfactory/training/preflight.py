@@ -18,8 +18,8 @@ from flowfactory.flow import generator
 from flowfactory.hooks.calls import Hooks
 from flowfactory.policy.policy import Policy
 from flowfactory.rl.groups import group_std
-from flowfactory.training.micro_batches import micro_batch_units
 from flowfactory.training.rollouts import Rollouts
+from flowfactory.training.update import micro_batch_units
 
 # a deviation of the log-density, the mean over elements, as it comes from rounding alone
 TOLERANCE = {"float32": 1e-5, "bf16": 1e-3}

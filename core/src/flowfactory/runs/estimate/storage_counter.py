@@ -1,10 +1,10 @@
-"""Tensors that have shapes and no bytes: every storage that comes to be is counted until it is gone."""
+"""Counts the storages that a traced run makes, until each is gone."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from flowfactory.runs.estimate.fake_tensors import mask_indices, to_fake
 
 aten = torch.ops.aten
 
@@ -108,7 +110,7 @@ class StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if fakes and function is aten.equal.default:
             return True
         if fakes and function is aten.index.Tensor:  # a mask whose numbers are known says how many there are
-            places = [_mask_indices(index) for index in args[1]]
+            places = [mask_indices(index) for index in args[1]]
             args = (args[0], [place for found in places for place in found])
         arrives = function is aten._to_copy.default and given[0].is_meta and kwargs.get("device") is not None
         if arrives:
@@ -122,45 +124,8 @@ class StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return function(*args, **kwargs)
 
 
-def _mask_indices(index: Tensor | None) -> Sequence[Tensor | None]:
-    if index is None or isinstance(index, FakeTensor) or index.dtype != torch.bool:
-        return [index]
-    return index.nonzero(as_tuple=True)
-
-
 def _in_graph(leaf: object) -> bool:
     return isinstance(leaf, Tensor) and leaf.requires_grad
-
-
-def to_fake(tensor: Tensor, fake: FakeTensorMode) -> Tensor:
-    """A fake tensor of the same shape and dtype; ``tensor`` itself where it is one."""
-    if isinstance(tensor, FakeTensor):
-        return tensor
-    with fake:
-        return torch.empty(tensor.shape, dtype=tensor.dtype)
-
-
-@contextmanager
-def cuda_autocast() -> Iterator[None]:
-    """Within it autocast keeps in float32 what it keeps so on CUDA and not on a CPU, which stands in for it here."""
-    # replaced, because checkpointed blocks run again where no mode of functions reaches
-    whole = {name: getattr(nn.functional, name) for name in ("layer_norm", "rms_norm", "softmax")}
-
-    def exact(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def run(*args: Any, **kwargs: Any) -> Tensor:
-            if torch.is_autocast_enabled("cpu"):
-                args = tuple(arg.float() if isinstance(arg, Tensor) else arg for arg in args)
-            return function(*args, **kwargs)
-
-        return run
-
-    for name, function in whole.items():
-        setattr(nn.functional, name, exact(function))
-    try:
-        yield
-    finally:
-        for name, function in whole.items():
-            setattr(nn.functional, name, function)
 
 
 class CachedForwards:

@@ -23,10 +23,11 @@ from flowfactory.distributed.mesh import mesh_sizes
 from flowfactory.distributed.ranks import ALONE
 from flowfactory.experience import Experience
 from flowfactory.policy.policy import Policy
+from flowfactory.runs.estimate.fake_tensors import cuda_autocast, to_fake
 from flowfactory.runs.estimate.reckoning import Reckoning, Traced
 from flowfactory.runs.estimate.result import Estimate
 from flowfactory.runs.estimate.stand_ins import TracedConditions, Weightless, replace_tensors
-from flowfactory.runs.estimate.storage_counter import CachedForwards, StorageCounter, cuda_autocast, to_fake
+from flowfactory.runs.estimate.storage_counter import CachedForwards, StorageCounter
 from flowfactory.runs.estimate.weights import Weights, module_bytes, quantized_ids, tensor_bytes
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.evaluation import evaluate

@@ -1,4 +1,4 @@
-"""Signs of reward hacking: a held-out reward that falls while a training reward rises."""
+"""Warnings that the figures of a run are reason for: one reward that supplies nearly all, and signs of reward hacking."""
 
 from __future__ import annotations
 
@@ -7,6 +7,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+
+NEARLY_ALL = 0.95
+
+
+def dominant_reward(metrics: Mapping[str, float]) -> str | None:
+    """The label that supplies nearly all of an iteration's advantage though others are trained on too."""
+    supplied = {name.split("/")[1]: share for name, share in metrics.items() if name.startswith("advantage/")}
+    if len(supplied) < 2:
+        return None
+    label = max(supplied, key=supplied.__getitem__)
+    return label if supplied[label] >= NEARLY_ALL else None
+
+
+def dominance_warning(label: str, metrics: Mapping[str, float]) -> str:
+    """The sentence about a label that :func:`dominating` found."""
+    share = min(1.0, metrics[f"advantage/{label}/share"])  # more where others work against it
+    return (
+        f"reward {label!r} supplies {share:.0%} of the advantage, and the others hardly train; "
+        "advantages: {aggregate: gdpo} gives each its own scale, or change the weights"
+    )
 
 
 def hacking_warnings(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -1,0 +1,44 @@
+"""``--set a.b=value``: values from the command line, set on top of a config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from flowfactory.config.paths import CommandLineText
+from flowfactory.config.yaml import parse_yaml
+from flowfactory.errors import UserError
+
+
+def apply_override(raw: dict[str, Any], assignment: str) -> dict[str, Any]:
+    """``raw`` with ``a.b=value`` set; the value is YAML. UserError: no ``=``, or a path through a list."""
+    path, equals, text = assignment.partition("=")
+    if not equals or not path:
+        raise UserError(f"--set {assignment}: write it as a.b=value")
+    keys = path.split(".")
+
+    def put(node: Any, depth: int) -> Any:
+        if depth == len(keys):
+            return _mark_typed(parse_yaml(text, f"--set {path}"))
+        if isinstance(node, list):
+            raise UserError(f"--set {assignment}: {'.'.join(keys[:depth])} is a list; set it as a whole")
+        if isinstance(node, str) and _is_component(keys[:depth]):
+            node = {"name": node}  # the shorthand of a component without options
+        inner = dict(node) if isinstance(node, dict) else {}
+        inner[keys[depth]] = put(inner.get(keys[depth]), depth + 1)
+        return inner
+
+    return cast(dict[str, Any], put(raw, 0))
+
+
+def _mark_typed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _mark_typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_mark_typed(item) for item in value]
+    return CommandLineText(value) if isinstance(value, str) else value
+
+
+def _is_component(keys: Sequence[str]) -> bool:
+    alone = {("model",), ("algorithm",), ("sampling", "dynamics"), ("training", "optimizer")}
+    return tuple(keys) in alone or "rewards" in keys[:-1]
