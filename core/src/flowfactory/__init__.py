@@ -1,7 +1,8 @@
 """Reinforcement learning for flow-matching generators: a minimal core, everything else is a plugin.
 
 What authors of plugins need is importable from here, and from ``flowfactory.models``, ``flowfactory.policy``,
-``flowfactory.flow``, ``flowfactory.rl``, ``flowfactory.rewards`` and ``flowfactory.testing``; everything else is private.
+``flowfactory.flow``, ``flowfactory.rl``, ``flowfactory.rewards`` (and its ``wire``) and ``flowfactory.testing`` (and its
+``tiny_checkpoints``); everything else is private.
 Importing this module imports neither torch nor pydantic.
 """
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         Step,
         Trainable,
         Trajectory,
+        Transition,
     )
 
 _HOMES = {
@@ -70,6 +72,7 @@ __all__ = [
     "Takes",
     "Trainable",
     "Trajectory",
+    "Transition",
     "UserError",
     "hookimpl",
 ]

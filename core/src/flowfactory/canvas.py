@@ -1,4 +1,4 @@
-"""What there is to draw on, and which sizes a model can draw."""
+"""What is drawn on: height, width and frames."""
 
 from __future__ import annotations
 

@@ -262,7 +262,7 @@ def as_they_are(kinds: Sequence[Hashable]) -> Sequence[Hashable]:
 class Runtime:
     """Where a model is to run, and the dtype its frozen weights are stored in.
 
-    ``agree``: the kinds of forward that all ranks go through together, of those that this one needs; for ``flow.in_parts``.
+    ``agree``: the kinds of forward that all ranks go through together, of those that it needs; for ``flow.forward_by_kind``.
     """
 
     device: torch.device

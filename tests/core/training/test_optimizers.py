@@ -299,8 +299,9 @@ def test_two_ranks_step_as_one_does_and_resume_each_others_state(tmp_path: Path)
 
     def as_alone(found: dict[str, Tensor], name: str) -> bool:
         # kernels may round otherwise where a shard lies and ends elsewhere, and a code of 8 bits may turn with it
+        bound = 1e-3 if "8bit" in name else 1e-5
         ways = {key: (value - untrained[key]).norm() for key, value in alone[name].items()}
-        return all((found[key] - value).norm() < 1e-3 * ways[key] for key, value in alone[name].items())
+        return all((found[key] - value).norm() < bound * ways[key] for key, value in alone[name].items())
 
     for name in shards.NAMES:
         net = shards.even()

@@ -1,13 +1,19 @@
-"""Whether bitsandbytes is installed, and which of its optimizers run on the CPU."""
+"""The optimizers of bitsandbytes: whether they are installed, and which of them run on the CPU."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowfactory.config.optimizers import OptimizerConfig
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BLOCK = 256
+"""Elements that share a scale."""
 INSTALL = "pip install 'flowfactory[bitsandbytes]'"
 
 
@@ -42,15 +48,25 @@ def _fails_on_cpu(config: OptimizerConfig) -> str | None:
     """What one step on the CPU ends with; None where it goes well. Which kernels there are is told by nothing else."""
     import torch
 
-    library: Any = import_module("bitsandbytes.optim")
     try:
         for bits in (32, config.bits):
-            weight = torch.ones(256)
-            optimizer = {"adamw": library.AdamW, "lion": library.Lion}[config.method](
-                [weight], optim_bits=bits, min_8bit_size=0
-            )
+            weight = torch.ones(BLOCK)
+            optimizer = bitsandbytes_optimizer(config, [weight], bits)
             weight.grad = torch.ones_like(weight)
             optimizer.step()
     except (RuntimeError, AttributeError) as error:
         return " ".join(str(error).split())[:200] or type(error).__name__
     return None
+
+
+def bitsandbytes_optimizer(config: OptimizerConfig, views: Sequence[Tensor], bits: int) -> Any:
+    """The optimizer of bitsandbytes over ``views``, with moments in ``bits``; its state is there before the first step."""
+    library: Any = import_module("bitsandbytes.optim")
+    method = {"adamw": library.AdamW, "lion": library.Lion}[config.method]
+    # on the CPU there is nowhere to page to
+    paged = config.paged and views[0].device.type != "cpu"
+    # its own bound on what is small would look at shards
+    optimizer = method(views, **config.model_dump(exclude={"name"}), optim_bits=bits, min_8bit_size=0, is_paged=paged)
+    for index, view in enumerate(views):
+        optimizer.init_state(optimizer.param_groups[0], view, 0, index)
+    return optimizer

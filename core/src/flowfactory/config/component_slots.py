@@ -66,7 +66,7 @@ def loadable(catalogue: Catalogue) -> dict[str, list[str]]:
 def parse_component(
     kind: str, raw: Any, plugins: Sequence[Path] = (), folder: Path | None = None, source: str = "", inner: bool = False
 ) -> ComponentConfig:
-    """The typed options of one component, a name or a mapping with ``name``, as in a config. UserError: as :func:`load`."""
+    """The typed options of one component, a name or a mapping with ``name``, as in a config. UserError: it is not valid."""
     return _parse_component(kind, raw, discover(plugins), folder, source, inner)
 
 

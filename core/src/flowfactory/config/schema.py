@@ -1,4 +1,4 @@
-"""YAML to strict pydantic models: unknown keys are refused with the nearest valid name."""
+"""The sections of a config: every key, its type, its default and what it is for."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class OutputConfig(Strict):
 
 
 class RunConfig(Strict):
-    """A whole run. Made from a mapping by :func:`load`, which narrows each component to the one that is named."""
+    """A whole run. Made by ``config.loading``, which narrows each component to the one that is named."""
 
     model: SerializeAsAny[ModelConfig]
     algorithm: SerializeAsAny[AlgorithmConfig]

@@ -50,7 +50,7 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def dump(config: BaseModel) -> str:
-    """The resolved config as YAML that :func:`load` reads back to the same."""
+    """The resolved config as YAML that :func:`flowfactory.config.loading.load` reads back to the same."""
     return yaml.safe_dump(_put_name_first(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
 
 

@@ -1,4 +1,4 @@
-"""Prompt files to batches of groups."""
+"""Prompt files: read, and checked against what the model and the rewards take."""
 
 from __future__ import annotations
 

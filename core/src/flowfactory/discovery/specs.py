@@ -20,6 +20,6 @@ class DiscoverySpecs:
         """Call ``register(kind, name, spec)`` once per component.
 
         ``kind`` is one of ``model``, ``algorithm``, ``reward``, ``dynamics``, ``tracker`` (then ``spec`` is a
-        :class:`~flowfactory.config.schema.ComponentConfig` class or a lazy ``"package.module:Class"``) or ``example`` (then
+        :class:`~flowfactory.config.component.ComponentConfig` class or a lazy ``"package.module:Class"``) or ``example`` (then
         ``spec`` is the path of a YAML file). Must not import torch.
         """

@@ -1,5 +1,6 @@
 """Flow matching in pure functions: noise, one step, the rollout, dynamics, and training timesteps."""
 
+from flowfactory.flow.dynamics import CPSConfig, DanceSDEConfig, FlowSDEConfig, ODEConfig
 from flowfactory.flow.noise import INITIAL, generator, noise
 from flowfactory.flow.rollout import euler, evaluate, expand_sigma, forward_by_kind, log_normal, rollout
 from flowfactory.flow.timesteps import (
@@ -16,9 +17,13 @@ from flowfactory.flow.timesteps import (
 
 __all__ = [
     "INITIAL",
+    "CPSConfig",
+    "DanceSDEConfig",
     "Discrete",
+    "FlowSDEConfig",
     "LogitNormal",
     "NoisedBatch",
+    "ODEConfig",
     "Timesteps",
     "TimestepsConfig",
     "Uniform",

@@ -1,4 +1,4 @@
-"""Noise, schedules, one step, and the rollout: pure functions, written once for every model."""
+"""From noise to clean latents: one step, its Gaussian, and the rollout. Written once for every model."""
 
 from __future__ import annotations
 

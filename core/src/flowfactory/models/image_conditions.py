@@ -18,6 +18,6 @@ def number_images(pictures: Iterable[Tensor]) -> dict[str, Tensor]:
 
 
 def stack_images(conditions: Conditions) -> list[Tensor]:
-    """The latents [B, C, H, W] of each picture that the prompts bring, in order: what :func:`numbered` put there."""
+    """The latents [B, C, H, W] of each picture that the prompts bring, in order: what :func:`number_images` put there."""
     names = takewhile(lambda name: name in conditions.entries[0], (f"image_{place}" for place in count()))
     return [conditions.stack(name) for name in names]

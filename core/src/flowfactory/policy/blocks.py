@@ -1,6 +1,6 @@
-"""What is done to a transformer's repeated blocks before it runs: stored in fewer bits, computed again backwards, compiled.
+"""A transformer's repeated blocks: found, recomputed in the backward pass, compiled.
 
-In this order, with LoRA after the first and ``fully_shard`` after the last. No name of a parameter changes.
+Quantised first, then adapted by LoRA, checkpointed, compiled, and sharded last. No name of a parameter changes.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def adapter_path(folder: Path, module: str) -> Path:
 
 
 def save_adapters(modules: Mapping[str, nn.Module], folder: Path, leads: bool = True) -> None:
-    """Write the adapters as ``pipeline.load_lora_weights`` reads them, each module's at its :func:`place`.
+    """Write the adapters as ``pipeline.load_lora_weights`` reads them, each module's at its :func:`adapter_path`.
 
     Where they are sharded all ranks call it, and the one that ``leads`` writes.
     """

@@ -45,7 +45,7 @@ class Rewards:
         self._ready = True
 
     def start(self, samples: Samples) -> PendingScores:
-        """Ask all of them; what runs aside goes on after this returns. RunError: as :meth:`Scoring.result`."""
+        """Ask all of them; what runs aside goes on after this returns. RunError: as :meth:`PendingScores.result`."""
         self.prepare(samples.media.device)
         # those that run aside first, so that they do while the others hold this thread up
         order = sorted(self._executors, key=lambda executor: not executor.runs_concurrently)
@@ -53,7 +53,7 @@ class Rewards:
         return PendingScores(len(samples.prompts), {label: asked[label] for label in self.labels})
 
     def __call__(self, samples: Samples) -> dict[str, Tensor]:
-        """``{label: scores [B]}``; as :meth:`Scoring.result`."""
+        """``{label: scores [B]}``; as :meth:`PendingScores.result`."""
         return self.start(samples).result()
 
 

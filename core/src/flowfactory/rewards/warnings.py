@@ -21,7 +21,7 @@ def dominant_reward(metrics: Mapping[str, float]) -> str | None:
 
 
 def dominance_warning(label: str, metrics: Mapping[str, float]) -> str:
-    """The sentence about a label that :func:`dominating` found."""
+    """The sentence about a label that :func:`dominant_reward` found."""
     share = min(1.0, metrics[f"advantage/{label}/share"])  # more where others work against it
     return (
         f"reward {label!r} supplies {share:.0%} of the advantage, and the others hardly train; "

@@ -1,4 +1,4 @@
-"""Advantages, the clipped surrogate and divergences: pure functions in the papers' notation."""
+"""Rewards to advantages: normalised in groups, weighed and added."""
 
 from __future__ import annotations
 

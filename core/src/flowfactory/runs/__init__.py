@@ -1,1 +1,1 @@
-"""A run on disk: its directory, checkpoints, what may change on resume, export, estimate and report."""
+"""A run from its first iteration to its last, and what it leaves: directory, checkpoints, export, estimate, report."""

@@ -1,4 +1,4 @@
-"""What a person looks at: progress in the terminal, and the report page."""
+"""The report page, made from what is on disk."""
 
 from __future__ import annotations
 

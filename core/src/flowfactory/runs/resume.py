@@ -36,7 +36,7 @@ def fixed_config(config: RunConfig) -> dict[str, Any]:
 
 
 def config_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two of :func:`fixed`, each key with its value then and now."""
+    """What differs between two of :func:`fixed_config`, each key with its value then and now."""
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     return [_describe(key, before.get(key), now.get(key)) for key in changed]
 

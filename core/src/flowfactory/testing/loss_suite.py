@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -98,6 +99,7 @@ def check_ratios_are_one(run: Learning) -> list[Loss]:
     losses = run.losses()
     assert losses, "update yielded no loss"
     for loss in losses:
+        assert "ratio/mean" in loss.metrics, "ratio/mean is not reported"
         assert torch.equal(loss.metrics["ratio/mean"], torch.ones_like(loss.values)), "a ratio is not one"
         deviations = loss.extremes["ratio/max_deviation"]
         assert torch.equal(deviations, torch.zeros_like(loss.values)), "a ratio deviates from one"
@@ -127,6 +129,7 @@ def check_penalty(run: Learning, name: str, away: Weights) -> list[Loss]:
     """The losses at ``away``, where the term ``name`` pulls back to where ``run`` stands, at which it is exactly zero."""
     start = torch.tensor(run.weights(), dtype=torch.float64)
     for loss in run.losses():
+        assert name in loss.terms, f"the loss has no term {name!r}"
         assert not loss.terms[name].any(), f"{name} is not zero where it starts"
         assert not run.gradient(loss.terms[name]).any(), f"{name} has a gradient where it starts"
     run.move_to(*away)
@@ -191,5 +194,5 @@ def blend(decay: float, kept: Weights, present: Weights) -> Weights:
 
 
 def _assert_close(found: Weights, expected: Weights, what: str) -> None:
-    apart = max(abs(one - other) for one, other in zip(found, expected, strict=True))
-    assert apart <= 1e-6, f"{what}: {found}, not {expected}"
+    close = all(math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12) for one, other in zip(found, expected, strict=True))
+    assert close, f"{what}: {found}, not {expected}"

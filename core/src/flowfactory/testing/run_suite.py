@@ -135,7 +135,9 @@ def check_first_update(settings: Settings, values: Mapping[str, Any]) -> Trained
     trained = train(settings)
     first, second, *_ = trained.records
     for name, value in values.items():
+        assert name in first, f"{name} is not reported"
         assert first[name] == value, f"{name} of the first update is {first[name]}, not {value}"
+        assert math.isfinite(second[name]), f"{name} of the second iteration is {second[name]}"
         assert second[name] != value, f"{name} of the second iteration is still {value}"
     return trained
 
@@ -164,7 +166,9 @@ def check_resumes_bit_for_bit(settings: Settings, stop_after: int = 1) -> Traine
 
 
 def check_records_no_step(settings: Settings) -> Trained:
-    """The run of ``settings``, whose dynamics are stochastic, after it trained without a recorded step."""
+    """The run of ``settings`` under flow-sde, after it trained without a recorded step."""
+    settings = copy.deepcopy(dict(settings))
+    settings["sampling"]["dynamics"] = "flow-sde"
     trained = train(settings)
     assert any("no step is recorded" in line for line in trained.said), "preflight replays recorded steps"
     experience = begin(settings).draw(0).experience

@@ -1,4 +1,4 @@
-"""iterate(): sample, reward, advantage, update. train(): iterate until done."""
+"""iterate(): rollouts, rewards, advantages, update, and the figures of it all."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
             started.append(
                 score_on_ranks(run.assembly.rewards, drawn, batch.rows(rows), ranks, reward_ranks, run.sampler.frame_rate)
             )
-        # media are the largest there is, and are with their judges; a view would keep them all the same
+        # media are the largest there is, and are with their rewards; a view would keep them all the same
         pieces.append(replace(drawn.trajectory, media=drawn.trajectory.media[:0].clone()))
         held = [[*before, *(rows[i] for i in now)] for before, now in zip(held, drawn.held, strict=True)]
     with timer("reward"):

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from flowfactory.config.bitsandbytes import BLOCK, bitsandbytes_optimizer
 from flowfactory.config.optimizers import OptimizerConfig
 from flowfactory.config.schema import TrainingConfig
 from flowfactory.distributed.sharding import as_shard, local_shard
 
-BLOCK = 256
-"""Elements that share a scale."""
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lion": ("momentum",)}
 """What each method remembers of a parameter's gradients."""
 
@@ -110,7 +108,8 @@ class Optimizer:
         for part in self._parts.values():
             views.setdefault(8 if in_8_bits(config, part.parameter.shape) else 32, []).append(part.view)
         self._inner = [
-            _adamw(config, own) if config.name == "adamw" else _bitsandbytes(config, own, n) for n, own in views.items()
+            _adamw(config, own) if config.name == "adamw" else bitsandbytes_optimizer(config, own, n)
+            for n, own in views.items()
         ]
         kept = {view: state for inner in self._inner for view, state in inner.state.items()}
         for part in self._parts.values():
@@ -221,16 +220,4 @@ def _adamw(config: OptimizerConfig, views: Sequence[Tensor]) -> torch.optim.Opti
     for view in views:  # what its first step would make, before there is a gradient
         moments = {name: torch.zeros_like(view) for name in MOMENTS["adamw"]}
         optimizer.state[view] = {"step": torch.tensor(0.0), **moments}
-    return optimizer
-
-
-def _bitsandbytes(config: OptimizerConfig, views: Sequence[Tensor], bits: int) -> Any:
-    library: Any = import_module("bitsandbytes.optim")
-    method = {"adamw": library.AdamW, "lion": library.Lion}[config.method]
-    # on the CPU there is nowhere to page to
-    paged = config.paged and views[0].device.type != "cpu"
-    # its own bound on what is small would look at shards
-    optimizer = method(views, **config.model_dump(exclude={"name"}), optim_bits=bits, min_8bit_size=0, is_paged=paged)
-    for index, view in enumerate(views):
-        optimizer.init_state(optimizer.param_groups[0], view, 0, index)
     return optimizer

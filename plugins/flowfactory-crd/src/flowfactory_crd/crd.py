@@ -90,12 +90,9 @@ class CRD:
             yield self._loss(at, implicit, self.centres(at, implicit), new, kept)
             return
         # the centre wants the whole group before the first of it is back-propagated
-        ahead = []
-        if not policy.is_present(self._old["old"], at.step):
-            with torch.no_grad():
-                ahead = [policy.compare(piece.step, wanted) for piece in pieces]
-        rewards = [self.implicit_reward(piece, *found) for piece, found in zip(pieces, ahead, strict=False)]
-        implicit = torch.cat(rewards) if ahead else torch.zeros_like(at.step.sigma)
+        needed = not policy.is_present(self._old["old"], at.step)
+        ahead = [self._evaluate_ahead(piece, policy, wanted) for piece in pieces] if needed else []
+        implicit = torch.cat([reward for reward, _ in ahead]) if ahead else torch.zeros_like(at.step.sigma)
         lengths = [len(piece) for piece in pieces]
         centres = [tuple(torch.split(centre, lengths) for centre in pair) for pair in self.centres(at, implicit)]
         for i, piece in enumerate(pieces):
@@ -103,6 +100,14 @@ class CRD:
             kept = ahead[i][1] if ahead else kept
             mine = [(own[i], reward[i]) for own, reward in centres]
             yield self._loss(piece, self.implicit_reward(piece, new, kept), mine, new, kept)
+
+    @torch.no_grad()
+    def _evaluate_ahead(
+        self, at: NoisedBatch, policy: Policy, wanted: Mapping[str, At]
+    ) -> tuple[Tensor, dict[str, Evaluation]]:
+        """The implicit reward of the rows of ``at``, and what was evaluated beside the present weights, which is let go."""
+        new, kept = policy.compare(at.step, wanted)
+        return self.implicit_reward(at, new, kept), kept
 
     def implicit_reward(self, at: NoisedBatch, new: Evaluation, kept: Mapping[str, Evaluation]) -> Tensor:
         """[b]: how much smaller the present policy's error is than the old one's."""

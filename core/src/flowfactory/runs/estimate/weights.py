@@ -92,7 +92,7 @@ class Weights:
 
 
 def quantized_ids(trainable: Trainable, kind: str | None) -> frozenset[int]:
-    """The ids of the weights that ``blocks.quantise`` would pack."""
+    """The ids of the weights that ``quantize_blocks`` would pack."""
     modules = (*trainable.modules.values(), *trainable.frozen.values()) if kind else ()
     layers = [
         layer for module in modules for block in blocks.find_blocks(module, trainable.blocks) for layer in block.modules()
