@@ -1,7 +1,7 @@
 """The seam: every hook, who implements it and what it promises.
 
-Two plugin managers share one marker. *Discovery* calls ``DiscoverySpecs``, in ``discovery/specs.py``, on every installed plugin and must
-stay free of heavy imports. *A run* calls :class:`RunSpecs` on just the components that its config names.
+Two plugin managers share one marker. *Discovery* calls ``DiscoverySpecs``, in ``discovery/specs.py``, on every installed
+plugin and must stay free of heavy imports. *A run* calls :class:`RunSpecs` on just the components that its config names.
 Specs take no defaults and no ``*``: pluggy would never pass such a parameter.
 """
 
