@@ -14,7 +14,8 @@ from typing import Any
 from report import argument_parser, write_results
 
 from flowfactory.config import loading
-from flowfactory.runs.train import train, versions
+from flowfactory.runs.train import train
+from flowfactory.runs.versions import versions
 from flowfactory.testing import ForwardCount
 
 SDE, ODE = "{name: flow-sde, num_sde_steps: 2}", "ode"

@@ -23,7 +23,7 @@ from typing import Any
 from report import argument_parser, machine, write_results
 
 from flowfactory.config.loading import validate
-from flowfactory.runs.train import versions
+from flowfactory.runs.versions import versions
 from flowfactory.testing.two_parameter import FILE
 from flowfactory.training.setup import prepare_run
 

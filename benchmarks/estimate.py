@@ -130,7 +130,7 @@ def checkpoints(folder: Path) -> None:
 
 def foretold(path: Path, ranks: int) -> dict[str, Any]:
     from flowfactory.config import loading as configs
-    from flowfactory.runs.estimate.trace import estimate
+    from flowfactory.runs.estimate.estimate import estimate
 
     found = estimate(configs.load(path), ranks)
     parts = {name: part.device for name, part in found.parts.items()}

@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(ALGORITHMS))
     arguments = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    from flowfactory.runs.train import versions
+    from flowfactory.runs.versions import versions
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "learning.json"

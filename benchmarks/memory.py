@@ -28,9 +28,9 @@ from report import argument_parser, write_results
 from transformers import CLIPTextConfig, T5Config, UMT5Config
 
 from flowfactory.config import loading as configs
+from flowfactory.runs.estimate.estimate import estimate
 from flowfactory.runs.estimate.result import GIB
 from flowfactory.runs.estimate.table import verdict
-from flowfactory.runs.estimate.trace import estimate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "shared"))
 from flowfactory.testing.tiny_checkpoints import clip_tokenizer, t5_tokenizer

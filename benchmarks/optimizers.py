@@ -20,7 +20,7 @@ from report import argument_parser, machine, write_results
 from torch import Tensor
 
 from flowfactory.config.schema import TrainingConfig
-from flowfactory.runs.train import versions
+from flowfactory.runs.versions import versions
 from flowfactory.training import optimizers
 from flowfactory_tiny import FOLDER, pretrain, scenes
 

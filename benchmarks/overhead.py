@@ -27,7 +27,7 @@ from tiny_flux import flux1
 from torch import nn
 
 from flowfactory.config import loading
-from flowfactory.runs.train import versions
+from flowfactory.runs.versions import versions
 from flowfactory.training.iteration import iterate
 from flowfactory.training.setup import Run, prepare_run
 

@@ -19,7 +19,7 @@ from report import argument_parser, machine, write_results
 
 from flowfactory.runs.charts import chart
 from flowfactory.runs.directory import RunDirectory
-from flowfactory.runs.train import versions
+from flowfactory.runs.versions import versions
 
 SCORE = "eval/strict/mean"
 

@@ -27,7 +27,8 @@ import torch
 from report import argument_parser, machine, write_results
 
 from flowfactory.config import loading
-from flowfactory.runs.train import train, versions
+from flowfactory.runs.train import train
+from flowfactory.runs.versions import versions
 
 PLUGIN = Path(__file__).parent / "slow_reward.py"
 PARTS = ("sample", "reward", "update")

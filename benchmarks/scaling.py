@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flowfactory.config import loading
 from flowfactory.distributed.process_group import join_process_group
 from flowfactory.distributed.sharding import full_tensor
-from flowfactory.runs.train import versions
+from flowfactory.runs.versions import versions
 from flowfactory.training.iteration import iterate
 from flowfactory.training.setup import prepare_run
 

@@ -21,7 +21,8 @@ from report import argument_parser, machine, write_results
 from flowfactory.config import loading
 from flowfactory.rl.groups import group_std
 from flowfactory.runs.charts import COLOURS, Style, chart
-from flowfactory.runs.train import train, versions
+from flowfactory.runs.train import train
+from flowfactory.runs.versions import versions
 from flowfactory.training.iteration import collect_rollouts
 from flowfactory.training.metrics import Timer
 from flowfactory.training.setup import prepare_run

@@ -20,7 +20,7 @@ from flowfactory.config.schema import RunConfig
 from flowfactory.errors import UserError
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.policy import quantization
-from flowfactory.runs.estimate.trace import estimate
+from flowfactory.runs.estimate.estimate import estimate
 from flowfactory.runs.train import train
 from flowfactory_tiny import FOLDER
 

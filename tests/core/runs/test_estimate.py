@@ -12,10 +12,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flowfactory.config.schema import RunConfig
+from flowfactory.runs.estimate.estimate import estimate
 from flowfactory.runs.estimate.result import GIB, RESERVE, Estimate, Part
 from flowfactory.runs.estimate.storage_counter import StorageCounter
 from flowfactory.runs.estimate.table import remedies, verdict
-from flowfactory.runs.estimate.trace import estimate
 
 FLOAT = 4
 NET = (18 * 8 + 8 + 8 * 16 + 16) * FLOAT

@@ -22,7 +22,8 @@ def estimate(
     from rich.console import Console
 
     from flowfactory.config import loading as configs
-    from flowfactory.runs.estimate import result, table, trace
+    from flowfactory.runs.estimate import estimate as estimates
+    from flowfactory.runs.estimate import result, table
 
     resolved = configs.load(config, sets or [], plugin or [])
     here = torch.cuda.is_available()
@@ -31,7 +32,7 @@ def estimate(
     cuda = card is not None or resolved.device.startswith("cuda") or (resolved.device == "auto" and here)
     if card is None and cuda and here:
         card = torch.cuda.get_device_properties(0).total_memory / result.GIB
-    found = trace.estimate(resolved, nproc, cuda)
+    found = estimates.estimate(resolved, nproc, cuda)
     Console().print(table.table(found))
     if card is not None:
         typer.echo(table.verdict(found, resolved, round(card * result.GIB)))

@@ -25,7 +25,7 @@ from flowfactory.config.component_slots import parse_component
 from flowfactory.distributed.partition import split_evenly
 from flowfactory.distributed.rank_process import PARENT, die_with_parent
 from flowfactory.errors import RunError, UserError
-from flowfactory.rewards.component import RewardComponent
+from flowfactory.rewards.calls import RewardComponent
 from flowfactory.rewards.errors import name_errors
 from flowfactory.rl.groups import rows_by_group
 from flowfactory.types import Answer, Samples

@@ -1,4 +1,4 @@
-"""Stand-ins for what a traced run has: checkpoints without their weights, and conditions of a few prompts for all."""
+"""Stand-ins for what a run has: checkpoints without weights, a few prompts' conditions, forwards, and CUDA's autocast."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from flowfactory.canvas import Canvas
 from flowfactory.errors import UserError
 from flowfactory.models.pretrained import Pretrained
+from flowfactory.runs.estimate.storage_counter import StorageCounter
 from flowfactory.runs.estimate.weights import tensor_bytes
 from flowfactory.types import Conditions, Prompt
 
@@ -114,3 +117,68 @@ class TracedConditions:
         """Bytes of one prompt's, in the mean."""
         entries = [entry for known in self._known.values() for entry in known]
         return sum(tensor_bytes(tensor) for entry in entries for tensor in entry.values()) / max(1, len(entries))
+
+
+@contextmanager
+def cuda_autocast() -> Iterator[None]:
+    """Within it autocast keeps in float32 what it keeps so on CUDA and not on a CPU, which stands in for it here."""
+    # replaced, because checkpointed blocks run again where no mode of functions reaches
+    whole = {name: getattr(nn.functional, name) for name in ("layer_norm", "rms_norm", "softmax")}
+
+    def exact(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*args: Any, **kwargs: Any) -> Tensor:
+            if torch.is_autocast_enabled("cpu"):
+                args = tuple(arg.float() if isinstance(arg, Tensor) else arg for arg in args)
+            return function(*args, **kwargs)
+
+        return run
+
+    for name, function in whole.items():
+        setattr(nn.functional, name, exact(function))
+    try:
+        yield
+    finally:
+        for name, function in whole.items():
+            setattr(nn.functional, name, function)
+
+
+class CachedForwards:
+    """Runs each of ``modules`` once for each shape of its inputs where no graph is wanted; later only its bytes pass.
+
+    ``peak``: the most bytes there were until the last of them ended.
+    """
+
+    def __init__(self, counter: StorageCounter, fake: FakeTensorMode, modules: Iterable[nn.Module]) -> None:
+        self._counter, self._fake = counter, fake
+        self._known: dict[object, tuple[Any, float]] = {}
+        self.peak = 0.0
+        for module in modules:
+            module.forward = self._once(module.forward)
+
+    def begin(self) -> None:
+        """Look for the peak from here on."""
+        self._counter.lap()
+        self.peak = 0.0
+
+    def _once(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if torch.is_grad_enabled():
+                return forward(*args, **kwargs)
+            leaves = tree_leaves((args, kwargs))
+            key = (id(forward), *((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves))
+            before = self._counter.lap()
+            start = self._counter.live
+            if key not in self._known:
+                result = forward(*args, **kwargs)
+                took = self._counter.lap() - start
+                self._known[key] = tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, result), took
+            else:
+                like, took = self._known[key]
+                with self._fake:
+                    result = tree_map(
+                        lambda leaf: torch.empty(leaf.shape, dtype=leaf.dtype) if isinstance(leaf, Tensor) else leaf, like
+                    )
+            self.peak = max(self.peak, before, start + took)
+            return result
+
+        return run

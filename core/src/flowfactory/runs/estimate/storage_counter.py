@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -126,45 +126,3 @@ class StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _in_graph(leaf: object) -> bool:
     return isinstance(leaf, Tensor) and leaf.requires_grad
-
-
-class CachedForwards:
-    """Runs each of ``modules`` once for each shape of its inputs where no graph is wanted; later only its bytes pass.
-
-    ``peak``: the most bytes there were until the last of them ended.
-    """
-
-    def __init__(self, counter: StorageCounter, fake: FakeTensorMode, modules: Iterable[nn.Module]) -> None:
-        self._counter, self._fake = counter, fake
-        self._known: dict[object, tuple[Any, float]] = {}
-        self.peak = 0.0
-        for module in modules:
-            module.forward = self._once(module.forward)
-
-    def begin(self) -> None:
-        """Look for the peak from here on."""
-        self._counter.lap()
-        self.peak = 0.0
-
-    def _once(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            if torch.is_grad_enabled():
-                return forward(*args, **kwargs)
-            leaves = tree_leaves((args, kwargs))
-            key = (id(forward), *((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves))
-            before = self._counter.lap()
-            start = self._counter.live
-            if key not in self._known:
-                result = forward(*args, **kwargs)
-                took = self._counter.lap() - start
-                self._known[key] = tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, result), took
-            else:
-                like, took = self._known[key]
-                with self._fake:
-                    result = tree_map(
-                        lambda leaf: torch.empty(leaf.shape, dtype=leaf.dtype) if isinstance(leaf, Tensor) else leaf, like
-                    )
-            self.peak = max(self.peak, before, start + took)
-            return result
-
-        return run

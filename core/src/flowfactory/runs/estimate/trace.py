@@ -1,15 +1,9 @@
-"""What a run takes of each rank's memory, from a trace of its own code on tensors that have shapes and no bytes.
-
-Modules are built from the configs of the checkpoint. The run's own sampler, policy and algorithm then work on fake tensors,
-and every storage that comes to be is counted until it is gone: samples, activations, copies of weights. What one process cannot
-see is reckoned: division over ranks, the optimizer's state, weights in fewer bits.
-"""
+"""A run's own sampler, policy and algorithm at work on fake tensors, and the bytes that one rank holds meanwhile."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
@@ -19,15 +13,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flowfactory.data import batches
-from flowfactory.distributed.mesh import mesh_sizes
 from flowfactory.distributed.ranks import ALONE
 from flowfactory.experience import Experience
 from flowfactory.policy.policy import Policy
-from flowfactory.runs.estimate.fake_tensors import cuda_autocast, to_fake
-from flowfactory.runs.estimate.reckoning import Reckoning, Traced
-from flowfactory.runs.estimate.result import Estimate
-from flowfactory.runs.estimate.stand_ins import TracedConditions, Weightless, replace_tensors
-from flowfactory.runs.estimate.storage_counter import CachedForwards, StorageCounter
+from flowfactory.runs.estimate.fake_tensors import to_fake
+from flowfactory.runs.estimate.reckoning import Traced
+from flowfactory.runs.estimate.stand_ins import CachedForwards, TracedConditions, Weightless, replace_tensors
+from flowfactory.runs.estimate.storage_counter import StorageCounter
 from flowfactory.runs.estimate.weights import Weights, module_bytes, quantized_ids, tensor_bytes
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.evaluation import evaluate
@@ -53,19 +45,6 @@ class DrawingBytes:
     drawn: float
     decoded: float
     rest: float
-
-
-def estimate(config: RunConfig, ranks: int = 1, cuda: bool = False) -> Estimate:
-    """What a run of ``config`` on ``ranks`` ranks takes of each, on CUDA or on a CPU. Reads no weights.
-
-    UserError: the config of a part is not to be had, or the ranks cannot be divided as the config says.
-    """
-    _, shard = mesh_sizes(config.distributed, ranks)
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    counter, opened = StorageCounter(fake), Weightless()
-    with opened(), counter, cuda_autocast() if cuda else nullcontext():
-        traced = Trace(config, ranks, shard, cuda, counter, fake, opened).measure()
-    return Reckoning(traced, config, ranks, shard, cuda).estimate()
 
 
 class Trace:
