@@ -90,8 +90,11 @@ class CRD:
             yield self._loss(at, implicit, self.centres(at, implicit), new, kept)
             return
         # the centre wants the whole group before the first of it is back-propagated
-        needed = not policy.is_present(self._old["old"], at.step)
-        ahead = [self._evaluate_ahead(piece, policy, wanted) for piece in pieces] if needed else []
+        ahead = []
+        if not policy.is_present(self._old["old"], at.step):
+            found = ((piece, *policy.compare(piece.step, wanted)) for piece in pieces)
+            with torch.no_grad():  # one after the other, since a velocity is as large as the latents
+                ahead = [(self.implicit_reward(piece, new, kept), kept) for piece, new, kept in found]
         implicit = torch.cat([reward for reward, _ in ahead]) if ahead else torch.zeros_like(at.step.sigma)
         lengths = [len(piece) for piece in pieces]
         centres = [tuple(torch.split(centre, lengths) for centre in pair) for pair in self.centres(at, implicit)]
@@ -100,14 +103,6 @@ class CRD:
             kept = ahead[i][1] if ahead else kept
             mine = [(own[i], reward[i]) for own, reward in centres]
             yield self._loss(piece, self.implicit_reward(piece, new, kept), mine, new, kept)
-
-    @torch.no_grad()
-    def _evaluate_ahead(
-        self, at: NoisedBatch, policy: Policy, wanted: Mapping[str, At]
-    ) -> tuple[Tensor, dict[str, Evaluation]]:
-        """The implicit reward of the rows of ``at``, and what was evaluated beside the present weights, which is let go."""
-        new, kept = policy.compare(at.step, wanted)
-        return self.implicit_reward(at, new, kept), kept
 
     def implicit_reward(self, at: NoisedBatch, new: Evaluation, kept: Mapping[str, Evaluation]) -> Tensor:
         """[b]: how much smaller the present policy's error is than the old one's."""

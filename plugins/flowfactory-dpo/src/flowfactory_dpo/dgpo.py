@@ -59,21 +59,16 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
             yield self._loss(at, new, self.weight(at, self._gap(at, new, kept).detach()), kept)
             return
         # the group's weight wants all its members before the first of them is back-propagated
-        needed = not policy.is_present(self._reference, at.step)
-        ahead = [self._evaluate_ahead(piece, policy, wanted) for piece in pieces] if needed else []
+        ahead = []
+        if not policy.is_present(self._reference, at.step):
+            found = ((piece, *policy.compare(piece.step, wanted)) for piece in pieces)
+            with torch.no_grad():  # one after the other, since a velocity is as large as the latents
+                ahead = [(self._gap(piece, new, kept), kept) for piece, new, kept in found]
         gap = torch.cat([gap for gap, _ in ahead]) if ahead else torch.zeros_like(at.step.sigma)
         weights = torch.split(self.weight(at, gap), [len(piece) for piece in pieces])
         for i, piece in enumerate(pieces):
             new, kept = policy.compare(piece.step, {} if ahead else self._kl)
             yield self._loss(piece, new, weights[i], ahead[i][1] if ahead else kept)
-
-    @torch.no_grad()
-    def _evaluate_ahead(
-        self, at: NoisedBatch, policy: Policy, wanted: Mapping[str, At]
-    ) -> tuple[Tensor, dict[str, Evaluation]]:
-        """e - e_ref of the rows of ``at``, and what was evaluated beside the present weights, whose velocity is let go."""
-        new, kept = policy.compare(at.step, wanted)
-        return self._gap(at, new, kept), kept
 
     def _gap(self, at: NoisedBatch, new: Evaluation, kept: Mapping[str, Evaluation]) -> Tensor:
         return _error(new.velocity, at) - _error(kept["reference"].velocity, at)
