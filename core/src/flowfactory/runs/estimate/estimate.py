@@ -2,7 +2,7 @@
 
 Modules are built from the configs of the checkpoint. The run's own sampler, policy and algorithm then work on fake tensors,
 and every storage that comes to be is counted until it is gone: samples, activations, copies of weights. What one process cannot
-see is reckoned: division over ranks, the optimizer's state, weights in fewer bits.
+see is reckoned: division over ranks, the optimizer's state, quantised weights.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from flowfactory.runs.estimate.reckoning import Reckoning
 from flowfactory.runs.estimate.result import Estimate
 from flowfactory.runs.estimate.stand_ins import Weightless, cuda_autocast
 from flowfactory.runs.estimate.storage_counter import StorageCounter
+from flowfactory.runs.estimate.trace import Trace
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
-
-from flowfactory.runs.estimate.trace import Trace
 
 
 def estimate(config: RunConfig, ranks: int = 1, cuda: bool = False) -> Estimate:

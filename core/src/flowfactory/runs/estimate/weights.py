@@ -32,11 +32,11 @@ def _storage_of_quantized(tensor: Tensor, packed: str | None) -> float:
 class Weights:
     """Bytes of the transformers, and of what trains in them, before they are divided over ranks.
 
-    read: before any is stored in fewer bits; stored: as they rest; alone: what of that no sharding divides. optimizer: its
+    read: before any is quantised; stored: as they rest; alone: what of that no sharding divides. optimizer: its
     state. largest: the largest tensor that trains. gathered: what a rank has whole while a forward goes through sharded
     weights: a block that is used and one on its way, and what is in no block. reduced: the gradients of a block, as computed
     and as they are added up. whole: everything, as sampling has it under ``gather_to_sample``. unpacked: the largest of the
-    layers that are stored in fewer bits, as it computes.
+    quantised layers, as it computes.
     """
 
     read: int
