@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from flowfactory import Evaluation, Prompt, Step, Trainable, hookimpl
 from flowfactory.config.component_slots import config_class
-from flowfactory.discovery.catalogue import discover
+from flowfactory.discovery.discover import discover
 from flowfactory.policy import blocks, quantization
 from flowfactory.testing import Bench, bench
 from flowfactory.testing.tiny_checkpoints import sd3_transformer

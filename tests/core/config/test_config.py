@@ -17,7 +17,7 @@ from flowfactory.config.component_slots import schema_type
 from flowfactory.config.overrides import apply_override
 from flowfactory.config.schema import RunConfig
 from flowfactory.config.yaml import dump, parse_yaml
-from flowfactory.discovery.catalogue import discover
+from flowfactory.discovery.discover import discover
 from flowfactory.errors import UserError
 
 ConfigFile = Callable[..., Path]

@@ -232,7 +232,8 @@ def dead_term(step: Step, batch: Experience, policy: Policy) -> Loss:
     ("loss", "sentence"),
     [
         (lambda step, batch, policy: None, "update yielded no loss"),
-        (lambda step, batch, policy: Loss((ratio(step, policy) * batch.advantages).mean()), r"a loss has shape \[\]"),
+        (lambda step, batch, policy: Loss((ratio(step, policy) * batch.advantages).mean()), r"yielded a Loss with values \[\]"),
+        (lambda step, batch, policy: ratio(step, policy), "yielded a Tensor; yield one flowfactory.Loss after the other"),
         (lambda step, batch, policy: Loss(ratio(step, policy) / 0), "a loss is not finite"),
         (frozen, "a loss has no gradient"),
         (one_weight, "transformer.q gets no gradient"),

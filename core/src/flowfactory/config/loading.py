@@ -15,7 +15,7 @@ from flowfactory.config.messages import describe_error, locate
 from flowfactory.config.overrides import apply_override
 from flowfactory.config.schema import RunConfig
 from flowfactory.config.yaml import parse_yaml
-from flowfactory.discovery.catalogue import discover
+from flowfactory.discovery.discover import discover
 from flowfactory.errors import UserError
 from flowfactory.suggestions import did_you_mean
 
@@ -56,9 +56,10 @@ def find_config(source: str | Path, plugins: Sequence[Path] = ()) -> Path:
     path = Path(source)
     if path.is_file():
         return path
-    examples = discover(plugins).components["example"]
-    if str(source) in examples:
-        return Path(examples[str(source)].spec)
+    catalogue = discover(plugins)
+    examples = catalogue.components["example"]
+    if any(str(source) in (example.name, example.full_name) for example in examples.values()):
+        return Path(catalogue.find("example", str(source)).spec)
     raise UserError(f"no file {source}, and no example of that name{did_you_mean(str(source), examples)}")
 
 
@@ -71,7 +72,7 @@ def validate(
         raise UserError(f"{source}: plugins: expected a list of files")
     catalogue = discover([(folder or Path()) / str(file) for file in files])
     names: dict[str, set[str]] = {}
-    for kind, name, place in _named_components(raw, source):
+    for kind, name, place in _named_components(raw, source, catalogue.core_name("dynamics", "ode")):
         try:
             catalogue.find(kind, name)
         except UserError as error:
@@ -84,8 +85,8 @@ def validate(
         raise UserError(describe_error(error, schema, source, overrides)) from error
 
 
-def _named_components(raw: Mapping[str, Any], source: str) -> Iterator[tuple[str, str, str]]:
-    """(kind, name, place) of every component that ``raw`` names; what is malformed is left to pydantic."""
+def _named_components(raw: Mapping[str, Any], source: str, dynamics: str) -> Iterator[tuple[str, str, str]]:
+    """(kind, name, place) of every component that ``raw`` names, or ``dynamics``; what is malformed is left to pydantic."""
 
     def section(key: str) -> Mapping[str, Any]:
         value = raw.get(key)
@@ -96,7 +97,7 @@ def _named_components(raw: Mapping[str, Any], source: str) -> Iterator[tuple[str
 
     trackers = section("output").get("trackers")
     slots: list[tuple[str, str, Any]] = [(kind, kind, raw[kind]) for kind in ("model", "algorithm") if kind in raw]
-    slots += [("dynamics", "sampling.dynamics", section("sampling").get("dynamics", "ode"))]
+    slots += [("dynamics", "sampling.dynamics", section("sampling").get("dynamics", dynamics))]
     slots += [("reward", f"rewards.{label}", value) for label, value in items(raw.get("rewards"))]
     slots += [("reward", f"evaluation.rewards.{label}", value) for label, value in items(section("evaluation").get("rewards"))]
     slots += [("tracker", f"output.trackers.{i}", value) for i, value in enumerate(trackers or [])]

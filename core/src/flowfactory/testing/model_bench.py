@@ -14,6 +14,7 @@ from flowfactory.config.component import ModelConfig
 from flowfactory.data.batches import Batch, make_batch
 from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.flow.dynamics import FlowSDEConfig
+from flowfactory.hooks.building import build
 from flowfactory.hooks.calls import Hooks
 from flowfactory.hooks.manager import make_manager
 from flowfactory.policy.policy import Policy
@@ -58,7 +59,7 @@ def bench(
     ``size`` is height, width and, for videos, frames. ``others`` are components that share its hooks, such as an algorithm
     that wraps ``sample``.
     """
-    hooks = Hooks(make_manager({"model": model.build("model"), **(others or {})}))
+    hooks = Hooks(make_manager({"model": build(model, "model"), **(others or {})}))
     trainable = hooks.load(Runtime(CPU, precision))
     policy = Policy(trainable, hooks.log_prob, CPU, precision)
     cache = EncodeCache(hooks.encode, trainable.encoding, folder, CPU, trainable.canvas_matters)
