@@ -111,7 +111,7 @@ def folded_adapters(module: nn.Module) -> dict[str, Tensor]:
 
 def folded_config(module: nn.Module) -> PeftConfig:
     """What peft has to know of :func:`folded_adapters`: alpha is the rank."""
-    trained: PeftConfig = module.peft_config[ADAPTER]  # type: ignore[index, assignment, union-attr]
+    trained: PeftConfig = module.peft_config[ADAPTER]  # type: ignore[index]
     folded = copy(trained)
     folded.lora_alpha = trained.r
     return folded
