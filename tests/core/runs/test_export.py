@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,16 +206,26 @@ def test_the_licence_of_the_base_is_handed_on(tmp_path: Path) -> None:
     known = Origin(
         "base",
         True,
-        licence=(("license", "other"), ("license_name", "flux-dev"), ("license_link", "LICENSE.md")),
+        licence=(("license", "other"), ("license_name", "flux-dev")),
         index={"_class_name": "Other"},
     )
     (folder / "README.md").write_text(
         "---\nlicense: other\nlicense_name: flux-dev\nlicense_link: LICENSE.md\ntags: [a]\n---\n# Base\n"
     )
     assert find_origin(OnHub(path=str(folder))) == known
+    snapshot = tmp_path / "hub/models--owner--base/snapshots/0123abc"
+    shutil.copytree(folder, snapshot)
+    found = find_origin(OnHub(path=str(snapshot)))
+    assert (found.name, found.hub, found.pipeline) == ("owner/base", True, True)
+    assert found.licence[-1] == ("license_link", "https://huggingface.co/owner/base/blob/main/LICENSE.md")
     for text in ("# Base, without a head\n", "---\n[a\n---\n", "---\n- a\n---\n", "---\nlicense: mit\n"):
         (folder / "README.md").write_text(text)
         assert find_origin(OnHub(path=str(folder))).licence == ()
+
+
+@pytest.mark.parametrize("path", ["weights.pt", "/data/weights.pt", "some/weights.pt"])
+def test_a_path_to_something_else_is_told_by_the_name_of_the_model(path: str) -> None:
+    assert find_origin(OnHub(path=path)) == Origin("OnHub", pipeline=False)
 
 
 def test_adapters_hold_the_numbers_of_the_weights_that_are_asked_for(trained: Trained, tmp_path: Path) -> None:

@@ -124,13 +124,12 @@ def test_the_card_says_what_it_is_and_how_to_load_it(trained: Any, checkpoint: A
     assert rows == [f"| light | {before} | {after} | {best} ({-when}) |"]
 
 
-@pytest.mark.parametrize("form", [None, "diffusers", "comfyui", "peft"])
+@pytest.mark.parametrize("form", ["diffusers", "comfyui", "peft"])
 def test_adapters_in_every_format_draw_what_was_trained(
-    trained: Any, checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str | None
+    trained: Any, checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     directory = trained(LORA)
-    asked = [] if form is None else ["--format", form]
-    done = CliRunner().invoke(app, ["export", str(directory.path), str(tmp_path / "mine"), *asked])
+    done = CliRunner().invoke(app, ["export", str(directory.path), str(tmp_path / "mine"), "--format", form])
     assert done.exit_code == 0, repr(done.exception)
     out = tmp_path / "mine"
     if form == "comfyui":
@@ -161,7 +160,11 @@ def merge_by_hand(transformer: Any, trained: dict[str, torch.Tensor]) -> None:
 
 def test_the_code_of_a_full_fine_tunes_card_opens_it(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = trained("full")
+    base = Path(directory.load_config().model.path)
+    (base / "LICENSE.md").write_text("do no harm")
     out = export(directory, tmp_path / "out", None, None, "bf16")
+    (base / "LICENSE.md").unlink()
+    assert (out / "LICENSE.md").read_text() == "do no harm"
     pipeline = cards.run_code(out, monkeypatch)["pipeline"]
     for name, weight in transformer_of(directory).items():
         assert torch.equal(pipeline.transformer.state_dict()[name], weight.bfloat16().float()), name

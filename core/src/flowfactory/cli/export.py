@@ -22,7 +22,11 @@ def export(
     ] = None,
     form: Annotated[
         str | None,
-        typer.Option("--format", metavar="diffusers|comfyui|peft", help="Of adapters; what diffusers reads when left out."),
+        typer.Option(
+            "--format",
+            metavar="diffusers|comfyui|peft",
+            help="Of adapters; peft when left out and diffusers has no such pipeline, else diffusers.",
+        ),
     ] = None,
 ) -> None:
     """Write a run's weights to OUT, as their loader reads them, with a model card."""

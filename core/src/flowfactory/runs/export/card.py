@@ -36,7 +36,7 @@ def make_card(title: str, records: list[dict[str, Any]], config: RunConfig, orig
     """The text of README.md. Nothing in it tells a place on this machine."""
     pieces = [
         f"---\n{yaml.safe_dump(_head(config, origin, exported), sort_keys=False, allow_unicode=True)}---",
-        f"# {title}",
+        f"# {_escape(title)}",
         _summary(config, origin, exported),
         _scores(records, config, exported),
         "## Use",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -51,19 +52,26 @@ def find_origin(model: ModelConfig) -> Origin:
     """What the options of a model name. Reads no weights and downloads nothing."""
     path = getattr(model, "path", None)
     component = str(getattr(model, "name", type(model).__name__))
-    if not isinstance(path, str | Path):
+    folder = Path(path) if isinstance(path, str | Path) else None
+    if folder is None or not (folder.is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", str(path))):
         return Origin(component, pipeline=False)
-    folder = Path(path)
-    if folder.is_dir():
-        package, inside = _find_package(model, folder)
-        index = Pretrained(str(path), ()).config("")
-        # a folder's place is nobody else's business
-        return Origin(folder.name, bool(index), False, package, inside, _read_licence(folder / "README.md"), index)
     index = Pretrained(str(path), ()).config("")
-    if index or isinstance(model, FamilyConfig):
-        licence = _read_licence(_cached(str(path), "README.md"))
-        return Origin(str(path), pipeline=True, hub=True, licence=licence, index=index)
-    return Origin(component, pipeline=False)
+    hub_id = _downloaded_from(folder) if folder.is_dir() else str(path)
+    if hub_id is None:
+        package, inside = _find_package(model, folder)
+        licence = _read_licence(folder / "README.md")
+        # a folder's place is nobody else's business
+        return Origin(folder.resolve().name, bool(index), False, package, inside, licence, index)
+    if not index and not isinstance(model, FamilyConfig):
+        return Origin(component, pipeline=False)
+    card = folder / "README.md" if folder.is_dir() else _cached(hub_id, "README.md")
+    return Origin(hub_id, pipeline=True, hub=True, licence=_read_licence(card, hub_id), index=index)
+
+
+def _downloaded_from(folder: Path) -> str | None:
+    """The hub id of what a hub's client keeps in ``folder``, which has it in its name; None of other folders."""
+    found = re.search(r"/models--([^/]+?)--([^/]+)/snapshots/[^/]+$", folder.resolve().as_posix())
+    return f"{found[1]}/{found[2]}" if found else None
 
 
 def _find_package(model: ModelConfig, folder: Path) -> tuple[str | None, tuple[str, ...]]:
@@ -82,7 +90,8 @@ def _cached(hub_id: str, file: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _read_licence(card: Path | None) -> tuple[tuple[str, str], ...]:
+def _read_licence(card: Path | None, hub_id: str | None = None) -> tuple[tuple[str, str], ...]:
+    """``license`` and what goes with it in the head of a card; a link into its own folder becomes one to ``hub_id``."""
     if card is None or not card.is_file():
         return ()
     parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
@@ -92,5 +101,10 @@ def _read_licence(card: Path | None) -> tuple[tuple[str, str], ...]:
         head: Any = yaml.safe_load(parts[1])
     except yaml.YAMLError:
         return ()
-    keys = ("license", "license_name", "license_link")
-    return tuple((key, str(head[key])) for key in keys if head.get(key)) if isinstance(head, dict) else ()
+    if not isinstance(head, dict):
+        return ()
+    found = {key: str(head[key]) for key in ("license", "license_name", "license_link") if head.get(key)}
+    link = found.get("license_link", "")
+    if link and "://" not in link:
+        found["license_link"] = f"https://huggingface.co/{hub_id}/blob/main/{link}" if hub_id else ""
+    return tuple((key, value) for key, value in found.items() if value)

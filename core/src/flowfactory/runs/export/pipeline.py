@@ -10,6 +10,8 @@ import torch
 
 from flowfactory.runs.export.origin import INDEX
 
+LICENCES = ("LICENSE", "LICENCE", "NOTICE")
+
 
 def complete_pipeline(folder: Path, path: str, trained: list[str], dtype: torch.dtype) -> None:
     """Make a pipeline of ``folder``, which holds the ``trained`` transformers: the rest is copied from that at ``path``.
@@ -30,7 +32,7 @@ def complete_pipeline(folder: Path, path: str, trained: list[str], dtype: torch.
             continue
         if part.is_dir() and part.name in index:
             shutil.copytree(part, folder / part.name)
-        elif part.name == INDEX:
+        elif part.name == INDEX or (part.is_file() and part.stem.upper() in LICENCES):
             shutil.copy(part, folder / part.name)
 
 
