@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def _base(config: RunConfig, origin: Origin, imports: list[str]) -> list[str]:
     where, comment, standard = f'"{origin.name}"', "", []
     if origin.package:
         standard = ["from importlib.resources import files"]
-        where = f'str(files("{origin.package}").joinpath({", ".join(f"{chr(34)}{part}{chr(34)}" for part in origin.inside)}))'
+        where = f'str(files("{origin.package}").joinpath({", ".join(map(json.dumps, origin.inside))}))'
     elif not origin.hub:
         comment = "  # the folder that training began with"
     torch, given = _arguments(config, origin)
@@ -99,10 +100,9 @@ def _of_the_plugin(origin: Origin, modules: list[str]) -> str:
 
 def _comfyui(files: list[Path]) -> str:
     names = " and ".join(f"`{file}`" for file in files)
-    text = f"Put {names} into `models/loras` of ComfyUI, and load it with the node *LoraLoaderModelOnly* at strength 1."
-    if len(files) > 1:
-        text = text.replace("load it", "load each") + " Each goes behind the model of its own noise level."
-    return text
+    which, place = ("each", ", behind the model of its own noise level") if len(files) > 1 else ("it", "")
+    node = f"the node *LoraLoaderModelOnly* at strength 1{place}"
+    return f"Put {names} into `models/loras` of ComfyUI, and load {which} with {node}."
 
 
 def _python(lines: list[str]) -> str:
