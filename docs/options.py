@@ -175,6 +175,7 @@ MEANINGS = {
 """What a key means where its field does not say so itself."""
 
 DEFAULTS = {
+    "LoraConfig.alpha": "the rank",
     "OutputConfig.dir": "runs/<name of the config>",
     "SamplingConfig.dynamics": "ode",
 }

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import comfyui
 import pytest
 import torch
+from adapter_loaders import check_every_loader
 from diffusers import QwenImageTransformer2DModel
 from families import LORA, nudge, open_bench, relative_difference
 from tiny_qwen_image import LATENTS
@@ -100,6 +102,33 @@ def test_diffusers_loads_the_adapters_and_draws_the_same(
     loaded = their_picture(pipeline, made, prompts[kind])
     assert relative_difference(ours.latents, loaded.latents) < CLOSE
     assert relative_difference(ours.media, loaded.pictures) < CLOSE
+
+
+def test_every_loader_of_adapters_draws_what_was_trained(
+    moved: Any, config: Any, diffusers_pipeline: Any, checkpoint: Any, their_picture: Any, tmp_path: Path, prompts: Any
+) -> None:
+    made, ours = moved("image", LORA)
+
+    def draw(pipeline: Any) -> torch.Tensor:
+        drawn: torch.Tensor = their_picture(pipeline, made, prompts["image"]).latents
+        return drawn
+
+    out = tmp_path / "exported"
+    out.mkdir()
+    model = config("image", LORA)
+    check_every_loader(
+        made.policy, model, "qwen-image", ours.latents, lambda: diffusers_pipeline(checkpoint("image")), draw, out
+    )
+
+
+def test_comfyui_has_a_name_for_every_layer(
+    config: Any, cache: Path, diffusers_pipeline: Any, checkpoint: Any, tmp_path: Path
+) -> None:
+    transformer = diffusers_pipeline(checkpoint("image")).transformer
+    model = config("image", {"lora": {"rank": 2, "targets": list(comfyui.linear_weights(transformer))}})
+    made = open_bench(model, cache, [], (32, 32))
+    nudge(made)
+    comfyui.check_names(made.policy, model, "qwen-image", transformer, tmp_path)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -111,6 +111,8 @@ class Family:
     start: latents at the first sigma. decode: media in [0, 1] of latents.
     grid: what it can draw. trained_transformers: those that train, by the checkpoint and the options. transformers: all there
     may be.
+    comfyui: how ComfyUI's loader of adapters calls the linear layers: a regular expression of a layer's whole name and what it
+    is there, the first that matches; none where ComfyUI has no such model. experts: what users call each of ``transformers``.
     float32: parts that are never rounded. unread, frame_rate, negative_media, canvas_matters: see Trainable.
     """
 
@@ -132,6 +134,8 @@ class Family:
     unread: Callable[[Parts], tuple[str, ...]] = no_unread_weights
     trained_transformers: Callable[[Pretrained, Any], tuple[str, ...]] = train_transformer
     transformers: tuple[str, ...] = ("transformer",)
+    experts: tuple[str, ...] = ("",)
+    comfyui: tuple[tuple[str, str], ...] = ()
     encoded_with: tuple[str, ...] = ()
     encode_batch: int = ENCODE_BATCH
     not_encoded: tuple[str, ...] = ()
