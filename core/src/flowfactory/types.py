@@ -30,7 +30,7 @@ class Prompt:
     """One prompt. ``index`` is its place in its file and part of the key of its noise.
 
     ``negative`` is its own negative prompt, None for the config's; images, video and audio are files; metadata is what else
-    its file says of it.
+    its file says of it. ``is_negative``: it is itself what guidance leads away from, for an ``encode`` that treats both apart.
     """
 
     text: str
@@ -40,6 +40,7 @@ class Prompt:
     images: tuple[Path, ...] = ()
     video: Path | None = None
     audio: Path | None = None
+    is_negative: bool = False
 
     @property
     def media(self) -> tuple[Path, ...]:

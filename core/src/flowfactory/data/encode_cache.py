@@ -106,6 +106,7 @@ class EncodeCache:
             prompt.video and file_digest(prompt.video),
             prompt.audio and file_digest(prompt.audio),
             canvas if self._canvas_matters else None,
+            prompt.is_negative,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
 

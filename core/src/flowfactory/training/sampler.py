@@ -68,8 +68,8 @@ class Sampler:
     def _opposite(self, prompt: Prompt) -> Prompt:
         text = self._negative if prompt.negative is None else prompt.negative
         if self._trainable.negative_media:
-            return replace(prompt, text=text, index=0, metadata={}, negative=None)
-        return Prompt(text)
+            return replace(prompt, text=text, index=0, metadata={}, negative=None, is_negative=True)
+        return Prompt(text, is_negative=True)
 
     def draw(self, conditions: Conditions, plan: SamplingPlan, batch_size: int) -> Trajectory:
         """The trajectory of all samples of ``plan``, drawn at most ``batch_size`` at once, with the weights it names."""
