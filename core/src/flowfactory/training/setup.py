@@ -11,6 +11,7 @@ from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.distributed.mesh import resolve_device
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.errors import UserError
+from flowfactory.policy import blocks
 from flowfactory.policy.policy import Policy
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.learner import Learner
@@ -64,6 +65,7 @@ def prepare_run(
         config.model.check(config)  # again: what a hub id names may only now be on this machine
     except ValueError as error:
         raise UserError(f"model: {error}") from error
+    blocks.check_names([*trainable.modules.values(), *trainable.frozen.values()], trainable.blocks)
     host = config.training.kept_on == "host"
     policy = Policy(trainable, assembly.hooks.log_prob, device, precision, config.seed, host, config.model.quantize)
     folder = encode_cache.default_folder()
