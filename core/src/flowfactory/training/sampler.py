@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from flowfactory.canvas import Canvas
+from flowfactory.data import condition_checks
 from flowfactory.data.batches import Batch
 from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.distributed.ranks import ALONE, Ranks
+from flowfactory.errors import RunError, UserError
 from flowfactory.hooks.calls import Hooks
 from flowfactory.policy.policy import Policy
 from flowfactory.types import Conditions, Prompt, Samples, SamplingPlan, Step, Trainable, Trajectory
@@ -47,7 +49,8 @@ class Sampler:
         """Have all that drawing each prompt on its canvas may need encoded; returns how many prompts had to be.
 
         The encoders are loaded once, or once a canvas where it matters, by the leading rank; the others find its work on the
-        disk, and where machines share none the first rank of each does it again.
+        disk, and where machines share none the first rank of each does it again. UserError, RunError: a prompt cannot be
+        encoded, on whichever rank; or what came of it is not finite.
         """
         by_canvas: dict[Canvas, list[Prompt]] = {}
         for prompt, canvas in wanted:
@@ -55,10 +58,31 @@ class Sampler:
             by_canvas.setdefault(same, []).extend([prompt, *([self._opposite(prompt)] if self._trainable.guided else [])])
         encoded = 0
         for mine in (self._ranks.leads, self._ranks.local == 0, True) if self._ranks.count > 1 else (True,):
+            failure: Exception | None = None
             if mine:
-                encoded += sum(self._cache.prepare(prompts, canvas) for canvas, prompts in by_canvas.items())
-            self._ranks.barrier()
+                try:
+                    encoded += sum(self._cache.prepare(prompts, canvas) for canvas, prompts in by_canvas.items())
+                except (UserError, RunError) as error:
+                    failure = error
+            for told in self._ranks.gather(failure):  # the others would wait for what never comes
+                if told is not None:
+                    raise told
         return encoded
+
+    def check_conditions(self, wanted: Sequence[tuple[Prompt, Canvas]]) -> None:
+        """RunError: other prompts, of those ``wanted``, have no other conditions, or negative ones none of their own."""
+        if not wanted:
+            return
+        canvas = wanted[0][1]
+        alike = [prompt for prompt, other in wanted if other == canvas or not self._trainable.canvas_matters]
+        compared = condition_checks.choose_compared(alike)
+
+        def encoded(prompts: list[Prompt]) -> list[condition_checks.Encoded]:
+            return list(zip(prompts, self._cache.entries(prompts, canvas), strict=True))
+
+        condition_checks.check_different(encoded(compared))
+        if self._trainable.guided:
+            condition_checks.check_negatives(encoded(compared), encoded([self._opposite(prompt) for prompt in compared]))
 
     def conditions(self, prompts: Sequence[Prompt], guidance: float, canvas: Canvas) -> Conditions:
         """The conditions of ``prompts``, with the negative prompts' where ``guidance`` needs them."""

@@ -75,6 +75,7 @@ def prepare_run(
     heldout_canvas = config.evaluation.canvas(config.sampling)
     wanted = [*((prompt, config.sampling.canvas) for prompt in train), *((prompt, heldout_canvas) for prompt in heldout)]
     encoded = sampler.prepare(wanted)
+    sampler.check_conditions(wanted)
     say(f"{len(train)} training and {len(heldout)} held-out prompts, {encoded} encoded now, the rest from the cache")
     policy.distribute(ranks, config.training, config.distributed.gather_to_sample)
     for name, decay in ((SAMPLING, config.sampling.ema), (EVALUATION, config.evaluation.ema)):
