@@ -22,7 +22,8 @@ from flowfactory.types import Conditions, Prompt, Samples, SamplingPlan, Step, T
 class Sampler:
     """Draws what a plan says; what was drawn rests on the device, or in host memory where ``host`` says so.
 
-    ``negative`` is the negative prompt of prompts that have none of their own.
+    ``negative`` is the negative prompt of prompts that have none of their own. ``inspects``: whether what is drawn has numbers
+    to be looked at, which fake tensors have not.
     """
 
     def __init__(
@@ -34,11 +35,12 @@ class Sampler:
         negative: str,
         host: bool = False,
         ranks: Ranks = ALONE,
+        inspects: bool = True,
     ) -> None:
         self._hooks, self._policy, self._cache = hooks, policy, cache
         self._trainable, self._negative = trainable, negative
         self._rests_on = torch.device("cpu") if host else None
-        self._ranks = ranks
+        self._ranks, self.inspects = ranks, inspects
 
     @property
     def frame_rate(self) -> float | None:
@@ -102,6 +104,7 @@ class Sampler:
             for start in range(0, len(plan.keys), batch_size):
                 index = range(start, min(start + batch_size, len(plan.keys)))
                 piece = self._hooks.sample(conditions.rows(index), plan.rows(index))
+                piece = piece.clamp()
                 pieces.append(piece if self._rests_on is None else piece.to(self._rests_on))
         return concatenate(pieces, conditions)
 
@@ -116,6 +119,7 @@ def concatenate(pieces: Sequence[Trajectory], conditions: Conditions) -> Traject
         torch.cat([piece.latents for piece in pieces]),
         pieces[0].sigmas,
         tuple(steps),
+        torch.cat([piece.overshoot for piece in pieces if piece.overshoot is not None]),
     )
 
 
