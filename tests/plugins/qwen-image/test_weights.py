@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import comfyui
 import pytest
@@ -16,7 +18,9 @@ from tiny_qwen_image import LATENTS
 
 from flowfactory import Prompt, Step, Trajectory, flow
 from flowfactory.flow.dynamics import ODE
+from flowfactory.models import Family, Parts
 from flowfactory.testing import Bench, bench, check_model
+from flowfactory_qwen_image.qwen_image import QWEN_IMAGE, QwenImageConfig
 
 CLOSE = 1e-5
 UNREAD = tuple(f"transformer.transformer_blocks.1.{layer}." for layer in ("attn.to_add_out", "txt_mlp"))
@@ -45,6 +49,22 @@ def prompts(pictures: dict[str, Path]) -> dict[str, list[Prompt]]:
 )
 def test_the_model_keeps_its_contract(config: Any, prompts: Any, kind: str, train: Any, guidance: float) -> None:
     check_model(config(kind, train), prompts[kind], (32, 32), guidance)
+
+
+def test_a_family_that_forgets_its_mask_breaks_its_contract(config: Any) -> None:
+    def unmasked(parts: Parts, *rest: Any) -> torch.Tensor:
+        def transformer(**options: Any) -> Any:
+            return parts.pipeline.transformer(**(options | {"encoder_hidden_states_mask": None}))
+
+        pipeline = SimpleNamespace(transformer=transformer, scheduler=parts.pipeline.scheduler)
+        return QWEN_IMAGE.velocity(replace(parts, pipeline=pipeline), *rest)
+
+    class ForgetfulConfig(QwenImageConfig):
+        family: ClassVar[Family] = replace(QWEN_IMAGE, velocity=unmasked)
+
+    options = config("image", "full").model_dump(exclude={"name"})
+    with pytest.raises(AssertionError, match=r"the batch size changes what is drawn.*at padding that a mask should hide"):
+        check_model(ForgetfulConfig.model_validate(options), size=(32, 32))
 
 
 @pytest.mark.parametrize("kind", KINDS)

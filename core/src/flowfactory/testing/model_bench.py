@@ -19,7 +19,7 @@ from flowfactory.hooks.calls import Hooks
 from flowfactory.hooks.manager import make_manager
 from flowfactory.policy.policy import Policy
 from flowfactory.training.sampler import Sampler
-from flowfactory.types import Conditions, Dynamics, Prompt, Runtime, SamplingPlan, Trajectory
+from flowfactory.types import Conditions, Dynamics, Prompt, Runtime, SamplingPlan, Trainable, Trajectory
 
 CPU = torch.device("cpu")
 
@@ -35,6 +35,7 @@ class Bench:
     plan: SamplingPlan
     conditions: Conditions
     entries: int
+    trainable: Trainable
 
     def draw(self, batch_size: int) -> Trajectory:
         """The whole plan, ``batch_size`` at once."""
@@ -71,4 +72,4 @@ def bench(
     plan = SamplingPlan(steps, Canvas(*size), guidance, chosen, 0, 0, batch.keys, window, window)
     encoded = cache.prepare(batch.prompts, plan.canvas)
     conditions = sampler.conditions(batch.prompts, guidance, plan.canvas)
-    return Bench(hooks, policy, sampler, batch, plan, conditions, encoded)
+    return Bench(hooks, policy, sampler, batch, plan, conditions, encoded, trainable)
