@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowfactory.cli.options import Iteration, RunFolder, Sets
+from flowfactory.cli.options import Iteration, RunFolder, Sets, typed_path
 from flowfactory.cli.output import warn
 from flowfactory.errors import UserError
 
@@ -18,11 +18,21 @@ if TYPE_CHECKING:
 def sample(
     directory: RunFolder,
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT…", help="What to draw.")] = None,
-    file: Annotated[Path | None, typer.Option("--prompts", help="A file of prompts, .txt or .jsonl, beside PROMPTs.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="A picture that every PROMPT brings. May repeat.")] = None,
-    video: Annotated[Path | None, typer.Option(help="The video that every PROMPT brings.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--prompts", metavar="FILE", parser=typed_path, help="A file of prompts, as in a config, beside PROMPTs."),
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", parser=typed_path, help="A picture that every PROMPT brings. May repeat."),
+    ] = None,
+    video: Annotated[
+        Path | None, typer.Option(metavar="FILE", parser=typed_path, help="The video that every PROMPT brings.")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="Pictures a prompt.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="Where to; RUN/samples/drawn when left out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", parser=typed_path, help="Where to; RUN/samples/drawn when left out.")
+    ] = None,
     checkpoint: Iteration = None,
     sets: Sets = None,
 ) -> None:

@@ -28,7 +28,7 @@ Encode = Callable[[Sequence[Prompt], Canvas], Iterable[Entry]]
 def default_folder() -> Path:
     """$FLOWFACTORY_CACHE, or ``flowfactory`` in the user's cache folder."""
     if chosen := os.environ.get(ENVIRONMENT):
-        return Path(chosen)
+        return Path(os.path.expanduser(chosen))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowfactory"
 
 
