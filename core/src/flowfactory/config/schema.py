@@ -22,7 +22,7 @@ from flowfactory.config.strict import Strict
 
 
 class PromptsConfig(Strict):
-    """Files with a prompt a line: text, or ``.jsonl`` with an object a line."""
+    """Files of prompts: ``.txt``, ``.jsonl``, ``.ndjson``, ``.json``, ``.csv`` or ``.tsv``."""
 
     train: LocalPath = Field(description="prompts to train on")
     heldout: LocalPath | None = Field(None, description="drawn before, during and after training, never trained on")
