@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class Prompt:
     """One prompt. ``index`` is its place in its file and part of the key of its noise.
 
     ``negative`` is its own negative prompt, None for the config's; images, video and audio are files; metadata is what else
-    its file says of it.
+    its file says of it. ``video_fps``: whether its video is read at the model's frame rate, or frame by frame.
     """
 
     text: str
@@ -40,6 +40,7 @@ class Prompt:
     images: tuple[Path, ...] = ()
     video: Path | None = None
     audio: Path | None = None
+    video_fps: Literal["model", "keep"] = "model"
 
     @property
     def media(self) -> tuple[Path, ...]:

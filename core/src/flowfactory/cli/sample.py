@@ -40,7 +40,7 @@ def sample(
     from dataclasses import replace
 
     from flowfactory.data import media
-    from flowfactory.data.prompts import check_media, read_prompts
+    from flowfactory.data.prompts import check_files, check_media, read_prompts
     from flowfactory.runs.directory import RunDirectory
     from flowfactory.training.evaluation import evaluate
     from flowfactory.types import Prompt
@@ -48,14 +48,15 @@ def sample(
     for path in (*(image or ()), *([video] if video else ())):
         if not path.is_file():
             raise UserError(f"no file {path}")
-    wanted = [Prompt(text, images=tuple(image or ()), video=video) for text in prompts or ()] + list(
-        read_prompts(file) if file else ()
-    )
+    config = RunDirectory(directory).load_config(sets or [])
+    fps = config.prompts.video_fps
+    wanted = [Prompt(text, images=tuple(image or ()), video=video, video_fps=fps) for text in prompts or ()]
+    wanted += read_prompts(file, fps) if file else ()
     wanted = [replace(prompt, index=index) for index, prompt in enumerate(wanted)]
     if not wanted:
         raise UserError("nothing to draw: give a PROMPT, or a file with --prompts")
-    config = RunDirectory(directory).load_config(sets or [])
     check_media(wanted, config.model.takes, getattr(config.model, "name", "model"))
+    check_files(wanted, config.model.picture_error)
     restored, _ = _restore(directory, checkpoint, sets)
     folder = out or RunDirectory(directory).samples / "drawn"
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from pydantic import BaseModel
@@ -31,8 +31,8 @@ class Loader(yaml.SafeLoader):
     A repeated key is an error rather than the last one's win.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # none of YAML 1.1's
-    yaml_constructors: ClassVar[dict[Any, Any]] = {}
+    yaml_implicit_resolvers = {}  # noqa: RUF012  none of YAML 1.1's
+    yaml_constructors = {}  # noqa: RUF012
 
     def construct_document(self, node: Any) -> Any:
         return self.construct_object(node, deep=True)  # in one go, which refuses what holds itself

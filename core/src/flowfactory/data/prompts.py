@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flowfactory.config.component import Takes
 from flowfactory.config.paths import resolve_path
+from flowfactory.data.media import check_video, picture_size
 from flowfactory.data.prompt_files import read_rows
 from flowfactory.errors import UserError
 from flowfactory.suggestions import did_you_mean
 from flowfactory.types import Prompt
 
 
-def read_prompts(path: Path) -> tuple[Prompt, ...]:
+def read_prompts(path: Path, video_fps: Literal["model", "keep"] = "model") -> tuple[Prompt, ...]:
     """The prompts of a .txt, .jsonl, .ndjson, .json, .csv or .tsv file: a text or an object each; empty lines are passed over.
 
     An object has ``prompt``, and may have ``negative_prompt``, ``image`` or ``images``, ``video`` and ``audio``, whose
@@ -27,7 +28,7 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     folder = path.parent.resolve()
     for line, item in read_rows(path):
         try:
-            prompts.append(_parse_prompt(item, len(prompts), folder))
+            prompts.append(_parse_prompt(item, len(prompts), folder, video_fps))
         except ValueError as error:
             raise UserError(f"prompts {path} line {line}: {error}") from error
     if not prompts:
@@ -35,7 +36,7 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     return tuple(prompts)
 
 
-def _parse_prompt(item: Any, index: int, folder: Path) -> Prompt:
+def _parse_prompt(item: Any, index: int, folder: Path, video_fps: Literal["model", "keep"]) -> Prompt:
     if isinstance(item, str):
         return Prompt(_strip(item), index)
     if not isinstance(item, dict):
@@ -62,7 +63,7 @@ def _parse_prompt(item: Any, index: int, folder: Path) -> Prompt:
         raise ValueError("has both 'image' and 'images'; write all of them as 'images'")
     single, negative, video, audio = file("image"), text("negative_prompt"), file("video"), file("audio")
     images = (single,) if single else tuple(_resolve_file("images", name, folder) for name in names)
-    return Prompt(_strip(words), index, rest, negative, images, video, audio)
+    return Prompt(_strip(words), index, rest, negative, images, video, audio, video_fps)
 
 
 def _strip(words: str) -> str:
@@ -105,6 +106,15 @@ def check_media(prompts: Sequence[Prompt], takes: Takes, model: str) -> None:
             raise UserError(
                 f"prompts: {prompt.text[:60]!r} brings {brought[kind]} {kind}, and model {model!r} takes {wanted}{how}"
             )
+
+
+def check_files(prompts: Sequence[Prompt], picture_error: Callable[[int, int], str | None]) -> None:
+    """UserError: a picture or a video of a prompt cannot be opened, or ``picture_error`` says why its size will not do."""
+    for picture in dict.fromkeys(path for prompt in prompts for path in prompt.images):
+        if reason := picture_error(*picture_size(picture)):
+            raise UserError(f"picture {picture}: {reason}")
+    for video in dict.fromkeys(prompt.video for prompt in prompts if prompt.video is not None):
+        check_video(video)
 
 
 def check_reward_labels(prompts: Sequence[Prompt], labels: Sequence[str]) -> None:
