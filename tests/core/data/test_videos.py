@@ -46,7 +46,8 @@ def numbers(pictures: Sequence[Image.Image]) -> list[int]:
     ("rate", "frames", "expected"),
     [
         # at 60 a second, frame k of 16 a second is shown at 3.75 k of its frames
-        (60, 40, [0, 4, 8, 11, 15, 19, 23, 26, 30, 34, 38]),
+        (60, 40, [0, 4, 8, 11, 15, 19, 23, 26, 30, 34, 38, 39]),
+        (30, 30, [0, 2, 4, 6, 8, 9, 11, 13, 15, 17, 19, 21, 23, 24, 26, 28, 29]),  # a second, at both of whose ends is a frame
         (24, 13, [0, 2, 3, 5, 6, 8, 9, 11, 12]),
         (16, 9, [0, 1, 2, 3, 4, 5, 6, 7, 8]),
         (8, 5, [0, 1, 1, 2, 2, 3, 3, 4, 4]),
@@ -129,6 +130,16 @@ def test_hdr_is_refused_before_and_while_it_is_read(transfer: int, name: str, tm
 def test_ten_bits_alone_are_no_hdr(tmp_path: Path) -> None:
     path = write(tmp_path / "c.mkv", range(9), Fraction(1, 16), pix_fmt="yuv420p10le")
     assert numbers(read_video(path, 9, 16)) == list(range(9))
+
+
+def test_transparent_pixels_of_a_video_are_seen_on_white(tmp_path: Path) -> None:
+    frames = [Image.new("RGBA", (16, 16), (200, 0, number, 0)) for number in range(4)]
+    for frame in frames:
+        frame.paste((200, 0, 0, 255), (0, 0, 8, 16))
+    frames[0].save(tmp_path / "c.gif", save_all=True, append_images=frames[1:], duration=100, disposal=2)
+    for picture in read_video(tmp_path / "c.gif", 2, 8):
+        assert picture.getpixel((2, 8)) == pytest.approx((200, 0, 0), abs=3)
+        assert picture.getpixel((13, 8)) == (255, 255, 255)
 
 
 def test_a_stream_without_times_is_read_frame_by_frame_alone(tmp_path: Path) -> None:

@@ -127,9 +127,10 @@ HDR = (16, 18)
 def _nearest_frames(decoded: Iterable[Any], count: int, rate: Fraction) -> Iterator[Any]:
     """Of ``decoded``, the frames nearest to the times 0, 1 / rate, 2 / rate … after the first, of two as near the later.
 
-    ``count`` of them, or as many as there are. ValueError: a frame does not say when it is shown.
+    ``count`` of them, or as many as there are: the last stands for what begins less than 1 / rate behind it, so that five
+    seconds are 81 frames at 16 a second. ValueError: a frame does not say when it is shown.
     """
-    wanted, first, before, last, pause = 0, None, None, Fraction(0), Fraction(0)
+    wanted, first, before, last = 0, None, None, Fraction(0)
     for frame in decoded:
         if frame.pts is None or not frame.time_base:
             raise ValueError("it does not say when its frames are shown; set prompts.video_fps to keep")
@@ -141,14 +142,15 @@ def _nearest_frames(decoded: Iterable[Any], count: int, rate: Fraction) -> Itera
             wanted += 1
         if wanted == count:
             return
-        before, last, pause = frame, now, now - last
-    while wanted < count and wanted / rate < last + pause / 2:
+        before, last = frame, now
+    while before is not None and wanted < count and wanted / rate - last < Fraction(9, 10) / rate:  # files round their times
         yield before
         wanted += 1
 
 
 def _turn_upright(frame: Any) -> Image.Image:
-    picture: Image.Image = frame.to_image()
+    clear = any(part.is_alpha for part in frame.format.components)  # such as a GIF's
+    picture = _lay_on_white(Image.fromarray(frame.to_ndarray(format="rgba"))) if clear else frame.to_image()
     turn = _QUARTER_TURNS.get(round(frame.rotation / 90) % 4)
     return picture if turn is None else picture.transpose(turn)
 
