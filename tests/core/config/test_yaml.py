@@ -104,8 +104,10 @@ def test_a_text_that_looks_like_a_number_survives_the_run_directory(config_file:
         ("{<<: {a: 1}, <<: {b: 1}}", "line 1: key '<<' stands twice"),
         ("a: 1\nb: !!binary aGk=", "line 2: the tag '!!binary' is not read; write the value without it"),
         ("a: !!python/name:os.system", "line 1: the tag '!!python/name:os.system' is not read; write the value without it"),
-        ("a: !!int 'x'", "line 1: 'x' cannot be read as a whole number"),
-        ("a: " + "9" * 5000, f"line 1: '{'9' * 40}' cannot be read as a whole number"),
+        ("a: !!int 'x'", "line 1: 'x' cannot be read as !!int"),
+        ("a: !!bool x", "line 1: 'x' cannot be read as !!bool"),
+        ("a: !!map x", "line 1: 'x' cannot be read as !!map"),
+        ("a: " + "9" * 5000, f"line 1: '{'9' * 40}' cannot be read as !!int"),
         ("a: 1\nb: \x00", "line 2: unacceptable character #x0000: special characters are not allowed"),
     ],
 )

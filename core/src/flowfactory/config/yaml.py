@@ -37,6 +37,12 @@ class Loader(yaml.SafeLoader):
     def construct_document(self, node: Any) -> Any:
         return self.construct_object(node, deep=True)  # in one go, which refuses what holds itself
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, LookupError) as error:  # of a tag that does not fit, or thousands of digits
+            raise _error(f"{str(node.value)[:40]!r} cannot be read as {node.tag.replace(_TAG, '!!')}", node) from error
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
@@ -50,17 +56,10 @@ class Loader(yaml.SafeLoader):
 
     def construct_yaml_int(self, node: Any) -> int:
         text = self.construct_scalar(node)
-        try:
-            return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-        except ValueError as error:  # under an explicit !!int, or thousands of digits
-            raise _error(f"{text[:40]!r} cannot be read as a whole number", node) from error
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
     def construct_yaml_float(self, node: Any) -> float:
-        text = self.construct_scalar(node)
-        try:
-            return float(re.sub(r"\.(?=inf|nan)", "", text.lower()))
-        except ValueError as error:
-            raise _error(f"{text[:40]!r} cannot be read as a number", node) from error
+        return float(re.sub(r"\.(?=inf|nan)", "", self.construct_scalar(node).lower()))
 
     def construct_undefined(self, node: Any) -> Any:
         raise _error(f"the tag {node.tag.replace(_TAG, '!!')!r} is not read; write the value without it", node)
