@@ -16,6 +16,8 @@ from flowfactory_wan.common import ENCODERS, encode_text
 from flowfactory_wan.experts import ExpertsConfig, forward_experts
 from flowfactory_wan.wan_t2v import WAN_T2V
 
+LONGEST = 100  # CLIP's picture is first as large as it takes for 224 pixels at the short side
+
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
     """embeds [512, D] and condition of each prompt, and for Wan 2.1 image [257, E], CLIP's embedding of the picture.
@@ -85,6 +87,11 @@ class WanI2VConfig(ExpertsConfig):
 
     family: ClassVar[Family] = WAN_I2V
     takes: ClassVar[Takes] = Takes(images=(1, 1))
+
+    def picture_error(self, width: int, height: int) -> str | None:
+        if max(width, height) > LONGEST * min(width, height):
+            return f"{width} x {height} pixels are more than {LONGEST} times as long as wide; crop it"
+        return None
 
     def checkpoint_error(self) -> str | None:
         index = self.checkpoint.config("")

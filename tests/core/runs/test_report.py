@@ -288,7 +288,7 @@ def test_a_dry_run_reads_the_prompts(config_file: Callable[..., Path], invoke: I
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n')
     code, _, err = invoke("run", path, "--dry-run")
     assert code == 2
-    assert re.fullmatch(r"error: prompts .*broken\.jsonl line 1: 'prompt' is missing\n", err)
+    assert re.fullmatch(r"error: prompts .*broken\.jsonl line 1: 'prompt' is missing; there is text\n", err)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flowfactory.cli.options import Plugins
+from flowfactory.cli.options import Plugins, typed_path
 from flowfactory.cli.output import say, warn
 
 
@@ -30,7 +30,7 @@ def serve(
     serving.require_dependencies()
     from flowfactory.distributed.mesh import resolve_device
 
-    name, config = serving.load_reward(reward, sets or [], plugin or [])
+    name, config = serving.load_reward(str(typed_path(reward)), sets or [], plugin or [])
     token = serving.read_token(token_env)
     chosen = resolve_device(device)
     with serving.bind(host, port) as listener:

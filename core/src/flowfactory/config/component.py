@@ -75,6 +75,10 @@ class ModelConfig(ComponentConfig):
     train: Training = Field(LoraTraining(), description="'full', or {lora: {rank, alpha, targets}}")
     quantize: Literal["nf4", "int8"] | None = Field(None, description="how the frozen weights below adapters are stored")
 
+    def picture_error(self, width: int, height: int) -> str | None:
+        """Why a prompt's picture of so many pixels cannot be encoded, in words that follow its path; None when it can be."""
+        return None
+
 
 class AlgorithmConfig(ComponentConfig):
     """What every algorithm's options share."""

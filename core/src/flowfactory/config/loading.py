@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pydantic import (
 from flowfactory.config.component_slots import schema_type
 from flowfactory.config.messages import describe_error, locate
 from flowfactory.config.overrides import apply_override
+from flowfactory.config.paths import resolve_path
 from flowfactory.config.schema import RunConfig
 from flowfactory.config.yaml import parse_yaml
 from flowfactory.discovery.discover import discover
@@ -41,19 +43,19 @@ def load(
         raw = apply_override(raw, assignment)
     listed = raw.get("plugins") or []
     if plugins and isinstance(listed, list):
-        raw["plugins"] = [*listed, *(str(Path(plugin).resolve()) for plugin in plugins)]
+        raw["plugins"] = [*listed, *(Path(plugin).resolve() for plugin in plugins)]
     # --out and the default are relative to where the command was given, a path in the file to the file
     if out is not None or "dir" not in (raw.get("output") or {}):
         output = raw.get("output") or {}
         if isinstance(output, dict):
             chosen = Path(out) if out is not None else Path("runs") / path.stem
-            raw["output"] = {**output, "dir": str(chosen.absolute())}
+            raw["output"] = {**output, "dir": chosen.absolute()}
     return validate(raw, source=path.name, folder=path.parent, overrides=overrides)
 
 
 def find_config(source: str | Path, plugins: Sequence[Path] = ()) -> Path:
     """The config file: an existing path, or the bundled example of that name. UserError: neither."""
-    path = Path(source)
+    path = Path(os.path.expanduser(source))
     if path.is_file():
         return path
     catalogue = discover(plugins)
@@ -67,10 +69,7 @@ def validate(
     raw: Mapping[str, Any], source: str = "config", folder: Path | None = None, overrides: Sequence[str] = ()
 ) -> RunConfig:
     """The typed config of the mapping ``raw``; relative paths are relative to ``folder``. UserError: as :func:`load`."""
-    files = raw.get("plugins") or []
-    if not isinstance(files, list | tuple):
-        raise UserError(f"{source}: plugins: expected a list of files")
-    catalogue = discover([(folder or Path()) / str(file) for file in files])
+    catalogue = discover(_plugin_files(raw, source, folder, overrides))
     names: dict[str, set[str]] = {}
     for kind, name, place in _named_components(raw, source, catalogue.core_name("dynamics", "ode")):
         try:
@@ -83,6 +82,17 @@ def validate(
         return schema.model_validate(raw, context={"folder": folder, "catalogue": catalogue})
     except ValidationError as error:
         raise UserError(describe_error(error, schema, source, overrides)) from error
+
+
+def _plugin_files(raw: Mapping[str, Any], source: str, folder: Path | None, overrides: Sequence[str]) -> list[Path]:
+    files = raw.get("plugins") or []
+    place = locate("plugins", source, overrides)
+    if not isinstance(files, list | tuple) or not all(isinstance(file, str | Path) for file in files):
+        raise UserError(f"{place}: expected a list of files")
+    try:
+        return [resolve_path(file, folder or Path()) for file in files]
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from error
 
 
 def _named_components(raw: Mapping[str, Any], source: str, dynamics: str) -> Iterator[tuple[str, str, str]]:

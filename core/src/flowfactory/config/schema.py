@@ -22,11 +22,14 @@ from flowfactory.config.strict import Strict
 
 
 class PromptsConfig(Strict):
-    """Files with a prompt a line: text, or ``.jsonl`` with an object a line."""
+    """Files of prompts: ``.txt``, ``.jsonl``, ``.ndjson``, ``.json``, ``.csv`` or ``.tsv``."""
 
     train: LocalPath = Field(description="prompts to train on")
     heldout: LocalPath | None = Field(None, description="drawn before, during and after training, never trained on")
     negative: str = Field("", description="the negative prompt of classifier-free guidance, for prompts without their own")
+    video_fps: Literal["model", "keep"] = Field(
+        "model", description="model: a prompt's video is read at the model's frames per second; keep: frame by frame"
+    )
 
     @model_validator(mode="after")
     def _check_files(self) -> PromptsConfig:

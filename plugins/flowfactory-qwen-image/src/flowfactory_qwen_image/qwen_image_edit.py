@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +16,8 @@ from flowfactory_qwen_image.qwen_image import QWEN_IMAGE, check_steps
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
+
+LONGEST = 200  # times as long as wide, of a picture for the text encoder
 
 
 class EditCheckpoint(Pretrained):
@@ -70,6 +73,13 @@ class QwenImageEditConfig(FamilyConfig):
 
     vae_area: int = Field(1024 * 1024, ge=32 * 32, description="pixels of a picture as the transformer gets it")
     condition_area: int = Field(384 * 384, ge=32 * 32, description="pixels of a picture as the text encoder gets it")
+
+    def picture_error(self, width: int, height: int) -> str | None:
+        for area in (self.vae_area, self.condition_area):  # sides are rounded as the pipeline's calculate_dimensions does
+            short, long = sorted(round(math.sqrt(area * ratio) / 32) * 32 for ratio in (width / height, height / width))
+            if not short or long > LONGEST * short:
+                return f"{width} x {height} pixels are too thin for an area of {area} pixels; crop it"
+        return None
 
     def check(self, run: RunConfig) -> None:
         """As every family's, and the schedule has as many steps as it needs."""
