@@ -79,7 +79,7 @@ def test_names_with_a_prefix_are_missing_ones(folder: Any, tmp_path: Path, kind:
     prefixed(prefix)(copy_of(folder(kind), tmp_path / "copy"))
     told = refusal(kind, tmp_path / "copy")
     assert re.fullmatch(
-        rf"the part lacks \d+ weights of its {kind}, the first {FIRST[kind]}, and holds \d+ weights that it does not know, "
+        rf"the part lacks \d+ weights that {kind} needs, the first {FIRST[kind]}, and holds \d+ weights that it does not know, "
         rf"the first {prefix}{FIRST[kind]}; {WHOLE}",
         told,
     )
@@ -88,29 +88,33 @@ def test_names_with_a_prefix_are_missing_ones(folder: Any, tmp_path: Path, kind:
 @pytest.mark.parametrize(
     ("kind", "harm", "told"),
     [
-        ("CLIPTextModel", without("layers.1."), "lacks 16 weights of its CLIPTextModel, the first encoder.layers.1."),
+        ("CLIPTextModel", without("layers.1."), "lacks 16 weights that CLIPTextModel needs, the first encoder.layers.1."),
         (
             "CLIPTextModel",
             configured(num_hidden_layers=3),
-            "lacks 16 weights of its CLIPTextModel, the first encoder.layers.2.",
+            "lacks 16 weights that CLIPTextModel needs, the first encoder.layers.2.",
         ),
         (
             "CLIPTextModel",
             configured(num_hidden_layers=1),
             "holds 16 weights that its config.json has no place for, the first encoder.layers.1.",
         ),
-        ("CLIPTextModel", configured(hidden_size=16, num_attention_heads=2), "holds 34 weights of other shapes than its"),
-        ("T5EncoderModel", without("shared"), "lacks 2 weights of its T5EncoderModel, the first encoder.embed_tokens.weight"),
+        ("CLIPTextModel", configured(hidden_size=16, num_attention_heads=2), "holds 34 weights of other shapes than"),
+        (
+            "T5EncoderModel",
+            without("shared"),
+            "lacks 2 weights that T5EncoderModel needs, the first encoder.embed_tokens.weight",
+        ),
         (
             "T5EncoderModel",
             without("final_layer_norm"),
-            "lacks a weight of its T5EncoderModel, the first encoder.final_layer_norm",
+            "lacks a weight that T5EncoderModel needs, the first encoder.final_layer_norm",
         ),
-        ("AutoencoderKL", without("mid_block"), "lacks 52 weights of its AutoencoderKL, the first decoder.mid_block"),
+        ("AutoencoderKL", without("mid_block"), "lacks 52 weights that AutoencoderKL needs, the first decoder.mid_block"),
         (
             "AutoencoderKL",
             configured(layers_per_block=2),
-            "lacks 32 weights of its AutoencoderKL, the first decoder.up_blocks.0",
+            "lacks 32 weights that AutoencoderKL needs, the first decoder.up_blocks.0",
         ),
         *(
             (

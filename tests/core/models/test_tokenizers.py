@@ -39,7 +39,7 @@ def emptied(folder: Path) -> None:
     [
         (
             lambda folder: (folder / "tokenizer.json").unlink(),
-            r"the part has no file (vocab.json|spiece.model) in {folder}; get it",
+            r"the part has no (vocab.json|spiece.model) in {folder}; get it",
         ),
         (
             lambda folder: replaced(folder / "tokenizer.json", POINTER),
@@ -71,7 +71,7 @@ def test_words_and_merges_are_both_needed(root: Path, tmp_path: Path, lacking: s
     whole = load_tokenizer(kind, tmp_path, "the part")
     assert whole("a red cat").input_ids == clip_tokenizer()("a red cat").input_ids
     (tmp_path / lacking).unlink()
-    with pytest.raises(UserError, match=f"the part has no file {lacking} in "):
+    with pytest.raises(UserError, match=f"the part has no {lacking} in "):
         load_tokenizer(kind, tmp_path, "the part")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,14 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     return []
 
 
+def variants(folder: Path) -> list[str]:
+    """Which variants of its weights ``folder`` has, such as fp16."""
+    named = "|".join(STEMS)
+    pattern = rf"({named})\.(?!safetensors|bin)(\w+?)(-\d+-of-\d+)?\.(safetensors|bin)"
+    found = [re.fullmatch(pattern, file.name) for file in folder.iterdir()]
+    return sorted({match[2] for match in found if match})
+
+
 def _shards(index: Path) -> list[str]:
     check_file(index)
     found = json.loads(index.read_text(encoding="utf-8"))
@@ -68,11 +77,11 @@ def check_file(file: Path) -> None:
             found = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{file} is not JSON ({_one_line(error)}); {AGAIN}") from error
-        if file.name.endswith("config.json") and not isinstance(found, dict):
+        if file.name.endswith(("config.json", "model_index.json")) and not isinstance(found, dict):
             raise UserError(f"{file} holds no settings; {AGAIN}")
     if file.suffix == ".safetensors":
         try:
-            with safe_open(file, framework="pt"):
+            with safe_open(file, framework="np"):  # PyTorch's way counts the whole file as memory
                 pass
         except SafetensorError as error:
             raise UserError(f"{file} is cut off or damaged ({_one_line(error)}); {AGAIN}") from error
@@ -84,15 +93,34 @@ def is_local(path: Path | str) -> bool:
 
 
 @contextmanager
-def reading(source: str) -> Iterator[None]:
-    """Within it whatever a library raises is a UserError of one line that begins with ``source``."""
+def reading(source: str, kind: type[Exception] = UserError) -> Iterator[None]:
+    """Within it whatever a library raises is an error of ``kind``, one line that begins with ``source``."""
     try:
         yield
     except (UserError, RunError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        told = str(error) if isinstance(error, OSError | ImportError) else f"{type(error).__name__}: {error}"
-        raise UserError(f"{source} cannot be read: {_one_line(told)}") from error
+        raise kind(f"{source} cannot be read: {_explain(error)}") from error
+
+
+def _explain(error: BaseException) -> str:
+    """What to do about a hub that does not give its files, else what the library says."""
+    from huggingface_hub import errors
+
+    chain = [error]
+    while following := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(following)
+
+    def raised(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(link, kinds) for link in chain)
+
+    if raised(errors.GatedRepoError):
+        return "the hub gives it to those alone who accepted its licence; do so on its page, then log in: hf auth login"
+    if raised(errors.RepositoryNotFoundError):
+        return "the hub has no such id that you may read; correct it, give a folder, or log in: hf auth login"
+    if raised(errors.LocalEntryNotFoundError, ConnectionError):
+        return "it is not on this machine, and the hub is out of reach; give a folder, or download it first: hf download"
+    return _one_line(error if isinstance(error, OSError | ImportError) else f"{type(error).__name__}: {error}")
 
 
 def _one_line(told: object) -> str:

@@ -43,38 +43,44 @@ def refuse_gaps(source: str, module: nn.Module, told: Mapping[str, Any], unused:
     """UserError: a weight of ``module`` was not in the checkpoint or had another shape there, or one there was not used.
 
     told: what ``from_pretrained`` says beside the module with ``output_loading_info=True``, of diffusers or transformers.
-    unused: patterns of whole names that released checkpoints have and the class does not read.
+    unused: patterns of whole names that make no difference: the file may lack them, or have them where the class does not.
     """
-    kind = type(module).__name__
+    kind, own = type(module).__name__, module.state_dict()
     if mismatched := sorted(told["mismatched_keys"]):
         name, found, wanted = mismatched[0][0], *(list(shape) for shape in mismatched[0][1:3])
         shapes = "a weight of another shape" if len(mismatched) == 1 else f"{len(mismatched)} weights of other shapes"
         raise UserError(f"{source} holds {shapes} than its config.json says: {name} is {found}, not {wanted}; {REMEDY}")
     # an index may name weights that its files lack: diffusers leaves those without memory
-    never_read = {name for name, tensor in module.state_dict().items() if tensor.is_meta}
-    missing = sorted({*told["missing_keys"], *never_read})
-    spare = sorted(name for name in told["unexpected_keys"] if not any(re.fullmatch(pattern, name) for pattern in unused))
+    never_read = {name for name, tensor in own.items() if tensor.is_meta}
+    missing = sorted({*_counted(told["missing_keys"], unused), *never_read})
+    spare = _counted(told["unexpected_keys"], unused)
+    if getattr(module, "hf_quantizer", None) is not None:  # which keeps its numbers under the names of weights
+        spare = [name for name in spare if not any(name.startswith(f"{weight}.") for weight in own)]
     of_others = f", and holds {_count(spare)} that it does not know, the first {spare[0]}" if spare else ""
     if missing:
-        raise UserError(f"{source} lacks {_count(missing)} of its {kind}, the first {missing[0]}{of_others}; {REMEDY}")
+        raise UserError(f"{source} lacks {_count(missing)} that {kind} needs, the first {missing[0]}{of_others}; {REMEDY}")
     if spare:
         raise UserError(f"{source} holds {_count(spare)} that its config.json has no place for, the first {spare[0]}; {REMEDY}")
     if told["error_msgs"]:
         raise UserError(f"{source} cannot be read: {' '.join(str(told['error_msgs'][0]).split())}; {REMEDY}")
 
 
+def _counted(names: Collection[str], unused: Collection[str]) -> list[str]:
+    return sorted(name for name in names if not any(re.fullmatch(pattern, name) for pattern in unused))
+
+
 @contextmanager
 def _reports_left_out() -> Iterator[None]:
     """Within it the libraries write no tables of names, which are said in one line afterwards."""
     loggers = [logging.getLogger(name) for name in ("transformers.modeling_utils", "diffusers.models.modeling_utils")]
-    before = [logger.level for logger in loggers]
+    before = [logger.disabled for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+        logger.disabled = True
     try:
         yield
     finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
 
 
 def _count(names: Collection[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def load_tokenizer(kind: Any, path: Path | str, source: str, **options: Any) -> 
     """
     if is_local(path):
         check_files(Path(path))
-        _check_vocabulary_files(kind, Path(path), source)
+        named = getattr(kind, "vocab_files_names", {}).values()
+        check_vocabulary_files(Path(path), source, [name for name in named if name != FILES[0][0]])
     with reading(source):
         tokenizer = kind.from_pretrained(path, **options)
         ids = [tuple(_text_side(tokenizer)(word)["input_ids"]) for word in WORDS]
@@ -50,10 +52,10 @@ def _text_side(tokenizer: Any) -> Any:
     return tokenizer if hasattr(tokenizer, "get_vocab") else tokenizer.tokenizer
 
 
-def _check_vocabulary_files(kind: Any, folder: Path, source: str) -> None:
-    named = tuple(name for name in getattr(kind, "vocab_files_names", {}).values() if name != FILES[0][0])
+def check_vocabulary_files(folder: Path, source: str, named: Collection[str] = ()) -> None:
+    """UserError: ``folder`` has not all of ``named``, and no other vocabulary that transformers reads."""
     accepted = [*FILES[:4], named] if named else FILES
     if any(all((folder / name).is_file() for name in names) for names in accepted):
         return
     lacking = next(name for name in named or FILES[0] if not (folder / name).is_file())
-    raise UserError(f"{source} has no file {lacking} in {folder}; get it again, whole")
+    raise UserError(f"{source} has no {lacking} in {folder}; get it again, whole")

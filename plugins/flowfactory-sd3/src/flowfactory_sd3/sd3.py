@@ -78,6 +78,7 @@ SD3 = Family(
     blocks=("JointTransformerBlock",),
     lora_targets=LORA_TARGETS,
     grid=grid,
+    optional=("text_encoder_3", "tokenizer_3"),
 )
 
 
