@@ -114,7 +114,8 @@ class Family:
     may be.
     optional: the parts among all these that a checkpoint need not have. unused: by part, patterns of names of weights
     that make no difference, see :func:`~flowfactory.models.refuse_gaps`.
-    float32: parts that are never rounded. unread, frame_rate, negative_media, canvas_matters: see Trainable.
+    chat_template: whether its tokenizer must have one. float32: parts that are never rounded.
+    unread, frame_rate, negative_media, canvas_matters: see Trainable.
     """
 
     distribution: str
@@ -141,6 +142,7 @@ class Family:
     padded: frozenset[str] = frozenset()
     optional: tuple[str, ...] = ()
     unused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    chat_template: bool = False
     float32: tuple[str, ...] = ()
     frame_rate: Callable[[Parts], float | None] = no_frame_rate
     negative_media: bool = False
@@ -268,6 +270,9 @@ class FamilyModel:
         # beside the encoders, what encoding looks at: the VAE, and sizes in the transformer's config
         given = {name: getattr(loaded, name) for name in self._checkpoint.parts if name not in family.encoders}
         pipeline = self._checkpoint.open(family.encoders, self._dtypes(family.encoders), **given)
+        if family.chat_template and not pipeline.tokenizer.chat_template:
+            lacking = f"tokenizer of {self._checkpoint.path} has no chat template, which stands in chat_template.jinja"
+            raise UserError(f"model.path: {lacking}; get it again, whole")
         parts = Parts(pipeline, self._config, self._device(self._config.encoders_on))
         _freeze([pipeline.vae, *(getattr(pipeline, name, None) for name in family.encoders)], parts.device)
         for start in range(0, len(prompts), family.encode_batch):

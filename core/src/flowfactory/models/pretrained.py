@@ -85,8 +85,12 @@ class Pretrained:
         assert folder is not None  # the index is in it
         with said_of_the_path():
             self._check_names(index, needed)
-            for name in (name for name, part in index.items() if isinstance(part, list) and (folder / name).is_dir()):
+            there = [name for name, part in index.items() if isinstance(part, list) and (folder / name).is_dir()]
+            for name in there:
                 self._check_part(folder, name)
+            if self._variant and not any(self._variant_of(folder / name) for name in there):
+                has = f"no part of {self.path} has weights of the variant {self._variant}"
+                raise UserError(f"model.variant: {has}; leave it out")
 
     def require(self, needed: Collection[str]) -> None:
         """UserError: the pipeline lacks one of the parts ``needed``, or has it from a library that is not read."""
@@ -117,7 +121,7 @@ class Pretrained:
                 raise UserError(f"{self.path} has no {name}: {INDEX} names none, and this model needs one; get it again, whole")
         if library not in LIBRARIES:
             raise UserError(
-                f"{name} of {self.path} is a {kind} of {library}; what is read are classes of {' and '.join(LIBRARIES)}"
+                f"{name} of {self.path} is of the class {kind} of {library}; those of {' and '.join(LIBRARIES)} are read"
             )
         return library, kind
 
@@ -148,7 +152,7 @@ class Pretrained:
         pipeline.register_to_config(_name_or_path=self.path)
         return pipeline
 
-    def _check_tokenizers(self, made: Mapping[str, Any], name: str, encoder: nn.Module) -> None:
+    def _check_tokenizers(self, made: Mapping[str, Any], name: str, encoder: Any) -> None:
         embeddings = encoder.get_input_embeddings().num_embeddings
         for other in (name.replace("text_encoder", kind) for kind in ("tokenizer", "processor")):
             if other in made:
@@ -180,9 +184,8 @@ class Pretrained:
             kind = getattr(import_module(library), named, None)
         if not isinstance(kind, type) or not hasattr(kind, "from_pretrained"):
             version = import_module(library).__version__
-            raise UserError(
-                f"{name} of {self.path} is a {named}, which {library} {version} does not have; install one that has"
-            )
+            lacking = f"is of the class {named}, which {library} {version} lacks"
+            raise UserError(f"{name} of {self.path} {lacking}; install one that has it")
         return kind
 
     def _variant_of(self, folder: Path) -> str | None:

@@ -29,7 +29,7 @@ class Weightless:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        whole = {"fetch": Pretrained.fetch, "load": Pretrained.load}
+        whole: dict[str, Any] = {"fetch": Pretrained.fetch, "load": Pretrained.load}
 
         def load(checkpoint: Pretrained, kind: Any, folder: Path, name: str, dtype: torch.dtype) -> Any:
             if not issubclass(kind, nn.Module):
