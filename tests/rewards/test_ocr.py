@@ -99,7 +99,7 @@ def test_texts_of_the_metadata_come_before_those_of_the_prompt() -> None:
         ("""a wall with 'he said "no"'""", ('he said "no"',)),
         ("a sign 「営業中」 and « Ouvert »", ("営業中", " Ouvert ")),
         ('an empty "" and " " and "x"', ("x",)),
-        ("the ’90s’ „Offen“ on a 5\" screen", ("Offen",)),
+        ('the ’90s’ „Offen“ on a 5" screen', ("Offen",)),
     ],
 )
 def test_texts_are_what_stands_in_quotation_marks(prompt: str, texts: tuple[str, ...]) -> None:

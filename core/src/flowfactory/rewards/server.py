@@ -7,7 +7,6 @@ import errno
 import ipaddress
 import json
 import math
-import os
 import secrets
 import signal
 import socket
@@ -271,20 +270,8 @@ def load_reward(reward: str, overrides: Sequence[str] = (), plugins: Sequence[Pa
             raise UserError(f"{path.name}: expected a mapping with the 'name' of a reward and its options")
         folder = path.parent
     for assignment in overrides:
-        raw = apply_override(raw, assignment)
+        raw = apply_override(raw, assignment, "key=value")
     return raw["name"], parse_component("reward", raw, plugins, folder, path.name if folder is not None else "")
-
-
-def read_token(variable: str | None) -> str | None:
-    """What the environment variable holds. UserError: nothing, or what cannot stand in a header."""
-    if variable is None:
-        return None
-    token = os.environ.get(variable, "").strip()
-    if not token:
-        raise UserError(f"--token-env {variable}: this environment variable is not set; put the token into it")
-    if not token.isascii() or not token.isprintable():
-        raise UserError(f"--token-env {variable}: a token has printable ASCII characters alone")
-    return token
 
 
 def bind(host: str, port: int) -> socket.socket:
