@@ -123,7 +123,7 @@ def _read_pickled(place: Path) -> Any:
     try:
         return torch.load(place, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        if "Unsupported" in str(error):
+        if "GLOBAL" in str(error):  # of a function or a class
             raise UserError(f"{place} holds more than tensors and is not read: it could run code") from error
         raise UserError(f"{place} is no file that torch saved; {AGAIN}") from error
     except (EOFError, RuntimeError, OSError) as error:
@@ -134,7 +134,8 @@ def refuse_other_names(names: Collection[str], read: Sequence[str], unread: Sequ
     """UserError: ``source`` has weights of ``names`` that match neither ``read`` nor ``unread``, patterns of whole names."""
     known = re.compile("|".join(f"(?:{pattern})" for pattern in (*read, *unread)))
     if others := sorted(name for name in names if not known.fullmatch(name)):
-        raise UserError(f"{source} holds {len(others)} weights that this reward does not know, the first {others[0]}; {AGAIN}")
+        count = "a weight" if len(others) == 1 else f"{len(others)} weights"
+        raise UserError(f"{source} holds {count} that this reward does not know, the first {others[0]}; {AGAIN}")
 
 
 def count_parameters(path: str) -> int | None:
