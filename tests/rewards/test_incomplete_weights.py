@@ -105,6 +105,11 @@ def in_half_precision_alone(folder: Path) -> None:
     weights_of(folder).rename(folder / "model.fp16.safetensors")
 
 
+def needed_alone(folder: Path) -> None:
+    """Without what may be lacking."""
+    reweighted(lambda weights: {name: weight for name, weight in weights.items() if "mask_token" not in name})(folder)
+
+
 HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
     "prefixed": (prefixed("te."), r"harmed lacks \d+ weights .*the first [\w.]+, and holds \d+ .*the first te\.[\w.]+; get"),
     "half": (half, r"harmed lacks \d+ weights .*, the first [\w.]+; get the folder again, whole"),
@@ -113,10 +118,10 @@ HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut": (cut, r"model\.safetensors is cut off or damaged \(.*\); get it again, whole"),
     "pointer": (lambda folder: replaced(weights_of(folder), POINTER), r"model\.safetensors is a Git LFS pointer"),
     "no weights": (lambda folder: weights_of(folder).unlink(), r"harmed has no weights"),
-    "fp16 alone": (in_half_precision_alone, r"harmed has .*weights"),
+    "fp16 alone": (in_half_precision_alone, r"harmed has no weights .*, and has those of the variant fp16; get it again"),
     "a shard gone": (lambda folder: sharded(folder, "file"), r"there is no file .*model-00002-of-00002\.safetensors"),
     "a shard's weight gone": (
-        lambda folder: sharded(folder, "weight"),
+        lambda folder: (needed_alone(folder), sharded(folder, "weight")),
         r"harmed lacks (a weight|\d+ weights) .*, the first [\w.]+;",
     ),
     "no config": (lambda folder: (folder / "config.json").unlink(), r"there is no file .*harmed/config\.json; get it again"),
@@ -147,7 +152,7 @@ def other_vocabulary(folder: Path) -> None:
 
 
 TOKENIZER_HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "gone": (lambda folder: (folder / "tokenizer.json").unlink(), r"the tokenizer in .*harmed has no (file )?[\w.]+"),
+    "gone": (lambda folder: (folder / "tokenizer.json").unlink(), r"the tokenizer in .*harmed has no [\w.]+"),
     "pointer": (lambda folder: replaced(folder / "tokenizer.json", POINTER), r"tokenizer\.json is a Git LFS pointer"),
     "cut": (lambda folder: replaced(folder / "tokenizer.json", '{"version": "1.'), r"tokenizer\.json is not JSON"),
 }

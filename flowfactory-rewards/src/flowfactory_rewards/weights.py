@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from flowfactory import UserError
-from flowfactory.models import check_file, load_module, reading, refuse_gaps
+from flowfactory.models import check_file, check_settings, load_module, reading
 
 AGAIN = "get it again, whole"
 BUFFERS = (r"(.*\.)?position_ids", r"(.*\.)?relative_position_index", r"(.*\.)?num_batches_tracked")
@@ -26,8 +26,7 @@ TWO_PROMPTS = ("a red cat", "a big dog")
 def from_pretrained(part: Any, path: str, **options: Any) -> Any:
     """``part.from_pretrained(path)``, of a class of transformers without weights. UserError: its files are not there."""
     if Path(path).is_dir():
-        for file in sorted(Path(path).glob("*.json")):
-            check_file(file)
+        check_settings(Path(path))
     with reading(path):
         return part.from_pretrained(path, **options)
 
@@ -69,12 +68,9 @@ def from_state_dict(
 
     unread: as for :func:`load_pretrained`. UserError: ``state`` lacks some, or has others.
     """
-    options |= {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    with reading(source):
-        # without a path it is made without memory of its own, and takes these tensors
-        loaded, told = model.from_pretrained(None, config=config, state_dict=dict(state), **options)
-    refuse_gaps(source, loaded, told, unread)
-    return _freeze(loaded, device)
+    # without a path it is made without memory of its own, and takes these tensors
+    options |= {"config": config, "state_dict": dict(state), "dtype": dtype}
+    return _freeze(load_module(model, None, source, unread, **options), device)
 
 
 def _freeze(model: Any, device: torch.device) -> Any:

@@ -1,7 +1,7 @@
 """What families of models over diffusers pipelines share."""
 
 from flowfactory.data.media import read_picture, read_video
-from flowfactory.models.checkpoint_files import check_file, check_files, reading
+from flowfactory.models.checkpoint_files import check_file, check_files, check_settings, reading
 from flowfactory.models.family import Entry, Family, FamilyConfig, Parts, linear_guidance
 from flowfactory.models.image_conditions import number_images, stack_images
 from flowfactory.models.latents import channel_statistics, decode_normalized, decode_scaled, latent_shape, packed_shape
@@ -21,6 +21,7 @@ __all__ = [
     "channel_statistics",
     "check_file",
     "check_files",
+    "check_settings",
     "check_vocabulary",
     "checkpoint_identity",
     "decode_normalized",

@@ -24,11 +24,16 @@ def check_files(folder: Path, variant: str | None = None) -> None:
 
     Looked at are JSON, vocabularies, and the weights of the ``variant``: their headers alone.
     """
+    check_settings(folder)
+    for file in weight_files(folder, variant):
+        check_file(file)
+
+
+def check_settings(folder: Path) -> None:
+    """As :func:`check_files`, of all but the weights: what tokenizers and picture processors are read from."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; {AGAIN}")
     for file in sorted(file for file in folder.iterdir() if file.suffix in (".json", ".model", ".txt", ".jinja")):
-        check_file(file)
-    for file in weight_files(folder, variant):
         check_file(file)
 
 

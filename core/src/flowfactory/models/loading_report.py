@@ -12,25 +12,27 @@ from typing import Any
 from torch import nn
 
 from flowfactory.errors import UserError
-from flowfactory.models.checkpoint_files import AGAIN, check_file, check_files, is_local, reading, weight_files
+from flowfactory.models.checkpoint_files import AGAIN, check_file, check_files, is_local, reading, variants, weight_files
 
 REMEDY = "get the folder again, whole, or a config.json that goes with its weights"
 
 
 def load_module(
-    kind: Any, path: Path | str, source: str, unused: Collection[str] = (), variant: str | None = None, **options: Any
+    kind: Any, path: Path | str | None, source: str, unused: Collection[str] = (), variant: str | None = None, **options: Any
 ) -> Any:
     """The module of class ``kind``, of diffusers or transformers, in the folder or hub id ``path``.
 
+    Without a path, ``options`` have its ``config`` and its ``state_dict``, as transformers takes them.
     source: what messages begin with. unused: see :func:`refuse_gaps`. options: of its ``from_pretrained``.
     UserError: a file is damaged or not there, or the weights are not those of the config beside them.
     """
-    if is_local(path):
+    if path is not None and is_local(path):
         check_files(Path(path), variant)
         check_file(Path(path) / "config.json")  # transformers makes do with its defaults
         if not weight_files(Path(path), variant):
             of_variant = "" if variant is None else f" of the variant {variant}"
-            raise UserError(f"{source} has no weights{of_variant} in {path}; {AGAIN}")
+            alone = "".join(f", and has those of the variant {found}" for found in variants(Path(path))[:1])
+            raise UserError(f"{source} has no weights{of_variant} in {path}{alone}; {AGAIN}")
     options |= {} if variant is None else {"variant": variant}
     with reading(source), _reports_left_out():
         # shapes that differ are told with the names, where the libraries' own errors name none or hide them in a table

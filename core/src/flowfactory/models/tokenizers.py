@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flowfactory.errors import UserError
-from flowfactory.models.checkpoint_files import check_files, is_local, reading
+from flowfactory.models.checkpoint_files import check_settings, is_local, reading
 
 FILES = (
     *(("tokenizer.json",), ("tokenizer.model",), ("tekken.json",), ("tiktoken.model",)),
@@ -27,7 +27,7 @@ def load_tokenizer(kind: Any, path: Path | str, source: str, **options: Any) -> 
     UserError: a file is damaged or not there, or the tokenizer gives different words the same ids.
     """
     if is_local(path):
-        check_files(Path(path))
+        check_settings(Path(path))  # its folder may be that of a model whose weights are not read
         named = getattr(kind, "vocab_files_names", {}).values()
         check_vocabulary_files(Path(path), source, [name for name in named if name != FILES[0][0]])
     with reading(source):
