@@ -57,11 +57,14 @@ def _load_scorer(path: str, file: str, base: str, device: torch.device, dtype: t
     from transformers import Qwen2Tokenizer, Qwen2VLConfig, Qwen2VLImageProcessorPil, Qwen2VLModel
 
     source = f"{file} in {path}"
-    state, head_state = convert_released(read_tensors(path, file, "model"), source)
+    # the small files before the weights, which take longer
     words = load_tokenizer(Qwen2Tokenizer, base, f"the tokenizer in {base}")
     words.add_tokens([REWARD], special_tokens=True)
     words.padding_side = "right"
+    # one processor with the tokenizer would need torchvision, for videos
+    processor = from_pretrained(Qwen2VLImageProcessorPil, base, size={"shortest_edge": PIXELS, "longest_edge": PIXELS})
     config = load_config(Qwen2VLConfig, base)
+    state, head_state = convert_released(read_tensors(path, file, "model"), source)
     config.text_config.vocab_size = state["language_model.embed_tokens.weight"].shape[0]
     if len(words) != config.text_config.vocab_size:
         raise UserError(
@@ -72,8 +75,6 @@ def _load_scorer(path: str, file: str, base: str, device: torch.device, dtype: t
     first, second, third = build_linear_layers(head_state, (0, 3, 5), config.text_config.hidden_size, source)
     # to the mean of the score and the logarithm of its standard deviation
     rating = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third).to(device)
-    # one processor with the tokenizer would need torchvision, for videos
-    processor = from_pretrained(Qwen2VLImageProcessorPil, base, size={"shortest_edge": PIXELS, "longest_edge": PIXELS})
     reward, area = words.convert_tokens_to_ids(REWARD), processor.merge_size**2
 
     def score(pictures: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -57,15 +57,14 @@ class ImageRewardConfig(RewardModelConfig):
 def _load_scorer(path: str, file: str, tokenizer: str, device: torch.device, dtype: torch.dtype) -> Scorer:
     from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-    source = f"{file} in {path}"
+    source, words_source = f"{file} in {path}", f"the tokenizer in {tokenizer}"
+    words = load_tokenizer(BertTokenizer, tokenizer, words_source)  # before the weights, which take longer
     config, state = convert_blip(read_tensors(path, file), source)
     vision = from_state_dict(BlipVisionModel, BlipVisionConfig(**config["vision"]), state["vision"], source, device, dtype)
     reader = BlipTextConfig(**config["text"])
     unread = (*BUFFERS, r"pooler\..*")
     text = from_state_dict(BlipTextModel, reader, state["text"], source, device, dtype, unread, add_pooling_layer=False)
     rating = nn.Sequential(*build_linear_layers(state["head"], LINEAR_PREDICTOR, reader.hidden_size, source)).to(device)
-    words_source = f"the tokenizer in {tokenizer}"
-    words = load_tokenizer(BertTokenizer, tokenizer, words_source)
     words.add_special_tokens({"bos_token": "[DEC]"})
     words.add_tokens(["[ENC]"], special_tokens=True)
     check_vocabulary(words, reader.vocab_size, words_source)
@@ -140,13 +139,8 @@ def convert_blip(
     return config, {"vision": vision, "text": text, "head": strip_prefix(state, "mlp.layers.")}
 
 
-UNREAD = (
-    r"blip\.(vision_proj|text_proj|itm_head)(_m)?\..*",
-    r"blip\.(visual|text)_encoder_m\..*",
-    r"blip\.text_decoder(_m)?\..*",
-    r"blip\.(temp|image_queue|text_queue|queue_ptr|ptr_queue|idx_queue)",
-)
-"""What BLIP is pretrained with besides, and some checkpoints keep."""
+UNREAD = (r"blip\.(?!(visual|text)_encoder\.).*",)
+"""What BLIP is pretrained with besides its two encoders, such as projections, a decoder and momentum copies."""
 NEEDED_VISION = ("embeddings.patch_embedding.weight", "embeddings.position_embedding", "encoder.layers.0.mlp.fc1.weight")
 NEEDED_TEXT = (
     "embeddings.word_embeddings.weight",
