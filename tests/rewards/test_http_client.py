@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import itertools
 import socket
 import threading
@@ -135,6 +136,21 @@ def test_what_it_asks_for_may_be_a_date_or_nonsense() -> None:
     assert 90 < http_client._retry_after(soon) <= 100
     assert http_client._retry_after("3") == 3
     assert [http_client._retry_after(text) for text in (None, "soon", "-5", "GMT")] == [0, 0, 0, 0]
+
+
+def test_a_client_that_nobody_holds_leaves_no_thread_and_no_connection() -> None:
+    def alive() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "requests" and thread not in before]
+
+    before = threading.enumerate()
+    with serve_answers(in_turn(b"")) as server:
+        one = made(server)
+        post(one)
+        (thread,) = alive()
+        del one
+        gc.collect()
+        thread.join(30)
+    assert not alive()
 
 
 def test_connections_are_kept() -> None:

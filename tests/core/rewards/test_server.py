@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -379,6 +380,31 @@ def test_a_token_that_no_header_can_carry_as_one_word_is_refused(monkeypatch: py
     monkeypatch.setenv("T", " spaced-out\n")
     assert read_token("--token-env", "T") == "spaced-out"
     assert read_token("--token-env", None) is None
+
+
+class Arriving:
+    """A request of many pieces, each ``pause`` seconds after the one before."""
+
+    def __init__(self, pause: float) -> None:
+        self._pause = pause
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        for _ in range(10**6):
+            await asyncio.sleep(self._pause)
+            yield b"x"
+
+
+@pytest.mark.parametrize(("pause", "said"), [(0.01, r"it took more than 0\.3 s to arrive"), (60, r"nothing came for 0\.2 s")])
+def test_a_sender_that_trickles_or_falls_silent_is_refused(pause: float, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "ARRIVAL", 0.3)
+    monkeypatch.setattr(serving, "SILENCE", 0.2)
+
+    async def receive() -> int:
+        return len([piece async for piece in serving._chunks(Arriving(pause))])  # type: ignore[arg-type]
+
+    with pytest.raises(serving.RequestRefused, match=rf"^{said}$") as caught:
+        asyncio.run(receive())
+    assert caught.value.status == 408
 
 
 def test_the_page_is_the_format_that_is_read(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
 
 SILENCE = 60.0  # seconds that the next bytes of a request may take
+ARRIVAL = 600.0  # seconds that all of a request may take, so that whoever trickles takes nobody's place
 LET_GO = 64 * 2**20  # bytes beyond the limit that are read and let go, so that the sender gets to read why
 
 
@@ -244,14 +245,17 @@ async def _raise_if_disconnected(request: Request) -> None:
 
 async def _chunks(request: Request) -> AsyncIterator[bytes]:
     stream = aiter(request.stream())
+    end = time.monotonic() + ARRIVAL
     while True:
+        left = end - time.monotonic()
         try:
-            async with asyncio.timeout(SILENCE):
+            async with asyncio.timeout(min(SILENCE, left)):
                 chunk = await anext(stream)
         except StopAsyncIteration:
             return
         except TimeoutError as error:
-            raise RequestRefused(408, f"nothing came for {SILENCE:g} s") from error
+            late = f"nothing came for {SILENCE:g} s" if left > SILENCE else f"it took more than {ARRIVAL:g} s to arrive"
+            raise RequestRefused(408, late) from error
         yield chunk
 
 
