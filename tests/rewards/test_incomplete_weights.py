@@ -26,7 +26,9 @@ from flowfactory_rewards.aesthetic import AestheticConfig
 from flowfactory_rewards.clip import ClipConfig
 from flowfactory_rewards.geneval import GenevalConfig
 from flowfactory_rewards.hpsv2 import HpsV2Config
+from flowfactory_rewards.hpsv3 import HpsV3Config
 from flowfactory_rewards.image_quality import ImageQualityConfig
+from flowfactory_rewards.imagereward import ImageRewardConfig
 from flowfactory_rewards.pickscore import PickScoreConfig
 from flowfactory_rewards.video_consistency import VideoConsistencyConfig
 from flowfactory_rewards.weights import read_tensors
@@ -285,8 +287,21 @@ def test_a_released_file_that_is_none_is_one_line(content: Any, said: str, tmp_p
         read_tensors(str(tmp_path), "other.pt")
 
 
+@pytest.mark.parametrize("path", ["clip/model.safetensors", "./clip/model.safetensors", "./gone", "clip/gone"])
+@pytest.mark.parametrize("name", ["clip", "siglip", "hpsv3", "imagereward", "geneval", "video-consistency"])
+def test_a_path_that_is_no_folder_is_one_line(name: str, path: str, whole: dict[str, Path], tmp_path: Path) -> None:
+    copy_of(whole["clip"], tmp_path / "clip")
+    said = (
+        r"model\.safetensors is a file, and a folder is read" if "model" in path else rf"there is no folder {tmp_path}/.*gone"
+    )
+    with pytest.raises(UserError, match=rf"^[^\n]*rewards\.judge\.path: [^\n]*{said}[^\n]*$"):
+        config_with_reward(tmp_path, {"name": name, "path": path})
+
+
 def test_a_hub_id_without_a_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for reward in (ImageRewardConfig(tokenizer="nobody/has-this"), HpsV3Config(base="nobody/has-this")):
+        assert refusal(reward).endswith("its vocabulary is not there; download them first: hf download nobody/has-this")
     for config in (
         ClipConfig(path="nobody/has-this"),
         HpsV2Config(path="nobody/has-this"),

@@ -34,7 +34,9 @@ def load_tokenizer(kind: Any, path: Path | str, source: str, **options: Any) -> 
         tokenizer = kind.from_pretrained(path, **options)
         ids = [tuple(_text_side(tokenizer)(word)["input_ids"]) for word in WORDS]
     if len(set(ids)) == 1:
-        raise UserError(f"{source} gives different words the same ids: its vocabulary is not there; get its files again")
+        # without the hub transformers makes a tokenizer of an id too
+        again = "get its files again" if is_local(path) else f"download them first: hf download {path}"
+        raise UserError(f"{source} gives different words the same ids: its vocabulary is not there; {again}")
     return tokenizer
 
 
