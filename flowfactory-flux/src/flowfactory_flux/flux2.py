@@ -132,6 +132,12 @@ FLUX2 = Family(
     takes_guidance=embeds_guidance,
     encoded_with=("vae",),
     encode_batch=4,  # the text encoder returns all its hidden states and the scores of a vocabulary, at 512 tokens a prompt
+    chat_template=True,
+    # hidden states are read, and of texts alone
+    unused={
+        "text_encoder": (r"lm_head\.weight", r"model\.(vision_tower|multi_modal_projector)\..*"),
+        "vae": (r"bn\.num_batches_tracked",),  # its mean and variance alone are read
+    },
 )
 
 

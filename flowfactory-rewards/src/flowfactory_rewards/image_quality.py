@@ -15,6 +15,7 @@ from flowfactory.rewards import to_pixels
 from flowfactory_rewards.dependencies import require_modules
 from flowfactory_rewards.dual_encoder import load_clip
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer
+from flowfactory_rewards.weights import refuse_one_answer
 
 WORDS = {
     "quality": ("Good photo.", "Bad photo."),
@@ -53,15 +54,16 @@ class ImageQualityConfig(RewardModelConfig):
     def build(self, label: str) -> RewardModel:
         if self.metric == "clip-iqa":
             require_modules("image-quality", "transformers")
-            return RewardModel(label, self, load_clip_iqa, self.path, self.words)
+            return RewardModel(label, self, load_clip_iqa, self.path, self.words, reads_prompts=False)
         require_modules("image-quality", "skimage", "pywt")
-        return RewardModel(label, self, load_measure, self.metric)
+        return RewardModel(label, self, load_measure, self.metric, reads_prompts=False)
 
 
 def load_clip_iqa(path: str, words: str, device: torch.device, dtype: torch.dtype) -> Scorer:
     """Scores in [0, 1] by the CLIP in ``path`` and the pair of texts called ``words``."""
     eyes = load_clip(path, path, device, dtype)
     with torch.inference_mode():
+        refuse_one_answer(lambda prompt: eyes.embed_texts([prompt]), path)
         pair = eyes.embed_texts(WORDS[words])
 
     def score(pictures: Tensor, prompts: object) -> Tensor:

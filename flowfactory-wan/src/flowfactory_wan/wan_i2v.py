@@ -76,6 +76,7 @@ WAN_I2V = replace(
     encode=encode,
     velocity=velocity,
     encoded_with=("vae",),
+    optional=("image_encoder", "image_processor"),
     float32=("vae", "image_encoder"),
     negative_media=True,
     canvas_matters=True,
@@ -97,4 +98,7 @@ class WanI2VConfig(ExpertsConfig):
         index = self.checkpoint.config("")
         if index.get("_class_name") == "WanPipeline" and not index.get("expand_timesteps"):
             return f"model.path: {self.path} draws from text alone; use the model wan-t2v"
+        lacking = [name for name in WAN_I2V.optional if index.get(name) in (None, [None, None])]
+        if lacking and self.checkpoint.config("transformer").get("image_dim") is not None:
+            return f"model.path: {self.path} has no {lacking[0]}, which its transformer needs; get it again, whole"
         return super().checkpoint_error()

@@ -10,11 +10,11 @@ from flowfactory.config.yaml import parse_yaml
 from flowfactory.errors import UserError
 
 
-def apply_override(raw: dict[str, Any], assignment: str) -> dict[str, Any]:
-    """``raw`` with ``a.b=value`` set; the value is YAML. UserError: no ``=``, or a path through a list."""
+def apply_override(raw: dict[str, Any], assignment: str, form: str = "a.b=value") -> dict[str, Any]:
+    """``raw`` with ``a.b=value`` set; the value is YAML. UserError: not of this ``form``, or a path through a list."""
     path, equals, text = assignment.partition("=")
     if not equals or not path:
-        raise UserError(f"--set {assignment}: write it as a.b=value")
+        raise UserError(f"--set {assignment}: write it as {form}")
     keys = path.split(".")
 
     def put(node: Any, depth: int) -> Any:

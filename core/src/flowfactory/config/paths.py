@@ -64,10 +64,22 @@ def _folder_or_hub_id(path: Any, info: ValidationInfo) -> Any:
     local = Path(_resolve(path, info))
     if local.is_dir():
         return str(local)
+    if local.is_file():
+        raise ValueError(f"{local} is a file, and a folder is read; give one that save_pretrained of its library made")
     name = expand(path)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ValueError(f"{local} is no folder, and {name!r} is no hub id (owner/name)")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        unlike_an_id = "/" in name or name.startswith(("~", "."))
+        or_id = "" if unlike_an_id else f", and {name!r} is no hub id (owner/name)"
+        raise ValueError(f"there is no folder {local}{or_id}")
+    if local.parent.is_dir() and not _is_downloaded(name):
+        raise ValueError(f"there is no folder {local}; if the hub id is meant, download it first: hf download {name}")
     return name
+
+
+def _is_downloaded(hub_id: str) -> bool:
+    from huggingface_hub import constants
+
+    return (Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}").is_dir()
 
 
 CheckpointPath = Annotated[str, BeforeValidator(_folder_or_hub_id), PlainSerializer(_escape, when_used="json")]

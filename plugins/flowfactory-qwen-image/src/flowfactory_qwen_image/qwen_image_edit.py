@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -23,12 +24,12 @@ LONGEST = 200  # times as long as wide, of a picture for the text encoder
 class EditCheckpoint(Pretrained):
     """A folder or a hub id, opened with or without torchvision."""
 
-    def open(self, names: Collection[str], dtypes: Mapping[str, torch.dtype], **given: Any) -> Any:
-        if "processor" in names:
+    def load(self, kind: Any, folder: Path, name: str, dtype: torch.dtype) -> Any:
+        if name == "processor":
             from flowfactory_qwen_image.picture_processor import PictureProcessor
 
-            given["processor"] = PictureProcessor.from_pretrained(self.path, subfolder="processor")
-        return super().open(names, dtypes, **given)
+            kind = PictureProcessor
+        return super().load(kind, folder, name, dtype)
 
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
@@ -61,6 +62,7 @@ QWEN_IMAGE_EDIT = replace(
     encode=encode,
     encoded_with=("vae",),
     encode_batch=1,  # as many as the pipeline takes
+    unused={"text_encoder": (r"lm_head\.weight",)},
     negative_media=True,
 )
 
@@ -88,4 +90,4 @@ class QwenImageEditConfig(FamilyConfig):
 
     @property
     def checkpoint(self) -> Pretrained:
-        return EditCheckpoint(self.path, self.family.pipelines)
+        return EditCheckpoint(self.path, self.family.pipelines, self.variant, self.family.unused)

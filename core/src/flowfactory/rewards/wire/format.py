@@ -147,7 +147,7 @@ def decode_scores(body: bytes, count: int) -> Tensor:
     """float32 [count]. WireError: the answer holds something else."""
     try:
         answer = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WireError(f"answered no JSON: {excerpt(body)}") from error
     scores = answer.get("scores") if isinstance(answer, dict) else None
     if not isinstance(scores, list):
