@@ -249,7 +249,7 @@ def test_a_tokenizer_without_its_vocabulary_is_refused_before_weights_are_read(
     told = f"model.path: {part} of {folder} has no tokenizer.json in {folder / part}; get it again, whole"
     assert refusal_before_weights(key, folder) == told
     shutil.rmtree(folder / part)
-    assert refusal(key, folder, tmp_path) == f"model.path: there is no folder {folder / part}; get it again, whole"
+    assert refusal_before_weights(key, folder) == f"model.path: there is no folder {folder / part}; get it again, whole"
     (folder / part).mkdir()
     found = json.loads(content)
     first = "<pad>" if isinstance(found["model"]["vocab"], list) else "<|endoftext|>"

@@ -27,7 +27,7 @@ from damaged import (
 )
 
 from flowfactory import UserError
-from flowfactory.models import load_module
+from flowfactory.models import load_module, refuse_gaps
 from flowfactory.testing.tiny_checkpoints import clip_text, scaled_vae, t5_text
 
 KINDS = ("AutoencoderKL", "CLIPTextModel", "T5EncoderModel")
@@ -205,3 +205,23 @@ def test_the_libraries_write_no_tables_beside_the_line(folder: Any, tmp_path: Pa
     without("layers.1.")(copy_of(folder("CLIPTextModel"), tmp_path / "copy"))
     refusal("CLIPTextModel", tmp_path / "copy")
     assert "MISSING" not in "".join(capfd.readouterr())
+
+
+def test_the_numbers_beside_packed_weights_are_known_by_their_names() -> None:
+    module: Any = torch.nn.Linear(2, 2)
+    told = {
+        "missing_keys": [],
+        "mismatched_keys": [],
+        "error_msgs": [],
+        "unexpected_keys": ["weight.absmax", "weight.quant_map"],
+    }
+    with pytest.raises(
+        UserError, match=r"the part holds 2 weights that its config\.json has no place for, the first weight\.absmax"
+    ):
+        refuse_gaps("the part", module, told)
+    module.hf_quantizer = "as diffusers sets it"
+    refuse_gaps("the part", module, told)
+    with pytest.raises(
+        UserError, match=r"the part holds a weight that its config\.json has no place for, the first other\.absmax"
+    ):
+        refuse_gaps("the part", module, told | {"unexpected_keys": ["weight.absmax", "other.absmax"]})

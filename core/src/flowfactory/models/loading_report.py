@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -34,9 +35,12 @@ def load_module(
             alone = "".join(f", and has those of the variant {found}" for found in variants(Path(path))[:1])
             raise UserError(f"{source} has no weights{of_variant} in {path}{alone}; {AGAIN}")
     options |= {} if variant is None else {"variant": variant}
+    # shapes that differ are told with the names, where the libraries' own errors name none or hide them in a table;
+    # packed numbers have other shapes than the weights they stand for
+    packed = is_local(path) and "quantization_config" in json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    options |= {} if packed else {"ignore_mismatched_sizes": True}
     with reading(source), _reports_left_out():
-        # shapes that differ are told with the names, where the libraries' own errors name none or hide them in a table
-        module, told = kind.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+        module, told = kind.from_pretrained(path, output_loading_info=True, **options)
     refuse_gaps(source, module, told, unused)
     return module
 

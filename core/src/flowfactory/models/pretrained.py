@@ -85,7 +85,10 @@ class Pretrained:
         assert folder is not None  # the index is in it
         with said_of_the_path():
             self._check_names(index, needed)
-            there = [name for name, part in index.items() if isinstance(part, list) and (folder / name).is_dir()]
+            named = [name for name, part in index.items() if isinstance(part, list) and part != [None, None]]
+            there = [name for name in named if (folder / name).is_dir()]
+            # small, and of no use without their encoder: where that is, they are forgotten
+            there += [name for name in named if name not in there and name.replace("tokenizer", "text_encoder") in there]
             for name in there:
                 self._check_part(folder, name)
             if self._variant and not any(self._variant_of(folder / name) for name in there):
