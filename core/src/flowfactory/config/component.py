@@ -96,7 +96,7 @@ class AlgorithmConfig(ComponentConfig):
                 raise TypeError(f"{cls.__name__}.trust_region names {name!r}, which is none of its options; add a field")
 
     @property
-    def bounds(self) -> dict[str, tuple[str, float]]:
+    def trust_region_bounds(self) -> dict[str, tuple[str, float]]:
         """{extreme: (option, value)}: the least option of each part of the trust region; those that are null bound nothing."""
         given = {extreme: [(getattr(self, name), name) for name in names] for extreme, names in self.trust_region.items()}
         known = {extreme: [pair for pair in pairs if pair[0] is not None] for extreme, pairs in given.items()}

@@ -99,7 +99,7 @@ def ratio_is_one(rollouts: Rollouts, policy: Policy, hooks: Hooks, config: RunCo
 
     Looks at all that the first optimizer step learns from.
     """
-    experience, bounds = rollouts.experience, config.algorithm.bounds
+    experience, bounds = rollouts.experience, config.algorithm.trust_region_bounds
     if not experience.steps:
         return Finding(True, "no step is recorded: this algorithm needs no log-density to replay")
     if any(step.log_prob is None for step in experience.steps):
@@ -142,7 +142,7 @@ def _largest(extremes: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 def _judge(sentence: str, worst: Mapping[str, float], deviation: float | None, config: RunConfig) -> Finding:
     """The finding of replays that are off by ``worst``, and where they were computed again, sampling's by ``deviation``."""
-    most, bounds = TOLERANCE[config.training.precision], config.algorithm.bounds
+    most, bounds = TOLERANCE[config.training.precision], config.algorithm.trust_region_bounds
     recomputed, ways = deviation is not None, _ways_against_rounding(config)
     if not worst.get(RATIO, 0.0) <= most:
         rounding = "" if recomputed or config.training.precision == "float32" else f"; if it is rounding, {ways}"
