@@ -146,8 +146,9 @@ class Score:
                 pull = velocity_kl(new.velocity, slow)
                 yield Loss(
                     clipped_surrogate(ratio, batch.advantages, clip) + self.config.pull * pull,
-                    metrics={"ratio/mean": ratio, "clip_fraction": is_clipped(ratio, batch.advantages, clip)},
+                    metrics={"ratio/mean": ratio},
                     extremes={"ratio/max_deviation": (ratio - 1).abs()},
+                    cuts={"clip_fraction": is_clipped(ratio, batch.advantages, clip)},
                     terms={"pull": pull} if self.config.pull else {},
                 )
 

@@ -94,13 +94,16 @@ class Loss:
     """Losses of b samples, ``values`` [b], differentiable; core takes the mean over all that an update yields.
 
     ``metrics`` [b] are averaged, ``extremes`` [b] reduced by their maximum. ``terms`` [b] name differentiable parts of
-    ``values``, such as ``kl``: preflight proves that each has a gradient, and they are averaged as metrics.
+    ``values``, such as ``kl``: preflight proves that each has a gradient, and they are averaged as metrics. ``cuts`` [b] are 1
+    where the gradient of a sample is cut off and 0 elsewhere, such as ``clip_fraction``: averaged as metrics, and those of an
+    iteration's first update once more on their own.
     """
 
     values: Tensor
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     extremes: Mapping[str, Tensor] = field(default_factory=dict)
     terms: Mapping[str, Tensor] = field(default_factory=dict)
+    cuts: Mapping[str, Tensor] = field(default_factory=dict)
 
     def empty(self) -> Loss:
         """The loss of no sample, with the same graph: what it is back-propagated for is that other ranks do so too."""

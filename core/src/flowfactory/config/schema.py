@@ -79,6 +79,11 @@ class TrainingConfig(Strict):
     epochs: int = Field(1, ge=1, description="passes over the pictures of an iteration")
     batch_size: int = Field(8, ge=1, description="pictures in one forward; gradients accumulate over the rest")
     timesteps_per_forward: int = Field(1, ge=1, description="steps or training timesteps of each of them that share a forward")
+    recompute_log_prob: bool = Field(
+        False,
+        description="whether log-densities of recorded steps are computed again before an iteration's first update, in the "
+        "micro-batches that are trained on, which makes the first ratio exactly one",
+    )
     optimizer: Optimizer = AdamWConfig.model_validate({})
     warmup: int = Field(0, ge=0, description="optimizer steps over which the learning rate rises linearly")
     decay: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate after the warm-up")
@@ -170,6 +175,11 @@ class RunConfig(Strict):
             raise ValueError(lacking)
         if self.algorithm.own_sampler and self.sampling.ema is not None:
             raise ValueError("sampling.ema: this algorithm chooses itself which weights draw; leave it out")
+        if self.training.recompute_log_prob and not self.algorithm.trust_region:
+            raise ValueError(
+                f"training.recompute_log_prob: algorithm {getattr(self.algorithm, 'name', '')} compares no recorded step with "
+                "what it was when drawn, so there is nothing to compute again; leave it out"
+            )
         components = [self.model, self.algorithm, self.sampling.dynamics]
         components += [*self.rewards.values(), *self.evaluation.rewards.values(), *self.output.trackers]
         for component in components:

@@ -64,7 +64,7 @@ class Policy:
         self.modules = dict(trainable.modules)
         self._frozen = dict(trainable.frozen)
         self.adapted: list[str] = []
-        self._evaluate = evaluate
+        self._evaluate, self._drops_graphs = evaluate, False
         self.device, self._precision = device, precision
         self._blocks = trainable.blocks
         self._ranks, self._whole_to_sample = ALONE, False
@@ -141,7 +141,18 @@ class Policy:
     def evaluate(self, step: Step) -> Evaluation:
         """One forward of the present weights at ``step``, differentiable."""
         with self.precision():
-            return self._evaluate(step)
+            found = self._evaluate(step)
+        return found.detach() if self._drops_graphs else found
+
+    @contextmanager
+    def dropping_graphs(self) -> Iterator[None]:
+        """Within it what is evaluated is what training evaluates, but its graph is dropped at once, with its memory."""
+        # not torch.no_grad, under which torch.compile and some kernels compute the same forward otherwise
+        self._drops_graphs = True
+        try:
+            yield
+        finally:
+            self._drops_graphs = False
 
     def compare(self, step: Step, kept: Mapping[str, At]) -> tuple[Evaluation, dict[str, Evaluation]]:
         """The present weights at ``step``, differentiable, and each of ``kept`` there, detached, under its own key.
