@@ -63,7 +63,7 @@ def _parse_prompt(item: Any, index: int, folder: Path, video_fps: Literal["model
         raise ValueError("has both 'image' and 'images'; write all of them as 'images'")
     single, negative, video, audio = file("image"), text("negative_prompt"), file("video"), file("audio")
     images = (single,) if single else tuple(_resolve_file("images", name, folder) for name in names)
-    return Prompt(_strip(words), index, rest, negative, images, video, audio, video_fps)
+    return Prompt(_strip(words), index, rest, negative, images, video, audio, video_fps=video_fps)
 
 
 def _strip(words: str) -> str:

@@ -27,17 +27,19 @@ def load_module(
     source: what messages begin with. unused: see :func:`refuse_gaps`. options: of its ``from_pretrained``.
     UserError: a file is damaged or not there, or the weights are not those of the config beside them.
     """
-    if path is not None and is_local(path):
-        check_files(Path(path), variant)
-        check_file(Path(path) / "config.json")  # transformers makes do with its defaults
-        if not weight_files(Path(path), variant):
+    local = Path(path) if path is not None and is_local(path) else None
+    packed = False
+    if local is not None:
+        check_files(local, variant)
+        check_file(local / "config.json")  # transformers makes do with its defaults
+        if not weight_files(local, variant):
             of_variant = "" if variant is None else f" of the variant {variant}"
-            alone = "".join(f", and has those of the variant {found}" for found in variants(Path(path))[:1])
+            alone = "".join(f", and has those of the variant {found}" for found in variants(local)[:1])
             raise UserError(f"{source} has no weights{of_variant} in {path}{alone}; {AGAIN}")
+        packed = "quantization_config" in json.loads((local / "config.json").read_text(encoding="utf-8"))
     options |= {} if variant is None else {"variant": variant}
     # shapes that differ are told with the names, where the libraries' own errors name none or hide them in a table;
     # packed numbers have other shapes than the weights they stand for
-    packed = is_local(path) and "quantization_config" in json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
     options |= {} if packed else {"ignore_mismatched_sizes": True}
     with reading(source), _reports_left_out():
         module, told = kind.from_pretrained(path, output_loading_info=True, **options)
