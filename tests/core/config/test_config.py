@@ -59,7 +59,7 @@ class Deep(ComponentConfig):
     """An option that may hold anything."""
 
     anything: Any = None
-    many: dict[str, list[float]] = {}
+    many: dict[str, list[float]] | None = None
 
     def build(self, label: str) -> object:
         return object()

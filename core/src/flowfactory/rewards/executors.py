@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import weakref
@@ -16,7 +17,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -165,7 +165,7 @@ def _request(end: Connection, samples: Samples) -> Answer:
         end.send((media, samples.groups.cpu().numpy(), replace(samples, media=_NOTHING, groups=_NOTHING)))
     except OSError as error:
         raise RunError("one of its workers died; look for what killed it, most likely a lack of memory") from error
-    return {label: torch.from_numpy(scores) for label, scores in _receive(end).items()}
+    return {label: pickle.loads(scores) for label, scores in _receive(end).items()}
 
 
 _NOTHING = torch.empty(0)
@@ -200,7 +200,7 @@ def _run_worker(end: Connection, parent: int, label: str, options: Mapping[str, 
             samples = replace(rest, media=torch.from_numpy(media), groups=torch.from_numpy(groups))
             with name_errors(label):
                 answer = reward.compute(samples)
-            end.send((None, {name: _array(scores) for name, scores in answer.items()}))
+            end.send((None, {name: _to_bytes(scores) for name, scores in answer.items()}))
     except (EOFError, BrokenPipeError):
         return
     except (RunError, UserError) as error:
@@ -209,6 +209,6 @@ def _run_worker(end: Connection, parent: int, label: str, options: Mapping[str, 
         end.send((RunError, f"{type(error).__name__}: {error}"))
 
 
-def _array(scores: Tensor | Future[Tensor]) -> Any:
+def _to_bytes(scores: Tensor | Future[Tensor]) -> bytes:
     found = scores.result() if isinstance(scores, Future) else scores
-    return found.detach().float().cpu().numpy() if isinstance(found, Tensor) else np.asarray(found)
+    return pickle.dumps(found.detach().cpu().clone() if isinstance(found, Tensor) else found)  # a view would bring the whole

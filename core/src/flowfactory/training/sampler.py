@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -93,11 +93,6 @@ def concatenate(pieces: Sequence[Trajectory], conditions: Conditions) -> Traject
         pieces[0].sigmas,
         tuple(steps),
     )
-
-
-def merge_scores(scores: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """{label: scores [B]} of all pieces, in order."""
-    return {label: torch.cat([piece[label] for piece in scores]) for label in scores[0]}
 
 
 def to_samples(media: Tensor, batch: Batch, frame_rate: float | None = None) -> Samples:
