@@ -14,6 +14,7 @@ from flowfactory.errors import Interrupted, RunError
 from flowfactory.rewards.warnings import dominance_warning, dominant_reward
 from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory, to_json, write_atomically
+from flowfactory.runs.flat_iterations import FlatIterations, count_flat
 from flowfactory.runs.versions import versions
 from flowfactory.training.evaluation import evaluate
 from flowfactory.training.iteration import iterate
@@ -83,10 +84,11 @@ def _iterations(run: Run, directory: RunDirectory, checkpoints: Checkpoints, don
     hooks = run.assembly.hooks
 
     def check(rollouts: Rollouts) -> None:
-        for sentence in preflight(rollouts, run.policy, hooks, config):
+        for sentence in preflight(rollouts, run.policy, hooks, config, resumed=done > 0):
             say(f"preflight: {sentence}")
 
     warned: set[str] = set()
+    flat = FlatIterations(config, run.ranks.broadcast(count_flat(directory.records())), say)
     with stop_request(say) as asked:
         for number in range(done + 1, config.training.iterations + 1):
             metrics = iterate(run, number - 1, check if number == done + 1 else None)
@@ -94,15 +96,20 @@ def _iterations(run: Run, directory: RunDirectory, checkpoints: Checkpoints, don
                 warned.add(label)
                 say(f"warning: in iteration {number} {dominance_warning(label, metrics)}")
             last = number == config.training.iterations
+            too_long = None if last else flat.add(number, metrics)
             _record(run, directory, number, metrics, say, last)
-            stopping = run.ranks.any(asked.is_set()) and not last  # a signal does not reach all ranks at once
+            interrupted = run.ranks.any(asked.is_set()) and not last  # a signal does not reach all ranks at once
+            stopping = interrupted or too_long is not None
             saved = checkpoints.poll()
             if last or stopping or number % config.output.checkpoint_every == 0:
+                run.learner.check_weights()  # again: whoever heard of the iteration may have changed them
                 saved += checkpoints.save(number, run.policy, run.learner)
             if last or stopping:
                 saved += checkpoints.finish()
             for written, path in saved:
                 hooks.checkpoint_saved(written, path)
+            if too_long:
+                raise RunError(too_long)
             if stopping:
                 raise Interrupted(f"stopped after iteration {number}; continue with --resume")
 
