@@ -22,6 +22,7 @@ from torch import Tensor
 
 from flowfactory.config.component import ComponentConfig
 from flowfactory.config.component_slots import parse_component
+from flowfactory.distributed.hangup import outlive_readers, stop_signals
 from flowfactory.distributed.partition import split_evenly
 from flowfactory.distributed.rank_process import PARENT, die_with_parent
 from flowfactory.errors import RunError, UserError
@@ -186,7 +187,8 @@ def _run_worker(end: Connection, parent: int, label: str, options: Mapping[str, 
     os.environ[PARENT] = str(parent)
     die_with_parent()
     # for the run, which finishes its iteration; schedulers tell all processes
-    for number in (signal.SIGINT, signal.SIGTERM):
+    outlive_readers()
+    for number in stop_signals():
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     alone = {key: value for key, value in options.items() if key not in ("workers", "concurrent", "timeout")}

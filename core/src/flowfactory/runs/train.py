@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from flowfactory.config.schema import RunConfig
+from flowfactory.distributed.hangup import SIGHUP, stop_signals
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.errors import Interrupted, RunError
 from flowfactory.rewards.warnings import dominance_warning, dominant_reward
@@ -133,18 +134,18 @@ def _record(run: Run, directory: RunDirectory, number: int, metrics: dict[str, f
 
 @contextmanager
 def stop_request(say: Say) -> Iterator[threading.Event]:
-    """Set by the first Ctrl+C or SIGTERM; the second one acts as always."""
+    """Set by the first Ctrl+C, SIGTERM or SIGHUP; the second one acts as always, but SIGHUP is only heard once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked  # only the main thread may set handlers
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in stop_signals()}
 
     def ask(number: int, frame: FrameType | None) -> None:
         asked.set()
         say("stopping after this iteration, which is saved; once more to stop at once")
-        for which, handler in before.items():
-            signal.signal(which, handler)
+        for which, handler in before.items():  # a terminal that is closed sends several
+            signal.signal(which, signal.SIG_IGN if which == SIGHUP else handler)
 
     for which in before:
         signal.signal(which, ask)
