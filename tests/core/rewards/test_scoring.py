@@ -411,7 +411,7 @@ def test_what_goes_wrong_in_a_worker_is_named(options: Mapping[str, Any], messag
 def test_what_asks_a_run_to_stop_leaves_its_workers_to_finish() -> None:
     rewards = workers(1, plugins=[TOY], tells="pid")
     pid = int(rewards(MANY)["glow"][0])
-    for asked in (signal.SIGINT, signal.SIGTERM):
+    for asked in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         os.kill(pid, asked)
     assert int(rewards(MANY)["glow"][0]) == pid
 
