@@ -85,7 +85,7 @@ def test_just_below_sigma_one_it_does_too(x: float, v: float, clean: float, time
 
 @pytest.mark.parametrize("first", [1.0, 0.999999, 0.9999, 0.999, 0.99])
 def test_latents_stay_of_the_size_of_noise_wherever_a_schedule_begins(first: float) -> None:
-    # diffusers' UniPC begins at 0.999, and at 0.9998 with a shift of 5
+    # diffusers' UniPC, which draws Wan's videos, begins at 0.999999
     sigmas = torch.tensor([first, 0.9, 0.8, 0.6, 0.3])
     source = torch.Generator().manual_seed(0)
     latents = torch.randn(1, 4096, generator=source)  # and the velocity of data that are zero

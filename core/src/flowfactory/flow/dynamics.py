@@ -140,7 +140,7 @@ class FlowSDE(SDE):
         """Mean [B, ...] and standard deviation [B, 1...] of the next latents. arXiv:2505.05470, eq. 9.
 
         At sigma 1, where the spread is infinite, 1 - sigma is borrowed from the next sigma, as the authors' code does. So it is
-        just below: in a first step from 0.999 the noise would be many times that of pure noise.
+        just below: in a first step from 0.999999, as diffusers' UniPC has it, the noise would be 200 times that of pure noise.
         """
         clean = 1 - sigma
         borrows = (clean < NEAR_NOISE) & (clean < (sigma - next_sigma) / LONGEST_STEP)
