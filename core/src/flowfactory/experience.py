@@ -15,10 +15,11 @@ from flowfactory.types import Conditions, Index, SamplingPlan, Step
 class Experience:
     """What an algorithm learns from.
 
-    latents [B, ...], recorded steps, rewards {label: [B]}, advantages [B], groups [B]; sigmas [steps + 1] of the schedule
-    that drew them. ``batch_size`` samples, each at ``timesteps_per_forward`` steps or training timesteps, fit one forward.
-    ``epoch`` counts the passes over the iteration's samples from 0, and is part of the key of what is drawn to train.
-    Samples may rest in host memory; the pieces that fit a forward come on ``device``, where that is given.
+    latents [B, ...], recorded steps, rewards {label: [B]} in the dtype of their scores, advantages [B] in float32, groups [B];
+    sigmas [steps + 1] of the schedule that drew them. ``batch_size`` samples, each at ``timesteps_per_forward`` steps or
+    training timesteps, fit one forward. ``epoch`` counts the passes over the iteration's samples from 0, and is part of the key
+    of what is drawn to train. Samples may rest in host memory; the pieces that fit a forward come on ``device``, where that is
+    given.
     """
 
     latents: Tensor

@@ -191,6 +191,33 @@ def test_constant_rewards_are_found_out_and_named(run: Run, prepared: Prepared) 
         list(preflight(pool, constant.policy, constant.assembly.hooks, constant.config))
 
 
+def test_every_constant_reward_is_named(prepared: Prepared) -> None:
+    run = prepared({"rewards": {"bright": {"name": "bright"}, "glow": {"name": "bright"}}})
+    rewards = {"bright": torch.full((4,), 0.5), "glow": torch.full((4,), 2.0, dtype=torch.bfloat16)}
+    finding = rewards_differ(rewards, torch.tensor([0, 0, 1, 1]), run.config)
+    told = "rewards do not differ within any group (all of 'bright' are near 0.5, all of 'glow' are near 2), so"
+    assert finding.sentence.startswith(told)
+
+
+def test_rewards_that_cancel_are_found_out_and_named(prepared: Prepared) -> None:
+    rewards = {"bright": {"name": "bright", "weight": 2}, "gloom": {"name": "bright", "scale": -2}}
+    run = prepared({"rewards": rewards})
+    pool = collect_rollouts(run, 0, Timer(CPU))
+    with pytest.raises(RunError) as refused:
+        list(preflight(pool, run.policy, run.assembly.hooks, run.config))
+    assert str(refused.value) == (
+        "preflight: the rewards cancel within every group ('bright' of weight 2, 'gloom' of weight 1), so nothing would be "
+        "learned; change the weights"
+    )
+
+
+def test_a_resumed_run_without_a_spread_is_left_to_its_patience(prepared: Prepared) -> None:
+    run = prepared({"rewards": {"glow": {"name": "bright", "scale": 0}, "bright": None}})
+    pool = collect_rollouts(run, 0, Timer(CPU))
+    said = list(preflight(pool, run.policy, run.assembly.hooks, run.config, resumed=True))
+    assert [sentence.split()[0] for sentence in said] == ["all", "replaying"]
+
+
 def test_rewards_that_differ_between_groups_alone_teach_nothing(run: Run) -> None:
     groups = torch.tensor([0, 0, 1, 1])
     assert not rewards_differ({"bright": torch.tensor([1.0, 1.0, 2.0, 2.0])}, groups, run.config).holds

@@ -11,6 +11,7 @@ import typer
 from flowfactory.cli import estimate, export, plugins, report, run, sample, serve
 from flowfactory.cli.output import rank_prefix
 from flowfactory.distributed.environment import read_environment
+from flowfactory.distributed.hangup import outlive_readers
 from flowfactory.distributed.outcome import to_outcome
 from flowfactory.distributed.rank_process import die_with_parent, is_supervised, report_outcome
 from flowfactory.errors import Interrupted, RunError, UserError
@@ -49,6 +50,7 @@ def main() -> None:
     A rank says to the process that started it how it ended, and that one speaks for all.
     """
     _quieten()
+    outlive_readers()
     if is_supervised():
         die_with_parent()
         try:

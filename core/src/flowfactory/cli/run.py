@@ -40,6 +40,7 @@ def run(
 
     wanted = launch.Launch(nproc, nnodes, node_rank, rendezvous, max_restarts)
     wanted.check(os.environ)
+    resume = resume or environment.is_restart()
     resolved = loading.load(config, sets or [], plugin or [], out)
     if dry_run:
         from flowfactory.training.assembly import Assembly
@@ -50,7 +51,7 @@ def run(
         typer.echo(yaml.dump(resolved), nl=False)
         return
     if not wanted.starts_ranks:
-        _train(resolved, resume or environment.is_restart())
+        _train(resolved, resume)
         return
     from flowfactory.distributed.supervisor import check_devices, start
 

@@ -88,6 +88,11 @@ class TrainingConfig(Strict):
     warmup: int = Field(0, ge=0, description="optimizer steps over which the learning rate rises linearly")
     decay: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate after the warm-up")
     max_grad_norm: float = Field(1.0, gt=0, description="bound on the norm of the gradient")
+    patience_flat: int | None = Field(
+        10,
+        ge=1,
+        description="iterations in a row without a difference in any group after which the run stops; null: never",
+    )
     precision: Literal["float32", "bf16"] = Field("float32", description="what the transformer computes in")
     kept_on: Literal["device", "host"] = Field("device", description="where averages and references of weights are kept")
     activation_checkpointing: Annotated[str, Field(pattern=r"^(none|blocks|every-[1-9][0-9]*)$")] = Field(

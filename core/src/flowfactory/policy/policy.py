@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flowfactory.distributed.ranks import ALONE, Ranks
-from flowfactory.distributed.sharding import as_shard, full_tensor, local_shard, unsharded
+from flowfactory.distributed.sharding import as_shard, full_tensor, local_shard, non_finite, unsharded
 from flowfactory.errors import RunError
 from flowfactory.policy import blocks, lora, quantization
 from flowfactory.types import Evaluation, Step, Trainable
@@ -275,6 +275,11 @@ class Policy:
         for name, kept in self._kept.items():
             state |= {f"kept/{name}/{key}": as_shard(own, parameters[key]) for key, own in kept.weights.items()}
         return state
+
+    def non_finite(self, others: Mapping[str, Tensor] | None = None) -> list[str]:
+        """The names in :meth:`state` and ``others`` under which some rank has a number that is not finite; joint work."""
+        told = self._ranks.gather(non_finite({**self.state(), **(others or {})}))
+        return list(dict.fromkeys(name.removeprefix("present/") for names in told for name in names))
 
     def reserve(self, names: Collection[str]) -> None:
         """Have weights kept under ``names`` and no others, to be read into; those that are no values stay."""

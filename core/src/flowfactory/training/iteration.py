@@ -77,6 +77,7 @@ def iterate(run: Run, iteration: int, check: Callable[[Rollouts], None] | None =
         check(rollouts)
     with timer("update"):
         norms = update(run, rollouts, iteration, update_metrics)
+        run.learner.check_weights()  # the gradients were finite, which does not make their step so
     rewards, groups, chosen = rollouts.experience.rewards, rollouts.experience.groups, run.config.advantages
     supplied = reward_contributions(rewards, reward_weights(run.config), groups, chosen.aggregate, chosen.spread)
     deviation = rollouts.sampling_deviation

@@ -18,6 +18,7 @@ from flowfactory.experience import Experience, Loss
 from flowfactory.flow import generator
 from flowfactory.hooks.calls import Hooks
 from flowfactory.policy.policy import Policy
+from flowfactory.rl.advantages import advantages
 from flowfactory.rl.groups import group_std
 from flowfactory.training.inspection import check_range
 from flowfactory.training.recompute import replay_steps
@@ -45,19 +46,21 @@ class Finding(NamedTuple):
     sentence: str
 
 
-def preflight(rollouts: Rollouts, policy: Policy, hooks: Hooks, config: RunConfig) -> Iterator[str]:
+def preflight(rollouts: Rollouts, policy: Policy, hooks: Hooks, config: RunConfig, resumed: bool = False) -> Iterator[str]:
     """The sentences of the checks that hold. RunError: the sentence of the first that does not.
 
     Works on the first iteration's own pictures, so that it costs one batch of training, and where steps are replayed, a forward
-    of all that the first optimizer step learns from. Every rank comes to the same.
+    of all that the first optimizer step learns from. Every rank comes to the same. Of a ``resumed`` run whose groups have lost
+    their spread, what hangs on it is not looked at: ``training.patience_flat`` ends it.
     """
     if rollouts.overshoot is not None and rollouts.experience.plan.iteration == 0:  # training may lead anywhere
         check_range([far for found in rollouts.ranks.gather(rollouts.overshoot.tolist()) for far in found])
+    flat = resumed and not rollouts.experience.advantages.any()
     checks = (
         trains(policy),
-        rewards_differ(rollouts.experience.rewards, rollouts.experience.groups, config),
+        *(() if flat else (rewards_differ(rollouts.experience.rewards, rollouts.experience.groups, config),)),
         ratio_is_one(rollouts, policy, hooks, config),
-        gradients_flow(rollouts, policy, hooks, config.algorithm),
+        *(() if flat else (gradients_flow(rollouts, policy, hooks, config.algorithm),)),
     )
     for finding in checks:
         if not finding.holds:
@@ -86,13 +89,19 @@ def rewards_differ(rewards: Mapping[str, Tensor], groups: Tensor, config: RunCon
     if not spread:
         return Finding(False, "no reward applies to any of the first prompts, so nothing would be learned")
     shares = ", ".join(f"{label} in {float(differs.double().mean()):.0%}" for label, differs in spread.items())
-    if not any(bool(differs.any()) for differs in spread.values()):
-        label = next(iter(spread))
-        near = float(rewards[label][known[label]].mean())
+    differing = [label for label, differs in spread.items() if differs.any()]
+    if not differing:
+        near = ", ".join(f"all of {x!r} are near {float(rewards[x][known[x]].double().mean()):.4g}" for x in spread)
         return Finding(
             False,
-            f"rewards do not differ within any group (all of {label!r} are near {near:.4g}), so "
+            f"rewards do not differ within any group ({near}), so "
             "that nothing would be learned; look at the pictures in samples/, and at the reward",
+        )
+    weights, chosen = {label: reward_weight(config.rewards[label]) for label in learned}, config.advantages
+    if not advantages(rewards, weights, groups, chosen.aggregate, chosen.spread).any():
+        told = ", ".join(f"{label!r} of weight {weights[label]:g}" for label in differing)
+        return Finding(
+            False, f"the rewards cancel within every group ({told}), so nothing would be learned; change the weights"
         )
     return Finding(True, f"rewards are finite and differ within groups: {shares} of the groups")
 

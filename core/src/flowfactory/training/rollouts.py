@@ -11,10 +11,10 @@ from flowfactory.data.batches import Batch
 from flowfactory.distributed.partition import Rows, assign_rounds, split_evenly, split_with_padding
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.experience import Experience
-from flowfactory.rewards.scoring import PendingScores, Rewards
+from flowfactory.rewards.scoring import PendingScores, Rewards, merge_scores
 from flowfactory.rl.groups import rows_by_group
 from flowfactory.training import inspection
-from flowfactory.training.sampler import Sampler, merge_scores, to_samples
+from flowfactory.training.sampler import Sampler, to_samples
 from flowfactory.types import Conditions, Index, SamplingPlan, Trajectory
 
 
