@@ -31,6 +31,7 @@ from flowfactory import UserError
 from flowfactory.models import load_module, refuse_gaps
 from flowfactory.testing.tiny_checkpoints import clip_text, scaled_vae, t5_text
 
+pytest.importorskip("diffusers")
 KINDS = ("AutoencoderKL", "CLIPTextModel", "T5EncoderModel")
 FIRST = {
     "AutoencoderKL": "decoder.conv_in.bias",
