@@ -25,11 +25,13 @@ from damaged import (
     weights_of,
     without,
 )
+from safetensors.torch import load_file
 
 from flowfactory import UserError
 from flowfactory.models import load_module, refuse_gaps
 from flowfactory.testing.tiny_checkpoints import clip_text, scaled_vae, t5_text
 
+pytest.importorskip("diffusers")
 KINDS = ("AutoencoderKL", "CLIPTextModel", "T5EncoderModel")
 FIRST = {
     "AutoencoderKL": "decoder.conv_in.bias",
@@ -225,3 +227,21 @@ def test_the_numbers_beside_packed_weights_are_known_by_their_names() -> None:
         UserError, match=r"the part holds a weight that its config\.json has no place for, the first other\.absmax"
     ):
         refuse_gaps("the part", module, told | {"unexpected_keys": ["weight.absmax", "other.absmax"]})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("AutoencoderKL", "diffusion_pytorch_model.bin"), ("T5EncoderModel", "pytorch_model.bin")]
+)
+def test_pickled_weights_are_read_if_they_are_whole(folder: Any, tmp_path: Path, kind: str, name: str) -> None:
+    copy = copy_of(folder(kind), tmp_path / "copy")
+    weights = load_file(weights_of(copy))
+    weights_of(copy).unlink()
+    torch.save(weights, copy / name)
+    theirs = class_of(kind).from_pretrained(folder(kind)).state_dict()
+    assert all(
+        torch.equal(each, theirs[key]) for key, each in load_module(class_of(kind), copy, "the part").state_dict().items()
+    )
+    whole = (copy / name).read_bytes()
+    for damaged in (whole[:-200], whole[:100], b"<html>404</html>"):
+        replaced(copy / name, damaged)
+        assert refusal(kind, copy) == f"{copy / name} is cut off or damaged; get it again, whole"

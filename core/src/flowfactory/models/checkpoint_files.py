@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from flowfactory.errors import RunError, UserError
 
 AGAIN = "get it again, whole"
 LFS_POINTER = b"version https://git-lfs"
+PICKLES = (".bin", ".pt", ".pth")
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """The names of weights as diffusers and transformers save them."""
 
@@ -75,7 +77,7 @@ def check_file(file: Path) -> None:
         start = opened.read(len(LFS_POINTER))
     if start == LFS_POINTER:
         raise UserError(f"{file} is a Git LFS pointer, which stands for the file; run git lfs pull there, or download the file")
-    if not start and file.suffix in (".json", ".safetensors", ".bin", ".model"):
+    if not start and file.suffix in (".json", ".safetensors", ".model", *PICKLES):
         raise UserError(f"{file} is empty; {AGAIN}")
     if file.suffix == ".json":
         try:
@@ -84,6 +86,8 @@ def check_file(file: Path) -> None:
             raise UserError(f"{file} is not JSON ({_one_line(error)}); {AGAIN}") from error
         if file.name.endswith(("config.json", "model_index.json")) and not isinstance(found, dict):
             raise UserError(f"{file} holds no settings; {AGAIN}")
+    if file.suffix in PICKLES and not _is_pickled(file, start):
+        raise UserError(f"{file} is cut off or damaged; {AGAIN}")
     if file.suffix == ".safetensors":
         try:
             with safe_open(file, framework="np"):  # PyTorch's way counts the whole file as memory
@@ -95,6 +99,11 @@ def check_file(file: Path) -> None:
 def is_local(path: Path | str) -> bool:
     """Whether ``path`` can only be a folder of this machine, and no hub id."""
     return Path(path).is_absolute() or Path(path).is_dir()
+
+
+def _is_pickled(file: Path, start: bytes) -> bool:
+    """Whether ``file`` is what torch.save writes: an archive that is whole, or a bare pickle as before PyTorch 1.6."""
+    return zipfile.is_zipfile(file) if start.startswith(b"PK") else start.startswith(b"\x80")
 
 
 @contextmanager
