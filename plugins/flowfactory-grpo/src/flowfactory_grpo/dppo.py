@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 class DPPOConfig(PolicyGradientConfig):
     """Flow-DPPO, arXiv:2606.11025: GRPO whose trust region is the exact KL between the step as drawn and as it is now."""
 
-    kl_bound: float = Field(1e-6, gt=0, description="largest KL of a step from the one that drew it, a mean over elements")
+    known_as = ("flow-dppo",)
+
+    kl_bound: float = Field(
+        1e-6, gt=0, le=1, description="largest KL of a step from the one that drew it, a mean over elements"
+    )
 
     def build(self, label: str) -> PolicyGradient:
         return PolicyGradient(self, partial(surrogate, kl_bound=self.kl_bound), means=True)

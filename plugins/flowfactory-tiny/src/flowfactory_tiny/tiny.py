@@ -10,5 +10,7 @@ from flowfactory_tiny import FOLDER
 class TinyConfig(SD3Config):
     """A 1.7 M parameter Stable Diffusion 3 that draws coloured shapes at 32x32 pixels; pretrained, offline."""
 
+    known_as = ("toy", "small", "test")
+
     path: CheckpointPath = Field(str(FOLDER / "pipeline"), description="the folder in this package")
     max_sequence_length: int = Field(1, ge=1, le=512, description="as pretrained: there is no T5 encoder")
