@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from flowfactory.canvas import Canvas
 from flowfactory.errors import UserError
+from flowfactory.models.on_meta import build_on_meta
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.runs.estimate.storage_counter import StorageCounter
 from flowfactory.runs.estimate.weights import tensor_bytes
@@ -51,18 +52,12 @@ class Weightless:
     def _part(self, checkpoint: Pretrained, name: str, dtype: torch.dtype) -> Any:
         library, kind = checkpoint.settings[name]
         made = getattr(import_module(library), kind)
-        try:
-            if not issubclass(made, nn.Module):
+        if not issubclass(made, nn.Module):
+            try:
                 return made.from_pretrained(checkpoint.path, subfolder=name)
-            if hasattr(made, "load_config"):
-                config = made.load_config(checkpoint.path, subfolder=name)
-                build: Callable[[Any], nn.Module] = made.from_config
-            else:
-                config, build = made.config_class.from_pretrained(checkpoint.path, subfolder=name), made
-        except (OSError, ImportError) as error:
-            raise UserError(f"model.path {checkpoint.path}: {' '.join(str(error).split())}") from error
-        with torch.device("meta"):
-            module = build(config)
+            except (OSError, ImportError) as error:
+                raise UserError(f"model.path {checkpoint.path}: {' '.join(str(error).split())}") from error
+        module = build_on_meta(checkpoint, name)
         # what from_pretrained of diffusers, or of transformers, does not round to bf16
         kept = "_keep_in_fp32_modules" if hasattr(made, "load_config") else "_keep_in_fp32_modules_strict"
         exact = getattr(module, kept, None) or ()
