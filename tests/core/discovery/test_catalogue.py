@@ -170,7 +170,7 @@ def test_show_prints_what_a_component_is_and_its_options(toy: Path, invoke: Call
     assert "reward bright, from toy_plugin.py" in out
     assert "The mean of the pixels." in out
     scale = next(line for line in out.splitlines() if "scale" in line)
-    assert "1.0" in scale
+    assert "a number; default 1;" in scale
     assert "what the score is multiplied by" in scale
     code, out, err = invoke("plugins", "show", "brihgt", "--plugin", toy)
     assert (code, out, err) == (2, "", "error: no component called 'brihgt'; did you mean 'bright'?\n")
