@@ -20,7 +20,7 @@ from flowfactory.config.component import ComponentConfig, LoraConfig, ModelConfi
 from flowfactory.config.component_slots import schema_type
 from flowfactory.config.ema import Decay
 from flowfactory.config.optimizers import Optimizer
-from flowfactory.discovery.catalogue import discover
+from flowfactory.discovery.discover import discover
 from flowfactory.flow.dynamics import Slide
 from flowfactory.flow.timesteps import Timesteps
 from flowfactory.models.family import FamilyConfig
@@ -175,6 +175,7 @@ MEANINGS = {
 """What a key means where its field does not say so itself."""
 
 DEFAULTS = {
+    "LoraConfig.alpha": "the rank",
     "OutputConfig.dir": "runs/<name of the config>",
     "SamplingConfig.dynamics": "ode",
 }

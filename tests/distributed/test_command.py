@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import faulty_model
 import pytest
 import yaml
 
@@ -27,10 +28,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     begun: list[subprocess.Popen[str]] = []
 
-    def begin(*arguments: str, variables: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
+    def begin(
+        *arguments: str, variables: dict[str, str] | None = None, model: dict[str, Any] | None = None, **options: Any
+    ) -> subprocess.Popen[str]:
         (tmp_path / "prompts.txt").write_text("red\nblue\ngreen\nyellow\n")
         config = {
-            "model": {"name": "toy", "p": 0.1, "q": 0.2},
+            "model": {"name": "toy", "p": 0.1, "q": 0.2} | (model or {}),
             "algorithm": {"name": "score"},
             "rewards": {"bright": {"name": "troubled", **options}},
             "prompts": {"train": "prompts.txt"},
@@ -38,7 +41,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             "training": {"iterations": 6, "optimizer": {"lr": 0.02}},
             "distributed": {"shard": 1},
             "output": {"checkpoint_every": 2},
-            "plugins": [str(TOY), str(HERE / "troubled.py")],
+            "plugins": [str(TOY), str(HERE / "troubled.py"), faulty_model.FILE],
             "device": "cpu",
         }
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
@@ -112,13 +115,36 @@ def test_ctrl_c_saves_once_leaves_nothing_running_and_can_be_resumed(start: Star
     assert iterations(tmp_path) == [*range(7)]
 
 
-def test_tasks_of_srun_are_ranks_and_each_says_why_it_ends(start: Start) -> None:
+def tasks_of_srun() -> list[dict[str, str]]:
+    """The environments of two tasks, which nobody but they themselves ends."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"}
     step |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_NODEID": "0", "MASTER_PORT": port}
-    places = [{"SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in "01"]
-    tasks = [start(trouble="raise", variables=step | place) for place in places]
+    return [step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in "01"]
+
+
+@pytest.mark.parametrize(
+    ("rank", "model", "sentence"),
+    [
+        ("1", {"fault": "media"}, "the model drew media that are not finite for the prompt '"),
+        ("1", {"fault": "velocity", "after": 0.5}, ", from step 3 of 4 on (sigma 0.5 to 0.25); look at its transformer: "),
+        ("0", {"fault": "conditions"}, "the model's encode made 'embeds' that is not finite, for the prompt 'red'; look at "),
+    ],
+)
+def test_what_one_rank_drew_or_encoded_that_is_not_finite_ends_all_by_one_sentence(
+    start: Start, rank: str, model: dict[str, Any], sentence: str
+) -> None:
+    tasks = [start(variables=place, model={"name": "faulty", "rank": rank, **model}) for place in tasks_of_srun()]
+    ends = [task.communicate(timeout=240)[1].splitlines()[-1] for task in tasks]
+    assert [task.returncode for task in tasks] == [1, 1]
+    assert [end.partition(": the model")[0] for end in ends] == ["stopped: rank 0", "stopped: rank 1"]
+    assert ends[0].replace("rank 0", "rank 1") == ends[1]
+    assert sentence in ends[0]
+
+
+def test_tasks_of_srun_are_ranks_and_each_says_why_it_ends(start: Start) -> None:
+    tasks = [start(trouble="raise", variables=place) for place in tasks_of_srun()]
     (out, err), (silent, raised) = [task.communicate(timeout=240) for task in tasks]
     assert [task.returncode for task in tasks] == [1, 1]
     assert out.count("iteration 1/6") == 1

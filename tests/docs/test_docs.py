@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from flowfactory.cli.main import app
 from flowfactory.config.loading import validate
 from flowfactory.config.yaml import parse_yaml
-from flowfactory.discovery.catalogue import discover
+from flowfactory.discovery.discover import discover
 from flowfactory.errors import RunError, UserError
 from flowfactory_tiny import pretrain, prompt_files, scenes
 

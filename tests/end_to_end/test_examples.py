@@ -3,7 +3,7 @@
 import pytest
 
 from flowfactory.config import loading
-from flowfactory.discovery.catalogue import discover
+from flowfactory.discovery.discover import discover
 from flowfactory.runs.train import train
 
 ALGORITHMS = sorted(discover().components["algorithm"])

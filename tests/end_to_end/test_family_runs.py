@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from flowfactory.cli.main import app
 from flowfactory.config.loading import load
-from flowfactory.discovery.catalogue import discover
+from flowfactory.discovery.discover import discover
 
 
 @pytest.mark.parametrize("train", [LORA, "full"], ids=["lora", "full"])

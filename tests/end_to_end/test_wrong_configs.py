@@ -26,7 +26,8 @@ from flowfactory.config.idle_keys import idle_keys
 from flowfactory.config.overrides import apply_override
 from flowfactory.config.wording import alternatives, is_model
 from flowfactory.config.yaml import parse_yaml
-from flowfactory.discovery.catalogue import Catalogue, discover
+from flowfactory.discovery.catalogue import Catalogue
+from flowfactory.discovery.discover import discover
 from flowfactory.errors import RunError, UserError
 from flowfactory.training.setup import prepare_prompts, prepare_run
 

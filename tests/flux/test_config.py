@@ -18,7 +18,7 @@ from flowfactory.config.component_slots import config_class
 from flowfactory.config.loading import validate
 from flowfactory.config.yaml import parse_yaml
 from flowfactory.data.prompts import check_media, read_prompts
-from flowfactory.discovery.catalogue import discover
+from flowfactory.discovery.discover import discover
 from flowfactory.testing import bench
 from flowfactory.testing.two_parameter import FILE
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import shutil
 from pathlib import Path
@@ -10,11 +11,12 @@ from pathlib import Path
 import pytest
 import tiny_flux
 import torch
-from families import open_bench, relative_difference
-from flux_family import LONG, TAKES_PICTURES, TOKENS, Flux, make_config, make_prompts
+from families import open_bench, relative_difference, train_two_iterations
+from flux_family import LONG, NAMES, TAKES_PICTURES, TOKENS, Flux, make_config, make_prompts
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
-from flowfactory import Canvas, UserError
+from flowfactory import Canvas, RunError, UserError
 
 CLOSE = 5e-5  # of the largest: by 1e-5 other kernels round embeds with outliers otherwise, as those of FLUX.2
 TEXTS = ("a photo of a red circle", "", "cat", LONG)
@@ -130,3 +132,22 @@ def test_a_picture_the_pipeline_cannot_take_is_one_line(
         list(made.hooks.encode(make_prompts("cat", images=[path]), Canvas(32, 32)))
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("variant", ["dev", "kontext"])
+def test_one_of_two_text_encoders_that_sees_no_prompt_ends_the_run(flux: Flux, variant: str, tmp_path: Path) -> None:
+    """Every token has one embedding, as where the tokenizer knows none; other pictures do not hide it."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(flux.folder(variant), folder)
+    weights = load_file(folder / "text_encoder_2/model.safetensors")
+    weights["shared.weight"][:] = weights["shared.weight"][5]
+    save_file(weights, folder / "text_encoder_2/model.safetensors", metadata={"format": "pt"})
+    lines = [{"prompt": "a cat"}, {"prompt": "a photo of a red circle"}]
+    if variant == "kontext":
+        lines = [line | {"image": str(picture)} for line, picture in zip(lines, flux.pictures[:2], strict=True)]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    model = make_config(variant, folder).model_dump(mode="json") | {"name": NAMES[variant]}
+    told = "^preflight: 'embeds' in the conditions of 'a cat' and 'a photo of a red circle' is the same for all; look at"
+    with pytest.raises(RunError, match=told):
+        train_two_iterations(model, {"name": "reinforce"}, prompts, tmp_path, sampling={"size": [32, 32]})

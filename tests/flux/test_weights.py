@@ -5,9 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import comfyui
 import pytest
 import torch
+from adapter_loaders import check_every_loader
 from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
+from diffusers.loaders.single_file_utils import (
+    convert_flux2_transformer_checkpoint_to_diffusers,
+    convert_flux_transformer_checkpoint_to_diffusers,
+)
 from families import LORA, nudge, relative_difference
 from flux_family import EVERY, TOKENS, Flux, drawn_by, initial_noise, make_config
 
@@ -74,6 +80,39 @@ def test_diffusers_loads_the_adapters_and_draws_the_same(flux: Flux, tmp_path: P
     assert relative_difference(ours, drawn_by(pipeline, made, max_sequence_length=TOKENS[variant])[0]) < 1e-5
     pipeline.fuse_lora()
     assert relative_difference(ours, drawn_by(pipeline, made, max_sequence_length=TOKENS[variant])[0]) < 1e-4
+
+
+@pytest.mark.parametrize("variant", ["dev", "flux2"])
+def test_every_loader_of_adapters_draws_what_was_trained(flux: Flux, tmp_path: Path, variant: str) -> None:
+    model = make_config(variant, flux.folder(variant), train=LORA)
+    made = flux.own(variant, *PROMPTS, guidance=3.0, train=LORA)
+    nudge(made)
+    kind = "flux1" if variant == "dev" else "flux2"
+
+    def draw(pipeline: Any) -> torch.Tensor:
+        drawn: torch.Tensor = drawn_by(pipeline, made, max_sequence_length=TOKENS[variant])[0]
+        return drawn
+
+    check_every_loader(made.policy, model, kind, made.draw(2).latents, lambda: flux.fresh_pipeline(variant), draw, tmp_path)
+
+
+@pytest.mark.parametrize("variant", ["dev", "flux2"])
+def test_comfyui_has_a_name_for_every_layer(flux: Flux, tmp_path: Path, variant: str) -> None:
+    """The tests' tables of them agree with diffusers' converters, FLUX.1's of which is for the released width alone."""
+    kind = "flux1" if variant == "dev" else "flux2"
+    weights = comfyui.linear_weights(flux.pipeline(variant).transformer)
+    if kind == "flux1":
+        convert = convert_flux_transformer_checkpoint_to_diffusers
+        with torch.device("meta"):
+            released = comfyui.linear_weights(FluxTransformer2DModel(num_layers=2, num_single_layers=2, guidance_embeds=True))
+        assert set(released) == set(weights)
+        comfyui.check_against_diffusers({name: torch.randn(len(w), 1) for name, w in released.items()}, kind, convert)
+    else:
+        comfyui.check_against_diffusers(weights, kind, convert_flux2_transformer_checkpoint_to_diffusers)
+    model = make_config(variant, flux.folder(variant), train={"lora": {"rank": 2, "targets": list(weights)}})
+    made = flux.own(variant, train={"lora": {"rank": 2, "targets": list(weights)}})
+    nudge(made)
+    comfyui.check_names(made.policy, model, kind, flux.fresh_pipeline(variant).transformer, tmp_path)
 
 
 @pytest.mark.parametrize(("variant", "kind"), [("dev", FluxTransformer2DModel), ("klein-base", Flux2Transformer2DModel)])

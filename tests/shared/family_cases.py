@@ -41,7 +41,7 @@ CASES = {
         guidance=3.5,
         images=1,
     ),
-    "flux2": Case("flux2", tiny_flux.flux2, TEXT, guidance=4.0),
+    "flux2": Case("flux2", tiny_flux.flux2, {"max_sequence_length": 64}, guidance=4.0),
     "flux2-klein": Case("flux2-klein", tiny_flux.klein, TEXT, guidance=4.0),
     "qwen-image": Case("qwen-image", tiny_qwen_image.qwen_image, guidance=4.0),
     "qwen-image-edit": Case("qwen-image-edit", tiny_qwen_image.qwen_image_edit, AREAS, guidance=4.0, images=2),

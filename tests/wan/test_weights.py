@@ -5,17 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cards
+import comfyui
+import policy_gradient
 import pytest
 import torch
+from adapter_loaders import check_every_loader
 from diffusers import WanTransformer3DModel
+from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from families import LORA, nudge, open_bench, relative_difference
 from safetensors.torch import load_file
 from wan_pipelines import CONFIGS, EVERY, SIZES, draw_reference, open_pipeline
 
 from flowfactory import Step, flow
+from flowfactory.config.loading import validate
 from flowfactory.flow.dynamics import ODE
 from flowfactory.policy.policy import REFERENCE
+from flowfactory.runs.export.adapters import write_adapters
+from flowfactory.runs.export.card import Exported, make_card
+from flowfactory.runs.export.origin import find_origin
 from flowfactory.testing import Bench, bench, check_model
+from flowfactory.testing.two_parameter import settings
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 BOTH = (0.95, 0.4)  # a sigma on each side of the boundary
@@ -99,6 +109,57 @@ def test_diffusers_loads_the_adapters_and_draws_the_same(
         assert relative_difference(ours, theirs(pipeline, made, task)) > 1e-2, "the second expert's adapters change nothing"
         pipeline.load_lora_weights(tmp_path / "transformer_2", load_into_transformer_2=True)
     assert relative_difference(ours, theirs(pipeline, made, task)) < 1e-5
+
+
+@pytest.mark.parametrize(("task", "kind"), [("i2v", "2.1"), ("t2v", "a14b")])
+def test_every_loader_of_adapters_draws_what_was_trained(
+    fresh: Any, checkpoint: Any, tmp_path: Path, task: str, kind: str
+) -> None:
+    made = fresh(task, kind)
+    nudge(made)
+    folder = checkpoint(task, kind)
+    model = CONFIGS[task].model_validate({"path": str(folder), "train": LORA})
+    ours, out = made.draw(1).latents, tmp_path / "exported"
+    out.mkdir()
+    check_every_loader(
+        made.policy, model, "wan", ours, lambda: open_pipeline(task, folder), lambda opened: theirs(opened, made, task), out
+    )
+    names = {path.name for path in (out / "comfyui").iterdir()}
+    both = {"adapters_high_noise.safetensors", "adapters_low_noise.safetensors"}
+    assert names == (both if kind == "a14b" else {"adapters.safetensors"})
+
+
+@pytest.mark.parametrize("form", ["diffusers", "peft"])
+def test_the_code_of_a_card_loads_both_experts(
+    fresh: Any, checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    made, folder = fresh("t2v", "a14b"), checkpoint("t2v", "a14b")
+    nudge(made)
+    ours = made.draw(1).latents
+    raw = settings(tmp_path, "reinforce", [policy_gradient.__file__], sampling={"size": [32, 48], "frames": 5})
+    run = validate(raw | {"model": {"name": "wan-t2v", "path": str(folder), "train": LORA}})
+    origin, out = find_origin(run.model), tmp_path / "out"
+    out.mkdir()
+    files = write_adapters(made.policy, out, form, run.model, origin, "unused")
+    exported = Exported(1, None, form, dict(zip(made.policy.modules, files, strict=True)))
+    (out / "README.md").write_text(make_card("run", [], run, origin, exported))
+    assert cards.head(out)["pipeline_tag"] == "text-to-video"
+    loaded = cards.run_code(out, monkeypatch, folder)["pipeline"]
+    pipeline = open_pipeline("t2v", folder)
+    pipeline.transformer, pipeline.transformer_2 = loaded.transformer, loaded.transformer_2
+    assert relative_difference(ours, theirs(pipeline, made, "t2v")) < 1e-5
+
+
+def test_comfyui_has_a_name_for_every_layer(fresh: Any, checkpoint: Any, tmp_path: Path) -> None:
+    transformer = open_pipeline("i2v", checkpoint("i2v")).transformer
+    weights = comfyui.linear_weights(transformer)
+    assert any("image_embedder" in name for name in weights)
+    comfyui.check_against_diffusers(weights, "wan", convert_wan_transformer_to_diffusers)
+    train = {"lora": {"rank": 2, "targets": list(weights)}}
+    made = fresh("i2v", train=train)
+    nudge(made)
+    model = CONFIGS["i2v"].model_validate({"path": str(checkpoint("i2v")), "train": train})
+    comfyui.check_names(made.policy, model, "wan", transformer, tmp_path)
 
 
 @pytest.mark.parametrize(("experts", "trained"), [("high", "transformer"), ("low", "transformer_2")])

@@ -30,7 +30,7 @@ class Prompt:
     """One prompt. ``index`` is its place in its file and part of the key of its noise.
 
     ``negative`` is its own negative prompt, None for the config's; images, video and audio are files; metadata is what else
-    its file says of it.
+    its file says of it. ``is_negative``: it is itself what guidance leads away from, for an ``encode`` that treats both apart.
     """
 
     text: str
@@ -40,6 +40,7 @@ class Prompt:
     images: tuple[Path, ...] = ()
     video: Path | None = None
     audio: Path | None = None
+    is_negative: bool = False
 
     @property
     def media(self) -> tuple[Path, ...]:
@@ -207,19 +208,35 @@ class Evaluation:
 class Trajectory:
     """What ``sample`` returns.
 
-    media in [0, 1], [B, C, H, W] or [B, F, C, H, W]; clean latents [B, ...]; the schedule, sigmas [steps + 1]; the recorded
-    steps.
+    media in [0, 1], [B, C, H, W] or [B, F, C, H, W], as the decoder made them: core clamps what is slightly beyond; clean
+    latents [B, ...]; the schedule, sigmas [steps + 1]; the recorded steps. ``overshoot`` [B] is core's: see :meth:`clamp`.
     """
 
     media: Tensor
     latents: Tensor
     sigmas: Tensor
     steps: tuple[Step, ...] = ()
+    overshoot: Tensor | None = None
 
     def to(self, device: torch.device) -> Trajectory:
         """The trajectory with media, latents and steps on ``device``."""
         steps = tuple(step.to(device) for step in self.steps)
-        return replace(self, media=self.media.to(device), latents=self.latents.to(device), steps=steps)
+        overshoot = None if self.overshoot is None else self.overshoot.to(device)
+        return replace(self, media=self.media.to(device), latents=self.latents.to(device), steps=steps, overshoot=overshoot)
+
+    def clamp(self) -> Trajectory:
+        """The trajectory with its media clamped to [0, 1], and in ``overshoot`` how far each sample's were outside.
+
+        That is their mean distance from [0, 1] in units of their contrast, which is their standard deviation and a twentieth
+        more, so that a sample of one colour has some. It is not finite where the media are not.
+        """
+        media = self.media if self.media.is_floating_point() else self.media.float()
+        inside = media.clamp(0, 1)  # makes an infinity of a pixel, and leaves a NaN
+        # one by one: videos of all samples take much of the memory
+        pairs = zip(media, inside, strict=True)
+        outside = torch.stack([(one - other).abs_().mean(dtype=torch.float32) for one, other in pairs])
+        contrast = media.flatten(1).float().std(1, correction=0) + 0.05
+        return replace(self, media=inside, overshoot=outside / contrast)
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ FLUX1 = Family(
     decode=models.decode_scaled,
     blocks=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
     lora_targets=LORA_TARGETS,
+    comfyui=((r"(.+)", r"transformer.\1"),),  # diffusers' own names, of which it knows the rows of its fused weights
     grid=grid,
     guided=never_guided,
     takes_guidance=embeds_guidance,

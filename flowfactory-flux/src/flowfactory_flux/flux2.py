@@ -23,6 +23,26 @@ LORA_TARGETS = (
     *("ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out", "to_qkv_mlp_proj"),
 )
 
+# diffusers' names where weights are fused or swapped, and ComfyUI's elsewhere, which all its versions know
+COMFYUI = (
+    (r"(transformer_blocks\.\d+\.attn\..+)", r"transformer.\1"),
+    (r"norm_out\.linear", "transformer.norm_out.linear"),
+    (r"transformer_blocks\.(\d+)\.ff\.linear_in", r"diffusion_model.double_blocks.\1.img_mlp.0"),
+    (r"transformer_blocks\.(\d+)\.ff\.linear_out", r"diffusion_model.double_blocks.\1.img_mlp.2"),
+    (r"transformer_blocks\.(\d+)\.ff_context\.linear_in", r"diffusion_model.double_blocks.\1.txt_mlp.0"),
+    (r"transformer_blocks\.(\d+)\.ff_context\.linear_out", r"diffusion_model.double_blocks.\1.txt_mlp.2"),
+    (r"single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj", r"diffusion_model.single_blocks.\1.linear1"),
+    (r"single_transformer_blocks\.(\d+)\.attn\.to_out", r"diffusion_model.single_blocks.\1.linear2"),
+    (r"x_embedder", "diffusion_model.img_in"),
+    (r"context_embedder", "diffusion_model.txt_in"),
+    (r"proj_out", "diffusion_model.final_layer.linear"),
+    (r"time_guidance_embed\.timestep_embedder\.linear_1", "diffusion_model.time_in.in_layer"),
+    (r"time_guidance_embed\.timestep_embedder\.linear_2", "diffusion_model.time_in.out_layer"),
+    (r"time_guidance_embed\.guidance_embedder\.linear_1", "diffusion_model.guidance_in.in_layer"),
+    (r"time_guidance_embed\.guidance_embedder\.linear_2", "diffusion_model.guidance_in.out_layer"),
+    (r"(double_stream_modulation_(?:img|txt)|single_stream_modulation)\.linear", r"diffusion_model.\1.lin"),
+)
+
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
     """embeds [L, D] of each prompt, and the latents [C, H, W] of its pictures."""
@@ -107,6 +127,7 @@ FLUX2 = Family(
     decode=decode,
     blocks=("Flux2TransformerBlock", "Flux2SingleTransformerBlock"),
     lora_targets=LORA_TARGETS,
+    comfyui=COMFYUI,
     grid=grid,
     guided=never_guided,
     takes_guidance=embeds_guidance,

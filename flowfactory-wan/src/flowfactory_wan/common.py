@@ -15,6 +15,25 @@ ENCODERS = ("text_encoder", "tokenizer")
 BLOCKS = ("WanTransformerBlock",)
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj", "ffn.net.0.proj", "ffn.net.2")
 
+# Wan's own names
+COMFYUI = (
+    (r"blocks\.(\d+)\.attn1\.to_([qkv])", r"diffusion_model.blocks.\1.self_attn.\2"),
+    (r"blocks\.(\d+)\.attn1\.to_out\.0", r"diffusion_model.blocks.\1.self_attn.o"),
+    (r"blocks\.(\d+)\.attn2\.to_([qkv])", r"diffusion_model.blocks.\1.cross_attn.\2"),
+    (r"blocks\.(\d+)\.attn2\.to_out\.0", r"diffusion_model.blocks.\1.cross_attn.o"),
+    (r"blocks\.(\d+)\.attn2\.add_([kv])_proj", r"diffusion_model.blocks.\1.cross_attn.\2_img"),
+    (r"blocks\.(\d+)\.ffn\.net\.0\.proj", r"diffusion_model.blocks.\1.ffn.0"),
+    (r"blocks\.(\d+)\.ffn\.net\.2", r"diffusion_model.blocks.\1.ffn.2"),
+    (r"condition_embedder\.time_embedder\.linear_1", "diffusion_model.time_embedding.0"),
+    (r"condition_embedder\.time_embedder\.linear_2", "diffusion_model.time_embedding.2"),
+    (r"condition_embedder\.text_embedder\.linear_1", "diffusion_model.text_embedding.0"),
+    (r"condition_embedder\.text_embedder\.linear_2", "diffusion_model.text_embedding.2"),
+    (r"condition_embedder\.time_proj", "diffusion_model.time_projection.1"),
+    (r"condition_embedder\.image_embedder\.ff\.net\.0\.proj", "diffusion_model.img_emb.proj.1"),
+    (r"condition_embedder\.image_embedder\.ff\.net\.2", "diffusion_model.img_emb.proj.3"),
+    (r"proj_out", "diffusion_model.head.head"),
+)
+
 
 def encode_text(parts: Parts, prompts: Sequence[Prompt]) -> Tensor:
     """[B, 512, D], zeros behind each text."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt
 from flowfactory.models import Entry, Family, Parts
-from flowfactory_wan.common import BLOCKS, ENCODERS, LORA_TARGETS, decode, encode_text, frame_rate, grid, shape, sigmas
+from flowfactory_wan.common import BLOCKS, COMFYUI, ENCODERS, LORA_TARGETS, decode, encode_text, frame_rate, grid, shape, sigmas
 from flowfactory_wan.experts import HIGH, LOW, ExpertsConfig, forward_experts, guide, trained_experts
 
 
@@ -38,10 +38,12 @@ WAN_T2V = Family(
     decode=decode,
     blocks=BLOCKS,
     lora_targets=LORA_TARGETS,
+    comfyui=COMFYUI,
     grid=grid,
     guide=guide,
     trained_transformers=trained_experts,
     transformers=(HIGH, LOW),
+    experts=("high_noise", "low_noise"),
     not_encoded=("experts", "guidance_2"),
     float32=("vae",),
     frame_rate=frame_rate,

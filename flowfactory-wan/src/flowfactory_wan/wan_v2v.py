@@ -54,6 +54,7 @@ WAN_V2V = replace(
     guide=models.linear_guidance,
     start=start,
     transformers=(HIGH,),
+    experts=("",),
     encoded_with=("vae",),
     not_encoded=("strength",),
     canvas_matters=True,

@@ -17,7 +17,7 @@ from flowfactory.config.component_slots import schema_type
 from flowfactory.config.overrides import apply_override
 from flowfactory.config.schema import RunConfig
 from flowfactory.config.yaml import dump, parse_yaml
-from flowfactory.discovery.catalogue import discover
+from flowfactory.discovery.discover import discover
 from flowfactory.errors import UserError
 
 ConfigFile = Callable[..., Path]
@@ -307,6 +307,16 @@ def test_set_leaves_what_it_is_given_as_it_was() -> None:
 def test_a_mistake_on_the_command_line_is_blamed_on_it(load: Load, assignment: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         load(sets=[assignment])
+
+
+@pytest.mark.parametrize(
+    ("given", "alpha"),
+    [({}, 32), ({"rank": 4}, 4), ({"rank": 4.0}, 4), ({"rank": 4, "alpha": 10}, 10), ({"alpha": 64}, 64)],
+)
+def test_alpha_is_the_rank_when_left_out(load: Load, given: dict[str, float], alpha: float) -> None:
+    made = load({"model": {"name": "net", "train": {"lora": given}}})
+    assert made.model.model_dump()["train"]["lora"]["alpha"] == alpha
+    assert yaml.safe_load(dump(made))["model"]["train"]["lora"]["alpha"] == alpha
 
 
 def test_the_resolved_config_reads_back_to_the_same(load: Load, tmp_path: Path) -> None:

@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flowfactory.config import loading as configs
 from flowfactory.config.component_slots import config_class
-from flowfactory.discovery.catalogue import discover
+from flowfactory.discovery.discover import discover
 from flowfactory.errors import UserError
 from flowfactory.suggestions import did_you_mean
 from flowfactory.testing import TwoParameterConfig
@@ -20,14 +22,15 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 HEAD = "from flowfactory import hookimpl\n@hookimpl\ndef register_components(register):\n"
 
 
-def install(site: Path, name: str, source: str, version: str = "1.2.3") -> None:
-    """What ``pip install`` leaves of a distribution with one module and one entry point."""
+def install(site: Path, name: str, source: str, version: str = "1.2.3", entry: str = "", requires: str = "") -> None:
+    """What ``pip install`` leaves of a distribution with one module and one entry point, called ``entry`` or as the module."""
     site.mkdir(exist_ok=True)
     (site / f"{name}.py").write_text(source)
     info = site / f"ff_{name}-{version}.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: ff-{name}\nVersion: {version}\n")
-    (info / "entry_points.txt").write_text(f"[flowfactory]\n{name} = {name}\n")
+    requires = f"Requires-Dist: {requires}\n" if requires else ""
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: ff-{name}\nVersion: {version}\n{requires}")
+    (info / "entry_points.txt").write_text(f"[flowfactory]\n{entry or name} = {name}\n")
 
 
 @pytest.fixture
@@ -68,9 +71,10 @@ def test_an_installed_plugin_is_found_and_a_broken_one_listed(
     done = command("plugins", "list", "--plugin", toy)
     assert (done.returncode, done.stderr) == (0, "")
     lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
-    assert ["reward", "glow", "aglow 1.2.3"] in lines
+    assert ["reward", "glow", "ff-aglow 1.2.3"] in lines
     assert ["reward", "bright", "toy_plugin.py"] in lines
-    assert ["broken", "bshattered", "ModuleNotFoundError: No module named 'no_such_thing'"] in lines
+    told = "ModuleNotFoundError: No module named 'no_such_thing' (bshattered.py line 1)"
+    assert ["broken", "bshattered", told] in lines
 
 
 def test_a_broken_plugin_is_fatal_just_where_it_is_missed(
@@ -83,7 +87,7 @@ def test_a_broken_plugin_is_fatal_just_where_it_is_missed(
         configs.load(config_file({"rewards": {"x": {"name": "licensed"}}}))
     assert str(refused.value) == (
         "config.yaml: rewards.x: no reward called 'licensed'; there is bright; "
-        "plugin 'cshattered' could not be loaded: RuntimeError: needs a licence"
+        "plugin 'cshattered' could not be loaded: RuntimeError: needs a licence (cshattered.py line 1)"
     )
 
 
@@ -93,8 +97,9 @@ def test_a_component_that_does_not_import_is_fatal_just_where_it_is_named(
     install(site, "dlazy", HEAD + "    register('reward', 'lazy', 'dlazy_missing:Config')\n")
     monkeypatch.setenv("FLOWFACTORY_PLUGINS", "dlazy")
     assert configs.load(config_file()).seed == 7
-    with pytest.raises(UserError, match=r"reward 'lazy' of plugin 'dlazy' cannot be loaded: No module named 'dlazy_missing'"):
+    with pytest.raises(UserError) as refused:
         configs.load(config_file({"rewards": {"x": "lazy"}}))
+    assert "reward 'lazy' of ff-dlazy 1.2.3 cannot be loaded: ModuleNotFoundError: No module named 'd" in str(refused.value)
 
 
 def test_the_environment_narrows_what_is_loaded(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,16 +113,167 @@ def test_the_environment_narrows_what_is_loaded(site: Path, monkeypatch: pytest.
     assert {"eone", "etwo", "ethree"} <= set(discover().components["reward"])
 
 
-def test_a_name_is_taken_once_and_half_a_plugin_is_not_kept(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(site, "fone", HEAD + "    register('reward', 'glow', 'x:y')\n")
-    install(site, "ftwo", HEAD + "    register('reward', 'shine', 'x:y')\n    register('reward', 'glow', 'x:y')\n")
-    monkeypatch.setenv("FLOWFACTORY_PLUGINS", "fone,ftwo")
+def test_half_a_plugin_is_not_kept(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(site, "ftwo", HEAD + "    register('reward', 'shine', 'x:y')\n    register('reward', 'shine', 'x:y')\n")
+    monkeypatch.setenv("FLOWFACTORY_PLUGINS", "ftwo")
     found = discover()
-    assert set(found.components["reward"]) == {"glow"}
-    assert found.components["reward"]["glow"].plugin == "fone"
-    assert [(b.plugin, b.reason) for b in found.broken] == [
-        ("ftwo", "ValueError: reward 'glow' is already registered by 'fone'")
+    assert not found.components["reward"]
+    assert [(b.plugin, b.sentence) for b in found.broken] == [("ftwo", "registers the reward 'shine' twice")]
+
+
+GLOWS = """from flowfactory import ComponentConfig, hookimpl
+class Config(ComponentConfig):
+    strength: float = {strength}
+    def build(self, label): ...
+@hookimpl
+def register_components(register):
+    register("reward", "glow", Config)
+    register("dynamics", "ode", Config)
+"""
+
+
+@pytest.fixture
+def two_glows(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two distributions whose entry points and components have the same names."""
+    for name, strength in (("jone", 1), ("jtwo", 2)):
+        install(site, name, GLOWS.format(strength=strength), entry="glow")
+    monkeypatch.setenv("FLOWFACTORY_PLUGINS", "glow")
+
+
+@pytest.mark.usefixtures("two_glows")
+def test_of_two_components_of_one_name_both_stay_and_the_distribution_chooses(config_file: Callable[..., Path]) -> None:
+    assert discover().broken == []
+    with pytest.raises(UserError) as refused:
+        configs.load(config_file({"rewards": {"x": "glow"}}))
+    assert str(refused.value) == (
+        "config.yaml: rewards.x: reward 'glow' is brought by ff-jone 1.2.3 and ff-jtwo 1.2.3; "
+        "write 'ff-jone:glow' or 'ff-jtwo:glow'"
+    )
+    loaded = configs.load(config_file({"rewards": {"x": "ff-jone:glow", "y": {"name": "ff-jtwo:glow"}}}))
+    assert [loaded.rewards[label].model_dump()["strength"] for label in ("x", "y")] == [1, 2]
+
+
+@pytest.mark.usefixtures("two_glows")
+def test_nobody_takes_the_default_dynamics_away(config_file: Callable[..., Path]) -> None:
+    plain = config_file({"sampling": {"dynamics": None}})
+    with pytest.raises(UserError, match=r"^config\.yaml: algorithm score needs stochastic dynamics$"):  # core's, which are not
+        configs.load(plain)
+    with pytest.raises(UserError, match=r"dynamics 'ode' is brought by flowfactory \S+ and ff-jone 1\.2\.3 and ff-jtwo"):
+        configs.load(config_file({"sampling": {"dynamics": "ode"}}))
+
+
+@pytest.mark.usefixtures("two_glows")
+def test_both_of_one_name_are_listed_and_shown(invoke: Callable[..., tuple[int, str, str]]) -> None:
+    _, out, _ = invoke("plugins", "list")
+    assert {"ff-jone:glow", "ff-jtwo:glow", "flowfactory:ode"} <= {line.split()[1] for line in out.splitlines()}
+    _, out, _ = invoke("plugins", "show", "glow")
+    assert [line for line in out.splitlines() if "strength" in line] == [
+        "  strength: a number; default 1",
+        "  strength: a number; default 2",
     ]
+    _, out, _ = invoke("plugins", "show", "ff-jtwo:glow")
+    assert "reward glow, from ff-jtwo 1.2.3" in out
+
+
+def test_the_full_name_chooses_where_one_alone_is_installed_too(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(site, "kone", GLOWS.format(strength=1))
+    monkeypatch.setenv("FLOWFACTORY_PLUGINS", "kone")
+    assert discover().find("reward", "ff-kone:glow").version == "1.2.3"
+    with pytest.raises(UserError, match=r"^no reward called 'ff-kone:glwo'; did you mean"):
+        discover().find("reward", "ff-kone:glwo")
+
+
+def test_files_of_one_name_in_two_folders_are_two_plugins(tmp_path: Path) -> None:
+    files = [tmp_path / folder / "p.py" for folder in ("a", "b")]
+    for strength, file in enumerate(files):
+        file.parent.mkdir()
+        file.write_text(GLOWS.format(strength=strength))
+    found = discover(files)
+    for strength, file in enumerate(files):
+        config: Any = config_class(found.find("reward", f"{file}:glow"))
+        assert config().strength == strength
+
+
+def test_what_is_left_out_or_broken_is_named_where_it_may_be_meant(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(site, "ff_glow_pack", "raise RuntimeError('needs a licence')\n")
+    install(site, "fother", "raise RuntimeError('other')\n")
+    monkeypatch.setenv("FLOWFACTORY_PLUGINS", "ff_glow_pack,fother")
+    with pytest.raises(UserError) as refused:
+        discover().find("reward", "glow")
+    assert str(refused.value) == (
+        "no reward called 'glow'; none is installed; plugin 'ff_glow_pack' could not be loaded: "
+        "RuntimeError: needs a licence (ff_glow_pack.py line 1)"
+    )
+    with pytest.raises(UserError, match=r"'ff_glow_pack' could not be loaded: .*; plugin 'fother' could not be loaded: "):
+        discover().find("reward", "shine")
+    monkeypatch.setenv("FLOWFACTORY_PLUGINS", "fother")
+    with pytest.raises(UserError, match=r"; FLOWFACTORY_PLUGINS leaves out 'ff_glow_pack'$"):
+        discover().find("reward", "glow")
+
+
+def test_the_environment_may_name_just_what_is_installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(site, "fglow", GLOWS.format(strength=1))
+    monkeypatch.setenv("FLOWFACTORY_PLUGINS", "fglwo")
+    with pytest.raises(UserError) as refused:
+        discover()
+    assert str(refused.value) == (
+        "the environment variable FLOWFACTORY_PLUGINS names 'fglwo', which no installed plugin has; did you mean 'fglow'?"
+    )
+
+
+def test_a_plugin_that_ends_the_process_or_holds_it_up_is_named(
+    site: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(site, "gends", "import sys\nsys.exit('no licence')\n")
+    install(site, "gheavy", "import torch\nprint('hello')\n" + HEAD + "    ...\n")
+    install(site, "gsleeps", "import time\ntime.sleep(0.6)\n" + HEAD + "    ...\n")
+    monkeypatch.setenv("FLOWFACTORY_PLUGINS", "gends,gheavy,gsleeps")
+    done = command("plugins", "list")
+    assert (done.returncode, done.stderr) == (0, "hello\n")
+    told = {tuple(line.split(maxsplit=2)[:2]): line.split(maxsplit=2)[2] for line in done.stdout.splitlines()}
+    assert told["broken", "gends"] == "SystemExit: no licence (gends.py line 2)"
+    seconds = r"\d+\.\d s"
+    assert re.fullmatch(rf"{seconds}: imports torch when it is asked what it brings; register .*", told["slow", "gheavy"])
+    assert re.fullmatch(rf"{seconds} to say what it brings", told["slow", "gsleeps"])
+    assert ("slow", "core") not in told
+
+
+@pytest.mark.parametrize(
+    ("requires", "fits"),
+    [
+        ("flowfactory", True),
+        ("flowfactory>=0.0.1", True),
+        ("flowfactory[video]>=0.0.1", True),
+        ("flowfactory==99.*", False),
+        ("flowfactory~=99.0.0", False),
+        ('flowfactory==99.*; extra == "more"', True),
+        ("flowfactory-rewards==99.*", True),
+        ("flowfactory>=", True),
+    ],
+)
+def test_a_plugin_for_another_version_of_core_is_told_and_not_used(
+    requires: str, fits: bool, site: Path, invoke: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(site, "hglow", GLOWS.format(strength=1), requires=requires)
+    monkeypatch.setenv("FLOWFACTORY_PLUGINS", "hglow")
+    _, out, _ = invoke("plugins", "list")
+    assert any(line.startswith("unfit      hglow") for line in out.splitlines()) is not fits
+    if fits:
+        discover().find("reward", "glow")
+        return
+    with pytest.raises(UserError) as refused:
+        discover().find("reward", "glow")
+    assert str(refused.value).startswith(f"reward 'glow': ff-hglow 1.2.3 requires {requires}, and ")
+    assert str(refused.value).endswith(" is installed; install versions of both that fit")
+
+
+def test_a_config_without_build_is_told_where_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "p.py").write_text(GLOWS.format(strength=1).replace("build", "make"))
+    with pytest.raises(UserError) as refused:
+        config_class(discover([tmp_path / "p.py"]).find("reward", "glow"))
+    assert str(refused.value) == (
+        "reward 'glow' of p.py: Config (p.py line 2) has no build; write 'def build(self, label)' that returns the component"
+    )
 
 
 def test_one_name_may_stand_for_two_kinds(tmp_path: Path) -> None:
@@ -131,11 +287,21 @@ def test_one_name_may_stand_for_two_kinds(tmp_path: Path) -> None:
     [
         ("def", "SyntaxError: "),
         ("import no_such_thing", "ModuleNotFoundError: No module named 'no_such_thing'"),
-        ("x = 1", "ValueError: has no function register_components marked with @hookimpl"),
-        ("def register_components(register): ...", "ValueError: has no function register_components marked with @hookimpl"),
-        (HEAD + "    register('rewards', 'x', 'a:b')", "ValueError: registers 'x' as a 'rewards'; did you mean 'reward'?"),
-        (HEAD + "    register('dynamics', 'ode', 'a:b')", "ValueError: dynamics 'ode' is already registered by 'core'"),
-        (HEAD.replace("(register)", "(registr)") + "    ...", "PluginValidationError: "),
+        ("x = 1", "has no function register_components; write one and mark it with @hookimpl"),
+        ("def register_components(register): ...", "register_components (p.py line 1) is not marked and would never be called"),
+        (
+            HEAD.replace("components", "component") + "    ...",
+            "register_component (p.py line 2) is marked with @hookimpl, and no hook is called 'register_component'; "
+            "did you mean 'register_components'?",
+        ),
+        (HEAD + "    register('reward', 'a:b', 'a:b')", "registers a reward as 'a:b'; a name is text without a colon"),
+        (HEAD + "    register('reward', 'x')", "TypeError: "),
+        ("import sys\nsys.exit(3)", "SystemExit: 3 (p.py line 2)"),
+        (HEAD + "    register('rewards', 'x', 'a:b')", "registers 'x' as a 'rewards'; did you mean 'reward'?"),
+        (
+            HEAD.replace("(register)", "(registr)") + "    ...",
+            "register_components (p.py line 2): register_components gives no 'registr'; did you mean 'register'?",
+        ),
     ],
 )
 def test_a_file_that_is_no_plugin_is_refused_with_the_reason(source: str, sentence: str, tmp_path: Path) -> None:
@@ -147,14 +313,14 @@ def test_a_file_that_is_no_plugin_is_refused_with_the_reason(source: str, senten
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^plugin .*nothing\.py: FileNotFoundError: no such file$"):
+    with pytest.raises(UserError, match=r"^plugin .*nothing\.py: no such file$"):
         discover([tmp_path / "nothing.py"])
 
 
 @pytest.mark.parametrize("spec", ["'json:JSONDecoder'", "3", "dict"])
 def test_what_is_registered_must_be_a_config(spec: str, tmp_path: Path) -> None:
     (tmp_path / "p.py").write_text(HEAD + f"    register('algorithm', 'x', {spec})\n")
-    with pytest.raises(UserError, match=r"^algorithm 'x' of plugin 'p\.py' registers .*; register a subclass of flow"):
+    with pytest.raises(UserError, match=r"^algorithm 'x' of p\.py registers .*; register a subclass of flow"):
         config_class(discover([tmp_path / "p.py"]).find("algorithm", "x"))
 
 

@@ -266,7 +266,26 @@ def test_adapters_are_saved_under_the_names_diffusers_reads(prepared: Prepared, 
     }
     with safe_open(file, "pt") as opened:
         assert '"transformer.r": 2' in opened.metadata()["lora_adapter_metadata"]
-        assert '"transformer.lora_alpha": 3' in opened.metadata()["lora_adapter_metadata"]
+        assert '"transformer.lora_alpha": 2' in opened.metadata()["lora_adapter_metadata"]
+
+
+def test_alpha_over_rank_is_multiplied_into_what_is_saved_and_not_into_what_trains(
+    prepared: Prepared, step: Step, tmp_path: Path
+) -> None:
+    policy = prepared({"model": MODELS["lora"]}).policy
+    nudge(policy)
+    before, drawn = values(policy), velocity(policy, step)
+    saved.save(policy, tmp_path)
+    assert same(values(policy), before)
+    written = load_file(tmp_path / "pytorch_lora_weights.safetensors")
+    for name, weight in before.items():
+        scale = 3 / 2 if "lora_B" in name else 1
+        assert torch.equal(written[name.replace(".default", "")], scale * weight), name
+    # the trained ones are what is read again, so that no ratio rounds them
+    other = prepared({"model": MODELS["lora"], "seed": 9}).policy
+    saved.load(other, tmp_path)
+    assert same(values(other), before)
+    assert torch.equal(velocity(other, step), drawn)
 
 
 def test_full_weights_are_saved_where_diffusers_reads_them(prepared: Prepared, tmp_path: Path) -> None:

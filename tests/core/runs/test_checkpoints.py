@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from saved import tensors
+from saved import tensors, weights
 
 from flowfactory.config.schema import RunConfig
 from flowfactory.distributed.ranks import Ranks
@@ -634,6 +634,16 @@ def test_a_finished_run_can_be_given_more_iterations(trained: Trained, figures: 
     whole = trained({"training": {"iterations": 5}}, out="whole")
     assert figures(longer)[4:] == figures(whole)[4:]
     assert [record["iteration"] for record in longer.records()] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_run_of_adapters_resumes_bit_for_bit_whatever_alpha_over_rank(trained: Trained, figures: Figures) -> None:
+    model = {"model": {"name": "net", "train": {"lora": {"rank": 3, "alpha": 7}}}}  # a ratio that no float is
+    whole = trained(model | {"training": {"iterations": 4}}, out="whole")
+    halves = trained(model | {"training": {"iterations": 2}}, out="halves")
+    trained(model | {"training": {"iterations": 4}}, out="halves", resume=True)
+    assert figures(halves)[3:] == figures(whole)[3:]
+    one, other = (weights(directory.checkpoints / "000004") for directory in (whole, halves))
+    assert all(torch.equal(weight, other[name]) for name, weight in one.items())
 
 
 def test_resuming_a_finished_run_changes_nothing(trained: Trained) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from faulty_model import FaultyConfig
 from torch import Tensor
 
 from flowfactory import flow, hookimpl
@@ -133,7 +134,7 @@ def test_a_reward_without_its_hook_is_refused() -> None:
 
 
 def test_the_two_parameter_model_keeps_its_contract() -> None:
-    check_model(TwoParameterConfig(p=0.1, q=0.2))
+    check_model(TwoParameterConfig(p=0.1, q=0.2), size=(4, 4))
 
 
 class Bright(TwoParameter):
@@ -193,7 +194,7 @@ class Graph(TwoParameter):
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        (Bright, r"media are not in \[0, 1\]"),
+        (Bright, r"the model's media lie outside \[0, 1\] by "),
         (Forgetful, "not every step that the plan records is recorded"),
         (Random, "the same plan drew something else"),
         (Sociable, "the batch size changes what is drawn"),
@@ -205,7 +206,42 @@ class Graph(TwoParameter):
 )
 def test_a_model_that_breaks_its_contract_is_refused(model: type[TwoParameter], sentence: str) -> None:
     with pytest.raises(AssertionError, match=sentence):
-        check_model(Drawn(make=model))
+        check_model(Drawn(make=model), size=(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ("above-zero", "its sigmas end at 0.1; they must end at 0, clean latents"),
+        ("above-one", "its sigmas begin at 1.1; they must begin at 1, noise"),
+        ("short", r"its sigmas have shape \[4\] for 4 steps; return \[5\]"),
+        ("rising", "its sigmas are .*; each must be below the one before"),
+        ("broadcast", r"its velocity has shape \[8, 1, 4, 1\] where its latents have \[8, 1, 4, 4\]"),
+        ("large", "it drew 8 x 4 pixels on a canvas of 4 x 4 pixels"),
+        ("moving", "it drew 3 frames of 4 x 4 pixels on a canvas of 4 x 4 pixels"),
+        ("flat", r"it drew media \[8, 4, 4\]; return \[B, C, H, W\]"),
+        ("signed", r"the model's media lie outside \[0, 1\] by 0\.\d\d of their contrast"),
+        ("bytes", r"the model's media lie outside \[0, 1\] by \d\.\d\d of their contrast"),
+        ("blocks", "its blocks name 'LinearBlock', which is no class of its repeated blocks"),
+        ("unread", "'embeds' in the conditions of 'a red circle' and .* is the same for all"),
+        ("conditions", "encode made 'embeds' that is not finite, for the prompt 'a red circle'"),
+        ("velocity", r"latents that are not finite for the prompt 'a red circle' and 7 more of 8 samples, from step 1 of 4 on"),
+        ("media", "media that are not finite for the prompt 'a red circle' and 7 more of 8 samples, of latents that are"),
+        ("padding", "the batch size changes what is drawn: a sample looks at others, or at padding that a mask should hide"),
+    ],
+)
+def test_a_model_with_a_silent_fault_is_refused(fault: str, sentence: str) -> None:
+    with pytest.raises(AssertionError, match=sentence):
+        check_model(FaultyConfig(p=0.1, q=0.2, fault=fault), size=(4, 4))
+
+
+def test_the_same_model_without_its_fault_is_let_through() -> None:
+    check_model(FaultyConfig(p=0.1, q=0.2), size=(4, 4))
+
+
+def test_one_prompt_is_compared_with_another_text() -> None:
+    with pytest.raises(AssertionError, match=r"'embeds' in the conditions of 'a' and .* is the same for all"):
+        check_model(FaultyConfig(p=0.1, q=0.2, fault="unread"), ["a"], size=(4, 4))
 
 
 def test_a_good_algorithm_is_let_through_and_learns() -> None:
@@ -232,7 +268,8 @@ def dead_term(step: Step, batch: Experience, policy: Policy) -> Loss:
     ("loss", "sentence"),
     [
         (lambda step, batch, policy: None, "update yielded no loss"),
-        (lambda step, batch, policy: Loss((ratio(step, policy) * batch.advantages).mean()), r"a loss has shape \[\]"),
+        (lambda step, batch, policy: Loss((ratio(step, policy) * batch.advantages).mean()), r"yielded a Loss with values \[\]"),
+        (lambda step, batch, policy: ratio(step, policy), "yielded a Tensor; yield one flowfactory.Loss after the other"),
         (lambda step, batch, policy: Loss(ratio(step, policy) / 0), "a loss is not finite"),
         (frozen, "a loss has no gradient"),
         (one_weight, "transformer.q gets no gradient"),

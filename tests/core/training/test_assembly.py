@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -70,19 +71,27 @@ def test_no_weight_is_read(load: Load) -> None:
     assembled(load, model=Reads(0.1, 0.2))
 
 
+def override(self: object, **_: object) -> None: ...
+
+
 @pytest.mark.parametrize("hook", ["load", "encode", "sample", "log_prob"])
 def test_an_override_without_the_marker_is_found_out(hook: str, load: Load) -> None:
-    unmarked = type("Unmarked", (TwoParameter,), {hook: lambda self, **_: None})
+    unmarked = type("Unmarked", (TwoParameter,), {hook: override})
     with pytest.raises(UserError) as refused:
         assembled(load, model=unmarked(0.1, 0.2))
-    assert str(refused.value) == f"model: Unmarked does not implement {hook}; write the method and mark it with @hookimpl"
+    line = inspect.getsourcelines(override)[1]
+    place = f"override (test_assembly.py line {line})"
+    assert str(refused.value) == f"model: {place} is not marked and would never be called; write @hookimpl above it"
 
 
 def test_an_algorithm_without_update_is_found_out(load: Load) -> None:
     class Idle:
-        def update(self) -> None: ...
+        pass
 
-    with pytest.raises(UserError, match=r"^algorithm: Idle does not implement update; write the method and mark it"):
+    with pytest.raises(
+        UserError,
+        match=r"^algorithm: Idle \(test_assembly\.py line \d+\) does not implement update; write the method and mark it",
+    ):
         assembled(load, algorithm=Idle())
 
 
@@ -92,7 +101,9 @@ def test_a_misspelt_hook_is_found_out(load: Load) -> None:
         def iteration_finnished(self, iteration: int) -> None: ...
 
     with pytest.raises(
-        UserError, match=r"^[^\n]*iteration_finnished[^\n]*there is no such hook; see flowfactory\.hooks\.specs$"
+        UserError,
+        match=r"^algorithm: Misspelt\.iteration_finnished \(test_assembly\.py line \d+\) is marked with @hookimpl, "
+        r"and no hook is called 'iteration_finnished'; did you mean 'iteration_finished'\?$",
     ):
         assembled(load, algorithm=Misspelt())
 
@@ -103,7 +114,9 @@ def test_a_misspelt_argument_is_found_out(load: Load) -> None:
         def update(self, experience: Experience, polcy: object) -> Iterator[Loss]:
             return iter(())
 
-    with pytest.raises(UserError, match=r"^algorithm: [^\n]*polcy[^\n]*$"):
+    with pytest.raises(
+        UserError, match=r"^algorithm: Misspelt\.update \(test.*\): update gives no 'polcy'; did you mean 'policy'\?$"
+    ):
         assembled(load, algorithm=Misspelt())
 
 
@@ -149,7 +162,7 @@ def test_a_wrapper_alone_is_no_implementation(load: Load) -> None:
         def update(self) -> Any:
             return (yield)
 
-    with pytest.raises(UserError, match=r"^algorithm: Wraps does not implement update"):
+    with pytest.raises(UserError, match=r"^algorithm: Wraps \(test_assembly\.py line \d+\) does not implement update"):
         assembled(load, algorithm=Wraps())
 
 

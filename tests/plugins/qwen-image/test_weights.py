@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
+import comfyui
 import pytest
 import torch
+from adapter_loaders import check_every_loader
 from diffusers import QwenImageTransformer2DModel
 from families import LORA, nudge, open_bench, relative_difference
 from tiny_qwen_image import LATENTS
 
 from flowfactory import Prompt, Step, Trajectory, flow
 from flowfactory.flow.dynamics import ODE
+from flowfactory.models import Family, Parts
 from flowfactory.testing import Bench, bench, check_model
+from flowfactory_qwen_image.qwen_image import QWEN_IMAGE, QwenImageConfig
 
 CLOSE = 1e-5
 UNREAD = tuple(f"transformer.transformer_blocks.1.{layer}." for layer in ("attn.to_add_out", "txt_mlp"))
@@ -43,6 +49,22 @@ def prompts(pictures: dict[str, Path]) -> dict[str, list[Prompt]]:
 )
 def test_the_model_keeps_its_contract(config: Any, prompts: Any, kind: str, train: Any, guidance: float) -> None:
     check_model(config(kind, train), prompts[kind], (32, 32), guidance)
+
+
+def test_a_family_that_forgets_its_mask_breaks_its_contract(config: Any) -> None:
+    def unmasked(parts: Parts, *rest: Any) -> torch.Tensor:
+        def transformer(**options: Any) -> Any:
+            return parts.pipeline.transformer(**(options | {"encoder_hidden_states_mask": None}))
+
+        pipeline = SimpleNamespace(transformer=transformer, scheduler=parts.pipeline.scheduler)
+        return QWEN_IMAGE.velocity(replace(parts, pipeline=pipeline), *rest)
+
+    class ForgetfulConfig(QwenImageConfig):
+        family: ClassVar[Family] = replace(QWEN_IMAGE, velocity=unmasked)
+
+    options = config("image", "full").model_dump(exclude={"name"})
+    with pytest.raises(AssertionError, match=r"the batch size changes what is drawn.*at padding that a mask should hide"):
+        check_model(ForgetfulConfig.model_validate(options), size=(32, 32))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,6 +122,33 @@ def test_diffusers_loads_the_adapters_and_draws_the_same(
     loaded = their_picture(pipeline, made, prompts[kind])
     assert relative_difference(ours.latents, loaded.latents) < CLOSE
     assert relative_difference(ours.media, loaded.pictures) < CLOSE
+
+
+def test_every_loader_of_adapters_draws_what_was_trained(
+    moved: Any, config: Any, diffusers_pipeline: Any, checkpoint: Any, their_picture: Any, tmp_path: Path, prompts: Any
+) -> None:
+    made, ours = moved("image", LORA)
+
+    def draw(pipeline: Any) -> torch.Tensor:
+        drawn: torch.Tensor = their_picture(pipeline, made, prompts["image"]).latents
+        return drawn
+
+    out = tmp_path / "exported"
+    out.mkdir()
+    model = config("image", LORA)
+    check_every_loader(
+        made.policy, model, "qwen-image", ours.latents, lambda: diffusers_pipeline(checkpoint("image")), draw, out
+    )
+
+
+def test_comfyui_has_a_name_for_every_layer(
+    config: Any, cache: Path, diffusers_pipeline: Any, checkpoint: Any, tmp_path: Path
+) -> None:
+    transformer = diffusers_pipeline(checkpoint("image")).transformer
+    model = config("image", {"lora": {"rank": 2, "targets": list(comfyui.linear_weights(transformer))}})
+    made = open_bench(model, cache, [], (32, 32))
+    nudge(made)
+    comfyui.check_names(made.policy, model, "qwen-image", transformer, tmp_path)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cards
+import comfyui
 import pytest
 import torch
 import yaml
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from families import LORA, train_two_iterations
 from safetensors.torch import load_file
+from saved import weights
 from typer.testing import CliRunner
 
 from flowfactory import UserError
 from flowfactory.cli.main import app
 from flowfactory.runs.checkpoints import load
 from flowfactory.runs.directory import RunDirectory
-from flowfactory.runs.export import export
+from flowfactory.runs.export.export import export
 from flowfactory.training.setup import prepare_run
+from flowfactory_sd3.sd3 import SD3Config
 
 ALGORITHM = {"name": "reinforce"}
 
@@ -105,12 +110,75 @@ def test_the_card_says_what_it_is_and_how_to_load_it(trained: Any, checkpoint: A
     directory = trained(LORA)
     text = (export(directory, tmp_path / "out", None, None, None) / "README.md").read_text()
     head = yaml.safe_load(text.split("---")[1])
-    assert head == {"library_name": "diffusers", "tags": ["flowfactory", "reinforcement-learning", "lora"]}
-    assert "2 iterations of `reinforce` with the rewards `bright` (weight 1)" in text
+    assert head == {
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": ["flowfactory", "reinforcement-learning", "reinforce", "lora"],
+    }
+    assert "2 iterations of `reinforce`. Rewards: `light` (bright) with weight 1." in text
     assert str(checkpoint().parent) not in text, "the place of a folder is nobody else's business"
     records = directory.records()
-    assert f"| light | {records[0]['eval/light/mean']:.4f} | {records[-1]['eval/light/mean']:.4f} |" in text
-    assert 'pipeline.load_lora_weights("this folder")' in text
+    before, after = (f"{record['eval/light/mean']:.4f}" for record in (records[0], records[-1]))
+    best, when = max((before, 0), (after, -2))
+    rows = [line for line in text.splitlines() if line.startswith(("| light", "| samples"))]
+    assert rows == [f"| light | {before} | {after} | {best} ({-when}) |"]
+
+
+@pytest.mark.parametrize("form", ["diffusers", "comfyui", "peft"])
+def test_adapters_in_every_format_draw_what_was_trained(
+    trained: Any, checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    directory = trained(LORA)
+    done = CliRunner().invoke(app, ["export", str(directory.path), str(tmp_path / "mine"), "--format", form])
+    assert done.exit_code == 0, repr(done.exception)
+    out = tmp_path / "mine"
+    if form == "comfyui":
+        assert sorted(path.name for path in out.iterdir()) == ["README.md", "mine.safetensors"]
+        assert "Put `mine.safetensors` into `models/loras` of ComfyUI" in (out / "README.md").read_text()
+        assert "comfyui" in cards.head(out)["tags"]
+        pipeline = StableDiffusion3Pipeline.from_pretrained(checkpoint())
+        comfyui.load(out / "mine.safetensors", pipeline.transformer, "sd3")
+    else:
+        pipeline = cards.run_code(out, monkeypatch, checkpoint())["pipeline"]
+        assert cards.head(out)["library_name"] == ("peft" if form == "peft" else "diffusers")
+    expected = StableDiffusion3Pipeline.from_pretrained(checkpoint())
+    before = picture(expected)
+    merge_by_hand(expected.transformer, weights(directory.checkpoints / "000002"))
+    assert not torch.allclose(picture(expected), before, atol=1e-3)
+    torch.testing.assert_close(picture(pipeline), picture(expected), rtol=1e-4, atol=1e-4)
+
+
+def merge_by_hand(transformer: Any, trained: dict[str, torch.Tensor]) -> None:
+    """Add alpha / rank times the product of each layer's factors to its weight."""
+    scale = LORA["lora"]["alpha"] / LORA["lora"]["rank"]
+    with torch.no_grad():
+        for name, up in trained.items():
+            if ".lora_B." in name:
+                layer = transformer.get_submodule(name.split(".lora_B.")[0].removeprefix("transformer."))
+                layer.weight += scale * up @ trained[name.replace(".lora_B.", ".lora_A.")]
+
+
+def test_the_code_of_a_full_fine_tunes_card_opens_it(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = trained("full")
+    base = Path(directory.load_config().model.path)
+    (base / "LICENSE.md").write_text("do no harm")
+    out = export(directory, tmp_path / "out", None, None, "bf16")
+    (base / "LICENSE.md").unlink()
+    assert (out / "LICENSE.md").read_text() == "do no harm"
+    pipeline = cards.run_code(out, monkeypatch)["pipeline"]
+    for name, weight in transformer_of(directory).items():
+        assert torch.equal(pipeline.transformer.state_dict()[name], weight.bfloat16().float()), name
+    with pytest.raises(UserError, match=r"^--format peft is for adapters, and this run trained all weights; leave it out$"):
+        export(directory, tmp_path / "other", None, None, None, "peft")
+
+
+def test_a_layer_that_comfyui_does_not_know_is_named(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = trained(LORA)
+    known = replace(SD3Config.family, comfyui=((r"(.+\.to_q)", r"transformer.\1"),))
+    monkeypatch.setattr(SD3Config, "family", known)
+    with pytest.raises(UserError, match=r"ComfyUI has no name for transformer_blocks\.\S+; write --format diffusers$"):
+        export(directory, tmp_path / "out", None, None, None, "comfyui")
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_the_command_exports_once(trained: Any, tmp_path: Path) -> None:

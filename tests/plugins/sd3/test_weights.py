@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import comfyui
 import pytest
 import torch
+from adapter_loaders import check_every_loader
 from diffusers import SD3Transformer2DModel
+from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from torch import Tensor
 
 from flowfactory import Trajectory, flow
@@ -93,6 +96,38 @@ def test_diffusers_loads_the_adapters_and_draws_the_same(
     assert apart(ours, theirs(pipeline, model, guidance)) < 1e-5
     pipeline.fuse_lora()
     assert apart(ours, theirs(pipeline, model, guidance)) < 1e-4
+
+
+def test_every_loader_of_adapters_draws_what_was_trained(
+    opened: Any, diffusers_pipeline: Any, checkpoint: Any, tmp_path: Path
+) -> None:
+    folder = checkpoint(dual=True)
+    model = opened(folder, LORA)
+    nudge(model)
+    config = SD3Config.model_validate({"path": str(folder), "train": LORA})
+    ours, out = model.draw(PROMPTS, guidance=4.0).latents, tmp_path / "exported"
+    out.mkdir()
+    check_every_loader(
+        model.policy,
+        config,
+        "sd3",
+        ours,
+        lambda: diffusers_pipeline(folder),
+        lambda pipeline: theirs(pipeline, model, 4.0),
+        out,
+    )
+
+
+def test_comfyui_has_a_name_for_every_layer(opened: Any, diffusers_pipeline: Any, checkpoint: Any, tmp_path: Path) -> None:
+    folder = checkpoint(dual=True)
+    transformer = diffusers_pipeline(folder).transformer
+    weights = comfyui.linear_weights(transformer)
+    comfyui.check_against_diffusers(weights, "sd3", convert_sd3_transformer_checkpoint_to_diffusers)
+    train = {"lora": {"rank": 2, "targets": list(weights)}}
+    model = opened(folder, train)
+    nudge(model)
+    config = SD3Config.model_validate({"path": str(folder), "train": train})
+    comfyui.check_names(model.policy, config, "sd3", transformer, tmp_path)
 
 
 def test_the_reference_of_adapters_is_the_checkpoint(opened: Any, diffusers_pipeline: Any, checkpoint: Any) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import comfyui
 import pytest
 import torch
+from adapter_loaders import check_every_loader
 from diffusers import ZImageTransformer2DModel
+from diffusers.loaders.single_file_utils import convert_z_image_transformer_checkpoint_to_diffusers
 from families import LORA, nudge, relative_difference
 
 from flowfactory import Step, flow
@@ -52,6 +55,34 @@ def test_diffusers_loads_the_adapters_and_draws_the_same(
     assert relative_difference(ours, drawn_by(pipeline, made)) < 1e-5
     pipeline.fuse_lora()
     assert relative_difference(ours, drawn_by(pipeline, made)) < 1e-4
+
+
+def test_every_loader_of_adapters_draws_what_was_trained(
+    options: Any, bench_of: Any, pipeline_of: Any, drawn_by: Any, checkpoint: Any, tmp_path: Path
+) -> None:
+    made = bench_of(checkpoint(), PROMPTS, guidance=4.0, train=LORA)
+    nudge(made)
+    check_every_loader(
+        made.policy,
+        options(checkpoint(), train=LORA),
+        "z-image",
+        made.draw(2).latents,
+        lambda: pipeline_of(checkpoint()),
+        lambda pipeline: drawn_by(pipeline, made),
+        tmp_path,
+    )
+
+
+def test_comfyui_has_a_name_for_every_layer(
+    options: Any, bench_of: Any, pipeline_of: Any, checkpoint: Any, tmp_path: Path
+) -> None:
+    transformer = pipeline_of(checkpoint()).transformer
+    weights = comfyui.linear_weights(transformer)
+    comfyui.check_against_diffusers(weights, "z-image", convert_z_image_transformer_checkpoint_to_diffusers)
+    train = {"lora": {"rank": 2, "targets": list(weights)}}
+    made = bench_of(checkpoint(), PROMPTS, train=train)
+    nudge(made)
+    comfyui.check_names(made.policy, options(checkpoint(), train=train), "z-image", transformer, tmp_path)
 
 
 def test_diffusers_loads_the_fully_trained_transformer(

@@ -20,12 +20,20 @@ def export(
     precision: Annotated[
         str | None, typer.Option(metavar="float32|bf16", help="Of a full fine-tune; the run's own when left out.")
     ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="diffusers|comfyui|peft",
+            help="Of adapters; peft when left out and diffusers has no such pipeline, else diffusers.",
+        ),
+    ] = None,
 ) -> None:
-    """Write a run's weights to OUT, as diffusers loads them, with a model card."""
+    """Write a run's weights to OUT, as their loader reads them, with a model card."""
     from flowfactory.runs.directory import RunDirectory
-    from flowfactory.runs.export import export as write_export
+    from flowfactory.runs.export.export import export as write_export
     from flowfactory.types import DTYPES
 
     if precision is not None and precision not in DTYPES:
         raise UserError(f"--precision {precision}: write one of {', '.join(DTYPES)}")
-    typer.echo(str(write_export(RunDirectory(directory), out, checkpoint, weights, precision, warn)))
+    typer.echo(str(write_export(RunDirectory(directory), out, checkpoint, weights, precision, form, warn)))

@@ -16,21 +16,23 @@ def schema(plugin: Plugins = None) -> None:
     import json
 
     from flowfactory.config.component_slots import schema_type
-    from flowfactory.discovery.catalogue import discover
+    from flowfactory.discovery.discover import discover
 
     typer.echo(json.dumps(schema_type(discover(plugin or [])).model_json_schema(), indent=2))
 
 
 def list_plugins(plugin: Plugins = None) -> None:
     """Every component by kind, and the plugins that could not be loaded."""
-    from flowfactory.discovery.catalogue import discover
+    from flowfactory.discovery.discover import discover
 
     catalogue = discover(plugin or [])
-    for kind, components in catalogue.components.items():
-        for name in sorted(components):
-            typer.echo(f"{kind:<10} {name:<18} {components[name].plugin} {components[name].version}".rstrip())
-    for broken in catalogue.broken:
-        typer.echo(f"{'broken':<10} {broken.plugin:<18} {broken.reason}")
+    rows = [(kind, name, c.origin) for kind, named in catalogue.components.items() for name, c in sorted(named.items())]
+    misfits = {c.plugin: c.misfit for c in catalogue.found if c.misfit}
+    rows += [("unfit", plugin, sentence) for plugin, sentence in misfits.items()]
+    rows += [("slow", remark.plugin, remark.sentence) for remark in catalogue.slow]
+    rows += [("broken", remark.plugin, remark.sentence) for remark in catalogue.broken]
+    for kind, name, told in rows:
+        typer.echo(f"{kind:<10} {name:<18} {told}".rstrip())
 
 
 def show_plugin(
@@ -40,22 +42,23 @@ def show_plugin(
     """What a component is, and its options."""
     from flowfactory.config.component_slots import known_as, slot_type
     from flowfactory.config.wording import allowed, written
-    from flowfactory.discovery.catalogue import KINDS, discover
+    from flowfactory.discovery.catalogue import KINDS
+    from flowfactory.discovery.discover import discover
     from flowfactory.suggestions import did_you_mean, join_or
 
     catalogue = discover(plugin or [])
-    found = [components[name] for components in catalogue.components.values() if name in components]
+    found = [component for component in catalogue.found if name in (component.name, component.full_name)]
     if not found:
         everything = {known for components in catalogue.components.values() for known in components}
         meant = list(filter(None, (known_as(catalogue, kind, name) for kind in KINDS if kind != "example")))
         nearest = f"; did you mean {join_or(meant)}?" if meant else did_you_mean(name, everything)
         raise UserError(f"no component called {name!r}{nearest}")
     for component in found:
-        typer.echo(f"{component.kind} {component.name}, from {component.plugin} {component.version}".rstrip())
+        typer.echo(f"{component.kind} {component.name}, from {component.origin}")
         if component.kind == "example":
             typer.echo(Path(component.spec).read_text(encoding="utf-8"))
             continue
-        config = slot_type(catalogue, component.kind, [component.name])
+        config = slot_type(catalogue, component.kind, [component.full_name])
         typer.echo((config.__doc__ or "").strip())
         for key, field in config.model_fields.items():
             if key == "name":

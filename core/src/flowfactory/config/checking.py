@@ -26,7 +26,7 @@ def check(raw: Mapping[str, Any], catalogue: Catalogue, folder: Path | None) -> 
     draft = _Draft(raw)
     names: dict[str, set[str]] = {}
     findings: list[Finding] = []
-    for kind, keys, value in _components(raw):
+    for kind, keys, value in _components(raw, catalogue.core_name("dynamics", "ode")):
         finding, name = _check_component(catalogue, kind, dotted(keys), value)
         if finding:
             findings.append(finding)
@@ -53,8 +53,8 @@ def check(raw: Mapping[str, Any], catalogue: Catalogue, folder: Path | None) -> 
     return config
 
 
-def _components(raw: Mapping[str, Any]) -> Iterator[tuple[str, Keys, Any]]:
-    """(kind, keys, value) of every component that ``raw`` names; sections that are malformed are left to pydantic."""
+def _components(raw: Mapping[str, Any], dynamics: str) -> Iterator[tuple[str, Keys, Any]]:
+    """(kind, keys, value) of every component that ``raw`` names, or ``dynamics``; what is malformed is left to pydantic."""
 
     def section(key: str) -> Mapping[str, Any]:
         value = raw.get(key)
@@ -66,7 +66,7 @@ def _components(raw: Mapping[str, Any]) -> Iterator[tuple[str, Keys, Any]]:
     for kind in ("model", "algorithm"):
         if kind in raw:
             yield kind, (kind,), raw[kind]
-    yield "dynamics", ("sampling", "dynamics"), section("sampling").get("dynamics", "ode")
+    yield "dynamics", ("sampling", "dynamics"), section("sampling").get("dynamics", dynamics)
     for owner, where in ((raw, ()), (section("evaluation"), ("evaluation",))):
         rewards = owner.get("rewards")
         for label, value in items(rewards) if isinstance(rewards, Mapping) else ():

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from flowfactory.config.strict import Strict
 
@@ -53,8 +53,14 @@ class LoraConfig(Strict):
     """Low-rank adapters (arXiv:2106.09685) on the linear layers whose names end in one of ``targets``."""
 
     rank: int = Field(32, ge=1, le=4096, description="of the two factors of an adapter")
-    alpha: float = Field(64, gt=0, description="the adapter's output is scaled by alpha / rank")
+    alpha: float = Field(32, gt=0, description="the adapter's output is scaled by alpha / rank; the rank when left out")
     targets: tuple[str, ...] | None = Field(None, description="endings of module names; the model's own when left out")
+
+    @model_validator(mode="after")
+    def _alpha_of_rank(self) -> LoraConfig:
+        if "alpha" not in self.model_fields_set:
+            object.__setattr__(self, "alpha", float(self.rank))  # it is frozen
+        return self
 
 
 class LoraTraining(Strict):

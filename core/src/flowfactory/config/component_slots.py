@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
+from inspect import isabstract
 from pathlib import Path
 from types import GenericAlias
 from typing import Annotated, Any, Literal, Union
@@ -28,7 +29,9 @@ from flowfactory.config.messages import describe
 from flowfactory.config.schema import EvaluationConfig, OutputConfig, PromptsConfig, RunConfig, SamplingConfig
 from flowfactory.config.strict import expand_name
 from flowfactory.config.synonyms import plain
-from flowfactory.discovery.catalogue import KINDS, Catalogue, Component, discover
+from flowfactory.discovery.catalogue import KINDS, Catalogue, Component
+from flowfactory.discovery.discover import discover
+from flowfactory.discovery.source_places import describe_exception, place_of
 from flowfactory.errors import UserError
 from flowfactory.suggestions import join_or
 
@@ -43,15 +46,19 @@ BASES: Mapping[str, Any] = {
 def config_class(component: Component) -> type[ComponentConfig]:
     """The option schema of ``component``. UserError: the lazy spec does not import, or is no ComponentConfig."""
     base: Any = BASES.get(component.kind, ComponentConfig)
-    origin = f"{component.kind} {component.name!r} of plugin {component.plugin!r}"
+    origin = f"{component.kind} {component.name!r} of {component.origin}"
     spec: Any = component.spec
     if isinstance(spec, str):
         module, _, attribute = spec.partition(":")
         try:
             spec = getattr(import_module(module), attribute)
         except Exception as error:
-            raise UserError(f"{origin} cannot be loaded: {error}") from error
+            raise UserError(f"{origin} cannot be loaded: {describe_exception(error)}") from error
     if isinstance(spec, type) and issubclass(spec, base):
+        if isabstract(spec):
+            raise UserError(
+                f"{origin}: {place_of(spec)} has no build; write 'def build(self, label)' that returns the component"
+            )
         chosen: type[ComponentConfig] = spec
         return chosen
     raise UserError(f"{origin} registers {spec!r}; register a subclass of flowfactory.{base.__name__}")
@@ -205,7 +212,10 @@ def schema_type(catalogue: Catalogue, names: Mapping[str, Iterable[str]] | None 
         "SamplingConfig",
         __base__=SamplingConfig,
         __doc__=SamplingConfig.__doc__,
-        dynamics=(slot("dynamics"), Field({"name": "ode"}, validate_default=True, description="how latents step")),
+        dynamics=(
+            slot("dynamics"),
+            Field({"name": catalogue.core_name("dynamics", "ode")}, validate_default=True, description="how latents step"),
+        ),
     )
     evaluation = create_model(
         "EvaluationConfig",

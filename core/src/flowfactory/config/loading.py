@@ -12,7 +12,7 @@ from flowfactory.config.overrides import apply_override
 from flowfactory.config.schema import RunConfig
 from flowfactory.config.wording import written
 from flowfactory.config.yaml import parse_yaml
-from flowfactory.discovery.catalogue import discover
+from flowfactory.discovery.discover import discover
 from flowfactory.errors import UserError
 from flowfactory.suggestions import did_you_mean
 
@@ -55,9 +55,10 @@ def find_config(source: str | Path, plugins: Sequence[Path] = ()) -> Path:
     path = Path(source)
     if path.is_file():
         return path
-    examples = discover(plugins).components["example"]
-    if str(source) in examples:
-        return Path(examples[str(source)].spec)
+    catalogue = discover(plugins)
+    examples = catalogue.components["example"]
+    if any(str(source) in (example.name, example.full_name) for example in examples.values()):
+        return Path(catalogue.find("example", str(source)).spec)
     raise UserError(f"no file {source}, and no example of that name{did_you_mean(str(source), examples)}")
 
 

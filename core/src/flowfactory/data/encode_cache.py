@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowfactory.canvas import Canvas
+from flowfactory.data.condition_checks import check_finite
 from flowfactory.data.media import file_digest
 from flowfactory.types import Conditions, Prompt
 
@@ -56,7 +57,7 @@ class EncodeCache:
         self._memory: dict[str, Entry] = {}
 
     def prepare(self, prompts: Iterable[Prompt], canvas: Canvas) -> int:
-        """Have the entries of all ``prompts`` in memory; returns how many had to be encoded."""
+        """Have the entries of all ``prompts`` in memory; returns how many had to be encoded. RunError: one is not finite."""
         missing: dict[str, Prompt] = {}
         for prompt in prompts:
             key = self._key(prompt, canvas)
@@ -69,10 +70,16 @@ class EncodeCache:
                 self._memory[key] = entry
         if missing:  # in one call, for which the encoders are loaded once
             entries = self._encode(list(missing.values()), canvas)
-            for key, entry in zip(missing, entries, strict=True):
+            for (key, prompt), entry in zip(missing.items(), entries, strict=True):
+                check_finite(prompt, entry)
                 self._memory[key] = {name: tensor.cpu().contiguous() for name, tensor in entry.items()}
                 _write_entry(self._path(key), self._memory[key])
         return len(missing)
+
+    def entries(self, prompts: Sequence[Prompt], canvas: Canvas) -> list[Entry]:
+        """The entry of each prompt, in host memory."""
+        self.prepare(prompts, canvas)
+        return [self._memory[self._key(prompt, canvas)] for prompt in prompts]
 
     def conditions(self, prompts: Sequence[Prompt], canvas: Canvas, negative: Sequence[Prompt] | None = None) -> Conditions:
         """The conditions of ``prompts``, one entry each, and of the ``negative`` prompt of each."""
@@ -106,6 +113,7 @@ class EncodeCache:
             prompt.video and file_digest(prompt.video),
             prompt.audio and file_digest(prompt.audio),
             canvas if self._canvas_matters else None,
+            prompt.is_negative,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
 

@@ -1,118 +1,113 @@
-"""What is installed: components by kind and name, found through entry points and loaded lazily."""
+"""What is installed: components by kind and name, and what is to be said about the plugins that bring them."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import metadata, util
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import pluggy
-
-from flowfactory.discovery.specs import PROJECT, DiscoverySpecs
 from flowfactory.errors import UserError
 from flowfactory.suggestions import did_you_mean
 
 KINDS = ("model", "algorithm", "reward", "dynamics", "tracker", "example")
+CORE = "flowfactory"
 NARROW = "FLOWFACTORY_PLUGINS"
 
 
 @dataclass(frozen=True)
 class Component:
-    """One registered name."""
+    """One registered name, and the distribution, or the one file, that brings it."""
 
     kind: str
     name: str
     spec: Any
     plugin: str
+    distribution: str
     version: str
+    misfit: str = ""
+    """Why its distribution does not go with this version of core."""
+
+    @property
+    def full_name(self) -> str:
+        """The name that no other distribution can have."""
+        return f"{self.distribution}:{self.name}"
+
+    @property
+    def origin(self) -> str:
+        """``flowfactory-grpo 0.1.0``."""
+        return f"{self.distribution} {self.version}".rstrip()
 
 
 @dataclass(frozen=True)
-class Broken:
-    """A plugin that could not be loaded, and why."""
+class Remark:
+    """What is to be said about a plugin: that it could not be loaded and why, or that it holds everything up."""
 
     plugin: str
-    reason: str
+    sentence: str
 
 
 @dataclass
 class Catalogue:
-    """Every component by kind and name, and the plugins that failed."""
+    """Every component, the plugins that failed, those that are slow, and those that FLOWFACTORY_PLUGINS leaves out."""
 
-    components: dict[str, dict[str, Component]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
-    broken: list[Broken] = field(default_factory=list)
+    found: list[Component] = field(default_factory=list)
+    broken: list[Remark] = field(default_factory=list)
+    slow: list[Remark] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def components(self) -> dict[str, dict[str, Component]]:
+        """By kind and the name that a config uses, which is the full one where several distributions bring the short one."""
+        named: dict[str, dict[str, Component]] = {kind: {} for kind in KINDS}
+        for component in self.found:
+            named[component.kind][self._name_to_use(component)] = component
+        return named
 
     def find(self, kind: str, name: str) -> Component:
-        """The component. UserError: there is none; names the nearest, and the plugins that failed to load."""
-        if name in self.components[kind]:
-            return self.components[kind][name]
-        failed = "".join(f"; plugin {b.plugin!r} could not be loaded: {b.reason}" for b in self.broken)
-        raise UserError(f"no {kind} called {name!r}{did_you_mean(name, self.components[kind])}{failed}")
+        """The component of this name, short or full.
+
+        UserError: there is none, which names the nearest and the plugins that may have been to bring it; several
+        distributions bring it; or its distribution requires another version of core.
+        """
+        meant = [c for c in self.found if c.kind == kind and name in (c.name, c.full_name)]
+        if len(meant) > 1:
+            origins, names = " and ".join(c.origin for c in meant), " or ".join(repr(c.full_name) for c in meant)
+            raise UserError(f"{kind} {name!r} is brought by {origins}; write {names}")
+        if not meant:
+            full = [c.full_name for c in self.found if c.kind == kind]
+            known = full if ":" in name else self.components[kind]
+            raise UserError(f"no {kind} called {name!r}{did_you_mean(name, known)}{self._absent(name)}")
+        if meant[0].misfit:
+            raise UserError(f"{kind} {name!r}: {meant[0].misfit}")
+        return meant[0]
+
+    def core_name(self, kind: str, name: str) -> str:
+        """How a config names core's own component, whoever else brings one of that name."""
+        return self._name_to_use(next(c for c in self.found if (c.kind, c.full_name) == (kind, f"{CORE}:{name}")))
+
+    def _name_to_use(self, component: Component) -> str:
+        same = [c for c in self.found if (c.kind, c.name) == (component.kind, component.name)]
+        return component.name if len(same) == 1 else component.full_name
+
+    def _absent(self, name: str) -> str:
+        """What is not loaded and may have been to bring ``name``: what is called like it, or else everything."""
+        broken = {remark.plugin: f"plugin {remark.plugin!r} could not be loaded: {remark.sentence}" for remark in self.broken}
+        hidden = {plugin: f"{NARROW} leaves out {plugin!r}" for plugin in self.left_out}
+        alike = [told for plugin, told in {**broken, **hidden}.items() if _is_like(name, plugin)]
+        return "".join(f"; {told}" for told in alike or broken.values())
 
 
-def discover(files: Sequence[Path] = ()) -> Catalogue:
-    """The catalogue of all installed plugins and of the one-file plugins ``files``.
-
-    The environment variable FLOWFACTORY_PLUGINS, a comma-separated list of entry-point names, narrows what is loaded
-    besides core. An installed plugin that fails is listed as broken; a file that fails is a UserError.
-    """
-    catalogue = Catalogue()
-    manager = pluggy.PluginManager(PROJECT)
-    manager.add_hookspecs(DiscoverySpecs)
-    current: list[tuple[str, str]] = []
-
-    def register(kind: str, name: str, spec: Any) -> None:
-        plugin, version = current[-1]
-        if kind not in KINDS:
-            raise ValueError(f"registers {name!r} as a {kind!r}{did_you_mean(kind, KINDS)}")
-        if name in catalogue.components[kind]:
-            raise ValueError(f"{kind} {name!r} is already registered by {catalogue.components[kind][name].plugin!r}")
-        catalogue.components[kind][name] = Component(kind, name, spec, plugin, version)
-
-    manager.hook.register_components.call_historic(kwargs={"register": register})
-
-    def admit(plugin: str, version: str, module: ModuleType) -> None:
-        before = {kind: dict(names) for kind, names in catalogue.components.items()}
-        current.append((plugin, version))
-        try:
-            manager.register(module, plugin)  # historic: answers register_components at once
-            if not manager.get_hookcallers(module):
-                raise ValueError("has no function register_components marked with @hookimpl")
-        except Exception:
-            catalogue.components = before  # half a plugin is worse than none
-            raise
-
-    chosen = os.environ.get(NARROW)
-    wanted = None if chosen is None else {"core", *(name.strip() for name in chosen.split(","))}
-    for entry in sorted(metadata.entry_points(group=PROJECT), key=lambda entry: (entry.name != "core", entry.name)):
-        if wanted is not None and entry.name not in wanted:
-            continue
-        try:
-            version = entry.dist.version if entry.dist else ""
-            admit(entry.name, version, entry.load())
-        except Exception as error:
-            catalogue.broken.append(Broken(entry.name, f"{type(error).__name__}: {error}"))
-    for file in dict.fromkeys(Path(file).resolve() for file in files):
-        try:
-            admit(file.name, "", _import_file(file))
-        except Exception as error:
-            raise UserError(f"plugin {file}: {type(error).__name__}: {error}") from error
-    return catalogue
+def _is_like(name: str, plugin: str) -> bool:
+    """Whether ``name`` and the plugin's name share a word."""
+    words = [set(text.replace("_", "-").replace(":", "-").lower().split("-")) - {CORE} for text in (name, plugin)]
+    return bool(words[0] & words[1])
 
 
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise FileNotFoundError("no such file")
-    name = f"flowfactory_plugin_{path.stem}"
-    spec = util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError("not a Python file")
-    module = util.module_from_spec(spec)
-    sys.modules[name] = module  # pydantic resolves annotations through sys.modules
-    spec.loader.exec_module(module)
-    return module
+def check_kind(kind: str, name: str, taken: Sequence[Component]) -> None:
+    """UserError: no such kind, no name that a config can use, or one that the same distribution has registered already."""
+    if kind not in KINDS:
+        raise UserError(f"registers {name!r} as a {kind!r}{did_you_mean(kind, KINDS)}")
+    if not isinstance(name, str) or not name or ":" in name or name != name.strip():
+        raise UserError(f"registers a {kind} as {name!r}; a name is text without a colon")
+    if any((kind, name) == (component.kind, component.name) for component in taken):
+        raise UserError(f"registers the {kind} {name!r} twice")

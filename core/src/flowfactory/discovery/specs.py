@@ -15,7 +15,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 class DiscoverySpecs:
     """What an installed plugin answers before any run exists."""
 
-    @hookspec(historic=True)
+    @hookspec
     def register_components(self, register: Callable[[str, str, Any], None]) -> None:
         """Call ``register(kind, name, spec)`` once per component.
 

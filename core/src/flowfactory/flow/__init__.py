@@ -2,7 +2,7 @@
 
 from flowfactory.flow.dynamics import CPSConfig, DanceSDEConfig, FlowSDEConfig, ODEConfig
 from flowfactory.flow.noise import INITIAL, generator, noise
-from flowfactory.flow.rollout import euler, evaluate, expand_sigma, forward_by_kind, log_normal, rollout
+from flowfactory.flow.rollout import check_sigmas, euler, evaluate, expand_sigma, forward_by_kind, log_normal, rollout
 from flowfactory.flow.timesteps import (
     Discrete,
     LogitNormal,
@@ -27,6 +27,7 @@ __all__ = [
     "Timesteps",
     "TimestepsConfig",
     "Uniform",
+    "check_sigmas",
     "euler",
     "evaluate",
     "expand_sigma",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from flowfactory.errors import UserError
 from flowfactory.flow.noise import noise
 from flowfactory.types import Conditions, Evaluation, Index, SamplingPlan, Step, Velocity, as_they_are
 
@@ -70,6 +72,22 @@ def evaluate(velocity: Tensor, step: Step) -> Evaluation:
     return Evaluation(velocity, transition.mean, transition.std, log_prob)
 
 
+def check_sigmas(sigmas: Tensor, steps: int, first: float = 0.0) -> None:
+    """UserError: no schedule of ``steps``: it is [steps + 1], falls at each step, from 1 or from ``first`` at least, to 0."""
+    listed = sigmas.flatten().tolist()
+    if sigmas.shape != (steps + 1,):
+        wrong = f"have shape {list(sigmas.shape)} for {steps} steps; return [{steps + 1}], with the 0 at the end"
+    elif listed[-1] != 0:
+        wrong = f"end at {listed[-1]:.4g}; they must end at 0, clean latents"
+    elif not first <= listed[0] <= 1:
+        wrong = f"begin at {listed[0]:.4g}; they must begin at 1, noise"
+    elif not all(now > then for now, then in pairwise(listed)):
+        wrong = f"are {[round(sigma, 4) for sigma in listed]}; each must be below the one before"
+    else:
+        return
+    raise UserError(f"model: its sigmas {wrong}")
+
+
 def rollout(
     velocity: Velocity, start: Tensor, sigmas: Tensor, conditions: Conditions, plan: SamplingPlan
 ) -> tuple[Tensor, tuple[Step, ...]]:
@@ -84,6 +102,8 @@ def rollout(
         sigma = torch.full((len(latents),), now, device=latents.device)
         next_sigma = torch.full((len(latents),), then, device=latents.device)
         v = velocity(latents, sigma, conditions, plan.guidance)
+        if v.shape != latents.shape:  # which arithmetic would broadcast
+            raise UserError(f"model: its velocity has shape {list(v.shape)} where its latents have {list(latents.shape)}")
         x, s, s_next = latents.float(), expand_sigma(sigma, latents), expand_sigma(next_sigma, latents)
         if i in plan.stochastic:
             mean, std = plan.dynamics.transition(v.float(), x, s, s_next)

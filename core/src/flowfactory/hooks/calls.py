@@ -1,4 +1,4 @@
-"""The hooks of one run, typed, and the managers behind them."""
+"""The hooks of one run, typed, and each answer checked as it comes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from flowfactory.canvas import Canvas
+from flowfactory.discovery.source_places import place_of
+from flowfactory.errors import UserError
 from flowfactory.experience import Experience, Loss
 from flowfactory.types import Conditions, Evaluation, Prompt, RunInfo, Runtime, SamplingPlan, Step, Trainable, Trajectory
 
@@ -19,41 +21,47 @@ if TYPE_CHECKING:
 
 
 class Hooks:
-    """The hooks of one run, typed."""
+    """The hooks of one run, typed. UserError: an answer is no such thing as the hook promises; it names who gave it."""
 
     def __init__(self, manager: pluggy.PluginManager) -> None:
         self._hook: Any = manager.hook
 
     def load(self, runtime: Runtime) -> Trainable:
         """See RunSpecs.load."""
-        result: Trainable = self._hook.load(runtime=runtime)
+        result: Trainable = self._ask("load", Trainable, runtime=runtime)
         return result
 
     def encode(self, prompts: Sequence[Prompt], canvas: Canvas) -> Iterable[Mapping[str, Tensor]]:
         """See RunSpecs.encode."""
-        result: Iterable[Mapping[str, Tensor]] = self._hook.encode(prompts=prompts, canvas=canvas)
+        result: Iterable[Mapping[str, Tensor]] = self._ask("encode", Iterable, prompts=prompts, canvas=canvas)
         return result
 
     def sample(self, conditions: Conditions, plan: SamplingPlan) -> Trajectory:
         """See RunSpecs.sample."""
         with torch.no_grad():
-            result: Trajectory = self._hook.sample(conditions=conditions, plan=plan)
+            result: Trajectory = self._ask("sample", Trajectory, conditions=conditions, plan=plan)
         return result
 
     def log_prob(self, step: Step) -> Evaluation:
         """See RunSpecs.log_prob."""
-        result: Evaluation = self._hook.log_prob(step=step)
+        result: Evaluation = self._ask("log_prob", Evaluation, step=step)
         return result
 
     def plan(self, iteration: int, plan: SamplingPlan) -> SamplingPlan:
         """See RunSpecs.plan; ``plan`` itself where no algorithm changes it."""
-        changed: SamplingPlan | None = self._hook.plan(iteration=iteration, plan=plan)
-        return plan if changed is None else changed
+        if not self._hook.plan.get_hookimpls():
+            return plan
+        result: SamplingPlan = self._ask("plan", SamplingPlan, iteration=iteration, plan=plan)
+        return result
 
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
         """See RunSpecs.update."""
-        result: Iterator[Loss] = self._hook.update(experience=experience, policy=policy)
-        return result
+        for loss in self._ask("update", Iterable, experience=experience, policy=policy):
+            self._expect("update", loss, Loss, "yielded")
+            if loss.values.dim() != 1:
+                values = f"{self._places('update')} yielded a Loss with values {list(loss.values.shape)}"
+                raise UserError(f"{values}; give one value a sample, [b], and leave the mean to core")
+            yield loss
 
     def run_started(self, run: RunInfo, policy: Policy) -> None:
         """See RunSpecs.run_started."""
@@ -70,3 +78,26 @@ class Hooks:
     def run_finished(self, run: RunInfo) -> None:
         """See RunSpecs.run_finished."""
         self._hook.run_finished(run=run)
+
+    def _ask(self, hook: str, wanted: Any, **given: Any) -> Any:
+        return self._expect(hook, getattr(self._hook, hook)(**given), wanted, "returned")
+
+    def _expect(self, hook: str, answer: Any, wanted: Any, verb: str) -> Any:
+        """``answer``, which is a ``wanted``. UserError: it is something else."""
+        if isinstance(answer, wanted):
+            return answer
+        got = "nothing" if answer is None else f"a {type(answer).__name__}"
+        advice = _ADVICE.get(hook, f"return a flowfactory.{wanted.__name__}")
+        raise UserError(f"{self._places(hook)} {verb} {got}; {advice}")
+
+    def _places(self, hook: str) -> str:
+        """Who answers: ``model: Glow.sample (glow.py line 12)``, and the wrappers around it."""
+        found = getattr(self._hook, hook).get_hookimpls()
+        return " within ".join(f"{one.plugin_name}: {place_of(one.function)}" for one in found)
+
+
+_ADVICE = {
+    "encode": "yield one mapping of tensors a prompt",
+    "update": "yield one flowfactory.Loss after the other",
+    "plan": "return the plan",
+}

@@ -6,11 +6,20 @@ from collections.abc import Mapping
 
 import pluggy
 
+from flowfactory.discovery.hook_checks import check_hooks, check_unmarked, require_marked
 from flowfactory.discovery.specs import PROJECT
 from flowfactory.errors import UserError
 from flowfactory.hooks.specs import RunSpecs
 
 EXACTLY_ONE = {"load": "model", "encode": "model", "sample": "model", "log_prob": "model", "update": "algorithm"}
+
+MARKED_TOGETHER = (
+    ("load", "encode", "sample", "log_prob"),
+    ("plan", "update"),
+    ("prepare_reward", "compute_reward"),
+    ("run_started", "iteration_finished", "checkpoint_saved", "run_finished"),
+)
+"""What a component that has one of them implements: where one is marked, another without a mark was forgotten."""
 
 
 def make_manager(components: Mapping[str, object]) -> pluggy.PluginManager:
@@ -19,29 +28,28 @@ def make_manager(components: Mapping[str, object]) -> pluggy.PluginManager:
     manager.add_hookspecs(RunSpecs)
     for label, component in components.items():
         try:
+            check_hooks(component, RunSpecs)
+            check_unmarked(component, RunSpecs, MARKED_TOGETHER)
             manager.register(component, label)
+        except UserError as error:
+            raise UserError(f"{label}: {error}") from error
         except ValueError as error:
             told = " ".join(str(error).split())
             raise UserError(f"{label}: {told}; components must compare by identity, as plain classes do") from error
-        except pluggy.PluginValidationError as error:
-            raise UserError(f"{label}: {' '.join(str(error).split())}") from error
-    try:
-        manager.check_pending()
-    except pluggy.PluginValidationError as error:
-        raise UserError(f"{' '.join(str(error).split())}; there is no such hook; see flowfactory.hooks.specs") from error
     return manager
 
 
 def require_hook(manager: pluggy.PluginManager, owner: str, hook: str) -> None:
     """UserError unless ``owner`` implements ``hook``, and where one is wanted nobody else does."""
+    try:
+        require_marked(manager.get_plugin(owner), hook)
+    except UserError as error:
+        raise UserError(f"{owner}: {error}") from error
     implementations = [
         implementation.plugin_name
         for implementation in getattr(manager.hook, hook).get_hookimpls()
         if not (implementation.wrapper or implementation.hookwrapper)
     ]
-    if owner not in implementations:
-        kind = type(manager.get_plugin(owner)).__name__
-        raise UserError(f"{owner}: {kind} does not implement {hook}; write the method and mark it with @hookimpl")
     if hook in EXACTLY_ONE and len(implementations) > 1:
         others = ", ".join(name for name in implementations if name != owner)
         raise UserError(f"{hook} is implemented by {owner} and by {others}; exactly one may, others wrap (wrapper=True)")

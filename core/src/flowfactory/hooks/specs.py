@@ -80,7 +80,7 @@ class RunSpecs:
         """
 
     @hookspec(firstresult=True)
-    def plan(self, iteration: int, plan: SamplingPlan) -> SamplingPlan | None:
+    def plan(self, iteration: int, plan: SamplingPlan) -> SamplingPlan:  # type: ignore[empty-body]
         """The plan of this iteration: which steps are stochastic, which are recorded. Algorithm, optional."""
 
     @hookspec(firstresult=True)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
 
 ENCODE_BATCH = 32
+FIRST_SIGMA = 0.99  # of what starts from pure noise: schedulers that begin a little below 1 are released
 Entry = Mapping[str, Tensor]
 
 
@@ -104,14 +105,16 @@ class Family:
     lora_targets, blocks: see :class:`~flowfactory.types.Trainable`.
     encode: tensors of each prompt, without a batch axis; called under ``no_grad`` with at most ``encode_batch`` prompts. It
     looks at all options but ``not_encoded``.
-    shape: of the latents of one sample. sigmas: [steps + 1], as the checkpoint's scheduler has them.
+    shape: of the latents of one sample. sigmas: [steps + 1], as the checkpoint's scheduler has them, down to 0.
     velocity: [B, ...] without classifier-free guidance, for conditions of equal shapes except along the first axis of what
     ``padded`` names; the guidance is for what is embedded. guide: joins the velocity with the prompt and the one with the
     negative prompt. guided: whether the checkpoint at hand has classifier-free guidance. takes_guidance: whether any guidance
     means something to it, as far as files on this machine tell.
-    start: latents at the first sigma. decode: media in [0, 1] of latents.
+    start: latents at the first sigma. decode: media in [0, 1] of latents, not clamped.
     grid: what it can draw. trained_transformers: those that train, by the checkpoint and the options. transformers: all there
     may be.
+    comfyui: how ComfyUI's loader of adapters calls the linear layers: a regular expression of a layer's whole name and what it
+    is there, the first that matches; none where ComfyUI has no such model. experts: what users call each of ``transformers``.
     float32: parts that are never rounded. unread, frame_rate, negative_media, canvas_matters: see Trainable.
     """
 
@@ -133,6 +136,8 @@ class Family:
     unread: Callable[[Parts], tuple[str, ...]] = no_unread_weights
     trained_transformers: Callable[[Pretrained, Any], tuple[str, ...]] = train_transformer
     transformers: tuple[str, ...] = ("transformer",)
+    experts: tuple[str, ...] = ("",)
+    comfyui: tuple[tuple[str, str], ...] = ()
     encoded_with: tuple[str, ...] = ()
     encode_batch: int = ENCODE_BATCH
     not_encoded: tuple[str, ...] = ()
@@ -278,10 +283,11 @@ class FamilyModel:
 
     @hookimpl
     def sample(self, conditions: Conditions, plan: SamplingPlan) -> Trajectory:
-        """Media in [0, 1], clean latents and recorded steps."""
+        """Media, clean latents and recorded steps."""
         family, parts = self._family, self._parts
         noise = flow.noise(plan, family.shape(parts, plan.canvas), device=parts.device)
         sigmas = family.sigmas(parts, plan.steps, plan.canvas).float().cpu()
+        flow.check_sigmas(sigmas, plan.steps, FIRST_SIGMA if family.start is start_from_noise else 0)
         start = family.start(parts, noise, sigmas[0], conditions)
         latents, steps = flow.rollout(self.velocity, start, sigmas, conditions, plan)
         return Trajectory(self.decode(latents), latents, sigmas, steps)
@@ -319,7 +325,7 @@ class FamilyModel:
         return tuple((name, tuple(entry[name].shape[name in padded :])) for name in sorted(entry))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Media [B, ...] in [0, 1], float32."""
+        """Media [B, ...], float32; in [0, 1] up to what the decoder overshoots."""
         parts = replace(self._parts, device=self._device(self._config.decoder_on))
         latents = latents.to(parts.device)
         most = self._config.decode_batch_size or len(latents)
@@ -327,7 +333,7 @@ class FamilyModel:
         # the VAE computes in the dtype it is stored in: some are float32 since less is visible
         with torch.autocast(latents.device.type, enabled=False):
             pieces = [self._family.decode(parts, latents[start : start + most]) for start in starts]
-        return torch.cat(pieces).float().clamp(0, 1)
+        return torch.cat(pieces).float()
 
 
 def _version(distribution: str) -> str | None:

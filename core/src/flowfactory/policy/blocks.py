@@ -5,7 +5,7 @@ Quantised first, then adapted by LoRA, checkpointed, compiled, and sharded last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from types import MethodType
 from typing import Any
@@ -31,6 +31,22 @@ def find_blocks(module: nn.Module, names: Sequence[str] = ()) -> list[nn.Module]
         wanted = {name for key in ("_repeated_blocks", "_no_split_modules") for name in getattr(module, key, None) or ()}
     listed = {id(member) for members in module.modules() if isinstance(members, nn.ModuleList) for member in members}
     return [m for m in module.modules() if id(m) in listed and wanted & {kind.__name__ for kind in type(m).__mro__}]
+
+
+def check_names(modules: Iterable[nn.Module], names: Sequence[str]) -> None:
+    """UserError: one of ``names`` is the class of no repeated block of ``modules``."""
+    modules = list(modules)
+    for name in names:
+        if not any(find_blocks(module, [name]) for module in modules):
+            known = sorted({type(member).__name__ for module in modules for member in _outermost(module)})
+            there = f"those of {type(modules[0]).__name__} are {', '.join(known)}" if known else "there are none"
+            raise UserError(f"model: its blocks name {name!r}, which is no class of its repeated blocks; {there}")
+
+
+def _outermost(module: nn.Module) -> Iterator[nn.Module]:
+    """The members of the ModuleLists of ``module``, but not of lists inside these."""
+    for child in module.children():
+        yield from child if isinstance(child, nn.ModuleList) else _outermost(child)
 
 
 def require_blocks(module: nn.Module, names: Sequence[str], key: str) -> list[nn.Module]:

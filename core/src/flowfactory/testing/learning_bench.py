@@ -17,6 +17,7 @@ from flowfactory.config.schema import TrainingConfig
 from flowfactory.experience import Experience, Loss
 from flowfactory.flow.dynamics import ODE
 from flowfactory.flow.timesteps import NoisedBatch, Timesteps, noised_micro_batches
+from flowfactory.hooks.building import build
 from flowfactory.hooks.calls import Hooks
 from flowfactory.hooks.manager import make_manager
 from flowfactory.policy.policy import Policy
@@ -130,7 +131,7 @@ def learning(
             prompts=["a" * (1 + group) for group in range(len(advantages) // group_size)],
             group_size=group_size,
             dynamics=dynamics,
-            others={"algorithm": algorithm.build("algorithm")},
+            others={"algorithm": build(algorithm, "algorithm")},
         )
     made.hooks.run_started(RunInfo(Path(), None, 1), made.policy)
     plan = made.hooks.plan(0, made.plan)
@@ -153,5 +154,5 @@ def learning(
 def make_plan(algorithm: AlgorithmConfig, **attributes: Any) -> SamplingPlan:
     """What ``algorithm`` makes of a plan of 4 steps of the ODE under guidance 1, with ``attributes`` set on top."""
     given = replace(SamplingPlan(4, Canvas(4, 4), 1.0, ODE(), 0, 0), **attributes)
-    hooks = Hooks(make_manager({"algorithm": algorithm.build("algorithm")}))
+    hooks = Hooks(make_manager({"algorithm": build(algorithm, "algorithm")}))
     return hooks.plan(0, given)

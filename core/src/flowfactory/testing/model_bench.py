@@ -14,11 +14,12 @@ from flowfactory.config.component import ModelConfig
 from flowfactory.data.batches import Batch, make_batch
 from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.flow.dynamics import FlowSDEConfig
+from flowfactory.hooks.building import build
 from flowfactory.hooks.calls import Hooks
 from flowfactory.hooks.manager import make_manager
 from flowfactory.policy.policy import Policy
 from flowfactory.training.sampler import Sampler
-from flowfactory.types import Conditions, Dynamics, Prompt, Runtime, SamplingPlan, Trajectory
+from flowfactory.types import Conditions, Dynamics, Prompt, Runtime, SamplingPlan, Trainable, Trajectory
 
 CPU = torch.device("cpu")
 
@@ -34,6 +35,7 @@ class Bench:
     plan: SamplingPlan
     conditions: Conditions
     entries: int
+    trainable: Trainable
 
     def draw(self, batch_size: int) -> Trajectory:
         """The whole plan, ``batch_size`` at once."""
@@ -58,7 +60,7 @@ def bench(
     ``size`` is height, width and, for videos, frames. ``others`` are components that share its hooks, such as an algorithm
     that wraps ``sample``.
     """
-    hooks = Hooks(make_manager({"model": model.build("model"), **(others or {})}))
+    hooks = Hooks(make_manager({"model": build(model, "model"), **(others or {})}))
     trainable = hooks.load(Runtime(CPU, precision))
     policy = Policy(trainable, hooks.log_prob, CPU, precision)
     cache = EncodeCache(hooks.encode, trainable.encoding, folder, CPU, trainable.canvas_matters)
@@ -70,4 +72,4 @@ def bench(
     plan = SamplingPlan(steps, Canvas(*size), guidance, chosen, 0, 0, batch.keys, window, window)
     encoded = cache.prepare(batch.prompts, plan.canvas)
     conditions = sampler.conditions(batch.prompts, guidance, plan.canvas)
-    return Bench(hooks, policy, sampler, batch, plan, conditions, encoded)
+    return Bench(hooks, policy, sampler, batch, plan, conditions, encoded, trainable)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,37 +14,49 @@ from torch.distributed.checkpoint.state_dict_saver import save as write
 
 from flowfactory import flow
 from flowfactory.config.component import ModelConfig
+from flowfactory.distributed.ranks import ALONE
+from flowfactory.errors import RunError, UserError
+from flowfactory.policy import blocks
 from flowfactory.runs.checkpoints import load
 from flowfactory.testing.model_bench import Bench, bench
+from flowfactory.training.inspection import check_range
+from flowfactory.training.rollouts import roll_out
 from flowfactory.types import Prompt, Trajectory
 
 
 def check_model(
     config: ModelConfig,
-    prompts: Sequence[str | Prompt] = ("a red circle", "two blue squares"),
+    prompts: Sequence[str | Prompt] = ("a red circle", "two blue squares beside a small green triangle"),
     size: tuple[int, ...] = (32, 32),
     guidance: float = 1.0,
     tolerance: float = 1e-4,
 ) -> None:
     """A model keeps its contract.
 
-    Prompts are encoded once; media lie in [0, 1]; the same plan draws the same, in one batch or in several; replaying a
-    recorded step gives a ratio of one; every trainable weight gets a finite gradient; save and load give the same weights.
+    Prompts are encoded once, and other texts to other conditions; sigmas fall from 1 to 0; media have the size of the canvas,
+    are finite and, as they are decoded, in [0, 1] up to a decoder's overshoot; the same plan draws the same, in one batch or in
+    several, which mix prompts of different lengths; replaying a recorded step gives a ratio of one; every trainable weight gets
+    a finite gradient; blocks name classes that are there; save and load give the same weights.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        made = bench(config, folder, prompts, size, guidance=guidance)
+        with _refusals_asserted():
+            made = bench(config, folder, prompts, size, guidance=guidance)
         assert made.entries == len({str(prompt) for prompt in prompts}), "encode was not asked for each distinct prompt once"
         assert bench(config, folder, prompts, size, guidance=guidance).entries == 0, "conditions were not found in the cache"
-        whole = made.draw(len(made.plan.keys))
-        assert whole.media.shape[0] == len(made.plan.keys), f"media have shape {list(whole.media.shape)}"
+        with _refusals_asserted():
+            blocks.check_names([*made.trainable.modules.values(), *made.trainable.frozen.values()], made.trainable.blocks)
+            _check_conditions(made)
+            whole = roll_out(made.sampler, made.batch, made.conditions, made.plan, len(made.plan.keys), ALONE).trajectory
+            assert whole.overshoot is not None
+            check_range(whole.overshoot.tolist())
         assert not any(drawn.requires_grad for drawn in (whole.media, whole.latents)), "sampling kept a graph"
-        assert float(whole.media.min()) >= 0, "media are not in [0, 1]"
-        assert float(whole.media.max()) <= 1, "media are not in [0, 1]"
         assert len(whole.steps) == len(made.plan.recorded), "not every step that the plan records is recorded"
         assert torch.equal(whole.latents, made.draw(len(made.plan.keys)).latents), "the same plan drew something else"
         pieces = made.draw(3)
-        assert torch.allclose(whole.latents, pieces.latents, atol=tolerance), "the batch size changes what is drawn"
+        assert torch.allclose(whole.latents, pieces.latents, atol=tolerance), (
+            "the batch size changes what is drawn: a sample looks at others, or at padding that a mask should hide"
+        )
         for step in pieces.steps:
             replayed = made.policy.evaluate(step).log_prob
             assert replayed is not None
@@ -51,6 +65,24 @@ def check_model(
             assert deviation <= 1e-5, f"replaying a recorded step gives a ratio that is off by {deviation:.1e}"
         _check_gradients(made, whole)
         _check_weights(made, config, folder)
+
+
+@contextmanager
+def _refusals_asserted() -> Iterator[None]:
+    try:
+        yield
+    except (UserError, RunError) as error:
+        raise AssertionError(str(error)) from error
+
+
+def _check_conditions(made: Bench) -> None:
+    """Of each prompt and its negative one; and of the first with another text, beside the same pictures and videos."""
+    different = list({prompt.index: prompt for prompt in made.batch.prompts}.values())
+    made.sampler.check_conditions([(prompt, made.plan.canvas) for prompt in different])
+    first, texts = different[0], {prompt.text for prompt in different}
+    if first.media or len(texts) == 1:
+        other = next((text for text in texts if text != first.text), f"no {first.text} but two green triangles")
+        made.sampler.check_conditions([(prompt, made.plan.canvas) for prompt in (first, replace(first, text=other))])
 
 
 def _check_gradients(made: Bench, drawn: Trajectory) -> None:

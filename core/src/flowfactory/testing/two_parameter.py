@@ -54,7 +54,7 @@ class TwoParameter:
         """Grey pictures [B, 1, 4, 4]."""
         sigmas = torch.linspace(1, 0, plan.steps + 1)
         latents, steps = flow.rollout(self.velocity, flow.noise(plan, self.SHAPE), sigmas, conditions, plan)
-        return Trajectory((latents / 4 + 0.5).clamp(0, 1), latents, sigmas, steps)
+        return Trajectory(latents / 4 + 0.5, latents, sigmas, steps)
 
     @hookimpl
     def log_prob(self, step: Step) -> Evaluation:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from flowfactory.config.schema import RunConfig
+from flowfactory.hooks.building import build
 from flowfactory.hooks.calls import Hooks
 from flowfactory.hooks.manager import EXACTLY_ONE, make_manager, require_hook
 from flowfactory.rewards.scoring import Rewards
@@ -19,17 +20,17 @@ class Assembly:
 
     def __init__(self, config: RunConfig, observers: Iterable[object] = (), trackers: bool = True) -> None:
         components: dict[str, object] = {
-            "model": config.model.build("model"),
-            "algorithm": config.algorithm.build("algorithm"),
+            "model": build(config.model, "model"),
+            "algorithm": build(config.algorithm, "algorithm"),
         }
         if trackers:
-            components |= {f"tracker {i}": t.build(f"tracker {i}") for i, t in enumerate(config.output.trackers)}
+            components |= {f"tracker {i}": build(t, f"tracker {i}") for i, t in enumerate(config.output.trackers)}
         components |= {f"observer {i}": observer for i, observer in enumerate(observers)}
         manager = make_manager(components)
         for hook, owner in EXACTLY_ONE.items():
             require_hook(manager, owner, hook)
         self.hooks = Hooks(manager)
-        dynamics: Any = config.sampling.dynamics.build("dynamics")
+        dynamics: Any = build(config.sampling.dynamics, "dynamics")
         ode: Any = _ode()
         self.dynamics: Dynamics = dynamics
         self.ode: Dynamics = ode

@@ -58,7 +58,7 @@ def evaluate(
     for rows in split_whole_groups(batch, batch_size * ranks.count):
         part = batch.rows(rows)
         conditions = sampler.conditions(part.prompts, plan.guidance, plan.canvas)
-        drawn = roll_out(sampler, conditions, plan.rows(rows), batch_size, ranks)
+        drawn = roll_out(sampler, part, conditions, plan.rows(rows), batch_size, ranks)
         if score:
             reward_ranks = config.distributed.count_reward_ranks(ranks.count)
             started.append(score_on_ranks(assembly.evaluation_rewards, drawn, part, ranks, reward_ranks, sampler.frame_rate))

@@ -26,11 +26,11 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     )
     plan = sampling_plan(run.assembly, config, iteration, batch.keys)
     known = run.sampler.conditions(batch.prompts, max(plan.guidance, plan.teacher_guidance), plan.canvas)
-    pieces, started = [], []
+    pieces, started, batch_size = [], [], config.sampling.batch_size
     held: list[list[int]] = [[] for _ in range(ranks.count)]
-    for rows in batches.split_whole_groups(batch, config.sampling.batch_size * ranks.count):
+    for rows in batches.split_whole_groups(batch, batch_size * ranks.count):
         with timer("sample"):
-            drawn = roll_out(run.sampler, known.rows(rows), plan.rows(rows), config.sampling.batch_size, ranks)
+            drawn = roll_out(run.sampler, batch.rows(rows), known.rows(rows), plan.rows(rows), batch_size, ranks)
         with timer("reward"):
             reward_ranks = config.distributed.count_reward_ranks(ranks.count)
             started.append(
@@ -57,7 +57,7 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
         timesteps_per_forward=config.training.timesteps_per_forward,
         device=run.policy.device,
     )
-    return Rollouts(experience, ranks, held)
+    return Rollouts(experience, ranks, held, trajectory.overshoot)
 
 
 def reward_weights(config: RunConfig) -> dict[str, float]:

@@ -18,6 +18,7 @@ from flowfactory.flow import generator
 from flowfactory.hooks.calls import Hooks
 from flowfactory.policy.policy import Policy
 from flowfactory.rl.groups import group_std
+from flowfactory.training.inspection import check_range
 from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.update import micro_batch_units
 
@@ -41,6 +42,8 @@ def preflight(rollouts: Rollouts, policy: Policy, hooks: Hooks, config: RunConfi
 
     Works on the first iteration's own pictures, so that it costs one batch of training. Every rank comes to the same.
     """
+    if rollouts.overshoot is not None and rollouts.experience.plan.iteration == 0:  # training may lead anywhere
+        check_range([far for found in rollouts.ranks.gather(rollouts.overshoot.tolist()) for far in found])
     checks = (
         trains(policy),
         rewards_differ(rollouts.experience.rewards, rollouts.experience.groups, config),

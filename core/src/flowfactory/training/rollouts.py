@@ -13,8 +13,9 @@ from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.experience import Experience
 from flowfactory.rewards.scoring import PendingScores, Rewards
 from flowfactory.rl.groups import rows_by_group
+from flowfactory.training import inspection
 from flowfactory.training.sampler import Sampler, merge_scores, to_samples
-from flowfactory.types import Conditions, SamplingPlan, Trajectory
+from flowfactory.types import Conditions, Index, SamplingPlan, Trajectory
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,26 @@ class RankRollout:
     held: Rows
 
 
-def roll_out(sampler: Sampler, conditions: Conditions, plan: SamplingPlan, batch_size: int, ranks: Ranks) -> RankRollout:
-    """All samples of ``plan``, each rank its part and as many as the others, at most ``batch_size`` at once."""
+def roll_out(
+    sampler: Sampler, batch: Batch, conditions: Conditions, plan: SamplingPlan, batch_size: int, ranks: Ranks
+) -> RankRollout:
+    """All samples of ``batch``, each rank its part and as many as the others, at most ``batch_size`` at once.
+
+    UserError: what was drawn is not of the form that ``plan`` asks for. RunError: it is not finite on some rank. A joint
+    work of the ranks.
+    """
     held = split_with_padding(range(len(plan.keys)), ranks.count)
     mine = held[ranks.rank]
-    return RankRollout(sampler.draw(conditions.rows(mine), plan.rows(mine), batch_size), held)
+    own = conditions.rows(mine)
+    drawn = sampler.draw(own, plan.rows(mine), batch_size)
+    if sampler.inspects:
+        inspection.check_form(drawn, plan.rows(mine))
+
+        def redraw(index: Index, other: SamplingPlan) -> Trajectory:
+            return sampler.draw(own.rows(index), other, batch_size)
+
+        inspection.check_finite(drawn, plan, batch.prompts, mine, batch_size, redraw, ranks)
+    return RankRollout(drawn, held)
 
 
 @dataclass(frozen=True)
@@ -37,12 +53,13 @@ class Rollouts:
     """What all ranks drew.
 
     ``experience`` has the latents and steps of this rank's samples, ``held[rank]``, and everything else of all samples; on one
-    rank that is all there is.
+    rank that is all there is. ``overshoot`` [n] of this rank's: see :meth:`~flowfactory.types.Trajectory.clamp`.
     """
 
     experience: Experience
     ranks: Ranks = ALONE
     held: Rows | None = None
+    overshoot: Tensor | None = None
 
     def redistribute(self, wanted: Rows, epoch: int = 0) -> Experience:
         """The samples ``wanted[rank]``, whole, from where they are; a joint work of the ranks."""

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from flowfactory.canvas import Canvas
+from flowfactory.data import condition_checks
 from flowfactory.data.batches import Batch
 from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.distributed.ranks import ALONE, Ranks
+from flowfactory.errors import RunError, UserError
 from flowfactory.hooks.calls import Hooks
 from flowfactory.policy.policy import Policy
 from flowfactory.types import Conditions, Prompt, Samples, SamplingPlan, Step, Trainable, Trajectory
@@ -20,7 +22,8 @@ from flowfactory.types import Conditions, Prompt, Samples, SamplingPlan, Step, T
 class Sampler:
     """Draws what a plan says; what was drawn rests on the device, or in host memory where ``host`` says so.
 
-    ``negative`` is the negative prompt of prompts that have none of their own.
+    ``negative`` is the negative prompt of prompts that have none of their own. ``inspects``: whether what is drawn has numbers
+    to be looked at, which fake tensors have not.
     """
 
     def __init__(
@@ -32,11 +35,12 @@ class Sampler:
         negative: str,
         host: bool = False,
         ranks: Ranks = ALONE,
+        inspects: bool = True,
     ) -> None:
         self._hooks, self._policy, self._cache = hooks, policy, cache
         self._trainable, self._negative = trainable, negative
         self._rests_on = torch.device("cpu") if host else None
-        self._ranks = ranks
+        self._ranks, self.inspects = ranks, inspects
 
     @property
     def frame_rate(self) -> float | None:
@@ -47,7 +51,8 @@ class Sampler:
         """Have all that drawing each prompt on its canvas may need encoded; returns how many prompts had to be.
 
         The encoders are loaded once, or once a canvas where it matters, by the leading rank; the others find its work on the
-        disk, and where machines share none the first rank of each does it again.
+        disk, and where machines share none the first rank of each does it again. UserError, RunError: a prompt cannot be
+        encoded, on whichever rank; or what came of it is not finite.
         """
         by_canvas: dict[Canvas, list[Prompt]] = {}
         for prompt, canvas in wanted:
@@ -55,10 +60,31 @@ class Sampler:
             by_canvas.setdefault(same, []).extend([prompt, *([self._opposite(prompt)] if self._trainable.guided else [])])
         encoded = 0
         for mine in (self._ranks.leads, self._ranks.local == 0, True) if self._ranks.count > 1 else (True,):
+            failure: Exception | None = None
             if mine:
-                encoded += sum(self._cache.prepare(prompts, canvas) for canvas, prompts in by_canvas.items())
-            self._ranks.barrier()
+                try:
+                    encoded += sum(self._cache.prepare(prompts, canvas) for canvas, prompts in by_canvas.items())
+                except (UserError, RunError) as error:
+                    failure = error
+            for told in self._ranks.gather(failure):  # the others would wait for what never comes
+                if told is not None:
+                    raise told
         return encoded
+
+    def check_conditions(self, wanted: Sequence[tuple[Prompt, Canvas]]) -> None:
+        """RunError: other prompts, of those ``wanted``, have no other conditions, or negative ones none of their own."""
+        if not wanted:
+            return
+        canvas = wanted[0][1]
+        alike = [prompt for prompt, other in wanted if other == canvas or not self._trainable.canvas_matters]
+        compared = condition_checks.choose_compared(alike)
+
+        def encoded(prompts: list[Prompt]) -> list[condition_checks.Encoded]:
+            return list(zip(prompts, self._cache.entries(prompts, canvas), strict=True))
+
+        condition_checks.check_different(encoded(compared))
+        if self._trainable.guided:
+            condition_checks.check_negatives(encoded(compared), encoded([self._opposite(prompt) for prompt in compared]))
 
     def conditions(self, prompts: Sequence[Prompt], guidance: float, canvas: Canvas) -> Conditions:
         """The conditions of ``prompts``, with the negative prompts' where ``guidance`` needs them."""
@@ -68,8 +94,8 @@ class Sampler:
     def _opposite(self, prompt: Prompt) -> Prompt:
         text = self._negative if prompt.negative is None else prompt.negative
         if self._trainable.negative_media:
-            return replace(prompt, text=text, index=0, metadata={}, negative=None)
-        return Prompt(text)
+            return replace(prompt, text=text, index=0, metadata={}, negative=None, is_negative=True)
+        return Prompt(text, is_negative=True)
 
     def draw(self, conditions: Conditions, plan: SamplingPlan, batch_size: int) -> Trajectory:
         """The trajectory of all samples of ``plan``, drawn at most ``batch_size`` at once, with the weights it names."""
@@ -78,6 +104,7 @@ class Sampler:
             for start in range(0, len(plan.keys), batch_size):
                 index = range(start, min(start + batch_size, len(plan.keys)))
                 piece = self._hooks.sample(conditions.rows(index), plan.rows(index))
+                piece = piece.clamp()
                 pieces.append(piece if self._rests_on is None else piece.to(self._rests_on))
         return concatenate(pieces, conditions)
 
@@ -92,6 +119,7 @@ def concatenate(pieces: Sequence[Trajectory], conditions: Conditions) -> Traject
         torch.cat([piece.latents for piece in pieces]),
         pieces[0].sigmas,
         tuple(steps),
+        torch.cat([piece.overshoot for piece in pieces if piece.overshoot is not None]),
     )
 
 

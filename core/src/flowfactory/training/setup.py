@@ -11,6 +11,7 @@ from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.distributed.mesh import resolve_device
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.errors import UserError
+from flowfactory.policy import blocks
 from flowfactory.policy.policy import Policy
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.learner import Learner
@@ -70,6 +71,7 @@ def prepare_run(
         config.model.check(config)  # again: what a hub id names may only now be on this machine
     except ValueError as error:
         raise UserError(f"model: {error}") from error
+    blocks.check_names([*trainable.modules.values(), *trainable.frozen.values()], trainable.blocks)
     host = config.training.kept_on == "host"
     policy = Policy(trainable, assembly.hooks.log_prob, device, precision, config.seed, host, config.model.quantize)
     folder = encode_cache.default_folder()
@@ -79,6 +81,7 @@ def prepare_run(
     heldout_canvas = config.evaluation.canvas(config.sampling)
     wanted = [*((prompt, config.sampling.canvas) for prompt in train), *((prompt, heldout_canvas) for prompt in heldout)]
     encoded = sampler.prepare(wanted)
+    sampler.check_conditions(wanted)
     say(f"{len(train)} training and {len(heldout)} held-out prompts, {encoded} encoded now, the rest from the cache")
     policy.distribute(ranks, config.training, config.distributed.gather_to_sample)
     for name, decay in ((SAMPLING, config.sampling.ema), (EVALUATION, config.evaluation.ema)):

@@ -105,6 +105,7 @@ QWEN_IMAGE = Family(
     decode=decode,
     blocks=("QwenImageTransformerBlock",),
     lora_targets=LORA_TARGETS,
+    comfyui=((r"(.+)", r"diffusion_model.\1"),),  # its layers are called as those of diffusers
     grid=grid,
     guide=guide,
     unread=unread_weights,

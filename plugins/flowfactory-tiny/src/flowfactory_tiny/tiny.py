@@ -1,9 +1,13 @@
 """The embedded generator: an ordinary StableDiffusion3Pipeline folder inside this package."""
 
+from dataclasses import replace
+from typing import ClassVar
+
 from pydantic import Field
 
 from flowfactory import CheckpointPath
-from flowfactory_sd3.sd3 import SD3Config
+from flowfactory.models import Family
+from flowfactory_sd3.sd3 import SD3, SD3Config
 from flowfactory_tiny import FOLDER
 
 
@@ -11,6 +15,7 @@ class TinyConfig(SD3Config):
     """A 1.7 M parameter Stable Diffusion 3 that draws coloured shapes at 32x32 pixels; pretrained, offline."""
 
     known_as = ("toy", "small", "test")
+    family: ClassVar[Family] = replace(SD3, comfyui=())
 
     path: CheckpointPath = Field(str(FOLDER / "pipeline"), description="the folder in this package")
     max_sequence_length: int = Field(1, ge=1, le=512, description="as pretrained: there is no T5 encoder")

@@ -15,6 +15,14 @@ from flowfactory.models import Entry, Family, FamilyConfig, Grid, Parts, Pretrai
 PATCH = 2  # the transformer can have several, and the pipeline uses this one
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
 
+# queries, keys and values by diffusers' names, of which it knows the rows of its fused weight
+COMFYUI = (
+    (r"(.+\.attention)\.to_out\.0", r"diffusion_model.\1.out"),
+    (r"all_x_embedder\.2-1", "diffusion_model.x_embedder"),
+    (r"all_final_layer\.2-1\.(.+)", r"diffusion_model.final_layer.\1"),
+    (r"((?:layers|noise_refiner|context_refiner|cap_embedder|t_embedder)\..+)", r"diffusion_model.\1"),
+)
+
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
     """embeds [L_i, D] of each prompt: its own tokens alone."""
@@ -83,6 +91,7 @@ Z_IMAGE = Family(
     decode=models.decode_scaled,
     blocks=("ZImageTransformerBlock",),
     lora_targets=LORA_TARGETS,
+    comfyui=COMFYUI,
     grid=grid,
     guide=guide,
     encode_batch=8,  # every layer's hidden states are kept, at the full length

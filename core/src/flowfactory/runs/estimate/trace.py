@@ -74,7 +74,8 @@ class Trace:
         self._decoder = sum(module_bytes(module) for module in opened.opened.values() if id(module) not in transformers)
         there = set(opened.opened)
         self._known = TracedConditions(assembly.hooks.encode)
-        sampler = Sampler(assembly.hooks, policy, cast(Any, self._known), trainable, config.prompts.negative)
+        known = cast(Any, self._known)
+        sampler = Sampler(assembly.hooks, policy, known, trainable, config.prompts.negative, inspects=False)
         start = counter.begin()
         first = [(prompt, config.sampling.canvas) for prompt in train[:ENCODED]]
         sampler.prepare([*first, *((prompt, config.evaluation.canvas(config.sampling)) for prompt in heldout[:ENCODED])])

@@ -1,0 +1,140 @@
+"""discover(): asks every installed plugin, and one-file plugins, what they bring."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from functools import partial
+from importlib import metadata, util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from flowfactory.discovery.catalogue import CORE, NARROW, Catalogue, Component, Remark, check_kind
+from flowfactory.discovery.hook_checks import check_hooks, require_marked
+from flowfactory.discovery.source_places import describe_exception
+from flowfactory.discovery.specs import PROJECT, DiscoverySpecs
+from flowfactory.errors import UserError
+from flowfactory.suggestions import did_you_mean
+
+SLOW = 0.5
+"""Seconds from which on a plugin is said to be slow."""
+
+
+def discover(files: Sequence[Path] = ()) -> Catalogue:
+    """The catalogue of all installed plugins and of the one-file plugins ``files``.
+
+    The environment variable FLOWFACTORY_PLUGINS, a comma-separated list of entry-point names, narrows what is loaded
+    besides core; UserError: it names one that is not installed. An installed plugin that fails is listed as broken; a file
+    that fails is a UserError.
+    """
+    catalogue = Catalogue()
+    for entry in _chosen_entries(catalogue):
+        distribution = entry.dist.name if entry.dist else entry.name
+        version = entry.dist.version if entry.dist else ""
+        misfit = _misfit(entry.dist) if entry.dist else ""
+        try:
+            _ask(catalogue, entry.name, entry.load, distribution, version, misfit)
+        except (Exception, SystemExit) as error:
+            catalogue.broken.append(Remark(entry.name, "; ".join(filter(None, [describe_exception(error), misfit]))))
+    paths = list(dict.fromkeys(Path(file).resolve() for file in files))
+    for file in paths:
+        alone = [path.name for path in paths].count(file.name) == 1
+        try:
+            _ask(catalogue, file.name, partial(_import_file, file), file.name if alone else str(file))
+        except (Exception, SystemExit) as error:
+            raise UserError(f"plugin {file}: {describe_exception(error)}") from error
+    return catalogue
+
+
+def _chosen_entries(catalogue: Catalogue) -> list[metadata.EntryPoint]:
+    """The entry points to load, core's first; those that FLOWFACTORY_PLUGINS leaves out are noted in ``catalogue``."""
+    entries = sorted(metadata.entry_points(group=PROJECT), key=_order)
+    chosen = os.environ.get(NARROW)
+    if chosen is None:
+        return entries
+    wanted = {"core", *filter(None, (name.strip() for name in chosen.split(",")))}
+    names = {entry.name for entry in entries} | {"core"}
+    for name in sorted(wanted - names):
+        raise UserError(
+            f"the environment variable {NARROW} names {name!r}, which no installed plugin has{did_you_mean(name, names)}"
+        )
+    catalogue.left_out += [entry.name for entry in entries if entry.name not in wanted]
+    return [entry for entry in entries if entry.name in wanted]
+
+
+def _order(entry: metadata.EntryPoint) -> tuple[bool, str, str]:
+    distribution = entry.dist.name if entry.dist else ""
+    return distribution != CORE, entry.name, distribution
+
+
+def _ask(
+    catalogue: Catalogue, plugin: str, load: Callable[[], Any], distribution: str, version: str = "", misfit: str = ""
+) -> None:
+    """Add what the module that ``load`` imports registers, all of it or, where it raises, nothing."""
+    mine: list[Component] = []
+
+    def register(kind: str, name: str, spec: Any) -> None:
+        taken = [*mine, *(component for component in catalogue.found if component.distribution == distribution)]
+        check_kind(kind, name, taken)
+        mine.append(Component(kind, name, spec, plugin, distribution, version, misfit))
+
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(DiscoverySpecs)
+    started, had_torch = time.perf_counter(), "torch" in sys.modules
+    with redirect_stdout(sys.stderr):  # what a plugin prints is no part of a command's answer
+        module = load()
+        if not isinstance(module, ModuleType):
+            raise UserError(f"the entry point is a {type(module).__name__}; name the module, without a colon")
+        check_hooks(module, DiscoverySpecs)
+        require_marked(module, "register_components")
+        manager.register(module)
+        manager.hook.register_components(register=register)
+    seconds = time.perf_counter() - started
+    catalogue.found += mine
+    if not had_torch and "torch" in sys.modules:
+        advice = 'register "package.module:Class" instead of the class, and import torch there'
+        catalogue.slow.append(Remark(plugin, f"{seconds:.1f} s: imports torch when it is asked what it brings; {advice}"))
+    elif seconds > SLOW:
+        catalogue.slow.append(Remark(plugin, f"{seconds:.1f} s to say what it brings"))
+
+
+def _misfit(distribution: metadata.Distribution) -> str:
+    """Why the distribution does not go with the core that is installed; "" where it does."""
+    if not any(line.startswith(CORE) for line in distribution.requires or ()):
+        return ""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    present = metadata.version(CORE)
+    for line in distribution.requires or ():
+        try:
+            wanted = Requirement(line)
+        except InvalidRequirement:
+            continue
+        applies = wanted.name == CORE and (wanted.marker is None or wanted.marker.evaluate({"extra": ""}))
+        if applies and not wanted.specifier.contains(present, prereleases=True):
+            own = f"{distribution.name} {distribution.version}"
+            return (
+                f"{own} requires flowfactory{wanted.specifier}, and {present} is installed; install versions of both that fit"
+            )
+    return ""
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UserError("no such file")
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    name = f"flowfactory_plugin_{path.stem}_{digest}"  # files of one name in two folders are two modules
+    spec = util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError("not a Python file, whose name ends in .py")
+    module = util.module_from_spec(spec)
+    sys.modules[name] = module  # pydantic resolves annotations through sys.modules
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,1 @@
+"""A run's weights for others to load, in a folder that stands by itself."""

@@ -1,0 +1,166 @@
+"""The model card: what was trained, how, what it scores, and how to load it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flowfactory.config import yaml as config_yaml
+from flowfactory.config.schema import RunConfig, reward_weight
+from flowfactory.runs.directory import RunDirectory
+from flowfactory.runs.export.adapters import COMFYUI, PEFT
+from flowfactory.runs.export.origin import Origin
+from flowfactory.runs.export.usage import describe_use
+from flowfactory.training.plans import EVALUATION
+
+NOT_OF_THE_MODEL = ("output", "distributed", "plugins", "device")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the weights after ``iteration``, those kept as ``weights``, in a format; the file of each module."""
+
+    iteration: int
+    weights: str | None
+    form: str
+    files: Mapping[str, Path]
+
+
+def make_card(title: str, records: list[dict[str, Any]], config: RunConfig, origin: Origin, exported: Exported) -> str:
+    """The text of README.md. Nothing in it tells a place on this machine."""
+    pieces = [
+        f"---\n{yaml.safe_dump(_head(config, origin, exported), sort_keys=False, allow_unicode=True)}---",
+        f"# {_escape(title)}",
+        _summary(config, origin, exported),
+        _scores(records, config, exported),
+        "## Use",
+        describe_use(config, origin, exported.form, exported.files),
+        "## Config",
+        "How it was trained, without the places of files and servers.",
+        _fenced(_public_config(config)),
+    ]
+    return "\n\n".join(piece for piece in pieces if piece) + "\n"
+
+
+def _head(config: RunConfig, origin: Origin, exported: Exported) -> dict[str, Any]:
+    adapters = config.model.train != "full"
+    head: dict[str, Any] = dict(origin.licence)
+    if origin.hub:
+        head |= {"base_model": origin.name, "base_model_relation": "adapter" if adapters else "finetune"}
+    library = "peft" if exported.form == PEFT else "diffusers"
+    if exported.form != COMFYUI and (origin.pipeline or adapters):
+        head["library_name"] = library
+    head["pipeline_tag"] = _task(config)
+    kinds = [name for name, applies in (("lora", adapters), ("comfyui", exported.form == COMFYUI)) if applies]
+    head["tags"] = ["flowfactory", "reinforcement-learning", _component(config.algorithm), *kinds]
+    return head
+
+
+def _task(config: RunConfig) -> str:
+    """The hub's word for what goes in and what comes out."""
+    takes = config.model.takes
+    given = "video" if takes.video[0] else "image" if takes.images[0] else "text"
+    return f"{given}-to-{'video' if config.sampling.frames else 'image'}"
+
+
+def _component(config: object) -> str:
+    return str(getattr(config, "name", type(config).__name__))
+
+
+def _summary(config: RunConfig, origin: Origin, exported: Exported) -> str:
+    base = f"[`{origin.name}`](https://huggingface.co/{origin.name})" if origin.hub else f"`{origin.name}`"
+    what = "A fine-tune of" if config.model.train == "full" else "LoRA adapters for"
+    rewards = ", ".join(
+        f"`{label}`"
+        + (f" ({name})" if (name := _component(reward)) != label else "")
+        + f" with weight {reward_weight(reward):g}"
+        for label, reward in config.rewards.items()
+    )
+    text = (
+        f"{what} {base}, trained with flowfactory by reinforcement learning: {exported.iteration} iterations of "
+        f"`{_component(config.algorithm)}`. Rewards: {rewards}."
+    )
+    if exported.weights:
+        text += f" These are the weights kept as `{exported.weights}`."
+    if origin.pipeline and not origin.licence:
+        text += f" Before you publish this, state a licence in the head of this file; that of `{origin.name}` may decide it."
+    return text
+
+
+def _scores(records: list[dict[str, Any]], config: RunConfig, exported: Exported) -> str:
+    """A row a reward: its mean over the held-out prompts before training, in the last evaluation, and in the best."""
+    found = [r for r in records if r["iteration"] <= exported.iteration and any(k.startswith("eval/") for k in r)]
+    if len(found) < 2:
+        return ""
+    first, last = found[0], found[-1]
+    rows = []
+    for key in (key for key in last if re.fullmatch(r"eval/[^/]+/mean", key) and key in first):
+        best = max((record for record in found if key in record), key=lambda record: (record[key], -record["iteration"]))
+        scores = (_format_score(record[key]) for record in (first, last, best))
+        rows.append("| {} | {} | {} | {} ({}) |".format(_escape(key.split("/")[1]), *scores, best["iteration"]))
+    drawn = "prompts that were not trained on"
+    drawn += f", drawn with the weights kept as `{EVALUATION}`" if config.evaluation.ema else ""
+    return "\n".join(
+        [
+            f"Mean score of {drawn}:",
+            "",
+            f"| reward | before training | after iteration {last['iteration']} | best (after iteration) |",
+            "|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def _format_score(score: float) -> str:
+    """Four digits, at most four of them behind the point, unless that leaves too little of a small number."""
+    size = abs(score)
+    if not math.isfinite(score) or size >= 1e5 or 0 < size < 1e-3:
+        return f"{score:.3g}"
+    return f"{score:.{min(4, max(0, 3 - math.floor(math.log10(size))))}f}" if size else "0.0000"
+
+
+def _escape(text: str) -> str:
+    """As a cell of a table shows it."""
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text).replace("\n", " ")
+
+
+def _public_config(config: RunConfig) -> str:
+    """The config as YAML, without what is about this machine alone."""
+    known = yaml.safe_load(config_yaml.dump(config))
+    return yaml.safe_dump(
+        {key: _strip_places(value) for key, value in known.items() if key not in NOT_OF_THE_MODEL},
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+        width=120,
+    )
+
+
+def _strip_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _strip_places(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_strip_places(item) for item in value]
+    if isinstance(value, str):
+        if re.match(r"\w+://", value):
+            return "a server"
+        return Path(value).name if Path(value).is_absolute() else value
+    return value
+
+
+def _fenced(text: str) -> str:
+    longest = max((len(run) for run in re.findall(r"`{3,}", text)), default=2)
+    fence = "`" * (longest + 1)
+    return f"{fence}yaml\n{text}{fence}"
+
+
+def write_card(folder: Path, directory: RunDirectory, config: RunConfig, origin: Origin, exported: Exported) -> None:
+    """Write README.md."""
+    text = make_card(directory.path.absolute().name, directory.records(), config, origin, exported)
+    (folder / "README.md").write_text(text, encoding="utf-8")

@@ -1,0 +1,275 @@
+"""What authors of components get wrong, and the line that each is told."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowfactory import Canvas, hookimpl
+from flowfactory.config.component import ComponentConfig
+from flowfactory.errors import RunError, UserError
+from flowfactory.experience import Experience, Loss
+from flowfactory.flow.dynamics import ODE
+from flowfactory.hooks.building import build
+from flowfactory.hooks.calls import Hooks
+from flowfactory.hooks.manager import make_manager
+from flowfactory.rewards.calls import RewardComponent
+from flowfactory.testing import TwoParameter
+from flowfactory.types import Conditions, Prompt, Runtime, Samples, SamplingPlan, Step
+
+SAMPLES = Samples(torch.rand(3, 1, 2, 2), ("a", "a", "b"), torch.tensor([0, 0, 1]), ({}, {}, {}))
+PLAN = SamplingPlan(2, Canvas(4, 4), 1.0, ODE(), 0, 0)
+ANY: Any = None
+
+
+def place(function: Callable[..., Any]) -> str:
+    return f"{function.__qualname__} (test_mistakes.py line {inspect.getsourcelines(function)[1]})"
+
+
+class Raises(ComponentConfig):
+    def build(self, label: str) -> object:
+        return {}[label]
+
+
+class ReturnsNothing(ComponentConfig):
+    def build(self, label: str) -> object:
+        Glow()
+        return None
+
+
+class ReturnsTheClass(ComponentConfig):
+    def build(self, label: str) -> object:
+        return Glow
+
+
+class TakesNothing(ComponentConfig):
+    def build(self) -> object:  # type: ignore[override]
+        return Glow()
+
+
+class Glow:
+    @hookimpl
+    def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
+        return {"x": samples.media.flatten(1).mean(1)}
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (Raises, r"KeyError: 'x' \(test_mistakes\.py line \d+\)"),
+        (ReturnsNothing, "returned nothing; return the component"),
+        (ReturnsTheClass, r"returned the class Glow; return one of it, as Glow\(…\)"),
+        (TakesNothing, r"TypeError: .*takes 1 positional argument but 2 were given"),
+    ],
+)
+def test_what_build_gets_wrong_is_told_with_its_line(config: type[ComponentConfig], told: str) -> None:
+    with pytest.raises(UserError, match=rf"^x: {re.escape(place(config.build))}:? {told}$"):
+        build(config(), "x")
+
+
+class MarksHalf(Glow):
+    def prepare_reward(self, device: torch.device) -> None: ...
+
+
+class MarksNothing:
+    def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
+        return {}
+
+
+class Misspells:
+    @hookimpl
+    def compute_rewards(self, samples: Samples) -> dict[str, Tensor]:
+        return {}
+
+
+class MisspellsTheArgument:
+    @hookimpl
+    def compute_reward(self, sampels: Samples) -> dict[str, Tensor]:
+        return {}
+
+
+class TakesAfterAStar:
+    @hookimpl
+    def compute_reward(self, *, samples: Samples) -> dict[str, Tensor]:
+        return {}
+
+
+class WrapsWithoutYield(Glow):
+    @hookimpl(wrapper=True)
+    def prepare_reward(self) -> None: ...
+
+
+UNMARKED = "is not marked and would never be called; write @hookimpl above it"
+
+
+@pytest.mark.parametrize(
+    ("component", "method", "told"),
+    [
+        (MarksHalf, "prepare_reward", UNMARKED),
+        (MarksNothing, "compute_reward", UNMARKED),
+        (
+            Misspells,
+            "compute_rewards",
+            "is marked with @hookimpl, and no hook is called 'compute_rewards'; did you mean 'compute_reward'?",
+        ),
+        (MisspellsTheArgument, "compute_reward", "compute_reward gives no 'sampels'; did you mean 'samples'?"),
+        (TakesAfterAStar, "compute_reward", "'samples' stands after a * and is never given; remove the *"),
+        (
+            WrapsWithoutYield,
+            "prepare_reward",
+            "is to wrap prepare_reward and has no yield; write 'result = yield' and return the result",
+        ),
+    ],
+)
+def test_a_hook_that_would_never_be_called_is_told_with_its_line(component: Any, method: str, told: str) -> None:
+    class Config(ComponentConfig):
+        def build(self, label: str) -> object:
+            return component()
+
+    with pytest.raises(UserError, match=rf"^x: {re.escape(place(getattr(component, method)))}:? {re.escape(told)}$"):
+        RewardComponent("x", Config())
+
+
+class Helpful(Glow):
+    """Methods of its own whose names are hooks of other components, one of its own that takes something else, and more."""
+
+    def load(self, path: str) -> None: ...
+    def encode(self, prompts: list[str]) -> None: ...
+    def run_finished(self, how: str = "") -> None: ...
+    @property
+    def update(self) -> str:
+        raise AssertionError("a property was asked")
+
+    @hookimpl(optionalhook=True)
+    def a_later_hook(self, samples: Samples) -> None: ...
+    @hookimpl(specname="iteration_finished")
+    def told(self, iteration: int, loud: bool = False) -> None: ...
+    @staticmethod
+    @hookimpl
+    def run_started(run: object) -> None: ...
+
+
+def test_what_only_looks_like_a_mistake_passes() -> None:
+    make_manager({"x": Helpful()})
+
+
+class SaysNothing:
+    @hookimpl
+    def compute_reward(self, samples: Samples) -> None:
+        samples.media.mean()
+
+
+def test_scores_that_are_not_returned_are_told() -> None:
+    class Config(ComponentConfig):
+        def build(self, label: str) -> object:
+            return SaysNothing()
+
+    told = rf"^{re.escape(place(SaysNothing.compute_reward))} returned nothing; return {{label: scores \[B\]}}$"
+    with pytest.raises(RunError, match=told):
+        RewardComponent("x", Config()).compute(SAMPLES)
+
+
+class Returns:
+    @hookimpl
+    def update(self, experience: Experience) -> Any:
+        return Loss(torch.ones(2))
+
+
+class Forgets:
+    @hookimpl
+    def plan(self, plan: SamplingPlan) -> Any:
+        plan.recorded.union({1})
+
+    @hookimpl
+    def update(self, experience: Experience) -> Any:
+        return None
+
+
+class YieldsTensors:
+    @hookimpl
+    def update(self, experience: Experience) -> Iterator[Any]:
+        yield torch.ones(2)
+
+
+class YieldsTheMean:
+    @hookimpl
+    def update(self, experience: Experience) -> Iterator[Loss]:
+        yield Loss(torch.ones(()))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "told"),
+    [
+        (Returns, "returned a Loss; yield one flowfactory.Loss after the other"),
+        (Forgets, "returned nothing; yield one flowfactory.Loss after the other"),
+        (YieldsTensors, "yielded a Tensor; yield one flowfactory.Loss after the other"),
+        (YieldsTheMean, "yielded a Loss with values []; give one value a sample, [b], and leave the mean to core"),
+    ],
+)
+def test_an_update_that_does_not_yield_losses_is_told(algorithm: Any, told: str) -> None:
+    hooks = Hooks(make_manager({"algorithm": algorithm()}))
+    with pytest.raises(UserError, match=rf"^algorithm: {re.escape(place(algorithm.update))} {re.escape(told)}$"):
+        [*hooks.update(ANY, ANY)]
+
+
+def test_losses_in_a_list_are_as_good() -> None:
+    class Lists:
+        @hookimpl
+        def update(self, experience: Experience) -> Any:
+            return [Loss(torch.ones(2))]
+
+    assert len([*Hooks(make_manager({"algorithm": Lists()})).update(ANY, ANY)]) == 1
+
+
+def test_a_plan_that_is_not_returned_is_told() -> None:
+    hooks = Hooks(make_manager({"algorithm": Forgets()}))
+    with pytest.raises(UserError, match=rf"^algorithm: {re.escape(place(Forgets.plan))} returned nothing; return the plan$"):
+        hooks.plan(0, PLAN)
+
+
+class Half(TwoParameter):
+    """A model that returns nothing of what it makes."""
+
+    @hookimpl
+    def load(self, runtime: Runtime) -> Any: ...
+    @hookimpl
+    def encode(self, prompts: list[Prompt]) -> Any: ...
+    @hookimpl
+    def log_prob(self, step: Step) -> Any:
+        return torch.ones(2)
+
+
+class Swallows:
+    @hookimpl(wrapper=True)
+    def sample(self) -> Any:
+        yield
+
+
+def test_a_model_that_answers_with_something_else_is_told() -> None:
+    hooks = Hooks(make_manager({"model": Half(0.1, 0.2)}))
+    for ask, method, told in (
+        (lambda: hooks.load(ANY), Half.load, "returned nothing; return a flowfactory.Trainable"),
+        (lambda: hooks.encode([], ANY), Half.encode, "returned nothing; yield one mapping of tensors a prompt"),
+        (lambda: hooks.log_prob(ANY), Half.log_prob, "returned a Tensor; return a flowfactory.Evaluation"),
+    ):
+        with pytest.raises(UserError, match=rf"^model: {re.escape(place(method))} {told}$"):
+            ask()
+
+
+def test_a_wrapper_that_keeps_the_result_is_told() -> None:
+    class Draws(TwoParameter):
+        @hookimpl
+        def sample(self, conditions: Conditions) -> Any:
+            return None
+
+    hooks = Hooks(make_manager({"model": Draws(0.1, 0.2), "algorithm": Swallows()}))
+    with pytest.raises(
+        UserError, match=r"^model: \S*Draws\.sample \(.*\) within algorithm: Swallows\.sample \(.*\) returned nothing; "
+    ):
+        hooks.sample(Conditions(()), PLAN)
