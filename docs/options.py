@@ -48,6 +48,7 @@ UNITS = {
     "TrainingConfig.timesteps_per_forward": "steps or timesteps per picture",
     "TrainingConfig.warmup": "optimizer steps",
     "TrainingConfig.max_grad_norm": "L2 norm of all gradients",
+    "TrainingConfig.patience_flat": "iterations",
     "EvaluationConfig.every": "iterations",
     "EvaluationConfig.members": "pictures",
     "EvaluationConfig.size": "pixels",

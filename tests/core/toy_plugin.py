@@ -146,8 +146,9 @@ class Score:
                 pull = velocity_kl(new.velocity, slow)
                 yield Loss(
                     clipped_surrogate(ratio, batch.advantages, clip) + self.config.pull * pull,
-                    metrics={"ratio/mean": ratio, "clip_fraction": is_clipped(ratio, batch.advantages, clip)},
+                    metrics={"ratio/mean": ratio},
                     extremes={"ratio/max_deviation": (ratio - 1).abs()},
+                    cuts={"clip_fraction": is_clipped(ratio, batch.advantages, clip)},
                     terms={"pull": pull} if self.config.pull else {},
                 )
 
@@ -160,6 +161,7 @@ class BrightConfig(ComponentConfig):
     scale: float = Field(1.0, description="what the score is multiplied by")
     seconds: float = Field(0.0, ge=0, description="how long it takes its time")
     nan_from: int | None = Field(None, description="the call, counted from 1, from which on it gives NaN")
+    flat_while: str | None = Field(None, description="a file: while it is there, all pictures score alike")
     refuses: str | None = Field(None, description="what it says in place of being prepared")
     raises: str | None = Field(None, description="what it says in place of an answer")
     tells: Literal["pid"] | None = Field(None, description="the score is the number of its process")
@@ -197,6 +199,8 @@ class Bright:
         time.sleep(self.config.seconds)
         if self.config.nan_from is not None and self.calls >= self.config.nan_from:
             return {self.label: torch.full((len(samples.prompts),), torch.nan)}
+        if self.config.flat_while is not None and os.path.exists(self.config.flat_while):
+            return {self.label: torch.full((len(samples.prompts),), 0.8125)}
         return {self.label: self.config.scale * samples.media.flatten(1).mean(1)}
 
 

@@ -16,6 +16,7 @@ import torch
 from flowfactory.config.loading import validate
 from flowfactory.distributed.process_group import join_process_group
 from flowfactory.distributed.ranks import Ranks
+from flowfactory.distributed.sharding import local_shard
 from flowfactory.errors import RunError, UserError
 from flowfactory.runs.checkpoints import save
 from flowfactory.runs.checkpoints.save import Checkpoints
@@ -72,7 +73,37 @@ def has_a_full_disk(config: Any, ranks: Ranks) -> list[str]:
     return told
 
 
-JOBS: dict[str, Callable[..., list[str]]] = {"train": trains, "killed": is_killed, "full disk": has_a_full_disk}
+def is_spoiled(config: Any, ranks: Ranks) -> list[str]:
+    """The last rank's part of a weight, and then of a moment, is not finite."""
+    run, checkpoints = opened(config, ranks)
+    told = []
+    for state in (run.policy.state(), run.learner.state()):
+        name = next(name for name in state if name.endswith(("0.weight", "0.weight/exp_avg_sq")))
+        own = local_shard(state[name])
+        kept = own.clone()
+        if ranks.rank == ranks.count - 1:
+            own.flatten()[-1] = torch.inf
+        try:
+            run.learner.check_weights()
+        except RunError as error:
+            told.append(str(error))
+        checkpoints.save(len(told), run.policy, run.learner)
+        checkpoints.finish()
+        try:
+            checkpoints.restore(run.policy, run.learner)
+        except UserError as error:
+            told.append(str(error))
+        own.copy_(kept)
+    run.learner.check_weights()
+    return told
+
+
+JOBS: dict[str, Callable[..., list[str]]] = {
+    "train": trains,
+    "killed": is_killed,
+    "full disk": has_a_full_disk,
+    "spoiled": is_spoiled,
+}
 
 
 def main() -> None:

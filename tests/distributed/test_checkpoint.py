@@ -198,3 +198,16 @@ def test_one_ranks_full_disk_is_every_ranks_sentence(start: Start, tmp_path: Pat
     assert (first[0], first[2]) == ("saved 1", "saved 3")
     assert "has no room for the checkpoint of iteration 2" in first[1]
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["000001", "000003"]
+
+
+def test_what_is_not_finite_on_one_rank_is_every_ranks_sentence(start: Start, tmp_path: Path) -> None:
+    finish(start(2, [{"do": "spoiled", "config": config(tmp_path, tmp_path / "run", "full")}]))
+    first, second = told(tmp_path / "run", 0), told(tmp_path / "run", 1)
+    assert first == second
+    name = "transformer.0.weight"
+    assert [sentence.split(" (")[0] for sentence in first] == [
+        f"the update left {name} not finite",
+        f"{tmp_path / 'run/checkpoints/000001'}: {name} is not finite",
+        f"the update left optimizer/{name}/exp_avg_sq not finite",
+        f"{tmp_path / 'run/checkpoints/000003'}: optimizer/{name}/exp_avg_sq is not finite",
+    ]

@@ -61,7 +61,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
     yield begin
     for process in begun:
         process.kill()  # if a test failed; its ranks go with it
-        process.communicate()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
 
 
 def iterations(folder: Path) -> list[int]:
@@ -113,6 +116,40 @@ def test_ctrl_c_saves_once_leaves_nothing_running_and_can_be_resumed(start: Star
     out, err = resumed.communicate(timeout=240)
     assert resumed.returncode == 0, out + err
     assert iterations(tmp_path) == [*range(7)]
+
+
+def test_a_platforms_group_of_one_does_not_keep_two_ranks_from_starting(start: Start, tmp_path: Path) -> None:
+    platform = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "23456"}
+    process = start(*TWO, variables=platform, trouble="raise")  # on the second rank
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 1, out + err
+    assert out.count("iteration 1/6") == 1
+    assert "the judge is out" in err.splitlines()[-1]
+
+
+def test_ranks_go_on_when_nobody_reads_what_they_say(start: Start, tmp_path: Path) -> None:
+    process = start(*TWO, trouble="die", at=4)  # so that the command speaks too
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline()
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(240) == 0
+    assert iterations(tmp_path) == [0, 1, 2, 3, 4, 5, 6]
+    assert checkpoints(tmp_path) == ["000002", "000004", "000006"]
+
+
+def test_a_terminal_that_is_closed_is_a_reason_to_save(start: Start, tmp_path: Path) -> None:
+    process = start(*TWO, seconds=0.3)
+    assert process.stdout is not None
+    assert next(line for line in process.stdout if line.startswith("iteration 1/6"))
+    os.killpg(process.pid, signal.SIGHUP)
+    os.killpg(process.pid, signal.SIGHUP)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 130, out + err
+    done = iterations(tmp_path)[-1]
+    assert 2 <= done < 6
+    assert checkpoints(tmp_path) == sorted({"000002", f"{done:06d}"})
 
 
 def tasks_of_srun() -> list[dict[str, str]]:

@@ -157,6 +157,38 @@ def test_srun_may_give_the_command_once_for_each_node() -> None:
         Launch(nproc=2, nnodes=8, node_rank=3, rendezvous="a:1").check(TORCH)
 
 
+KUBEFLOW = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "23456", "PYTHONUNBUFFERED": "1"}
+PODS = KUBEFLOW | {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "job-master-0", "PET_NNODES": "2", "PET_NODE_RANK": "1"}
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "0"},
+        {"RANK": "3", "WORLD_SIZE": "8"},
+        KUBEFLOW,
+        KUBEFLOW | {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "none"},  # torchrun with one rank
+        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1", "PMI_RANK": "0", "PMI_SIZE": "1"},
+        SLURM | {"SLURM_STEP_NUM_TASKS": "1"},
+        SLURM | {"RANK": "0", "SLURM_STEP_NUM_TASKS": "1"},
+        without(SLURM, "SLURM_STEP_ID"),  # a batch script
+        {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
+    ],
+    ids=lambda variables: "-".join(variables)[:40],
+)
+def test_a_process_that_is_the_only_one_may_start_ranks(variables: dict[str, str]) -> None:
+    for wanted in (Launch(2), Launch(1), Launch(2, nnodes=2, node_rank=1, rendezvous="a:1")):
+        wanted.check(variables)
+
+
+def test_a_platform_may_give_the_command_once_for_each_node() -> None:
+    Launch(8, nnodes=2, node_rank=1, rendezvous="job-master-0:23456").check(PODS)
+    with pytest.raises(UserError, match=r"rank 1 of 2 .* where each is a node of its own add --nnodes 2 --node-rank and"):
+        Launch(8).check(PODS)
+    with pytest.raises(UserError, match=r"rank 1 of 2 that are started already; leave it out$"):
+        Launch(8, nnodes=2, node_rank=1, rendezvous="a:1").check(PODS | {"LOCAL_WORLD_SIZE": "2"})
+
+
 def test_one_rank_on_one_node_is_nothing_to_start() -> None:
     assert not Launch().starts_ranks
     assert not Launch(nproc=1).starts_ranks
@@ -214,7 +246,7 @@ def test_an_error_that_a_lost_rank_caused_is_known_through_what_wraps_it() -> No
 def surroundings() -> tuple[object, ...]:
     """What a launch changes in this process while it lasts."""
     variables = {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"}
-    return variables, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    return variables, *(signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 
 @pytest.fixture
@@ -325,6 +357,17 @@ def test_a_rank_that_is_done_and_then_falls_over_is_done(start: Callable[..., li
 
 def test_ctrl_c_reaches_every_rank_once_and_is_no_failure(start: Callable[..., list[str]], tmp_path: Path) -> None:
     asking = ask(tmp_path, signal.SIGINT)
+    with pytest.raises(Interrupted, match=r"^stopped after iteration 7; continue with --resume$"):
+        start("save_when_asked")
+    asking.join()
+    assert [(tmp_path / f"saved-{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
+
+
+@pytest.mark.parametrize("numbers", [(signal.SIGHUP,), (signal.SIGHUP, signal.SIGHUP), (signal.SIGTERM, signal.SIGHUP)])
+def test_a_terminal_that_is_closed_asks_once_however_often_it_says_so(
+    numbers: tuple[int, ...], start: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    asking = ask(tmp_path, *numbers)
     with pytest.raises(Interrupted, match=r"^stopped after iteration 7; continue with --resume$"):
         start("save_when_asked")
     asking.join()

@@ -38,6 +38,16 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
     # texts of other lengths have forwards of their own, and so do experts
     "ragged": ("qwen-image", "full", GRPO | {"kl": 0.01}, {"sampling": {"guidance": 4.0, "group_size": 3}}),
     "experts": ("wan-t2v", LORA, NFT | {"kl": 0.1}, {"sampling": {"size": [16, 16], "frames": 1, "guidance": 3.0}}),
+    # each rank writes back to the others what they drew: means, and log-densities
+    "recomputed": (
+        "flux1",
+        LORA,
+        {"name": "grpo-guard", "clip_range": 0.05, "kl": 0.01},
+        {
+            "training": {"recompute_log_prob": True, "batch_size": 2, "timesteps_per_forward": 2},
+            "sampling": {"keep_on": "host", "group_size": 5},
+        },
+    ),
     "whole weights": ("flux1", "full", GRPO, {"distributed": {"shard": 1}, "training": {"updates": 2}}),
     "host": (
         "flux1",
@@ -113,7 +123,7 @@ def config(name: str, checkpoints: Mapping[str, Path], prompts: Path, folder: Pa
             "size": [16, 16],
             "steps": 3,
             "batch_size": 3,
-            "dynamics": SDE if algorithm["name"] == "grpo" else "ode",
+            "dynamics": SDE if algorithm["name"].startswith("grpo") else "ode",
         },
         "training": {"iterations": 5 if name in BASIC else 3, "batch_size": 3, "optimizer": {"lr": 1e-3, "eps": 1e-4}},
         "output": {"dir": str(folder), "checkpoint_every": 100},
@@ -160,6 +170,14 @@ def test_ranks_draw_what_one_does_and_rewards_see_whole_groups(name: str, count:
             assert apart < 1e-4
             # the place in the group, and ten times the brightness: of a part of the group it would be another
             assert score == pytest.approx(found[place][0], abs=1e-3)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_ratios_of_what_was_computed_again_are_one_to_the_bit_on_every_rank(count: int, runs: Runs) -> None:
+    for record in RunDirectory(runs["recomputed", count]).records()[1:]:
+        assert record["ratio/mean"] == 1
+        assert record["ratio/max_deviation"] == 0
+        assert record["ratio/sampling_deviation"] < 1e-5
 
 
 def test_the_weights_of_a_run_move(runs: Runs) -> None:

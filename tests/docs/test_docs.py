@@ -56,6 +56,9 @@ OTHERS = [name for name in CONFIGS if name not in TOYS]
 TESTS = sorted(name for name in WHOLE if name.startswith("test_"))
 
 
+COUPLED = ("grpo", "grpo-guard", "dppo")
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every file of the pages, and the prompts that their configs name."""
@@ -106,6 +109,8 @@ def test_a_config_on_the_toy_model_trains(folder: Path, name: str) -> None:
 def test_any_other_config_is_valid(folder: Path, name: str) -> None:
     shown = parse_yaml(flowfactory("run", name, "--dry-run"), name)
     assert shown["model"]["name"] in WHOLE[name].text
+    if shown["training"]["precision"] == "bf16" and shown["algorithm"]["name"] in COUPLED:
+        assert shown["sampling"]["batch_size"] == shown["training"]["batch_size"], "the first ratio would be rounding"
 
 
 @pytest.mark.parametrize("name", TESTS)

@@ -126,9 +126,11 @@ def test_no_weights_are_read(tmp_path: Path) -> None:
     model = {"name": "tiny", "train": LORA, "path": str(bare)}
     assert estimate(config(tmp_path, model, GRPO)) == estimate(tiny(tmp_path))
     (bare / "transformer" / "config.json").unlink()
-    with pytest.raises(UserError, match=r"model\.path .*bare.*config\.json"):
+    with pytest.raises(UserError, match=r"model\.path: .*bare.*config\.json"):
         estimate(config(tmp_path, model, GRPO))
-    assert Pretrained.open.__module__ == "flowfactory.models.pretrained", "checkpoints are opened whole again"
+    assert Pretrained.load.__module__ == Pretrained.fetch.__module__ == "flowfactory.models.pretrained", (
+        "checkpoints are opened whole again"
+    )
 
 
 def test_checkpointed_blocks_and_bf16_keep_less(tmp_path: Path) -> None:

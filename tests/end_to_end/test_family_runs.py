@@ -71,3 +71,5 @@ def test_the_example_of_a_model_is_for_its_real_checkpoint(name: str, tmp_path: 
     assert config.model.name == name  # type: ignore[attr-defined]
     assert re.fullmatch(r"[\w.-]+/[\w.-]+", config.model.path)  # type: ignore[attr-defined]
     assert config.training.precision == "bf16"
+    if config.algorithm.trust_region:
+        assert config.sampling.batch_size == config.training.batch_size, "the first ratio would be rounding"

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from reward_cases import PROMPTS, pictures, samples
+from reward_cases import PROMPTS, pictures, refusal, samples
 from tiny_clip import clip_folder, embeddings
 from torch import Tensor
 
@@ -57,6 +58,20 @@ def test_a_predictor_with_activations_is_refused(folder: Path, tmp_path: Path) -
     reward = AestheticConfig(path=str(folder), predictor=str(tmp_path), file="relu.pth").build("looks")
     with pytest.raises(UserError, match=r"relu\.pth in .* has the layers \[0, 3, 6, 9, 11\]"):
         reward.prepare_reward(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"more.weight": torch.zeros(2)}, r"holds a weight that this reward does not know, the first more\.weight"),
+        ({"layers.0.weight": torch.zeros(16, 5)}, r"layer 0 is \[16, 5\] with a bias \[16\], and 24 features come to it"),
+        ({"layers.2.bias": torch.zeros(5)}, r"layer 2 is \[12, 16\] with a bias \[5\]"),
+    ],
+)
+def test_a_predictor_with_other_weights_is_one_line(folder: Path, tmp_path: Path, change: dict[str, Tensor], told: str) -> None:
+    torch.save(predictor() | change, tmp_path / "other.pth")
+    config = AestheticConfig(path=str(folder), predictor=str(tmp_path), file="other.pth")
+    assert re.search(rf"^other\.pth in .*{told}", refusal(config))
 
 
 @pytest.mark.weights

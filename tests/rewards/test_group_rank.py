@@ -34,6 +34,13 @@ def test_the_best_is_1_the_worst_0_ties_share_and_one_alone_is_in_the_middle() -
     assert found.tolist() == pytest.approx([0, 0.75, 0.75, 0, 1, 0.5, 0.5])
 
 
+def test_roundings_of_a_constant_are_no_order() -> None:
+    score = torch.tensor(0.1)
+    up = torch.nextafter(score, torch.tensor(1.0))
+    found = rank_in_groups(torch.stack([score, up, score, score, up + 0.1]), torch.tensor([0, 0, 0, 1, 1]))
+    assert found.tolist() == [0.5, 0.5, 0.5, 0.0, 1.0]
+
+
 def test_it_takes_any_reward_by_its_name_or_with_its_options() -> None:
     source = torch.Generator().manual_seed(1)
     media = torch.rand(6, 3, 16, 16, generator=source) * torch.linspace(0.1, 1, 6).reshape(6, 1, 1, 1)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reward_cases import CLIP_MEAN, CLIP_STD, PROMPTS, pictures, samples, to_pil_image
+from reward_cases import CLIP_MEAN, CLIP_STD, PROMPTS, pictures, refusal, samples, to_pil_image
 from safetensors.torch import save_file
 from tiny_clip import SIZE, clip_folder, embeddings
 from torch import Tensor
@@ -163,14 +163,32 @@ def test_a_missing_weight_is_no_random_one(folder: Path, words: Path, tmp_path: 
     short = {name: value for name, value in released().items() if name != "visual.ln_pre.weight"}
     torch.save(short, tmp_path / "short.pt")
     reward = HpsV2Config(path=str(tmp_path), file="short.pt", tokenizer=str(words)).build("hps")
-    with pytest.raises(UserError, match=r"short\.pt in .* lacks 1 weights of a CLIPModel, such as vision_model\.pre_layrnorm"):
+    with pytest.raises(
+        UserError, match=r"short\.pt in .* lacks a weight .*CLIPModel.*, the first vision_model\.pre_layrnorm\.weight;"
+    ):
         reward.prepare_reward(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["more.weight", "visual.transformer.resblocks.0.more.weight", "module.logit_scale"])
+def test_a_weight_that_it_does_not_know_is_one_line(words: Path, tmp_path: Path, name: str) -> None:
+    torch.save(released() | {name: torch.zeros(2)}, tmp_path / "more.pt")
+    told = refusal(HpsV2Config(path=str(tmp_path), file="more.pt", tokenizer=str(words)))
+    assert told.startswith(
+        f"more.pt in {tmp_path} holds a weight that this reward does not know, the first {name}; get it again"
+    )
+
+
+def test_what_open_clip_has_besides_is_let_pass(folder: Path, words: Path, tmp_path: Path) -> None:
+    torch.save(released() | {"attn_mask": torch.zeros(2, 2), "vocab_size": torch.tensor(9)}, tmp_path / "more.pt")
+    more = HpsV2Config(path=str(tmp_path), file="more.pt", tokenizer=str(words))
+    expected = check_reward(HpsV2Config(path=str(folder), tokenizer=str(words)), samples(pictures()))["under test"]
+    assert check_reward(more, samples(pictures()))["under test"].equal(expected)
 
 
 def test_weights_of_something_else_are_refused(words: Path, tmp_path: Path) -> None:
     torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "other.pt")
     reward = HpsV2Config(path=str(tmp_path), file="other.pt", tokenizer=str(words)).build("hps")
-    with pytest.raises(UserError, match="has no weight text_projection, which a CLIP of open_clip has"):
+    with pytest.raises(UserError, match="has no weight positional_embedding, which a CLIP of open_clip has"):
         reward.prepare_reward(torch.device("cpu"))
 
 

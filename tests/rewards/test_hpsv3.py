@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reward_cases import PROMPTS, find_alive, normalize_image, pictures, randomize_weights, samples, to_pil_image
-from safetensors.torch import save_file
+from reward_cases import PROMPTS, find_alive, normalize_image, pictures, randomize_weights, refusal, samples, to_pil_image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen2VLConfig, Qwen2VLImageProcessorPil, Qwen2VLModel
@@ -229,6 +229,43 @@ def test_another_tokenizer_than_the_tuned_models_is_refused(folder: Path, tmp_pa
     reward = HpsV3Config(path=str(folder), base=str(tmp_path), dtype="float32").build("people")
     with pytest.raises(UserError, match=r"embeds \d+ tokens and the tokenizer in .* has \d+"):
         reward.prepare_reward(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"more.weight": torch.zeros(2)}, r"holds a weight that this reward does not know, the first more\.weight; get"),
+        ({"model.layers.0.more": torch.zeros(2)}, r"holds a weight .*, the first language_model\.layers\.0\.more; get"),
+        ({"model.layers.1.mlp.up_proj.weight": None}, r"lacks a weight .*, the first language_model\.layers\.1\.mlp\.up_proj"),
+        (
+            {"model.norm.weight": torch.zeros(3)},
+            r"weight of another shape .*: language_model\.norm\.weight is \[3\], not \[32\]",
+        ),
+        ({"rm_head.3.bias": None}, r"has the layers \[0, 3, 5\] in its predictor; .* the first that differs is 3\.bias"),
+        ({"rm_head.3.weight": torch.zeros(12, 5)}, r"layer 3 is \[12, 5\] with a bias \[12\], and 24 features come to it; get"),
+    ],
+)
+def test_a_file_with_other_weights_is_one_line(
+    folder: Path, tmp_path: Path, change: dict[str, Tensor | None], told: str
+) -> None:
+    state = {**load_file(folder / "HPSv3.safetensors"), **change}
+    save_file({name: weight for name, weight in state.items() if weight is not None}, tmp_path / "HPSv3.safetensors")
+    config = HpsV3Config(path=str(tmp_path), base=str(folder), dtype="float32")
+    assert re.search(rf"^HPSv3\.safetensors in .*{told}", refusal(config))
+
+
+def test_a_base_without_its_tokenizer_is_one_line(folder: Path, tmp_path: Path) -> None:
+    base(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    told = refusal(HpsV3Config(path=str(folder), base=str(tmp_path), dtype="float32"))
+    assert re.search(r"^the tokenizer in .* has no [\w.]+ in ", told)
+
+
+def test_a_base_needs_no_weights(folder: Path, tmp_path: Path) -> None:
+    base(tmp_path)
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    HpsV3Config(path=str(folder), base=str(tmp_path), dtype="float32").build("people").prepare_reward(torch.device("cpu"))
 
 
 def test_weights_of_something_else_are_refused(folder: Path, tmp_path: Path) -> None:

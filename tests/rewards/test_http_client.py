@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import itertools
 import socket
 import threading
@@ -74,7 +75,7 @@ def test_what_may_pass_is_tried_again(failure: Any) -> None:
 
 @pytest.mark.parametrize("status", [201, 301, 400, 401, 403, 404, 413, 422, 500])
 def test_what_will_not_pass_is_not(status: int) -> None:
-    with serve_answers(in_turn((status, b'{"error": "that is so"}', {"Location": "/"}))) as server:
+    with serve_answers(in_turn((status, b'{"error": "that is so"}', {}))) as server:
         with pytest.raises(RunError, match=rf"^{server.url}: answered {status}, that is so"):
             post(made(server))
         assert len(server.asked) == 1
@@ -135,6 +136,21 @@ def test_what_it_asks_for_may_be_a_date_or_nonsense() -> None:
     assert 90 < http_client._retry_after(soon) <= 100
     assert http_client._retry_after("3") == 3
     assert [http_client._retry_after(text) for text in (None, "soon", "-5", "GMT")] == [0, 0, 0, 0]
+
+
+def test_a_client_that_nobody_holds_leaves_no_thread_and_no_connection() -> None:
+    def alive() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "requests" and thread not in before]
+
+    before = threading.enumerate()
+    with serve_answers(in_turn(b"")) as server:
+        one = made(server)
+        post(one)
+        (thread,) = alive()
+        del one
+        gc.collect()
+        thread.join(30)
+    assert not alive()
 
 
 def test_connections_are_kept() -> None:
@@ -247,10 +263,14 @@ def test_the_token_goes_with_every_request_and_into_no_message(monkeypatch: pyte
 
 def test_a_missing_token_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SECRET_NAME", raising=False)
-    with pytest.raises(UserError, match=r"^token_env: the environment variable SECRET_NAME is not set; put the token into it$"):
+    with pytest.raises(
+        UserError, match=r"^token_env SECRET_NAME: this environment variable is not set; put the token into it$"
+    ):
         Client(Options(url="http://host", token_env="SECRET_NAME"))
     monkeypatch.setenv("SECRET_NAME", "two words")
-    with pytest.raises(UserError, match=r"^token_env: SECRET_NAME holds what cannot be a token; it has printable") as caught:
+    with pytest.raises(
+        UserError, match=r"^token_env SECRET_NAME: a token has printable ASCII characters alone, and no"
+    ) as caught:
         Client(Options(url="http://host", token_env="SECRET_NAME"))
     assert "two words" not in str(caught.value)
     with serve_answers(in_turn((401, b'{"error": "a token is wanted"}', {}))) as server, pytest.raises(RunError) as error:
@@ -307,6 +327,7 @@ def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) 
         (b'{"detail": "Not Found"}', "Not Found"),
         (b'{"detail": [{"loc": []}]}', '\'{"detail": [{"loc": []}]}\''),
         (b"Bad Gateway\r\n", "'Bad Gateway'"),
+        (b"[" * 10**5, repr("[" * 160 + "…")),
         (b"\xff" * 300, repr("\ufffd" * 160 + "…")),
     ],
 )

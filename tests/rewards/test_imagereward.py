@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reward_cases import PROMPTS, normalize_image, pictures, samples, to_pil_image
+from reward_cases import PROMPTS, normalize_image, pictures, refusal, samples, to_pil_image
 from torch import Tensor
 from torch.nn import functional
 from transformers import BertTokenizer
@@ -180,8 +181,14 @@ def test_a_prompt_is_read_up_to_35_tokens(folder: Path) -> None:
     ("without", "told"),
     [
         ("blip.visual_encoder.blocks.0.mlp", r"no weight that becomes encoder\.layers\.0\.mlp\.fc1\.weight"),
-        ("blip.text_encoder.encoder.layer.0.crossattention", "no text encoder that attends to pictures"),
-        ("blip.text_encoder.encoder.layer.1.output.dense.weight", "lacks 1 weights of a BlipTextModel"),
+        (
+            "blip.text_encoder.encoder.layer.0.crossattention",
+            r"no weight blip\.text_encoder\.encoder\.layer\.0\.crossattention\.self\.key\.weight",
+        ),
+        (
+            "blip.text_encoder.encoder.layer.1.output.dense.weight",
+            r"lacks a weight .*BlipTextModel.*, the first encoder\.layer\.1\.output\.dense\.weight;",
+        ),
         ("mlp.layers.7", r"has the layers \[0, 2, 4, 6\]"),
     ],
 )
@@ -190,6 +197,42 @@ def test_weights_that_lack_a_part_are_refused(folder: Path, tmp_path: Path, with
     made = ImageRewardConfig(path=str(tmp_path), file="less.pt", tokenizer=str(folder)).build("people")
     with pytest.raises(UserError, match=rf"less\.pt in .*{told}"):
         made.prepare_reward(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"more.weight": torch.zeros(2)}, r"holds a weight that this reward does not know, the first more\.weight; get"),
+        ({"blip.text_encoder.more": torch.zeros(2)}, r"holds a weight .*, the first more; get"),
+        (
+            {"blip.visual_encoder.norm.weight": torch.zeros(3)},
+            r"weight of another shape .*: post_layernorm\.weight is \[3\], not",
+        ),
+        ({"mlp.layers.0.weight": torch.zeros(24, 5)}, r"layer 0 is \[24, 5\] with a bias \[24\], and 64 features come to it"),
+    ],
+)
+def test_a_file_with_other_weights_is_one_line(folder: Path, tmp_path: Path, change: dict[str, Tensor], told: str) -> None:
+    torch.save(released() | change, tmp_path / "other.pt")
+    config = ImageRewardConfig(path=str(tmp_path), file="other.pt", tokenizer=str(folder))
+    assert re.search(rf"^other\.pt in .*{told}", refusal(config))
+
+
+def test_what_blip_is_pretrained_with_besides_is_let_pass(folder: Path, tmp_path: Path) -> None:
+    names = ("blip.itm_head.weight", "blip.visual_encoder_m.norm.weight", "blip.text_decoder.cls.bias", "blip.temp")
+    torch.save(released() | {name: torch.zeros(2) for name in names}, tmp_path / "more.pt")
+    more = ImageRewardConfig(path=str(tmp_path), file="more.pt", tokenizer=str(folder))
+    expected = check_reward(ImageRewardConfig(path=str(folder), tokenizer=str(folder)), samples(pictures()))["under test"]
+    assert check_reward(more, samples(pictures()))["under test"].equal(expected)
+
+
+def test_another_tokenizer_or_none_is_one_line(folder: Path, tmp_path: Path) -> None:
+    vocabulary = {word: i for i, word in enumerate((*WORDS, *"bdeghij"))}
+    BertTokenizer(vocab=vocabulary).save_pretrained(tmp_path)
+    config = ImageRewardConfig(path=str(folder), tokenizer=str(tmp_path))
+    assert re.search(r"^the tokenizer in .* has ids up to \d+, and its encoder has 15 embeddings; get the tok", refusal(config))
+    for file in tmp_path.iterdir():
+        file.unlink()
+    assert re.search(r"^the tokenizer in .* has no [\w.]+ in ", refusal(config))
 
 
 @pytest.mark.weights

@@ -99,6 +99,7 @@ def test_texts_of_the_metadata_come_before_those_of_the_prompt() -> None:
         ("""a wall with 'he said "no"'""", ('he said "no"',)),
         ("a sign 「営業中」 and « Ouvert »", ("営業中", " Ouvert ")),
         ('an empty "" and " " and "x"', ("x",)),
+        ('the ’90s’ „Offen“ on a 5" screen', ("Offen",)),
     ],
 )
 def test_texts_are_what_stands_in_quotation_marks(prompt: str, texts: tuple[str, ...]) -> None:
@@ -106,7 +107,7 @@ def test_texts_are_what_stands_in_quotation_marks(prompt: str, texts: tuple[str,
 
 
 @pytest.mark.parametrize(
-    "prompt", ["a cat", "a dog that doesn't mind the cats' toys and isn't mine", 'a 5" screen', '"" and " "']
+    "prompt", ["a cat", "a dog that doesn't mind the cats' toys and isn't mine", 'a 5" screen', '"" and " "', "rock 'n' roll"]
 )
 def test_a_prompt_without_text_is_refused(prompt: str) -> None:
     with pytest.raises(UserError, match="has no text to read; put it in quotation marks"):

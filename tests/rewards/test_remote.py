@@ -203,7 +203,7 @@ def test_a_token_that_is_missing_or_wrong_is_one_line(servers: tuple[Served, ...
     monkeypatch.setenv("T", "sesame-12345")
     assert unready(url, token_env="T") == f"{url}: answered 401, the token is wrong; see what T holds"
     monkeypatch.delenv("T")
-    assert unready(url, token_env="T") == "token_env: the environment variable T is not set; put the token into it"
+    assert unready(url, token_env="T") == "token_env T: this environment variable is not set; put the token into it"
 
 
 def test_a_request_that_the_server_would_not_take_is_not_sent(servers: tuple[Served, ...]) -> None:

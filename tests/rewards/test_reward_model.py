@@ -153,7 +153,7 @@ def test_a_weight_that_is_missing_is_no_random_one(folder: Path, tmp_path: Path)
     weights = load_file(folder / "model.safetensors")
     weights.pop("visual_projection.weight")
     save_file(weights, tmp_path / "less" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"less lacks 1 weights of a CLIPModel, such as visual_projection\.weight"):
+    with pytest.raises(UserError, match=r"less lacks a weight .*CLIPModel.*, the first visual_projection\.weight;"):
         ClipConfig(path=str(tmp_path / "less")).build("clip").prepare_reward(CPU)
 
 
@@ -170,7 +170,7 @@ def test_a_file_with_code_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no file weights\.pt in "):
+    with pytest.raises(UserError, match=r"^there is no file .*weights\.pt; get it again, whole$"):
         read_tensors(str(tmp_path), "weights.pt")
 
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from reward_cases import PROMPTS, find_alive, normalize_image, pictures, randomize_weights, samples, to_pil_image
+from reward_cases import PROMPTS, find_alive, normalize_image, pictures, randomize_weights, refusal, samples, to_pil_image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn import functional
@@ -95,6 +98,18 @@ def test_a_model_of_another_kind_is_refused(folder: Path, tmp_path: Path) -> Non
     reward = siglip.SiglipConfig(path=str(tmp_path)).build("pair")
     with pytest.raises(UserError, match="holds a model of type 'siglip2'; this reward reads 'siglip'"):
         reward.prepare_reward(torch.device("cpu"))
+
+
+def test_another_tokenizer_or_none_is_one_line(folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "siglip"
+    shutil.copytree(folder, place)
+    words = json.loads((place / "tokenizer.json").read_text())
+    words["model"]["vocab"] |= {f"word{i}": len(WORDS) + i for i in range(5)}
+    (place / "tokenizer.json").write_text(json.dumps(words))
+    config = siglip.SiglipConfig(path=str(place))
+    assert re.search(r"^the tokenizer in .* has ids up to 15, and its encoder has 11 embeddings; get the tok", refusal(config))
+    (place / "tokenizer.json").unlink()
+    assert re.search(r"^the tokenizer in .* has no [\w.]+ in ", refusal(config))
 
 
 @pytest.mark.weights

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-from flowfactory import Samples
+from flowfactory import ComponentConfig, Samples, UserError
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PROMPTS = ("a red circle", "a photo of a blue square", "cat")
@@ -55,6 +56,15 @@ def randomize_weights(model: Any, scale: float = 0.15, seed: int = 0) -> Any:
                 centre = float(name == "weight" and "norm" in type(module).__name__.lower())
                 weight.copy_(torch.randn(weight.shape, generator=source) * scale + centre)
     return model.eval()
+
+
+def refusal(config: ComponentConfig) -> str:
+    """What preparing the reward is refused with, in one line."""
+    reward: Any = config.build("mine")
+    with pytest.raises(UserError) as caught:
+        reward.prepare_reward(torch.device("cpu"))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def find_alive(kind: type) -> list[Any]:

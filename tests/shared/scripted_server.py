@@ -1,9 +1,10 @@
-"""A small HTTP server that answers as a test says and remembers what it was asked; the standard library's, in threads."""
+"""Small HTTP servers that answer as a test says and remember what they were asked; the standard library's, in threads."""
 
 from __future__ import annotations
 
 import json
 import socket
+import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -102,3 +103,25 @@ def serve_answers(answer: Callable[[Request], Answer | bytes]) -> Iterator[Scrip
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def serve_sockets(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """The URL of a server that leaves each connection to ``answer``, which may break every rule, and closes it after."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):  # whoever asked has gone
+                answer(self.request)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()

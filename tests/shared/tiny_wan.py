@@ -118,9 +118,9 @@ def picture(path: Path, seed: int, size: tuple[int, int] = (20, 28)) -> Path:
     return media.write_media(_colours(seed, 1, size)[0], path)
 
 
-def video(path: Path, seed: int, frames: int = 9, size: tuple[int, int] = (24, 32)) -> Path:
-    """``path`` with .mp4: smooth random colours that move."""
-    return media.write_media(_colours(seed, frames, size), path)
+def video(path: Path, seed: int, frames: int = 9, size: tuple[int, int] = (24, 32), rate: float = 16) -> Path:
+    """``path`` with .mp4: smooth random colours that move; Wan 2.1 draws at this rate."""
+    return media.write_media(_colours(seed, frames, size), path, rate)
 
 
 def _colours(seed: int, frames: int, size: tuple[int, int]) -> torch.Tensor:

@@ -11,6 +11,7 @@ import policy_gradient
 import pytest
 import torch
 from families import LORA, relative_difference
+from PIL import Image
 from wan_pipelines import CONFIGS, EVERY, SIZES
 
 from flowfactory import Runtime, UserError
@@ -18,6 +19,7 @@ from flowfactory.config.loading import validate
 from flowfactory.data.prompts import check_media
 from flowfactory.testing import bench
 from flowfactory.testing.two_parameter import FILE
+from flowfactory.training.setup import prepare_prompts
 
 PLUGINS = [FILE, policy_gradient.__file__]
 
@@ -125,8 +127,16 @@ def test_prompts_bring_what_the_model_takes(prompts: Any, task: str, wrong: str)
 
 def test_a_video_that_is_too_short_is_one_line(checkpoint: Any, prompts: Any, tmp_path: Path) -> None:
     config = CONFIGS["v2v"].model_validate({"path": str(checkpoint("v2v"))})
-    with pytest.raises(UserError, match=r"it has 9 frames, and 13 are needed"):
+    with pytest.raises(UserError, match=r"it has 9 frames at 16 a second, and 13 are needed"):
         bench(config, tmp_path, prompts("v2v")[:1], (32, 32, 13))
+
+
+def test_a_picture_that_is_far_too_thin_is_refused_before_weights_are_read(settings: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (1, 2000)).save(tmp_path / "thin.png")
+    (tmp_path / "thin.jsonl").write_text('{"prompt": "a", "image": "thin.png"}\n')
+    config = validate(settings("i2v") | {"prompts": {"train": str(tmp_path / "thin.jsonl")}})
+    with pytest.raises(UserError, match=r"thin\.png: 1 x 2000 pixels are more than 100 times as long as wide; crop it$"):
+        prepare_prompts(config)
 
 
 @pytest.mark.parametrize(("task", "kind"), [("t2v", "a14b"), ("i2v", "2.1"), ("i2v", "5b"), ("v2v", "2.1")])

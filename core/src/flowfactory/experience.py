@@ -15,10 +15,11 @@ from flowfactory.types import Conditions, Index, SamplingPlan, Step
 class Experience:
     """What an algorithm learns from.
 
-    latents [B, ...], recorded steps, rewards {label: [B]}, advantages [B], groups [B]; sigmas [steps + 1] of the schedule
-    that drew them. ``batch_size`` samples, each at ``timesteps_per_forward`` steps or training timesteps, fit one forward.
-    ``epoch`` counts the passes over the iteration's samples from 0, and is part of the key of what is drawn to train.
-    Samples may rest in host memory; the pieces that fit a forward come on ``device``, where that is given.
+    latents [B, ...], recorded steps, rewards {label: [B]} in the dtype of their scores, advantages [B] in float32, groups [B];
+    sigmas [steps + 1] of the schedule that drew them. ``batch_size`` samples, each at ``timesteps_per_forward`` steps or
+    training timesteps, fit one forward. ``epoch`` counts the passes over the iteration's samples from 0, and is part of the key
+    of what is drawn to train. Samples may rest in host memory; the pieces that fit a forward come on ``device``, where that is
+    given.
     """
 
     latents: Tensor
@@ -94,13 +95,16 @@ class Loss:
     """Losses of b samples, ``values`` [b], differentiable; core takes the mean over all that an update yields.
 
     ``metrics`` [b] are averaged, ``extremes`` [b] reduced by their maximum. ``terms`` [b] name differentiable parts of
-    ``values``, such as ``kl``: preflight proves that each has a gradient, and they are averaged as metrics.
+    ``values``, such as ``kl``: preflight proves that each has a gradient, and they are averaged as metrics. ``cuts`` [b] are 1
+    where the gradient of a sample is cut off and 0 elsewhere, such as ``clip_fraction``: averaged as metrics, and those of an
+    iteration's first update once more on their own.
     """
 
     values: Tensor
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     extremes: Mapping[str, Tensor] = field(default_factory=dict)
     terms: Mapping[str, Tensor] = field(default_factory=dict)
+    cuts: Mapping[str, Tensor] = field(default_factory=dict)
 
     def empty(self) -> Loss:
         """The loss of no sample, with the same graph: what it is back-propagated for is that other ranks do so too."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class Prompt:
 
     ``negative`` is its own negative prompt, None for the config's; images, video and audio are files; metadata is what else
     its file says of it. ``is_negative``: it is itself what guidance leads away from, for an ``encode`` that treats both apart.
+    ``video_fps``: whether its video is read at the model's frame rate, or frame by frame.
     """
 
     text: str
@@ -41,6 +42,7 @@ class Prompt:
     video: Path | None = None
     audio: Path | None = None
     is_negative: bool = False
+    video_fps: Literal["model", "keep"] = "model"
 
     @property
     def media(self) -> tuple[Path, ...]:

@@ -79,6 +79,7 @@ FLUX1 = Family(
     grid=grid,
     guided=never_guided,
     takes_guidance=embeds_guidance,
+    unused={"text_encoder": (r"text_projection\.weight",)},  # of the CLIP that Stable Diffusion 3 shares
 )
 
 

@@ -27,10 +27,10 @@ def encode_image(parts: Parts, path: Path) -> Tensor:
     from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
 
     pipeline, image = parts.pipeline, models.read_picture(path)
+    if reason := parts.options.picture_error(*image.size):
+        raise UserError(f"picture {path}: {reason}")
     processor = pipeline.image_processor
     height, width = processor.get_default_height_width(image)  # in whole tokens, before the ratio is taken too
-    if not (height and width):
-        raise UserError(f"picture {path}: {image.width} x {image.height} pixels are fewer than a token covers")
     if parts.options.auto_resize:
         ratio = width / height
         _, width, height = min((abs(ratio - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS)
@@ -54,3 +54,9 @@ class Flux1KontextConfig(Flux1Config):
         True,
         description="give a picture the nearest of the sizes that Kontext was trained on, about a megapixel; else keep its",
     )
+
+    def picture_error(self, width: int, height: int) -> str | None:
+        token = self.family.grid(self.checkpoint).multiple
+        if min(width, height) < token:
+            return f"{width} x {height} pixels are fewer than a token covers, {token} x {token}; take a larger one"
+        return None

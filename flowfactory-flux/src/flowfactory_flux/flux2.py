@@ -42,6 +42,7 @@ COMFYUI = (
     (r"time_guidance_embed\.guidance_embedder\.linear_2", "diffusion_model.guidance_in.out_layer"),
     (r"(double_stream_modulation_(?:img|txt)|single_stream_modulation)\.linear", r"diffusion_model.\1.lin"),
 )
+SHORTEST, LONGEST = 64, 8  # of a picture, as Flux2ImageProcessor.check_image_input has them
 
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
@@ -59,10 +60,8 @@ def encode_image(parts: Parts, path: Path) -> Tensor:
     """Latents [C, H, W] of a picture, no larger than ``picture_area`` and cropped to whole tokens as the pipeline does."""
     pipeline, image = parts.pipeline, models.read_picture(path)
     processor = pipeline.image_processor
-    try:
-        processor.check_image_input(image)
-    except ValueError as error:
-        raise UserError(f"picture {path}: {error}") from error
+    if reason := parts.options.picture_error(*image.size):
+        raise UserError(f"picture {path}: {reason}")
     image = processor._resize_if_exceeds_area(image, parts.options.picture_area)
     multiple = 2 * pipeline.vae_scale_factor
     width, height = (side // multiple * multiple for side in image.size)
@@ -133,6 +132,12 @@ FLUX2 = Family(
     takes_guidance=embeds_guidance,
     encoded_with=("vae",),
     encode_batch=4,  # the text encoder returns all its hidden states and the scores of a vocabulary, at 512 tokens a prompt
+    chat_template=True,
+    # hidden states are read, and of texts alone
+    unused={
+        "text_encoder": (r"lm_head\.weight", r"model\.(vision_tower|multi_modal_projector)\..*"),
+        "vae": (r"bn\.num_batches_tracked",),  # its mean and variance alone are read
+    },
 )
 
 
@@ -148,6 +153,11 @@ class Flux2Config(FamilyConfig):
     picture_area: int = Field(
         1024 * 1024, ge=64 * 64, le=8192 * 8192, description="pixels of a prompt's picture; a larger one is made smaller"
     )
+
+    def picture_error(self, width: int, height: int) -> str | None:
+        if min(width, height) >= SHORTEST and max(width, height) <= LONGEST * min(width, height):
+            return None
+        return f"{width} x {height} pixels: take one of at least {SHORTEST} x {SHORTEST}, up to {LONGEST} times as long as wide"
 
     def check(self, run: RunConfig) -> None:
         """As every family's, and the tokenizer can be opened."""

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from flowfactory import CheckpointPath
 from flowfactory_rewards.dependencies import missing_module, require
-from flowfactory_rewards.dual_encoder import load_clip
+from flowfactory_rewards.dual_encoder import load_clip_images
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer
-from flowfactory_rewards.weights import LINEAR_PREDICTOR, build_linear_layers, read_tensors, strip_prefix
+from flowfactory_rewards.weights import LINEAR_PREDICTOR, build_linear_layers, read_tensors, refuse_other_names, strip_prefix
 
 
 class AestheticConfig(RewardModelConfig):
@@ -37,15 +37,23 @@ class AestheticConfig(RewardModelConfig):
     def lacking(self) -> str | None:
         return missing_module("aesthetic", "transformers")
 
+    @property
+    def files(self) -> tuple[tuple[str, str | None], ...]:
+        return *super().files, (self.predictor, self.file)
+
     def build(self, label: str) -> RewardModel:
         require(self)
-        return RewardModel(label, self, _load_scorer, self.path, self.predictor, self.file)
+        return RewardModel(label, self, _load_scorer, self.path, self.predictor, self.file, reads_prompts=False)
 
 
 def _load_scorer(path: str, predictor: str, file: str, device: torch.device, dtype: torch.dtype) -> Scorer:
-    state = strip_prefix(read_tensors(predictor, file), "layers.")
-    rating = nn.Sequential(*build_linear_layers(state, LINEAR_PREDICTOR, f"{file} in {predictor}")).to(device)
-    encoder = load_clip(path, path, device, dtype)
+    source = f"{file} in {predictor}"
+    state = read_tensors(predictor, file)
+    refuse_other_names(state, [r"layers\..*"], [], source)
+    encoder = load_clip_images(path, device, dtype)
+    width = encoder.model.config.projection_dim
+    layers = build_linear_layers(strip_prefix(state, "layers."), LINEAR_PREDICTOR, width, source)
+    rating = nn.Sequential(*layers).to(device)
 
     def score(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
         found: Tensor = rating(encoder.embed_images(pictures))[:, 0]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from flowfactory.models import check_vocabulary, load_tokenizer
 from flowfactory.rewards import load_shared
 from flowfactory_rewards.reward_model import Scorer, to_pil
 from flowfactory_rewards.weights import from_pretrained, load_pretrained
@@ -18,20 +19,27 @@ CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 """The CLIP that PickScore and HPSv2 are tuned from."""
 
 
-class DualEncoder:
-    """A ``model`` of transformers with the features of pictures and of texts.
+class ImageEncoder:
+    """A ``model`` of transformers with the features of pictures; ``transform``: [n, 3, H, W] in [0, 1] to what it sees."""
 
-    ``transform``: pictures [n, 3, H, W] in [0, 1] to what the model sees; ``tokenize``: n texts to ids [n, L], of one L, so
-    that no prompt depends on the others of its batch.
-    """
-
-    def __init__(self, model: Any, transform: Callable[[Tensor], Tensor], tokenize: Callable[[list[str]], Tensor]) -> None:
-        self.model, self._transform, self._tokenize = model, transform, tokenize
+    def __init__(self, model: Any, transform: Callable[[Tensor], Tensor]) -> None:
+        self.model, self._transform = model, transform
 
     def embed_images(self, pictures: Tensor) -> Tensor:
         """Their embeddings [n, D] of length 1, float32."""
         values = self._transform(pictures).to(self.model.device, self.model.dtype)
         return _normalize_features(self.model.get_image_features(pixel_values=values))
+
+
+class DualEncoder(ImageEncoder):
+    """With the features of texts too.
+
+    ``tokenize``: n texts to ids [n, L], of one L, so that no prompt depends on the others of its batch.
+    """
+
+    def __init__(self, model: Any, transform: Callable[[Tensor], Tensor], tokenize: Callable[[list[str]], Tensor]) -> None:
+        super().__init__(model, transform)
+        self._tokenize = tokenize
 
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
         """Their embeddings [n, D] of length 1, float32; equal prompts are embedded once."""
@@ -55,15 +63,25 @@ def _normalize_features(features: Any) -> Tensor:
 
 
 def load_clip(path: str, processor: str, device: torch.device, dtype: torch.dtype) -> DualEncoder:
-    """The CLIP in ``path``, with the tokenizer and the picture processor in ``processor``; the same for all who ask."""
-    return load_shared(_load_clip, path, processor, device, dtype)
+    """The CLIP in ``path``, whose weights all who ask share, with the tokenizer and the picture processor in ``processor``."""
+    from transformers import CLIPImageProcessorPil
 
-
-def _load_clip(path: str, processor: str, device: torch.device, dtype: torch.dtype) -> DualEncoder:
-    from transformers import CLIPImageProcessorPil, CLIPModel
-
-    model = load_pretrained(CLIPModel, path, device, dtype)
+    model = load_shared(_load_clip_model, path, device, dtype)
     return DualEncoder(model, load_image_transform(CLIPImageProcessorPil, processor), load_clip_tokenizer(processor, model))
+
+
+def load_clip_images(path: str, device: torch.device, dtype: torch.dtype) -> ImageEncoder:
+    """The same CLIP for pictures alone, which needs no tokenizer."""
+    from transformers import CLIPImageProcessorPil
+
+    model = load_shared(_load_clip_model, path, device, dtype)
+    return ImageEncoder(model, load_image_transform(CLIPImageProcessorPil, path))
+
+
+def _load_clip_model(path: str, device: torch.device, dtype: torch.dtype) -> Any:
+    from transformers import CLIPModel
+
+    return load_pretrained(CLIPModel, path, device, dtype)
 
 
 def load_image_transform(kind: Any, path: str) -> Callable[[Tensor], Tensor]:
@@ -76,7 +94,9 @@ def load_clip_tokenizer(path: str, model: Any) -> Callable[[list[str]], Tensor]:
     """The tokenizer in ``path``, cut off and filled up to the length that ``model`` has places for."""
     from transformers import CLIPTokenizer
 
-    tokenizer = from_pretrained(CLIPTokenizer, path)
+    source = f"the tokenizer in {path}"
+    tokenizer = load_tokenizer(CLIPTokenizer, path, source)
+    check_vocabulary(tokenizer, model.config.text_config.vocab_size, source)
     length = model.config.text_config.max_position_embeddings
     return lambda texts: (
         tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids

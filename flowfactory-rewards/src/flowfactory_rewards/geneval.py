@@ -50,7 +50,8 @@ class GenevalConfig(RewardModelConfig):
         return self.path, self.clip
 
     def check(self, run: RunConfig) -> None:
-        """Every prompt says what is to be seen."""
+        """Every prompt says what is to be seen, and the files that are on this machine are whole."""
+        super().check(run)
         check_prompts(run, self, lambda prompt: parse_requirements(prompt.text, prompt.metadata))
 
     def lacking(self) -> str | None:

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowfactory import RunError, UserError
+from flowfactory.models import check_vocabulary, load_tokenizer
 from flowfactory_rewards.dual_encoder import DualEncoder, load_clip
 from flowfactory_rewards.geneval_rules import COLORS, Box, Detection
 from flowfactory_rewards.reward_model import to_pil
-from flowfactory_rewards.weights import from_pretrained, load_pretrained
+from flowfactory_rewards.weights import from_pretrained, load_config, load_pretrained, refuse_one_answer
 
 CLASS_ALIASES = {
     "airplane": "aeroplane",
@@ -39,14 +40,19 @@ class Detector:
             MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING,
         )
 
-        config = from_pretrained(AutoConfig, path)
+        config = load_config(AutoConfig, path)
         self._zero_shot = type(config) in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING
         models = MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING if self._zero_shot else MODEL_FOR_OBJECT_DETECTION_MAPPING
         if type(config) not in models:
             raise UserError(f"{path} holds a model of type {config.model_type!r}, which is no detector that transformers has")
         self._path = path
         self._one_at_a_time = config.model_type.endswith("grounding-dino")
-        self._processor = from_pretrained(AutoProcessor if self._zero_shot else AutoImageProcessor, path)
+        if self._zero_shot:
+            source = f"the tokenizer in {path}"
+            self._processor = load_tokenizer(AutoProcessor, path, source)
+            check_vocabulary(self._processor, config.text_config.vocab_size, source)
+        else:
+            self._processor = from_pretrained(AutoImageProcessor, path)
         self._model = load_pretrained(models[type(config)], path, device, dtype)
 
     def __call__(self, pictures: Tensor, names: Sequence[str], threshold: float) -> list[dict[str, list[Detection]]]:
@@ -113,6 +119,8 @@ class ColorClassifier:
 
     def __init__(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
         self._clip: DualEncoder = load_clip(path, path, device, dtype)
+        with torch.inference_mode():
+            refuse_one_answer(lambda prompt: self._clip.embed_texts([prompt]), path)
         self._known: dict[str, Tensor] = {}
 
     def __call__(self, picture: Tensor, boxes: Sequence[Box], name: str) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowfactory import ComponentConfig, InnerReward, RunConfig, Samples, hookimpl
 from flowfactory.rewards import Rewards
+from flowfactory.rl import group_std
 
 
 class GroupRankConfig(ComponentConfig):
@@ -54,8 +55,9 @@ class GroupRank:
 
 
 def rank_in_groups(scores: Tensor, groups: Tensor) -> Tensor:
-    """[B] in [0, 1]: the share of the others in its group that a score [B] is above, a tie counting half; 1/2 when alone."""
+    """float64 [B] in [0, 1]: the share of the others in its group that a score [B] is above, half for a tie; 1/2 when alone."""
+    scores = torch.where(group_std(scores, groups) > 0, scores, 0.0)  # roundings are no order
     together = groups[:, None] == groups
     above = together * ((scores[:, None] > scores).double() + (scores[:, None] == scores).double() / 2)
     others = together.sum(1) - 1
-    return torch.where(others > 0, (above.sum(1) - 0.5) / others.clamp(min=1), 0.5).float()
+    return torch.where(others > 0, (above.sum(1) - 0.5) / others.clamp(min=1), 0.5)

@@ -16,7 +16,14 @@ from flowfactory.rewards import to_pixels
 from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.dual_encoder import CLIP_H, DualEncoder, find_processor, load_clip_tokenizer
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer
-from flowfactory_rewards.weights import from_state_dict, load_pretrained, read_tensors, strip_prefix
+from flowfactory_rewards.weights import (
+    AGAIN,
+    from_state_dict,
+    load_pretrained,
+    read_tensors,
+    refuse_other_names,
+    strip_prefix,
+)
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -47,6 +54,10 @@ class HpsV2Config(RewardModelConfig):
     def lacking(self) -> str | None:
         return missing_module("hpsv2", "transformers")
 
+    @property
+    def files(self) -> tuple[tuple[str, str | None], ...]:
+        return ((self.path, self.file),)
+
     def build(self, label: str) -> RewardModel:
         require(self)
         return RewardModel(label, self, _load_scorer, self.path, self.file, self.tokenizer or find_processor(self.path, CLIP_H))
@@ -58,8 +69,7 @@ def _load_scorer(path: str, file: str | None, tokenizer: str, device: torch.devi
     if file is None:
         model = load_pretrained(CLIPModel, path, device, dtype)
     else:
-        held = read_tensors(path, file)
-        config, state = convert_open_clip(held.get("state_dict", held), f"{file} in {path}")
+        config, state = convert_open_clip(read_tensors(path, file, "state_dict"), f"{file} in {path}")
         model = from_state_dict(CLIPModel, CLIPConfig(**config), state, f"{file} in {path}", device, dtype)
     size: int = model.config.vision_config.image_size
     return DualEncoder(model, lambda pictures: letterbox(pictures, size), load_clip_tokenizer(tokenizer, model)).cosine
@@ -87,8 +97,8 @@ def convert_open_clip(
 
     ``heads``: the width of one head of each tower. UserError, which names ``source``: these are not such weights.
     """
-    if lacking := sorted({"visual.conv1.weight", "token_embedding.weight", "text_projection"} - set(state)):
-        raise UserError(f"{source} has no weight {lacking[0]}, which a CLIP of open_clip has")
+    if lacking := sorted(NEEDED - state.keys()):
+        raise UserError(f"{source} has no weight {lacking[0]}, which a CLIP of open_clip has; {AGAIN}")
     places = state["visual.positional_embedding"].shape[0] - 1
     patch = state["visual.conv1.weight"].shape[-1]
     vision = _tower_config(state, "visual.transformer.", heads["vision"]) | {"patch_size": patch}
@@ -103,7 +113,9 @@ def convert_open_clip(
             "eos_token_id": 2,  # with which transformers pools at the highest id, as open_clip does
         },
     }
-    return config, dict(pair for name, weight in state.items() for pair in _rename_weight(name, weight))
+    renamed = {name: _rename_weight(name, weight) for name, weight in state.items()}
+    refuse_other_names([name for name, pairs in renamed.items() if not pairs], [], UNREAD, source)
+    return config, dict(pair for pairs in renamed.values() for pair in pairs)
 
 
 def _tower_config(state: Mapping[str, Tensor], prefix: str, head: int) -> dict[str, Any]:
@@ -118,6 +130,13 @@ def _tower_config(state: Mapping[str, Tensor], prefix: str, head: int) -> dict[s
     }
 
 
+UNREAD = (r"attn_mask", r"logit_bias", r"input_resolution", r"context_length", r"vocab_size")
+"""What some releases of open_clip have besides, which no cosine depends on."""
+NEEDED = {
+    *("visual.conv1.weight", "visual.positional_embedding", "visual.transformer.resblocks.0.mlp.c_fc.weight"),
+    *("token_embedding.weight", "positional_embedding", "transformer.resblocks.0.mlp.c_fc.weight", "text_projection"),
+}
+"""Weights whose shapes tell the options of the model."""
 WEIGHT_NAMES = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",

@@ -11,9 +11,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from flowfactory import CheckpointPath, UserError
+from flowfactory.models import load_tokenizer
 from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer, to_pil
-from flowfactory_rewards.weights import build_linear_layers, from_pretrained, from_state_dict, read_tensors, strip_prefix
+from flowfactory_rewards.weights import (
+    build_linear_layers,
+    from_pretrained,
+    from_state_dict,
+    load_config,
+    read_tensors,
+    refuse_other_names,
+    strip_prefix,
+)
 
 REWARD, IMAGE = "<|Reward|>", "<|image_pad|>"
 PIXELS = 256 * 28 * 28
@@ -40,6 +49,10 @@ class HpsV3Config(RewardModelConfig):
     def lacking(self) -> str | None:
         return missing_module("hpsv3", "transformers")
 
+    @property
+    def files(self) -> tuple[tuple[str, str | None], ...]:
+        return ((self.path, self.file),)
+
     def build(self, label: str) -> RewardModel:
         require(self)
         return RewardModel(label, self, _load_scorer, self.path, self.file, self.base)
@@ -49,12 +62,14 @@ def _load_scorer(path: str, file: str, base: str, device: torch.device, dtype: t
     from transformers import Qwen2Tokenizer, Qwen2VLConfig, Qwen2VLImageProcessorPil, Qwen2VLModel
 
     source = f"{file} in {path}"
-    held = read_tensors(path, file)
-    state, head_state = convert_released(held.get("model", held), source)
-    words = from_pretrained(Qwen2Tokenizer, base)
+    # the small files before the weights, which take longer
+    words = load_tokenizer(Qwen2Tokenizer, base, f"the tokenizer in {base}")
     words.add_tokens([REWARD], special_tokens=True)
     words.padding_side = "right"
-    config = from_pretrained(Qwen2VLConfig, base)
+    # one processor with the tokenizer would need torchvision, for videos
+    processor = from_pretrained(Qwen2VLImageProcessorPil, base, size={"shortest_edge": PIXELS, "longest_edge": PIXELS})
+    config = load_config(Qwen2VLConfig, base)
+    state, head_state = convert_released(read_tensors(path, file, "model"), source)
     config.text_config.vocab_size = state["language_model.embed_tokens.weight"].shape[0]
     if len(words) != config.text_config.vocab_size:
         raise UserError(
@@ -62,11 +77,9 @@ def _load_scorer(path: str, file: str, base: str, device: torch.device, dtype: t
             "it is not that of the model that was tuned"
         )
     model = from_state_dict(Qwen2VLModel, config, state, source, device, dtype)
-    first, second, third = build_linear_layers(head_state, (0, 3, 5), source)
+    first, second, third = build_linear_layers(head_state, (0, 3, 5), config.text_config.hidden_size, source)
     # to the mean of the score and the logarithm of its standard deviation
     rating = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third).to(device)
-    # one processor with the tokenizer would need torchvision, for videos
-    processor = from_pretrained(Qwen2VLImageProcessorPil, base, size={"shortest_edge": PIXELS, "longest_edge": PIXELS})
     reward, area = words.convert_tokens_to_ids(REWARD), processor.merge_size**2
 
     def score(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -107,6 +120,10 @@ TEMPLATE = files("flowfactory_rewards").joinpath("hpsv3.txt").read_bytes().decod
 """The released instruction to the letter, blanks at the ends of lines included (MizzenAI/HPSv3, MIT)."""
 
 
+UNREAD = (r"lm_head\.weight",)
+"""What the released file has besides: it is tuned from a model that writes."""
+
+
 def convert_released(state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The weights of a Qwen2VLModel and of the head, of the names that HPSv3 was released with.
 
@@ -114,6 +131,7 @@ def convert_released(state: Mapping[str, Tensor], source: str) -> tuple[dict[str
     """
     if lacking := [name for name in ("model.embed_tokens.weight", "rm_head.0.weight") if name not in state]:
         raise UserError(f"{source} has no weight {lacking[0]}: it is not what HPSv3 was released as")
+    refuse_other_names(state, [r"(model|visual|rm_head)\..*"], UNREAD, source)
     texts = {f"language_model.{name}": weight for name, weight in strip_prefix(state, "model.").items()}
     pictures = {f"visual.{name}": weight for name, weight in strip_prefix(state, "visual.").items()}
     return texts | pictures, strip_prefix(state, "rm_head.")

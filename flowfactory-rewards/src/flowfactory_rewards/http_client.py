@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import re
 import threading
 import time
-import weakref
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
-from urllib.parse import urlsplit
+from typing import Annotated, Any, ClassVar, TypeVar
+from urllib.parse import urljoin, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from flowfactory import ComponentConfig, RunError, UserError
-from flowfactory.rewards.wire import excerpt
-
-if TYPE_CHECKING:
-    import httpx2
+from flowfactory import ComponentConfig, RunError
+from flowfactory.rewards.wire import excerpt, read_token
+from flowfactory_rewards.timed_requests import CONNECT_TIMEOUT, Answer, TimedRequests, UnboundedAnswer
 
 T = TypeVar("T")
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 30.0  # seconds that a server is left alone after a failure, which double
-CONNECT_TIMEOUT = 10.0  # seconds that a connection may take
 RETRYABLE_STATUS = frozenset({408, 429, 502, 503, 504})
 """What a server says that may do better next time."""
 
@@ -61,7 +55,9 @@ class ClientConfig(ComponentConfig):
     )
     token_env: str | None = Field(None, description="the environment variable that holds the token; null for none")
     requests: int = Field(8, ge=1, le=1000, description="sent at once, over all URLs")
-    request_timeout: float = Field(120, gt=0, le=1_000_000, description="seconds that a server may take to answer one")
+    request_timeout: float = Field(
+        120, gt=0, le=1_000_000, description="seconds that one try may take, from the connection to the end of the answer"
+    )
     retries: int = Field(5, ge=0, le=1000, description="further tries of a request that fails, with growing rests between them")
     patience: float = Field(
         600, gt=0, le=10_000_000, description="seconds that a request waits for servers that say that they are busy"
@@ -91,24 +87,14 @@ class Client:
     """Requests to the URLs of ``config``. UserError: the token is not there."""
 
     def __init__(self, config: ClientConfig, retryable: frozenset[int] = RETRYABLE_STATUS) -> None:
-        import httpx2
-
         self.config, self._retryable = config, retryable
-        self._token = _read_token(config.token_env)
+        self._token = read_token("token_env", config.token_env)
         self._hosts = [Host(url) for url in config.url]
         self._changed = threading.Condition()
         self._chance = random.Random()
         self._turn = 0
-        self._http = httpx2.Client(
-            headers={"Authorization": f"Bearer {self._token}"} if self._token else {},
-            timeout=httpx2.Timeout(config.request_timeout, connect=min(CONNECT_TIMEOUT, config.request_timeout), pool=None),
-            limits=httpx2.Limits(
-                max_connections=None, max_keepalive_connections=max(config.requests, len(config.url)), keepalive_expiry=30
-            ),
-            # a proxy that the environment names is of no use on the way to this machine
-            mounts={f"all://{name}": None for name in ("127.0.0.1", "localhost", "[::1]")},
-        )
-        weakref.finalize(self, self._http.close)
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        self._requests = TimedRequests(headers, max(config.requests, len(config.url)))
 
     def run_all(self, calls: Sequence[Callable[[threading.Event], T]]) -> list[T]:
         """The results of ``calls`` in order, ``config.requests`` at once; the first error ends all."""
@@ -164,25 +150,27 @@ class Client:
         hosts: Sequence[Host],
         tolerated: Collection[int],
     ) -> tuple[str, bytes]:
-        headers, content = ({"Content-Type": body[0]}, body[1]) if body else ({}, None)
         begun = time.monotonic()
         failures = 0
         while True:
             host, era = self._acquire_host(hosts, stop)
             reason, wait, busy = "", 0.0, False
             try:
-                response = self._http.request(method, host.url + path, content=content, headers=headers)
+                answer = self._requests.send(method, host.url + path, body, self.config.request_timeout)
+            except UnboundedAnswer as error:
+                self._release_host(host, era, None)
+                raise RunError(f"{host.url}: {error}; see what serves there") from error
             except Exception as error:
                 reason = self._describe_failure(error)
             else:
-                if response.status_code not in self._retryable:
+                if answer.status not in self._retryable:
                     self._release_host(host, era, None)
-                    if response.status_code != 200 and response.status_code not in tolerated:
-                        raise RunError(self._describe_refusal(host, response))
-                    return host.url, response.content
-                reason = f"{response.status_code}, {self._mask_token(error_message(response.content))}"
-                wait = _retry_after(response.headers.get("retry-after"))
-                busy = response.status_code == 429 or (response.status_code == 503 and wait > 0)
+                    if answer.status != 200 and answer.status not in tolerated:
+                        raise RunError(self._describe_refusal(host, path, answer))
+                    return host.url, answer.body
+                reason = f"{answer.status}, {self._mask_token(error_message(answer.body))}"
+                wait = _retry_after(answer.headers.get("retry-after"))
+                busy = answer.status == 429 or (answer.status == 503 and wait > 0)
             self._release_host(host, era, wait if busy and wait else 0.0)
             waited = time.monotonic() - begun
             if busy and waited + wait > self.config.patience:
@@ -222,20 +210,26 @@ class Client:
                 host.retry_at = time.monotonic() + (rest or growing) * self._chance.uniform(1, 1.25)
             self._changed.notify_all()
 
-    def _describe_refusal(self, host: Host, response: httpx2.Response) -> str:
-        said = self._mask_token(error_message(response.content))
-        if response.status_code in (401, 403):
+    def _describe_refusal(self, host: Host, path: str, answer: Answer) -> str:
+        if 300 <= answer.status < 400 and (location := answer.headers.get("location")):
+            place = urlsplit(urljoin(host.url + path, location))  # without a query, which may hold a secret
+            said = self._mask_token(f"{place.scheme}://{place.netloc.rpartition('@')[2]}{place.path}".removesuffix(path))[:200]
+            return (
+                f"{host.url}: answered {answer.status}, a redirect to {said}, which is not followed; give url the right address"
+            )
+        said = self._mask_token(error_message(answer.body))
+        if answer.status in (401, 403):
             variable = self.config.token_env
             todo = f"see what {variable} holds" if variable else "name the environment variable that holds one with token_env"
-            return f"{host.url}: answered {response.status_code}, {said}; {todo}"
-        return f"{host.url}: answered {response.status_code}, {said}"
+            return f"{host.url}: answered {answer.status}, {said}; {todo}"
+        return f"{host.url}: answered {answer.status}, {said}"
 
     def _describe_failure(self, error: Exception) -> str:
         import httpx2
 
         if isinstance(error, httpx2.ConnectTimeout):
-            return f"no connection within {min(CONNECT_TIMEOUT, self.config.request_timeout):g} s"
-        if isinstance(error, httpx2.TimeoutException):
+            return f"no connection within {CONNECT_TIMEOUT:g} s"
+        if isinstance(error, TimeoutError):
             return f"no answer within {self.config.request_timeout:g} s"
         if isinstance(error, httpx2.RequestError):
             return self._mask_token(f"{type(error).__name__}: {error}".removesuffix(": "))
@@ -244,17 +238,6 @@ class Client:
     def _mask_token(self, text: str) -> str:
         """Servers say what token they were given."""
         return text.replace(self._token, "***") if self._token else text
-
-
-def _read_token(variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    token = os.environ.get(variable, "").strip()
-    if not token:
-        raise UserError(f"token_env: the environment variable {variable} is not set; put the token into it")
-    if not re.fullmatch(r"[!-~]+", token):
-        raise UserError(f"token_env: {variable} holds what cannot be a token; it has printable ASCII characters alone")
-    return token
 
 
 def _retry_after(text: str | None) -> float:
@@ -276,7 +259,7 @@ def error_message(body: bytes) -> str:
     found: Any
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     for key in ("error", "message", "detail"):
         while isinstance(found, dict) and key in found:

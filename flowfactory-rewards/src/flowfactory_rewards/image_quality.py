@@ -15,6 +15,7 @@ from flowfactory.rewards import to_pixels
 from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.dual_encoder import load_clip
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer
+from flowfactory_rewards.weights import refuse_one_answer
 
 WORDS = {
     "quality": ("Good photo.", "Bad photo."),
@@ -56,14 +57,15 @@ class ImageQualityConfig(RewardModelConfig):
     def build(self, label: str) -> RewardModel:
         require(self)
         if self.metric == "clip-iqa":
-            return RewardModel(label, self, load_clip_iqa, self.path, self.words)
-        return RewardModel(label, self, load_measure, self.metric)
+            return RewardModel(label, self, load_clip_iqa, self.path, self.words, reads_prompts=False)
+        return RewardModel(label, self, load_measure, self.metric, reads_prompts=False)
 
 
 def load_clip_iqa(path: str, words: str, device: torch.device, dtype: torch.dtype) -> Scorer:
     """Scores in [0, 1] by the CLIP in ``path`` and the pair of texts called ``words``."""
     eyes = load_clip(path, path, device, dtype)
     with torch.inference_mode():
+        refuse_one_answer(lambda prompt: eyes.embed_texts([prompt]), path)
         pair = eyes.embed_texts(WORDS[words])
 
     def score(pictures: Tensor, prompts: object) -> Tensor:

@@ -13,14 +13,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from flowfactory import CheckpointPath, UserError
+from flowfactory.models import check_vocabulary, load_tokenizer
 from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer, to_pil
 from flowfactory_rewards.weights import (
+    BUFFERS,
     LINEAR_PREDICTOR,
     build_linear_layers,
-    from_pretrained,
     from_state_dict,
     read_tensors,
+    refuse_other_names,
     strip_prefix,
 )
 
@@ -48,6 +50,10 @@ class ImageRewardConfig(RewardModelConfig):
     def lacking(self) -> str | None:
         return missing_module("imagereward", "transformers")
 
+    @property
+    def files(self) -> tuple[tuple[str, str | None], ...]:
+        return ((self.path, self.file),)
+
     def build(self, label: str) -> RewardModel:
         require(self)
         return RewardModel(label, self, _load_scorer, self.path, self.file, self.tokenizer)
@@ -56,15 +62,17 @@ class ImageRewardConfig(RewardModelConfig):
 def _load_scorer(path: str, file: str, tokenizer: str, device: torch.device, dtype: torch.dtype) -> Scorer:
     from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-    source = f"{file} in {path}"
+    source, words_source = f"{file} in {path}", f"the tokenizer in {tokenizer}"
+    words = load_tokenizer(BertTokenizer, tokenizer, words_source)  # before the weights, which take longer
     config, state = convert_blip(read_tensors(path, file), source)
     vision = from_state_dict(BlipVisionModel, BlipVisionConfig(**config["vision"]), state["vision"], source, device, dtype)
     reader = BlipTextConfig(**config["text"])
-    text = from_state_dict(BlipTextModel, reader, state["text"], source, device, dtype, add_pooling_layer=False)
-    rating = nn.Sequential(*build_linear_layers(state["head"], LINEAR_PREDICTOR, source)).to(device)
-    words = from_pretrained(BertTokenizer, tokenizer)
+    unread = (*BUFFERS, r"pooler\..*")
+    text = from_state_dict(BlipTextModel, reader, state["text"], source, device, dtype, unread, add_pooling_layer=False)
+    rating = nn.Sequential(*build_linear_layers(state["head"], LINEAR_PREDICTOR, reader.hidden_size, source)).to(device)
     words.add_special_tokens({"bos_token": "[DEC]"})
     words.add_tokens(["[ENC]"], special_tokens=True)
+    check_vocabulary(words, reader.vocab_size, words_source)
     size = config["vision"]["image_size"]
 
     def score(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -98,18 +106,17 @@ def convert_blip(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Tensor]]]:
     """The options of a BlipVisionConfig and a BlipTextConfig, and the weights of both and of the head, of ImageReward's names.
 
-    Under ``vision``, ``text`` and ``head``. What the reward does not use, such as BLIP's projections, is left out.
+    Under ``vision``, ``text`` and ``head``. What the reward does not use, UNREAD, is left out.
     UserError, which names ``source``: these are not such weights.
     """
     vision = {_rename_vision(name): weight for name, weight in strip_prefix(state, "blip.visual_encoder.").items()}
-    text = {
-        name: weight for name, weight in strip_prefix(state, "blip.text_encoder.").items() if not name.endswith("position_ids")
-    }
-    needed = ("embeddings.patch_embedding.weight", "embeddings.position_embedding", "encoder.layers.0.mlp.fc1.weight")
-    if lacking := [name for name in needed if name not in vision]:
+    text = strip_prefix(state, "blip.text_encoder.")
+    if lacking := [name for name in NEEDED_VISION if name not in vision]:
         raise UserError(f"{source} has no weight that becomes {lacking[0]}: it is not what ImageReward was released as")
-    if "encoder.layer.0.crossattention.self.key.weight" not in text:
-        raise UserError(f"{source} has no text encoder that attends to pictures: it is not what ImageReward was released as")
+    if lacking := [name for name in NEEDED_TEXT if name not in text]:
+        raise UserError(f"{source} has no weight blip.text_encoder.{lacking[0]}: it is not what ImageReward was released as")
+    read = [r"blip\.(visual|text)_encoder\..*", r"mlp\.layers\..*"]
+    refuse_other_names(state, read, UNREAD, source)
     width, _, patch, _ = vision["embeddings.patch_embedding.weight"].shape
     patches = vision["embeddings.position_embedding"].shape[1] - 1
     vocabulary, text_width = text["embeddings.word_embeddings.weight"].shape
@@ -135,6 +142,18 @@ def convert_blip(
         },
     }
     return config, {"vision": vision, "text": text, "head": strip_prefix(state, "mlp.layers.")}
+
+
+UNREAD = (r"blip\.(?!(visual|text)_encoder\.).*",)
+"""What BLIP is pretrained with besides its two encoders, such as projections, a decoder and momentum copies."""
+NEEDED_VISION = ("embeddings.patch_embedding.weight", "embeddings.position_embedding", "encoder.layers.0.mlp.fc1.weight")
+NEEDED_TEXT = (
+    "embeddings.word_embeddings.weight",
+    "embeddings.position_embeddings.weight",
+    "encoder.layer.0.intermediate.dense.weight",
+    "encoder.layer.0.crossattention.self.key.weight",
+)
+"""Weights whose shapes tell the options of the models."""
 
 
 def _count_layers(layers: Mapping[str, Tensor]) -> int:

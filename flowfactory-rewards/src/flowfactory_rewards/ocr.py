@@ -18,14 +18,13 @@ from flowfactory.rewards import load_shared, to_pixels
 from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.frame_sampling import sample_frames
 from flowfactory_rewards.prompt_checks import check_prompts, parse_samples
+from flowfactory_rewards.quotations import find_quotations
 
 if TYPE_CHECKING:
     from rapidocr import RapidOCR
 
     from flowfactory import RunConfig
 
-# an apostrophe stands after a letter where it opens nothing, and before one where it closes nothing
-_QUOTED = re.compile(r'"([^"]*)"|“([^”]*)”|«([^»]*)»|「([^」]*)」|‘(.+?)’(?!\w)|(?<!\w)\'(?!\s)(.+?)(?<!\s)\'(?!\w)')
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")  # Chinese and Japanese: a sign each
 _STRAIGHT = str.maketrans("‘’“”", "''\"\"")
 MOST_TEXTS = 8
@@ -76,8 +75,7 @@ def parse_texts(prompt: str, metadata: Mapping[str, Any]) -> tuple[str, ...]:
     given = metadata.get("text")
     texts = [given] if isinstance(given, str) else given
     if texts is None:
-        texts = [next(filter(None, match.groups()), "") for match in _QUOTED.finditer(prompt)]
-        texts = [text for text in texts if text.strip()]
+        texts = [text for text in find_quotations(prompt) if text.strip()]
         if not texts:
             raise UserError(f"{prompt[:60]!r} has no text to read; put it in quotation marks, or into 'text' of a .jsonl file")
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):

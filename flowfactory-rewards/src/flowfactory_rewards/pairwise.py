@@ -93,7 +93,7 @@ def _sort_pair(i: int, j: int) -> tuple[int, int]:
 
 
 def win_rates(count: int, met: list[tuple[int, int]], first: list[float], swapped: list[float]) -> Tensor:
-    """float32 [count]: mean over opponents of the probability of a win, which is the mean of both orders.
+    """float64 [count]: mean over opponents of the probability of a win, which is the mean of both orders.
 
     ``first``: that i of (i, j) is preferred when shown first; ``swapped``: that j is, when j is shown first.
     """
@@ -104,4 +104,4 @@ def win_rates(count: int, met: list[tuple[int, int]], first: list[float], swappe
         won[j] += 1 - win
         times[i] += 1
         times[j] += 1
-    return torch.where(times > 0, won / times.clamp(min=1), 0.5).float()
+    return torch.where(times > 0, won / times.clamp(min=1), 0.5)

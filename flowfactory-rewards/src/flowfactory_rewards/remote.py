@@ -82,9 +82,9 @@ class Remote:
         units = [[row] for row in rows] if self._pointwise else rows_by_group(rows, samples.groups)
         batches = pack_batches(units, self._config.batch_size)
         found = self._client.run_all([partial(self._request_scores, samples, batch) for batch in batches])
-        scores = torch.empty(len(rows))
-        for batch, some in zip(batches, found, strict=True):
-            scores[batch] = some
+        together = torch.cat(found)
+        scores = torch.empty_like(together)
+        scores[[row for batch in batches for row in batch]] = together
         return {self.label: scores}
 
     def _request_scores(self, samples: Samples, rows: Sequence[int], stop: threading.Event) -> Tensor:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory import CheckpointPath, ComponentConfig, Device, Samples, hookimpl
+from flowfactory import CheckpointPath, ComponentConfig, Device, Samples, UserError, hookimpl
+from flowfactory.models import check_file, check_files
 from flowfactory.rewards import load_shared, to_pixels
 from flowfactory_rewards.frame_sampling import sample_frames
-from flowfactory_rewards.weights import count_parameters
+from flowfactory_rewards.weights import count_parameters, refuse_one_answer
+
+if TYPE_CHECKING:
+    from flowfactory import RunConfig
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,6 +48,19 @@ class RewardModelConfig(ComponentConfig):
         """The folders and hub ids of the models that it holds."""
         return (self.path,)
 
+    @property
+    def files(self) -> tuple[tuple[str, str | None], ...]:
+        """Where weights are read from: a folder or hub id, and the file in it; None for a model as transformers saves it."""
+        return tuple((path, None) for path in self.checkpoints)
+
+    def check(self, run: RunConfig) -> None:
+        """The files that are on this machine are whole."""
+        try:
+            for folder, file in ((Path(path), file) for path, file in self.files if Path(path).is_dir()):
+                check_files(folder) if file is None else check_file(folder / file)
+        except UserError as error:
+            raise ValueError(str(error)) from error
+
     def weights(self) -> dict[str, int] | None:
         """As ComponentConfig.weights, where all of them are on this machine as safetensors."""
         size = DTYPES[self.dtype].itemsize
@@ -52,19 +70,33 @@ class RewardModelConfig(ComponentConfig):
 
 
 class RewardModel:
-    """Each picture by itself, through what ``load(*arguments, device, dtype)`` makes; it is made once for all labels."""
+    """Each picture by itself, through what ``load(*arguments, device, dtype)`` makes; it is made once for all labels.
+
+    reads_prompts: whether its scores depend on the prompt, which is then proved as soon as the weights are read.
+    """
 
     pointwise = True
 
-    def __init__(self, label: str, config: RewardModelConfig, load: Callable[..., Scorer], *arguments: Hashable) -> None:
-        self.label, self._config = label, config
+    def __init__(
+        self,
+        label: str,
+        config: RewardModelConfig,
+        load: Callable[..., Scorer],
+        *arguments: Hashable,
+        reads_prompts: bool = True,
+    ) -> None:
+        self.label, self._config, self.reads_prompts = label, config, reads_prompts
         self._load, self._arguments = load, arguments
         self._scorer: Scorer | None = None
 
     @hookimpl
     def prepare_reward(self, device: torch.device) -> None:
-        """Read the weights."""
-        self._scorer = load_shared(self._load, *self._arguments, *self._config.device_and_dtype(device))
+        """Read the weights. UserError: they are not all there, or different prompts get one score."""
+        scorer = load_shared(self._load, *self._arguments, *self._config.device_and_dtype(device))
+        if self.reads_prompts:
+            with torch.inference_mode():
+                refuse_one_answer(lambda prompt: scorer(torch.full((1, 3, 64, 64), 0.5), [prompt]), self._config.path)
+        self._scorer = scorer
 
     @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:

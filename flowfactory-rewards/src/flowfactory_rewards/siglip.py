@@ -8,11 +8,12 @@ import torch
 from pydantic import Field
 
 from flowfactory import CheckpointPath
+from flowfactory.models import check_vocabulary, load_tokenizer
 from flowfactory.rewards import load_shared
 from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.dual_encoder import DualEncoder, load_image_transform
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer
-from flowfactory_rewards.weights import from_pretrained, load_pretrained
+from flowfactory_rewards.weights import load_pretrained
 
 
 class SiglipConfig(RewardModelConfig):
@@ -48,7 +49,9 @@ def _load_encoder(path: str, device: torch.device, dtype: torch.dtype) -> DualEn
     from transformers import AutoTokenizer, SiglipImageProcessorPil, SiglipModel
 
     model = load_pretrained(SiglipModel, path, device, dtype)
-    tokenizer = from_pretrained(AutoTokenizer, path)
+    source = f"the tokenizer in {path}"
+    tokenizer = load_tokenizer(AutoTokenizer, path, source)
+    check_vocabulary(tokenizer, model.config.text_config.vocab_size, source)
     tokenizer.padding_side = "right"  # features are those of the last place, which is padding
     length = model.config.text_config.max_position_embeddings
 

@@ -15,13 +15,15 @@ from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.frame_sampling import sample_frames
 from flowfactory_rewards.prompt_checks import check_videos
 from flowfactory_rewards.reward_model import RewardModelConfig, to_pil
-from flowfactory_rewards.weights import freeze, from_pretrained
+from flowfactory_rewards.weights import BUFFERS, from_pretrained, load_config, load_pretrained
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
 
 MODEL_TYPES = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "clip")
 """Types of models whose embedding of a picture is the first of their last states, or CLIP's."""
+UNREAD = (*BUFFERS, r"(.*\.)?(classifier|pooler|decoder)\..*", r"(.*\.)?mask_token")
+"""What checkpoints that were tuned to classify or to fill in pictures have besides."""
 
 
 class VideoConsistencyConfig(RewardModelConfig):
@@ -36,7 +38,8 @@ class VideoConsistencyConfig(RewardModelConfig):
     frames: int = Field(16, ge=2, le=10_000, description="of a video that are looked at, evenly spread")
 
     def check(self, run: RunConfig) -> None:
-        """What is drawn moves."""
+        """What is drawn moves, and the files that are on this machine are whole."""
+        super().check(run)
         check_videos(run, self, "video-consistency")
 
     def lacking(self) -> str | None:
@@ -90,15 +93,14 @@ class VisionEncoder:
     def __init__(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
         from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPModel
 
-        kind = from_pretrained(AutoConfig, path).model_type
+        kind = load_config(AutoConfig, path).model_type
         if kind not in MODEL_TYPES:
             raise UserError(f"{path} holds a model of type {kind!r}; this reward sees through {', '.join(MODEL_TYPES)}")
         self._clip = kind == "clip"
         self._processor = from_pretrained(AutoImageProcessor, path)
         # a ViT's pooler, which DINO has no weights for, is not looked at
         options = {"add_pooling_layer": False} if kind == "vit" else {}
-        loaded = from_pretrained(CLIPModel if self._clip else AutoModel, path, dtype=dtype, output_loading_info=True, **options)
-        self._model = freeze(loaded, path, device)
+        self._model = load_pretrained(CLIPModel if self._clip else AutoModel, path, device, dtype, UNREAD, **options)
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """[n, D] of length 1, float32, of pictures [n, 3, H, W] in [0, 1]."""

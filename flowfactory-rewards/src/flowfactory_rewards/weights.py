@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -13,25 +14,44 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from flowfactory import UserError
+from flowfactory.models import check_file, check_settings, load_module, reading
+
+AGAIN = "get it again, whole"
+BUFFERS = (r"(.*\.)?position_ids", r"(.*\.)?relative_position_index", r"(.*\.)?num_batches_tracked")
+"""Names that older releases of many models have among their weights, and newer classes work out or never read."""
+TWO_PROMPTS = ("a red cat", "a big dog")
+"""Prompts of one length that no model with its vocabulary and its weights takes for the same."""
 
 
 def from_pretrained(part: Any, path: str, **options: Any) -> Any:
-    """``part.from_pretrained(path)``, of a class of transformers. UserError: its files are not there."""
-    try:
+    """``part.from_pretrained(path)``, of a class of transformers without weights. UserError: its files are not there."""
+    if Path(path).is_dir():
+        check_settings(Path(path))
+    with reading(path):
         return part.from_pretrained(path, **options)
-    except (OSError, ImportError, ValueError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
 
 
-def load_pretrained(model: Any, path: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """The ``model``, a class of transformers, in ``path``, to score with. UserError: another is there, or not all of it."""
+def load_config(part: Any, path: str) -> Any:
+    """The config of class ``part`` in ``path``. UserError: it is not there."""
+    if Path(path).is_dir():
+        check_file(Path(path) / "config.json")  # without one transformers tells of all that it knows
+    return from_pretrained(part, path)
+
+
+def load_pretrained(
+    model: Any, path: str, device: torch.device, dtype: torch.dtype, unread: Collection[str] = BUFFERS, **options: Any
+) -> Any:
+    """The ``model``, a class of transformers, in ``path``, to score with.
+
+    unread: patterns of names that ``path`` may lack or have besides. UserError: another is there, or not all of it.
+    """
     from transformers import AutoConfig
 
-    config = from_pretrained(AutoConfig, path)
-    wanted = model.config_class.model_type
-    if config.model_type != wanted:
-        raise UserError(f"{path} holds a model of type {config.model_type!r}; this reward reads {wanted!r}")
-    return freeze(from_pretrained(model, path, dtype=dtype, output_loading_info=True), path, device)
+    config = load_config(AutoConfig, path)
+    wanted = getattr(model, "config_class", None)  # the automatic classes have none
+    if wanted is not None and config.model_type != wanted.model_type:
+        raise UserError(f"{path} holds a model of type {config.model_type!r}; this reward reads {wanted.model_type!r}")
+    return _freeze(load_module(model, path, path, unread, dtype=dtype, **options), device)
 
 
 def from_state_dict(
@@ -41,45 +61,77 @@ def from_state_dict(
     source: str,
     device: torch.device,
     dtype: torch.dtype,
+    unread: Collection[str] = BUFFERS,
     **options: Any,
 ) -> Any:
-    """The ``model``, a class of transformers, with the weights ``state``, to score with. UserError: ``state`` lacks some."""
-    options |= {"dtype": dtype, "output_loading_info": True}
-    try:
-        # without a path it is made without memory of its own, and takes these tensors
-        loaded = model.from_pretrained(None, config=config, state_dict=dict(state), **options)
-    except RuntimeError as error:
-        raise UserError(f"{source} does not fit a {model.__name__}: {' '.join(str(error).split())}") from error
-    return freeze(loaded, source, device)
+    """The ``model``, a class of transformers, with the weights ``state``, to score with.
+
+    unread: as for :func:`load_pretrained`. UserError: ``state`` lacks some, or has others.
+    """
+    # without a path it is made without memory of its own, and takes these tensors
+    options |= {"config": config, "state_dict": dict(state), "dtype": dtype}
+    return _freeze(load_module(model, None, source, unread, **options), device)
 
 
-def freeze(loaded: tuple[Any, Mapping[str, Any]], source: str, device: torch.device) -> Any:
-    """The model of what transformers returns with loading info, to score with. UserError: ``source`` lacks weights."""
-    model, told = loaded
-    if missing := sorted(told["missing_keys"]):  # which are random now
-        raise UserError(f"{source} lacks {len(missing)} weights of a {type(model).__name__}, such as {missing[0]}")
+def _freeze(model: Any, device: torch.device) -> Any:
     return model.eval().requires_grad_(False).to(device)
 
 
-def read_tensors(path: str, file: str) -> dict[str, Any]:
-    """What ``file`` in the folder or hub id ``path`` holds, on the CPU. UserError: no such file, or more than tensors in it."""
+def refuse_one_answer(answer: Callable[[str], Tensor], source: str) -> None:
+    """UserError, which begins with ``source``: ``answer`` is the same for different prompts."""
+    first, second = (answer(prompt) for prompt in TWO_PROMPTS)
+    if torch.equal(first, second):
+        raise UserError(
+            f"{source} makes the same of {TWO_PROMPTS[0]!r} and {TWO_PROMPTS[1]!r}: it does not read prompts; "
+            "get its weights and its tokenizer again, whole"
+        )
+
+
+def read_tensors(path: str, file: str, inner: str | None = None) -> dict[str, Tensor]:
+    """The weights by name that ``file`` in the folder or hub id ``path`` holds, or has under ``inner``, on the CPU.
+
+    UserError: there is no such file, it is damaged, or it holds something else.
+    """
     place = Path(path) / file
-    try:
-        if not Path(path).is_dir():
-            from huggingface_hub import hf_hub_download
+    if Path(path).is_dir():
+        check_file(place)
+    else:
+        from huggingface_hub import hf_hub_download
 
+        with reading(f"{file} in {path}"):
             place = Path(hf_hub_download(path, file))
-        if place.suffix == ".safetensors":
-            from safetensors.torch import load_file
+    found = _read_safetensors(place) if place.suffix == ".safetensors" else _read_pickled(place)
+    if isinstance(found, dict) and inner in found:
+        found = found[inner]
+    if not isinstance(found, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
+        raise UserError(f"{place} holds other things than weights by name; {AGAIN}")
+    return dict(found)
 
-            found: dict[str, Any] = load_file(place)
-            return found
-        found = torch.load(place, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"no file {file} in {path}: {' '.join(str(error).split())}") from error
+
+def _read_safetensors(place: Path) -> Any:
+    from safetensors.torch import load_file
+
+    with reading(str(place)):
+        return load_file(place)
+
+
+def _read_pickled(place: Path) -> Any:
+    try:
+        return torch.load(place, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        raise UserError(f"{place} holds more than tensors and is not read: it could run code") from error
-    return found
+        if "GLOBAL" in str(error):  # of a function or a class
+            raise UserError(f"{place} holds more than tensors and is not read: it could run code") from error
+        raise UserError(f"{place} is no file that torch saved; {AGAIN}") from error
+    except (EOFError, RuntimeError, OSError) as error:
+        raise UserError(f"{place} is cut off or damaged; {AGAIN}") from error
+
+
+def refuse_other_names(names: Collection[str], read: Sequence[str], unread: Sequence[str], source: str) -> None:
+    """UserError: ``source`` has weights of ``names`` that match neither ``read`` nor ``unread``, patterns of whole names."""
+    known = re.compile("|".join(f"(?:{pattern})" for pattern in (*read, *unread)))
+    if others := sorted(name for name in names if not known.fullmatch(name)):
+        count = "a weight" if len(others) == 1 else f"{len(others)} weights"
+        raise UserError(f"{source} holds {count} that this reward does not know, the first {others[0]}; {AGAIN}")
 
 
 def count_parameters(path: str) -> int | None:
@@ -94,6 +146,7 @@ def count_parameters(path: str) -> int | None:
         folder = Path(config).parent
     count = 0
     for file in folder.glob("*.safetensors"):
+        check_file(file)
         with safe_open(file, framework="pt") as held:
             count += sum(math.prod(held.get_slice(name).get_shape()) for name in held.keys())  # noqa: SIM118 it is no mapping
     return count or None
@@ -104,14 +157,27 @@ def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
 
 
-def build_linear_layers(state: Mapping[str, Tensor], numbers: Sequence[int], source: str) -> list[nn.Linear]:
-    """The layers ``0.weight``, ``0.bias`` and so on in ``state``, float32. UserError: it has layers of other ``numbers``."""
-    found = sorted({int(name.split(".")[0]) for name in state})
-    if found != [*numbers]:
-        raise UserError(f"{source} has the layers {found} in its predictor; the released one has {[*numbers]}")
+def build_linear_layers(state: Mapping[str, Tensor], numbers: Sequence[int], width: int, source: str) -> list[nn.Linear]:
+    """The layers ``0.weight``, ``0.bias`` and so on in ``state``, float32, from ``width`` features to one or two numbers.
+
+    UserError: it has layers of other ``numbers``, or they do not go with one another.
+    """
+    wanted = {f"{number}.{kind}" for number in numbers for kind in ("weight", "bias")}
+    if differing := sorted(state.keys() ^ wanted):
+        found = sorted({int(number) for number in (name.split(".")[0] for name in state) if number.isdecimal()})
+        raise UserError(
+            f"{source} has the layers {found} in its predictor; the released one has {[*numbers]}, each with a weight and a "
+            f"bias, and the first that differs is {differing[0]}"
+        )
     layers = []
     for number in numbers:
         weight, bias = state[f"{number}.weight"], state[f"{number}.bias"]
+        if weight.dim() != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
+            raise UserError(
+                f"{source} has a predictor whose layer {number} is {list(weight.shape)} with a bias {list(bias.shape)}, "
+                f"and {width} features come to it; {AGAIN}"
+            )
+        width = len(weight)
         layer = nn.Linear(weight.shape[1], weight.shape[0], dtype=torch.float32)
         layer.load_state_dict({"weight": weight, "bias": bias})
         layers.append(layer.requires_grad_(False))

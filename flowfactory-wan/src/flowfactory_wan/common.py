@@ -12,6 +12,10 @@ from flowfactory.models import Grid, Parts, Pretrained
 
 TEXT_LENGTH = 512  # the transformer tells text from image tokens by this number
 ENCODERS = ("text_encoder", "tokenizer")
+UNUSED = {
+    "text_encoder": (r"decoder\..*", r"lm_head\.weight"),  # of the whole UMT5
+    "image_encoder": (r"visual_projection\.weight",),  # of the CLIP that was cut out of
+}
 BLOCKS = ("WanTransformerBlock",)
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj", "ffn.net.0.proj", "ffn.net.2")
 

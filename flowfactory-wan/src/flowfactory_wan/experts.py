@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -13,9 +13,6 @@ from torch import Tensor
 from flowfactory import Index, UserError
 from flowfactory.flow import expand_sigma, forward_by_kind
 from flowfactory.models import FamilyConfig, Parts, Pretrained
-
-if TYPE_CHECKING:
-    from flowfactory import RunConfig
 
 HIGH, LOW = "transformer", "transformer_2"
 
@@ -68,12 +65,11 @@ def guide(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: 
 class WanConfig(FamilyConfig):
     """What the options of every Wan model share."""
 
-    def check(self, run: RunConfig) -> None:
-        """The checkpoint, where it is on this machine, is one for this model."""
-        complaint = self.checkpoint_error()
-        if complaint:
+    def check_checkpoint(self) -> None:
+        """ValueError: as for every family; or the checkpoint, where it is on this machine, is none for this model."""
+        super().check_checkpoint()
+        if complaint := self.checkpoint_error():
             raise ValueError(complaint)
-        super().check(run)
 
     @abstractmethod
     def checkpoint_error(self) -> str | None:
@@ -92,6 +88,8 @@ class ExpertsConfig(WanConfig):
 
     def checkpoint_error(self) -> str | None:
         index = self.checkpoint.config("")
+        if index.get("boundary_ratio") is not None and index.get(LOW) in (None, [None, None]):
+            return f"model.path: {self.path} has no {LOW}, which its boundary_ratio is for; get it again, whole"
         if not index or index.get("boundary_ratio") is not None:
             return None
         given = [name for name in ("experts", "guidance_2") if getattr(self, name) is not None]

@@ -16,6 +16,8 @@ from flowfactory_wan.common import ENCODERS, encode_text
 from flowfactory_wan.experts import ExpertsConfig, forward_experts
 from flowfactory_wan.wan_t2v import WAN_T2V
 
+LONGEST = 100  # CLIP's picture is first as large as it takes for 224 pixels at the short side
+
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
     """embeds [512, D] and condition of each prompt, and for Wan 2.1 image [257, E], CLIP's embedding of the picture.
@@ -74,6 +76,7 @@ WAN_I2V = replace(
     encode=encode,
     velocity=velocity,
     encoded_with=("vae",),
+    optional=("image_encoder", "image_processor"),
     float32=("vae", "image_encoder"),
     negative_media=True,
     canvas_matters=True,
@@ -88,8 +91,16 @@ class WanI2VConfig(ExpertsConfig):
     family: ClassVar[Family] = WAN_I2V
     takes: ClassVar[Takes] = Takes(images=(1, 1))
 
+    def picture_error(self, width: int, height: int) -> str | None:
+        if max(width, height) > LONGEST * min(width, height):
+            return f"{width} x {height} pixels are more than {LONGEST} times as long as wide; crop it"
+        return None
+
     def checkpoint_error(self) -> str | None:
         index = self.checkpoint.config("")
         if index.get("_class_name") == "WanPipeline" and not index.get("expand_timesteps"):
             return f"model.path: {self.path} draws from text alone; use the model wan-t2v"
+        lacking = [name for name in WAN_I2V.optional if index.get(name) in (None, [None, None])]
+        if lacking and self.checkpoint.config("transformer").get("image_dim") is not None:
+            return f"model.path: {self.path} has no {lacking[0]}, which its transformer needs; get it again, whole"
         return super().checkpoint_error()

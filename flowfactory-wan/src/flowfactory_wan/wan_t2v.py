@@ -9,7 +9,19 @@ from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt
 from flowfactory.models import Entry, Family, Parts
-from flowfactory_wan.common import BLOCKS, COMFYUI, ENCODERS, LORA_TARGETS, decode, encode_text, frame_rate, grid, shape, sigmas
+from flowfactory_wan.common import (
+    BLOCKS,
+    COMFYUI,
+    ENCODERS,
+    LORA_TARGETS,
+    UNUSED,
+    decode,
+    encode_text,
+    frame_rate,
+    grid,
+    shape,
+    sigmas,
+)
 from flowfactory_wan.experts import HIGH, LOW, ExpertsConfig, forward_experts, guide, trained_experts
 
 
@@ -45,6 +57,7 @@ WAN_T2V = Family(
     transformers=(HIGH, LOW),
     experts=("high_noise", "low_noise"),
     not_encoded=("experts", "guidance_2"),
+    unused=UNUSED,
     float32=("vae",),
     frame_rate=frame_rate,
 )

@@ -25,7 +25,8 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
             yield {"embeds": embeds}
             continue
         processor, vae = parts.pipeline.video_processor, parts.pipeline.vae
-        frames = models.read_video(prompt.video, canvas.frames)
+        rate = wan.frame_rate(parts) if prompt.video_fps == "model" else None
+        frames = models.read_video(prompt.video, canvas.frames, rate)
         pixels = processor.preprocess_video(frames, height=canvas.height, width=canvas.width)
         video = vae.encode(pixels.to(parts.device, vae.dtype)).latent_dist.mode()[0].float()
         mean, std = models.channel_statistics(parts)

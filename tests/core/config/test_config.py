@@ -10,10 +10,11 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from flowfactory.config import loading
 from flowfactory.config.component import ComponentConfig
-from flowfactory.config.component_slots import schema_type
+from flowfactory.config.component_slots import config_class, loadable, schema_type
 from flowfactory.config.overrides import apply_override
 from flowfactory.config.schema import RunConfig
 from flowfactory.config.yaml import dump, parse_yaml
@@ -52,6 +53,65 @@ def test_numbers_are_read_as_yaml_1_2_reads_them(text: str, value: Any) -> None:
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_float_python_prints_is_read_back_as_itself(number: float) -> None:
     assert parse_yaml(repr(number), "here") == number
+
+
+class Deep(ComponentConfig):
+    """An option that may hold anything."""
+
+    anything: Any = None
+    many: dict[str, list[float]] | None = None
+
+    def build(self, label: str) -> object:
+        return object()
+
+
+@pytest.mark.parametrize("number", [".inf", "nan", "-1e400"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "training.optimizer.lr",
+        "training.optimizer.weight_decay",
+        "training.max_grad_norm",
+        "training.iterations",
+        "training.updates",
+        "sampling.guidance",
+        "sampling.group_size",
+        "sampling.dynamics.noise_level",
+        "advantages.clip",
+        "distributed.timeout",
+        "rewards.bright.weight",
+        "rewards.bright.scale",
+        "rewards.bright.timeout",
+        "model.train.lora.alpha",
+        "seed",
+    ],
+)
+def test_a_number_that_is_not_finite_is_refused_wherever_it_stands(load: Load, place: str, number: str) -> None:
+    config = {"sampling": {"dynamics": {"name": "flow-sde"}}, "rewards": {"bright": {"name": "bright"}}}
+    with pytest.raises(UserError, match=rf"^--set {place}: (?!.*\n).*(finite|number|integer)"):
+        load({**config, "model": {"name": "net", "train": {"lora": {}}}}, sets=[f"{place}={number}"])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"anything": float("inf")},
+        {"anything": {"deep": [1, {"deeper": float("nan")}]}},
+        {"many": {"a": [1.0, float("-inf")]}},
+        {"many": {"a": ["nan"]}},
+    ],
+)
+def test_a_plugins_options_hold_finite_numbers_alone(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="finite"):
+        Deep.model_validate(given)
+    assert Deep.model_validate({"anything": [1e300, "inf"], "many": {"a": [0.5]}}).anything == [1e300, "inf"]
+
+
+def test_so_do_those_of_every_component_that_is_installed() -> None:
+    catalogue = discover()
+    for kind, names in loadable(catalogue).items():
+        for name in names:
+            assert config_class(catalogue.find(kind, name)).model_config["allow_inf_nan"] is False, name
 
 
 def test_a_learning_rate_without_a_point_is_a_number(config_file: ConfigFile) -> None:

@@ -114,7 +114,7 @@ def test_a_power_of_one_keeps_the_mean_of_all_so_far(weights: list[float]) -> No
     [
         ({"name": "constant", "decay": 1.5}, r"ema\.decay: got 1\.5; give a number from 0 to 1"),
         ({"name": "constant", "decay": -0.1}, r"ema\.decay: got -0\.1; give a number from 0 to 1"),
-        ({"name": "constant", "decay": math.nan}, r"ema\.decay: got \.nan; give a number from 0 to 1"),
+        ({"name": "constant", "decay": math.nan}, r"ema\.decay: got \.nan; give a number from 0 to 1 that is finite"),
         ({"name": "constant", "decey": 0.5}, r"ema\.decey: unknown key; did you mean 'decay'\?"),
         ({"name": "power", "power": 0}, r"ema\.power: got 0; give a number above 0 and at most 100"),
         ({"name": "linear", "strat": 1}, r"ema\.strat: unknown key; did you mean 'start'\?"),

@@ -200,6 +200,7 @@ def test_media_count_by_their_bytes(made: Made, tmp_path: Path) -> None:
         Prompt("a", images=(other,)),
         Prompt("a", images=(one, one)),
         Prompt("a", video=one),
+        Prompt("a", video=one, video_fps="keep"),
         Prompt("a", audio=one),
     ):
         assert made()[0].prepare([prompt], CANVAS) == 1, prompt

@@ -76,11 +76,6 @@ def test_a_camera_that_was_held_upright_is_believed(tmp_path: Path) -> None:
     assert media.read_picture(tmp_path / "p.jpg").size == (2, 4)
 
 
-def test_grey_and_transparent_pictures_come_in_colour(tmp_path: Path) -> None:
-    Image.new("LA", (3, 3), (7, 255)).save(tmp_path / "p.png")
-    assert media.read_picture(tmp_path / "p.png").getpixel((1, 1)) == (7, 7, 7)
-
-
 def test_a_digest_follows_the_bytes(tmp_path: Path) -> None:
     one, two = tmp_path / "1", tmp_path / "2"
     one.write_bytes(b"same")

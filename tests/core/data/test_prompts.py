@@ -41,7 +41,7 @@ def test_a_file_without_prompts_is_refused(content: bytes, tmp_path: Path) -> No
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_bytes(b"\x89PNG\xff\xfe")
-    with pytest.raises(UserError, match=r"^prompts .*p\.txt: .*utf-8"):
+    with pytest.raises(UserError, match=r"^prompts .*p\.txt line 1: this is no UTF-8; save it as UTF-8$"):
         read_prompts(tmp_path / "p.txt")
 
 
@@ -93,12 +93,10 @@ def test_a_jsonl_line_brings_all_that_a_prompt_can(tmp_path: Path) -> None:
         tmp_path / "p.jsonl",
         {"prompt": " a cat ", "negative_prompt": "a dog", "image": "media/a.png", "count": 2, "text": {"said": "no"}},
         {"prompt": "two", "images": ["media/a.png", str(media / "b.png")], "video": "media/c.mp4", "audio": "media/d.wav"},
-        {"prompt": ""},
     )
     assert read_prompts(path) == (
         Prompt("a cat", 0, {"count": 2, "text": {"said": "no"}}, "a dog", (media / "a.png",)),
         Prompt("two", 1, {}, None, (media / "a.png", media / "b.png"), media / "c.mp4", media / "d.wav"),
-        Prompt("", 2),
     )
 
 
@@ -109,9 +107,22 @@ def test_a_jsonl_line_brings_all_that_a_prompt_can(tmp_path: Path) -> None:
         ('["a"]', "expected an object with a 'prompt'"),
         ('{"text": "a"}', "'prompt' is missing"),
         ('{"prompt": 3}', "'prompt' is no text: 3"),
+        ('{"prompt": null}', "'prompt' is missing"),
+        ('{"prompt": " "}', "'prompt' is empty; write a text, or leave the prompt out"),
+        ('{"Prompt": "a"}', "'prompt' is missing; did you mean 'Prompt'?"),
+        ('{"prompt": true}', "'prompt' is no text: true"),
+        ('{"prompt": "a", "images": ["b.png", null]}', "'images' is no list of paths: [\"b.png\", null]"),
+        ('{"prompt": "a", "image": ""}', "no file "),
+        ('{"prompt": "a", "video": "$NO_SUCH_VARIABLE/a.mp4"}', "'$NO_SUCH_VARIABLE/a.mp4': the environment variable"),
+        (
+            '{"prompt": "a", "image": "data:image/png;base64,%s"}' % ("A" * 5000),
+            "'image' is a data URL, data:image/png;base64,",
+        ),
+        ('{"prompt": "a", "images": ["HTTPS://a.org/b.png"]}', "'images' is a URL, HTTPS://a.org/b.png…; save what it holds"),
+        ('{"prompt": "a", "audio": "%s"}' % ("A" * 5000), "'audio': no file AAAAAA"),
         ('{"prompt": "a", "negative_prompt": []}', "'negative_prompt' is no text: []"),
         ('{"prompt": "a", "image": "b.png"}', "no file .*b.png"),
-        ('{"prompt": "a", "images": "b.png"}', "'images' is no list of paths: 'b.png'"),
+        ('{"prompt": "a", "images": "b.png"}', "'images' is no list of paths: \"b.png\""),
         ('{"prompt": "a", "image": "b", "images": ["c"]}', "has both 'image' and 'images'; write all of them as 'images'"),
     ],
 )

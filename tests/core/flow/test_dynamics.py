@@ -71,6 +71,40 @@ def test_at_sigma_one_the_next_sigma_stands_in_for_the_pole(x: float, v: float, 
     assert float(std) == pytest.approx(0.7, rel=1e-4)  # whatever the schedule
 
 
+@given(x=VALUES, v=VALUES, clean=st.floats(1e-7, 0.0149), times=st.floats(4.1, 40))
+def test_just_below_sigma_one_it_does_too(x: float, v: float, clean: float, times: float) -> None:
+    sigma = 1 - clean
+    then = sigma - times * clean
+    arguments = double(v, x, sigma, then)
+    mean, std = sde().transition(*arguments)
+    spread = 0.7 * math.sqrt(sigma / (1 - then))
+    assert float(std) == pytest.approx(spread * math.sqrt(sigma - then), rel=1e-6)
+    expected = x + (v + spread**2 / (2 * sigma) * (x + (1 - sigma) * v)) * (then - sigma)
+    assert float(mean) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("first", [1.0, 0.999999, 0.9999, 0.999, 0.99])
+def test_latents_stay_of_the_size_of_noise_wherever_a_schedule_begins(first: float) -> None:
+    # diffusers' UniPC, which draws Wan's videos, begins at 0.999999
+    sigmas = torch.tensor([first, 0.9, 0.8, 0.6, 0.3])
+    source = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 4096, generator=source)  # and the velocity of data that are zero
+    for now, then in itertools.pairwise(sigmas):
+        mean, std = sde().transition(latents / now, latents, now.reshape(1, 1), then.reshape(1, 1))
+        latents = mean + std * torch.randn(latents.shape, generator=source)
+        assert float(latents.std()) < 1.3
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 12.0])
+@pytest.mark.parametrize("steps", [4, 10, 28, 50, 200])
+def test_a_shifted_schedule_is_that_of_the_equation_after_its_first_step(shift: float, steps: int) -> None:
+    even = torch.linspace(1, 0, steps + 1)[1:-1]
+    sigmas = flow.shift_sigma(even, shift)
+    for now, then in itertools.pairwise(sigmas):
+        std = sde().transition(scalar(0.0), scalar(0.0), now.reshape(1, 1), then.reshape(1, 1)).std
+        assert torch.equal(std, (0.7 * torch.sqrt(now / (1 - now)) * torch.sqrt(-(then - now))).reshape(1, 1))
+
+
 @given(x=VALUES, v=VALUES, sigma=st.floats(0.02, 1), part=PARTS, eta=st.floats(0.05, 1.5))
 def test_a_step_of_dance_has_one_spread_at_every_sigma(x: float, v: float, sigma: float, part: float, eta: float) -> None:
     then = sigma * part

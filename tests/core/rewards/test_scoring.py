@@ -21,7 +21,7 @@ from flowfactory.config.component_slots import parse_component
 from flowfactory.config.schema import RunConfig
 from flowfactory.data.prompts import check_reward_labels
 from flowfactory.errors import RunError, UserError
-from flowfactory.rewards.scoring import Rewards
+from flowfactory.rewards.scoring import Rewards, merge_scores
 from flowfactory.rewards.shared_models import load_shared
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.iteration import collect_rollouts
@@ -75,13 +75,42 @@ def test_two_of_one_reward_answer_under_two_labels(load: Load) -> None:
     torch.testing.assert_close(scores["twice"], 2 * scores["once"])
 
 
-def test_scores_come_in_the_order_of_the_config_as_float32_without_a_graph() -> None:
+def test_scores_come_in_the_order_of_the_config_in_their_dtype_without_a_graph() -> None:
     weight = torch.ones(3, dtype=torch.float64, requires_grad=True)
-    scores = answering(b=torch.tensor([1, 2, 3]), a=2 * weight)(SAMPLES)
-    assert list(scores) == ["b", "a"]
-    assert [score.dtype for score in scores.values()] == [torch.float32, torch.float32]
+    scores = answering(b=torch.tensor([1, 2, 2**53]), a=2 * weight, c=torch.zeros(3))(SAMPLES)
+    assert list(scores) == ["b", "a", "c"]
+    assert [score.dtype for score in scores.values()] == [torch.float64, torch.float64, torch.float32]
     assert not scores["a"].requires_grad
-    assert scores["b"].tolist() == [1.0, 2.0, 3.0]
+    assert scores["b"].tolist() == [1.0, 2.0, 2.0**53]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_no_digit_of_a_score_is_lost_on_its_way(dtype: torch.dtype, workers: int, tmp_path: Path) -> None:
+    given = [-1e39, 1e6 + 1e-6, 0.1] if dtype == torch.float64 else [-1e38, 1e6, 0.1]
+    file = tmp_path / "exact.py"
+    file.write_text(
+        "import torch\nfrom flowfactory import ComponentConfig, hookimpl\n\n\n"
+        "class ExactConfig(ComponentConfig):\n    def build(self, label):\n        return Exact(label)\n\n\n"
+        "class Exact:\n    def __init__(self, label):\n        self.label = label\n\n    @hookimpl\n"
+        f"    def compute_reward(self, samples):\n        return {{self.label: torch.tensor({given}, dtype={dtype})}}\n\n\n"
+        '@hookimpl\ndef register_components(register):\n    register("reward", "exact", ExactConfig)\n'
+    )
+    config = parse_component("reward", {"name": "exact", "workers": workers}, [file])
+    scores = Rewards({"exact": config}, [file])(SAMPLES)["exact"]
+    assert scores.dtype == dtype
+    assert torch.equal(scores, torch.tensor(given, dtype=dtype))
+
+
+def test_pieces_without_a_score_do_not_decide_how_finely_the_others_are_rounded() -> None:
+    nowhere = torch.full((2,), torch.nan)
+    half = torch.tensor([0.5, 0.25], dtype=torch.bfloat16)
+    found = merge_scores([{"a": half, "b": nowhere}, {"a": nowhere, "b": half.double()}])
+    assert found["a"].dtype == torch.bfloat16
+    assert found["b"].dtype == torch.float64
+    assert found["a"][:2].tolist() == [0.5, 0.25]
+    assert bool(found["a"][2:].isnan().all())
+    assert merge_scores([{"a": nowhere}, {"a": nowhere}])["a"].dtype == torch.float32
 
 
 def test_one_component_may_answer_for_no_other() -> None:
@@ -382,7 +411,7 @@ def test_what_goes_wrong_in_a_worker_is_named(options: Mapping[str, Any], messag
 def test_what_asks_a_run_to_stop_leaves_its_workers_to_finish() -> None:
     rewards = workers(1, plugins=[TOY], tells="pid")
     pid = int(rewards(MANY)["glow"][0])
-    for asked in (signal.SIGINT, signal.SIGTERM):
+    for asked in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         os.kill(pid, asked)
     assert int(rewards(MANY)["glow"][0]) == pid
 

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from reward_server import ODD, Served, pictures, read_url, samples, serve_reward
 from flowfactory import Samples, UserError
 from flowfactory.cli.main import main
 from flowfactory.rewards import server as serving
-from flowfactory.rewards.wire import format, multipart, schema
+from flowfactory.rewards.wire import format, multipart, read_token, schema
 
 TOKEN = "correct-horse"
 
@@ -302,6 +303,7 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: 
     (tmp_path / "l.yaml").write_text("- odd\n")
     cases = {
         ("od",): r"reward od: no reward called 'od'; did you mean 'odd'\?|.*no reward called 'od'; did you mean 'odd'\?",
+        ("odd", "--set", "factor"): r"--set factor: write it as key=value",
         ("odd", "--set", "factr=2"): r".*factr: unknown key; did you mean 'factor'\?",
         (str(tmp_path / "r.yaml"),): r"r\.yaml: fcator: unknown key; did you mean 'factor'\?",
         (str(tmp_path / "l.yaml"),): r"l\.yaml: expected a mapping with the 'name' of a reward and its options",
@@ -370,12 +372,39 @@ def test_a_reward_is_a_name_or_a_file_with_options_set_on_top(tmp_path: Path) ->
     assert (name, config.model_dump()["factor"], config.model_dump()["until"]) == ("odd", 1e-4, "here")
 
 
-def test_a_token_that_no_header_could_carry_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("T", "schlüssel")
-    with pytest.raises(UserError, match=r"^--token-env T: a token has printable ASCII characters alone$"):
-        serving.read_token("T")
+def test_a_token_that_no_header_can_carry_as_one_word_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for token in ("schlüssel", "two words", "a\tb"):
+        monkeypatch.setenv("T", token)
+        with pytest.raises(UserError, match=r"^--token-env T: a token has printable ASCII characters alone, and no spaces$"):
+            read_token("--token-env", "T")
     monkeypatch.setenv("T", " spaced-out\n")
-    assert serving.read_token("T") == "spaced-out"
+    assert read_token("--token-env", "T") == "spaced-out"
+    assert read_token("--token-env", None) is None
+
+
+class Arriving:
+    """A request of many pieces, each ``pause`` seconds after the one before."""
+
+    def __init__(self, pause: float) -> None:
+        self._pause = pause
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        for _ in range(10**6):
+            await asyncio.sleep(self._pause)
+            yield b"x"
+
+
+@pytest.mark.parametrize(("pause", "said"), [(0.01, r"it took more than 0\.3 s to arrive"), (60, r"nothing came for 0\.2 s")])
+def test_a_sender_that_trickles_or_falls_silent_is_refused(pause: float, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "ARRIVAL", 0.3)
+    monkeypatch.setattr(serving, "SILENCE", 0.2)
+
+    async def receive() -> int:
+        return len([piece async for piece in serving._chunks(Arriving(pause))])  # type: ignore[arg-type]
+
+    with pytest.raises(serving.RequestRefused, match=rf"^{said}$") as caught:
+        asyncio.run(receive())
+    assert caught.value.status == 408
 
 
 def test_the_page_is_the_format_that_is_read(tmp_path: Path) -> None:

@@ -35,6 +35,15 @@ def test_the_figures_are_those_of_the_samples_a_reward_applies_to() -> None:
     assert all(math.isfinite(value) for value in found.values())
 
 
+def test_roundings_of_a_constant_are_flat_in_the_dtype_that_they_come_in() -> None:
+    scores = torch.tensor([0.1, 0.1, 0.1, 0.1, 0.1, 0.3])
+    scores[1] = torch.nextafter(scores[1], torch.tensor(1.0))
+    for dtype, flat in ((torch.float32, 2 / 3), (torch.float64, 1 / 3)):
+        own = scores.to(dtype)
+        found = reward_metrics({"a": own}, reward_contributions({"a": own}, {"a": 1.0}, GROUPS), GROUPS)
+        assert found["reward/a/flat"] == pytest.approx(flat)
+
+
 @pytest.mark.parametrize(
     ("other", "expected"), [([0.0, 2, 10, 11, 5, 9], 1.0), ([2.0, 0, 1, 0, 4, 0], -1.0), ([1.0, 0, 0, 1, 0, 0], 0.0)]
 )

@@ -301,6 +301,14 @@ def test_what_a_format_cannot_hold_is_refused_where_it_is_sent(tmp_path: Path) -
 def test_scores_arrive_bit_by_bit() -> None:
     scores = torch.tensor([0.1, -1e-40, 3.4e38, 0.0, 1 / 3])
     assert torch.equal(decode_scores(encode_scores(scores), 5), scores)
+    assert decode_scores(encode_scores(scores), 5).dtype == torch.float32
+
+
+def test_scores_that_float32_does_not_hold_arrive_in_float64() -> None:
+    for scores in (torch.tensor([0.1, 1e6 + 1e-6], dtype=torch.float64), torch.tensor([-1e39, 0.0], dtype=torch.float64)):
+        found = decode_scores(encode_scores(scores), 2)
+        assert found.dtype == torch.float64
+        assert torch.equal(found, scores)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +325,7 @@ def test_scores_arrive_bit_by_bit() -> None:
         (b'{"scores": [1, 2, 3]}', "answered 3 scores for 2 samples"),
         (b'{"scores": [1, NaN]}', "answered NaN for sample 1; scores must be finite numbers"),
         (b'{"scores": [-Infinity, 1]}', "answered -Infinity for sample 0"),
-        (b'{"scores": [1, 1e39]}', r"answered 1e\+39 for sample 1"),
+        (b'{"scores": [1, 1e309]}', r"answered Infinity for sample 1"),
         (b'{"scores": [1' + b"0" * 400 + b", 1]}", "answered 10000.* for sample 0"),
         (b'{"scores": [1, null]}', "answered null for sample 1"),
         (b'{"scores": [true, 1]}', "answered true for sample 0"),

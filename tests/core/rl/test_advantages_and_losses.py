@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+from flowfactory.errors import RunError
 from flowfactory.rl.advantages import advantages, normalize
 from flowfactory.rl.divergences import mean_kl, velocity_kl
 from flowfactory.rl.groups import center, group_max, group_std, group_sum
@@ -45,7 +46,7 @@ def test_centring_and_spread_are_those_of_the_group(batch: tuple[list[Tensor], T
     expected = by_hand(scores, groups)
     assert center(scores, groups).dtype == torch.float64
     assert center(scores, groups).tolist() == pytest.approx([c for c, _ in expected], abs=1e-9)
-    assert group_std(scores, groups).tolist() == pytest.approx([s for _, s in expected], abs=2e-6)
+    assert group_std(scores, groups).tolist() == pytest.approx([s for _, s in expected], abs=4 * 2**-23 * 10)
 
 
 @given(batches(), st.sampled_from(["group", "global"]))
@@ -83,6 +84,72 @@ def test_one_rounding_of_float32_is_no_difference(score: float, count: int) -> N
     other = torch.nextafter(torch.tensor(score), torch.tensor(math.inf))
     scores = torch.stack([torch.tensor(score)] * count + [other])
     assert advantages({"a": scores}, {"a": 1.0}, torch.zeros(count + 1, dtype=torch.int64)).tolist() == [0.0] * (count + 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("score", [0.1, -3.7, 1000.0])
+def test_a_few_roundings_are_no_spread_in_any_dtype_and_many_are(dtype: torch.dtype, score: float) -> None:
+    ulp = torch.finfo(dtype).eps * 2.0 ** math.floor(math.log2(abs(score)))
+    groups = torch.tensor([0, 0, 0, 0])
+    few, many = (torch.tensor(score, dtype=dtype) + ulp * torch.tensor([0, 1, n, 0], dtype=dtype) for n in (4, 9))
+    assert few.dtype == dtype
+    assert len(set(few.tolist())) == 3
+    assert advantages({"a": few}, {"a": 1.0}, groups).tolist() == [0.0] * 4
+    assert float(advantages({"a": many}, {"a": 1.0}, groups).double().square().mean()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("aggregate", ["sum", "gdpo"])
+@pytest.mark.parametrize("spread", ["group", "global"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_large_constant_reward_takes_nothing_from_a_small_one(
+    aggregate: Literal["sum", "gdpo"], spread: Spread, dtype: torch.dtype
+) -> None:
+    groups = torch.tensor([0, 0, 0, 1, 1, 1])
+    small = torch.tensor([0.1, 0.2, 0.4, 0.3, 0.1, 0.2], dtype=dtype) / 1000
+    alone = advantages({"small": small}, {"small": 1.0}, groups, aggregate, spread)
+    assert float(alone.abs().min()) < 1e-6 < float(alone.abs().max())
+    for constant in (1e6, -1e12, 0.0):
+        rewards = {"constant": torch.full((6,), constant, dtype=dtype), "small": small}
+        assert torch.equal(advantages(rewards, {"constant": 1.0, "small": 1.0}, groups, aggregate, spread), alone)
+
+
+def test_a_score_beyond_float32_is_learned_from() -> None:
+    scores = torch.tensor([-1e39, 1.0, 2.0, 4.0], dtype=torch.float64)
+    found = advantages({"a": scores}, {"a": 1.0}, torch.tensor([0, 0, 1, 1]))
+    assert found.tolist() == pytest.approx([-1, 1, -1, 1])
+
+
+@given(
+    batches(),
+    st.sampled_from([1e-200, 1e-9, 1e3, 1e200]),
+    st.sampled_from(["sum", "gdpo"]),
+    st.sampled_from(["group", "global"]),
+)
+def test_the_size_of_the_only_rewards_weight_does_not_matter(
+    batch: tuple[list[Tensor], Tensor], weight: float, aggregate: Literal["sum", "gdpo"], spread: Spread
+) -> None:
+    (scores,), groups = batch
+    scores = (scores * 64).round()
+    once = advantages({"a": scores}, {"a": 1.0}, groups, aggregate, spread)
+    torch.testing.assert_close(advantages({"a": scores}, {"a": weight}, groups, aggregate, spread), once, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("aggregate", ["sum", "gdpo"])
+def test_scores_too_large_to_add_up_are_an_error_that_names_the_reward(aggregate: Literal["sum", "gdpo"]) -> None:
+    huge = torch.tensor([1.7e308, 1.6e308], dtype=torch.float64)
+    said = "reward 'huge': its scores times its weight are too large to add up; scale them down"
+    with pytest.raises(RunError, match=f"^{said}$"):
+        advantages(
+            {"fine": torch.tensor([0.0, 1.0]), "huge": huge}, {"fine": 1.0, "huge": 1.0}, torch.tensor([0, 0]), aggregate
+        )
+
+
+@pytest.mark.parametrize("aggregate", ["sum", "gdpo"])
+def test_rewards_that_cancel_leave_exact_zeros(aggregate: Literal["sum", "gdpo"]) -> None:
+    a = torch.tensor([0.1, 0.7, 0.3, 0.9])
+    rewards, groups = {"a": a, "b": 3 * a.double()}, torch.tensor([0, 0, 1, 1])
+    weights = {"a": 3.0, "b": -1.0} if aggregate == "sum" else {"a": 1.0, "b": -1.0}
+    assert advantages(rewards, weights, groups, aggregate).tolist() == [0.0] * 4
 
 
 def test_a_reward_that_weighs_two_equal_sums_is_constant() -> None:

@@ -128,7 +128,7 @@ def test_a_killed_run_resumes_as_if_it_had_not_been(
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items() if name != "random/0")
 
 
-@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_saves_its_iteration_and_resumes_as_if_it_had_not_been(
     which: signal.Signals,
     started: Callable[[str, int], StartedRun],

@@ -95,8 +95,8 @@ def test_config_and_versions_are_on_the_page(directory: RunDirectory) -> None:
 
 def test_the_curves_are_on_the_page(directory: RunDirectory) -> None:
     page = reported(directory)
-    assert page.tags.count("svg") == 3 + 4  # both, reward, held-out score; loss, clip_fraction, ratio/max_deviation, grad_norm
-    for name in ("Reward while training", "Held-out score", "clip_fraction", "grad_norm"):
+    assert page.tags.count("svg") == 3 + 5  # both, reward, held-out score; loss, clip_fraction twice, ratio, grad_norm
+    for name in ("Reward while training", "Held-out score", "clip_fraction", "clip_fraction/first_update", "grad_norm"):
         assert name in page.text
 
 
@@ -288,7 +288,7 @@ def test_a_dry_run_reads_the_prompts(config_file: Callable[..., Path], invoke: I
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n')
     code, _, err = invoke("run", path, "--dry-run")
     assert code == 2
-    assert re.fullmatch(r"error: prompts .*broken\.jsonl line 1: 'prompt' is missing\n", err)
+    assert re.fullmatch(r"error: prompts .*broken\.jsonl line 1: 'prompt' is missing; there is text\n", err)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -128,7 +128,7 @@ def test_the_record_of_an_iteration_has_every_promised_key(trained: Trained) -> 
     held = {"eval/samples", *(f"eval/{label}/{what}" for label in ("bright", "watched") for what in ("mean", "std"))}
     assert set(records[0]) == {"iteration", *held}
     promised = {"iteration", "loss", "pull", "ratio/mean", "ratio/max_deviation", "clip_fraction", "grad_norm", "lr"}
-    promised |= {"seconds/sample", "seconds/reward", "seconds/update", "peak_memory_mb"}
+    promised |= {"clip_fraction/first_update", "seconds/sample", "seconds/reward", "seconds/update", "peak_memory_mb"}
     promised |= {f"reward/{label}/{what}" for label in ("bright", "watched") for what in ("mean", "std", "flat")}
     promised |= {"advantage/bright/share", "correlation/bright/watched"}
     assert [set(record) for record in records[1:3]] == [promised, promised]

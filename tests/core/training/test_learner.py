@@ -155,6 +155,37 @@ def test_a_gradient_that_is_not_finite_stops_and_names_its_weight_alone(value: s
     assert (float(line.a.detach()), float(line.b.detach())) == (0.5, -0.25)
 
 
+@pytest.mark.parametrize(
+    ("weight", "moment", "named"),
+    [(1.0, 1.0, None), (1e10, 1.0, "line.a"), (1.0, torch.inf, "optimizer/line.a/exp_avg_sq")],
+)
+def test_weights_and_moments_that_overflow_are_named(weight: float, moment: float, named: str | None) -> None:
+    # AdamW multiplies a weight by one less the rate times the decay
+    line, learner = made(optimizer={"lr": 1e30, "weight_decay": 1e8})
+    with torch.no_grad():
+        line.a.fill_(weight)
+        learner.state()["optimizer/line.a/exp_avg_sq"].fill_(moment)
+    learner.step([Loss(line.a * torch.ones(2) + line.b)], UpdateMetrics())
+    if named is None:
+        learner.check_weights()
+        return
+    with pytest.raises(RunError, match=rf"^the update left {named} not finite \(1 of 9 tensors of weights and "):
+        learner.check_weights()
+
+
+@pytest.mark.parametrize("options", [{"lr": 1e39}, {"lr": 1e38}])
+def test_a_rate_beyond_float32_is_an_error(options: dict[str, Any]) -> None:
+    line, learner = made(optimizer=options)
+    with pytest.raises(RunError, match=r"^a step at a learning rate of .* is more than float32 holds; lower "):
+        learner.step([Loss(line.a * X + line.b)], UpdateMetrics())
+
+
+def test_gradients_whose_norm_alone_overflows_are_an_error() -> None:
+    line, learner = made()
+    with pytest.raises(RunError, match=r"^the gradient's norm is more than float32 holds, though every part"):
+        learner.step([Loss(1e30 * line.a * torch.ones(2) + line.b)], UpdateMetrics())
+
+
 def test_an_update_without_losses_is_refused() -> None:
     _, learner = made()
     with pytest.raises(RunError, match="yielded no loss"):

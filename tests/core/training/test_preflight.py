@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowfactory import flow, hookimpl
 from flowfactory.config.component import AlgorithmConfig
+from flowfactory.config.schema import RunConfig
 from flowfactory.errors import RunError
 from flowfactory.experience import Experience, Loss
 from flowfactory.hooks.calls import Hooks
@@ -17,7 +18,7 @@ from flowfactory.hooks.manager import make_manager
 from flowfactory.policy.policy import Policy
 from flowfactory.training.iteration import collect_rollouts
 from flowfactory.training.metrics import Timer
-from flowfactory.training.preflight import gradients_flow, preflight, ratio_is_one, rewards_differ, trains
+from flowfactory.training.preflight import Finding, gradients_flow, preflight, ratio_is_one, rewards_differ, trains
 from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.setup import Run
 from flowfactory.types import Evaluation, Step
@@ -55,6 +56,12 @@ def refusal(run: Run, make: Make) -> str:
     with pytest.raises(RunError, match=r"^preflight: ") as refused:
         list(preflight(collect_rollouts(run, 0, Timer(CPU)), run.policy, learning(make), run.config))
     return str(refused.value).removeprefix("preflight: ")
+
+
+def replayed(run: Run, experience: Experience, config: RunConfig | None = None, deviation: float | None = None) -> Finding:
+    """What preflight finds of replaying the recorded steps of ``experience``."""
+    pool = Rollouts(experience, sampling_deviation=deviation)
+    return ratio_is_one(pool, run.policy, run.assembly.hooks, config or run.config)
 
 
 def test_a_sound_run_is_told_what_was_proved(run: Run) -> None:
@@ -161,7 +168,7 @@ def test_the_size_of_the_deviation_is_told(run: Run) -> None:
     steps = tuple(
         replace(step, log_prob=None if step.log_prob is None else step.log_prob - 0.01) for step in pool.experience.steps
     )
-    finding = ratio_is_one(Rollouts(replace(pool.experience, steps=steps)), run.policy, 1e-5)
+    finding = replayed(run, replace(pool.experience, steps=steps))
     assert not finding.holds
     assert "a ratio of 1 within 1.0e-02, more than 1e-05" in finding.sentence  # exp(0.01) - 1
 
@@ -169,9 +176,9 @@ def test_the_size_of_the_deviation_is_told(run: Run) -> None:
 def test_recorded_steps_without_a_density_are_found_out(run: Run) -> None:
     pool = collect_rollouts(run, 0, Timer(CPU))
     steps = tuple(replace(step, log_prob=None) for step in pool.experience.steps)
-    finding = ratio_is_one(Rollouts(replace(pool.experience, steps=steps)), run.policy, 1e-5)
+    finding = replayed(run, replace(pool.experience, steps=steps))
     assert finding == (False, "a recorded step has no log-density: its dynamics are deterministic")
-    assert ratio_is_one(Rollouts(replace(pool.experience, steps=())), run.policy, 1e-5).holds
+    assert replayed(run, replace(pool.experience, steps=())).holds
 
 
 def test_constant_rewards_are_found_out_and_named(run: Run, prepared: Prepared) -> None:
@@ -182,6 +189,33 @@ def test_constant_rewards_are_found_out_and_named(run: Run, prepared: Prepared) 
     assert finding.sentence.startswith("rewards do not differ within any group (all of 'glow' are near 0)")
     with pytest.raises(RunError, match=r"^preflight: rewards do not differ within any group"):
         list(preflight(pool, constant.policy, constant.assembly.hooks, constant.config))
+
+
+def test_every_constant_reward_is_named(prepared: Prepared) -> None:
+    run = prepared({"rewards": {"bright": {"name": "bright"}, "glow": {"name": "bright"}}})
+    rewards = {"bright": torch.full((4,), 0.5), "glow": torch.full((4,), 2.0, dtype=torch.bfloat16)}
+    finding = rewards_differ(rewards, torch.tensor([0, 0, 1, 1]), run.config)
+    told = "rewards do not differ within any group (all of 'bright' are near 0.5, all of 'glow' are near 2), so"
+    assert finding.sentence.startswith(told)
+
+
+def test_rewards_that_cancel_are_found_out_and_named(prepared: Prepared) -> None:
+    rewards = {"bright": {"name": "bright", "weight": 2}, "gloom": {"name": "bright", "scale": -2}}
+    run = prepared({"rewards": rewards})
+    pool = collect_rollouts(run, 0, Timer(CPU))
+    with pytest.raises(RunError) as refused:
+        list(preflight(pool, run.policy, run.assembly.hooks, run.config))
+    assert str(refused.value) == (
+        "preflight: the rewards cancel within every group ('bright' of weight 2, 'gloom' of weight 1), so nothing would be "
+        "learned; change the weights"
+    )
+
+
+def test_a_resumed_run_without_a_spread_is_left_to_its_patience(prepared: Prepared) -> None:
+    run = prepared({"rewards": {"glow": {"name": "bright", "scale": 0}, "bright": None}})
+    pool = collect_rollouts(run, 0, Timer(CPU))
+    said = list(preflight(pool, run.policy, run.assembly.hooks, run.config, resumed=True))
+    assert [sentence.split()[0] for sentence in said] == ["all", "replaying"]
 
 
 def test_rewards_that_differ_between_groups_alone_teach_nothing(run: Run) -> None:
@@ -218,8 +252,9 @@ def test_replay_is_asked_of_the_models_one_forward(run: Run) -> None:
         return flow.evaluate(torch.zeros_like(step.latents), step)
 
     run.policy._evaluate = evaluate
-    assert not ratio_is_one(pool, run.policy, 1e-5).holds
-    assert [len(step.latents) for step in seen] == [4, 4]  # one batch of training for each recorded step
+    assert not replayed(run, pool.experience).holds
+    # all of the first of two updates, in batches of training, each recorded step
+    assert [len(step.latents) for step in seen] == [4, 4, 4, 4]
 
 
 def yielding(*makes: Make) -> tuple[Hooks, list[Experience]]:
@@ -349,10 +384,122 @@ def test_the_ratio_is_one_under_the_weights_that_drew(prepared: Prepared) -> Non
     run.policy.mark_changed()
     run.policy.iteration_finished(0)
     pool = collect_rollouts(run, 1, Timer(CPU))
-    assert ratio_is_one(pool, run.policy, 1e-5).holds
+    assert replayed(run, pool.experience).holds
     # the present weights give another
-    assert not ratio_is_one(
-        Rollouts(replace(pool.experience, plan=replace(pool.experience.plan, weights=None))), run.policy, 1e-5
-    ).holds
+    assert not replayed(run, replace(pool.experience, plan=replace(pool.experience.plan, weights=None))).holds
     said = list(preflight(pool, run.policy, run.assembly.hooks, run.config))
     assert len(said) == 4
+
+
+class Bounded(AlgorithmConfig):
+    """The toy's losses, whose ratio these options bound."""
+
+    trust_region: ClassVar[Mapping[str, tuple[str, ...]]] = {"ratio/max_deviation": ("clip_low", "clip_high")}
+
+    clip_low: float | None = None
+    clip_high: float | None = None
+
+    def build(self, label: str) -> object:
+        raise AssertionError("the run has been built")
+
+
+class Unreported(Bounded):
+    trust_region: ClassVar[Mapping[str, tuple[str, ...]]] = {"kl_old/max": ("clip_low",)}
+
+
+def bounded(run: Run, algorithm: AlgorithmConfig, **training: Any) -> RunConfig:
+    """The run's config with this algorithm's statement about itself."""
+    chosen = run.config.training.model_copy(update=training)
+    return run.config.model_copy(update={"algorithm": algorithm, "training": chosen})
+
+
+def off_by(pool: Rollouts, deviation: float, rows: slice = slice(None)) -> Experience:
+    """The samples, whose first recorded step has a ratio that is off by ``deviation``."""
+    first, *others = pool.experience.steps
+    assert first.log_prob is not None
+    log_prob = first.log_prob.clone()
+    log_prob[rows] -= deviation
+    return replace(pool.experience, steps=(replace(first, log_prob=log_prob), *others))
+
+
+WAYS = (
+    "set sampling.batch_size (8) and training.batch_size (4) to one number, or training.recompute_log_prob to true, or "
+    "training.precision (bf16) to float32"
+)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "holds", "sentence"),
+    [
+        # of a deviation of 4e-4, which bf16 may have from rounding
+        (1e-4, None, False, f" within 4.0e-04, more than algorithm.clip_low (0.0001): rounding alone cuts gradients; {WAYS}"),
+        (1e-4, 0.1, False, f" within 4.0e-04, more than algorithm.clip_low (0.0001): rounding alone cuts gradients; {WAYS}"),
+        (0.1, 1e-4, False, f" within 4.0e-04, more than algorithm.clip_high (0.0001): rounding alone cuts gradients; {WAYS}"),
+        (1e-3, 0.1, True, f"than a fifth of algorithm.clip_low (0.001): rounding has a say in which gradients are cut; {WAYS}"),
+        (3e-3, 3e-3, True, "replaying 2 recorded steps gives a ratio of 1 within 4.0e-04"),
+        (None, None, True, "replaying 2 recorded steps gives a ratio of 1 within 4.0e-04"),
+    ],
+)
+def test_the_algorithms_own_ratio_is_measured_against_its_own_clip_range(
+    run: Run, low: float | None, high: float | None, holds: bool, sentence: str
+) -> None:
+    pool = collect_rollouts(run, 0, Timer(CPU))
+    config = bounded(run, Bounded(clip_low=low, clip_high=high), precision="bf16")
+    finding = replayed(run, off_by(pool, 4e-4), config)
+    assert finding.holds is holds
+    assert finding.sentence.endswith(sentence)
+    assert finding.sentence.startswith("warning: ") is ("a fifth" in sentence)
+
+
+def test_what_no_rounding_makes_is_another_mistake(run: Run) -> None:
+    pool = collect_rollouts(run, 0, Timer(CPU))
+    mismatch = (
+        "the model does not compute the same in training as in sampling (dropout, another dtype, torch.compile, or a "
+        "transformer run in two ways)"
+    )
+    finding = replayed(run, off_by(pool, 5e-3), bounded(run, Bounded(clip_low=0.1), precision="bf16"))
+    assert not finding.holds
+    assert finding.sentence.endswith(f"within 5.0e-03, more than 1e-03: {mismatch}; if it is rounding, {WAYS}")
+    finding = replayed(run, off_by(pool, 5e-3), bounded(run, Bounded(clip_low=0.1)))
+    assert not finding.holds
+    assert finding.sentence.endswith(f"within 5.0e-03, more than 1e-05: {mismatch}")
+    # log-densities that were computed again have no part in how batches are rounded
+    finding = replayed(run, off_by(pool, 4e-4), bounded(run, Bounded(clip_low=1e-4), precision="bf16"), deviation=0.0)
+    assert not finding.holds
+    assert finding.sentence.endswith(f"more than algorithm.clip_low (0.0001): {mismatch}")
+
+
+def test_one_sample_of_all_that_the_first_update_learns_from_is_found(run: Run) -> None:
+    pool = collect_rollouts(run, 0, Timer(CPU))
+    config = bounded(run, Bounded(clip_low=1e-4), precision="bf16", updates=1)
+    for row in range(16):
+        assert not replayed(run, off_by(pool, 4e-4, slice(row, row + 1)), config).holds
+        assert not replayed(run, off_by(pool, float("nan"), slice(row, row + 1)), config).holds
+    assert replayed(run, pool.experience, config).holds
+
+
+def test_an_extreme_that_no_loss_has_bounds_nothing_and_is_refused(run: Run) -> None:
+    finding = replayed(run, collect_rollouts(run, 0, Timer(CPU)).experience, bounded(run, Unreported(clip_low=1e-4)))
+    assert finding == (False, "no loss has the extreme 'kl_old/max', which the algorithm's trust_region names; report it")
+
+
+def test_log_densities_that_were_computed_again_tell_how_far_sampling_was_off(run: Run) -> None:
+    experience = collect_rollouts(run, 0, Timer(CPU)).experience
+    config = bounded(run, Bounded(clip_low=1e-4), precision="bf16", recompute_log_prob=True)
+    finding = replayed(run, experience, config, deviation=4e-4)
+    assert finding.holds
+    assert finding.sentence.endswith(", where sampling's own log-densities are off by 4.0e-04")
+    assert finding.sentence.startswith("replaying 2 recorded steps gives a ratio of 1 within ")
+    finding = replayed(run, experience, config, deviation=4e-2)
+    assert finding.holds
+    assert finding.sentence.startswith("warning: replaying 2 recorded steps")
+    assert "off by 4.0e-02, more than 1e-03: the model does not compute the same" in finding.sentence
+
+
+def test_a_trust_region_of_options_that_there_are_not_is_told_to_its_author() -> None:
+    with pytest.raises(
+        TypeError, match=r"^Misspelt\.trust_region names 'clip_rang', which is none of its options; add a field$"
+    ):
+
+        class Misspelt(Bounded):
+            trust_region: ClassVar[Mapping[str, tuple[str, ...]]] = {"ratio/max_deviation": ("clip_rang",)}

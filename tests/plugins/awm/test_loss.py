@@ -115,7 +115,7 @@ def check_by_hand(run: Learning, times: Any = TIMES, **options: Any) -> None:
     for loss, hand in zip(testing.check_losses(run, expected, values=(1e-5, 2e-6), gradients=(1e-4, 1e-5)), hands, strict=True):
         ratio = hand.ratio(NEW, OLD)
         torch.testing.assert_close(loss.metrics["ratio/mean"].detach().double(), ratio, rtol=1e-5, atol=0)
-        torch.testing.assert_close(loss.metrics["clip_fraction"].double(), hand.is_cut(ratio).double())
+        torch.testing.assert_close(loss.cuts["clip_fraction"].double(), hand.is_cut(ratio).double())
         deviation = loss.extremes["ratio/max_deviation"].detach().double()
         torch.testing.assert_close(deviation, (ratio - 1).abs(), rtol=0, atol=1e-5)
 
@@ -128,7 +128,7 @@ def test_loss_and_gradient_are_those_of_the_paper(weighting: str, clip_range: fl
     run = learn_at_new(**options)
     assert len(run.losses()) == 3
     check_by_hand(run, **options)
-    cut = torch.cat([loss.metrics["clip_fraction"] for loss in run.losses()]).mean()
+    cut = torch.cat([loss.cuts["clip_fraction"] for loss in run.losses()]).mean()
     assert 0 < cut < 1 if clip_range == 0.01 else cut == 0
 
 

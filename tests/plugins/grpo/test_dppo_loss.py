@@ -82,7 +82,7 @@ def test_a_step_is_masked_only_where_it_is_out_and_the_advantage_pushes_it_furth
                 out, outwards = divergence > kl_bound, (ratio > 1) == (advantage > 0)
                 still = not bool(run.gradient(loss.values[sample]).any())
                 assert still == (out and outwards)
-                assert float(loss.metrics["masked_fraction"][sample]) == still
+                assert float(loss.cuts["masked_fraction"][sample]) == still
                 assert (float(loss.values[sample].detach()) == 0) == still
                 shown.add((advantage > 0, ratio > 1, out))
     assert len(shown) == 8, "the samples do not show every case"
@@ -122,7 +122,7 @@ def test_at_the_weights_that_drew_every_ratio_is_exactly_one_and_nothing_is_mask
     run = learn(ADVANTAGES, kl=kl)
     for loss in testing.check_ratios_are_one(run):
         assert torch.equal(loss.metrics["kl_old"], torch.zeros(8))
-        assert torch.equal(loss.metrics["masked_fraction"], torch.zeros(8))
+        assert torch.equal(loss.cuts["masked_fraction"], torch.zeros(8))
         assert torch.equal(loss.values, -run.experience.advantages)
 
 

@@ -67,7 +67,7 @@ def test_the_clip_cuts_on_the_side_that_the_advantage_pushes_to(learn: Any, by_h
     parts = [expect(by_hand(step), NARROW) for step in run.experience.steps]
     assert testing.check_clip(run, [part.ratio for part in parts], NARROW) >= testing.BEYOND_THE_CLIP
     for loss, part in zip(run.losses(), parts, strict=True):
-        assert torch.equal(loss.metrics["clip_fraction"], part.cut.float())
+        assert torch.equal(loss.cuts["clip_fraction"], part.cut.float())
         torch.testing.assert_close(loss.metrics["ratio/mean"].detach().double(), part.ratio, rtol=0, atol=1e-6)
         deviation = loss.extremes["ratio/max_deviation"].detach().double()
         torch.testing.assert_close(deviation, (part.ratio - 1).abs(), rtol=0, atol=1e-6)

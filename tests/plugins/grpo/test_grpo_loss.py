@@ -48,7 +48,7 @@ def test_the_clip_cuts_on_the_side_that_the_advantage_pushes_to(learn: Any, by_h
     parts = [expect(by_hand(step), 1e-3) for step in run.experience.steps]
     assert testing.check_clip(run, [part.ratio for part in parts], 1e-3) >= testing.BEYOND_THE_CLIP
     for loss, part in zip(run.losses(), parts, strict=True):
-        assert torch.equal(loss.metrics["clip_fraction"], part.cut.float())
+        assert torch.equal(loss.cuts["clip_fraction"], part.cut.float())
         torch.testing.assert_close(loss.metrics["ratio/mean"].detach().double(), part.ratio, rtol=0, atol=1e-5)
 
 

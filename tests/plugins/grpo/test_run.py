@@ -130,3 +130,36 @@ def test_later_updates_of_an_iteration_are_off_policy_and_bounded(
 def test_a_resumed_run_gives_the_weights_of_one_that_was_not_stopped(tmp_path: Path, algorithm: str) -> None:
     kept = testing.check_resumes_bit_for_bit(settings(tmp_path, algorithm, kl=0.1)).kept(3)
     assert set(kept) == {"reference/transformer.p", "reference/transformer.q"}
+
+
+@every_algorithm
+@pytest.mark.parametrize("ema", [None, {"name": "constant", "decay": 0.5}], ids=["present", "average"])
+def test_log_densities_that_are_computed_again_start_at_one_and_resume_exactly(
+    tmp_path: Path, algorithm: str, ema: Any
+) -> None:
+    raw = settings(tmp_path, algorithm, kl=0.1, epochs=2)
+    raw["training"] |= {"recompute_log_prob": True, "updates": 2, "batch_size": 3, "timesteps_per_forward": 2}
+    raw["sampling"]["ema"] = ema
+    trained = testing.check_resumes_bit_for_bit(raw)
+    assert sum("sampling's own log-densities are off by" in line for line in trained.said) == 1
+    assert all(record["ratio/sampling_deviation"] < 1e-5 for record in trained.records)
+    assert all(record["seconds/recompute"] > 0 for record in trained.records)
+
+
+@every_algorithm
+def test_the_first_ratio_of_what_was_computed_again_is_one_to_the_bit(tmp_path: Path, algorithm: str) -> None:
+    raw = settings(tmp_path, algorithm)
+    raw["training"] |= {"recompute_log_prob": True, "batch_size": 3, "timesteps_per_forward": 2}
+    distances = {"ratio/mean": 1, "ratio/max_deviation": 0} | ({"kl_old/max": 0} if algorithm == "dppo" else {})
+    for record in testing.check_runs(raw, ["ratio/sampling_deviation"]).records:
+        assert {name: record[name] for name in distances} == distances
+
+
+@every_algorithm
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_what_the_first_update_cuts_is_a_figure_of_its_own(tmp_path: Path, algorithm: str, epochs: int) -> None:
+    cut = "masked_fraction" if algorithm == "dppo" else "clip_fraction"
+    bound = {"kl_bound": 1e-7} if algorithm == "dppo" else {"clip_range": 1e-5}
+    for record in testing.check_runs(settings(tmp_path, algorithm, epochs=epochs, **bound), [cut]).records:
+        assert record[f"{cut}/first_update"] == 0
+        assert (record[cut] > 0) is (epochs == 2)

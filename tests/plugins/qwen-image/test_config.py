@@ -10,7 +10,10 @@ from typing import Any
 import policy_gradient
 import pytest
 import torch
+from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_dimensions
 from families import LORA, open_bench, train_two_iterations
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 import flowfactory_qwen_image
 from flowfactory import Runtime, UserError
@@ -19,6 +22,7 @@ from flowfactory.data.media import read_picture
 from flowfactory.data.prompts import check_media, read_prompts
 from flowfactory.runs.train import train
 from flowfactory.testing.two_parameter import FILE
+from flowfactory.training.setup import prepare_prompts
 from flowfactory_qwen_image.qwen_image import QwenImageConfig
 from flowfactory_qwen_image.qwen_image_edit import QwenImageEditConfig
 
@@ -94,6 +98,31 @@ def test_one_step_is_refused_when_the_config_is_read(settings: dict[str, Any], s
 def test_an_edit_without_a_picture_is_refused(settings: dict[str, Any], checkpoint: Any) -> None:
     with pytest.raises(UserError, match=r"'a cat' brings 0 images, and model 'qwen-image-edit' takes 1 or more; write them"):
         train(validate(edits(settings, checkpoint, {"prompt": "a cat"})), say=lambda _: None)
+
+
+@pytest.mark.parametrize("size", [(1, 2000), (2000, 1), (8, 4096)])
+def test_a_picture_too_thin_for_the_model_is_refused_before_weights_are_read(
+    settings: dict[str, Any], checkpoint: Any, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    Image.new("RGB", size).save(tmp_path / "thin.png")
+    config = validate(edits(settings, checkpoint, {"prompt": "a cat", "image": "thin.png"}))
+    with pytest.raises(UserError) as refused:
+        prepare_prompts(config)
+    told = f"{size[0]} x {size[1]} pixels are too thin for an area of 2048 pixels; crop it"
+    assert str(refused.value) == f"picture {tmp_path / 'thin.png'}: {told}"
+
+
+@pytest.mark.parametrize("area", [32 * 32, 384 * 384, 1024 * 1024])
+@pytest.mark.parametrize("height", [1, 2, 5, 16, 100, 999, 1000])
+def test_the_pictures_that_are_taken_are_those_that_can_be_read(height: int, area: int) -> None:
+    config = QwenImageEditConfig.model_validate({"path": "a/b", "vae_area": area, "condition_area": area})
+    wide, high = calculate_dimensions(area, 1000 / height)
+    try:
+        smart_resize(high, wide)
+        readable = True
+    except (ValueError, ZeroDivisionError):
+        readable = False
+    assert (config.picture_error(1000, height) is None) == readable == (config.picture_error(height, 1000) is None)
 
 
 def test_pictures_for_a_model_of_texts_are_refused(

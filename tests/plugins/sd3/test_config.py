@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from flowfactory import Policy, RunInfo, Runtime, UserError, hookimpl
+from flowfactory import Policy, RunInfo, UserError, hookimpl
 from flowfactory.cli.main import app
 from flowfactory.config.loading import validate
 from flowfactory.runs.train import train
@@ -144,18 +144,43 @@ def test_the_largest_size_is_drawn(opened: Any, checkpoint: Any) -> None:
     assert opened(checkpoint()).draw(["a red circle"], size=(64, 64), steps=1).media.shape == (1, 3, 64, 64)
 
 
-def test_a_path_that_is_no_folder_and_no_hub_id_is_one_line(settings: dict[str, Any], tmp_path: Path) -> None:
-    settings["model"]["path"] = "weights/of/sd3"
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("weights/of/sd3", "there is no folder {here}/weights/of/sd3"),
+        ("./missing", "there is no folder {here}/missing"),
+        ("../missing", "there is no folder {above}/missing"),
+        ("/abs/missing", "there is no folder /abs/missing"),
+        ("~/missing", "there is no folder {home}/missing"),
+        ("missing", "there is no folder {here}/missing, and 'missing' is no hub id (owner/name)"),
+        (
+            "there/missing",
+            "there is no folder {here}/there/missing; if the hub id is meant, download it first: hf download there/missing",
+        ),
+        (
+            "there/sd3.safetensors",
+            "{here}/there/sd3.safetensors is a file, and a folder is read; give one that save_pretrained of its library made",
+        ),
+    ],
+)
+def test_a_path_where_no_folder_is_is_said_as_such(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, told: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "sd3.safetensors").write_bytes(b"")
+    settings["model"]["path"] = path
     with pytest.raises(UserError) as refused:
         validate(settings, source="config.yaml", folder=tmp_path)
-    assert str(refused.value) == (
-        f"config.yaml: model.path: {tmp_path / 'weights/of/sd3'} is no folder, and 'weights/of/sd3' is no hub id (owner/name)"
-    )
+    places = {"here": tmp_path, "above": tmp_path.parent, "home": Path.home()}
+    assert str(refused.value) == f"config.yaml: model.path: {told.format(**places)}"
+    (tmp_path / "hub" / "models--there--missing").mkdir(parents=True)
+    if path == "there/missing":
+        assert validate(settings, folder=tmp_path), "what was downloaded before is no folder beside the config"
 
 
 def test_a_folder_that_holds_no_pipeline_is_one_line(settings: dict[str, Any], tmp_path: Path) -> None:
     settings["model"]["path"] = str(tmp_path)
-    config = validate(settings)
-    with pytest.raises(UserError, match=r"model\.path .*model_index\.json") as refused:
-        config.model.build("model").load(Runtime(torch.device("cpu"), torch.float32))  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=rf"model\.path: {tmp_path} has no model_index\.json; give the folder") as refused:
+        validate(settings)
     assert "\n" not in str(refused.value)

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from flowfactory.cli.options import Iteration, RunFolder
+from flowfactory.cli.options import Iteration, RunFolder, typed_path
 from flowfactory.cli.output import warn
 from flowfactory.errors import UserError
 
 
 def export(
     directory: RunFolder,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that is not there yet.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", parser=typed_path, help="A folder that is not there yet.")],
     checkpoint: Iteration = None,
     weights: Annotated[str | None, typer.Option(help="Kept weights, such as 'evaluation'; else the trained ones.")] = None,
     precision: Annotated[

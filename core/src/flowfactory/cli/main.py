@@ -12,6 +12,7 @@ from flowfactory.cli import estimate, export, plugins, report, run, sample, serv
 from flowfactory.cli.output import rank_prefix
 from flowfactory.cli.usage import usage_error
 from flowfactory.distributed.environment import read_environment
+from flowfactory.distributed.hangup import outlive_readers
 from flowfactory.distributed.outcome import to_outcome
 from flowfactory.distributed.rank_process import die_with_parent, is_supervised, report_outcome
 from flowfactory.errors import Interrupted, RunError, UserError
@@ -64,6 +65,7 @@ def main() -> None:
     A rank says to the process that started it how it ended, and that one speaks for all.
     """
     _quieten()
+    outlive_readers()
     if is_supervised():
         die_with_parent()
         try:

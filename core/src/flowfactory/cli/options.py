@@ -1,13 +1,22 @@
-"""Options and arguments that several commands share."""
+"""Options and arguments that several commands share, and paths as they are typed."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-Plugins = Annotated[list[Path] | None, typer.Option("--plugin", metavar="FILE", help="A one-file plugin. May repeat.")]
+
+def typed_path(text: str) -> Path:
+    """The path; ``~`` is read where a shell leaves it, as in ``--out=~/runs``. Variables are the shell's own."""
+    return Path(os.path.expanduser(text))
+
+
+Plugins = Annotated[
+    list[Path] | None, typer.Option("--plugin", metavar="FILE", parser=typed_path, help="A one-file plugin. May repeat.")
+]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=value", help="Override a key; YAML. May repeat.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", parser=typed_path, help="A run directory.")]
 Iteration = Annotated[int | None, typer.Option("--checkpoint", metavar="N", help="The iteration; the newest when left out.")]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowfactory.cli.options import Plugins, Sets
+from flowfactory.cli.options import Plugins, Sets, typed_path
 from flowfactory.cli.output import warn
 from flowfactory.distributed import environment, launch
 
@@ -23,7 +23,10 @@ def run(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a bundled example.")],
     sets: Sets = None,
     plugin: Plugins = None,
-    out: Annotated[Path | None, typer.Option(help="The run directory; runs/<name of the config> when left out.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", parser=typed_path, help="The run directory; runs/<name of the config> when left out."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the run directory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the resolved config; read no weights.")] = False,
     nproc: Annotated[int | None, typer.Option(metavar="N", help="Start N ranks on this node, one a GPU.")] = None,
@@ -37,6 +40,7 @@ def run(
 
     wanted = launch.Launch(nproc, nnodes, node_rank, rendezvous, max_restarts)
     wanted.check(os.environ)
+    resume = resume or environment.is_restart()
     resolved = loading.load(config, sets or [], plugin or [], out)
     if dry_run:
         from flowfactory.config.idle_keys import idle_keys
@@ -50,7 +54,7 @@ def run(
         typer.echo(yaml.dump(resolved), nl=False)
         return
     if not wanted.starts_ranks:
-        _train(resolved, resume or environment.is_restart())
+        _train(resolved, resume)
         return
     from flowfactory.distributed.supervisor import check_devices, start
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowfactory.cli.options import Iteration, RunFolder, Sets
+from flowfactory.cli.options import Iteration, RunFolder, Sets, typed_path
 from flowfactory.cli.output import warn
 from flowfactory.errors import UserError
 
@@ -18,11 +18,21 @@ if TYPE_CHECKING:
 def sample(
     directory: RunFolder,
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT…", help="What to draw.")] = None,
-    file: Annotated[Path | None, typer.Option("--prompts", help="A file of prompts, .txt or .jsonl, beside PROMPTs.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="A picture that every PROMPT brings. May repeat.")] = None,
-    video: Annotated[Path | None, typer.Option(help="The video that every PROMPT brings.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--prompts", metavar="FILE", parser=typed_path, help="A file of prompts, as in a config, beside PROMPTs."),
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", parser=typed_path, help="A picture that every PROMPT brings. May repeat."),
+    ] = None,
+    video: Annotated[
+        Path | None, typer.Option(metavar="FILE", parser=typed_path, help="The video that every PROMPT brings.")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="Pictures a prompt.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="Where to; RUN/samples/drawn when left out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", parser=typed_path, help="Where to; RUN/samples/drawn when left out.")
+    ] = None,
     checkpoint: Iteration = None,
     sets: Sets = None,
 ) -> None:
@@ -30,7 +40,7 @@ def sample(
     from dataclasses import replace
 
     from flowfactory.data import media
-    from flowfactory.data.prompts import check_media, read_prompts
+    from flowfactory.data.prompts import check_files, check_media, read_prompts
     from flowfactory.runs.directory import RunDirectory
     from flowfactory.training.evaluation import evaluate
     from flowfactory.types import Prompt
@@ -38,14 +48,15 @@ def sample(
     for path in (*(image or ()), *([video] if video else ())):
         if not path.is_file():
             raise UserError(f"no file {path}")
-    wanted = [Prompt(text, images=tuple(image or ()), video=video) for text in prompts or ()] + list(
-        read_prompts(file) if file else ()
-    )
+    config = RunDirectory(directory).load_config(sets or [])
+    fps = config.prompts.video_fps
+    wanted = [Prompt(text, images=tuple(image or ()), video=video, video_fps=fps) for text in prompts or ()]
+    wanted += read_prompts(file, fps) if file else ()
     wanted = [replace(prompt, index=index) for index, prompt in enumerate(wanted)]
     if not wanted:
         raise UserError("nothing to draw: give a PROMPT, or a file with --prompts")
-    config = RunDirectory(directory).load_config(sets or [])
     check_media(wanted, config.model.takes, getattr(config.model, "name", "model"))
+    check_files(wanted, config.model.picture_error)
     restored, _ = _restore(directory, checkpoint, sets, scores=False)
     folder = out or RunDirectory(directory).samples / "drawn"
     folder.mkdir(parents=True, exist_ok=True)

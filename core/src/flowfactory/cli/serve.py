@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flowfactory.cli.options import Plugins
+from flowfactory.cli.options import Plugins, typed_path
 from flowfactory.cli.output import say, warn
 
 
@@ -26,12 +26,13 @@ def serve(
 ) -> None:
     """Compute REWARD for others, over HTTP."""
     from flowfactory.rewards import server as serving
+    from flowfactory.rewards.wire import read_token
 
     serving.require_dependencies()
     from flowfactory.distributed.mesh import resolve_device
 
-    name, config = serving.load_reward(reward, sets or [], plugin or [])
-    token = serving.read_token(token_env)
+    name, config = serving.load_reward(str(typed_path(reward)), sets or [], plugin or [])
+    token = read_token("--token-env", token_env)
     chosen = resolve_device(device)
     with serving.bind(host, port) as listener:
         if token is None and not serving.is_local(host):

@@ -89,6 +89,10 @@ class ModelConfig(ComponentConfig):
     train: Training = Field(LoraTraining(), description="'full', or {lora: {rank, alpha, targets}}")
     quantize: Literal["nf4", "int8"] | None = Field(None, description="how the frozen weights below adapters are stored")
 
+    def picture_error(self, width: int, height: int) -> str | None:
+        """Why a prompt's picture of so many pixels cannot be encoded, in words that follow its path; None when it can be."""
+        return None
+
 
 class AlgorithmConfig(ComponentConfig):
     """What every algorithm's options share."""
@@ -101,6 +105,26 @@ class AlgorithmConfig(ComponentConfig):
 
     own_sampler: ClassVar[bool] = False
     """Whether it chooses itself which weights draw."""
+
+    trust_region: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Which extremes of its losses tell how far replayed steps are from what they were when drawn, and the options, the least
+    of which bounds each: beyond it gradients are cut. Such as {"ratio/max_deviation": ("clip_low", "clip_high")}. Empty where
+    no loss compares a recorded step with what it was."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """TypeError: the trust region names an option that there is not."""
+        super().__pydantic_init_subclass__(**kwargs)
+        for name in (name for names in cls.trust_region.values() for name in names):
+            if name not in cls.model_fields:
+                raise TypeError(f"{cls.__name__}.trust_region names {name!r}, which is none of its options; add a field")
+
+    @property
+    def trust_region_bounds(self) -> dict[str, tuple[str, float]]:
+        """{extreme: (option, value)}: the least option of each part of the trust region; those that are null bound nothing."""
+        given = {extreme: [(getattr(self, name), name) for name in names] for extreme, names in self.trust_region.items()}
+        known = {extreme: [pair for pair in pairs if pair[0] is not None] for extreme, pairs in given.items()}
+        return {extreme: min(pairs)[::-1] for extreme, pairs in known.items() if pairs}
 
 
 class DynamicsConfig(ComponentConfig):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from flowfactory.config.checking import check
 from flowfactory.config.findings import WrongConfig, locate
 from flowfactory.config.overrides import apply_override
+from flowfactory.config.paths import resolve_path
 from flowfactory.config.schema import RunConfig
 from flowfactory.config.wording import written
 from flowfactory.config.yaml import parse_yaml
@@ -40,19 +42,19 @@ def load(
         raw = apply_override(raw, assignment)
     listed = raw.get("plugins") or []
     if plugins and isinstance(listed, list):
-        raw["plugins"] = [*listed, *(str(Path(plugin).resolve()) for plugin in plugins)]
+        raw["plugins"] = [*listed, *(Path(plugin).resolve() for plugin in plugins)]
     # --out and the default are relative to where the command was given, a path in the file to the file
     if out is not None or "dir" not in (raw.get("output") or {}):
         output = raw.get("output") or {}
         if isinstance(output, dict):
             chosen = Path(out) if out is not None else Path("runs") / path.stem
-            raw["output"] = {**output, "dir": str(chosen.absolute())}
+            raw["output"] = {**output, "dir": chosen.absolute()}
     return validate(raw, source=path.name, folder=path.parent, overrides=overrides)
 
 
 def find_config(source: str | Path, plugins: Sequence[Path] = ()) -> Path:
     """The config file: an existing path, or the bundled example of that name. UserError: neither."""
-    path = Path(source)
+    path = Path(os.path.expanduser(source))
     if path.is_file():
         return path
     catalogue = discover(plugins)
@@ -66,15 +68,23 @@ def validate(
     raw: Mapping[str, Any], source: str = "config", folder: Path | None = None, overrides: Sequence[str] = ()
 ) -> RunConfig:
     """The typed config of the mapping ``raw``; relative paths are relative to ``folder``. UserError: as :func:`load`."""
-    files = raw.get("plugins") or []
-    if not isinstance(files, list | tuple):
-        meant = f"; did you mean [{files}]?" if isinstance(files, str) else ""
-        raise UserError(f"{locate('plugins', source, overrides)}: got {written(files)}; give a list of files{meant}")
-    paths = [(folder or Path()) / str(file) for file in files]
-    if missing := [path for path in paths if not path.is_file()]:  # what they bring is unknown, and so is what is wrong
-        raise UserError("\n".join(f"{locate('plugins', source, overrides)}: no file {path}" for path in missing))
-    catalogue = discover(paths)
+    catalogue = discover(_plugin_files(raw, source, folder, overrides))
     try:
         return check(raw, catalogue, folder)
     except WrongConfig as error:
         raise UserError(error.describe(source, overrides)) from error
+
+
+def _plugin_files(raw: Mapping[str, Any], source: str, folder: Path | None, overrides: Sequence[str]) -> list[Path]:
+    files = raw.get("plugins") or []
+    place = locate("plugins", source, overrides)
+    if not isinstance(files, list | tuple) or not all(isinstance(file, str | Path) for file in files):
+        meant = f"; did you mean [{files}]?" if isinstance(files, str) else ""
+        raise UserError(f"{place}: got {written(files)}; give a list of files{meant}")
+    try:
+        paths = [resolve_path(file, folder or Path()) for file in files]
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from error
+    if missing := [path for path in paths if not path.is_file()]:  # what they bring is unknown, and so is what is wrong
+        raise UserError("\n".join(f"{place}: no file {path}" for path in missing))
+    return paths

@@ -69,7 +69,8 @@ def _problem(told: Any, found: _Found, schema: type[BaseModel], raw: Any) -> Pro
     elif kind == "union_tag_not_found":
         message = f"say which with 'name'{did_you_mean('', _names(found.field))}"
     else:
-        message = f"got {written(value)}{_give(found.field, '; give ')}{_meant(place, value, found.field)}"
+        finite = " that is finite" if kind == "finite_number" else ""
+        message = f"got {written(value)}{_give(found.field, '; give ')}{finite}{_meant(place, value, found.field)}"
     return Problem(found.keys, (Finding(place, message),), kind == "missing")
 
 

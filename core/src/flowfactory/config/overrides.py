@@ -11,15 +11,15 @@ from flowfactory.config.yaml import parse_yaml
 from flowfactory.errors import UserError
 
 
-def apply_override(raw: dict[str, Any], assignment: str) -> dict[str, Any]:
-    """``raw`` with ``a.b=value`` set; the value is YAML. UserError: no ``=``, or a path through a list."""
+def apply_override(raw: dict[str, Any], assignment: str, form: str = "a.b=value") -> dict[str, Any]:
+    """``raw`` with ``a.b=value`` set; the value is YAML. UserError: not of this ``form``, or a path through a list."""
     path, equals, text = assignment.partition("=")
     path = path.strip()
     keys = path.split(".")
     if not equals or not all(keys):
         guess = re.fullmatch(r"([\w.-]+)\s*[:\s]\s*(\S.*)", assignment)
         meant = f"; did you mean --set {guess[1]}={guess[2]}?" if guess else ""
-        raise UserError(f"--set {assignment}: write it as a.b=value{meant}")
+        raise UserError(f"--set {assignment}: write it as {form}{meant}")
 
     def put(node: Any, depth: int) -> Any:
         if depth == len(keys):

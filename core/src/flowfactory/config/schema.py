@@ -23,11 +23,14 @@ Side = Annotated[int, Field(ge=1, le=16_384)]
 
 
 class PromptsConfig(Strict):
-    """Files with a prompt a line: text, or ``.jsonl`` with an object a line."""
+    """Files of prompts: ``.txt``, ``.jsonl``, ``.ndjson``, ``.json``, ``.csv`` or ``.tsv``."""
 
     train: LocalPath = Field(description="prompts to train on")
     heldout: LocalPath | None = Field(None, description="drawn before, during and after training, never trained on")
     negative: str = Field("", description="the negative prompt of classifier-free guidance, for prompts without their own")
+    video_fps: Literal["model", "keep"] = Field(
+        "model", description="model: a prompt's video is read at the model's frames per second; keep: frame by frame"
+    )
 
     @field_validator("train", "heldout")
     @classmethod
@@ -81,10 +84,20 @@ class TrainingConfig(Strict):
     timesteps_per_forward: int = Field(
         1, ge=1, le=1000, description="steps or training timesteps of each of them that share a forward"
     )
+    recompute_log_prob: bool = Field(
+        False,
+        description="whether log-densities of recorded steps are computed again before an iteration's first update, in the "
+        "micro-batches that are trained on, which makes the first ratio exactly one",
+    )
     optimizer: Optimizer = AdamWConfig.model_validate({})
     warmup: int = Field(0, ge=0, le=1_000_000_000, description="optimizer steps over which the learning rate rises linearly")
     decay: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate after the warm-up")
     max_grad_norm: float = Field(1.0, gt=0, description="bound on the norm of the gradient")
+    patience_flat: int | None = Field(
+        10,
+        ge=1,
+        description="iterations in a row without a difference in any group after which the run stops; null: never",
+    )
     precision: Literal["float32", "bf16"] = Field("float32", description="what the transformer computes in")
     kept_on: Literal["device", "host"] = Field("device", description="where averages and references of weights are kept")
     activation_checkpointing: Annotated[str, Field(pattern=r"^(none|blocks|every-[1-9][0-9]*)$")] = Field(

@@ -1,9 +1,10 @@
 """What every part of a config is."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from flowfactory.config.wording import leaves
 
@@ -11,9 +12,10 @@ NUMBERS = frozenset({int, float})
 
 
 class Strict(BaseModel):
-    """Frozen, and refuses unknown keys, and truth values, numbers and text in one another's place."""
+    """Frozen; refuses unknown keys, numbers that are not finite, and truth values, numbers and text in one another's place."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    # what has no limit is null; an infinite or absent number would only be found out where it has done its harm
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -22,6 +24,22 @@ class Strict(BaseModel):
             return values
         kinds = {key: leaves(field.annotation) for key, field in cls.model_fields.items() if key in values}
         return {key: _mark(value, kinds[key]) if key in kinds else value for key, value in values.items()}
+
+    @field_validator("*")
+    @classmethod
+    def _check_untyped(cls, value: Any) -> Any:
+        """As pydantic does where a field says that it holds numbers."""
+        if not _is_finite(value):
+            raise ValueError("every number in it should be finite")
+        return value
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 class _OfAnotherKind:
@@ -35,6 +53,8 @@ def _mark(value: Any, kinds: frozenset[Any]) -> Any:
         other = bool not in kinds and bool(kinds & NUMBERS)
     elif isinstance(value, int | float):
         other = bool in kinds and not kinds & NUMBERS
+    elif isinstance(value, str) and bool in kinds and value.lower() in ("yes", "no", "on", "off"):
+        other = False  # YAML 1.2 reads them as text
     else:  # a path, a name and one of several words are text too
         other = isinstance(value, str) and kinds <= {int, float, bool, type(None)}
     return _OfAnotherKind() if other else value

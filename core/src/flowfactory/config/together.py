@@ -86,6 +86,14 @@ def _own_sampler(config: RunConfig) -> Iterator[str]:
         yield "sampling.ema: this algorithm chooses itself which weights draw; leave it out"
 
 
+def _recomputed(config: RunConfig) -> Iterator[str]:
+    if config.training.recompute_log_prob and not config.algorithm.trust_region:
+        yield (
+            f"training.recompute_log_prob: algorithm {getattr(config.algorithm, 'name', '')} compares no recorded step with "
+            "what it was when drawn, so there is nothing to compute again; leave it out"
+        )
+
+
 def _optimizer(config: RunConfig) -> Iterator[str]:
     if reason := bitsandbytes.optimizer_unavailable(config.training.optimizer, config.device, config.distributed.offload):
         yield f"training.optimizer: {reason}"
@@ -108,6 +116,7 @@ CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _updates,
     _quantized,
     _own_sampler,
+    _recomputed,
     _optimizer,
     _labels,
     _weights,

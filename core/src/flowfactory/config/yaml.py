@@ -1,4 +1,4 @@
-"""YAML as configs have it: strict keys and YAML 1.2 numbers, read and written."""
+"""YAML as configs have it: the values of YAML 1.2 and no key twice, read and written."""
 
 from __future__ import annotations
 
@@ -10,32 +10,75 @@ from pydantic import BaseModel
 
 from flowfactory.errors import UserError
 
+_TAG = "tag:yaml.org,2002:"
+# the core schema of YAML 1.2 (section 10.3.2), and the merge key of 1.1; with the characters that a value may begin with
+_PLAIN_VALUES = (
+    ("null", r"~|null|Null|NULL|", "~nN"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    ("merge", "<<", "<"),
+)
+
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.2 floats (``1e-4`` is a number), and a repeated key is an error rather than the last one's win."""
+    """The values of YAML 1.2: ``1e-4`` and ``0o17`` are numbers, ``0100`` is a hundred; ``1:30``, ``on`` and dates are text.
+
+    A repeated key is an error rather than the last one's win.
+    """
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012  none of YAML 1.1's
+    yaml_constructors = {}  # noqa: RUF012
+
+    def construct_document(self, node: Any) -> Any:
+        return self.construct_object(node, deep=True)  # in one go, which refuses what holds itself
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, LookupError) as error:  # of a tag that does not fit, or thousands of digits
+            raise _error(f"{str(node.value)[:40]!r} cannot be read as {node.tag.replace(_TAG, '!!')}", node) from error
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, list | dict | set):
-                problem = f"{key!r} cannot be a key; write text with braces in quotes"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            key = "<<" if key_node.tag == f"{_TAG}merge" else self.construct_object(key_node, deep=True)
+            if isinstance(key, list | dict):
+                raise _error(f"{key!r} cannot be a key; write text with braces in quotes", key_node)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+                raise _error(f"key {key!r} stands twice", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: Any) -> int:
+        text = self.construct_scalar(node)
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*(?:[eE][-+]?[0-9]+)|[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-    list("-+0123456789."),
-)
+    def construct_yaml_float(self, node: Any) -> float:
+        return float(re.sub(r"\.(?=inf|nan)", "", self.construct_scalar(node).lower()))
+
+    def construct_undefined(self, node: Any) -> Any:
+        raise _error(f"the tag {node.tag.replace(_TAG, '!!')!r} is not read; write the value without it", node)
+
+
+class Dumper(yaml.SafeDumper):
+    """Text that YAML 1.1 or 1.2 would read as something else comes in quotes."""
+
+
+for _kind, _pattern, _first in _PLAIN_VALUES:
+    for _class in (Loader, Dumper):
+        _class.add_implicit_resolver(_TAG + _kind, re.compile(f"^(?:{_pattern})$"), [*_first, ""])
+for _kind in ("null", "bool", "int", "float", "str", "seq", "map"):
+    Loader.add_constructor(_TAG + _kind, getattr(Loader, f"construct_yaml_{_kind}"))
+Loader.add_constructor(None, Loader.construct_undefined)
+
+
+def _error(problem: str, node: Any) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -43,15 +86,70 @@ def parse_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{source}{where}: {problem}") from error
+        line, problem = _explain(error, text)
+        raise UserError(f"{source} line {line}: {problem}") from error
+    except RecursionError as error:
+        raise UserError(f"{source}: it is nested too deeply; no config needs that") from error
+
+
+def _explain(error: yaml.YAMLError, text: str) -> tuple[int, str]:
+    """The line to look at, counted from 1, and what is wrong there."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        position = getattr(error, "position", 0)
+        return text.count("\n", 0, position) + 1, str(error).splitlines()[0]
+    mark, context, problem = error.problem_mark, error.context or "", error.problem or "no YAML"
+    if error.context_mark and context == "while scanning a quoted scalar" and "unexpected" in problem:
+        return error.context_mark.line + 1, f"the quote {text[error.context_mark.index]} that opens here is never closed"
+    if quoted := _quote_before(mark, text):
+        start, end = quoted
+        quote = text[start.index]
+        if start.line != end.line:
+            return start.line + 1, (
+                f"the quote {quote} that opens here is closed by the one in line {end.line + 1}, where the text goes on; "
+                "close it where it should end"
+            )
+        twice = "write '' for a ' within it" if quote == "'" else 'write \\" for a " within it'
+        return mark.line + 1, f"text goes on behind the closing quote {quote}; {twice}"
+    if error.context_mark and context in ("while parsing a flow sequence", "while parsing a flow mapping"):
+        opened, bracket = error.context_mark.line, text[error.context_mark.index]
+        until = f" before line {mark.line + 1}" if mark.line > opened else ""
+        return opened + 1, f"the {bracket} that opens here is not closed{until}: {problem}"
+    return mark.line + 1, next((told for sign, told in _PLAINER if sign in f"{context}: {problem}"), problem)
+
+
+_PLAINER = (
+    (r"'\t'", "a tab stands where YAML takes spaces alone; write spaces"),
+    ("double-quoted scalar", r"\ begins an escape in double quotes; write the text in single quotes"),
+    ("cannot start any token", "a value cannot begin with this character; write it in quotes"),
+    ("recursive node", "this holds itself; write it out"),
+    ("while scanning an alias", "* begins an alias; write the text in quotes"),
+    (
+        "mapping values are not allowed",
+        "a second ': ' in one value, or lines that are not below each other; use quotes, or align",
+    ),
+    ("found another document", "a second document begins; write one"),
+)
+"""What a part of PyYAML's sentence stands for, in plainer words."""
+
+
+def _quote_before(mark: yaml.Mark, text: str) -> tuple[yaml.Mark, yaml.Mark] | None:
+    """Where the quoted text begins and ends that the mistake at ``mark`` stands behind, on the line that it ends in."""
+    last = None
+    try:
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            if token.start_mark.index >= mark.index:
+                break
+            last = token
+    except yaml.YAMLError:
+        pass
+    if not isinstance(last, yaml.ScalarToken) or last.style not in ("'", '"') or last.end_mark.line != mark.line:
+        return None
+    return last.start_mark, last.end_mark
 
 
 def dump(config: BaseModel) -> str:
     """The resolved config as YAML that :func:`flowfactory.config.loading.load` reads back to the same."""
-    return yaml.safe_dump(_put_name_first(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
+    return yaml.dump(_put_name_first(config.model_dump(mode="json")), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _put_name_first(value: Any) -> Any:

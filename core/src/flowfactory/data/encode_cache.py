@@ -22,6 +22,8 @@ from flowfactory.types import Conditions, Prompt
 
 ENVIRONMENT = "FLOWFACTORY_CACHE"
 CHECKSUM = "checksum"
+PICTURES_READ, VIDEOS_READ = 2, 2
+"""How often the way from a file to its pixels has changed: what was encoded before that is encoded again."""
 Entry = Mapping[str, Tensor]
 Encode = Callable[[Sequence[Prompt], Canvas], Iterable[Entry]]
 
@@ -29,7 +31,7 @@ Encode = Callable[[Sequence[Prompt], Canvas], Iterable[Entry]]
 def default_folder() -> Path:
     """$FLOWFACTORY_CACHE, or ``flowfactory`` in the user's cache folder."""
     if chosen := os.environ.get(ENVIRONMENT):
-        return Path(chosen)
+        return Path(os.path.expanduser(chosen))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowfactory"
 
 
@@ -109,13 +111,20 @@ class EncodeCache:
             self._encoding,
             prompt.text,
             json.dumps(prompt.metadata, sort_keys=True, default=str),
-            [file_digest(path) for path in prompt.images],
-            prompt.video and file_digest(prompt.video),
+            prompt.images and [PICTURES_READ, *(file_digest(path) for path in prompt.images)],
+            prompt.video and [VIDEOS_READ, _version("av"), prompt.video_fps, file_digest(prompt.video)],
             prompt.audio and file_digest(prompt.audio),
             canvas if self._canvas_matters else None,
             prompt.is_negative,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _read_entry(path: Path) -> Entry | None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +24,139 @@ FRAME_RATE = 8.0  # of clips whose model does not say
 
 
 def read_picture(path: Path) -> Image.Image:
-    """The picture in RGB, turned as its camera says. UserError: it cannot be read."""
+    """The picture in RGB with 8 bits, turned as its camera says, white where it is transparent; of an animation the first.
+
+    UserError: it cannot be read, or which of its levels is white is not known.
+    """
+    with _open_picture(path) as picture:
+        kind = picture.format
+        return _lay_on_white(_reduce_to_8_bits(ImageOps.exif_transpose(picture), kind))
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels, from the head of the file, before it is turned. UserError: it cannot be read."""
+    with _open_picture(path) as picture:
+        return picture.size
+
+
+@contextmanager
+def _open_picture(path: Path) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture)
-            return upright.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise UserError(f"picture {path}: cannot be read: {error}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of half of what is too large
+            picture = Image.open(path)
+        with picture:
+            yield picture
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise UserError(f"picture {path}: it has more than {most:.0f} megapixels; make it smaller") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"picture {path}: cannot be read: no kind of picture that is known; save it as PNG or JPEG") from error
+    except Exception as error:  # Pillow raises whatever a decoder stumbles over
+        problem = str(error).partition("\n")[0] or type(error).__name__
+        remedy = "without its text" if "MAX_TEXT" in problem else "with 8 bits, as PNG or JPEG"
+        raise UserError(f"picture {path}: cannot be read: {problem}; save it {remedy}") from error
 
 
-def read_video(path: Path, frames: int) -> list[Image.Image]:
-    """The first ``frames`` frames in RGB. UserError: it cannot be read, or has fewer."""
+def _reduce_to_8_bits(picture: Image.Image, kind: str | None) -> Image.Image:
+    """The picture, with 8 bits if it was grey with more. ValueError: which level is white is not known."""
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and kind in ("PNG", "PPM")):  # older Pillows say I of both
+        levels = np.asarray(picture).astype(np.float32) / 65535
+        levels[np.asarray(picture) == picture.info.get("transparency")] = 1
+    elif picture.mode == "F":
+        levels = np.asarray(picture)
+        if not ((levels >= 0) & (levels <= 1)).all():
+            raise ValueError(f"its levels are numbers from {levels.min():g} to {levels.max():g}, and white is 1")
+    elif picture.mode == "I":
+        raise ValueError("its levels have 32 bits, and which of them is white is not known")
+    else:
+        return picture
+    return Image.fromarray((levels * 255).round().astype(np.uint8))
+
+
+def _lay_on_white(picture: Image.Image) -> Image.Image:
+    if picture.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in picture.info:
+        return picture.convert("RGB")
+    picture = picture.convert("LA") if picture.mode == "La" else picture
+    seen = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+
+
+def read_video(path: Path, frames: int, frame_rate: float | None = None) -> list[Image.Image]:
+    """``frames`` frames in RGB, turned as the camera was held: those nearest to ``frame_rate`` a second, or the first.
+
+    UserError: it cannot be read, is too short, or does not say when its frames are shown.
+    """
+    with _open_video(path) as container:
+        decoded = container.decode(video=0)
+        if frame_rate is not None:
+            decoded = _nearest_frames(decoded, frames, Fraction(frame_rate).limit_denominator(1001))
+        found = [_turn_upright(frame) for frame in islice(decoded, frames)]
+    if not found:
+        raise UserError(f"video {path}: cannot be read: no frame of it can be decoded; it may be cut short")
+    if len(found) < frames:
+        at = "" if frame_rate is None else f" at {frame_rate:g} a second"
+        raise UserError(f"video {path}: it has {len(found)} frames{at}, and {frames} are needed; set 'frames' lower")
+    return found
+
+
+def check_video(path: Path) -> None:
+    """UserError: it cannot be opened, or is no video whose frames can be read as pictures."""
+    with _open_video(path):
+        pass
+
+
+@contextmanager
+def _open_video(path: Path) -> Iterator[Any]:
     av = import_pyav()
-    found: list[Image.Image] = []
     try:
         with av.open(str(path)) as container:
-            for frame in container.decode(video=0):
-                found.append(frame.to_image())
-                if len(found) == frames:
-                    break
-    except (OSError, IndexError, av.FFmpegError) as error:
-        raise UserError(f"video {path}: cannot be read: {error}") from error
-    if len(found) < frames:
-        raise UserError(f"video {path}: it has {len(found)} frames, and {frames} are needed; set 'frames' lower")
-    return found
+            if not container.streams.video:
+                raise ValueError("there are no pictures in it; give a video")
+            if container.streams.video[0].codec_context.color_trc in HDR:
+                raise ValueError("its colours are HDR; convert it to SDR")
+            yield container
+    except (OSError, LookupError, ValueError, av.FFmpegError) as error:
+        raise UserError(f"video {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+HDR = (16, 18)
+"""The transfer functions of HDR, PQ and HLG, as ITU-T H.273 counts them: as 8 bits they come out pale."""
+
+
+def _nearest_frames(decoded: Iterable[Any], count: int, rate: Fraction) -> Iterator[Any]:
+    """Of ``decoded``, the frames nearest to the times 0, 1 / rate, 2 / rate … after the first, of two as near the later.
+
+    ``count`` of them, or as many as there are: the last stands for what begins less than 1 / rate behind it, so that five
+    seconds are 81 frames at 16 a second. ValueError: a frame does not say when it is shown.
+    """
+    wanted, first, before, last = 0, None, None, Fraction(0)
+    for frame in decoded:
+        if frame.pts is None or not frame.time_base:
+            raise ValueError("it does not say when its frames are shown; set prompts.video_fps to keep")
+        shown = frame.pts * Fraction(frame.time_base)
+        first = shown if first is None else first
+        now = shown - first
+        while wanted < count and (time := wanted / rate) <= now:
+            yield frame if before is None or now - time <= time - last else before
+            wanted += 1
+        if wanted == count:
+            return
+        before, last = frame, now
+    while before is not None and wanted < count and wanted / rate - last < Fraction(9, 10) / rate:  # files round their times
+        yield before
+        wanted += 1
+
+
+def _turn_upright(frame: Any) -> Image.Image:
+    clear = any(part.is_alpha for part in frame.format.components)  # such as a GIF's
+    picture = _lay_on_white(Image.fromarray(frame.to_ndarray(format="rgba"))) if clear else frame.to_image()
+    turn = _QUARTER_TURNS.get(round(frame.rotation / 90) % 4)
+    return picture if turn is None else picture.transpose(turn)
+
+
+_QUARTER_TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
+"""Counterclockwise, as FFmpeg counts too."""
 
 
 def to_uint8(media: Tensor) -> Tensor:

@@ -3,83 +3,95 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flowfactory.config.component import Takes
+from flowfactory.config.paths import resolve_path
+from flowfactory.data.media import check_video, picture_size
+from flowfactory.data.prompt_files import read_rows
 from flowfactory.errors import UserError
 from flowfactory.suggestions import did_you_mean
 from flowfactory.types import Prompt
 
 
-def read_prompts(path: Path) -> tuple[Prompt, ...]:
-    """The prompts: a text a line, or in a ``.jsonl`` file an object a line; empty lines are passed over.
+def read_prompts(path: Path, video_fps: Literal["model", "keep"] = "model") -> tuple[Prompt, ...]:
+    """The prompts of a .txt, .jsonl, .ndjson, .json, .csv or .tsv file: a text or an object each; empty lines are passed over.
 
     An object has ``prompt``, and may have ``negative_prompt``, ``image`` or ``images``, ``video`` and ``audio``, whose
-    relative paths are relative to the file; everything else is metadata. UserError: no prompts, not UTF-8 text, a line that
-    is none of this, or a file that is not there.
+    relative paths are relative to the file; everything else is metadata, and null says nothing. UserError: one line with the
+    file and the line in it: no prompts, none of these kinds of file, a prompt that is none, or a file that is not there.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() splits at U+2028 and others too
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts {path}: {error}") from error
-    if path.suffix == ".jsonl":
-        prompts = list(_read_jsonl(path, lines))
-    else:
-        prompts = [Prompt(text, index) for index, text in enumerate(line.strip() for line in lines if line.strip())]
+    prompts: list[Prompt] = []
+    folder = path.parent.resolve()
+    for line, item in read_rows(path):
+        try:
+            prompts.append(_parse_prompt(item, len(prompts), folder, video_fps))
+        except ValueError as error:
+            raise UserError(f"prompts {path} line {line}: {error}") from error
     if not prompts:
         raise UserError(f"prompts {path}: there is no prompt in it; write one a line")
     return tuple(prompts)
 
 
-def _read_jsonl(path: Path, lines: Sequence[str]) -> Iterator[Prompt]:
-    index = 0
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            yield _parse_prompt(json.loads(line), index, path.parent)
-        except json.JSONDecodeError as error:
-            raise UserError(f"prompts {path} line {number}: no JSON: {error.msg} at character {error.pos + 1}") from error
-        except ValueError as error:
-            raise UserError(f"prompts {path} line {number}: {error}") from error
-        index += 1
-
-
-def _parse_prompt(item: Any, index: int, folder: Path) -> Prompt:
+def _parse_prompt(item: Any, index: int, folder: Path, video_fps: Literal["model", "keep"]) -> Prompt:
+    if isinstance(item, str):
+        return Prompt(_strip(item), index)
     if not isinstance(item, dict):
         raise ValueError("expected an object with a 'prompt'")
-    rest = dict(item)
+    rest = {key: value for key, value in item.items() if value is not None}
 
     def text(key: str) -> str | None:
         value = rest.pop(key, None)
         if value is not None and not isinstance(value, str):
-            raise ValueError(f"{key!r} is no text: {value!r}")
+            raise ValueError(f"{key!r} is no text: {_told(value)}")
         return value
 
     def file(key: str) -> Path | None:
         name = text(key)
-        return None if name is None else _resolve_file(name, folder)
+        return None if name is None else _resolve_file(key, name, folder)
 
     words = text("prompt")
     if words is None:
-        raise ValueError("'prompt' is missing")
-    if "image" in rest and "images" in rest:
-        raise ValueError("has both 'image' and 'images'; write all of them as 'images'")
-    names = rest.pop("images", None) or []
+        raise ValueError(f"'prompt' is missing{did_you_mean('prompt', rest) if rest else ''}")
+    names = rest.pop("images", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"'images' is no list of paths: {names!r}")
+        raise ValueError(f"'images' is no list of paths: {_told(names)}")
+    if "image" in rest and names:
+        raise ValueError("has both 'image' and 'images'; write all of them as 'images'")
     single, negative, video, audio = file("image"), text("negative_prompt"), file("video"), file("audio")
-    images = (single,) if single else tuple(_resolve_file(name, folder) for name in names)
-    return Prompt(words.strip(), index, rest, negative, images, video, audio)
+    images = (single,) if single else tuple(_resolve_file("images", name, folder) for name in names)
+    return Prompt(_strip(words), index, rest, negative, images, video, audio, video_fps=video_fps)
 
 
-def _resolve_file(name: str, folder: Path) -> Path:
-    path = folder.joinpath(Path(name).expanduser()).resolve()
-    if not path.is_file():
-        raise ValueError(f"no file {path}")
-    return path
+def _strip(words: str) -> str:
+    if not (stripped := words.strip()):
+        raise ValueError("'prompt' is empty; write a text, or leave the prompt out")
+    return stripped
+
+
+def _told(value: object) -> str:
+    """``value`` as the file has it, if it is short."""
+    written = json.dumps(value, ensure_ascii=False)
+    return written if len(written) <= 60 else f"{written[:60]}…"
+
+
+def _resolve_file(key: str, name: str, folder: Path) -> Path:
+    """The file, as it is written where there is one of that name, in which a $ is just that. ValueError: there is none."""
+    if _URL.match(name):
+        kind = "a data URL" if name[:5].lower() == "data:" else "a URL"
+        raise ValueError(f"{key!r} is {kind}, {name[:30]}…; save what it holds as a file, and write its path")
+    try:
+        if (path := folder / name).is_file() or (path := resolve_path(name, folder)).is_file():
+            return path
+    except OSError as error:  # a name of thousands of characters
+        raise ValueError(f"{key!r}: no file {name[:60]}…: {error.strerror}") from error
+    raise ValueError(f"no file {path}")
+
+
+_URL = re.compile(r"data:|[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
 def check_media(prompts: Sequence[Prompt], takes: Takes, model: str) -> None:
@@ -94,6 +106,15 @@ def check_media(prompts: Sequence[Prompt], takes: Takes, model: str) -> None:
             raise UserError(
                 f"prompts: {prompt.text[:60]!r} brings {brought[kind]} {kind}, and model {model!r} takes {wanted}{how}"
             )
+
+
+def check_files(prompts: Sequence[Prompt], picture_error: Callable[[int, int], str | None]) -> None:
+    """UserError: a picture or a video of a prompt cannot be opened, or ``picture_error`` says why its size will not do."""
+    for picture in dict.fromkeys(path for prompt in prompts for path in prompt.images):
+        if reason := picture_error(*picture_size(picture)):
+            raise UserError(f"picture {picture}: {reason}")
+    for video in dict.fromkeys(prompt.video for prompt in prompts if prompt.video is not None):
+        check_video(video)
 
 
 def check_reward_labels(prompts: Sequence[Prompt], labels: Sequence[str]) -> None:

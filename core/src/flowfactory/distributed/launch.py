@@ -36,6 +36,21 @@ class Launch:
             raise UserError(f"--rendezvous {self.rendezvous}: write HOST:PORT, of the node with --node-rank 0")
         return host.strip("[]"), int(port)
 
+    def _check_group(self, variables: Mapping[str, str]) -> None:
+        group = read_environment(variables)
+        if group is None or (self.nproc is None and self.nnodes == 1):
+            return
+        if group.world_size == 1:
+            return  # of one container, as platforms say to each; what it is to start it has not started
+        alone = variables.get("LOCAL_WORLD_SIZE", "1") == "1"
+        if alone and self.nnodes == group.world_size:
+            return  # srun, or a platform, gave this command once for each node
+        flag = "--nnodes" if self.nproc is None else "--nproc"
+        told = f"{flag}: this process is rank {group.rank} of {group.world_size} that are started already; leave it out"
+        if alone:
+            told += f", or where each is a node of its own add --nnodes {group.world_size} --node-rank and --rendezvous"
+        raise UserError(told)
+
     def check(self, variables: Mapping[str, str]) -> None:
         """UserError: this cannot be started, or not within ``variables``, the environment."""
         if self.nproc is not None and self.nproc < 1:
@@ -44,14 +59,7 @@ class Launch:
             raise UserError(f"--nnodes {self.nnodes}: give the number of nodes, 1 or more")
         if self.max_restarts < 0:
             raise UserError(f"--max-restarts {self.max_restarts}: give 0 or more")
-        group = read_environment(variables)
-        if group and not variables.get("RANK") and self.nnodes == group.world_size:
-            group = None  # srun gave this command once for each node
-        if group and (self.nproc is not None or self.nnodes > 1):
-            flag = "--nnodes" if self.nproc is None else "--nproc"
-            raise UserError(
-                f"{flag}: this process is rank {group.rank} of {group.world_size} that are started already; leave it out"
-            )
+        self._check_group(variables)
         if self.nnodes == 1 and self.node_rank:
             raise UserError(f"--node-rank {self.node_rank}: there is one node; say how many with --nnodes")
         if self.nnodes > 1:

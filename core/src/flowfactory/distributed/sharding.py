@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -27,6 +27,25 @@ def as_shard(own: Tensor, like: Tensor, shape: Sequence[int] | None = None) -> T
     # not DTensor.from_local, which copies to the mesh's device what is off-loaded to the host
     spec = DTensorSpec(like.device_mesh, like.placements, TensorMeta(whole.shape, whole.stride(), own.dtype))
     return DTensor(own, spec, requires_grad=False)  # type: ignore[no-untyped-call]
+
+
+def non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of those ``tensors`` of which this rank's part holds a number that is not finite."""
+    sound: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        own = local_shard(tensor.detach())
+        if own.is_floating_point() and own.numel():
+            sound[name] = torch.stack(torch.aminmax(own)).isfinite().all()  # NaN is both; no copy of the tensor is made
+    by_device: dict[torch.device, list[str]] = {}
+    for name, flag in sound.items():
+        by_device.setdefault(flag.device, []).append(name)
+    told = {name: flag for names in by_device.values() for name, flag in _read_flags(names, sound)}
+    return [name for name in sound if not told[name]]
+
+
+def _read_flags(names: Sequence[str], flags: Mapping[str, Tensor]) -> Iterator[tuple[str, bool]]:
+    """Those of ``names``, which are on one device, fetched together."""
+    yield from zip(names, torch.stack([flags[name] for name in names]).tolist(), strict=True)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ import torch
 from torch.distributed import DistError, HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from flowfactory.distributed.environment import RESTART_COUNT, RankEnvironment
+from flowfactory.distributed.hangup import SIGHUP, stop_signals
 from flowfactory.distributed.launch import Launch
 from flowfactory.distributed.outcome import Outcome
 from flowfactory.distributed.rank_process import OUTCOMES, PARENT, outcome_path
@@ -62,7 +63,7 @@ KILL_SECONDS = 30.0
 
 
 class StopRequests:
-    """How often this process was asked to stop, by Ctrl+C or SIGTERM."""
+    """How often this process was asked to stop, by Ctrl+C, SIGTERM or SIGHUP."""
 
     count = 0
 
@@ -71,9 +72,10 @@ class StopRequests:
         """Within it they do nothing else."""
 
         def add(number: int, frame: FrameType | None) -> None:
-            self.count += 1
+            if number != SIGHUP or not self.count:  # a terminal that is closed sends several
+                self.count += 1
 
-        before = {number: signal.signal(number, add) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, add) for number in stop_signals()}
         try:
             yield
         finally:
@@ -275,7 +277,7 @@ def start(command: Sequence[str], launch: Launch, say: Say) -> None:
     """Run ``command`` as every rank of ``launch`` on this node until all have ended. Call it in the main thread.
 
     The end of a run is raised as in one process: UserError, RunError, Interrupted. A rank that raises ends all of them. One
-    that dies is reason to start all again, with TORCHELASTIC_RESTART_COUNT above 0. The first Ctrl+C or SIGTERM
+    that dies is reason to start all again, with TORCHELASTIC_RESTART_COUNT above 0. The first Ctrl+C, SIGTERM or SIGHUP
     is passed on to every rank as one SIGTERM; the second ends them at once.
     UserError too: the nodes do not meet. Interrupted: asked to stop before they did. RunError: a node went away.
     """

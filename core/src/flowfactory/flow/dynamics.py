@@ -128,6 +128,12 @@ class SDE:
         return log_normal(next_latents, *transition)
 
 
+NEAR_NOISE = 0.015
+"""The share of clean latents, 1 - sigma, below which Flow-SDE may borrow that of the next sigma."""
+LONGEST_STEP = 4
+"""It does where the step is more than so many times as long as that share; those of shifted schedules are once or twice."""
+
+
 class FlowSDEConfig(SDEConfig):
     """Flow-GRPO's SDE (arXiv:2505.05470, eq. 9): the ODE's marginals, with noise to explore."""
 
@@ -145,10 +151,12 @@ class FlowSDE(SDE):
     def transition(self, velocity: Tensor, latents: Tensor, sigma: Tensor, next_sigma: Tensor) -> Transition:
         """Mean [B, ...] and standard deviation [B, 1...] of the next latents. arXiv:2505.05470, eq. 9.
 
-        At sigma 1, where the spread is infinite, 1 - sigma is borrowed from the next sigma, as the authors' code does.
+        At sigma 1, where the spread is infinite, 1 - sigma is borrowed from the next sigma, as the authors' code does. So it is
+        just below: in a first step from 0.999999, as diffusers' UniPC has it, the noise would be 200 times that of pure noise.
         """
-        borrowed = torch.where(sigma >= 1, next_sigma, sigma)
-        spread = self.noise_level * torch.sqrt(sigma / (1 - borrowed))
+        clean = 1 - sigma
+        borrows = (clean < NEAR_NOISE) & (clean < (sigma - next_sigma) / LONGEST_STEP)
+        spread = self.noise_level * torch.sqrt(sigma / torch.where(borrows, 1 - next_sigma, clean))
         return _sde(velocity, latents, sigma, next_sigma, spread)
 
 

@@ -1,12 +1,15 @@
 """What families of models over diffusers pipelines share."""
 
 from flowfactory.data.media import read_picture, read_video
+from flowfactory.models.checkpoint_files import check_file, check_files, check_settings, reading
 from flowfactory.models.family import Entry, Family, FamilyConfig, Parts, linear_guidance
 from flowfactory.models.image_conditions import number_images, stack_images
 from flowfactory.models.latents import channel_statistics, decode_normalized, decode_scaled, latent_shape, packed_shape
+from flowfactory.models.loading_report import load_module, refuse_gaps
 from flowfactory.models.pretrained import Pretrained, checkpoint_identity
 from flowfactory.models.resolution import Grid
 from flowfactory.models.schedules import even_sigmas, resolution_shift, scheduler_sigmas, shifted_sigmas
+from flowfactory.models.tokenizers import check_vocabulary, load_tokenizer
 
 __all__ = [
     "Entry",
@@ -16,16 +19,24 @@ __all__ = [
     "Parts",
     "Pretrained",
     "channel_statistics",
+    "check_file",
+    "check_files",
+    "check_settings",
+    "check_vocabulary",
     "checkpoint_identity",
     "decode_normalized",
     "decode_scaled",
     "even_sigmas",
     "latent_shape",
     "linear_guidance",
+    "load_module",
+    "load_tokenizer",
     "number_images",
     "packed_shape",
     "read_picture",
     "read_video",
+    "reading",
+    "refuse_gaps",
     "resolution_shift",
     "scheduler_sigmas",
     "shifted_sigmas",

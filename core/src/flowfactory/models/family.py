@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -23,6 +23,7 @@ from flowfactory.config.component import LoraTraining, ModelConfig
 from flowfactory.config.paths import CheckpointPath
 from flowfactory.discovery.specs import hookimpl
 from flowfactory.errors import UserError
+from flowfactory.models.checkpoint_files import reading
 from flowfactory.models.on_meta import check_lora_targets
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.models.resolution import Grid
@@ -115,7 +116,10 @@ class Family:
     may be.
     comfyui: how ComfyUI's loader of adapters calls the linear layers: a regular expression of a layer's whole name and what it
     is there, the first that matches; none where ComfyUI has no such model. experts: what users call each of ``transformers``.
-    float32: parts that are never rounded. unread, frame_rate, negative_media, canvas_matters: see Trainable.
+    optional: the parts among all these that a checkpoint need not have. unused: by part, patterns of names of weights
+    that make no difference, see :func:`~flowfactory.models.refuse_gaps`.
+    chat_template: whether its tokenizer must have one. float32: parts that are never rounded.
+    unread, frame_rate, negative_media, canvas_matters: see Trainable.
     """
 
     distribution: str
@@ -142,10 +146,19 @@ class Family:
     encode_batch: int = ENCODE_BATCH
     not_encoded: tuple[str, ...] = ()
     padded: frozenset[str] = frozenset()
+    optional: tuple[str, ...] = ()
+    unused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    chat_template: bool = False
     float32: tuple[str, ...] = ()
     frame_rate: Callable[[Parts], float | None] = no_frame_rate
     negative_media: bool = False
     canvas_matters: bool = False
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The parts that a checkpoint must have."""
+        parts = (self.transformers[0], "vae", "scheduler", *self.encoders)
+        return tuple(name for name in parts if name not in self.optional)
 
 
 class FamilyConfig(ModelConfig):
@@ -156,6 +169,11 @@ class FamilyConfig(ModelConfig):
     path: CheckpointPath = Field(description="a diffusers folder or a hub id")
     free_to_change = ("decode_batch_size", "tiling", "encoders_on", "decoder_on")
 
+    variant: str | None = Field(
+        None,
+        pattern=r"^\w+$",
+        description="read the files of this variant, such as fp16 for *.fp16.safetensors, where a part has it",
+    )
     decode_batch_size: int | None = Field(
         None, ge=1, le=100_000, description="decoded at once; as many as are drawn when left out"
     )
@@ -166,11 +184,20 @@ class FamilyConfig(ModelConfig):
     @property
     def checkpoint(self) -> Pretrained:
         """What ``path`` names."""
-        return Pretrained(self.path, self.family.pipelines)
+        return Pretrained(self.path, self.family.pipelines, self.variant, self.family.unused)
+
+    def check_checkpoint(self) -> None:
+        """ValueError: the checkpoint is damaged or another pipeline's, as far as files on this machine tell."""
+        try:
+            self.checkpoint.check(self.family.needed)
+        except UserError as error:
+            raise ValueError(str(error)) from error
 
     def check(self, run: RunConfig) -> None:
-        """Sizes and numbers of frames can be drawn, and guidance means something."""
-        grid = self.family.grid(self.checkpoint)
+        """The checkpoint is whole, sizes and numbers of frames can be drawn, and guidance means something."""
+        self.check_checkpoint()
+        with reading(f"model.path: the configs of {self.path}", ValueError):
+            grid = self.family.grid(self.checkpoint)
         evaluation = run.evaluation
         grid.check("sampling", run.sampling.size, run.sampling.frames)
         grid.check("evaluation", evaluation.size, evaluation.frames)
@@ -221,6 +248,7 @@ class FamilyModel:
         there = [name for name, there in self._checkpoint.parts.items() if there]
         kept = [name for name in there if name not in family.encoders]
         trained = family.trained_transformers(self._checkpoint, self._config)
+        self._checkpoint.require((*family.needed, *trained))
         # weights that train are the master weights, and must not be rounded on the way in
         pipeline = self._checkpoint.open(kept, self._dtypes(kept, trained if self._config.train == "full" else ()))
         self._parts = Parts(pipeline, self._config, runtime.device, runtime.agree)
@@ -256,6 +284,7 @@ class FamilyModel:
         """Everything beside the prompt that changes what ``encode`` makes."""
         family, config = self._family, self._config
         options = config.model_dump(mode="json", exclude={*FamilyConfig.model_fields, *family.not_encoded})
+        options |= {} if config.variant is None else {"variant": config.variant}
         names = (*family.encoders, *family.encoded_with)
         tiled = config.tiling and "vae" in family.encoded_with  # pictures are encoded in tiles too
         versions = [_version(name) for name in (family.distribution, "diffusers", "transformers", "pillow", "torchvision")]
@@ -268,6 +297,9 @@ class FamilyModel:
         # beside the encoders, what encoding looks at: the VAE, and sizes in the transformer's config
         given = {name: getattr(loaded, name) for name in self._checkpoint.parts if name not in family.encoders}
         pipeline = self._checkpoint.open(family.encoders, self._dtypes(family.encoders), **given)
+        if family.chat_template and not pipeline.tokenizer.chat_template:
+            lacking = f"tokenizer of {self._checkpoint.path} has no chat template, which stands in chat_template.jinja"
+            raise UserError(f"model.path: {lacking}; get it again, whole")
         parts = Parts(pipeline, self._config, self._device(self._config.encoders_on))
         _freeze([pipeline.vae, *(getattr(pipeline, name, None) for name in family.encoders)], parts.device)
         for start in range(0, len(prompts), family.encode_batch):

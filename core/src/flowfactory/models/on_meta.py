@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from flowfactory.errors import UserError
+from flowfactory.models.checkpoint_files import reading
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.suggestions import did_you_mean
 
 
-def build_on_meta(checkpoint: Pretrained, name: str) -> nn.Module:
-    """The module of the part ``name``, on "meta". UserError: its config is not to be had."""
-    library, kind = checkpoint.settings[name]
-    made = getattr(import_module(library), kind)
-    try:
-        if hasattr(made, "load_config"):  # of diffusers
-            config = made.load_config(checkpoint.path, subfolder=name)
-            build: Callable[[Any], nn.Module] = made.from_config
-        else:
-            config, build = made.config_class.from_pretrained(checkpoint.path, subfolder=name), made
-    except (OSError, ImportError) as error:
-        raise UserError(f"model.path {checkpoint.path}: {' '.join(str(error).split())}") from error
+def build_on_meta(kind: Any, source: str | Path, **where: str) -> nn.Module:
+    """The module of the class ``kind``, of diffusers or transformers, on "meta", as the config in ``source`` has it."""
+    of_diffusers = hasattr(kind, "load_config")
+    config = (kind.load_config if of_diffusers else kind.config_class.from_pretrained)(source, **where)
     with torch.device("meta"):
-        return build(config)
+        module: nn.Module = (kind.from_config if of_diffusers else kind)(config)
+    return module
+
+
+def _layers(checkpoint: Pretrained, name: str) -> set[str]:
+    library, kind = checkpoint.settings[name]
+    with reading(checkpoint.path):
+        module = build_on_meta(getattr(import_module(library), kind), checkpoint.path, subfolder=name)
+    return {layer for layer, part in module.named_modules() if isinstance(part, nn.Linear)}
 
 
 def check_lora_targets(checkpoint: Pretrained, names: Iterable[str], targets: Iterable[str]) -> None:
     """ValueError: no linear layer of the parts ``names`` has a name that ends in one of ``targets``. Reads no weights."""
-    layers = {layer for name in names for layer, module in build_on_meta(checkpoint, name).named_modules() if is_linear(module)}
+    layers = set().union(*(_layers(checkpoint, name) for name in names))
     for target in targets:
         if not any(layer == target or layer.endswith(f".{target}") for layer in layers):
             endings = {_ending(layer) for layer in layers}
             raise ValueError(f"model.train.lora.targets: no layer's name ends in {target!r}{did_you_mean(target, endings)}")
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether it is a layer that adapters go on."""
-    return isinstance(module, nn.Linear)
 
 
 def _ending(layer: str) -> str:

@@ -6,35 +6,60 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from flowfactory.errors import UserError
+from flowfactory.models.checkpoint_files import check_file, check_files, reading, variants, weight_files
+from flowfactory.models.loading_report import load_module
+from flowfactory.models.tokenizers import check_vocabulary, check_vocabulary_files, load_tokenizer
+
+LIBRARIES = ("diffusers", "transformers")
+INDEX = "model_index.json"
 
 
 class Pretrained:
-    """A folder or a hub id that ``pipelines[0]`` opens, a class of diffusers; ``pipelines`` are what it may call itself."""
+    """A folder or a hub id that ``pipelines[0]`` opens, a class of diffusers; ``pipelines`` are what it may call itself.
 
-    def __init__(self, path: str, pipelines: tuple[str, ...]) -> None:
-        self.path, self._pipelines = path, pipelines
+    variant: of the weights, where a part has it. unused: by part, names of weights as :func:`refuse_gaps` takes them.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        pipelines: tuple[str, ...],
+        variant: str | None = None,
+        unused: Mapping[str, Collection[str]] | None = None,
+    ) -> None:
+        self.path, self._pipelines, self._variant, self._unused = path, pipelines, variant, unused or {}
+
+    @cached_property
+    def _class(self) -> Any:
+        import diffusers
+
+        return getattr(diffusers, self._pipelines[0])
 
     @cached_property
     def _index(self) -> tuple[dict[str, Any], str | None]:
-        import diffusers
+        if Path(self.path).is_dir():
+            self.config("")  # says more about a folder that is none
+        with reading(f"model.path: {self.path}"):
+            index, commit = self._class.load_config(self.path, return_commit_hash=True)
+        self._check_class(index)
+        return index, commit
 
-        try:
-            index, commit = getattr(diffusers, self._pipelines[0]).load_config(self.path, return_commit_hash=True)
-        except OSError as error:
-            raise UserError(f"model.path {self.path}: {' '.join(str(error).split())}") from error
+    def _check_class(self, index: Mapping[str, Any]) -> None:
         named = index.get("_class_name")
         if named not in self._pipelines:
             wanted = " or ".join(self._pipelines)
             raise UserError(f"model.path {self.path} holds a {named}; this model reads {wanted}")
-        return index, commit
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -44,44 +69,172 @@ class Pretrained:
     @property
     def parts(self) -> dict[str, bool]:
         """The names of its parts that the class knows, and whether it has each."""
-        import diffusers
-
-        known = inspect.signature(getattr(diffusers, self._pipelines[0])).parameters
+        known = inspect.signature(self._class).parameters
         return {name: part != [None, None] for name, part in self.settings.items() if isinstance(part, list) and name in known}
+
+    def check(self, needed: Collection[str]) -> None:
+        """UserError: it is another pipeline, lacks parts that are ``needed``, or is damaged, as far as files here tell.
+
+        Reads configs and the headers of weights. Folders that are not there are let pass: encoders are not always used.
+        """
+        index = self.config("")
+        if not index:
+            return
+        self._check_class(index)
+        folder = self._local_folder()
+        assert folder is not None  # the index is in it
+        with said_of_the_path():
+            self._check_names(index, needed)
+            named = [name for name, part in index.items() if isinstance(part, list) and part != [None, None]]
+            there = [name for name in named if (folder / name).is_dir()]
+            # small, and of no use without their encoder: where that is, they are forgotten
+            there += [name for name in named if name not in there and name.replace("tokenizer", "text_encoder") in there]
+            for name in there:
+                self._check_part(folder, name)
+            if self._variant and not any(self._variant_of(folder / name) for name in there):
+                has = f"no part of {self.path} has weights of the variant {self._variant}"
+                raise UserError(f"model.variant: {has}; leave it out")
+
+    def require(self, needed: Collection[str]) -> None:
+        """UserError: the pipeline lacks one of the parts ``needed``, or has it from a library that is not read."""
+        with said_of_the_path():
+            self._check_names(self.settings, needed)
+
+    def _check_names(self, index: Mapping[str, Any], needed: Collection[str]) -> None:
+        read = [name for name, part in index.items() if name.startswith("text_encoder") and part not in (None, [None, None])]
+        for name in dict.fromkeys([*needed, *(encoder.replace("text_encoder", "tokenizer") for encoder in read)]):
+            self._class_name(index, name)
+
+    def _check_part(self, folder: Path, name: str) -> None:
+        check_files(folder / name, self._variant_of(folder / name))
+        if name.startswith("tokenizer"):
+            check_vocabulary_files(folder / name, f"{name} of {self.path}")
+        others = variants(folder / name)
+        if others and not weight_files(folder / name, self._variant) and not weight_files(folder / name):
+            raise UserError(
+                f"{name} of {self.path} has weights of the variant {others[0]} alone; set model.variant: {others[0]}"
+            )
+
+    def _class_name(self, index: Mapping[str, Any], name: str) -> tuple[str, str]:
+        """The library and the class of a part."""
+        match index.get(name):
+            case [str(library), str(kind)]:
+                pass
+            case _:
+                raise UserError(f"{self.path} has no {name}: {INDEX} names none, and this model needs one; get it again, whole")
+        if library not in LIBRARIES:
+            raise UserError(
+                f"{name} of {self.path} is of the class {kind} of {library}; those of {' and '.join(LIBRARIES)} are read"
+            )
+        return library, kind
 
     def open(self, names: Collection[str], dtypes: Mapping[str, torch.dtype], **given: Any) -> Any:
         """The pipeline with the parts ``names`` in host memory, ``given`` in their place, and None for all others.
 
-        ``dtypes`` are by part, with one for "default". UserError: a file of a part, or a library that it needs, is not there.
+        ``dtypes`` are by part, with one for "default". UserError: a part is not there, damaged, not what its config says, or
+        needs a library that is not installed; a tokenizer does not go with its encoder.
         """
-        import diffusers
         from diffusers.utils import logging
 
         if not sys.stderr.isatty():
             logging.disable_progress_bar()
-        absent = {name: None for name, there in self.parts.items() if name not in names or not there}
-        try:
-            return getattr(diffusers, self._pipelines[0]).from_pretrained(self.path, dtype=dict(dtypes), **(absent | given))
-        except (OSError, ImportError) as error:
-            raise UserError(f"model.path {self.path}: {' '.join(str(error).split())}") from error
+        there = self.parts
+        read = [name for name in names if there.get(name) and name not in given]
+        with said_of_the_path():
+            folder = self.fetch(read)
+            kinds = {name: self._kind(name) for name in read}
+            for name in read:
+                self._check_part(folder, name) if (folder / name).is_dir() else check_files(folder / name)
+            made = {name: self.load(kinds[name], folder, name, dtypes.get(name, dtypes["default"])) for name in read}
+            for name, encoder in made.items():
+                if name.startswith("text_encoder"):
+                    self._check_tokenizers(made, name, encoder)
+        known = inspect.signature(self._class).parameters
+        settings = {name: value for name, value in self.settings.items() if name in known and not isinstance(value, list)}
+        pipeline = self._class(**settings | dict.fromkeys(there) | given | made)
+        pipeline.register_to_config(_name_or_path=self.path)
+        return pipeline
+
+    def _check_tokenizers(self, made: Mapping[str, Any], name: str, encoder: Any) -> None:
+        embeddings = encoder.get_input_embeddings().num_embeddings
+        for other in (name.replace("text_encoder", kind) for kind in ("tokenizer", "processor")):
+            if other in made:
+                check_vocabulary(made[other], embeddings, f"{other} of {self.path}")
+
+    def fetch(self, names: Collection[str]) -> Path:
+        """The folder on this machine with the parts ``names``, downloaded where ``path`` is a hub id."""
+        if Path(self.path).is_dir():
+            return Path(self.path)
+        others = {name: None for name in self.parts if name not in names}
+        with reading(self.path):
+            return Path(self._class.download(self.path, variant=self._variant, **others))
+
+    def load(self, kind: Any, folder: Path, name: str, dtype: torch.dtype) -> Any:
+        """The part ``name`` of class ``kind`` below ``folder``, with its weights in ``dtype``."""
+        from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+        path, source = folder / name, f"{name} of {self.path}"
+        if issubclass(kind, nn.Module):
+            return load_module(kind, path, source, self._unused.get(name, ()), self._variant_of(path), dtype=dtype)
+        if issubclass(kind, PreTrainedTokenizerBase | ProcessorMixin):
+            return load_tokenizer(kind, path, source)
+        with reading(source):
+            return kind.from_pretrained(path)
+
+    def _kind(self, name: str) -> Any:
+        library, named = self._class_name(self.settings, name)
+        with reading(f"{name} of {self.path}"):
+            kind = getattr(import_module(library), named, None)
+        if not isinstance(kind, type) or not hasattr(kind, "from_pretrained"):
+            version = import_module(library).__version__
+            lacking = f"is of the class {named}, which {library} {version} lacks"
+            raise UserError(f"{name} of {self.path} {lacking}; install one that has it")
+        return kind
+
+    def _variant_of(self, folder: Path) -> str | None:
+        """The variant where ``folder`` has it."""
+        return self._variant if self._variant and weight_files(folder, self._variant) else None
 
     def identity(self, names: Collection[str]) -> list[str | None]:
         """What changes when the files of the parts ``names`` do."""
         return [checkpoint_identity(self.path, sorted(names)), self._index[1]]
 
     def config(self, part: str) -> dict[str, Any]:
-        """The config of a part, or with "" of the pipeline; empty where it is not on this machine. Never downloads."""
-        name = {"": "model_index.json", "scheduler": "scheduler/scheduler_config.json"}.get(part, f"{part}/config.json")
-        file: Any = Path(self.path) / name
-        if not Path(self.path).is_dir():
-            from huggingface_hub import try_to_load_from_cache
+        """The config of a part, or with "" of the pipeline; empty where it is not on this machine. Never downloads.
 
-            file = try_to_load_from_cache(self.path, name)
-        try:
-            found: dict[str, Any] = json.loads(Path(file).read_text()) if isinstance(file, str | Path) else {}
-        except FileNotFoundError:
+        UserError: it cannot be read, or a folder has none of the pipeline.
+        """
+        folder = self._local_folder()
+        if folder is None:
             return {}
+        file = folder / {"": INDEX, "scheduler": "scheduler/scheduler_config.json"}.get(part, f"{part}/config.json")
+        if not file.is_file():
+            if not part:
+                raise UserError(
+                    f"model.path: {folder} has no {INDEX}; give the folder of a whole pipeline, as diffusers saves it"
+                )
+            return {}
+        with said_of_the_path():
+            check_file(file)
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return found
+
+    def _local_folder(self) -> Path | None:
+        if Path(self.path).is_dir():
+            return Path(self.path)
+        from huggingface_hub import try_to_load_from_cache
+
+        index = try_to_load_from_cache(self.path, INDEX)
+        return Path(index).parent if isinstance(index, str) else None
+
+
+@contextmanager
+def said_of_the_path() -> Iterator[None]:
+    """Within it a UserError is one about model.path."""
+    try:
+        yield
+    except UserError as error:
+        raise error if str(error).startswith("model.") else UserError(f"model.path: {error}") from error
 
 
 def checkpoint_identity(path: str, parts: Sequence[str] = ()) -> str:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flowfactory.distributed.ranks import ALONE, Ranks
-from flowfactory.distributed.sharding import as_shard, full_tensor, local_shard, unsharded
+from flowfactory.distributed.sharding import as_shard, full_tensor, local_shard, non_finite, unsharded
 from flowfactory.errors import RunError
 from flowfactory.policy import blocks, lora, quantization
 from flowfactory.types import Evaluation, Step, Trainable
@@ -67,7 +67,7 @@ class Policy:
         self.modules = dict(trainable.modules)
         self._frozen = dict(trainable.frozen)
         self.adapted: list[str] = []
-        self._evaluate = evaluate
+        self._evaluate, self._drops_graphs = evaluate, False
         self.device, self._precision = device, precision
         self._blocks = trainable.blocks
         self._ranks, self._whole_to_sample = ALONE, False
@@ -144,7 +144,18 @@ class Policy:
     def evaluate(self, step: Step) -> Evaluation:
         """One forward of the present weights at ``step``, differentiable."""
         with self.precision():
-            return self._evaluate(step)
+            found = self._evaluate(step)
+        return found.detach() if self._drops_graphs else found
+
+    @contextmanager
+    def dropping_graphs(self) -> Iterator[None]:
+        """Within it what is evaluated is what training evaluates, but its graph is dropped at once, with its memory."""
+        # not torch.no_grad, under which torch.compile and some kernels compute the same forward otherwise
+        self._drops_graphs = True
+        try:
+            yield
+        finally:
+            self._drops_graphs = False
 
     def compare(self, step: Step, kept: Mapping[str, At]) -> tuple[Evaluation, dict[str, Evaluation]]:
         """The present weights at ``step``, differentiable, and each of ``kept`` there, detached, under its own key.
@@ -274,6 +285,11 @@ class Policy:
         for name, kept in self._kept.items():
             state |= {f"kept/{name}/{key}": as_shard(own, parameters[key]) for key, own in kept.weights.items()}
         return state
+
+    def non_finite(self, others: Mapping[str, Tensor] | None = None) -> list[str]:
+        """The names in :meth:`state` and ``others`` under which some rank has a number that is not finite; joint work."""
+        told = self._ranks.gather(non_finite({**self.state(), **(others or {})}))
+        return list(dict.fromkeys(name.removeprefix("present/") for names in told for name in names))
 
     def reserve(self, names: Collection[str]) -> None:
         """Have weights kept under ``names`` and no others, to be read into; those that are no values stay."""

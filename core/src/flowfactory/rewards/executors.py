@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import weakref
@@ -16,12 +17,12 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from flowfactory.config.component import ComponentConfig
 from flowfactory.config.component_slots import parse_component
+from flowfactory.distributed.hangup import outlive_readers, stop_signals
 from flowfactory.distributed.partition import split_evenly
 from flowfactory.distributed.rank_process import PARENT, die_with_parent
 from flowfactory.errors import RunError, UserError
@@ -170,7 +171,7 @@ def _request(end: Connection, samples: Samples) -> Answer:
         end.send((media, samples.groups.cpu().numpy(), replace(samples, media=_NOTHING, groups=_NOTHING)))
     except OSError as error:
         raise RunError("one of its workers died; look for what killed it, most likely a lack of memory") from error
-    return {label: torch.from_numpy(scores) for label, scores in _receive(end).items()}
+    return {label: pickle.loads(scores) for label, scores in _receive(end).items()}
 
 
 _NOTHING = torch.empty(0)
@@ -191,7 +192,8 @@ def _run_worker(end: Connection, parent: int, label: str, options: Mapping[str, 
     os.environ[PARENT] = str(parent)
     die_with_parent()
     # for the run, which finishes its iteration; schedulers tell all processes
-    for number in (signal.SIGINT, signal.SIGTERM):
+    outlive_readers()
+    for number in stop_signals():
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     alone = {key: value for key, value in options.items() if key not in ("workers", "concurrent", "timeout")}
@@ -205,7 +207,7 @@ def _run_worker(end: Connection, parent: int, label: str, options: Mapping[str, 
             samples = replace(rest, media=torch.from_numpy(media), groups=torch.from_numpy(groups))
             with name_errors(label):
                 answer = reward.compute(samples)
-            end.send((None, {name: _array(scores) for name, scores in answer.items()}))
+            end.send((None, {name: _to_bytes(scores) for name, scores in answer.items()}))
     except (EOFError, BrokenPipeError):
         return
     except (RunError, UserError) as error:
@@ -214,6 +216,6 @@ def _run_worker(end: Connection, parent: int, label: str, options: Mapping[str, 
         end.send((RunError, f"{type(error).__name__}: {error}"))
 
 
-def _array(scores: Tensor | Future[Tensor]) -> Any:
+def _to_bytes(scores: Tensor | Future[Tensor]) -> bytes:
     found = scores.result() if isinstance(scores, Future) else scores
-    return found.detach().float().cpu().numpy() if isinstance(found, Tensor) else np.asarray(found)
+    return pickle.dumps(found.detach().cpu().clone() if isinstance(found, Tensor) else found)  # a view would bring the whole

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +67,32 @@ class PendingScores:
     asked: Mapping[str, PendingAnswers]
 
     def result(self) -> dict[str, Tensor]:
-        """``{label: scores [B]}``, float32, on the CPU; NaN where a label does not apply to a sample's prompt.
+        """``{label: scores [B]}`` on the CPU, in the dtype they came in; NaN where a label does not apply to a sample's prompt.
 
         RunError, which names the label: a reward raised, took too long, or its answer is off.
         """
         return {label: self._scores(label, asked) for label, asked in self.asked.items()}
 
     def _scores(self, label: str, asked: PendingAnswers) -> Tensor:
-        scores = torch.full((self.count,), math.nan)
         with name_errors(label):
-            for rows, answer in zip(asked.rows, asked.answers, strict=True):
-                scores[list(rows)] = _check_answer(label, answer, rows, asked.timeout)
+            pairs = zip(asked.rows, asked.answers, strict=True)
+            found = [_check_answer(label, answer, rows, asked.timeout) for rows, answer in pairs]
+        scores = torch.full((self.count,), math.nan, dtype=_joint_dtype(found))
+        for rows, some in zip(asked.rows, found, strict=True):
+            scores[list(rows)] = some.to(scores.dtype)
         return scores
+
+
+def merge_scores(pieces: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """{label: scores [B]} of all ``pieces``, in order."""
+    found = {label: [piece[label] for piece in pieces] for label in pieces[0]}
+    return {label: torch.cat(scores).to(_joint_dtype(scores)) for label, scores in found.items()}
+
+
+def _joint_dtype(pieces: Sequence[Tensor]) -> torch.dtype:
+    """The dtype of all scores there are in ``pieces``, which says how finely they are rounded; float32 where there is none."""
+    told = [scores.dtype for scores in pieces if scores.isfinite().any()]
+    return reduce(torch.promote_types, told) if told else torch.float32
 
 
 def _check_answer(label: str, answer: Answer | Future[Answer], rows: Sequence[int], timeout: float | None) -> Tensor:
@@ -96,4 +111,5 @@ def _check_answer(label: str, answer: Answer | Future[Answer], rows: Sequence[in
     if not score.isfinite().all():
         first = int((~score.isfinite()).nonzero()[0])
         raise RunError(f"gave {float(score[first])} for sample {rows[first]}; scores must be finite")
-    return score.detach().float().cpu()
+    own = score.detach().cpu()
+    return own if own.is_floating_point() else own.double()

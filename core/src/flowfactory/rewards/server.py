@@ -7,7 +7,6 @@ import errno
 import ipaddress
 import json
 import math
-import os
 import secrets
 import signal
 import socket
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
 
 SILENCE = 60.0  # seconds that the next bytes of a request may take
+ARRIVAL = 600.0  # seconds that all of a request may take, so that whoever trickles takes nobody's place
 LET_GO = 64 * 2**20  # bytes beyond the limit that are read and let go, so that the sender gets to read why
 
 
@@ -245,14 +245,17 @@ async def _raise_if_disconnected(request: Request) -> None:
 
 async def _chunks(request: Request) -> AsyncIterator[bytes]:
     stream = aiter(request.stream())
+    end = time.monotonic() + ARRIVAL
     while True:
+        left = end - time.monotonic()
         try:
-            async with asyncio.timeout(SILENCE):
+            async with asyncio.timeout(min(SILENCE, left)):
                 chunk = await anext(stream)
         except StopAsyncIteration:
             return
         except TimeoutError as error:
-            raise RequestRefused(408, f"nothing came for {SILENCE:g} s") from error
+            late = f"nothing came for {SILENCE:g} s" if left > SILENCE else f"it took more than {ARRIVAL:g} s to arrive"
+            raise RequestRefused(408, late) from error
         yield chunk
 
 
@@ -273,20 +276,8 @@ def load_reward(reward: str, overrides: Sequence[str] = (), plugins: Sequence[Pa
             raise UserError(f"{path.name}: expected a mapping with the 'name' of a reward and its options")
         folder = path.parent
     for assignment in overrides:
-        raw = apply_override(raw, assignment)
+        raw = apply_override(raw, assignment, "key=value")
     return raw["name"], parse_component("reward", raw, plugins, folder, path.name if folder is not None else "")
-
-
-def read_token(variable: str | None) -> str | None:
-    """What the environment variable holds. UserError: nothing, or what cannot stand in a header."""
-    if variable is None:
-        return None
-    token = os.environ.get(variable, "").strip()
-    if not token:
-        raise UserError(f"--token-env {variable}: this environment variable is not set; put the token into it")
-    if not token.isascii() or not token.isprintable():
-        raise UserError(f"--token-env {variable}: a token has printable ASCII characters alone")
-    return token
 
 
 def bind(host: str, port: int) -> socket.socket:

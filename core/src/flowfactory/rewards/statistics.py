@@ -22,10 +22,10 @@ def reward_metrics(rewards: Mapping[str, Tensor], contributions: Mapping[str, Te
     found = {}
     known = {label: reward.isfinite() for label, reward in rewards.items()}
     for label, reward in rewards.items():
-        own, where = reward[known[label]].double(), groups[known[label]]
+        own, where = reward[known[label]], groups[known[label]]
         if len(own):
-            found[f"reward/{label}/mean"] = float(own.mean())
-            found[f"reward/{label}/std"] = float(own.std(correction=0))
+            found[f"reward/{label}/mean"] = float(own.double().mean())
+            found[f"reward/{label}/std"] = float(own.double().std(correction=0))
             found[f"reward/{label}/flat"] = _group_share(group_std(own, where) == 0, where)
     found |= {f"advantage/{label}/share": share for label, share in advantage_shares(contributions).items()}
     for a, b in combinations(rewards, 2):

@@ -8,24 +8,34 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowfactory.rl.groups import center, group_std
+from flowfactory.errors import RunError
+from flowfactory.rl.groups import ROUNDINGS, center, group_max, group_std, root_mean_square
 
-EPSILON = 1e-8
+ROUNDING = ROUNDINGS * torch.finfo(torch.float64).eps
 
 
 def normalize(rewards: Tensor, groups: Tensor, spread: Literal["group", "global"] = "group") -> Tensor:
     """Centred rewards [B] divided by the standard deviation of the group, or of all that are centred; float64.
 
-    A group whose rewards are all equal gets zeros. GRPO, arXiv:2402.03300.
+    A group whose rewards are all equal, as :func:`group_std` sees it, gets zeros. GRPO, arXiv:2402.03300.
     """
-    return center(rewards, groups) * _scale(rewards, groups, spread)
+    different = _differences(rewards, groups)
+    return different / _spread(different, groups, spread)
 
 
-def _scale(rewards: Tensor, groups: Tensor, spread: Literal["group", "global"]) -> Tensor:
-    """What normalising multiplies centred rewards [B] by: one over their spread, and zero in a group that is constant."""
-    own = group_std(rewards, groups)
-    std = own if spread == "group" else torch.where(own > 0, center(rewards, groups), 0.0).square().mean().sqrt()
-    return torch.where(own > 0, 1 / (std + EPSILON), 0.0)
+def _differences(rewards: Tensor, groups: Tensor) -> Tensor:
+    """Centred rewards [B], float64: zero in a group that is constant, and where the reward does not apply."""
+    known = rewards.isfinite()
+    own, where = rewards[known], groups[known]
+    found = torch.zeros(len(groups), dtype=torch.float64)
+    found[known] = torch.where(group_std(own, where) == 0, 0.0, center(own, where))
+    return found
+
+
+def _spread(different: Tensor, groups: Tensor, spread: Literal["group", "global"]) -> Tensor:
+    """What centred rewards [B] are divided by: the standard deviation of their group or of all, and 1 where that is zero."""
+    std = root_mean_square(different, groups if spread == "group" else torch.zeros_like(groups))
+    return torch.where(std > 0, std, 1.0)
 
 
 def reward_contributions(
@@ -39,20 +49,36 @@ def reward_contributions(
 
     ``sum`` weighs and adds the rewards, then normalises in the group. ``gdpo`` (arXiv:2601.05242) normalises each reward
     in its group, weighs and adds, then whitens over the batch, so that no reward is drowned by another's scale. Rewards are
-    NaN where they do not apply, which is the same for all of a group: there they add nothing.
+    NaN where they do not apply, which is the same for all of a group: there they add nothing. RunError: a reward's scores are
+    so large that its weight makes them infinite.
     """
-    used = {label: weight for label, weight in weights.items() if weight != 0}
-    if aggregate == "sum":
-        weighted = {label: weight * rewards[label].double().nan_to_num(0.0) for label, weight in used.items()}
-        scale = _scale(torch.stack(list(weighted.values())).sum(0), groups, spread)
-        return {label: center(value, groups) * scale for label, value in weighted.items()}
+    # centred first: a large constant beside them would take the small ones' digits
+    one_by_one = aggregate == "gdpo"
     parts = {}
-    for label, weight in used.items():
-        known = rewards[label].isfinite()
-        parts[label] = torch.zeros(len(groups), dtype=torch.float64)
-        parts[label][known] = weight * normalize(rewards[label][known], groups[known], spread)
-    std = torch.stack(list(parts.values())).sum(0).std(correction=0)  # their mean is zero already
-    return {label: part / (std + EPSILON) for label, part in parts.items()}
+    for label, weight in weights.items():
+        if weight != 0:
+            reward = rewards[label]
+            parts[label] = weight * (_normalize_known(reward, groups, spread) if one_by_one else _differences(reward, groups))
+            if not parts[label].isfinite().all():
+                raise RunError(f"reward {label!r}: its scores times its weight are too large to add up; scale them down")
+    total, size = sum_of(parts), torch.stack(list(parts.values())).abs().sum(0)
+    # rewards that cancel leave roundings, which division by their spread would blow up to one
+    differs = group_max(total.abs(), groups) > ROUNDING * group_max(size, groups)
+    scale = _spread(torch.where(differs, total, 0.0), groups, "global" if one_by_one else spread)
+    return {label: torch.where(differs, part / scale, 0.0) for label, part in parts.items()}
+
+
+def _normalize_known(rewards: Tensor, groups: Tensor, spread: Literal["group", "global"]) -> Tensor:
+    """:func:`normalize` of the samples that a reward applies to, and zero elsewhere."""
+    known = rewards.isfinite()
+    found = torch.zeros(len(groups), dtype=torch.float64)
+    found[known] = normalize(rewards[known], groups[known], spread)
+    return found
+
+
+def sum_of(contributions: Mapping[str, Tensor]) -> Tensor:
+    """The sum [B] of contributions {label: [B]}: the advantage before it is clipped."""
+    return torch.stack(list(contributions.values())).sum(0)
 
 
 def advantages(
@@ -64,5 +90,5 @@ def advantages(
     clip: float | None = None,
 ) -> Tensor:
     """Advantages [B], float32: the sum of the rewards' contributions, of an absolute value of at most ``clip``."""
-    total = torch.stack(list(reward_contributions(rewards, weights, groups, aggregate, spread).values())).sum(0)
+    total = sum_of(reward_contributions(rewards, weights, groups, aggregate, spread))
     return (total if clip is None else total.clamp(-clip, clip)).float()

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+ROUNDINGS = 4
+"""Differences of so many units in the last place are a computation's, and nothing to learn from."""
+
 
 def center(rewards: Tensor, groups: Tensor) -> Tensor:
     """Rewards [B] less the mean of their group, float64. ``groups`` [B], int64, any ids."""
@@ -15,13 +18,24 @@ def center(rewards: Tensor, groups: Tensor) -> Tensor:
 
 
 def group_std(rewards: Tensor, groups: Tensor) -> Tensor:
-    """Population standard deviation [B] of each sample's group, float64; exactly zero where a group is constant."""
-    deviation = center(rewards, groups)
-    variance, index = _group_mean(deviation.square(), groups)
-    largest = torch.zeros_like(variance).scatter_reduce_(0, index, rewards.double().abs(), "amax")
-    std = variance.sqrt()
-    # a constant group's mean may be an ulp off, which division by the spread would blow up to one
-    return torch.where(std <= 1e-7 * largest, 0.0, std)[index]
+    """Population standard deviation [B] of each sample's group, float64; exactly zero where the group is constant.
+
+    It is where its rewards lie within ``ROUNDINGS`` roundings of one another, in the dtype that they come in.
+    """
+    _, index = torch.unique(groups, return_inverse=True)
+    largest, smallest = (_group_extreme(rewards.double(), index, kind) for kind in ("amax", "amin"))
+    rounding = torch.finfo(rewards.dtype if rewards.is_floating_point() else torch.float64).eps
+    constant = largest - smallest <= ROUNDINGS * rounding * torch.maximum(largest.abs(), smallest.abs())
+    return torch.where(constant[index], 0.0, root_mean_square(center(rewards, groups), groups))
+
+
+def root_mean_square(values: Tensor, groups: Tensor) -> Tensor:
+    """The root [B] of the mean square of each sample's group; no square overflows."""
+    _, index = torch.unique(groups, return_inverse=True)
+    unit = _group_extreme(values.abs(), index, "amax")
+    unit = torch.where(unit > 0, unit, 1.0)
+    mean, _ = _group_mean((values / unit[index]).square(), groups)
+    return (unit * mean.sqrt())[index]
 
 
 def group_sum(values: Tensor, groups: Tensor) -> Tensor:
@@ -33,8 +47,13 @@ def group_sum(values: Tensor, groups: Tensor) -> Tensor:
 def group_max(values: Tensor, groups: Tensor) -> Tensor:
     """The largest of each sample's group [B]. ``groups`` [B], int64, any ids."""
     _, index = torch.unique(groups.to(values.device), return_inverse=True)
-    largest = torch.full((int(index.max()) + 1,), -torch.inf, dtype=values.dtype, device=values.device)
-    return largest.scatter_reduce(0, index, values, "amax")[index]
+    return _group_extreme(values, index, "amax")[index]
+
+
+def _group_extreme(values: Tensor, index: Tensor, kind: str) -> Tensor:
+    """The largest or the smallest of each group [G], of which ``index`` [B] is each sample's."""
+    found = values.new_zeros(len(torch.bincount(index)))
+    return found.scatter_reduce(0, index, values, kind, include_self=False)
 
 
 def _group_mean(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:

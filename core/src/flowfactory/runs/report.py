@@ -28,7 +28,7 @@ def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], facts: M
     held = _series(records, "eval/", "/mean")
     diagnostics = {
         name: points
-        for name in ("loss", "kl", "clip_fraction", "ratio/max_deviation", "grad_norm")
+        for name in ("loss", "kl", "clip_fraction", "clip_fraction/first_update", "ratio/max_deviation", "grad_norm")
         if (points := _points(records, name))
     }
     sections = [_warnings(records), _scores(held), _combined_chart(rewards, held)]

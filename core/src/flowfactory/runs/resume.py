@@ -15,8 +15,8 @@ from flowfactory.config.schema import RunConfig
 from flowfactory.data import prompts
 
 FREE_TO_CHANGE = (
-    *("evaluation", "output", "plugins", "device", "training.iterations"),
-    # about memory and speed alone
+    *("evaluation", "output", "plugins", "device", "training.iterations", "training.patience_flat"),
+    # about memory and speed, and no number but for rounding
     *("distributed", "sampling.keep_on", "sampling.batch_size"),
     *("training.batch_size", "training.timesteps_per_forward", "training.kept_on"),
     *("training.activation_checkpointing", "training.compile"),

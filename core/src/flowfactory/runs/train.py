@@ -10,11 +10,13 @@ from types import FrameType
 
 from flowfactory.config.idle_keys import idle_keys
 from flowfactory.config.schema import RunConfig
+from flowfactory.distributed.hangup import SIGHUP, stop_signals
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.errors import Interrupted, RunError
 from flowfactory.rewards.warnings import dominance_warning, dominant_reward
 from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory, to_json, write_atomically
+from flowfactory.runs.flat_iterations import FlatIterations, count_flat
 from flowfactory.runs.versions import versions
 from flowfactory.training.evaluation import evaluate
 from flowfactory.training.iteration import iterate
@@ -86,10 +88,11 @@ def _iterations(run: Run, directory: RunDirectory, checkpoints: Checkpoints, don
     hooks = run.assembly.hooks
 
     def check(rollouts: Rollouts) -> None:
-        for sentence in preflight(rollouts, run.policy, hooks, config):
+        for sentence in preflight(rollouts, run.policy, hooks, config, resumed=done > 0):
             say(f"preflight: {sentence}")
 
     warned: set[str] = set()
+    flat = FlatIterations(config, run.ranks.broadcast(count_flat(directory.records())), say)
     with stop_request(say) as asked:
         for number in range(done + 1, config.training.iterations + 1):
             metrics = iterate(run, number - 1, check if number == done + 1 else None)
@@ -97,15 +100,20 @@ def _iterations(run: Run, directory: RunDirectory, checkpoints: Checkpoints, don
                 warned.add(label)
                 say(f"warning: in iteration {number} {dominance_warning(label, metrics)}")
             last = number == config.training.iterations
+            too_long = None if last else flat.add(number, metrics)
             _record(run, directory, number, metrics, say, last)
-            stopping = run.ranks.any(asked.is_set()) and not last  # a signal does not reach all ranks at once
+            interrupted = run.ranks.any(asked.is_set()) and not last  # a signal does not reach all ranks at once
+            stopping = interrupted or too_long is not None
             saved = checkpoints.poll()
             if last or stopping or number % config.output.checkpoint_every == 0:
+                run.learner.check_weights()  # again: whoever heard of the iteration may have changed them
                 saved += checkpoints.save(number, run.policy, run.learner)
             if last or stopping:
                 saved += checkpoints.finish()
             for written, path in saved:
                 hooks.checkpoint_saved(written, path)
+            if too_long:
+                raise RunError(too_long)
             if stopping:
                 raise Interrupted(f"stopped after iteration {number}; continue with --resume")
 
@@ -129,18 +137,18 @@ def _record(run: Run, directory: RunDirectory, number: int, metrics: dict[str, f
 
 @contextmanager
 def stop_request(say: Say) -> Iterator[threading.Event]:
-    """Set by the first Ctrl+C or SIGTERM; the second one acts as always."""
+    """Set by the first Ctrl+C, SIGTERM or SIGHUP; the second one acts as always, but SIGHUP is only heard once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked  # only the main thread may set handlers
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in stop_signals()}
 
     def ask(number: int, frame: FrameType | None) -> None:
         asked.set()
         say("stopping after this iteration, which is saved; once more to stop at once")
-        for which, handler in before.items():
-            signal.signal(which, handler)
+        for which, handler in before.items():  # a terminal that is closed sends several
+            signal.signal(which, signal.SIG_IGN if which == SIGHUP else handler)
 
     for which in before:
         signal.signal(which, ask)

@@ -106,7 +106,9 @@ class SDEByHand(StepByHand):
 
     def __init__(self, step: Step, dynamics: str, noise_level: float) -> None:
         super().__init__(step)
-        clean = 1 - (self.t if self.s == 1 else self.s)  # sigma 1 borrows it from the next, as the authors' code does
+        clean = 1 - self.s
+        if clean < 0.015 and 4 * clean < self.s - self.t:
+            clean = 1 - self.t  # sigma 1, and what is just below, borrows it from the next, as the authors' code does at 1
         self.g = noise_level * (math.sqrt(self.s / clean) if dynamics == "flow-sde" else 1.0)
         self.std = self.g * math.sqrt(self.s - self.t)
         self.slope = (1 + self.g**2 * (1 - self.s) / (2 * self.s)) * (self.t - self.s)

@@ -12,6 +12,7 @@ from flowfactory.rewards import statistics
 from flowfactory.rl.advantages import advantages, reward_contributions
 from flowfactory.training.metrics import Timer, UpdateMetrics, peak_memory
 from flowfactory.training.plans import sampling_plan
+from flowfactory.training.recompute import recompute_log_prob
 from flowfactory.training.rollouts import Rollouts, gather_scores, roll_out, score_on_ranks
 from flowfactory.training.sampler import concatenate
 from flowfactory.training.setup import Run
@@ -69,15 +70,21 @@ def iterate(run: Run, iteration: int, check: Callable[[Rollouts], None] | None =
     """The metrics of one iteration: sample, reward, advantage, update."""
     timer, update_metrics = Timer(run.policy.device), UpdateMetrics()
     rollouts = collect_rollouts(run, iteration, timer)
+    if run.config.training.recompute_log_prob:
+        with timer("recompute"):
+            rollouts = recompute_log_prob(rollouts, run.policy, run.config)
     if check is not None:
         check(rollouts)
     with timer("update"):
         norms = update(run, rollouts, iteration, update_metrics)
+        run.learner.check_weights()  # the gradients were finite, which does not make their step so
     rewards, groups, chosen = rollouts.experience.rewards, rollouts.experience.groups, run.config.advantages
     supplied = reward_contributions(rewards, reward_weights(run.config), groups, chosen.aggregate, chosen.spread)
+    deviation = rollouts.sampling_deviation
     return {
         **statistics.reward_metrics(rewards, supplied, groups),
         **update_metrics.metrics(run.ranks),
+        **({} if deviation is None else {"ratio/sampling_deviation": deviation}),
         "grad_norm": sum(norms) / len(norms),
         "lr": run.learner.rate,
         **timer.seconds,

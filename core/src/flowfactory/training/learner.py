@@ -49,15 +49,23 @@ class Learner:
             torch._foreach_div_(gradients, count)
         norm = self._ranks.norm(gradients)
         if not torch.isfinite(norm):  # before clipping, which would spread a NaN to every weight
-            bad = self._non_finite_gradients()
-            raise RunError(f"the gradient of {bad[0]} is not finite ({len(bad)} of {len(self._parameters)} weights)")
+            raise RunError(self._describe_non_finite())
         if gradients:
             torch._foreach_mul_(gradients, torch.clamp(self._config.max_grad_norm / (norm + 1e-6), max=1.0))
         self.rate = optimizers.learning_rate(self._config, self._steps)
-        self._optimizer.step(self.rate)
+        self._step_optimizer()
         self._policy.mark_changed()
         self._steps += 1
         return float(norm)
+
+    def _step_optimizer(self) -> None:
+        try:
+            self._optimizer.step(self.rate)
+        except RuntimeError as error:
+            if "overflow" not in str(error):
+                raise
+            told = f"a step at a learning rate of {self.rate:g} is more than float32 holds"
+            raise RunError(f"{told}; lower training.optimizer.lr") from error
 
     def _reduce_gradients(self) -> list[Tensor]:
         """This rank's part of the gradients, summed over all ranks' losses."""
@@ -71,10 +79,23 @@ class Learner:
             self._ranks.sum_in_place([p.grad for p in self._parameters.values() if p.grad is not None])
         return [local_shard(p.grad) for p in self._parameters.values() if p.grad is not None]
 
-    def _non_finite_gradients(self) -> list[str]:
-        """The weights whose gradient is not finite on some rank."""
+    def _describe_non_finite(self) -> str:
+        """Which weights have a gradient that is not finite on some rank, or that only the norm of all is not."""
         mine = [name for name, p in self._parameters.items() if p.grad is not None and not local_shard(p.grad).isfinite().all()]
-        return list(dict.fromkeys(name for names in self._ranks.gather(mine) for name in names))
+        bad = list(dict.fromkeys(name for names in self._ranks.gather(mine) for name in names))
+        if bad:
+            return f"the gradient of {bad[0]} is not finite ({len(bad)} of {len(self._parameters)} weights)"
+        return "the gradient's norm is more than float32 holds, though every part of it is finite; look at the size of the loss"
+
+    def check_weights(self) -> None:
+        """RunError: weights, those kept beside them or the optimizer's state are not finite. A joint work of the ranks."""
+        state = self.state()
+        if bad := self._policy.non_finite(state):
+            count = len(self._policy.state()) + len(state)
+            raise RunError(
+                f"the update left {bad[0]} not finite ({len(bad)} of {count} tensors of weights and optimizer state), and is "
+                "not saved; lower training.optimizer.lr or training.max_grad_norm, and begin again with another --out"
+            )
 
     def state(self) -> dict[str, Tensor]:
         """``optimizer/<parameter>/<moment>`` and ``steps``: what a resumed run goes on with, sharded as the weights are."""

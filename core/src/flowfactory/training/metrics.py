@@ -25,6 +25,7 @@ class UpdateMetrics:
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._maxima: dict[str, float] = {}
+        self._cuts: set[str] = set()
 
     def add(self, loss: Loss) -> None:
         """Take in one loss. RunError: it is not finite."""
@@ -34,11 +35,18 @@ class UpdateMetrics:
             terms = [name for name, term in loss.terms.items() if not term.isfinite().all()]
             raise RunError("the loss is not finite" + (f": its term {terms[0]!r} is not" if terms else ""))
         self.count += len(loss.values)
-        for name, value in {"loss": loss.values, **loss.terms, **loss.metrics}.items():
+        for name, value in {"loss": loss.values, **loss.terms, **loss.metrics, **loss.cuts}.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value.detach().double().sum())
             self._counts[name] = self._counts.get(name, 0) + len(value)
+        self._cuts |= set(loss.cuts)
         for name, value in loss.extremes.items():
             self._maxima[name] = max(self._maxima.get(name, -math.inf), float(value.detach().max()))
+
+    def finish_first_update(self) -> None:
+        """Keep the cuts so far as those of the iteration's first update: of samples as they were drawn, or nearly so."""
+        for name in self._cuts:
+            self._sums[f"{name}/first_update"] = self._sums[name]
+            self._counts[f"{name}/first_update"] = self._counts[name]
 
     def metrics(self, ranks: Ranks = ALONE) -> dict[str, float]:
         """The mean of every metric, the maximum of every extreme, over all ranks."""

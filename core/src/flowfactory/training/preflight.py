@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,14 +18,22 @@ from flowfactory.experience import Experience, Loss
 from flowfactory.flow import generator
 from flowfactory.hooks.calls import Hooks
 from flowfactory.policy.policy import Policy
+from flowfactory.rl.advantages import advantages
 from flowfactory.rl.groups import group_std
 from flowfactory.training.inspection import check_range
+from flowfactory.training.recompute import replay_steps
 from flowfactory.training.rollouts import Rollouts
-from flowfactory.training.update import micro_batch_units
+from flowfactory.training.update import micro_batch_units, split_updates
 
 # a deviation of the log-density, the mean over elements, as it comes from rounding alone
 TOLERANCE = {"float32": 1e-5, "bf16": 1e-3}
-
+# of the option beyond which gradients are cut: what rounding may take without a word
+SHARE = 0.2
+RATIO = "ratio/max_deviation"
+MISMATCH = (
+    "the model does not compute the same in training as in sampling (dropout, another dtype, torch.compile, or a transformer "
+    "run in two ways)"
+)
 
 # of a transformer that one time in ten is for, none of the 8 samples of an epoch is seen in 43 % of them, in all: 5e-8
 EPOCHS = 20
@@ -37,18 +46,21 @@ class Finding(NamedTuple):
     sentence: str
 
 
-def preflight(rollouts: Rollouts, policy: Policy, hooks: Hooks, config: RunConfig) -> Iterator[str]:
+def preflight(rollouts: Rollouts, policy: Policy, hooks: Hooks, config: RunConfig, resumed: bool = False) -> Iterator[str]:
     """The sentences of the checks that hold. RunError: the sentence of the first that does not.
 
-    Works on the first iteration's own pictures, so that it costs one batch of training. Every rank comes to the same.
+    Works on the first iteration's own pictures, so that it costs one batch of training, and where steps are replayed, a forward
+    of all that the first optimizer step learns from. Every rank comes to the same. Of a ``resumed`` run whose groups have lost
+    their spread, what hangs on it is not looked at: ``training.patience_flat`` ends it.
     """
     if rollouts.overshoot is not None and rollouts.experience.plan.iteration == 0:  # training may lead anywhere
         check_range([far for found in rollouts.ranks.gather(rollouts.overshoot.tolist()) for far in found])
+    flat = resumed and not rollouts.experience.advantages.any()
     checks = (
         trains(policy),
-        rewards_differ(rollouts.experience.rewards, rollouts.experience.groups, config),
-        ratio_is_one(rollouts, policy, TOLERANCE[config.training.precision]),
-        gradients_flow(rollouts, policy, hooks, config.algorithm),
+        *(() if flat else (rewards_differ(rollouts.experience.rewards, rollouts.experience.groups, config),)),
+        ratio_is_one(rollouts, policy, hooks, config),
+        *(() if flat else (gradients_flow(rollouts, policy, hooks, config.algorithm),)),
     )
     for finding in checks:
         if not finding.holds:
@@ -77,40 +89,100 @@ def rewards_differ(rewards: Mapping[str, Tensor], groups: Tensor, config: RunCon
     if not spread:
         return Finding(False, "no reward applies to any of the first prompts, so nothing would be learned")
     shares = ", ".join(f"{label} in {float(differs.double().mean()):.0%}" for label, differs in spread.items())
-    if not any(bool(differs.any()) for differs in spread.values()):
-        label = next(iter(spread))
-        near = float(rewards[label][known[label]].mean())
+    differing = [label for label, differs in spread.items() if differs.any()]
+    if not differing:
+        near = ", ".join(f"all of {x!r} are near {float(rewards[x][known[x]].double().mean()):.4g}" for x in spread)
         return Finding(
             False,
-            f"rewards do not differ within any group (all of {label!r} are near {near:.4g}), so "
+            f"rewards do not differ within any group ({near}), so "
             "that nothing would be learned; look at the pictures in samples/, and at the reward",
+        )
+    weights, chosen = {label: reward_weight(config.rewards[label]) for label in learned}, config.advantages
+    if not advantages(rewards, weights, groups, chosen.aggregate, chosen.spread).any():
+        told = ", ".join(f"{label!r} of weight {weights[label]:g}" for label in differing)
+        return Finding(
+            False, f"the rewards cancel within every group ({told}), so nothing would be learned; change the weights"
         )
     return Finding(True, f"rewards are finite and differ within groups: {shares} of the groups")
 
 
-def ratio_is_one(rollouts: Rollouts, policy: Policy, tolerance: float) -> Finding:
-    """Replaying recorded steps gives the recorded log-density."""
-    experience = rollouts.experience
+def ratio_is_one(rollouts: Rollouts, policy: Policy, hooks: Hooks, config: RunConfig) -> Finding:
+    """Replaying recorded steps gives what was recorded, so closely that the algorithm cuts no gradient of it.
+
+    Looks at all that the first optimizer step learns from.
+    """
+    experience, bounds = rollouts.experience, config.algorithm.trust_region_bounds
     if not experience.steps:
         return Finding(True, "no step is recorded: this algorithm needs no log-density to replay")
-    first, _ = next(rollouts.micro_batches([[row] for row in range(len(experience))], experience.batch_size))
-    deviations = []
-    # with a graph, as training has: torch.compile makes another of the same forward without
-    with policy.using(experience.plan.weights):
-        for step in first.to_device().steps:
-            replayed = policy.evaluate(step).detach().log_prob
-            if replayed is None or step.log_prob is None:
-                return Finding(False, "a recorded step has no log-density: its dynamics are deterministic")
-            deviations.append(float((torch.exp(replayed - step.log_prob) - 1).abs().max()))
-    worst = max(max(found) for found in rollouts.ranks.gather(deviations))
-    sentence = f"replaying {len(deviations)} recorded steps gives a ratio of 1 within {worst:.1e}"
-    if worst <= tolerance:
-        return Finding(True, sentence)
-    return Finding(
-        False,
-        f"{sentence}, more than {tolerance:.0e}: the model does not compute the same in training as in sampling "
-        "(dropout, another dtype, torch.compile, or a transformer run in two ways)",
-    )
+    if any(step.log_prob is None for step in experience.steps):
+        return Finding(False, "a recorded step has no log-density: its dynamics are deterministic")
+    rows = next(split_updates(experience.groups, config.training.updates, experience.plan.seed, experience.plan.iteration, 0))
+    pieces = rollouts.micro_batches(*micro_batch_units(rows, experience, config.algorithm))
+    with policy.using(experience.plan.weights), policy.dropping_graphs():
+        found = [_largest(_extremes(piece, policy, hooks if bounds else None)) for piece, _ in pieces]
+    worst = _largest(each for told in rollouts.ranks.gather(found) for each in told)
+    if missing := [name for name in bounds if name not in worst]:
+        return Finding(False, f"no loss has the extreme {missing[0]!r}, which the algorithm's trust_region names; report it")
+    told = [f"{name} {worst[name]:.1e}" for name in bounds if name != RATIO]
+    told = [f"a ratio of 1 within {worst[RATIO]:.1e}", *told] if RATIO in worst else told
+    sentence = f"replaying {len(experience.steps)} recorded steps gives {' and '.join(told)}"
+    if (deviation := rollouts.sampling_deviation) is not None:
+        sentence += f", where sampling's own log-densities are off by {deviation:.1e}"
+    return _judge(sentence, worst, deviation, config)
+
+
+def _extremes(piece: Experience, policy: Policy, hooks: Hooks | None) -> Iterator[Mapping[str, float]]:
+    """The extremes of each loss of the algorithm that ``hooks`` call; without, the deviation of each plain ratio."""
+    if hooks is not None:
+        for loss in hooks.update(piece, policy):
+            yield {name: float(value.detach().max()) for name, value in loss.extremes.items()}
+    else:
+        for then, now in zip(piece.steps, replay_steps(piece, policy), strict=True):
+            assert then.log_prob is not None
+            assert now.log_prob is not None
+            yield {RATIO: float((torch.exp(now.log_prob - then.log_prob.to(now.log_prob.device)) - 1).abs().max())}
+
+
+def _largest(extremes: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The largest of each extreme; NaN is larger than any number."""
+    found: dict[str, list[float]] = {}
+    for each in extremes:
+        for name, value in each.items():
+            found.setdefault(name, []).append(value)
+    return {name: max(values, key=lambda value: (math.isnan(value), value)) for name, values in found.items()}
+
+
+def _judge(sentence: str, worst: Mapping[str, float], deviation: float | None, config: RunConfig) -> Finding:
+    """The finding of replays that are off by ``worst``, and where they were computed again, sampling's by ``deviation``."""
+    most, bounds = TOLERANCE[config.training.precision], config.algorithm.trust_region_bounds
+    recomputed, ways = deviation is not None, _ways_against_rounding(config)
+    if not worst.get(RATIO, 0.0) <= most:
+        rounding = "" if recomputed or config.training.precision == "float32" else f"; if it is rounding, {ways}"
+        return Finding(False, f"{sentence}, more than {most:.0e}: {MISMATCH}{rounding}")
+    for name, (option, value) in bounds.items():
+        if not worst[name] <= value:
+            why = MISMATCH if recomputed else f"rounding alone cuts gradients; {ways}"
+            return Finding(False, f"{sentence}, more than algorithm.{option} ({value:g}): {why}")
+    if deviation is not None and not deviation <= most:
+        return Finding(True, f"warning: {sentence}, more than {most:.0e}: {MISMATCH}")
+    for name, (option, value) in bounds.items():
+        if worst[name] > SHARE * value:
+            why = MISMATCH if recomputed else f"rounding has a say in which gradients are cut; {ways}"
+            return Finding(True, f"warning: {sentence}, more than a fifth of algorithm.{option} ({value:g}): {why}")
+    return Finding(True, sentence)
+
+
+def _ways_against_rounding(config: RunConfig) -> str:
+    """What brings replays closer to what was drawn, where their log-densities are sampling's."""
+    sampled, training = config.sampling.batch_size, config.training
+    ways = ["training.recompute_log_prob to true"]
+    if training.timesteps_per_forward > 1:
+        ways.insert(0, f"training.timesteps_per_forward ({training.timesteps_per_forward}) to 1")
+    if sampled != training.batch_size:
+        ways.insert(0, f"sampling.batch_size ({sampled}) and training.batch_size ({training.batch_size}) to one number")
+    if training.precision != "float32":
+        ways.append(f"training.precision ({training.precision}) to float32")
+    return f"set {', or '.join(ways)}"
 
 
 def gradients_flow(rollouts: Rollouts, policy: Policy, hooks: Hooks, algorithm: AlgorithmConfig) -> Finding:

@@ -11,10 +11,10 @@ from flowfactory.data.batches import Batch
 from flowfactory.distributed.partition import Rows, assign_rounds, split_evenly, split_with_padding
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.experience import Experience
-from flowfactory.rewards.scoring import PendingScores, Rewards
+from flowfactory.rewards.scoring import PendingScores, Rewards, merge_scores
 from flowfactory.rl.groups import rows_by_group
 from flowfactory.training import inspection
-from flowfactory.training.sampler import Sampler, merge_scores, to_samples
+from flowfactory.training.sampler import Sampler, to_samples
 from flowfactory.types import Conditions, Index, SamplingPlan, Trajectory
 
 
@@ -54,20 +54,22 @@ class Rollouts:
 
     ``experience`` has the latents and steps of this rank's samples, ``held[rank]``, and everything else of all samples; on one
     rank that is all there is. ``overshoot`` [n] of this rank's: see :meth:`~flowfactory.types.Trajectory.clamp`.
+    ``sampling_deviation``: the largest |ratio - 1| of the log-densities that sampling gave to those that took their place; None
+    where none did.
     """
 
     experience: Experience
     ranks: Ranks = ALONE
     held: Rows | None = None
     overshoot: Tensor | None = None
+    sampling_deviation: float | None = None
 
     def redistribute(self, wanted: Rows, epoch: int = 0) -> Experience:
         """The samples ``wanted[rank]``, whole, from where they are; a joint work of the ranks."""
         mine, whole = list(wanted[self.ranks.rank]), self.experience
-        held = self.held or [range(len(whole))]
 
         def moved(tensor: Tensor) -> Tensor:
-            return self.ranks.exchange(tensor, held, wanted)
+            return self.ranks.exchange(tensor, self._held, wanted)
 
         conditions = whole.conditions.rows(mine)
         return replace(
@@ -82,14 +84,34 @@ class Rollouts:
             epoch=epoch,
         )
 
-    def micro_batches(self, units: Sequence[Sequence[int]], size: int, epoch: int = 0) -> Iterator[tuple[Experience, bool]]:
-        """Each rank's pieces of ``units``, at most ``size`` of them, and whether they count.
+    @property
+    def _held(self) -> Rows:
+        return self.held or [range(len(self.experience))]
+
+    def write_back(self, kept: Tensor | None, fresh: Tensor | None, shown: Rows) -> None:
+        """Write ``fresh``, of the samples ``shown[rank]``, over what each rank holds of them, ``kept``; nothing where none is.
+
+        A joint work of the ranks.
+        """
+        if kept is None or fresh is None:
+            return
+        there = {row for rows in shown for row in rows}
+        places = [place for place, row in enumerate(self._held[self.ranks.rank]) if row in there]
+        wanted = [[row for row in rows if row in there] for rows in self._held]
+        kept[places] = self.ranks.exchange(fresh.to(kept.device), shown, wanted)
+
+    def rounds(self, units: Sequence[Sequence[int]], size: int) -> Iterator[tuple[Rows, bool]]:
+        """The samples that each rank works on, at most ``size`` of ``units`` at once, and whether this one's count.
 
         Every rank gets as many; one that has nothing left works on another's, whose losses then count for nothing.
         """
         for wanted in assign_rounds(units, size, self.ranks.count):
-            shown = [rows or wanted[0] for rows in wanted]
-            yield self.redistribute(shown, epoch), bool(wanted[self.ranks.rank])
+            yield [rows or wanted[0] for rows in wanted], bool(wanted[self.ranks.rank])
+
+    def micro_batches(self, units: Sequence[Sequence[int]], size: int, epoch: int = 0) -> Iterator[tuple[Experience, bool]]:
+        """This rank's pieces of ``units``, and whether they count: the samples of :meth:`rounds`."""
+        for shown, counts in self.rounds(units, size):
+            yield self.redistribute(shown, epoch), counts
 
 
 def score_on_ranks(

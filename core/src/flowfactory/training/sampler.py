@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -121,11 +121,6 @@ def concatenate(pieces: Sequence[Trajectory], conditions: Conditions) -> Traject
         tuple(steps),
         torch.cat([piece.overshoot for piece in pieces if piece.overshoot is not None]),
     )
-
-
-def merge_scores(scores: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """{label: scores [B]} of all pieces, in order."""
-    return {label: torch.cat([piece[label] for piece in scores]) for label in scores[0]}
 
 
 def to_samples(media: Tensor, batch: Batch, frame_rate: float | None = None) -> Samples:

@@ -41,9 +41,10 @@ class Run:
 
 def prepare_prompts(config: RunConfig) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
     """The training and the held-out prompts. UserError: they are not what the model takes."""
-    train = prompts.read_prompts(config.prompts.train)
-    heldout = prompts.read_prompts(config.prompts.heldout) if config.prompts.heldout else ()
+    train = prompts.read_prompts(config.prompts.train, config.prompts.video_fps)
+    heldout = prompts.read_prompts(config.prompts.heldout, config.prompts.video_fps) if config.prompts.heldout else ()
     prompts.check_media([*train, *heldout], config.model.takes, getattr(config.model, "name", "model"))
+    prompts.check_files([*train, *heldout], config.model.picture_error)
     prompts.check_reward_labels([*train, *heldout], [*config.rewards, *config.evaluation.rewards])
     return train, heldout
 

@@ -18,10 +18,13 @@ from flowfactory.training.setup import Run
 
 def update(run: Run, rollouts: Rollouts, iteration: int, metrics: UpdateMetrics) -> list[float]:
     """The gradient's norm at each optimizer step, ``updates`` of them an epoch; averages of weights move at the end."""
-    training, norms = run.config.training, []
+    training, norms = run.config.training, list[float]()
     for epoch in range(training.epochs):
         shares = split_updates(rollouts.experience.groups, training.updates, run.config.seed, iteration, epoch)
-        norms += [run.learner.step(losses(run, rollouts, rows, epoch), metrics) for rows in shares]
+        for rows in shares:
+            norms.append(run.learner.step(losses(run, rollouts, rows, epoch), metrics))
+            if len(norms) == 1:
+                metrics.finish_first_update()
     run.policy.iteration_finished(iteration)
     return norms
 

@@ -82,8 +82,9 @@ class AWM:
         ratio = torch.exp(log_density - old)
         loss = Loss(
             clipped_surrogate(ratio, advantage, config.clip_range),
-            metrics={"ratio/mean": ratio, "clip_fraction": is_clipped(ratio, advantage, config.clip_range)},
+            metrics={"ratio/mean": ratio},
             extremes={"ratio/max_deviation": (ratio - 1).abs()},
+            cuts={"clip_fraction": is_clipped(ratio, advantage, config.clip_range)},
         )
         for key, name, weight in (("reference", "kl", config.kl), ("ema", "ema_kl", config.ema_kl)):
             if weight:

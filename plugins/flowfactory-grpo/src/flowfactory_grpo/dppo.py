@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from pydantic import Field
@@ -21,6 +22,8 @@ class DPPOConfig(PolicyGradientConfig):
 
     known_as = ("flow-dppo",)
 
+    trust_region: ClassVar[Mapping[str, tuple[str, ...]]] = {"kl_old/max": ("kl_bound",)}
+
     kl_bound: float = Field(
         1e-6, gt=0, le=1, description="largest KL of a step from the one that drew it, a mean over elements"
     )
@@ -37,6 +40,7 @@ def surrogate(step: Step, new: Evaluation, advantage: Tensor, kl_bound: float) -
     masked = outwards & (divergence > kl_bound)
     return Loss(
         -torch.where(masked, 0.0, r * advantage),
-        metrics={"ratio/mean": r, "kl_old": divergence, "masked_fraction": masked.float()},
+        metrics={"ratio/mean": r, "kl_old": divergence},
         extremes={"ratio/max_deviation": (r - 1).abs(), "kl_old/max": divergence},
+        cuts={"masked_fraction": masked.float()},
     )

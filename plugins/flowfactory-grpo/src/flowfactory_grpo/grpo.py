@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from flowfactory import Evaluation, Loss, Step
-from flowfactory_grpo.policy_gradient import PolicyGradient, PolicyGradientConfig, clip_ratio, ratio
+from flowfactory_grpo.policy_gradient import CLIPPED_RATIO, PolicyGradient, PolicyGradientConfig, clip_ratio, ratio
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +19,8 @@ class GRPOConfig(PolicyGradientConfig):
     """Flow-GRPO, arXiv:2505.05470: group advantages, the ratio of log-densities of sampled steps, a clipped surrogate."""
 
     known_as = ("flow-grpo", "ppo", "dance-grpo", "mix-grpo", "policy-gradient", "reinforce", "ddpo")
+
+    trust_region: ClassVar[Mapping[str, tuple[str, ...]]] = CLIPPED_RATIO
 
     clip_range: float = Field(
         1e-4, gt=0, le=1, description="bound on |ratio - 1|; small, since the log-density is a mean over elements"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from pydantic import Field
 
 from flowfactory import Evaluation, Loss, Step
 from flowfactory.flow import expand_sigma
-from flowfactory_grpo.policy_gradient import PolicyGradient, PolicyGradientConfig, clip_ratio, gaussians
+from flowfactory_grpo.policy_gradient import CLIPPED_RATIO, PolicyGradient, PolicyGradientConfig, clip_ratio, gaussians
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +24,8 @@ class GRPOGuardConfig(PolicyGradientConfig):
     """GRPO-Guard, arXiv:2510.22319: GRPO with normalised ratios, and steps weighed so that each has an equal say."""
 
     known_as = ("guard",)
+
+    trust_region: ClassVar[Mapping[str, tuple[str, ...]]] = CLIPPED_RATIO
 
     clip_range: float = Field(1e-5, gt=0, le=1, description="bound on |ratio - 1|, of the normalised ratio")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 Surrogate = Callable[[Step, Evaluation, Tensor], Loss]
 """``surrogate(recorded step, evaluation now, advantage [b])``: the loss without the KL."""
+
+
+CLIPPED_RATIO: Mapping[str, tuple[str, ...]] = {"ratio/max_deviation": ("clip_range",)}
+"""The trust region of what :func:`clip_ratio` makes."""
 
 
 class PolicyGradientConfig(AlgorithmConfig):
@@ -102,6 +106,7 @@ def clip_ratio(r: Tensor, advantage: Tensor, clip_range: float) -> Loss:
     """The clipped surrogate of the ratio r [b], and what is reported of it."""
     return Loss(
         clipped_surrogate(r, advantage, clip_range),
-        metrics={"ratio/mean": r, "clip_fraction": is_clipped(r, advantage, clip_range)},
+        metrics={"ratio/mean": r},
         extremes={"ratio/max_deviation": (r - 1).abs()},
+        cuts={"clip_fraction": is_clipped(r, advantage, clip_range)},
     )

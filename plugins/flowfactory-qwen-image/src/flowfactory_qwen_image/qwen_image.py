@@ -110,6 +110,8 @@ QWEN_IMAGE = Family(
     guide=guide,
     unread=unread_weights,
     padded=frozenset({"embeds"}),
+    # hidden states are read, and of texts alone
+    unused={"text_encoder": (r"lm_head\.weight", r"model\.visual\..*")},
 )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,16 +18,18 @@ from flowfactory_qwen_image.qwen_image import QWEN_IMAGE, check_steps
 if TYPE_CHECKING:
     from flowfactory import RunConfig
 
+LONGEST = 200  # times as long as wide, of a picture for the text encoder
+
 
 class EditCheckpoint(Pretrained):
     """A folder or a hub id, opened with or without torchvision."""
 
-    def open(self, names: Collection[str], dtypes: Mapping[str, torch.dtype], **given: Any) -> Any:
-        if "processor" in names:
+    def load(self, kind: Any, folder: Path, name: str, dtype: torch.dtype) -> Any:
+        if name == "processor":
             from flowfactory_qwen_image.picture_processor import PictureProcessor
 
-            given["processor"] = PictureProcessor.from_pretrained(self.path, subfolder="processor")
-        return super().open(names, dtypes, **given)
+            kind = PictureProcessor
+        return super().load(kind, folder, name, dtype)
 
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
@@ -58,6 +62,7 @@ QWEN_IMAGE_EDIT = replace(
     encode=encode,
     encoded_with=("vae",),
     encode_batch=1,  # as many as the pipeline takes
+    unused={"text_encoder": (r"lm_head\.weight",)},
     negative_media=True,
 )
 
@@ -75,6 +80,13 @@ class QwenImageEditConfig(FamilyConfig):
         384 * 384, ge=32 * 32, le=8192 * 8192, description="pixels of a picture as the text encoder gets it"
     )
 
+    def picture_error(self, width: int, height: int) -> str | None:
+        for area in (self.vae_area, self.condition_area):  # sides are rounded as the pipeline's calculate_dimensions does
+            short, long = sorted(round(math.sqrt(area * ratio) / 32) * 32 for ratio in (width / height, height / width))
+            if not short or long > LONGEST * short:
+                return f"{width} x {height} pixels are too thin for an area of {area} pixels; crop it"
+        return None
+
     def check(self, run: RunConfig) -> None:
         """As every family's, and the schedule has as many steps as it needs."""
         super().check(run)
@@ -82,4 +94,4 @@ class QwenImageEditConfig(FamilyConfig):
 
     @property
     def checkpoint(self) -> Pretrained:
-        return EditCheckpoint(self.path, self.family.pipelines)
+        return EditCheckpoint(self.path, self.family.pipelines, self.variant, self.family.unused)

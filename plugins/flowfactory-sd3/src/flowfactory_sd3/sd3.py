@@ -79,6 +79,7 @@ SD3 = Family(
     lora_targets=LORA_TARGETS,
     comfyui=((r"(.+)", r"transformer.\1"),),  # diffusers' own names, of which it knows the rows of its fused weights
     grid=grid,
+    optional=("text_encoder_3", "tokenizer_3"),
 )
 
 

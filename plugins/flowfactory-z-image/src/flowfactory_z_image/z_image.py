@@ -97,6 +97,8 @@ Z_IMAGE = Family(
     encode_batch=8,  # every layer's hidden states are kept, at the full length
     not_encoded=("cfg_normalization", "cfg_truncation"),
     padded=frozenset({"embeds"}),
+    chat_template=True,
+    unused={"text_encoder": (r"lm_head\.weight",)},  # of the whole Qwen3, which some have saved
 )
 
 

@@ -4,6 +4,7 @@ from flowfactory.rewards.wire.format import decode_scores, encode_request, excer
 from flowfactory.rewards.wire.media import encode_png
 from flowfactory.rewards.wire.multipart import build_multipart
 from flowfactory.rewards.wire.schema import VERSION, Encoding, WireError
+from flowfactory.rewards.wire.token import read_token
 
 __all__ = [
     "VERSION",
@@ -14,4 +15,5 @@ __all__ = [
     "encode_png",
     "encode_request",
     "excerpt",
+    "read_token",
 ]

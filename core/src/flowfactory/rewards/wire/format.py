@@ -37,7 +37,7 @@ from flowfactory.rewards.wire.media import PixelBudget, count_pixels, decode_med
 from flowfactory.rewards.wire.schema import VERSION, Encoding, File, Part, Request, WireError
 from flowfactory.types import Prompt, Samples
 
-LARGEST = torch.finfo(torch.float32).max
+LARGEST = torch.finfo(torch.float64).max
 
 
 def encode_request(samples: Samples, encoding: Encoding) -> list[Part]:
@@ -144,10 +144,10 @@ def encode_scores(scores: Tensor) -> bytes:
 
 
 def decode_scores(body: bytes, count: int) -> Tensor:
-    """float32 [count]. WireError: the answer holds something else."""
+    """[count], float32 where that holds all of them exactly, else float64. WireError: the answer holds something else."""
     try:
         answer = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WireError(f"answered no JSON: {excerpt(body)}") from error
     scores = answer.get("scores") if isinstance(answer, dict) else None
     if not isinstance(scores, list):
@@ -157,7 +157,9 @@ def decode_scores(body: bytes, count: int) -> Tensor:
     for i, score in enumerate(scores):
         if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= LARGEST:
             raise WireError(f"answered {json.dumps(score)[:50]} for sample {i}; scores must be finite numbers")
-    return torch.tensor(scores, dtype=torch.float32)
+    found = torch.tensor([float(score) for score in scores], dtype=torch.float64)
+    # JSON names no dtype, which tells how finely scores are rounded; those of float32 would hardly come from elsewhere
+    return found.float() if torch.equal(found.float().double(), found) else found
 
 
 def excerpt(body: bytes | str) -> str:

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as read_into
 
-from flowfactory.errors import RunError
+from flowfactory.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from flowfactory.policy.policy import Policy
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def load(path: Path, policy: Policy, others: Mapping[str, Tensor] | None = None) -> None:
     """Read a checkpoint's weights into ``policy``, and into the tensors ``others`` what it has under their names, in place.
 
-    Each rank reads what it needs, however many wrote. RunError: it has other weights than ``policy``.
+    Each rank reads what it needs, however many wrote. RunError: it has other weights than ``policy``. UserError: what it has is
+    not finite.
     """
     reader = FileSystemReader(path)
     saved = reader.read_metadata().state_dict_metadata
@@ -38,3 +39,7 @@ def load(path: Path, policy: Policy, others: Mapping[str, Tensor] | None = None)
         warnings.simplefilter("ignore")
         read_into(state, storage_reader=reader, no_dist=True)
     policy.mark_restored()
+    if bad := policy.non_finite(others):
+        raise UserError(
+            f"{path}: {bad[0]} is not finite ({len(bad)} of {len(state)} tensors); choose another checkpoint, or delete it"
+        )

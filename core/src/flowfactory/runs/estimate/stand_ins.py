@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from flowfactory.canvas import Canvas
-from flowfactory.errors import UserError
+from flowfactory.models.checkpoint_files import check_file, reading
 from flowfactory.models.on_meta import build_on_meta
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.runs.estimate.storage_counter import StorageCounter
@@ -30,43 +30,48 @@ class Weightless:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        whole = Pretrained.open
+        whole: dict[str, Any] = {"fetch": Pretrained.fetch, "load": Pretrained.load}
 
-        def open(checkpoint: Pretrained, names: Iterable[str], dtypes: Mapping[str, torch.dtype], **given: Any) -> Any:
-            return self._pipeline(checkpoint, set(names), dtypes, given)
+        def load(checkpoint: Pretrained, kind: Any, folder: Path, name: str, dtype: torch.dtype) -> Any:
+            if not issubclass(kind, nn.Module):
+                return whole["load"](checkpoint, kind, folder, name, dtype)
+            with reading(f"{name} of {checkpoint.path}"):
+                self.opened[name] = _without_weights(kind, folder / name, dtype)
+            return self.opened[name]
 
-        setattr(Pretrained, "open", open)  # noqa: B010
+        for name, stand_in in (("fetch", _fetch_configs), ("load", load)):
+            setattr(Pretrained, name, stand_in)
         try:
             yield
         finally:
-            setattr(Pretrained, "open", whole)  # noqa: B010
+            for name, method in whole.items():
+                setattr(Pretrained, name, method)
 
-    def _pipeline(self, checkpoint: Pretrained, names: set[str], dtypes: Mapping[str, torch.dtype], given: Any) -> Any:
-        settings = {key: value for key, value in checkpoint.settings.items() if not key.startswith("_")}
-        parts = dict.fromkeys(checkpoint.parts) | {key: value for key, value in settings.items() if not isinstance(value, list)}
-        for name, there in checkpoint.parts.items():
-            if there and name in names and name not in given:
-                parts[name] = self._part(checkpoint, name, dtypes.get(name, dtypes["default"]))
-        return getattr(import_module("diffusers"), checkpoint.settings["_class_name"])(**(parts | given))
 
-    def _part(self, checkpoint: Pretrained, name: str, dtype: torch.dtype) -> Any:
-        library, kind = checkpoint.settings[name]
-        made = getattr(import_module(library), kind)
-        if not issubclass(made, nn.Module):
-            try:
-                return made.from_pretrained(checkpoint.path, subfolder=name)
-            except (OSError, ImportError) as error:
-                raise UserError(f"model.path {checkpoint.path}: {' '.join(str(error).split())}") from error
-        module = build_on_meta(checkpoint, name)
-        # what from_pretrained of diffusers, or of transformers, does not round to bf16
-        kept = "_keep_in_fp32_modules" if hasattr(made, "load_config") else "_keep_in_fp32_modules_strict"
-        exact = getattr(module, kept, None) or ()
-        for key, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            if tensor.is_floating_point() and not any(part in exact for part in key.split(".")):
-                tensor.data = tensor.data.to(dtype)
-        setattr(module, "_apply", partial(replace_tensors, module))  # noqa: B010
-        self.opened[name] = module
-        return module
+def _fetch_configs(checkpoint: Pretrained, names: Collection[str]) -> Path:
+    """The folder with everything of the parts ``names`` but weights."""
+    if Path(checkpoint.path).is_dir():
+        return Path(checkpoint.path)
+    from huggingface_hub import snapshot_download
+
+    with reading(checkpoint.path):
+        kinds = ("json", "txt", "model", "jinja")
+        return Path(snapshot_download(checkpoint.path, allow_patterns=[f"{name}/*.{kind}" for name in names for kind in kinds]))
+
+
+def _without_weights(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """What the config in ``folder`` makes of ``kind``, on "meta"."""
+    check_file(folder / "config.json")
+    of_diffusers = hasattr(kind, "load_config")
+    module = build_on_meta(kind, folder)
+    # what from_pretrained of diffusers, or of transformers, does not round to bf16
+    kept = "_keep_in_fp32_modules" if of_diffusers else "_keep_in_fp32_modules_strict"
+    exact = getattr(module, kept, None) or ()
+    for key, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.is_floating_point() and not any(part in exact for part in key.split(".")):
+            tensor.data = tensor.data.to(dtype)
+    setattr(module, "_apply", partial(replace_tensors, module))  # noqa: B010
+    return module
 
 
 def replace_tensors(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

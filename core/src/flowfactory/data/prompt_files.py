@@ -1,0 +1,216 @@
+"""Prompt files as rows: what each kind of file says of a prompt, and the line that says it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flowfactory.errors import UserError
+
+KINDS = ".txt (a prompt a line), .jsonl or .ndjson (an object a line), .json (a list), .csv or .tsv (a header with 'prompt')"
+DEEPEST = 32  # of metadata: what goes on to json and pydantic must not meet their limits there
+
+
+class Row(NamedTuple):
+    """A text or an object, and the line that it begins in, counted from 1."""
+
+    line: int
+    item: Any
+
+
+class _Mistake(ValueError):
+    """What is wrong with the row that begins in ``line``."""
+
+    def __init__(self, line: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.line = line
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of the file, read as its suffix says.
+
+    UserError: one line with the file and the line in it: not UTF-8, another kind of file, or not what its suffix says.
+    """
+    reader = _READERS.get(path.suffix.lower())
+    if path.is_dir():
+        raise UserError(f"prompts {path}: this is a folder; name a file in it")
+    if reader is None:
+        kind = f"files of the kind {path.suffix!r}" if path.suffix else "files without a suffix"
+        raise UserError(f"prompts {path}: {kind} are not read; write {KINDS}")
+    try:
+        yield from reader(_read_text(path))
+    except _Mistake as mistake:
+        raise UserError(f"prompts {path} line {mistake.line}: {mistake}") from mistake
+
+
+def _read_text(path: Path) -> str:
+    """The text with "\\n" at the end of each line. UserError: it cannot be read, or is no text in UTF-8."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"prompts {path}: cannot be read: {error.strerror}") from error
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"prompts {path}: this is UTF-16 or UTF-32; save it as UTF-8")
+    if (place := content.find(b"\0")) >= 0:
+        line = content.count(b"\n", 0, place) + 1
+        raise UserError(f"prompts {path} line {line}: it holds NUL, as UTF-16 and files that are no text do; save it as UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"prompts {path} line {line}: this is no UTF-8; save it as UTF-8") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _read_lines(text: str) -> Iterator[Row]:
+    lines = text.split("\n")  # splitlines() splits at U+2028 and others too
+    if text.lstrip().startswith(("[", "{")) and _is_json(text):
+        raise _Mistake(1, "this is JSON, which is read from a file that ends in .json; rename it")
+    for number, line in enumerate(lines, 1):
+        words = line.strip()
+        if words.startswith("{") and words.endswith("}") and _is_json(words):
+            raise _Mistake(number, "this is a JSON object, which is read from a file that ends in .jsonl; rename it")
+        if words:
+            yield Row(number, words)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _read_json_lines(text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            start = _skip(line, 0)
+            if line.startswith("[", start):  # most likely the first line of a list
+                raise _Mistake(number, "expected an object with a 'prompt'; a list is read from a file that ends in .json")
+            item, end = _decode(line, start, number)
+            if end < len(line):
+                raise _Mistake(number, f"no JSON: something stands behind the object, from character {end + 1} on")
+            yield Row(number, item)
+
+
+def _read_json(text: str) -> Iterator[Row]:
+    """The items of a list; or objects one after another, since many a file of JSON lines ends in .json."""
+    place = _skip(text, 0)
+    listed = text.startswith("[", place)
+    place = _skip(text, place + listed)
+    line, counted = 1, 0
+    while place < len(text) and not (listed and text[place] == "]"):
+        line, counted = line + text.count("\n", counted, place), place
+        item, place = _decode(text, place, line)
+        yield Row(line, item)
+        if listed and text.startswith(",", place):
+            place = _skip(text, place + 1)
+        elif listed and not text.startswith("]", place):
+            break
+    if listed and (not text.startswith("]", place) or _skip(text, place + 1) < len(text)):
+        raise _Mistake(text.count("\n", 0, place) + 1, "no JSON: the list should go on with ',' or end with ']' here")
+
+
+def _skip(text: str, place: int) -> int:
+    """The first place from ``place`` on that is no white space."""
+    found = _SPACE.match(text, place)
+    return found.end() if found else place
+
+
+def _decode(text: str, place: int, line: int) -> tuple[Any, int]:
+    """The JSON value that begins at ``place``, and where what follows it begins."""
+    try:
+        item, end = _DECODER.raw_decode(text, place)
+        _check(item)
+    except json.JSONDecodeError as error:
+        raise _Mistake(line + text.count("\n", place, error.pos), f"no JSON: {error.msg} at character {error.colno}") from error
+    except ValueError as error:
+        raise _Mistake(line, str(error).partition("; use sys.")[0]) from error  # of a number with thousands of digits
+    except RecursionError as error:
+        raise _Mistake(line, _TOO_DEEP) from error
+    return item, _skip(text, end)
+
+
+def _check(value: Any, depth: int = 0) -> None:
+    """ValueError: something in it cannot go on to where prompts go."""
+    if isinstance(value, str):
+        if "\0" in value:
+            raise ValueError(r"a text in it holds \u0000, which is no character; leave it out")
+        if not value.isascii() and (half := _HALF.search(value)):
+            raise ValueError(rf"a text in it holds \u{ord(half[0]):04x}, half a character; write both halves, or neither")
+    elif isinstance(value, dict | list):
+        if depth == DEEPEST:
+            raise ValueError(_TOO_DEEP)
+        for item in (*value, *value.values()) if isinstance(value, dict) else value:
+            _check(item, depth + 1)
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+    return found
+
+
+_TOO_DEEP = f"it is nested more than {DEEPEST} deep; no prompt needs that"
+_SPACE = re.compile(r"[ \t\n\r]*")
+_HALF = re.compile(r"[\ud800-\udfff]")
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _read_table(text: str, delimiter: str) -> Iterator[Row]:
+    """A row a prompt, under a header that has ``prompt``. Cells are text; an empty one says nothing."""
+    reader = csv.reader(StringIO(text), delimiter=delimiter, strict=True)
+    told = {",": "','", "\t": "a tab"}[delimiter]
+    header: list[str] | None = None
+    line = following = 1
+    try:
+        for cells in reader:
+            line, following = following, reader.line_num + 1
+            if not any(cell.strip() for cell in cells):
+                continue
+            if header is None:
+                header = _read_header(cells, line, told)
+                continue
+            if len(cells) != len(header):
+                raise _Mistake(line, f"{len(cells)} cells under a header of {len(header)}; write text with {told} in quotes")
+            found = {name: cell for name, cell in zip(header, cells, strict=True) if name and cell.strip()}
+            yield Row(line, {"prompt": "", **found})
+    except csv.Error as error:
+        problem = str(error).replace("'\t'", told)
+        raise _Mistake(
+            following, f"{problem}; a text in quotes ends with its quote, and a quote within it is written twice"
+        ) from error
+
+
+def _read_header(cells: Sequence[str], line: int, delimiter: str) -> list[str]:
+    """The names of the columns; those that mean something may be written in any case."""
+    names = [cell.strip() for cell in cells]
+    names = [name.lower() if name.lower() in _KEYS else name for name in names]
+    if "prompt" not in names:
+        told = ", ".join(names)[:80]
+        raise _Mistake(line, f"the header, {told!r}, has no 'prompt'; write one, with {delimiter} between columns")
+    for name in names:
+        if name and names.count(name) > 1:
+            raise _Mistake(line, f"two columns are called {name!r}; rename one")
+        if name in ("images", "rewards"):
+            raise _Mistake(line, f"{name!r} is a list, which no cell holds; write a .jsonl file")
+    return names
+
+
+_KEYS = ("prompt", "negative_prompt", "image", "images", "video", "audio", "rewards")
+_READERS: Mapping[str, Callable[[str], Iterator[Row]]] = {
+    ".txt": _read_lines,
+    ".jsonl": _read_json_lines,
+    ".ndjson": _read_json_lines,
+    ".json": _read_json,
+    ".csv": partial(_read_table, delimiter=","),
+    ".tsv": partial(_read_table, delimiter="\t"),
+}

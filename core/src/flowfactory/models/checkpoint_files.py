@@ -1,0 +1,132 @@
+"""Files of a checkpoint: which of them are read, whether they are whole, and one line where a library cannot read them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from flowfactory.errors import RunError, UserError
+
+AGAIN = "get it again, whole"
+LFS_POINTER = b"version https://git-lfs"
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+"""The names of weights as diffusers and transformers save them."""
+
+
+def check_files(folder: Path, variant: str | None = None) -> None:
+    """UserError: ``folder``, or one of its files that a library reads, is not there, or is a Git LFS pointer, cut off or empty.
+
+    Looked at are JSON, vocabularies, and the weights of the ``variant``: their headers alone.
+    """
+    check_settings(folder)
+    for file in weight_files(folder, variant):
+        check_file(file)
+
+
+def check_settings(folder: Path) -> None:
+    """As :func:`check_files`, of all but the weights: what tokenizers and picture processors are read from."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; {AGAIN}")
+    for file in sorted(file for file in folder.iterdir() if file.suffix in (".json", ".model", ".txt", ".jinja")):
+        check_file(file)
+
+
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """The files that the weights in ``folder`` are read from; empty where there are none of the ``variant``."""
+    named = "" if variant is None else f".{variant}"
+    for suffix in (".safetensors", ".bin"):
+        for stem in STEMS:
+            single, index = folder / f"{stem}{named}{suffix}", folder / f"{stem}{suffix}.index{named}.json"
+            if single.is_file():
+                return [single]
+            if index.is_file():
+                return [folder / name for name in _shards(index)]
+    return []
+
+
+def variants(folder: Path) -> list[str]:
+    """Which variants of its weights ``folder`` has, such as fp16."""
+    named = "|".join(STEMS)
+    pattern = rf"({named})\.(?!safetensors|bin)(\w+?)(-\d+-of-\d+)?\.(safetensors|bin)"
+    found = [re.fullmatch(pattern, file.name) for file in folder.iterdir()]
+    return sorted({match[2] for match in found if match})
+
+
+def _shards(index: Path) -> list[str]:
+    check_file(index)
+    found = json.loads(index.read_text(encoding="utf-8"))
+    names = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise UserError(f"{index} does not say which files the weights are in; {AGAIN}")
+    return sorted(set(names.values()))
+
+
+def check_file(file: Path) -> None:
+    """UserError: ``file`` is a Git LFS pointer, empty, cut off, not there, or is named .json and holds something else."""
+    if not file.is_file():
+        raise UserError(f"there is no file {file}; {AGAIN}")
+    with file.open("rb") as opened:
+        start = opened.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        raise UserError(f"{file} is a Git LFS pointer, which stands for the file; run git lfs pull there, or download the file")
+    if not start and file.suffix in (".json", ".safetensors", ".bin", ".model"):
+        raise UserError(f"{file} is empty; {AGAIN}")
+    if file.suffix == ".json":
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file} is not JSON ({_one_line(error)}); {AGAIN}") from error
+        if file.name.endswith(("config.json", "model_index.json")) and not isinstance(found, dict):
+            raise UserError(f"{file} holds no settings; {AGAIN}")
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, framework="np"):  # PyTorch's way counts the whole file as memory
+                pass
+        except SafetensorError as error:
+            raise UserError(f"{file} is cut off or damaged ({_one_line(error)}); {AGAIN}") from error
+
+
+def is_local(path: Path | str) -> bool:
+    """Whether ``path`` can only be a folder of this machine, and no hub id."""
+    return Path(path).is_absolute() or Path(path).is_dir()
+
+
+@contextmanager
+def reading(source: str, kind: type[Exception] = UserError) -> Iterator[None]:
+    """Within it whatever a library raises is an error of ``kind``, one line that begins with ``source``."""
+    try:
+        yield
+    except (UserError, RunError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise kind(f"{source} cannot be read: {_explain(error)}") from error
+
+
+def _explain(error: BaseException) -> str:
+    """What to do about a hub that does not give its files, else what the library says."""
+    from huggingface_hub import errors
+
+    chain = [error]
+    while following := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(following)
+
+    def raised(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(link, kinds) for link in chain)
+
+    if raised(errors.GatedRepoError):
+        return "the hub gives it to those alone who accepted its licence; do so on its page, then log in: hf auth login"
+    if raised(errors.RepositoryNotFoundError):
+        return "the hub has no such id that you may read; correct it, give a folder, or log in: hf auth login"
+    if raised(errors.LocalEntryNotFoundError, ConnectionError):
+        return "it is not on this machine, and the hub is out of reach; give a folder, or download it first: hf download"
+    return _one_line(error if isinstance(error, OSError | ImportError) else f"{type(error).__name__}: {error}")
+
+
+def _one_line(told: object) -> str:
+    return " ".join(str(told).split()).rstrip(".")

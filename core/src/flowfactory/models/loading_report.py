@@ -1,0 +1,95 @@
+"""Modules from checkpoints, refused unless each of their weights was there and each of the file's was used."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from flowfactory.errors import UserError
+from flowfactory.models.checkpoint_files import AGAIN, check_file, check_files, is_local, reading, variants, weight_files
+
+REMEDY = "get the folder again, whole, or a config.json that goes with its weights"
+
+
+def load_module(
+    kind: Any, path: Path | str | None, source: str, unused: Collection[str] = (), variant: str | None = None, **options: Any
+) -> Any:
+    """The module of class ``kind``, of diffusers or transformers, in the folder or hub id ``path``.
+
+    Without a path, ``options`` have its ``config`` and its ``state_dict``, as transformers takes them.
+    source: what messages begin with. unused: see :func:`refuse_gaps`. options: of its ``from_pretrained``.
+    UserError: a file is damaged or not there, or the weights are not those of the config beside them.
+    """
+    local = Path(path) if path is not None and is_local(path) else None
+    packed = False
+    if local is not None:
+        check_files(local, variant)
+        check_file(local / "config.json")  # transformers makes do with its defaults
+        if not weight_files(local, variant):
+            of_variant = "" if variant is None else f" of the variant {variant}"
+            alone = "".join(f", and has those of the variant {found}" for found in variants(local)[:1])
+            raise UserError(f"{source} has no weights{of_variant} in {path}{alone}; {AGAIN}")
+        packed = "quantization_config" in json.loads((local / "config.json").read_text(encoding="utf-8"))
+    options |= {} if variant is None else {"variant": variant}
+    # shapes that differ are told with the names, where the libraries' own errors name none or hide them in a table;
+    # packed numbers have other shapes than the weights they stand for
+    options |= {} if packed else {"ignore_mismatched_sizes": True}
+    with reading(source), _reports_left_out():
+        module, told = kind.from_pretrained(path, output_loading_info=True, **options)
+    refuse_gaps(source, module, told, unused)
+    return module
+
+
+def refuse_gaps(source: str, module: nn.Module, told: Mapping[str, Any], unused: Collection[str] = ()) -> None:
+    """UserError: a weight of ``module`` was not in the checkpoint or had another shape there, or one there was not used.
+
+    told: what ``from_pretrained`` says beside the module with ``output_loading_info=True``, of diffusers or transformers.
+    unused: patterns of whole names that make no difference: the file may lack them, or have them where the class does not.
+    """
+    kind, own = type(module).__name__, module.state_dict()
+    if mismatched := sorted(told["mismatched_keys"]):
+        name, found, wanted = mismatched[0][0], *(list(shape) for shape in mismatched[0][1:3])
+        shapes = "a weight of another shape" if len(mismatched) == 1 else f"{len(mismatched)} weights of other shapes"
+        raise UserError(f"{source} holds {shapes} than its config.json says: {name} is {found}, not {wanted}; {REMEDY}")
+    # an index may name weights that its files lack: diffusers leaves those without memory
+    never_read = {name for name, tensor in own.items() if tensor.is_meta}
+    missing = sorted({*_counted(told["missing_keys"], unused), *never_read})
+    spare = _counted(told["unexpected_keys"], unused)
+    if getattr(module, "hf_quantizer", None) is not None:  # which keeps its numbers under the names of weights
+        spare = [name for name in spare if not any(name.startswith(f"{weight}.") for weight in own)]
+    of_others = f", and holds {_count(spare)} that it does not know, the first {spare[0]}" if spare else ""
+    if missing:
+        raise UserError(f"{source} lacks {_count(missing)} that {kind} needs, the first {missing[0]}{of_others}; {REMEDY}")
+    if spare:
+        raise UserError(f"{source} holds {_count(spare)} that its config.json has no place for, the first {spare[0]}; {REMEDY}")
+    if told["error_msgs"]:
+        raise UserError(f"{source} cannot be read: {' '.join(str(told['error_msgs'][0]).split())}; {REMEDY}")
+
+
+def _counted(names: Collection[str], unused: Collection[str]) -> list[str]:
+    return sorted(name for name in names if not any(re.fullmatch(pattern, name) for pattern in unused))
+
+
+@contextmanager
+def _reports_left_out() -> Iterator[None]:
+    """Within it the libraries write no tables of names, which are said in one line afterwards."""
+    loggers = [logging.getLogger(name) for name in ("transformers.modeling_utils", "diffusers.models.modeling_utils")]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
+
+
+def _count(names: Collection[str]) -> str:
+    return "a weight" if len(names) == 1 else f"{len(names)} weights"

@@ -1,0 +1,63 @@
+"""Tokenizers that have their files and a vocabulary that fits the encoder: transformers makes one of any folder at all."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from flowfactory.errors import UserError
+from flowfactory.models.checkpoint_files import check_settings, is_local, reading
+
+FILES = (
+    *(("tokenizer.json",), ("tokenizer.model",), ("tekken.json",), ("tiktoken.model",)),
+    *(("vocab.json", "merges.txt"), ("spiece.model",), ("vocab.txt",)),
+)
+"""Any of these is a vocabulary; which of them depends on the class."""
+WORDS = ("cat", "red")
+"""Two words of one length, which any vocabulary of a language tells apart."""
+LEAST_SHARE = 0.9
+"""Of an encoder's embeddings that its tokenizer uses; the released ones have from 0.997 on, the rest is padding."""
+
+
+def load_tokenizer(kind: Any, path: Path | str, source: str, **options: Any) -> Any:
+    """The tokenizer, or the processor with one, of class ``kind`` in the folder or hub id ``path``.
+
+    source: what messages begin with. options: of its ``from_pretrained``. See :func:`check_vocabulary` for what comes next.
+    UserError: a file is damaged or not there, or the tokenizer gives different words the same ids.
+    """
+    if is_local(path):
+        check_settings(Path(path))  # its folder may be that of a model whose weights are not read
+        named = getattr(kind, "vocab_files_names", {}).values()
+        check_vocabulary_files(Path(path), source, [name for name in named if name != FILES[0][0]])
+    with reading(source):
+        tokenizer = kind.from_pretrained(path, **options)
+        ids = [tuple(_text_side(tokenizer)(word)["input_ids"]) for word in WORDS]
+    if len(set(ids)) == 1:
+        # without the hub transformers makes a tokenizer of an id too
+        again = "get its files again" if is_local(path) else f"download them first: hf download {path}"
+        raise UserError(f"{source} gives different words the same ids: its vocabulary is not there; {again}")
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: Any, embeddings: int, source: str) -> None:
+    """UserError: the ids of ``tokenizer``, or of a processor's, do not go with an encoder that has ``embeddings`` of them."""
+    tokenizer = _text_side(tokenizer)
+    highest = max([*tokenizer.get_vocab().values(), *tokenizer.all_special_ids])
+    if highest >= embeddings or highest + 1 < LEAST_SHARE * embeddings:
+        raise UserError(
+            f"{source} has ids up to {highest}, and its encoder has {embeddings} embeddings; get the tokenizer of this encoder"
+        )
+
+
+def _text_side(tokenizer: Any) -> Any:
+    return tokenizer if hasattr(tokenizer, "get_vocab") else tokenizer.tokenizer
+
+
+def check_vocabulary_files(folder: Path, source: str, named: Collection[str] = ()) -> None:
+    """UserError: ``folder`` has not all of ``named``, and no other vocabulary that transformers reads."""
+    accepted = [*FILES[:4], named] if named else FILES
+    if any(all((folder / name).is_file() for name in names) for names in accepted):
+        return
+    lacking = next(name for name in named or FILES[0] if not (folder / name).is_file())
+    raise UserError(f"{source} has no {lacking} in {folder}; get it again, whole")

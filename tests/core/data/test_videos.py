@@ -1,0 +1,169 @@
+"""A video comes upright and at the speed that the model draws at, or is refused in one line."""
+
+from __future__ import annotations
+
+import struct
+import wave
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowfactory.data.media import check_video, read_video
+from flowfactory.errors import UserError
+
+av = pytest.importorskip("av")
+
+
+def write(path: Path, times: Sequence[int], base: Fraction, **options: Any) -> Path:
+    """A clip whose i-th frame, shown at ``times[i] * base`` seconds, has the grey level 5 i."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=options.get("rate", 1 / base))
+        stream.width, stream.height, stream.pix_fmt = 32, 32, options.get("pix_fmt", "yuv420p")
+        stream.options = {"qp": "0"} if "pix_fmt" not in options else {}
+        stream.codec_context.time_base = base
+        stream.codec_context.color_trc = options.get("color_trc", 2)
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 5 * number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, base
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return path
+
+
+def numbers(pictures: Sequence[Image.Image]) -> list[int]:
+    """Which frames of :func:`write` they are."""
+    return [round(float(np.asarray(picture).mean()) / 5) for picture in pictures]
+
+
+@pytest.mark.parametrize(
+    ("rate", "frames", "expected"),
+    [
+        # at 60 a second, frame k of 16 a second is shown at 3.75 k of its frames
+        (60, 40, [0, 4, 8, 11, 15, 19, 23, 26, 30, 34, 38, 39]),
+        (30, 30, [0, 2, 4, 6, 8, 9, 11, 13, 15, 17, 19, 21, 23, 24, 26, 28, 29]),  # a second, at both of whose ends is a frame
+        (24, 13, [0, 2, 3, 5, 6, 8, 9, 11, 12]),
+        (16, 9, [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        (8, 5, [0, 1, 1, 2, 2, 3, 3, 4, 4]),
+    ],
+)
+def test_a_video_is_read_at_the_rate_that_is_wanted(rate: int, frames: int, expected: list[int], tmp_path: Path) -> None:
+    path = write(tmp_path / "c.mp4", range(frames), Fraction(1, rate))
+    assert numbers(read_video(path, len(expected), 16.0)) == expected
+    assert numbers(read_video(path, frames)) == list(range(frames))  # frame by frame
+    with pytest.raises(UserError) as refused:
+        read_video(path, len(expected) + 1, 16.0)
+    assert str(refused.value) == (
+        f"video {path}: it has {len(expected)} frames at 16 a second, and {len(expected) + 1} are needed; set 'frames' lower"
+    )
+
+
+def test_times_that_the_file_rounds_change_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.mkv", range(9), Fraction(1, 16))  # Matroska's are whole milliseconds
+    assert numbers(read_video(path, 9, 16)) == list(range(9))
+    with pytest.raises(UserError, match="it has 9 frames at 16 a second, and 10 are needed"):
+        read_video(path, 10, 16)
+
+
+def test_a_rate_that_varies_is_followed(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.mp4", [0, 100, 130, 500, 900, 1000], Fraction(1, 1000), rate=10)
+    assert numbers(read_video(path, 9, 8)) == [0, 2, 2, 3, 3, 3, 4, 4, 5]  # at 0, 125, 250, 375 … ms
+
+
+def test_times_count_from_the_first_frame(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.mkv", [5000, 5125, 5250], Fraction(1, 1000), rate=8)
+    assert numbers(read_video(path, 3, 8)) == [0, 1, 2]
+
+
+def turned(path: Path, matrix: Sequence[int]) -> Path:
+    """A clip of 32 x 24, red at the top left and black elsewhere, with a display matrix as phones write it."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=16)
+        stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
+        pixels = np.zeros((24, 32, 3), np.uint8)
+        pixels[:12, :16] = (255, 0, 0)
+        for packet in [*stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")), *stream.encode()]:
+            container.mux(packet)
+    content = path.read_bytes()
+    place = content.index(b"tkhd") + 44  # behind version, times, number, duration, layer, group and volume
+    whole = [number << (30 if i % 3 == 2 else 16) for i, number in enumerate(matrix)]
+    path.write_bytes(content[:place] + struct.pack(">9i", *whole) + content[place + 36 :])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("matrix", "size", "corner"),
+    [
+        ([1, 0, 0, 0, 1, 0, 0, 0, 1], (32, 24), "top left"),
+        ([0, 1, 0, -1, 0, 0, 24, 0, 1], (24, 32), "top right"),  # (x, y) is shown at (24 - y, x)
+        ([-1, 0, 0, 0, -1, 0, 32, 24, 1], (32, 24), "bottom right"),
+        ([0, -1, 0, 1, 0, 0, 0, 32, 1], (24, 32), "bottom left"),
+    ],
+)
+def test_a_phone_that_was_turned_is_believed(matrix: list[int], size: tuple[int, int], corner: str, tmp_path: Path) -> None:
+    (picture,) = read_video(turned(tmp_path / "c.mp4", matrix), 1)
+    assert picture.size == size
+    width, height = size
+    corners = {
+        "top left": (4, 4),
+        "top right": (width - 4, 4),
+        "bottom left": (4, height - 4),
+        "bottom right": (width - 4, height - 4),
+    }
+    assert [name for name, place in corners.items() if picture.getpixel(place)[0] > 128] == [corner]
+
+
+@pytest.mark.parametrize(("transfer", "name"), [(16, "PQ"), (18, "HLG")])
+def test_hdr_is_refused_before_and_while_it_is_read(transfer: int, name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "c.mkv", range(3), Fraction(1, 16), pix_fmt="yuv420p10le", color_trc=transfer)
+    for read in (check_video, lambda path: read_video(path, 1)):
+        with pytest.raises(UserError, match=r"c\.mkv: cannot be read: its colours are HDR; convert it to SDR$"):
+            read(path)
+
+
+def test_ten_bits_alone_are_no_hdr(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.mkv", range(9), Fraction(1, 16), pix_fmt="yuv420p10le")
+    assert numbers(read_video(path, 9, 16)) == list(range(9))
+
+
+def test_transparent_pixels_of_a_video_are_seen_on_white(tmp_path: Path) -> None:
+    frames = [Image.new("RGBA", (16, 16), (200, 0, number, 0)) for number in range(4)]
+    for frame in frames:
+        frame.paste((200, 0, 0, 255), (0, 0, 8, 16))
+    frames[0].save(tmp_path / "c.gif", save_all=True, append_images=frames[1:], duration=100, disposal=2)
+    for picture in read_video(tmp_path / "c.gif", 2, 8):
+        assert picture.getpixel((2, 8)) == pytest.approx((200, 0, 0), abs=3)
+        assert picture.getpixel((13, 8)) == (255, 255, 255)
+
+
+def test_a_stream_without_times_is_read_frame_by_frame_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.h264", range(5), Fraction(1, 16))
+    assert numbers(read_video(path, 5)) == [0, 1, 2, 3, 4]
+    with pytest.raises(UserError, match=r"it does not say when its frames are shown; set prompts\.video_fps to keep$"):
+        read_video(path, 5, 16)
+
+
+def test_what_is_no_whole_video_is_one_line(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole.mp4", range(9), Fraction(1, 16)).read_bytes()
+    with wave.open(str(tmp_path / "sound.wav"), "w") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(16_000))
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "holes.mp4").write_bytes(
+        b"".join(whole[i : i + 64] if i < 64 else b"\0" * 64 for i in range(0, len(whole), 64))
+    )
+    for name in ("sound.wav", "empty.mp4", "half.mp4", "text.mp4", "holes.mp4", "none.mp4"):
+        with pytest.raises(UserError) as refused:
+            read_video(tmp_path / name, 5, 16)
+        assert str(refused.value).startswith(f"video {tmp_path / name}: cannot be read: "), refused.value
+        assert "\n" not in str(refused.value)
+    with pytest.raises(UserError, match=r"there are no pictures in it; give a video$"):
+        check_video(tmp_path / "sound.wav")
