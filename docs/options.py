@@ -252,11 +252,15 @@ def kind(annotation: Any) -> str:
     return {str: "text", int: "whole number", float: "number", bool: "true or false"}.get(annotation, "any")
 
 
+LARGE = 10_000
+"""Limits from here on only keep a slip of the finger from filling the memory."""
+
+
 def bounds(field: FieldInfo) -> str:
     """``, > 0`` and the like."""
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     found = [(sign, getattr(item, name, None)) for item in field.metadata for name, sign in signs.items()]
-    return "".join(f", {sign} {limit:g}" for sign, limit in found if limit is not None and limit < 2**53)
+    return "".join(f", {sign} {limit:g}" for sign, limit in found if limit is not None and limit < LARGE)
 
 
 def default(config: type[BaseModel], key: str, field: FieldInfo) -> str:

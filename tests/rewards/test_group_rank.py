@@ -69,7 +69,7 @@ def test_a_mistake_in_the_inner_reward_is_named(tmp_path: Path) -> None:
 
     assert refused("jpg-size") == "config: rewards.order.of: no reward called 'jpg-size'; did you mean 'jpeg-size'?"
     assert refused({"name": "jpeg-size", "qualty": 3}) == (
-        "config: rewards.order.of: reward jpeg-size: qualty: unknown key; did you mean 'quality'?"
+        "config: rewards.order.of.qualty: unknown key; did you mean 'quality'?"
     )
     assert refused({"quality": 3}) == "config: rewards.order.of: say which reward with 'name'"
     assert "unknown key" in refused({"name": "jpeg-size", "weight": 2})  # its place within another has no weight

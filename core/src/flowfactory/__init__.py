@@ -14,7 +14,7 @@ from flowfactory.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from flowfactory.canvas import Canvas
-    from flowfactory.config.component import AlgorithmConfig, ComponentConfig, DynamicsConfig, ModelConfig, Takes
+    from flowfactory.config.component import AlgorithmConfig, ComponentConfig, Device, DynamicsConfig, ModelConfig, Takes
     from flowfactory.config.component_slots import InnerReward
     from flowfactory.config.paths import CheckpointPath, LocalPath
     from flowfactory.config.schema import RunConfig
@@ -39,7 +39,7 @@ _HOMES = {
     "canvas": ("Canvas",),
     "config.component_slots": ("InnerReward",),
     "config.paths": ("CheckpointPath", "LocalPath"),
-    "config.component": ("AlgorithmConfig", "ComponentConfig", "DynamicsConfig", "ModelConfig", "Takes"),
+    "config.component": ("AlgorithmConfig", "ComponentConfig", "Device", "DynamicsConfig", "ModelConfig", "Takes"),
     "config.schema": ("RunConfig",),
     "experience": ("Experience", "Loss"),
     "policy.policy": ("At", "Policy"),
@@ -52,6 +52,7 @@ __all__ = [
     "CheckpointPath",
     "ComponentConfig",
     "Conditions",
+    "Device",
     "DynamicsConfig",
     "Evaluation",
     "Experience",

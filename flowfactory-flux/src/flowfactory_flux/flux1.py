@@ -86,6 +86,17 @@ FLUX1 = Family(
 class Flux1Config(FamilyConfig):
     """Any diffusers FluxPipeline: FLUX.1 dev, schnell and Krea."""
 
+    known_as: ClassVar[tuple[str, ...]] = (
+        "flux",
+        "flux-dev",
+        "flux1-dev",
+        "flux.1",
+        "flux.1-dev",
+        "flux-schnell",
+        "schnell",
+        "krea",
+    )
+
     family: ClassVar[Family] = FLUX1
 
     max_sequence_length: int = Field(512, ge=1, le=512, description="tokens of the T5 encoder; schnell was made for 256")

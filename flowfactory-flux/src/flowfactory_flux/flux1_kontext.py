@@ -45,6 +45,8 @@ FLUX1_KONTEXT = replace(FLUX1, pipelines=("FluxKontextPipeline",), encode=encode
 class Flux1KontextConfig(Flux1Config):
     """Any diffusers FluxKontextPipeline: FLUX.1 Kontext dev (arXiv:2506.15742), which edits the picture of each prompt."""
 
+    known_as = ("kontext", "flux-kontext")
+
     family: ClassVar[Family] = FLUX1_KONTEXT
     takes: ClassVar[Takes] = Takes(images=(1, 1))
 

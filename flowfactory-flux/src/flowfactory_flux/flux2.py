@@ -144,11 +144,15 @@ FLUX2 = Family(
 class Flux2Config(FamilyConfig):
     """Any diffusers Flux2Pipeline: FLUX.2 dev, which draws from text and from up to ten pictures."""
 
+    known_as: ClassVar[tuple[str, ...]] = ("flux.2", "flux-2", "flux2-dev", "flux.2-dev")
+
     family: ClassVar[Family] = FLUX2
     takes: ClassVar[Takes] = Takes(images=(0, 10))
 
-    max_sequence_length: int = Field(512, ge=1, description="tokens of the text encoder")
-    picture_area: int = Field(1024 * 1024, ge=64 * 64, description="pixels of a prompt's picture; a larger one is made smaller")
+    max_sequence_length: int = Field(512, ge=1, le=100_000, description="tokens of the text encoder")
+    picture_area: int = Field(
+        1024 * 1024, ge=64 * 64, le=8192 * 8192, description="pixels of a prompt's picture; a larger one is made smaller"
+    )
 
     def picture_error(self, width: int, height: int) -> str | None:
         if min(width, height) >= SHORTEST and max(width, height) <= LONGEST * min(width, height):

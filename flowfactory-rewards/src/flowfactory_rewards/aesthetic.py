@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from flowfactory import CheckpointPath
-from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.dual_encoder import load_clip_images
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer
 from flowfactory_rewards.weights import LINEAR_PREDICTOR, build_linear_layers, read_tensors, refuse_other_names, strip_prefix
@@ -22,6 +22,8 @@ class AestheticConfig(RewardModelConfig):
     Source: christophschuhmann/improved-aesthetic-predictor; the reward of DDPO (arXiv:2305.13301).
     """
 
+    known_as = ("aesthetics", "laion-aesthetic", "aesthetic-score")
+
     path: CheckpointPath = Field(
         "openai/clip-vit-large-patch14", description="a folder or a hub id with the CLIPModel and its processor"
     )
@@ -32,12 +34,15 @@ class AestheticConfig(RewardModelConfig):
         "aesthetic-model.pth", description="the predictor's file there; LAION calls it sac+logos+ava1-l14-linearMSE.pth"
     )
 
+    def lacking(self) -> str | None:
+        return missing_module("aesthetic", "transformers")
+
     @property
     def files(self) -> tuple[tuple[str, str | None], ...]:
         return *super().files, (self.predictor, self.file)
 
     def build(self, label: str) -> RewardModel:
-        require_modules("aesthetic", "transformers")
+        require(self)
         return RewardModel(label, self, _load_scorer, self.path, self.predictor, self.file, reads_prompts=False)
 
 

@@ -36,10 +36,10 @@ class ChatConfig(ClientConfig):
 
     model: str = Field(description="the judge, as the endpoint names it")
     system: str | None = Field(None, description="the system message; null for none")
-    frames: int = Field(8, ge=1, description="of a video that are shown, evenly spread, as pictures of one message")
+    frames: int = Field(8, ge=1, le=1000, description="of a video that are shown, evenly spread, as pictures of one message")
     sources: bool = Field(False, description="whether the pictures that a prompt brings are shown first")
-    max_tokens: int = Field(16, ge=1, description="of an answer")
-    top_logprobs: int = Field(20, ge=2, description="likeliest tokens whose probabilities are requested")
+    max_tokens: int = Field(16, ge=1, le=1_000_000, description="of an answer")
+    top_logprobs: int = Field(20, ge=2, le=1000, description="likeliest tokens whose probabilities are requested")
     least_probability: float = Field(
         0.01, ge=0, lt=1, description="of the two answers together; below, the judge counts as having given neither"
     )

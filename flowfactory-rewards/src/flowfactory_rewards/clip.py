@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from flowfactory import CheckpointPath
-from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.dual_encoder import load_cosine_scorer
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig
 
@@ -16,10 +16,15 @@ class ClipConfig(RewardModelConfig):
     Higher is better. CLIPScore (arXiv:2104.08718) is 2.5 times this where it is positive, and 0 elsewhere.
     """
 
+    known_as = ("clip-score", "clipscore")
+
     path: CheckpointPath = Field(
         "openai/clip-vit-large-patch14", description="a folder or a hub id with a CLIPModel, its tokenizer and its processor"
     )
 
+    def lacking(self) -> str | None:
+        return missing_module("clip", "transformers")
+
     def build(self, label: str) -> RewardModel:
-        require_modules("clip", "transformers")
+        require(self)
         return RewardModel(label, self, load_cosine_scorer, self.path, self.path)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from flowfactory import UserError
+from flowfactory import ComponentConfig, UserError
 
 
-def require_modules(reward: str, *modules: str) -> None:
-    """UserError, with the command that installs it, where one of ``modules`` is missing; imports nothing."""
+def missing_module(reward: str, *modules: str) -> str | None:
+    """Which of ``modules`` is not installed, with the command that installs it; None where all are. Imports nothing."""
     for module in modules:
         if find_spec(module) is None:
-            raise UserError(f"reward {reward!r} needs {module}: pip install 'flowfactory-rewards[{reward}]'")
+            return f"reward {reward!r} needs {module}: pip install 'flowfactory-rewards[{reward}]'"
+    return None
+
+
+def require(config: ComponentConfig) -> None:
+    """UserError where something that the reward needs is missing."""
+    if sentence := config.lacking():
+        raise UserError(sentence)

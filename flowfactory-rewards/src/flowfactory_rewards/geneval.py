@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowfactory import CheckpointPath, Samples, hookimpl
 from flowfactory.rewards import load_shared
-from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.frame_sampling import sample_frames
 from flowfactory_rewards.geneval_models import ColorClassifier, Detector
 from flowfactory_rewards.geneval_rules import Detections, Requirements, evaluate, filter_detections, parse_requirements
@@ -39,7 +39,7 @@ class GenevalConfig(RewardModelConfig):
     )
     threshold: float = Field(0.3, ge=0, lt=1, description="confidence above which an object counts")
     counting_threshold: float = Field(0.9, ge=0, lt=1, description="the same for prompts with the tag 'counting'")
-    max_objects: int = Field(16, ge=1, description="of a class, the most confident ones")
+    max_objects: int = Field(16, ge=1, le=1000, description="of a class, the most confident ones")
     max_overlap: float = Field(
         1.0, gt=0, le=1, description="intersection over union from which on the less confident of a class is dropped; 1: never"
     )
@@ -54,8 +54,11 @@ class GenevalConfig(RewardModelConfig):
         super().check(run)
         check_prompts(run, self, lambda prompt: parse_requirements(prompt.text, prompt.metadata))
 
+    def lacking(self) -> str | None:
+        return missing_module("geneval", "transformers", "scipy")
+
     def build(self, label: str) -> Geneval:
-        require_modules("geneval", "transformers", "scipy")
+        require(self)
         return Geneval(label, self)
 
 

@@ -26,6 +26,9 @@ class GroupRankConfig(ComponentConfig):
         """What ``of`` checks."""
         self.of.check(run)
 
+    def lacking(self) -> str | None:
+        return self.of.lacking()
+
     def weights(self) -> Mapping[str, int] | None:
         return self.of.weights()
 

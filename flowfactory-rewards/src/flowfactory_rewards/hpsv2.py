@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from flowfactory import CheckpointPath, UserError
 from flowfactory.rewards import to_pixels
-from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.dual_encoder import CLIP_H, DualEncoder, find_processor, load_clip_tokenizer
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer
 from flowfactory_rewards.weights import (
@@ -37,6 +37,8 @@ class HpsV2Config(RewardModelConfig):
     Higher is better; released weights give about 0.2 to 0.35. Papers show 100 times this. Scores of v2 and v2.1 do not compare.
     """
 
+    known_as = ("hps", "hps-v2", "hpsv2.1")
+
     path: CheckpointPath = Field("xswu/HPSv2", description="a folder or a hub id with the weights")
     file: str | None = Field(
         "HPS_v2.1_compressed.pt",
@@ -49,12 +51,15 @@ class HpsV2Config(RewardModelConfig):
         "and else that of the CLIP-H that was tuned",
     )
 
+    def lacking(self) -> str | None:
+        return missing_module("hpsv2", "transformers")
+
     @property
     def files(self) -> tuple[tuple[str, str | None], ...]:
         return ((self.path, self.file),)
 
     def build(self, label: str) -> RewardModel:
-        require_modules("hpsv2", "transformers")
+        require(self)
         return RewardModel(label, self, _load_scorer, self.path, self.file, self.tokenizer or find_processor(self.path, CLIP_H))
 
 

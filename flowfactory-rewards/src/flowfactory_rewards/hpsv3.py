@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flowfactory import CheckpointPath, UserError
 from flowfactory.models import load_tokenizer
-from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer, to_pil
 from flowfactory_rewards.weights import (
     build_linear_layers,
@@ -35,6 +35,8 @@ class HpsV3Config(RewardModelConfig):
     It is the mean of the score, which is predicted with an uncertainty; models in the authors' benchmark have -0.2 to 10.6.
     """
 
+    known_as = ("hps", "hps-v3")
+
     path: CheckpointPath = Field("MizzenAI/HPSv3", description="a folder or a hub id with the released file")
     file: str = Field("HPSv3.safetensors", description="the released file there")
     base: CheckpointPath = Field(
@@ -42,14 +44,17 @@ class HpsV3Config(RewardModelConfig):
         description="a folder or a hub id of the model that was tuned: its config, tokenizer and picture processor",
     )
     dtype: Literal["float32", "bf16", "fp16"] = Field("bf16", description="what the model computes in; bf16 as released")
-    batch_size: int = Field(4, ge=1, description="pictures in one forward; does not change the scores")
+    batch_size: int = Field(4, ge=1, le=100_000, description="pictures in one forward; does not change the scores")
+
+    def lacking(self) -> str | None:
+        return missing_module("hpsv3", "transformers")
 
     @property
     def files(self) -> tuple[tuple[str, str | None], ...]:
         return ((self.path, self.file),)
 
     def build(self, label: str) -> RewardModel:
-        require_modules("hpsv3", "transformers")
+        require(self)
         return RewardModel(label, self, _load_scorer, self.path, self.file, self.base)
 
 

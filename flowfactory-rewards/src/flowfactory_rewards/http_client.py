@@ -50,14 +50,22 @@ class ClientConfig(ComponentConfig):
 
     free_to_change: ClassVar[tuple[str, ...]] = ("url", "token_env", "requests", "request_timeout", "retries", "patience")
 
-    url: Urls = Field(description="where it is; several share the requests")
-    token_env: str | None = Field(None, description="the environment variable that holds the token; null for none")
-    requests: int = Field(8, ge=1, description="sent at once, over all URLs")
-    request_timeout: float = Field(
-        120, gt=0, description="seconds that one try may take, from the connection to the end of the answer"
+    url: Urls = Field(
+        examples=["http://host:port, or a list of several"], description="where it is; several share the requests"
     )
-    retries: int = Field(5, ge=0, description="further tries of a request that fails, with growing rests between them")
-    patience: float = Field(600, gt=0, description="seconds that a request waits for servers that say that they are busy")
+    token_env: str | None = Field(None, description="the environment variable that holds the token; null for none")
+    requests: int = Field(8, ge=1, le=1000, description="sent at once, over all URLs")
+    request_timeout: float = Field(
+        120, gt=0, le=1_000_000, description="seconds that one try may take, from the connection to the end of the answer"
+    )
+    retries: int = Field(5, ge=0, le=1000, description="further tries of a request that fails, with growing rests between them")
+    patience: float = Field(
+        600, gt=0, le=10_000_000, description="seconds that a request waits for servers that say that they are busy"
+    )
+
+    def weights(self) -> dict[str, int]:
+        """None here: so that the servers are asked before any weight is read."""
+        return {}
 
 
 @dataclass

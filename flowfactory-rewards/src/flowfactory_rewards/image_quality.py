@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowfactory import CheckpointPath
 from flowfactory.rewards import to_pixels
-from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.dual_encoder import load_clip
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer
 from flowfactory_rewards.weights import refuse_one_answer
@@ -51,11 +51,13 @@ class ImageQualityConfig(RewardModelConfig):
     def checkpoints(self) -> tuple[str, ...]:
         return (self.path,) if self.metric == "clip-iqa" else ()
 
+    def lacking(self) -> str | None:
+        return missing_module("image-quality", *(["transformers"] if self.metric == "clip-iqa" else ["skimage", "pywt"]))
+
     def build(self, label: str) -> RewardModel:
+        require(self)
         if self.metric == "clip-iqa":
-            require_modules("image-quality", "transformers")
             return RewardModel(label, self, load_clip_iqa, self.path, self.words, reads_prompts=False)
-        require_modules("image-quality", "skimage", "pywt")
         return RewardModel(label, self, load_measure, self.metric, reads_prompts=False)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flowfactory import CheckpointPath, UserError
 from flowfactory.models import check_vocabulary, load_tokenizer
-from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer, to_pil
 from flowfactory_rewards.weights import (
     BUFFERS,
@@ -41,16 +41,21 @@ class ImageRewardConfig(RewardModelConfig):
     On the authors' data the mean is 0 and the variance 1.
     """
 
+    known_as = ("image-reward",)
+
     path: CheckpointPath = Field("zai-org/ImageReward", description="a folder or a hub id with the released file")
     file: str = Field("ImageReward.pt", description="the released file there")
     tokenizer: CheckpointPath = Field("google-bert/bert-base-uncased", description="a folder or a hub id with BERT's tokenizer")
+
+    def lacking(self) -> str | None:
+        return missing_module("imagereward", "transformers")
 
     @property
     def files(self) -> tuple[tuple[str, str | None], ...]:
         return ((self.path, self.file),)
 
     def build(self, label: str) -> RewardModel:
-        require_modules("imagereward", "transformers")
+        require(self)
         return RewardModel(label, self, _load_scorer, self.path, self.file, self.tokenizer)
 
 

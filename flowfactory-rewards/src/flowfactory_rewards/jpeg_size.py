@@ -18,9 +18,11 @@ from flowfactory_rewards.frame_sampling import sample_frames
 class JpegSizeConfig(ComponentConfig):
     """The size of the picture as a JPEG file, in kilobytes (of 1000 bytes); of a video, the mean over frames."""
 
+    known_as = ("jpeg", "compressibility", "jpeg-compressibility", "jpeg-incompressibility")
+
     prefer: Literal["small", "large"] = Field("small", description="small: the score is minus the size; large: the size")
     quality: int = Field(95, ge=1, le=100, description="of the JPEG, as Pillow counts it")
-    frames: int = Field(8, ge=1, description="of a video that are looked at, evenly spread")
+    frames: int = Field(8, ge=1, le=10_000, description="of a video that are looked at, evenly spread")
 
     def weights(self) -> dict[str, int]:
         return {}

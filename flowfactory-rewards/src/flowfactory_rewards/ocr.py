@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowfactory import ComponentConfig, Samples, UserError, hookimpl
 from flowfactory.rewards import load_shared, to_pixels
-from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.frame_sampling import sample_frames
 from flowfactory_rewards.prompt_checks import check_prompts, parse_samples
 from flowfactory_rewards.quotations import find_quotations
@@ -39,14 +39,18 @@ class OcrConfig(ComponentConfig):
     The reward is that of Flow-GRPO (arXiv:2505.05470), for any number of texts.
     """
 
+    known_as = ("text", "text-rendering")
+
     free_to_change = ("threads",)
 
     case: bool = Field(False, description="whether capital and small letters differ")
     spaces: bool = Field(False, description="whether spaces between words count as characters")
     only: bool = Field(False, description="whether characters of other text count as edits, divided by all that is wanted")
-    frames: int = Field(4, ge=1, description="of a video that are looked at, evenly spread; its score is their mean")
-    resolution: int = Field(256, ge=32, description="pixels that the shorter side has at least when text is looked for")
-    threads: int = Field(1, ge=1, description="of the processor that read; small pictures are read fastest by one")
+    frames: int = Field(4, ge=1, le=10_000, description="of a video that are looked at, evenly spread; its score is their mean")
+    resolution: int = Field(
+        256, ge=32, le=8192, description="pixels that the shorter side has at least when text is looked for"
+    )
+    threads: int = Field(1, ge=1, le=1000, description="of the processor that read; small pictures are read fastest by one")
 
     def check(self, run: RunConfig) -> None:
         """Every prompt says what is to be written."""
@@ -55,8 +59,11 @@ class OcrConfig(ComponentConfig):
     def weights(self) -> dict[str, int]:
         return {}
 
+    def lacking(self) -> str | None:
+        return missing_module("ocr", "rapidocr", "onnxruntime", "rapidfuzz")
+
     def build(self, label: str) -> Ocr:
-        require_modules("ocr", "rapidocr", "onnxruntime", "rapidfuzz")
+        require(self)
         return Ocr(label, self)
 
 

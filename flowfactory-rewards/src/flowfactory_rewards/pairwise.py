@@ -14,7 +14,7 @@ from flowfactory import Samples, hookimpl
 from flowfactory.rewards import rows_by_group
 from flowfactory_rewards import chat_client
 from flowfactory_rewards.chat_client import ChatConfig, ChatReward, Choice, Content, MalformedAnswer, Template
-from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.question_templates import fill_question
 
 
@@ -36,8 +36,11 @@ class PairwiseConfig(ChatConfig):
         "all", description="how many others of the group each is compared with; one more where it cannot be else"
     )
 
+    def lacking(self) -> str | None:
+        return missing_module("pairwise", "httpx2")
+
     def build(self, label: str) -> Pairwise:
-        require_modules("pairwise", "httpx2")
+        require(self)
         return Pairwise(label, self)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from flowfactory import CheckpointPath
-from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.dual_encoder import CLIP_H, find_processor, load_logit_scorer
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig
 
@@ -16,6 +16,8 @@ class PickScoreConfig(RewardModelConfig):
     Higher is better; released weights give about 15 to 25, and a difference of 1 is odds of e to 1. Some runs divide it by 26.
     """
 
+    known_as = ("pick-score", "pick")
+
     path: CheckpointPath = Field("yuvalkirstain/PickScore_v1", description="a folder or a hub id with the tuned CLIPModel")
     processor: CheckpointPath | None = Field(
         None,
@@ -23,6 +25,9 @@ class PickScoreConfig(RewardModelConfig):
         "where they are in it, and else those of the CLIP-H that was tuned",
     )
 
+    def lacking(self) -> str | None:
+        return missing_module("pickscore", "transformers")
+
     def build(self, label: str) -> RewardModel:
-        require_modules("pickscore", "transformers")
+        require(self)
         return RewardModel(label, self, load_logit_scorer, self.path, self.processor or find_processor(self.path, CLIP_H))

@@ -13,22 +13,29 @@ from torch import Tensor
 from flowfactory import RunError, Samples, hookimpl
 from flowfactory.rewards import rows_by_group
 from flowfactory.rewards.wire import VERSION, Encoding, WireError, build_multipart, decode_scores, encode_request, excerpt
-from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.http_client import Client, ClientConfig
 
 
 class RemoteConfig(ClientConfig):
     """The scores that ``flowfactory serve`` gives behind ``url``; range and direction are those of the reward there."""
 
+    known_as = ("http", "server", "api")
+
     free_to_change = (*ClientConfig.free_to_change, "batch_size")
 
     encoding: Encoding = Field(
         "png", description="png, webp: 8 bits, videos as FFV1; raw: exact, float32; raw8: 8 bits without compression"
     )
-    batch_size: int = Field(16, ge=1, description="samples a request; groups stay whole where the reward compares them")
+    batch_size: int = Field(
+        16, ge=1, le=100_000, description="samples a request; groups stay whole where the reward compares them"
+    )
+
+    def lacking(self) -> str | None:
+        return missing_module("remote", "httpx2")
 
     def build(self, label: str) -> Remote:
-        require_modules("remote", "httpx2")
+        require(self)
         return Remote(label, self)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory import CheckpointPath, ComponentConfig, Samples, UserError, hookimpl
+from flowfactory import CheckpointPath, ComponentConfig, Device, Samples, UserError, hookimpl
 from flowfactory.models import check_file, check_files
 from flowfactory.rewards import load_shared, to_pixels
 from flowfactory_rewards.frame_sampling import sample_frames
@@ -32,10 +32,12 @@ class RewardModelConfig(ComponentConfig):
     free_to_change = ("device", "batch_size")
 
     path: CheckpointPath = Field(description="a folder or a hub id with the weights")
-    device: str = Field("auto", description="auto (the run's), cpu, cuda, cuda:1 …")
+    device: Device = Field(
+        "auto", examples=["auto", "cpu", "cuda", "cuda:1"], description="auto (the run's), cpu, cuda, cuda:1 …"
+    )
     dtype: Literal["float32", "bf16", "fp16"] = Field("float32", description="what the model computes in")
-    batch_size: int = Field(16, ge=1, description="pictures in one forward; does not change the scores")
-    frames: int = Field(8, ge=1, description="of a video that are looked at, evenly spread; its score is their mean")
+    batch_size: int = Field(16, ge=1, le=100_000, description="pictures in one forward; does not change the scores")
+    frames: int = Field(8, ge=1, le=10_000, description="of a video that are looked at, evenly spread; its score is their mean")
 
     def device_and_dtype(self, device: torch.device) -> tuple[torch.device, torch.dtype]:
         """Where and in what the model computes in a run on ``device``."""

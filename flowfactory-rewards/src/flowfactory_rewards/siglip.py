@@ -10,7 +10,7 @@ from pydantic import Field
 from flowfactory import CheckpointPath
 from flowfactory.models import check_vocabulary, load_tokenizer
 from flowfactory.rewards import load_shared
-from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.dual_encoder import DualEncoder, load_image_transform
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer
 from flowfactory_rewards.weights import load_pretrained
@@ -29,8 +29,11 @@ class SiglipConfig(RewardModelConfig):
         "logit", description="logit: scale times cosine plus bias; probability: the sigmoid of it, flat where pairs are poor"
     )
 
+    def lacking(self) -> str | None:
+        return missing_module("siglip", "transformers", "sentencepiece")
+
     def build(self, label: str) -> RewardModel:
-        require_modules("siglip", "transformers", "sentencepiece")
+        require(self)
         return RewardModel(label, self, _load_scorer, self.path, self.score)
 
 

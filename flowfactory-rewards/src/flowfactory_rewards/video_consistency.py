@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from flowfactory import CheckpointPath, RunError, Samples, UserError, hookimpl
 from flowfactory.rewards import load_shared
-from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.frame_sampling import sample_frames
 from flowfactory_rewards.prompt_checks import check_videos
 from flowfactory_rewards.reward_model import RewardModelConfig, to_pil
@@ -35,15 +35,18 @@ class VideoConsistencyConfig(RewardModelConfig):
     """
 
     path: CheckpointPath = Field("facebook/dino-vitb16", description="a folder or a hub id with a vision transformer")
-    frames: int = Field(16, ge=2, description="of a video that are looked at, evenly spread")
+    frames: int = Field(16, ge=2, le=10_000, description="of a video that are looked at, evenly spread")
 
     def check(self, run: RunConfig) -> None:
         """What is drawn moves, and the files that are on this machine are whole."""
         super().check(run)
         check_videos(run, self, "video-consistency")
 
+    def lacking(self) -> str | None:
+        return missing_module("video-consistency", "transformers")
+
     def build(self, label: str) -> VideoConsistency:
-        require_modules("video-consistency", "transformers")
+        require(self)
         return VideoConsistency(label, self)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowfactory import ComponentConfig, RunError, Samples, hookimpl
 from flowfactory.rewards import to_pixels
-from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.frame_sampling import frame_indices
 from flowfactory_rewards.prompt_checks import check_videos
 
@@ -28,7 +28,7 @@ class VideoMotionConfig(ComponentConfig):
     VBench's dynamic degree (arXiv:2311.17982) puts a threshold on, there by RAFT; flicker and noise count as motion too.
     """
 
-    frames: int = Field(16, ge=2, description="of a video that are looked at, evenly spread")
+    frames: int = Field(16, ge=2, le=10_000, description="of a video that are looked at, evenly spread")
     at_most: float | None = Field(
         None, gt=0, description="what faster videos score too, so that wild ones gain nothing; null for none"
     )
@@ -40,8 +40,11 @@ class VideoMotionConfig(ComponentConfig):
     def weights(self) -> dict[str, int]:
         return {}
 
+    def lacking(self) -> str | None:
+        return missing_module("video-motion", "cv2")
+
     def build(self, label: str) -> VideoMotion:
-        require_modules("video-motion", "cv2")
+        require(self)
         return VideoMotion(label, self)
 
 

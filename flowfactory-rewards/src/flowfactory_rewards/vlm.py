@@ -13,7 +13,7 @@ from torch import Tensor
 from flowfactory import Samples, hookimpl
 from flowfactory_rewards import chat_client
 from flowfactory_rewards.chat_client import ChatClient, ChatConfig, ChatReward, Choice, Content, MalformedAnswer, Template
-from flowfactory_rewards.dependencies import require_modules
+from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.question_templates import fill_question
 
 QUESTIONS = {
@@ -27,6 +27,8 @@ class VlmConfig(ChatConfig):
 
     yes-no: P(yes) / (P(yes) + P(no)) of its first word, 0 to 1; score: the number it answers, scaled from range to 0 to 1.
     """
+
+    known_as = ("unified-reward", "qwen-vl", "vlm-judge", "gpt")
 
     question: Template | None = Field(
         None, description="the rubric, with {prompt} and keys of the metadata in braces; does it show the prompt, if left out"
@@ -55,8 +57,11 @@ class VlmConfig(ChatConfig):
             raise ValueError(f"{value!r} is no regular expression: {error}") from error
         return value
 
+    def lacking(self) -> str | None:
+        return missing_module("vlm", "httpx2")
+
     def build(self, label: str) -> Vlm:
-        require_modules("vlm", "httpx2")
+        require(self)
         return Vlm(label, self)
 
 

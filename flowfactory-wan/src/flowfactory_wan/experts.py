@@ -83,7 +83,7 @@ class ExpertsConfig(WanConfig):
         None, description="which of two experts train: high trains transformer, low transformer_2; both when left out"
     )
     guidance_2: float | None = Field(
-        None, ge=0, description="the low-noise expert's guidance, where guidance is above 1; the same when left out"
+        None, ge=1, le=100, description="the low-noise expert's guidance, where guidance is above 1; the same when left out"
     )
 
     def checkpoint_error(self) -> str | None:

@@ -86,6 +86,8 @@ WAN_I2V = replace(
 class WanI2VConfig(ExpertsConfig):
     """Any diffusers WanImageToVideoPipeline: Wan 2.1, Wan 2.2 A14B and 5B, from one picture (arXiv:2503.20314)."""
 
+    known_as = ("wan", "wan2.1", "wan2.2", "wan2", "i2v", "wan-2.1", "wan-2.2")
+
     family: ClassVar[Family] = WAN_I2V
     takes: ClassVar[Takes] = Takes(images=(1, 1))
 

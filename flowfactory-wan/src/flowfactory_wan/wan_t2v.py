@@ -66,4 +66,6 @@ WAN_T2V = Family(
 class WanT2VConfig(ExpertsConfig):
     """Any diffusers WanPipeline: text to video with Wan 2.1, Wan 2.2 A14B and 5B (arXiv:2503.20314)."""
 
+    known_as = ("wan", "wan2.1", "wan2.2", "wan2", "t2v", "wan-2.1", "wan-2.2")
+
     family: ClassVar[Family] = WAN_T2V

@@ -65,6 +65,8 @@ WAN_V2V = replace(
 class WanV2VConfig(WanConfig):
     """A diffusers WanVideoToVideoPipeline: Wan 2.1 from a video and a text (arXiv:2503.20314)."""
 
+    known_as = ("wan", "wan2.1", "v2v", "wan-2.1")
+
     family: ClassVar[Family] = WAN_V2V
     takes: ClassVar[Takes] = Takes(video=(1, 1))
 

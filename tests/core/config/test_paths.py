@@ -128,7 +128,7 @@ def test_a_variable_may_name_a_hub_id(monkeypatch: pytest.MonkeyPatch, tmp_path:
     made = Paths.model_validate({"local": "x", "checkpoint": "$OWNER/model"}, context={"folder": tmp_path})
     assert made.checkpoint == "somebody/model"
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    with pytest.raises(ValueError, match=r"home/none is no folder"):
+    with pytest.raises(ValueError, match=r"there is no folder .*home/none"):
         Paths.model_validate({"local": "x", "checkpoint": "~/none"}, context={"folder": tmp_path})
 
 
@@ -158,7 +158,7 @@ def test_what_is_typed_is_relative_to_where_it_is_typed(
 
 @pytest.mark.parametrize("value", [[3], [None], "toy.py", {"a": 1}])
 def test_plugins_that_are_no_files_are_refused(value: object, config_file: ConfigFile) -> None:
-    with pytest.raises(UserError, match=r"^config\.yaml: plugins: expected a list of files$"):
+    with pytest.raises(UserError, match=r"^config\.yaml: plugins: got .*; give a list of files"):
         loading.load(config_file({"plugins": value}))
 
 
@@ -184,7 +184,7 @@ def test_the_command_line_reads_what_a_shell_leaves(
         assert code == 2
         assert str(home) in err
     code, _, err = invoke("serve", "~/none.yaml")
-    assert (code, f"{home}/none.yaml: cannot be read" in err) == (2, True)
+    assert (code, err) == (2, f"error: no file {home}/none.yaml\n")
 
 
 def test_the_cache_may_be_named_from_the_home_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

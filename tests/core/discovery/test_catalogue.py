@@ -168,8 +168,8 @@ def test_both_of_one_name_are_listed_and_shown(invoke: Callable[..., tuple[int, 
     assert {"ff-jone:glow", "ff-jtwo:glow", "flowfactory:ode"} <= {line.split()[1] for line in out.splitlines()}
     _, out, _ = invoke("plugins", "show", "glow")
     assert [line for line in out.splitlines() if "strength" in line] == [
-        "  strength: default 1",
-        "  strength: default 2",
+        "  strength: a number; default 1",
+        "  strength: a number; default 2",
     ]
     _, out, _ = invoke("plugins", "show", "ff-jtwo:glow")
     assert "reward glow, from ff-jtwo 1.2.3" in out
@@ -336,7 +336,7 @@ def test_show_prints_what_a_component_is_and_its_options(toy: Path, invoke: Call
     assert "reward bright, from toy_plugin.py" in out
     assert "The mean of the pixels." in out
     scale = next(line for line in out.splitlines() if "scale" in line)
-    assert "1.0" in scale
+    assert "a number; default 1;" in scale
     assert "what the score is multiplied by" in scale
     code, out, err = invoke("plugins", "show", "brihgt", "--plugin", toy)
     assert (code, out, err) == (2, "", "error: no component called 'brihgt'; did you mean 'bright'?\n")

@@ -182,8 +182,27 @@ def test_adapters_that_match_nothing_are_refused_with_the_names_there_are(prepar
     with pytest.raises(RunError) as refused:
         prepared({"model": {"name": "net", "train": {"lora": {"targets": ["to_q", "to_k"]}}}})
     assert str(refused.value) == (
-        "LoRA found no layer whose name ends in to_q, to_k: nothing would train; set model.train.lora.targets to some of 0, 2"
+        "LoRA found no layer whose name ends in to_q, to_k, and nothing would train there; "
+        "set model.train.lora.targets to some of 0, 2"
     )
+
+
+def test_a_target_that_matches_nothing_is_refused_beside_others_that_do(prepared: Prepared) -> None:
+    with pytest.raises(RunError, match=r"^LoRA found no layer whose name ends in to_q, .* some of 0, 2$"):
+        prepared({"model": {"name": "net", "train": {"lora": {"targets": ["0", "to_q"]}}}})
+
+
+@pytest.mark.parametrize("name", ["a/b", "", "../up"])
+def test_an_average_has_a_name_that_files_can_have(prepared: Prepared, name: str) -> None:
+    with pytest.raises(RunError, match=r"^an average of weights cannot be called '"):
+        prepared().policy.track_ema(name, lambda iteration: 0.5)
+
+
+def test_an_average_of_the_config_is_not_taken_by_an_algorithm(prepared: Prepared) -> None:
+    policy = prepared({"sampling": {"ema": "constant"}}).policy
+    with pytest.raises(RunError, match=r"^the average of weights called 'sampling' is that of sampling\.ema; give the"):
+        policy.track_ema("sampling", lambda iteration: 0.5)
+    policy.track_ema("evaluation", lambda iteration: 0.5)  # the config has none
 
 
 def test_adapters_go_on_the_layers_that_are_asked_for(prepared: Prepared) -> None:
@@ -383,7 +402,7 @@ def test_a_decay_of_one_stands_still(policy: Policy, step: Step) -> None:
 def test_what_is_kept_lies_where_the_config_says(load: Callable[..., RunConfig]) -> None:
     # the meta device is another than the host's, on every machine
     for where, device in (("host", "cpu"), ("device", "meta")):
-        run = prepare_run(load({"model": MODELS["full"], "device": "meta", "training": {"kept_on": where}}))
+        run = prepare_run(load({"model": MODELS["full"], "training": {"kept_on": where}}).model_copy(update={"device": "meta"}))
         assert run.policy._kept_on.type == device
 
 

@@ -372,7 +372,10 @@ def test_a_name_alone_is_an_optimizer_with_its_defaults(load: Load) -> None:
         ("adamw8bits", "training.optimizer: there is no 'adamw8bits'; did you mean 'adamw8bit'?"),
         ({"name": "adamw8bit", "bets": [0, 0]}, "training.optimizer.bets: unknown key; did you mean 'betas'?"),
         ({"name": "lion", "eps": 1}, "training.optimizer.eps: unknown key; there is "),
-        ({"name": "paged-lion8bit", "betas": [0.9, 1]}, "training.optimizer.betas.1: input should be less than 1, got 1"),
+        (
+            {"name": "paged-lion8bit", "betas": [0.9, 1]},
+            "training.optimizer.betas: got [0.9, 1]; give a list of 2 numbers of at least 0 and below 1",
+        ),
     ],
 )
 def test_a_mistake_is_told_with_its_place(load: Load, written: Any, sentence: str) -> None:

@@ -121,7 +121,7 @@ def check_by_hand(run: Learning, times: Any = TIMES, **options: Any) -> None:
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-@pytest.mark.parametrize("clip_range", [0.01, 10.0], ids=["narrow", "wide"])
+@pytest.mark.parametrize("clip_range", [0.01, 1.0], ids=["narrow", "wide"])
 @pytest.mark.parametrize(("kl", "ema_kl"), [(0.0, 0.0), (0.5, 0.25)], ids=["free", "held"])
 def test_loss_and_gradient_are_those_of_the_paper(weighting: str, clip_range: float, kl: float, ema_kl: float) -> None:
     options = {"weighting": weighting, "clip_range": clip_range, "kl": kl, "ema_kl": ema_kl}

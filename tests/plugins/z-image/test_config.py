@@ -82,7 +82,7 @@ def test_frames_and_pictures_of_prompts_are_refused(settings: dict[str, Any], tm
 @pytest.mark.parametrize("section", ["sampling", "evaluation"])
 def test_guidance_that_is_on_in_diffusers_alone_is_refused(settings: dict[str, Any], section: str) -> None:
     settings.setdefault(section, {})["guidance"] = 0.5
-    with pytest.raises(UserError, match=rf"{section}\.guidance 0\.5: guidance begins above 1"):
+    with pytest.raises(UserError, match=rf"{section}\.guidance 0\.5: guidance begins at 1"):
         validate(settings)
     for fine in (0, 1, 1.5):
         settings[section]["guidance"] = fine

@@ -25,6 +25,8 @@ def estimate(
     from flowfactory.runs.estimate import estimate as estimates
     from flowfactory.runs.estimate import result, table
 
+    if card is not None and not 0 < card < float("inf"):
+        raise UserError(f"--card {card:g}: give the GiB of a GPU's memory, above 0")
     resolved = configs.load(config, sets or [], plugin or [])
     here = torch.cuda.is_available()
     if card is not None and resolved.device == "cpu":

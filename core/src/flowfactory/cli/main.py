@@ -10,6 +10,7 @@ import typer
 
 from flowfactory.cli import estimate, export, plugins, report, run, sample, serve
 from flowfactory.cli.output import rank_prefix
+from flowfactory.cli.usage import usage_error
 from flowfactory.distributed.environment import read_environment
 from flowfactory.distributed.hangup import outlive_readers
 from flowfactory.distributed.outcome import to_outcome
@@ -44,6 +45,20 @@ def _quieten() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which recommends a package on the first import
 
 
+def _call(commands: typer.Typer) -> int:
+    """The exit code of the command that was typed. UserError: it was typed wrong."""
+    try:
+        code = commands(prog_name="flowfactory", standalone_mode=False)
+    except Exception as error:
+        if (sentence := usage_error(error)) is not None:
+            raise UserError(sentence) from error
+        if isinstance(error, typer.Abort) or not hasattr(error, "show"):
+            raise
+        error.show()  # the help, where a command is given nothing
+        return 2
+    return code if isinstance(code, int) else 0
+
+
 def main() -> None:
     """The command line: exit code 2 for a user's mistake, 1 for a run that had to stop, 130 when asked to stop.
 
@@ -54,16 +69,17 @@ def main() -> None:
     if is_supervised():
         die_with_parent()
         try:
-            app(standalone_mode=False)
+            _call(app)
         except Exception as error:  # whatever it is, the parent shows it
             report_outcome(error)
             sys.exit(1)
         report_outcome(None)
         return
     try:
-        app()
+        sys.exit(_call(app))
     except UserError as error:
-        typer.echo(f"error: {rank_prefix()}{error}", err=True)
+        for line in str(error).splitlines():
+            typer.echo(f"error: {rank_prefix()}{line}", err=True)
         sys.exit(2)
     except RunError as error:
         typer.echo(f"stopped: {rank_prefix()}{error}", err=True)

@@ -40,15 +40,19 @@ def show_plugin(
     plugin: Plugins = None,
 ) -> None:
     """What a component is, and its options."""
-    from flowfactory.config.component_slots import slot_type
+    from flowfactory.config.component_slots import known_as, slot_type
+    from flowfactory.config.wording import allowed, written
+    from flowfactory.discovery.catalogue import KINDS
     from flowfactory.discovery.discover import discover
-    from flowfactory.suggestions import did_you_mean
+    from flowfactory.suggestions import did_you_mean, join_or
 
     catalogue = discover(plugin or [])
     found = [component for component in catalogue.found if name in (component.name, component.full_name)]
     if not found:
         everything = {known for components in catalogue.components.values() for known in components}
-        raise UserError(f"no component called {name!r}{did_you_mean(name, everything)}")
+        meant = list(filter(None, (known_as(catalogue, kind, name) for kind in KINDS if kind != "example")))
+        nearest = f"; did you mean {join_or(meant)}?" if meant else did_you_mean(name, everything)
+        raise UserError(f"no component called {name!r}{nearest}")
     for component in found:
         typer.echo(f"{component.kind} {component.name}, from {component.origin}")
         if component.kind == "example":
@@ -59,16 +63,5 @@ def show_plugin(
         for key, field in config.model_fields.items():
             if key == "name":
                 continue
-            default = "required" if field.is_required() else f"default {_as_yaml(field.default)}"
-            typer.echo(f"  {key}: {default}" + (f"; {field.description}" if field.description else ""))
-
-
-def _as_yaml(value: object) -> str:
-    """A default as a user would write it in YAML."""
-    import json
-
-    from pydantic import BaseModel
-
-    if isinstance(value, BaseModel):
-        return "{" + ", ".join(f"{key}: {_as_yaml(item)}" for key, item in value) + "}"
-    return json.dumps(value, default=str)
+            default = "required" if field.is_required() else f"default {written(field.default)}"
+            typer.echo(f"  {key}: {allowed(field)}; {default}" + (f"; {field.description}" if field.description else ""))

@@ -43,9 +43,12 @@ def run(
     resume = resume or environment.is_restart()
     resolved = loading.load(config, sets or [], plugin or [], out)
     if dry_run:
+        from flowfactory.config.idle_keys import idle_keys
         from flowfactory.training.assembly import Assembly
         from flowfactory.training.setup import prepare_prompts
 
+        for sentence in idle_keys(resolved):
+            warn(f"warning: {sentence}")
         Assembly(resolved)
         prepare_prompts(resolved)
         typer.echo(yaml.dump(resolved), nl=False)

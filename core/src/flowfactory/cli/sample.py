@@ -57,7 +57,7 @@ def sample(
         raise UserError("nothing to draw: give a PROMPT, or a file with --prompts")
     check_media(wanted, config.model.takes, getattr(config.model, "name", "model"))
     check_files(wanted, config.model.picture_error)
-    restored, _ = _restore(directory, checkpoint, sets)
+    restored, _ = _restore(directory, checkpoint, sets, scores=False)
     folder = out or RunDirectory(directory).samples / "drawn"
     folder.mkdir(parents=True, exist_ok=True)
     drawn = evaluate(restored.sampler, restored.assembly, restored.config, wanted, count, score=False).media
@@ -81,7 +81,7 @@ def evaluate_run(directory: RunFolder, checkpoint: Iteration = None, sets: Sets 
     typer.echo(json.dumps({"checkpoint": str(path), **result.metrics()}))
 
 
-def _restore(directory: Path, iteration: int | None, sets: list[str] | None) -> tuple[Run, Path]:
+def _restore(directory: Path, iteration: int | None, sets: list[str] | None, scores: bool = True) -> tuple[Run, Path]:
     from flowfactory.runs.checkpoints import load, lookup
     from flowfactory.runs.directory import RunDirectory
     from flowfactory.training.setup import prepare_run
@@ -89,7 +89,7 @@ def _restore(directory: Path, iteration: int | None, sets: list[str] | None) -> 
     where = RunDirectory(directory)
     config = where.load_config(sets or [])
     path = lookup.find(where.checkpoints, iteration, warn)
-    restored = prepare_run(config, trackers=False)
+    restored = prepare_run(config, trackers=False, scores=scores)
     restored.assembly.hooks.run_started(restored.info, restored.policy)
     load.load(path, restored.policy)
     return restored, path

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from flowfactory.config.strict import Strict
+
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")]
+"""Where something computes: auto, cpu, cuda, cuda:1 …"""
 
 
 class ComponentConfig(Strict, ABC):
@@ -20,12 +23,23 @@ class ComponentConfig(Strict, ABC):
     free_to_change: ClassVar[tuple[str, ...]] = ()
     """The options that a resumed run may have others of: about speed, memory and places, and of no effect on any number."""
 
+    known_as: ClassVar[tuple[str, ...]] = ()
+    """Other names that people have for it; whoever writes one is told the right one."""
+
     @abstractmethod
     def build(self, label: str) -> object:
         """Make the component. ``label`` is the config's own name for it, which a reward returns its scores under."""
 
     def check(self, run: Any) -> None:
         """Raise ValueError with one sentence when ``run``, a RunConfig, does not go with this component."""
+
+    def lacking(self) -> str | None:
+        """What is not installed here and is needed, with the command that installs it; None where nothing is."""
+        return None
+
+    def remarks(self, run: Any) -> Iterable[str]:
+        """One sentence for each option that does nothing beside the others of ``run``, a RunConfig, with what to do."""
+        return ()
 
     def weights(self) -> Mapping[str, int] | None:
         """Bytes of the weights that a reward will hold, by what they are called; None where that is not known.
@@ -38,7 +52,7 @@ class ComponentConfig(Strict, ABC):
 class LoraConfig(Strict):
     """Low-rank adapters (arXiv:2106.09685) on the linear layers whose names end in one of ``targets``."""
 
-    rank: int = Field(32, ge=1, description="of the two factors of an adapter")
+    rank: int = Field(32, ge=1, le=4096, description="of the two factors of an adapter")
     alpha: float = Field(32, gt=0, description="the adapter's output is scaled by alpha / rank; the rank when left out")
     targets: tuple[str, ...] | None = Field(None, description="endings of module names; the model's own when left out")
 

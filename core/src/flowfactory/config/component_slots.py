@@ -17,18 +17,23 @@ from pydantic import (
     SerializeAsAny,
     ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
     WithJsonSchema,
+    WrapValidator,
     create_model,
 )
 
 from flowfactory.config.component import AlgorithmConfig, ComponentConfig, DynamicsConfig, ModelConfig
-from flowfactory.config.messages import describe_error
-from flowfactory.config.schema import EvaluationConfig, OutputConfig, RunConfig, SamplingConfig
+from flowfactory.config.findings import Finding, WrongConfig
+from flowfactory.config.messages import describe
+from flowfactory.config.schema import EvaluationConfig, OutputConfig, PromptsConfig, RunConfig, SamplingConfig
 from flowfactory.config.strict import expand_name
+from flowfactory.config.synonyms import plain
 from flowfactory.discovery.catalogue import KINDS, Catalogue, Component
 from flowfactory.discovery.discover import discover
 from flowfactory.discovery.source_places import describe_exception, place_of
 from flowfactory.errors import UserError
+from flowfactory.suggestions import join_or
 
 BASES: Mapping[str, Any] = {
     "model": ModelConfig,
@@ -70,16 +75,53 @@ def loadable(catalogue: Catalogue) -> dict[str, list[str]]:
     return found
 
 
+def known_as(catalogue: Catalogue, kind: str, name: str) -> str | None:
+    """The component, or the components joined by "or", that others call ``name``; None where nobody does."""
+    word = plain(name)
+    found = []
+    for known in loadable(catalogue)[kind] if name not in catalogue.components[kind] else ():
+        others = vars(config_class(catalogue.components[kind][known])).get("known_as", ())  # not its base's
+        if word in map(plain, (known, *others)):
+            found.append(repr(known))
+    return join_or(found) or None
+
+
+def options_class(catalogue: Catalogue, kind: str, name: str) -> type[ComponentConfig]:
+    """The option schema of the component ``name``. UserError: there is none; names what is meant, or the nearest."""
+    try:
+        found = config_class(catalogue.find(kind, name))
+    except UserError as error:
+        if meant := known_as(catalogue, kind, name):
+            raise UserError(f"no {kind} called {name!r}; did you mean {meant}?") from error
+        raise
+    if taken := {"name", *_EXTRA_FIELDS.get(kind, {})} & set(found.model_fields):
+        raise UserError(f"{kind} {name!r} has an option {taken.pop()!r}, which is flowfactory's own; rename it")
+    return found
+
+
+class Unknown:
+    """Stands where a finding has been made; what a check looks for in it is not there."""
+
+
+UNKNOWN = Unknown()
+
+
+def _let_unknown(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    return value if value is UNKNOWN else handler(value)
+
+
 def parse_component(
     kind: str, raw: Any, plugins: Sequence[Path] = (), folder: Path | None = None, source: str = "", inner: bool = False
 ) -> ComponentConfig:
     """The typed options of one component, a name or a mapping with ``name``, as in a config. UserError: it is not valid."""
-    return _parse_component(kind, raw, discover(plugins), folder, source, inner)
+    try:
+        return _parse_component(kind, raw, discover(plugins), folder, inner)
+    except WrongConfig as error:
+        name = raw if isinstance(raw, str) else raw.get("name")
+        raise UserError(error.describe(source or f"{kind} {name}")) from error
 
 
-def _parse_component(
-    kind: str, raw: Any, catalogue: Catalogue, folder: Path | None, source: str = "", inner: bool = False
-) -> ComponentConfig:
+def _parse_component(kind: str, raw: Any, catalogue: Catalogue, folder: Path | None, inner: bool = False) -> ComponentConfig:
     named = expand_name(raw)
     if not isinstance(named, Mapping) or not isinstance(named.get("name"), str):
         raise UserError(f"say which {kind} with 'name'")
@@ -87,7 +129,7 @@ def _parse_component(
     try:
         made: ComponentConfig = schema.model_validate(named, context={"folder": folder, "catalogue": catalogue})
     except ValidationError as error:
-        raise UserError(describe_error(error, schema, source or f"{kind} {named['name']}", ())) from error
+        raise WrongConfig(finding for problem in describe(error, schema, named) for finding in problem.findings) from error
     return made
 
 
@@ -98,7 +140,7 @@ def _inner_reward(value: Any, info: ValidationInfo) -> Any:
     try:
         return _parse_component("reward", value, context.get("catalogue") or discover(), context.get("folder"), inner=True)
     except UserError as error:
-        raise ValueError(str(error)) from error
+        raise WrongConfig([Finding("", str(error))]) from error
 
 
 InnerReward = Annotated[
@@ -119,8 +161,14 @@ _EXTRA_FIELDS: dict[str, dict[str, Any]] = {
                 description="whether it is computed while the next samples are drawn; its own choice when left out",
             ),
         ),
-        "workers": (int, Field(0, ge=0, description="processes on the CPU that compute it while the next samples are drawn")),
-        "timeout": (float | None, Field(None, gt=0, description="seconds that the run waits for its scores; null: no limit")),
+        "workers": (
+            int,
+            Field(0, ge=0, le=1000, description="processes on the CPU that compute it while the next samples are drawn"),
+        ),
+        "timeout": (
+            float | None,
+            Field(None, gt=0, le=10_000_000, description="seconds that the run waits for its scores; null: no limit"),
+        ),
     }
 }
 
@@ -137,10 +185,7 @@ def slot_type(catalogue: Catalogue, kind: str, names: Iterable[str], inner: bool
     options: list[Any] = []
     extra = _EXTRA_FIELDS.get(kind, {})
     for name in sorted(names):
-        parent = config_class(catalogue.find(kind, name))
-        taken = {"name", *extra} & set(parent.model_fields)
-        if taken:
-            raise UserError(f"{kind} {name!r} has an option {taken.pop()!r}, which is flowfactory's own; rename it")
+        parent = options_class(catalogue, kind, name)
         fields = {"name": (Literal[name], name), **({} if inner else extra)}
         made = create_model(parent.__name__, __base__=parent, __doc__=parent.__doc__, **fields)
         free = (*parent.free_to_change, *(key for key in EXECUTION_OPTIONS if key in fields))
@@ -158,9 +203,10 @@ def schema_type(catalogue: Catalogue, names: Mapping[str, Iterable[str]] | None 
     annotated: Any = Annotated  # made at run time, where mypy wants types it can read
 
     def slot(kind: str) -> Any:
-        return annotated[slot_type(catalogue, kind, chosen.get(kind, ())), BeforeValidator(expand_name)]
+        known = slot_type(catalogue, kind, chosen.get(kind, ()))
+        return annotated[known, BeforeValidator(expand_name), WrapValidator(_let_unknown)]
 
-    rewards: Any = GenericAlias(dict, (str, slot("reward")))
+    rewards: Any = annotated[GenericAlias(dict, (str, slot("reward"))), WrapValidator(_let_unknown)]
     trackers: Any = GenericAlias(tuple, (slot("tracker"), ...))
     sampling = create_model(
         "SamplingConfig",
@@ -185,6 +231,7 @@ def schema_type(catalogue: Catalogue, names: Mapping[str, Iterable[str]] | None 
         model=(slot("model"), ...),
         algorithm=(slot("algorithm"), ...),
         rewards=(rewards, Field(min_length=1)),
+        prompts=(annotated[PromptsConfig, WrapValidator(_let_unknown)], ...),
         sampling=(sampling, Field({}, validate_default=True)),
         evaluation=(evaluation, Field({}, validate_default=True)),
         output=(output, Field({}, validate_default=True)),

@@ -32,7 +32,7 @@ class Power(Strict):
     """``1 - (1 + n)^-power``, at most ``decay``: an average over a growing past."""
 
     name: Literal["power"] = "power"
-    power: float = Field(0.75, gt=0, description="1 is the mean of all weights so far")
+    power: float = Field(0.75, gt=0, le=100, description="1 is the mean of all weights so far")
     decay: Share = Field(0.999, description="the most that is kept")
 
     def __call__(self, iteration: int) -> float:
@@ -46,7 +46,7 @@ class Ramp(Strict):
     name: str
     start: Share = Field(0.0, description="kept after the first iteration")
     end: Share = Field(0.999, description="kept in the end")
-    iterations: int = Field(100, ge=1, description="until the end is reached")
+    iterations: int = Field(100, ge=1, le=10_000_000, description="until the end is reached")
 
 
 class Linear(Ramp):
@@ -63,7 +63,11 @@ class PiecewiseLinear(Strict):
     """Straight lines between ``points`` (iteration, decay); level before the first and after the last."""
 
     name: Literal["piecewise-linear"] = "piecewise-linear"
-    points: tuple[tuple[int, Share], ...] = Field(min_length=1, description="(iteration, decay), in order of iterations")
+    points: tuple[tuple[int, Share], ...] = Field(
+        min_length=1,
+        examples=["a list of pairs such as [[0, 0], [100, 0.9]], decays from 0 to 1"],
+        description="(iteration, decay), in order of iterations",
+    )
 
     @field_validator("points")
     @classmethod
@@ -97,10 +101,10 @@ class WarmupCosine(Strict):
     """From 0 to ``start`` in ``warmup`` iterations along a line, from there to ``end`` along half a cosine."""
 
     name: Literal["warmup-cosine"] = "warmup-cosine"
-    warmup: int = Field(10, ge=1, description="until start is reached")
+    warmup: int = Field(10, ge=1, le=10_000_000, description="until start is reached")
     start: Share = Field(0.5, description="kept when the warm-up is over")
     end: Share = Field(0.999, description="kept in the end")
-    iterations: int = Field(100, ge=1, description="from the warm-up until the end is reached")
+    iterations: int = Field(100, ge=1, le=10_000_000, description="from the warm-up until the end is reached")
 
     def __call__(self, iteration: int) -> float:
         """What is kept after ``iteration``."""

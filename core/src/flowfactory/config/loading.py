@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    ValidationError,
-)
-
-from flowfactory.config.component_slots import schema_type
-from flowfactory.config.messages import describe_error, locate
+from flowfactory.config.checking import check
+from flowfactory.config.findings import WrongConfig, locate
 from flowfactory.config.overrides import apply_override
 from flowfactory.config.paths import resolve_path
 from flowfactory.config.schema import RunConfig
+from flowfactory.config.wording import written
 from flowfactory.config.yaml import parse_yaml
 from flowfactory.discovery.discover import discover
 from flowfactory.errors import UserError
@@ -30,8 +27,10 @@ def load(
 ) -> RunConfig:
     """The config in the file ``source`` (or the bundled example of that name) with ``overrides`` set on top.
 
-    UserError: one line that names the file, the key and the nearest valid name. Reads no weights.
+    UserError: a line for each mistake, with the file, the key and what is meant or allowed. Reads no weights.
     """
+    if missing := [plugin for plugin in plugins if not plugin.is_file()]:
+        raise UserError(f"--plugin: no file {missing[0]}")
     path = find_config(source, plugins)
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"), path.name)
@@ -70,53 +69,22 @@ def validate(
 ) -> RunConfig:
     """The typed config of the mapping ``raw``; relative paths are relative to ``folder``. UserError: as :func:`load`."""
     catalogue = discover(_plugin_files(raw, source, folder, overrides))
-    names: dict[str, set[str]] = {}
-    for kind, name, place in _named_components(raw, source, catalogue.core_name("dynamics", "ode")):
-        try:
-            catalogue.find(kind, name)
-        except UserError as error:
-            raise UserError(f"{locate(place, source, overrides)}: {error}") from error
-        names.setdefault(kind, set()).add(name)
-    schema = schema_type(catalogue, names)
     try:
-        return schema.model_validate(raw, context={"folder": folder, "catalogue": catalogue})
-    except ValidationError as error:
-        raise UserError(describe_error(error, schema, source, overrides)) from error
+        return check(raw, catalogue, folder)
+    except WrongConfig as error:
+        raise UserError(error.describe(source, overrides)) from error
 
 
 def _plugin_files(raw: Mapping[str, Any], source: str, folder: Path | None, overrides: Sequence[str]) -> list[Path]:
     files = raw.get("plugins") or []
     place = locate("plugins", source, overrides)
     if not isinstance(files, list | tuple) or not all(isinstance(file, str | Path) for file in files):
-        raise UserError(f"{place}: expected a list of files")
+        meant = f"; did you mean [{files}]?" if isinstance(files, str) else ""
+        raise UserError(f"{place}: got {written(files)}; give a list of files{meant}")
     try:
-        return [resolve_path(file, folder or Path()) for file in files]
+        paths = [resolve_path(file, folder or Path()) for file in files]
     except ValueError as error:
         raise UserError(f"{place}: {error}") from error
-
-
-def _named_components(raw: Mapping[str, Any], source: str, dynamics: str) -> Iterator[tuple[str, str, str]]:
-    """(kind, name, place) of every component that ``raw`` names, or ``dynamics``; what is malformed is left to pydantic."""
-
-    def section(key: str) -> Mapping[str, Any]:
-        value = raw.get(key)
-        return value if isinstance(value, Mapping) else {}
-
-    def items(value: Any) -> Iterable[tuple[str, Any]]:
-        return value.items() if isinstance(value, Mapping) else ()
-
-    trackers = section("output").get("trackers")
-    slots: list[tuple[str, str, Any]] = [(kind, kind, raw[kind]) for kind in ("model", "algorithm") if kind in raw]
-    slots += [("dynamics", "sampling.dynamics", section("sampling").get("dynamics", dynamics))]
-    slots += [("reward", f"rewards.{label}", value) for label, value in items(raw.get("rewards"))]
-    slots += [("reward", f"evaluation.rewards.{label}", value) for label, value in items(section("evaluation").get("rewards"))]
-    slots += [("tracker", f"output.trackers.{i}", value) for i, value in enumerate(trackers or [])]
-    for kind, place, value in slots:
-        if isinstance(value, str):
-            yield kind, value, place
-        elif isinstance(value, Mapping):
-            if not isinstance(value.get("name"), str):
-                raise UserError(f"{source}: {place}: say which {kind} with 'name'")
-            yield kind, value["name"], place
-        else:
-            raise UserError(f"{source}: {place}: expected the name of a {kind} or a mapping with 'name'")
+    if missing := [path for path in paths if not path.is_file()]:  # what they bring is unknown, and so is what is wrong
+        raise UserError("\n".join(f"{place}: no file {path}" for path in missing))
+    return paths

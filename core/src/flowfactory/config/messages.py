@@ -1,90 +1,159 @@
-"""What a mistake in a config is answered with: one line that names the key and the nearest valid name."""
+"""What pydantic has found, as findings: the keys as they are written, the value, what is taken, and what was meant."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
 
-from pydantic import (
-    BaseModel,
-    ValidationError,
-)
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
+from flowfactory.config import synonyms
+from flowfactory.config.findings import Finding, WrongConfig
+from flowfactory.config.wording import allowed, alternatives, is_model, tags, written
 from flowfactory.suggestions import did_you_mean
 
-
-def locate(place: str, source: str, overrides: Sequence[str]) -> str:
-    """``file: key``, or ``--set key`` where the key came from the command line."""
-    for assignment in overrides:
-        path = assignment.partition("=")[0]
-        if place == path or place.startswith(path + ".") or path.startswith(place + "."):
-            return f"--set {place}"
-    return f"{source}: {place}" if place else source
+Keys = tuple[str | int, ...]
+"""From the top of a config down to one of its keys."""
 
 
-def describe_error(error: ValidationError, schema: type[BaseModel], source: str, overrides: Sequence[str]) -> str:
-    """The line about the first problem, with the place as the user wrote it, and how many more there are."""
-    problems = error.errors()
-    # of the branches of a union the one that went deepest is the one that was meant
-    first = max((p for p in problems if p["loc"][:2] == problems[0]["loc"][:2]), key=lambda p: len(p["loc"]))
-    keys, owner = _keys_and_owner(schema, first["loc"])
-    where = locate(".".join(keys), source, overrides)
-    if first["type"] == "extra_forbidden":
-        known = owner.model_fields if owner else {}
-        message = f"unknown key{did_you_mean(keys[-1], known)}"
-    elif first["type"] == "value_error":
-        message = str(first["ctx"]["error"])
-    elif first["type"] == "union_tag_invalid":
-        names = re.findall(r"'([^']+)'", first["ctx"]["expected_tags"])
-        message = f"there is no {first['ctx']['tag']!r}{did_you_mean(first['ctx']['tag'], names)}"
-    elif first["type"] == "union_tag_not_found":
-        message = "say which with 'name'"
-    elif first["type"] == "missing":
-        message = "this key is missing"
-    else:
-        message = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
-    places = {tuple(_keys_and_owner(schema, problem["loc"])[0]) for problem in problems}
+@dataclass(frozen=True)
+class Problem:
+    """One finding, the ``keys`` down to what it is about, and whether a key that must be there is missing."""
+
+    keys: Keys
+    findings: tuple[Finding, ...]
+    missing: bool = False
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Where an error of pydantic is: the keys as written, the option there, and the class of options it is one of."""
+
+    keys: Keys
+    field: FieldInfo | None
+    owner: type[BaseModel] | None
+
+
+def describe(error: ValidationError, schema: type[BaseModel], raw: Any) -> list[Problem]:
+    """The problems, one a place."""
+    problems: dict[Keys, Problem] = {}
+    for told in error.errors():
+        found = _find(schema, told["loc"], raw, told["type"] == "missing")
+        if found.keys not in problems:
+            problems[found.keys] = _problem(told, found, schema, raw)
     # the other branches of a union complain of the whole that the deepest one has found the mistake in
-    more = sum(place != tuple(keys[: len(place)]) for place in places)
-    return f"{where}: {message}" + (f" (and {more} more)" if more else "")
+    return [p for keys, p in problems.items() if not any(keys == other[: len(keys)] and keys != other for other in problems)]
 
 
-def _keys_and_owner(schema: Any, loc: Sequence[str | int]) -> tuple[list[str], type[BaseModel] | None]:
-    """The keys as the user wrote them, and the model that the last one belongs to.
+def _problem(told: Any, found: _Found, schema: type[BaseModel], raw: Any) -> Problem:
+    place, value = dotted(found.keys), lookup(raw, found.keys)
+    kind = told["type"]
+    if kind == "missing" and isinstance(told["loc"][-1], int):
+        kind = "too_short"  # an item of a list
+    if kind == "value_error" and isinstance(told["ctx"]["error"], WrongConfig):
+        inner = told["ctx"]["error"].findings
+        return Problem(found.keys, tuple(Finding(f"{place}.{each.place}".rstrip("."), each.message) for each in inner))
+    if kind == "extra_forbidden":
+        message = _unknown_key(found, schema)
+    elif kind == "missing":
+        message = f"this key is missing{_give(found.field, '; give ')}"
+    elif kind == "value_error":
+        message = str(told["ctx"]["error"])
+    elif kind == "union_tag_invalid":
+        names = re.findall(r"'([^']+)'", told["ctx"]["expected_tags"])
+        tag = value["name"] if isinstance(value, Mapping) and "name" in value else told["ctx"]["tag"]
+        message = f"there is no {written(tag)}{did_you_mean(tag, names, synonyms.values(place, tag, names))}"
+    elif kind == "union_tag_not_found":
+        message = f"say which with 'name'{did_you_mean('', _names(found.field))}"
+    else:
+        finite = " that is finite" if kind == "finite_number" else ""
+        message = f"got {written(value)}{_give(found.field, '; give ')}{finite}{_meant(place, value, found.field)}"
+    return Problem(found.keys, (Finding(place, message),), kind == "missing")
 
-    pydantic puts the tag of a discriminated union and the branch of a plain one into ``loc``; those are left out.
-    """
-    keys: list[str] = []
-    owner: type[BaseModel] | None = None
-    here = _alternatives(schema)
-    for part in loc:
-        branches = [branch for branch in here if part in (*_tags(branch), getattr(branch, "__name__", None))]
-        if len(here) > 1 and (branches or str(part).startswith("literal[")):
-            here = branches or here
+
+def _give(field: FieldInfo | None, before: str) -> str:
+    if field is None:
+        return ""
+    words = allowed(field)
+    return f"{before}{words}" + (f": {field.description}" if words.startswith("text") and field.description else "")
+
+
+def _names(field: FieldInfo | None) -> list[str]:
+    return [str(tag) for branch in alternatives(field.annotation) for tag in tags(branch)] if field else []
+
+
+def _meant(place: str, value: Any, field: FieldInfo | None) -> str:
+    meant = synonyms.meaning(place, value, field)
+    return f"; did you mean {meant}?" if meant else ""
+
+
+def _unknown_key(found: _Found, schema: type[BaseModel]) -> str:
+    section, key = dotted(found.keys[:-1]), str(found.keys[-1])
+    known = [*(found.owner.model_fields if found.owner else {})]
+    if note := synonyms.NOTES.get(synonyms.plain(key)):
+        return f"unknown key; {note}"
+    meant = synonyms.keys(section, key, known, schema)
+    top = ", at the top" if section and len(meant) == 1 and meant[0] in schema.model_fields and meant[0] not in known else ""
+    return f"unknown key{did_you_mean(key, known, meant)}".replace("?", f"{top}?")
+
+
+def dotted(keys: Sequence[str | int]) -> str:
+    """``a.b.c``."""
+    return ".".join(map(str, keys))
+
+
+def lookup(raw: Any, keys: Sequence[str | int]) -> Any:
+    """What is written at ``keys``; a name that stands for a whole mapping where they lead further."""
+    for key in keys:
+        listed = isinstance(raw, list | tuple) and isinstance(key, int) and key < len(raw)
+        inside = key in raw if isinstance(raw, Mapping) else listed
+        if inside:
+            raw = raw[key]
+        else:
+            return raw if isinstance(raw, str) else None
+    return raw
+
+
+def _find(schema: type[BaseModel], loc: Sequence[str | int], raw: Any, missing: bool) -> _Found:
+    """Where it is in ``raw``: pydantic puts into ``loc`` which branch of a union it tried, which no one has written."""
+    keys: list[str | int] = []
+    place = _Found((), None, schema)
+    here, node, label = alternatives(schema), raw, None
+    for number, part in enumerate(loc):
+        last_of_missing = missing and number == len(loc) - 1 and isinstance(part, str)
+        is_key = (isinstance(node, Mapping) and part in node) or (isinstance(node, list | tuple) and isinstance(part, int))
+        if not is_key and not last_of_missing and not _opens_shorthand(here, node, part):
+            label = part
             continue
-        keys.append(str(part))
-        models = [branch for branch in here if isinstance(branch, type) and issubclass(branch, BaseModel)]
-        owner = next((model for model in models if part in model.model_fields), models[0] if models else None)
+        keys.append(part)
+        owner = _owner(here, node, part, label)
+        field = owner.model_fields.get(str(part)) if owner else None
+        node, label = lookup(node, [part]) if is_key else None, None
+        if owner is not None or not isinstance(part, int):
+            place = _Found(tuple(keys), field, owner)
         if owner is not None:
-            field = owner.model_fields.get(str(part))
-            here = _alternatives(field.annotation) if field else []
+            here = alternatives(field.annotation) if field else []
         else:  # dict[str, Model] and tuple[Model, ...]
             items = [argument for branch in here for argument in get_args(branch) if argument not in (str, Ellipsis)]
-            here = [alternative for item in items for alternative in _alternatives(item)]
-    return keys, owner
+            here = [alternative for item in items for alternative in alternatives(item)]
+            if isinstance(part, int) and any(map(is_model, here)):
+                place = _Found(tuple(keys), None, None)
+    return place
 
 
-def _alternatives(annotation: Any) -> list[Any]:
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _alternatives(get_args(annotation)[0])
-    if origin in (Union, UnionType):
-        return [branch for argument in get_args(annotation) for branch in _alternatives(argument)]
-    return [annotation]
+def _opens_shorthand(here: Sequence[Any], node: Any, part: str | int) -> bool:
+    """Whether a name alone stands where the option ``part`` is wanted."""
+    return isinstance(node, str) and len(here) == 1 and is_model(here[0]) and part in here[0].model_fields
 
 
-def _tags(model: Any) -> tuple[Any, ...]:
-    field = getattr(model, "model_fields", {}).get("name")
-    return get_args(field.annotation) if field is not None else ()
+def _owner(here: Sequence[Any], node: Any, part: str | int, label: Any) -> type[BaseModel] | None:
+    models = [branch for branch in here if is_model(branch)]
+    name = node.get("name") if isinstance(node, Mapping) else None
+    for wanted in (label, name):
+        chosen = [model for model in models if wanted is not None and wanted in (*tags(model), model.__name__)]
+        if chosen:
+            return chosen[0]
+    return next((model for model in models if part in model.model_fields), models[0] if models else None)

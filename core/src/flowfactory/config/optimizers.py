@@ -18,8 +18,8 @@ class OptimizerConfig(Strict):
     method: ClassVar[Literal["adamw", "lion"]]
 
     name: str
-    lr: float = Field(gt=0, description="learning rate")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled, times the learning rate")
+    lr: float = Field(gt=0, le=10, description="learning rate")
+    weight_decay: float = Field(0.0, ge=0, le=100, description="decoupled, times the learning rate")
 
     @property
     def bits(self) -> Literal[8, 32]:
@@ -38,9 +38,9 @@ class AdamWConfig(OptimizerConfig):
     method = "adamw"
 
     name: Literal["adamw", "adamw8bit", "paged-adamw", "paged-adamw8bit"] = "adamw"
-    lr: float = Field(3e-4, gt=0, description="learning rate")
+    lr: float = Field(3e-4, gt=0, le=10, description="learning rate")
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="decay of the two moments")
-    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+    eps: float = Field(1e-8, gt=0, le=1, description="added to the root of the second moment")
 
 
 class LionConfig(OptimizerConfig):
@@ -49,7 +49,7 @@ class LionConfig(OptimizerConfig):
     method = "lion"
 
     name: Literal["lion", "lion8bit", "paged-lion", "paged-lion8bit"] = "lion"
-    lr: float = Field(1e-4, gt=0, description="learning rate; AdamW's divided by 3 to 10")
+    lr: float = Field(1e-4, gt=0, le=10, description="learning rate; AdamW's divided by 3 to 10")
     betas: tuple[Beta, Beta] = Field((0.9, 0.99), description="the momentum's share of the sign, and its decay")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -13,9 +14,12 @@ from flowfactory.errors import UserError
 def apply_override(raw: dict[str, Any], assignment: str, form: str = "a.b=value") -> dict[str, Any]:
     """``raw`` with ``a.b=value`` set; the value is YAML. UserError: not of this ``form``, or a path through a list."""
     path, equals, text = assignment.partition("=")
-    if not equals or not path:
-        raise UserError(f"--set {assignment}: write it as {form}")
+    path = path.strip()
     keys = path.split(".")
+    if not equals or not all(keys):
+        guess = re.fullmatch(r"([\w.-]+)\s*[:\s]\s*(\S.*)", assignment)
+        meant = f"; did you mean --set {guess[1]}={guess[2]}?" if guess else ""
+        raise UserError(f"--set {assignment}: write it as {form}{meant}")
 
     def put(node: Any, depth: int) -> Any:
         if depth == len(keys):

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
     Field,
     SerializeAsAny,
-    model_validator,
+    field_validator,
 )
 
 from flowfactory.canvas import Canvas
-from flowfactory.config import bitsandbytes
-from flowfactory.config.component import AlgorithmConfig, ComponentConfig, DynamicsConfig, ModelConfig
+from flowfactory.config.component import AlgorithmConfig, ComponentConfig, Device, DynamicsConfig, ModelConfig
 from flowfactory.config.ema import Decay
 from flowfactory.config.optimizers import AdamWConfig, Optimizer
 from flowfactory.config.paths import LocalPath
 from flowfactory.config.strict import Strict
+
+Side = Annotated[int, Field(ge=1, le=16_384)]
+"""Of a picture, in pixels."""
 
 
 class PromptsConfig(Strict):
@@ -31,24 +32,26 @@ class PromptsConfig(Strict):
         "model", description="model: a prompt's video is read at the model's frames per second; keep: frame by frame"
     )
 
-    @model_validator(mode="after")
-    def _check_files(self) -> PromptsConfig:
-        for path in (self.train, self.heldout):
-            if path is not None and not path.is_file():
-                raise ValueError(f"no file {path}")
-        return self
+    @field_validator("train", "heldout")
+    @classmethod
+    def _check_file(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_file():
+            raise ValueError(f"{path} is a folder; give a file" if path.is_dir() else f"no file {path}")
+        return path
 
 
 class SamplingConfig(Strict):
     """What one iteration draws: groups x group_size pictures."""
 
-    groups: int = Field(16, ge=1, description="prompts an iteration")
-    group_size: int = Field(8, ge=2, description="pictures a prompt, compared with one another")
-    size: tuple[int, int] = Field((512, 512), description="height, width in pixels")
-    frames: int | None = Field(None, ge=1, description="of a video; left out for pictures")
-    steps: int = Field(10, ge=1, description="transformer evaluations a picture")
-    guidance: float = Field(1.0, ge=0, description="classifier-free, which is off at 1, or as a number given to the model")
-    batch_size: int = Field(8, ge=1, description="pictures drawn at once; does not change what is drawn")
+    groups: int = Field(16, ge=1, le=100_000, description="prompts an iteration")
+    group_size: int = Field(8, ge=2, le=10_000, description="pictures a prompt, compared with one another")
+    size: tuple[Side, Side] = Field((512, 512), description="height, width in pixels")
+    frames: int | None = Field(None, ge=1, le=10_000, description="of a video; left out for pictures")
+    steps: int = Field(10, ge=1, le=1000, description="transformer evaluations a picture")
+    guidance: float = Field(
+        1.0, ge=0, le=100, description="classifier-free, which is off at 1, or as a number given to the model"
+    )
+    batch_size: int = Field(8, ge=1, le=100_000, description="pictures drawn at once; does not change what is drawn")
     ema: Decay | None = Field(None, description="draw with an average of the weights, which moves as this says")
     keep_on: Literal["device", "host"] = Field("device", description="where samples rest until learned from")
     keep_as: Literal["float32", "bf16"] = Field("float32", description="the dtype of latents between steps")
@@ -74,18 +77,20 @@ class AdvantagesConfig(Strict):
 class TrainingConfig(Strict):
     """How an iteration's pictures become optimizer steps."""
 
-    iterations: int = Field(100, ge=1, description="rounds of sampling and learning")
-    updates: int = Field(1, ge=1, description="optimizer steps one pass over the pictures is divided into")
-    epochs: int = Field(1, ge=1, description="passes over the pictures of an iteration")
-    batch_size: int = Field(8, ge=1, description="pictures in one forward; gradients accumulate over the rest")
-    timesteps_per_forward: int = Field(1, ge=1, description="steps or training timesteps of each of them that share a forward")
+    iterations: int = Field(100, ge=1, le=10_000_000, description="rounds of sampling and learning")
+    updates: int = Field(1, ge=1, le=100_000, description="optimizer steps one pass over the pictures is divided into")
+    epochs: int = Field(1, ge=1, le=1000, description="passes over the pictures of an iteration")
+    batch_size: int = Field(8, ge=1, le=100_000, description="pictures in one forward; gradients accumulate over the rest")
+    timesteps_per_forward: int = Field(
+        1, ge=1, le=1000, description="steps or training timesteps of each of them that share a forward"
+    )
     recompute_log_prob: bool = Field(
         False,
         description="whether log-densities of recorded steps are computed again before an iteration's first update, in the "
         "micro-batches that are trained on, which makes the first ratio exactly one",
     )
     optimizer: Optimizer = AdamWConfig.model_validate({})
-    warmup: int = Field(0, ge=0, description="optimizer steps over which the learning rate rises linearly")
+    warmup: int = Field(0, ge=0, le=1_000_000_000, description="optimizer steps over which the learning rate rises linearly")
     decay: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate after the warm-up")
     max_grad_norm: float = Field(1.0, gt=0, description="bound on the norm of the gradient")
     patience_flat: int | None = Field(
@@ -97,6 +102,7 @@ class TrainingConfig(Strict):
     kept_on: Literal["device", "host"] = Field("device", description="where averages and references of weights are kept")
     activation_checkpointing: Annotated[str, Field(pattern=r"^(none|blocks|every-[1-9][0-9]*)$")] = Field(
         "none",
+        examples=["none", "blocks", "every-2"],
         description="none, blocks (all of them) or every-2, every-3 …: blocks that are recomputed in the backward pass",
     )
     compile: bool = Field(False, description="whether torch.compile makes the transformer's blocks faster")
@@ -105,15 +111,15 @@ class TrainingConfig(Strict):
 class EvaluationConfig(Strict):
     """Held-out prompts with fixed noise, before training, every ``every`` iterations and at the end."""
 
-    every: int = Field(0, ge=0, description="iterations between evaluations; 0: only before and after")
-    members: int = Field(1, ge=1, description="pictures a prompt")
-    size: tuple[int, int] | None = Field(None, description="as in sampling when left out")
-    frames: int | None = Field(None, ge=1, description="as in sampling when left out")
-    steps: int | None = Field(None, ge=1, description="as in sampling when left out")
-    guidance: float | None = Field(None, ge=0, description="as in sampling when left out")
-    batch_size: int | None = Field(None, ge=1, description="as in sampling when left out")
+    every: int = Field(0, ge=0, le=10_000_000, description="iterations between evaluations; 0: only before and after")
+    members: int = Field(1, ge=1, le=10_000, description="pictures a prompt")
+    size: tuple[Side, Side] | None = Field(None, description="as in sampling when left out")
+    frames: int | None = Field(None, ge=1, le=10_000, description="as in sampling when left out")
+    steps: int | None = Field(None, ge=1, le=1000, description="as in sampling when left out")
+    guidance: float | None = Field(None, ge=0, le=100, description="as in sampling when left out")
+    batch_size: int | None = Field(None, ge=1, le=100_000, description="as in sampling when left out")
     ema: Decay | None = Field(None, description="draw with an average of the weights, which moves as this says")
-    pictures: int = Field(16, ge=0, description="how many of the pictures are kept as PNG files")
+    pictures: int = Field(16, ge=0, le=100_000, description="how many of the pictures are kept as PNG files")
     rewards: dict[str, SerializeAsAny[ComponentConfig]] = Field({}, description="the training rewards when left out")
 
     def canvas(self, sampling: SamplingConfig) -> Canvas:
@@ -124,14 +130,16 @@ class EvaluationConfig(Strict):
 class DistributedConfig(Strict):
     """How the ranks of a run hold its weights; ``flowfactory run --nproc N`` starts the ranks."""
 
-    shard: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+    shard: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         "auto", description="ranks that hold one copy of the weights together; 1: each rank a whole one; auto: all"
     )
-    replicate: Literal["auto"] | Annotated[int, Field(ge=1)] = Field("auto", description="such copies; auto: what shard leaves")
+    replicate: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        "auto", description="such copies; auto: what shard leaves"
+    )
     offload: bool = Field(False, description="whether weights, gradients and optimizer state rest in host memory")
     gather_to_sample: bool = Field(False, description="whether weights stay whole while drawing, which takes more memory")
     reward_ranks: Literal["all", "first"] = Field("all", description="which ranks compute rewards")
-    timeout: float = Field(30, gt=0, description="minutes that a rank waits for the others")
+    timeout: float = Field(30, gt=0, le=1_000_000, description="minutes that a rank waits for the others")
 
     def count_reward_ranks(self, ranks: int) -> int:
         """How many of ``ranks`` compute rewards."""
@@ -142,8 +150,8 @@ class OutputConfig(Strict):
     """Where the run directory is and what else is told."""
 
     dir: LocalPath = Path("runs/run")
-    checkpoint_every: int = Field(20, ge=1, description="iterations")
-    keep_last: int | None = Field(None, ge=1, description="checkpoints that are kept; all when left out")
+    checkpoint_every: int = Field(20, ge=1, le=10_000_000, description="iterations")
+    keep_last: int | None = Field(None, ge=1, le=10_000_000, description="checkpoints that are kept; all when left out")
     trackers: tuple[SerializeAsAny[ComponentConfig], ...] = ()
 
 
@@ -161,42 +169,8 @@ class RunConfig(Strict):
     distributed: DistributedConfig = DistributedConfig.model_validate({})
     output: OutputConfig = OutputConfig.model_validate({})
     plugins: tuple[LocalPath, ...] = Field((), description="one-file plugins")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 …")
+    device: Device = Field("auto", examples=["auto", "cpu", "cuda", "cuda:1"], description="auto, cpu, cuda, cuda:1 …")
     seed: int = Field(42, ge=0, lt=2**63)
-
-    @model_validator(mode="after")
-    def _check_together(self) -> RunConfig:
-        pictures = self.sampling.groups * self.sampling.group_size
-        if self.training.updates > pictures:
-            raise ValueError(f"training.updates ({self.training.updates}) is more than the {pictures} pictures there are")
-        if self.algorithm.groupwise and self.training.updates > self.sampling.groups:
-            raise ValueError(
-                f"training.updates ({self.training.updates}) is more than the {self.sampling.groups} groups there are, and "
-                "this algorithm compares the members of a group; set it lower, or epochs higher"
-            )
-        if self.model.quantize and self.model.train == "full":
-            raise ValueError("model.quantize: weights that train cannot be quantised; train {lora: {}}, or leave it out")
-        if lacking := bitsandbytes.quantization_unavailable(self.model.quantize):
-            raise ValueError(lacking)
-        if self.algorithm.own_sampler and self.sampling.ema is not None:
-            raise ValueError("sampling.ema: this algorithm chooses itself which weights draw; leave it out")
-        if self.training.recompute_log_prob and not self.algorithm.trust_region:
-            raise ValueError(
-                f"training.recompute_log_prob: algorithm {getattr(self.algorithm, 'name', '')} compares no recorded step with "
-                "what it was when drawn, so there is nothing to compute again; leave it out"
-            )
-        components = [self.model, self.algorithm, self.sampling.dynamics]
-        components += [*self.rewards.values(), *self.evaluation.rewards.values(), *self.output.trackers]
-        for component in components:
-            component.check(self)
-        if reason := bitsandbytes.optimizer_unavailable(self.training.optimizer, self.device, self.distributed.offload):
-            raise ValueError(f"training.optimizer: {reason}")
-        for label in (*self.rewards, *self.evaluation.rewards):
-            if not re.fullmatch(r"[\w.-]+", label):  # labels are parts of the names of metrics
-                raise ValueError(f"rewards: the label {label!r} may have letters, digits, '_', '-' and '.' alone")
-        if not any(reward_weight(reward) for reward in self.rewards.values()):
-            raise ValueError("every reward has weight 0: nothing would be learned")
-        return self
 
 
 def reward_weight(reward: ComponentConfig) -> float:

@@ -4,14 +4,26 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+
+from flowfactory.config.wording import leaves
+
+NUMBERS = frozenset({int, float})
 
 
 class Strict(BaseModel):
-    """Frozen, and refuses unknown keys and numbers that are not finite, those of every component's options too."""
+    """Frozen; refuses unknown keys, numbers that are not finite, and truth values, numbers and text in one another's place."""
 
     # what has no limit is null; an infinite or absent number would only be found out where it has done its harm
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mark_other_kinds(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        kinds = {key: leaves(field.annotation) for key, field in cls.model_fields.items() if key in values}
+        return {key: _mark(value, kinds[key]) if key in kinds else value for key, value in values.items()}
 
     @field_validator("*")
     @classmethod
@@ -28,6 +40,24 @@ def _is_finite(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_finite, value))
     return not isinstance(value, float) or math.isfinite(value)
+
+
+class _OfAnotherKind:
+    """What no type takes: pydantic would read true as 1, 1 as true, and '12' as 12."""
+
+
+def _mark(value: Any, kinds: frozenset[Any]) -> Any:
+    if isinstance(value, list | tuple):
+        return [_mark(item, kinds) for item in value]
+    if isinstance(value, bool):
+        other = bool not in kinds and bool(kinds & NUMBERS)
+    elif isinstance(value, int | float):
+        other = bool in kinds and not kinds & NUMBERS
+    elif isinstance(value, str) and bool in kinds and value.lower() in ("yes", "no", "on", "off"):
+        other = False  # YAML 1.2 reads them as text
+    else:  # a path, a name and one of several words are text too
+        other = isinstance(value, str) and kinds <= {int, float, bool, type(None)}
+    return _OfAnotherKind() if other else value
 
 
 def expand_name(value: Any) -> Any:

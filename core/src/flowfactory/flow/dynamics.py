@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 class ODEConfig(DynamicsConfig):
     """The probability-flow ODE by Euler steps: deterministic, without a log-density."""
+
+    known_as = ("euler", "flow-match", "deterministic", "ddim", "flow-euler", "none")
 
     stochastic: ClassVar[bool] = False
     linear: ClassVar[bool] = True
@@ -84,6 +86,14 @@ class SDEConfig(DynamicsConfig):
         if self.slide is not None and self.num_sde_steps is None:
             raise ValueError("sampling.dynamics.slide: say with num_sde_steps how many steps the window has")
 
+    def remarks(self, run: RunConfig) -> Iterator[str]:
+        """The window slides within the run."""
+        if self.slide is not None and self.slide.every >= run.training.iterations:
+            yield (
+                f"sampling.dynamics.slide.every {self.slide.every}: the run has {run.training.iterations} iterations, so that "
+                "the window never slides; set it lower"
+            )
+
     def candidates(self, steps: int) -> tuple[int, ...]:
         """The steps that may be stochastic."""
         # the last step's noise would stay in the picture
@@ -127,7 +137,9 @@ LONGEST_STEP = 4
 class FlowSDEConfig(SDEConfig):
     """Flow-GRPO's SDE (arXiv:2505.05470, eq. 9): the ODE's marginals, with noise to explore."""
 
-    noise_level: float = Field(0.7, gt=0, description="a in spread = a sqrt(sigma / (1 - sigma)); 0.7 in the paper")
+    known_as = ("sde", "flow-grpo", "euler-maruyama", "stochastic")
+
+    noise_level: float = Field(0.7, gt=0, le=10, description="a in spread = a sqrt(sigma / (1 - sigma)); 0.7 in the paper")
 
     def build(self, label: str) -> FlowSDE:
         return FlowSDE(self.noise_level, self.window)
@@ -151,7 +163,9 @@ class FlowSDE(SDE):
 class DanceSDEConfig(SDEConfig):
     """DanceGRPO's SDE (arXiv:2505.07818): the same spread at every sigma."""
 
-    noise_level: float = Field(0.3, gt=0, description="the spread; 0.3 in the paper")
+    known_as = ("dance", "dance-grpo")
+
+    noise_level: float = Field(0.3, gt=0, le=10, description="the spread; 0.3 in the paper")
 
     def build(self, label: str) -> DanceSDE:
         return DanceSDE(self.noise_level, self.window)
@@ -175,6 +189,8 @@ def _sde(velocity: Tensor, latents: Tensor, sigma: Tensor, next_sigma: Tensor, s
 
 class CPSConfig(SDEConfig):
     """Coefficients-preserving sampling (arXiv:2509.05952): fresh noise takes the place of as much of the old."""
+
+    known_as = ("coefficients-preserving", "flow-cps", "cps-sde")
 
     noise_level: float = Field(0.8, gt=0, le=1, description="eta in std = next sigma sin(eta pi / 2); 1 is all fresh noise")
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class _TimestepRange(Strict):
     """Between which sigmas, and how many times a sample."""
 
-    count: int = Field(2, ge=1, description="times a sample and pass")
+    count: int = Field(2, ge=1, le=1000, description="times a sample and pass")
     low: float = Field(0.0, ge=0, lt=1, description="no sigma below; a shift comes after")
     high: float = Field(1.0, gt=0, le=1, description="no sigma above; a shift comes after")
     shared: bool | None = Field(
@@ -68,7 +68,9 @@ class Discrete(_TimestepRange):
 
 
 class _Continuous(_TimestepRange):
-    shift: float = Field(1.0, gt=0, description="above 1 moves towards noise: sigma becomes s sigma / (1 + (s - 1) sigma)")
+    shift: float = Field(
+        1.0, gt=0, le=100, description="above 1 moves towards noise: sigma becomes s sigma / (1 + (s - 1) sigma)"
+    )
     stratified: bool = Field(True, description="one time from each of count equal parts, instead of count at random")
 
     def _shares(self, generator: torch.Generator) -> Tensor:
@@ -91,8 +93,8 @@ class LogitNormal(_Continuous):
     """The logistic function of a normal, arXiv:2403.03206, between low and high."""
 
     name: Literal["logit-normal"] = "logit-normal"
-    mean: float = Field(0.0, description="of the normal; above 0 moves towards noise")
-    std: float = Field(1.0, gt=0, description="of the normal")
+    mean: float = Field(0.0, ge=-100, le=100, description="of the normal; above 0 moves towards noise")
+    std: float = Field(1.0, gt=0, le=100, description="of the normal")
 
     def sigmas(self, schedule: Tensor, generator: torch.Generator) -> Tensor:
         """[count]: quantiles, so that low and high truncate and stratification is exact."""

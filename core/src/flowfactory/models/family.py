@@ -19,11 +19,12 @@ from torch import Tensor
 
 from flowfactory import flow
 from flowfactory.canvas import Canvas
-from flowfactory.config.component import ModelConfig
+from flowfactory.config.component import LoraTraining, ModelConfig
 from flowfactory.config.paths import CheckpointPath
 from flowfactory.discovery.specs import hookimpl
 from flowfactory.errors import UserError
 from flowfactory.models.checkpoint_files import reading
+from flowfactory.models.on_meta import check_lora_targets
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.models.resolution import Grid
 from flowfactory.types import (
@@ -173,7 +174,9 @@ class FamilyConfig(ModelConfig):
         pattern=r"^\w+$",
         description="read the files of this variant, such as fp16 for *.fp16.safetensors, where a part has it",
     )
-    decode_batch_size: int | None = Field(None, ge=1, description="decoded at once; as many as are drawn when left out")
+    decode_batch_size: int | None = Field(
+        None, ge=1, le=100_000, description="decoded at once; as many as are drawn when left out"
+    )
     tiling: bool = Field(False, description="decode in tiles, which takes less memory for large sizes")
     encoders_on: Literal["device", "host"] = Field("device", description="where prompts are encoded, once, by the first rank")
     decoder_on: Literal["device", "host"] = Field("device", description="where the VAE is, and what was drawn is decoded")
@@ -200,11 +203,26 @@ class FamilyConfig(ModelConfig):
         grid.check("evaluation", evaluation.size, evaluation.frames)
         if grid.stride is not None and run.sampling.frames is None:
             raise ValueError(f"sampling.frames is missing: this model draws videos of 1 + a multiple of {grid.stride} frames")
-        if self.family.takes_guidance(self.checkpoint):
-            return
+        if self.checkpoint.config(""):
+            self.check_targets()
         for section, guidance in (("sampling", run.sampling.guidance), ("evaluation", evaluation.guidance)):
-            if guidance not in (None, 1):
-                raise ValueError(f"{section}.guidance {guidance}: this checkpoint is distilled and takes none; leave it out")
+            if guidance is not None:
+                self.check_guidance(section, guidance)
+
+    def check_targets(self) -> None:
+        """Raise ValueError where ``train`` names a LoRA target that no layer has. Reads configs, no weights."""
+        targets = self.train.lora.targets if isinstance(self.train, LoraTraining) else None
+        if targets is not None:
+            check_lora_targets(self.checkpoint, self.family.trained_transformers(self.checkpoint, self), targets)
+
+    def check_guidance(self, section: str, guidance: float) -> None:
+        """Raise ValueError where the guidance of ``section`` would mean nothing."""
+        if guidance == 1:
+            return
+        if not self.family.takes_guidance(self.checkpoint):
+            raise ValueError(f"{section}.guidance {guidance:g}: this checkpoint is distilled and takes none; leave it out")
+        if guidance < 1:
+            raise ValueError(f"{section}.guidance {guidance:g}: guidance begins at 1, where it is off; write 1, or more")
 
     def build(self, label: str) -> FamilyModel:
         return FamilyModel(self)
@@ -223,6 +241,10 @@ class FamilyModel:
     def load(self, runtime: Runtime) -> Trainable:
         """The transformers in host memory, with the VAE and the scheduler beside them."""
         family, self._dtype = self._family, runtime.dtype
+        try:
+            self._config.check_targets()  # before any weight is read, also of what is on the hub
+        except ValueError as error:
+            raise UserError(str(error)) from error
         there = [name for name, there in self._checkpoint.parts.items() if there]
         kept = [name for name in there if name not in family.encoders]
         trained = family.trained_transformers(self._checkpoint, self._config)

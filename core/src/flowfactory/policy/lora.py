@@ -30,7 +30,7 @@ def add_adapters(module: nn.Module, config: LoraConfig, targets: Sequence[str], 
     """The names of the layers that got an adapter; the rest of ``module`` is frozen.
 
     The adapters are float32 whatever the layer's dtype, and their start depends on ``seed`` alone.
-    RunError: no layer's name ends in a target, so that nothing would train.
+    RunError: no layer's name ends in a target.
     """
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
@@ -38,6 +38,9 @@ def add_adapters(module: nn.Module, config: LoraConfig, targets: Sequence[str], 
 
     module.requires_grad_(False)
     wanted = list(config.targets or targets)
+    names = [name for name, _ in module.named_modules()]
+    if unmatched := [t for t in config.targets or () if not any(name == t or name.endswith(f".{t}") for name in names)]:
+        raise RunError(_no_layer(module, unmatched))
     peft_config = PeftConfig(
         r=config.rank, lora_alpha=config.alpha, target_modules=wanted, lora_dropout=0.0, init_lora_weights="gaussian"
     )
@@ -63,7 +66,7 @@ def add_adapters(module: nn.Module, config: LoraConfig, targets: Sequence[str], 
 def _no_layer(module: nn.Module, targets: Sequence[str]) -> str:
     linear = sorted({name.rsplit(".", 1)[-1] for name, layer in module.named_modules() if isinstance(layer, nn.Linear)})
     return (
-        f"LoRA found no layer whose name ends in {', '.join(targets)}: nothing would train; "
+        f"LoRA found no layer whose name ends in {', '.join(targets)}, and nothing would train there; "
         f"set model.train.lora.targets to some of {', '.join(linear)}"
     )
 

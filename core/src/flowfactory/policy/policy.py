@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 REFERENCE = "reference"
 FULL = "diffusion_pytorch_model.safetensors"
+CONFIGURED = ("sampling", "evaluation")
+"""The averages that the config itself can ask for."""
 
 Schedule = Callable[[int], float]
 """``decay(iteration)``: see :mod:`flowfactory.config.ema`."""
@@ -194,7 +197,14 @@ class Policy:
         self._kept[name] = _Kept(self._version, copies)
 
     def track_ema(self, name: str, decay: Schedule) -> None:
-        """Keep the present weights under ``name``, and after each iteration move them towards those present then."""
+        """Keep the present weights under ``name``, and after each iteration move them towards those present then.
+
+        RunError: the config has an average of that name, or the name has what the names of files cannot have.
+        """
+        if name in CONFIGURED and name in self._averages:
+            raise RunError(f"the average of weights called {name!r} is that of {name}.ema; give the algorithm's another name")
+        if not re.fullmatch(r"[\w. -]+", name):
+            raise RunError(f"an average of weights cannot be called {name!r}: use letters, digits, '_', '-', '.' and spaces")
         self.keep(name)
         self._averages[name] = decay
 

@@ -48,6 +48,8 @@ class RewardExecutor:
 
     def __init__(self, label: str, config: ComponentConfig, plugins: Sequence[Path] = ()) -> None:
         self.label = label
+        self.holds_weights = config.weights() != {}
+        self._ready = False
         self._component = RewardComponent(label, config)
         self.pointwise = self._component.pointwise
         self._timeout: float | None = getattr(config, "timeout", None)
@@ -60,12 +62,15 @@ class RewardExecutor:
         self._thread = WorkerThread(label) if not workers and (concurrent or self._timeout is not None) else None
 
     def prepare(self, device: torch.device) -> None:
-        """See RunSpecs.prepare_reward."""
+        """See RunSpecs.prepare_reward; once."""
+        if self._ready:
+            return
         with name_errors(self.label):
             if self._workers:
                 self._workers.start()
             else:
                 self._component.prepare(device)
+        self._ready = True
 
     def submit(self, samples: Samples) -> PendingAnswers:
         """Begin with the samples that the label applies to."""

@@ -26,7 +26,6 @@ class Rewards:
     def __init__(self, configs: Mapping[str, ComponentConfig], plugins: Sequence[Path] = ()) -> None:
         self.labels = tuple(configs)
         self._executors = [RewardExecutor(label, config, plugins) for label, config in configs.items()]
-        self._ready = False
 
     @property
     def pointwise(self) -> bool:
@@ -38,12 +37,14 @@ class Rewards:
         """Whether any of them is computed beside the thread that asks."""
         return any(executor.runs_concurrently for executor in self._executors)
 
-    def prepare(self, device: torch.device) -> None:
-        """Have them read their weights and reach their servers, once. UserError, RunError: one cannot, under its label."""
-        if not self._ready:
-            for executor in self._executors:
+    def prepare(self, device: torch.device, weights: bool = True) -> None:
+        """Have them read their weights and reach their servers, once. UserError, RunError: one cannot, under its label.
+
+        Without ``weights``, only those that hold none.
+        """
+        for executor in self._executors:
+            if weights or not executor.holds_weights:
                 executor.prepare(device)
-        self._ready = True
 
     def start(self, samples: Samples) -> PendingScores:
         """Ask all of them; what runs aside goes on after this returns. RunError: as :meth:`PendingScores.result`."""

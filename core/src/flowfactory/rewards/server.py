@@ -265,6 +265,8 @@ def load_reward(reward: str, overrides: Sequence[str] = (), plugins: Sequence[Pa
     folder = None
     raw: Any = {"name": reward}
     if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UserError(f"no file {path}")
         try:
             raw = parse_yaml(path.read_text(encoding="utf-8"), path.name)
         except (OSError, UnicodeDecodeError) as error:

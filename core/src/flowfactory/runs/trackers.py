@@ -14,6 +14,8 @@ from flowfactory.types import RunInfo
 class TensorBoardConfig(ComponentConfig):
     """Every metric as a scalar in ``<run>/tensorboard``."""
 
+    known_as = ("tb", "tensorboardx")
+
     def build(self, label: str) -> TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter

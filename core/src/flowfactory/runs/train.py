@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from flowfactory.config.idle_keys import idle_keys
 from flowfactory.config.schema import RunConfig
 from flowfactory.distributed.hangup import SIGHUP, stop_signals
 from flowfactory.distributed.ranks import ALONE, Ranks
@@ -40,6 +41,8 @@ def train(
     directory = RunDirectory(config.output.dir)
     if ranks.leads:
         directory.open(config, resume)
+        for sentence in idle_keys(config):
+            say(f"warning: {sentence}")
     else:
         say = _silent
     ranks.barrier()

@@ -38,10 +38,10 @@ class Assembly:
         others = config.evaluation.rewards
         self.evaluation_rewards = Rewards(others, config.plugins) if others else self.rewards
 
-    def prepare_rewards(self, device: torch.device) -> None:
-        """Have all rewards read their weights and reach their servers. UserError, RunError: one cannot."""
+    def prepare_rewards(self, device: torch.device, weights: bool = True) -> None:
+        """Have all rewards, or without ``weights`` those that hold none, read and reach what they need. UserError, RunError."""
         for rewards in (self.rewards, self.evaluation_rewards):
-            rewards.prepare(device)
+            rewards.prepare(device, weights)
 
 
 def _ode() -> Dynamics:

@@ -55,11 +55,17 @@ def prepare_run(
     say: Say = lambda _: None,
     trackers: bool = True,
     ranks: Ranks = ALONE,
+    scores: bool = True,
 ) -> Run:
-    """Components assembled, prompts read and encoded, weights where the ranks are to have them."""
+    """Components assembled, prompts read and encoded, weights where the ranks are to have them.
+
+    Where it is to have ``scores``, rewards that hold no weights are prepared first: a server that is not there is told soon.
+    """
     assembly = Assembly(config, observers, trackers and ranks.leads)
     device = resolve_device(config.device, ranks.local)
     train, heldout = prepare_prompts(config)
+    if scores and ranks.rank < config.distributed.count_reward_ranks(ranks.count):
+        assembly.prepare_rewards(device, weights=False)
     precision = DTYPES[config.training.precision]
     trainable = assembly.hooks.load(Runtime(device, precision, ranks.agree))
     try:

@@ -17,6 +17,8 @@ from flowfactory.rl import clipped_surrogate, is_clipped, squared_error, velocit
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from flowfactory import RunConfig
+
 
 OLD, EMA = "old", "ema"
 SMALL = 1e-10
@@ -25,14 +27,21 @@ SMALL = 1e-10
 class AWMConfig(TimestepsConfig):
     """AWM, arXiv:2509.25050: the ratio of matching errors takes the place of the ratio of log-densities."""
 
+    known_as = ("advantage-weighted-matching",)
+
     weighting: Literal["uniform", "t", "t2", "huber", "ghuber"] = Field(
         "ghuber", description="how error and time make the log-density: error, t error, t² error, t root, t power"
     )
     power: float = Field(0.25, gt=0, le=1, description="of ghuber; 1 is the weighting t")
-    clip_range: float = Field(1e-4, gt=0, description="bound on |ratio - 1|")
+    clip_range: float = Field(1e-4, gt=0, le=1, description="bound on |ratio - 1|")
     kl: float = Field(0.0, ge=0, description="weight of the squared distance from the velocity that training started from")
     ema_kl: float = Field(0.0, ge=0, description="weight of the squared distance from the average's velocity")
     ema: Decay = Field(Power(decay=0.9), description="how that average of weights moves")
+
+    def remarks(self, run: RunConfig) -> Iterator[str]:
+        """An exponent of another weighting."""
+        if self.power != 0.25 and self.weighting != "ghuber":
+            yield f"algorithm.power is of the weighting ghuber, and does nothing under {self.weighting}; leave it out"
 
     def build(self, label: str) -> AWM:
         return AWM(self)

@@ -18,6 +18,8 @@ from flowfactory.rl import group_max, group_sum, optimality, squared_error, velo
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from flowfactory import RunConfig
+
 
 OLD, SAMPLING = "old", "crd sampling"
 LEAST_KL = 1e-4
@@ -25,6 +27,8 @@ LEAST_KL = 1e-4
 
 class CRDConfig(TimestepsConfig):
     """CRD, arXiv:2603.14128: regression of centred implicit rewards, with a KL to a guided reference."""
+
+    known_as = ("centred-reward-distillation", "reward-distillation")
 
     groupwise: ClassVar[bool] = True
     own_sampler: ClassVar[bool] = True
@@ -45,8 +49,18 @@ class CRDConfig(TimestepsConfig):
         PiecewiseLinear(points=((75, 0.0), (208, 0.999))), description="how the weights move that draw the samples"
     )
     kl: float = Field(0.0, ge=0, description="weight of the squared distance from the reference's velocity")
-    kl_guidance: float | None = Field(None, ge=0, description="guidance of that reference; as in sampling when left out")
+    kl_guidance: float | None = Field(
+        None, ge=0, le=100, description="guidance of that reference; as in sampling when left out"
+    )
     kl_adaptive: bool = Field(True, description="whether a sample's KL is weighed by its reward, in [0, 1]")
+
+    def remarks(self, run: RunConfig) -> Iterator[str]:
+        """Options of a KL, or of a softmax, and none."""
+        if not self.kl and (self.kl_guidance is not None or not self.kl_adaptive):
+            key = "kl_adaptive" if self.kl_guidance is None else "kl_guidance"
+            yield f"algorithm.{key} does nothing while algorithm.kl is 0; set kl, or leave it out"
+        if self.temperature != 1 and self.centre != "softmax":
+            yield f"algorithm.temperature is of the centre softmax, and does nothing under {self.centre}; leave it out"
 
     def build(self, label: str) -> CRD:
         return CRD(self)

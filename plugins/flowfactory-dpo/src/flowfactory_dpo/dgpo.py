@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class DGPOConfig(ReferenceConfig):
     """DGPO, arXiv:2510.08425: advantage-weighted matching, less where the group's preference is learned already."""
 
+    known_as = ("group-dpo",)
+
     groupwise: ClassVar[bool] = True
 
     beta: float = Field(100.0, gt=0, description="how sharply a difference of errors, a mean over elements, is preferred")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class DPOConfig(ReferenceConfig):
     """Online DPO, arXiv:2311.12908: the best sample of each group is preferred to the worst."""
 
+    known_as = ("diffusion-dpo", "online-dpo", "flow-dpo")
+
     groupwise: ClassVar[bool] = True
     compared: ClassVar[int | None] = 2
 

@@ -20,7 +20,9 @@ class ReferenceConfig(TimestepsConfig):
     reference_ema: Decay | None = Field(
         None, description="how the reference follows the policy; left out, it stays where training started"
     )
-    reference_guidance: float | None = Field(None, ge=0, description="guidance of the reference; as in sampling when left out")
+    reference_guidance: float | None = Field(
+        None, ge=0, le=100, description="guidance of the reference; as in sampling when left out"
+    )
 
 
 Config = TypeVar("Config", bound=ReferenceConfig)

@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 class DPPOConfig(PolicyGradientConfig):
     """Flow-DPPO, arXiv:2606.11025: GRPO whose trust region is the exact KL between the step as drawn and as it is now."""
 
+    known_as = ("flow-dppo",)
+
     trust_region: ClassVar[Mapping[str, tuple[str, ...]]] = {"kl_old/max": ("kl_bound",)}
 
-    kl_bound: float = Field(1e-6, gt=0, description="largest KL of a step from the one that drew it, a mean over elements")
+    kl_bound: float = Field(
+        1e-6, gt=0, le=1, description="largest KL of a step from the one that drew it, a mean over elements"
+    )
 
     def build(self, label: str) -> PolicyGradient:
         return PolicyGradient(self, partial(surrogate, kl_bound=self.kl_bound), means=True)

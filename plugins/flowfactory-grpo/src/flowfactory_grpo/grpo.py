@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 class GRPOConfig(PolicyGradientConfig):
     """Flow-GRPO, arXiv:2505.05470: group advantages, the ratio of log-densities of sampled steps, a clipped surrogate."""
 
+    known_as = ("flow-grpo", "ppo", "dance-grpo", "mix-grpo", "policy-gradient", "reinforce", "ddpo")
+
     trust_region: ClassVar[Mapping[str, tuple[str, ...]]] = CLIPPED_RATIO
 
     clip_range: float = Field(
-        1e-4, gt=0, description="bound on |ratio - 1|; small, since the log-density is a mean over elements"
+        1e-4, gt=0, le=1, description="bound on |ratio - 1|; small, since the log-density is a mean over elements"
     )
 
     def build(self, label: str) -> PolicyGradient:

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 class GRPOGuardConfig(PolicyGradientConfig):
     """GRPO-Guard, arXiv:2510.22319: GRPO with normalised ratios, and steps weighed so that each has an equal say."""
 
+    known_as = ("guard",)
+
     trust_region: ClassVar[Mapping[str, tuple[str, ...]]] = CLIPPED_RATIO
 
-    clip_range: float = Field(1e-5, gt=0, description="bound on |ratio - 1|, of the normalised ratio")
+    clip_range: float = Field(1e-5, gt=0, le=1, description="bound on |ratio - 1|, of the normalised ratio")
 
     def check(self, run: RunConfig) -> None:
         """The dynamics have a log-density, and a mean that is linear in the velocity."""

@@ -42,6 +42,11 @@ class PolicyGradientConfig(AlgorithmConfig):
                 "deterministic and have none; choose stochastic dynamics, such as {name: flow-sde}"
             )
 
+    def remarks(self, run: RunConfig) -> Iterator[str]:
+        """The form of a KL, and none."""
+        if self.kl_form != "mean" and not self.kl:
+            yield "algorithm.kl_form does nothing while algorithm.kl is 0; set kl, or leave it out"
+
 
 class PolicyGradient:
     """The surrogate, and a KL to the reference, of every recorded step. ``means``: the surrogate reads the step's mean."""

@@ -23,6 +23,8 @@ OLD = "old"
 class NFTConfig(TimestepsConfig):
     """DiffusionNFT, arXiv:2509.16117: contrasts two implicit policies around the old one, at times of its own."""
 
+    known_as = ("diffusion-nft", "negative-aware")
+
     own_sampler: ClassVar[bool] = True
 
     beta: float = Field(1.0, gt=0, description="how far the two implicit policies stand from the old one")

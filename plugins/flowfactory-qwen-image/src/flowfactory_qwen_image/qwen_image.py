@@ -118,6 +118,8 @@ QWEN_IMAGE = Family(
 class QwenImageConfig(FamilyConfig):
     """Any diffusers QwenImagePipeline (arXiv:2508.02324)."""
 
+    known_as = ("qwen", "qwenimage")
+
     family: ClassVar[Family] = QWEN_IMAGE
 
     max_sequence_length: int = Field(512, ge=1, le=1024, description="tokens of a prompt")

@@ -70,11 +70,15 @@ QWEN_IMAGE_EDIT = replace(
 class QwenImageEditConfig(FamilyConfig):
     """Any diffusers QwenImageEditPlusPipeline: Qwen-Image-Edit-2509 and -2511 (arXiv:2508.02324)."""
 
+    known_as = ("qwen-edit", "qwenimageedit")
+
     family: ClassVar[Family] = QWEN_IMAGE_EDIT
     takes: ClassVar[Takes] = Takes(images=(1, float("inf")))
 
-    vae_area: int = Field(1024 * 1024, ge=32 * 32, description="pixels of a picture as the transformer gets it")
-    condition_area: int = Field(384 * 384, ge=32 * 32, description="pixels of a picture as the text encoder gets it")
+    vae_area: int = Field(1024 * 1024, ge=32 * 32, le=8192 * 8192, description="pixels of a picture as the transformer gets it")
+    condition_area: int = Field(
+        384 * 384, ge=32 * 32, le=8192 * 8192, description="pixels of a picture as the text encoder gets it"
+    )
 
     def picture_error(self, width: int, height: int) -> str | None:
         for area in (self.vae_area, self.condition_area):  # sides are rounded as the pipeline's calculate_dimensions does

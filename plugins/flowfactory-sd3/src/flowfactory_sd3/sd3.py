@@ -86,6 +86,8 @@ SD3 = Family(
 class SD3Config(FamilyConfig):
     """Any diffusers StableDiffusion3Pipeline: SD3, SD3.5 medium and large (arXiv:2403.03206)."""
 
+    known_as: ClassVar[tuple[str, ...]] = ("sd3.5", "sd35", "sd3-medium", "sd3.5-medium", "sd3.5-large", "stable-diffusion-3")
+
     family: ClassVar[Family] = SD3
 
     max_sequence_length: int = Field(256, ge=1, le=512, description="tokens of the T5 encoder")

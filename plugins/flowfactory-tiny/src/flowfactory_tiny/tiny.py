@@ -14,6 +14,7 @@ from flowfactory_tiny import FOLDER
 class TinyConfig(SD3Config):
     """A 1.7 M parameter Stable Diffusion 3 that draws coloured shapes at 32x32 pixels; pretrained, offline."""
 
+    known_as = ("toy", "small", "test")
     family: ClassVar[Family] = replace(SD3, comfyui=())
 
     path: CheckpointPath = Field(str(FOLDER / "pipeline"), description="the folder in this package")

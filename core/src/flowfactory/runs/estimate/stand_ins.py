@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from flowfactory.canvas import Canvas
 from flowfactory.models.checkpoint_files import check_file, reading
+from flowfactory.models.on_meta import build_on_meta
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.runs.estimate.storage_counter import StorageCounter
 from flowfactory.runs.estimate.weights import tensor_bytes
@@ -62,9 +63,7 @@ def _without_weights(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """What the config in ``folder`` makes of ``kind``, on "meta"."""
     check_file(folder / "config.json")
     of_diffusers = hasattr(kind, "load_config")
-    config = (kind.load_config if of_diffusers else kind.config_class.from_pretrained)(folder)
-    with torch.device("meta"):
-        module: nn.Module = (kind.from_config if of_diffusers else kind)(config)
+    module = build_on_meta(kind, folder)
     # what from_pretrained of diffusers, or of transformers, does not round to bf16
     kept = "_keep_in_fp32_modules" if of_diffusers else "_keep_in_fp32_modules_strict"
     exact = getattr(module, kept, None) or ()

@@ -1,0 +1,123 @@
+"""What can only be said of several keys of a config together: one sentence for each thing that cannot be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+from flowfactory.config import bitsandbytes
+from flowfactory.config.component import ComponentConfig
+from flowfactory.config.findings import Finding
+from flowfactory.config.schema import RunConfig, reward_weight
+from flowfactory.errors import UserError
+
+PICTURES = 1_000_000
+"""The most an iteration draws: what is known of each is held in memory."""
+
+
+def check_together(config: RunConfig, whole: bool = True) -> Iterator[Finding]:
+    """What is wrong. Where ``config`` is not ``whole``, a check that needs what is missing says nothing."""
+    for check in (*CHECKS, *(_component_check(place, part) for place, part in _components(config, whole))):
+        try:
+            yield from (Finding("", sentence) for sentence in check(config))
+        except (AttributeError, TypeError):
+            if whole:
+                raise
+
+
+def _components(config: RunConfig, whole: bool) -> Iterator[tuple[str, ComponentConfig]]:
+    def there(*keys: str) -> object:
+        found: object = config
+        for key in keys:
+            found = getattr(found, key) if whole else getattr(found, key, {})
+        return found
+
+    for place in (("model",), ("algorithm",), ("sampling", "dynamics")):
+        yield ".".join(place), there(*place)  # type: ignore[misc]
+    for place in (("rewards",), ("evaluation", "rewards")):
+        rewards = there(*place)
+        for label, reward in rewards.items() if isinstance(rewards, dict) else ():
+            yield f"{'.'.join(place)}.{label}", reward
+    trackers = there("output", "trackers")
+    for number, tracker in enumerate(trackers if isinstance(trackers, tuple) else ()):
+        yield f"output.trackers.{number}", tracker
+
+
+def _component_check(place: str, part: ComponentConfig) -> Callable[[RunConfig], Iterator[str]]:
+    def check(config: RunConfig) -> Iterator[str]:
+        try:
+            if lacking := part.lacking():
+                yield f"{place}: {lacking}"
+            part.check(config)
+        except (ValueError, UserError) as error:
+            yield str(error)
+        if getattr(part, "workers", 0) and str(getattr(part, "device", "")).startswith("cuda"):
+            yield f"{place}.workers: workers compute on the CPU, and {place}.device is cuda; leave one of them out"
+
+    return check
+
+
+def _updates(config: RunConfig) -> Iterator[str]:
+    pictures, updates = config.sampling.groups * config.sampling.group_size, config.training.updates
+    if updates > pictures:
+        yield f"training.updates ({updates}) is more than the {pictures} pictures there are"
+    elif config.algorithm.groupwise and updates > config.sampling.groups:
+        yield (
+            f"training.updates ({updates}) is more than the {config.sampling.groups} groups there are, and "
+            "this algorithm compares the members of a group; set it lower, or epochs higher"
+        )
+
+
+def _pictures(config: RunConfig) -> Iterator[str]:
+    groups, size = config.sampling.groups, config.sampling.group_size
+    if groups * size > PICTURES:
+        yield f"sampling.groups ({groups}) times group_size ({size}) is more than the {PICTURES} pictures an iteration can have"
+
+
+def _quantized(config: RunConfig) -> Iterator[str]:
+    if config.model.quantize and config.model.train == "full":
+        yield "model.quantize: weights that train cannot be quantised; train {lora: {}}, or leave it out"
+    elif lacking := bitsandbytes.quantization_unavailable(config.model.quantize):
+        yield lacking
+
+
+def _own_sampler(config: RunConfig) -> Iterator[str]:
+    if config.algorithm.own_sampler and config.sampling.ema is not None:
+        yield "sampling.ema: this algorithm chooses itself which weights draw; leave it out"
+
+
+def _recomputed(config: RunConfig) -> Iterator[str]:
+    if config.training.recompute_log_prob and not config.algorithm.trust_region:
+        yield (
+            f"training.recompute_log_prob: algorithm {getattr(config.algorithm, 'name', '')} compares no recorded step with "
+            "what it was when drawn, so there is nothing to compute again; leave it out"
+        )
+
+
+def _optimizer(config: RunConfig) -> Iterator[str]:
+    if reason := bitsandbytes.optimizer_unavailable(config.training.optimizer, config.device, config.distributed.offload):
+        yield f"training.optimizer: {reason}"
+
+
+def _labels(config: RunConfig) -> Iterator[str]:
+    for section, rewards in (("rewards", config.rewards), ("evaluation.rewards", config.evaluation.rewards)):
+        for label in rewards:
+            if not re.fullmatch(r"[\w.-]+", label):  # labels are parts of the names of metrics
+                yield f"{section}: the label {label!r} may have letters, digits, '_', '-' and '.' alone"
+
+
+def _weights(config: RunConfig) -> Iterator[str]:
+    if not any(reward_weight(reward) for reward in config.rewards.values()):
+        yield "every reward has weight 0: nothing would be learned"
+
+
+CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
+    _pictures,
+    _updates,
+    _quantized,
+    _own_sampler,
+    _recomputed,
+    _optimizer,
+    _labels,
+    _weights,
+)
