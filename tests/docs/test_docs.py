@@ -140,7 +140,9 @@ def test_packaged_it_is_the_same_file(importable: Path) -> None:
     lines = "".join(f"{name} = {module}\n" for name, module in entries.items())
     (information / "entry_points.txt").write_text(f"[flowfactory]\n{lines}")
     listed = flowfactory("plugins", "list").splitlines()
-    assert [line.split() for line in listed if "brightness" in line] == [["reward", "brightness", "brightness", "0.1.0"]]
+    assert [line.split() for line in listed if "brightness" in line] == [
+        ["reward", "brightness", "flowfactory-brightness", "0.1.0"]
+    ]
 
 
 def test_the_errors_of_rewards_are_told_as_the_page_says(folder: Path) -> None:
@@ -148,7 +150,11 @@ def test_the_errors_of_rewards_are_told_as_the_page_says(folder: Path) -> None:
     good = WHOLE["brightness.py"].text
     score = next(line for line in good.splitlines() if "return {self.label" in line).strip()
     changes = {
-        "compute_reward": good.replace("    @hookimpl\n    def", "    def"),
+        "without `@hookimpl`": good.replace("    @hookimpl\n    def", "    def"),
+        "a misspelled hook": good.replace("compute_reward", "compute_rewards"),
+        "a misspelled parameter": good.replace("samples", "sampels"),
+        "`build` returns": good.replace("return Brightness(label, self.target)", "return Brightness"),
+        "without `return`": good.replace(score, score.removeprefix("return ")),
         "wrong shape": good.replace(score, "return {self.label: samples.media.mean()[None]}"),
         "not a number": good.replace(score, "return {self.label: samples.media.flatten(1).mean(1) * float('nan')}"),
         "another label": good.replace("{self.label:", "{'other':"),

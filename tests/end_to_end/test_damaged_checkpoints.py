@@ -21,7 +21,7 @@ from flowfactory import Prompt, Runtime, UserError
 from flowfactory.canvas import Canvas
 from flowfactory.config.component_slots import config_class
 from flowfactory.data.prompts import read_prompts
-from flowfactory.discovery.catalogue import discover
+from flowfactory.discovery.discover import discover
 from flowfactory_tiny import FOLDER
 
 WHOLE = "get the folder again, whole, or a config.json that goes with its weights"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowfactory import UserError
 from flowfactory.config.component_slots import config_class
-from flowfactory.discovery.catalogue import discover
+from flowfactory.discovery.discover import discover
 
 Weights = Mapping[str, Tensor]
 ROW = torch.arange(32)[None]

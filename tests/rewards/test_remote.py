@@ -287,7 +287,7 @@ def test_no_token_is_in_what_a_run_writes(servers: tuple[Served, ...], monkeypat
 
 def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dependencies, "find_spec", lambda module: None)
-    with pytest.raises(UserError, match=r"^reward 'remote' needs httpx2: pip install 'flowfactory-rewards\[remote\]'$"):
+    with pytest.raises(UserError, match=r"^mine: reward 'remote' needs httpx2: pip install 'flowfactory-rewards\[remote\]'$"):
         Rewards({"mine": RemoteConfig(url="http://host")})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -36,7 +35,7 @@ class FaultyConfig(TwoParameterConfig):
     """The two-parameter flow, but for ``fault``."""
 
     fault: str | None = None
-    value: float = math.nan
+    value: str = "nan"
     after: float = 1.0
     length: int | None = None
     """The fault is there up to this sigma; and for prompts of this length alone."""
@@ -74,7 +73,7 @@ class Faulty(TwoParameter):
         if self.fault in ("unread", "blind"):
             embeds = torch.sin(torch.arange(20.0))
         if self.fault == "conditions" and self.config.length in (None, len(prompt.text)):
-            embeds[3] = self.config.value
+            embeds[3] = float(self.config.value)
         return {"length": length, "embeds": embeds}
 
     @hookimpl
@@ -104,7 +103,7 @@ class Faulty(TwoParameter):
         where = told.reshape(-1, *[1] * (tensor.dim() - 1)).expand_as(tensor).clone()
         if element:
             where[..., 1:] = False
-        return tensor.masked_fill(where, self.config.value)
+        return tensor.masked_fill(where, float(self.config.value))
 
 
 @hookimpl

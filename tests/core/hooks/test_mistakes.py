@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from flowfactory import Canvas, hookimpl
 from flowfactory.config.component import ComponentConfig
+from flowfactory.config.loading import load
 from flowfactory.errors import RunError, UserError
 from flowfactory.experience import Experience, Loss
 from flowfactory.flow.dynamics import ODE
@@ -273,3 +275,40 @@ def test_a_wrapper_that_keeps_the_result_is_told() -> None:
         UserError, match=r"^model: \S*Draws\.sample \(.*\) within algorithm: Swallows\.sample \(.*\) returned nothing; "
     ):
         hooks.sample(Conditions(()), PLAN)
+
+
+CHECKS = """
+from pydantic import field_validator
+from flowfactory import ComponentConfig, hookimpl
+class Config(ComponentConfig):
+    strength: int = 1
+    def build(self, label): ...
+    def check(self, run):
+        run.nothing
+    @field_validator("strength")
+    def positive(cls, value):
+        return {1: 1}[value]
+@hookimpl
+def register_components(register):
+    register("reward", "glow", Config)
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            {},
+            "rewards.x: Config.check (p.py line 7): AttributeError: 'RunConfig' object has no attribute ",
+        ),
+        ({"strength": 3}, "a plugin's options cannot be checked: KeyError: 3 (p.py line 11)"),
+    ],
+)
+def test_checks_of_options_that_fail_are_told_with_their_line(
+    options: dict[str, int], told: str, config_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "p.py").write_text(CHECKS)
+    file = config_file({"rewards": {"x": {"name": "glow", **options}}})
+    with pytest.raises(UserError) as refused:
+        load(file, plugins=[tmp_path / "p.py"])
+    assert told in str(refused.value)

@@ -34,5 +34,5 @@ def test_without_tensorboard_the_run_is_refused_before_it_starts(
     arguments = ("run", config_file({"output": {"trackers": ["tensorboard"]}}), "--out", tmp_path / "run")
     code, out, err = invoke(*arguments, "--dry-run")
     assert (code, out) == (2, "")
-    assert err == "error: tracker 'tensorboard' needs: pip install 'flowfactory[tensorboard]'\n"
+    assert err == "error: tracker 0: tracker 'tensorboard' needs: pip install 'flowfactory[tensorboard]'\n"
     assert not (tmp_path / "run").exists()

@@ -15,6 +15,7 @@ from flowfactory.config.schema import RunConfig
 from flowfactory.config.together import check_together
 from flowfactory.config.wording import written
 from flowfactory.discovery.catalogue import Catalogue
+from flowfactory.discovery.source_places import describe_exception
 from flowfactory.errors import UserError
 
 
@@ -44,6 +45,10 @@ def check(raw: Mapping[str, Any], catalogue: Catalogue, folder: Path | None) -> 
             went = [draft.take_out(problem) for problem in problems]
             if not any(went):
                 break
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # of a validator of a plugin's options
+            raise UserError(f"a plugin's options cannot be checked: {describe_exception(error)}") from error
     if config is not None:
         draft.empty(config)
         findings += check_together(config, whole=not findings)

@@ -9,6 +9,7 @@ from flowfactory.config import bitsandbytes
 from flowfactory.config.component import ComponentConfig
 from flowfactory.config.findings import Finding
 from flowfactory.config.schema import RunConfig, reward_weight
+from flowfactory.discovery.source_places import describe_exception, place_of
 from flowfactory.errors import UserError
 
 PICTURES = 1_000_000
@@ -17,7 +18,7 @@ PICTURES = 1_000_000
 
 def check_together(config: RunConfig, whole: bool = True) -> Iterator[Finding]:
     """What is wrong. Where ``config`` is not ``whole``, a check that needs what is missing says nothing."""
-    for check in (*CHECKS, *(_component_check(place, part) for place, part in _components(config, whole))):
+    for check in (*CHECKS, *(_component_check(place, part, whole) for place, part in _components(config, whole))):
         try:
             yield from (Finding("", sentence) for sentence in check(config))
         except (AttributeError, TypeError):
@@ -43,7 +44,7 @@ def _components(config: RunConfig, whole: bool) -> Iterator[tuple[str, Component
         yield f"output.trackers.{number}", tracker
 
 
-def _component_check(place: str, part: ComponentConfig) -> Callable[[RunConfig], Iterator[str]]:
+def _component_check(place: str, part: ComponentConfig, whole: bool) -> Callable[[RunConfig], Iterator[str]]:
     def check(config: RunConfig) -> Iterator[str]:
         try:
             if lacking := part.lacking():
@@ -51,6 +52,9 @@ def _component_check(place: str, part: ComponentConfig) -> Callable[[RunConfig],
             part.check(config)
         except (ValueError, UserError) as error:
             yield str(error)
+        except Exception as error:
+            if whole:  # a mistake of the component's author
+                yield f"{place}: {place_of(type(part).check)}: {describe_exception(error)}"
         if getattr(part, "workers", 0) and str(getattr(part, "device", "")).startswith("cuda"):
             yield f"{place}.workers: workers compute on the CPU, and {place}.device is cuda; leave one of them out"
 

@@ -44,5 +44,7 @@ def describe_exception(error: BaseException) -> str:
 
 
 def _is_machinery(file: Path) -> bool:
-    """Whether a file is what imports and asks plugins, and none of theirs."""
-    return file.parent == Path(__file__).parent or "importlib" in str(file)
+    """Whether a file is what imports, asks and checks plugins, and none of theirs."""
+    return file.parent == Path(__file__).parent or any(
+        library in str(file) for library in ("importlib", "site-packages/pydantic")
+    )

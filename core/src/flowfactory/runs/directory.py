@@ -13,7 +13,7 @@ from torch import Tensor
 from flowfactory.config import loading, yaml
 from flowfactory.config.schema import RunConfig
 from flowfactory.data.media import write_media
-from flowfactory.errors import UserError
+from flowfactory.errors import RunError, UserError
 from flowfactory.runs.checkpoints import lookup
 from flowfactory.runs.resume import config_changes, fixed_config
 
@@ -67,9 +67,14 @@ class RunDirectory:
             raise UserError(f"{self.path} was run with another config: {told}; resume with the same, or choose another --out")
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one line to metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Add one line to metrics.jsonl. RunError: the disk takes no more."""
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise RunError(
+                f"{self.metrics} cannot be written ({error.strerror}); make room, and continue with --resume"
+            ) from error
 
     def records(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a last one that a kill cut short is left out."""
