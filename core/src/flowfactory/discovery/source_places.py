@@ -44,7 +44,6 @@ def describe_exception(error: BaseException) -> str:
 
 
 def _is_machinery(file: Path) -> bool:
-    """Whether a file is what imports, asks and checks plugins, and none of theirs."""
-    return file.parent == Path(__file__).parent or any(
-        library in str(file) for library in ("importlib", "site-packages/pydantic")
-    )
+    """Whether a file is what imports, checks and asks plugins, and none of theirs."""
+    own = file.parent in [Path(__file__).parents[1] / room for room in ("config", "discovery", "hooks")]
+    return own or not {"importlib", "pydantic"}.isdisjoint(file.parts) or str(file)[0] == "<"
