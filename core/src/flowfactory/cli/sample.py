@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,9 +46,7 @@ def sample(
     from flowfactory.training.evaluation import evaluate
     from flowfactory.types import Prompt
 
-    for path in (*(image or ()), *([video] if video else ())):
-        if not path.is_file():
-            raise UserError(f"no file {path}")
+    _require_files([*(image or ()), *([video] if video else ())])
     config = RunDirectory(directory).load_config(sets or [])
     fps = config.prompts.video_fps
     wanted = [Prompt(text, images=tuple(image or ()), video=video, video_fps=fps) for text in prompts or ()]
@@ -66,6 +65,12 @@ def sample(
         while any(folder.glob(f"{number:03d}.*")):
             number += 1
         typer.echo(str(media.write_media(medium, folder / f"{number:03d}", restored.sampler.frame_rate)))
+
+
+def _require_files(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"no file {path}")
 
 
 def evaluate_run(directory: RunFolder, checkpoint: Iteration = None, sets: Sets = None) -> None:
