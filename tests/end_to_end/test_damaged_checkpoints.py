@@ -312,6 +312,6 @@ def test_the_commands_end_in_one_line(
     told = (
         f"model.path: {weights} is a Git LFS pointer, which stands for the file; run git lfs pull there, or download the file"
     )
-    assert done.stderr.splitlines() == [f"error: quickstart.yaml: {told}"]
+    assert done.stderr.splitlines() == [f"error: --set {told}"]
     assert done.stdout == ""
     assert not (tmp_path / "run").exists()

@@ -45,7 +45,7 @@ def test_the_readmes_config_is_valid(flowfactory, tmp_path):
 
 
 def test_the_readmes_mistake_ends_in_the_line_it_shows(flowfactory, tmp_path):
-    (tmp_path / "p.txt").write_text("a prompt\n")
+    (tmp_path / "p.txt").write_text("a small yellow ring on gray\n")
     (tmp_path / "config.yaml").write_text(
         "model: {name: tiny}\nalgorithm: {name: grpo, clip_rnage: 1e-4}\nrewards: {scene: scene}\n"
         "prompts: {train: p.txt}\nsampling: {size: [32, 32], dynamics: flow-sde}\n"

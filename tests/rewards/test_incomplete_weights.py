@@ -264,9 +264,9 @@ def test_the_command_ends_with_one_line_and_2(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", r"file\.pt is cut off or damaged; get it again, whole"),
+        (b"", r"file\.pt is empty; get it again, whole"),
         (POINTER.encode(), r"file\.pt is a Git LFS pointer, .*git lfs pull"),
-        (b"<html>404</html>", r"file\.pt is no file that torch saved; get it again, whole"),
+        (b"<html>404</html>", r"file\.pt is cut off or damaged; get it again, whole"),
         ("cut", r"file\.pt is cut off or damaged; get it again, whole"),
         ([torch.zeros(1)], r"file\.pt holds other things than weights by name; get it again, whole"),
         ({"inner": [1]}, r"file\.pt holds other things than weights by name"),

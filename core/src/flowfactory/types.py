@@ -229,8 +229,9 @@ class Trajectory:
     def clamp(self) -> Trajectory:
         """The trajectory with its media clamped to [0, 1], and in ``overshoot`` how far each sample's were outside.
 
-        That is their mean distance from [0, 1] in units of their contrast, which is their standard deviation and a twentieth
-        more, so that a sample of one colour has some. It is not finite where the media are not.
+        That is their mean distance from [0, 1], but for the 0.03 that a decoder may miss a white ground by, in units of their
+        contrast, which is their standard deviation and a twentieth more, so that a sample of one colour has some. It is not
+        finite where the media are not.
         """
         media = self.media if self.media.is_floating_point() else self.media.float()
         inside = media.clamp(0, 1)  # makes an infinity of a pixel, and leaves a NaN
@@ -238,7 +239,7 @@ class Trajectory:
         pairs = zip(media, inside, strict=True)
         outside = torch.stack([(one - other).abs_().mean(dtype=torch.float32) for one, other in pairs])
         contrast = media.flatten(1).float().std(1, correction=0) + 0.05
-        return replace(self, media=inside, overshoot=outside / contrast)
+        return replace(self, media=inside, overshoot=(outside - 0.03).clamp_min(0) / contrast)
 
 
 @dataclass(frozen=True)

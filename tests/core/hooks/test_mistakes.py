@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from flowfactory.hooks.building import build
 from flowfactory.hooks.calls import Hooks
 from flowfactory.hooks.manager import make_manager
 from flowfactory.rewards.calls import RewardComponent
+from flowfactory.rewards.scoring import Rewards
 from flowfactory.testing import TwoParameter
 from flowfactory.types import Conditions, Prompt, Runtime, Samples, SamplingPlan, Step
 
@@ -55,6 +58,21 @@ class TakesNothing(ComponentConfig):
         return Glow()
 
 
+class Ends(ComponentConfig):
+    def build(self, label: str) -> object:
+        sys.exit(0)
+
+
+class Yields(ComponentConfig):
+    def build(self, label: str) -> object:
+        yield Glow()
+
+
+class ReturnsItself(ComponentConfig):
+    def build(self, label: str) -> object:
+        return self
+
+
 class Glow:
     @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
@@ -67,7 +85,10 @@ class Glow:
         (Raises, r"KeyError: 'x' \(test_mistakes\.py line \d+\)"),
         (ReturnsNothing, "returned nothing; return the component"),
         (ReturnsTheClass, r"returned the class Glow; return one of it, as Glow\(…\)"),
-        (TakesNothing, r"TypeError: .*takes 1 positional argument but 2 were given"),
+        (TakesNothing, r"TypeError: .*takes 1 positional argument but 2 were given; write build\(self, label\)"),
+        (Ends, r"SystemExit: 0 \(test_mistakes\.py line \d+\)"),
+        (Yields, "returned a generator; return the component"),
+        (ReturnsItself, "returned the options themselves; return the component"),
     ],
 )
 def test_what_build_gets_wrong_is_told_with_its_line(config: type[ComponentConfig], told: str) -> None:
@@ -107,6 +128,12 @@ class WrapsWithoutYield(Glow):
     def prepare_reward(self) -> None: ...
 
 
+class Asynchronous:
+    @hookimpl
+    async def compute_reward(self, samples: Samples) -> Any:
+        return {"x": torch.ones(3)}
+
+
 UNMARKED = "is not marked and would never be called; write @hookimpl above it"
 
 
@@ -120,6 +147,7 @@ UNMARKED = "is not marked and would never be called; write @hookimpl above it"
             "compute_rewards",
             "is marked with @hookimpl, and no hook is called 'compute_rewards'; did you mean 'compute_reward'?",
         ),
+        (Asynchronous, "compute_reward", "is async and would never run; write def without async"),
         (MisspellsTheArgument, "compute_reward", "compute_reward gives no 'sampels'; did you mean 'samples'?"),
         (TakesAfterAStar, "compute_reward", "'samples' stands after a * and is never given; remove the *"),
         (
@@ -175,6 +203,78 @@ def test_scores_that_are_not_returned_are_told() -> None:
     told = rf"^{re.escape(place(SaysNothing.compute_reward))} returned nothing; return {{label: scores \[B\]}}$"
     with pytest.raises(RunError, match=told):
         RewardComponent("x", Config()).compute(SAMPLES)
+
+
+class Changes:
+    @hookimpl
+    def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
+        return {"x": samples.media.mul_(0.5).flatten(1).mean(1)}
+
+
+class YieldsScores:
+    @hookimpl
+    def compute_reward(self, samples: Samples) -> Any:
+        yield torch.ones(3)
+
+
+class Leaves:
+    @hookimpl
+    def compute_reward(self, samples: Samples) -> Any:
+        sys.exit(0)
+
+
+@pytest.mark.parametrize("concurrent", [False, True])
+@pytest.mark.parametrize(
+    ("reward", "told"),
+    [
+        (Changes, "changed the pictures, which other rewards see too; work on samples.media.clone()"),
+        (YieldsScores, "yields; return the scores instead"),
+        (Leaves, "SystemExit: 0 (test_mistakes.py line "),
+    ],
+)
+def test_a_reward_that_spoils_or_ends_a_run_is_told(reward: Any, told: str, concurrent: bool) -> None:
+    class Config(ComponentConfig):
+        concurrent: bool
+
+        def build(self, label: str) -> object:
+            return reward()
+
+    with pytest.raises(RunError) as refused:
+        Rewards({"x": Config(concurrent=concurrent)})(replace(SAMPLES, media=SAMPLES.media.clone()))
+    assert str(refused.value).startswith("reward 'x': ")
+    assert told in str(refused.value)
+
+
+class EndsTheRun:
+    @hookimpl
+    def update(self, experience: Experience) -> Iterator[Loss]:
+        yield Loss(torch.ones(2))
+        sys.exit(0)
+
+    @hookimpl
+    def run_finished(self) -> None:
+        sys.exit(0)
+
+
+def test_nobody_ends_the_process_as_if_the_run_were_done() -> None:
+    hooks = Hooks(make_manager({"algorithm": EndsTheRun()}))
+    asked = ((lambda: [*hooks.update(ANY, ANY)], EndsTheRun.update), (lambda: hooks.run_finished(ANY), EndsTheRun.run_finished))
+    for ask, method in asked:
+        told = rf"^algorithm: {re.escape(place(method))}: SystemExit: 0 \(.*line \d+\); raise an error instead$"
+        with pytest.raises(RunError, match=told):
+            ask()
+
+
+class MarkedOutside:
+    @hookimpl
+    @classmethod
+    def compute_reward(cls, samples: Samples) -> dict[str, Tensor]:
+        return {}
+
+
+def test_a_mark_outside_of_classmethod_is_told() -> None:
+    with pytest.raises(UserError, match=r"is marked outside its @classmethod; write @classmethod above @hookimpl$"):
+        make_manager({"x": MarkedOutside()})
 
 
 class Returns:
@@ -278,16 +378,22 @@ def test_a_wrapper_that_keeps_the_result_is_told() -> None:
 
 
 CHECKS = """
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 from flowfactory import ComponentConfig, hookimpl
 class Config(ComponentConfig):
     strength: int = 1
     def build(self, label): ...
     def check(self, run):
-        run.nothing
+        if self.strength < 4:
+            run.nothing
+        return "a sentence"
+    @model_validator(mode="after")
+    def whole(self):
+        if self.strength != 5:
+            return self
     @field_validator("strength")
     def positive(cls, value):
-        return {1: 1}[value]
+        return {1: 1, 4: 4, 5: 5}[value]
 @hookimpl
 def register_components(register):
     register("reward", "glow", Config)
@@ -301,7 +407,12 @@ def register_components(register):
             {},
             "rewards.x: Config.check (p.py line 7): AttributeError: 'RunConfig' object has no attribute ",
         ),
-        ({"strength": 3}, "a plugin's options cannot be checked: KeyError: 3 (p.py line 11)"),
+        (
+            {"strength": 4},
+            "rewards.x: Config.check (p.py line 7) returned a str; raise ValueError with the sentence, and return nothing",
+        ),
+        ({"strength": 5}, "rewards.x: a validator of its options returns None; end it with 'return self'"),
+        ({"strength": 3}, "a plugin's options cannot be checked: KeyError: 3 (p.py line 17)"),
     ],
 )
 def test_checks_of_options_that_fail_are_told_with_their_line(

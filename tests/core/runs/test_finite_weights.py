@@ -31,11 +31,13 @@ def files(directory: RunDirectory) -> list[str]:
     return sorted(path.name for path in directory.checkpoints.glob("*"))
 
 
-def test_a_last_update_that_overflows_is_an_error_and_nothing_of_it_is_saved(trained: Trained, tmp_path: Path) -> None:
-    # the first step moves every weight by the rate, and the decay by as much times the weight
-    optimizer = {"lr": 3.3e38, "weight_decay": 1.0, "betas": [0.0, 0.99]}
+def test_a_last_update_that_overflows_is_an_error_and_nothing_of_it_is_saved(load: Load, tmp_path: Path) -> None:
+    config = load({"model": MODELS[0], "training": {"iterations": 1, "updates": 1}})
+    # the first step moves every weight by the rate, and the decay by as much times the weight; no config may say so
+    optimizer = config.training.optimizer.model_copy(update={"lr": 3.3e38, "weight_decay": 1.0, "betas": (0.0, 0.99)})
+    config = config.model_copy(update={"training": config.training.model_copy(update={"optimizer": optimizer})})
     with pytest.raises(RunError, match=r"^the update left .* not finite .* is not saved; .*; there is no checkpoint yet$"):
-        trained({"model": MODELS[0], "training": {"iterations": 1, "updates": 1, "optimizer": optimizer}})
+        train(config)
     directory = RunDirectory(tmp_path / "run")
     assert files(directory) == []
     assert [record["iteration"] for record in directory.records()] == [0]

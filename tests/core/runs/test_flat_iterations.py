@@ -50,7 +50,7 @@ def attempt(load: Load, tmp_path: Path) -> Callable[..., tuple[list[str], str, l
         except RunError as raised:
             error = str(raised)
         saved = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("0*"))
-        return [sentence for sentence in said if sentence.startswith("warning")], error, saved
+        return [sentence for sentence in said if sentence.startswith("warning: in ")], error, saved
 
     return run
 

@@ -160,14 +160,18 @@ def test_what_is_kept_of_media_is_clamped_and_how_far_they_were_beyond(prepared:
     drawn = Trajectory(media.reshape(6, 1, 1, 2), media, torch.ones(2)).clamp()
     assert drawn.media.flatten(1)[:4].tolist() == [[0, 1], [0, 1], [0.5, 1], [0, 1]]
     assert drawn.overshoot is not None
-    expected = torch.tensor([0, 0.1 / 0.65, 0.25 / 0.55, 0.5 / 1.05], dtype=torch.float64)
+    expected = torch.tensor([0, 0.07 / 0.65, 0.22 / 0.55, 0.47 / 1.05], dtype=torch.float64)
     torch.testing.assert_close(drawn.overshoot[:4].double(), expected)
     assert not drawn.overshoot[4:].isfinite().any()
 
 
 def test_white_that_is_drawn_a_little_too_white_is_let_through() -> None:
     white = torch.full((1, 3, 8, 8), 1.02)
-    white[..., 2:4, 2:4] = 0.1
+    plain = Trajectory(white, white, torch.ones(2)).clamp()
+    assert plain.overshoot is not None
+    check_range(plain.overshoot.tolist())
+    white = white.clone()
+    white[..., 2:6, 2:6] = 0.1
     drawn = Trajectory(white, white, torch.ones(2)).clamp()
     assert drawn.overshoot is not None
     check_range(drawn.overshoot.tolist())

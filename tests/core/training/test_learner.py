@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -28,13 +30,16 @@ class Line(nn.Module):
         self.b = nn.Parameter(torch.tensor(-0.25))
 
 
-def made(**training: Any) -> tuple[Line, Learner]:
+def made(beyond: Mapping[str, float] = MappingProxyType({}), **training: Any) -> tuple[Line, Learner]:
+    """``beyond`` are options of the optimizer that no config may have."""
     line = Line()
     policy = Policy(
         Trainable({"line": line}, "full", (), (), "", guided=False), lambda s: Evaluation(s.latents), torch.device("cpu")
     )
     options = {"optimizer": {"lr": 0.1}, "max_grad_norm": 1e9, "iterations": 10, **training}
-    return line, Learner(policy, TrainingConfig.model_validate(options))
+    config = TrainingConfig.model_validate(options)
+    optimizer = config.optimizer.model_copy(update=dict(beyond))
+    return line, Learner(policy, config.model_copy(update={"optimizer": optimizer}))
 
 
 def squared(line: Line, x: Tensor) -> Tensor:
@@ -161,7 +166,7 @@ def test_a_gradient_that_is_not_finite_stops_and_names_its_weight_alone(value: s
 )
 def test_weights_and_moments_that_overflow_are_named(weight: float, moment: float, named: str | None) -> None:
     # AdamW multiplies a weight by one less the rate times the decay
-    line, learner = made(optimizer={"lr": 1e30, "weight_decay": 1e8})
+    line, learner = made({"lr": 1e30, "weight_decay": 1e8})
     with torch.no_grad():
         line.a.fill_(weight)
         learner.state()["optimizer/line.a/exp_avg_sq"].fill_(moment)
@@ -174,8 +179,8 @@ def test_weights_and_moments_that_overflow_are_named(weight: float, moment: floa
 
 
 @pytest.mark.parametrize("options", [{"lr": 1e39}, {"lr": 1e38}])
-def test_a_rate_beyond_float32_is_an_error(options: dict[str, Any]) -> None:
-    line, learner = made(optimizer=options)
+def test_a_rate_beyond_float32_is_an_error(options: dict[str, float]) -> None:
+    line, learner = made(options)
     with pytest.raises(RunError, match=r"^a step at a learning rate of .* is more than float32 holds; lower "):
         learner.step([Loss(line.a * X + line.b)], UpdateMetrics())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -87,6 +88,13 @@ def main() -> None:
     except Interrupted as error:
         typer.echo(str(error), err=True)
         sys.exit(130)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # what is left to print would fail again, on the way out
+        typer.echo(f"stopped: {error.filename or 'what is printed'} cannot be written: {error.strerror}; make room", err=True)
+        sys.exit(1)
     except Exception as error:
         found = read_environment(os.environ)
         outcome = to_outcome(error, found.rank) if found else None

@@ -22,6 +22,7 @@ from pydantic import (
     WrapValidator,
     create_model,
 )
+from pydantic.errors import PydanticUndefinedAnnotation
 
 from flowfactory.config.component import AlgorithmConfig, ComponentConfig, DynamicsConfig, ModelConfig
 from flowfactory.config.findings import Finding, WrongConfig
@@ -50,6 +51,8 @@ def config_class(component: Component) -> type[ComponentConfig]:
     spec: Any = component.spec
     if isinstance(spec, str):
         module, _, attribute = spec.partition(":")
+        if not (module and attribute):
+            raise UserError(f"{origin} is registered as {spec!r}; write 'package.module:Class'")
         try:
             spec = getattr(import_module(module), attribute)
         except Exception as error:
@@ -60,6 +63,10 @@ def config_class(component: Component) -> type[ComponentConfig]:
                 f"{origin}: {place_of(spec)} has no build; write 'def build(self, label)' that returns the component"
             )
         chosen: type[ComponentConfig] = spec
+        try:
+            chosen.model_rebuild()
+        except PydanticUndefinedAnnotation as error:
+            raise UserError(f"{origin}: {place_of(spec)} has an option of type {error.name!r}, which is not there") from error
         return chosen
     raise UserError(f"{origin} registers {spec!r}; register a subclass of flowfactory.{base.__name__}")
 

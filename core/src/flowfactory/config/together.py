@@ -18,6 +18,10 @@ PICTURES = 1_000_000
 
 def check_together(config: RunConfig, whole: bool = True) -> Iterator[Finding]:
     """What is wrong. Where ``config`` is not ``whole``, a check that needs what is missing says nothing."""
+    lost = [place for place, part in _components(config, whole) if part is None]
+    if lost:
+        yield from (Finding(place, "a validator of its options returns None; end it with 'return self'") for place in lost)
+        return
     for check in (*CHECKS, *(_component_check(place, part, whole) for place, part in _components(config, whole))):
         try:
             yield from (Finding("", sentence) for sentence in check(config))
@@ -49,7 +53,10 @@ def _component_check(place: str, part: ComponentConfig, whole: bool) -> Callable
         try:
             if lacking := part.lacking():
                 yield f"{place}: {lacking}"
-            part.check(config)
+            answer: object = part.check(config)  # type: ignore[func-returns-value]
+            if answer is not None:
+                told = "raise ValueError with the sentence, and return nothing"
+                yield f"{place}: {place_of(type(part).check)} returned a {type(answer).__name__}; {told}"
         except (ValueError, UserError) as error:
             yield str(error)
         except Exception as error:

@@ -12,6 +12,8 @@ from flowfactory.discovery.specs import PROJECT
 from flowfactory.errors import UserError
 from flowfactory.suggestions import did_you_mean
 
+_MARK = f"{PROJECT}_impl"
+
 
 def check_hooks(component: object, specs: type) -> None:
     """UserError: a marked function of ``component`` is no hook of ``specs``, takes what that does not give, or cannot wrap."""
@@ -28,6 +30,8 @@ def check_hooks(component: object, specs: type) -> None:
             raise UserError(
                 f"{place_of(function)} is to wrap {hook} and has no yield; write 'result = yield' and return the result"
             )
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise UserError(f"{place_of(function)} is async and would never run; write def without async")
         _check_parameters(getattr(component, name), hook, hooks[hook])
 
 
@@ -54,7 +58,7 @@ def require_marked(component: object, hook: str) -> None:
             return
     owner = component if isinstance(component, ModuleType) else type(component)
     function = inspect.getattr_static(owner, hook, None)
-    if inspect.isfunction(function) and not hasattr(function, f"{PROJECT}_impl"):
+    if inspect.isfunction(function) and not hasattr(function, _MARK):
         raise UserError(f"{place_of(function)} is not marked and would never be called; write @hookimpl above it")
     if isinstance(owner, ModuleType):
         raise UserError(f"has no function {hook}; write one and mark it with @hookimpl")
@@ -73,8 +77,11 @@ def marked(component: object) -> Iterator[tuple[str, Callable[..., Any], dict[st
     for name in dir(owner):
         # statically: a property must not run
         function = inspect.getattr_static(owner, name)
+        if isinstance(function, classmethod | staticmethod) and _MARK in vars(function).keys() - vars(function.__func__):
+            kind = type(function).__name__
+            raise UserError(f"{place_of(function)} is marked outside its @{kind}; write @{kind} above @hookimpl")
         function = getattr(function, "__func__", function)
-        options = getattr(function, f"{PROJECT}_impl", None) if inspect.isfunction(function) else None
+        options = getattr(function, _MARK, None) if inspect.isfunction(function) else None
         if options is not None:
             yield name, function, options
 

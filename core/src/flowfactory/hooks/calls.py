@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor
 
 from flowfactory.canvas import Canvas
-from flowfactory.discovery.source_places import place_of
-from flowfactory.errors import UserError
+from flowfactory.discovery.source_places import describe_exception, place_of
+from flowfactory.errors import RunError, UserError
 from flowfactory.experience import Experience, Loss
 from flowfactory.types import Conditions, Evaluation, Prompt, RunInfo, Runtime, SamplingPlan, Step, Trainable, Trajectory
 
@@ -56,7 +57,12 @@ class Hooks:
 
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
         """See RunSpecs.update."""
-        for loss in self._ask("update", Iterable, experience=experience, policy=policy):
+        losses = iter(self._ask("update", Iterable, experience=experience, policy=policy))
+        while True:
+            with self._no_exit("update"):
+                loss: Any = next(losses, _DONE)
+            if loss is _DONE:
+                return
             self._expect("update", loss, Loss, "yielded")
             if loss.values.dim() != 1:
                 values = f"{self._places('update')} yielded a Loss with values {list(loss.values.shape)}"
@@ -65,22 +71,34 @@ class Hooks:
 
     def run_started(self, run: RunInfo, policy: Policy) -> None:
         """See RunSpecs.run_started."""
-        self._hook.run_started(run=run, policy=policy)
+        self._call("run_started", run=run, policy=policy)
 
     def iteration_finished(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """See RunSpecs.iteration_finished."""
-        self._hook.iteration_finished(iteration=iteration, metrics=metrics)
+        self._call("iteration_finished", iteration=iteration, metrics=metrics)
 
     def checkpoint_saved(self, iteration: int, path: Path) -> None:
         """See RunSpecs.checkpoint_saved."""
-        self._hook.checkpoint_saved(iteration=iteration, path=path)
+        self._call("checkpoint_saved", iteration=iteration, path=path)
 
     def run_finished(self, run: RunInfo) -> None:
         """See RunSpecs.run_finished."""
-        self._hook.run_finished(run=run)
+        self._call("run_finished", run=run)
 
     def _ask(self, hook: str, wanted: Any, **given: Any) -> Any:
-        return self._expect(hook, getattr(self._hook, hook)(**given), wanted, "returned")
+        return self._expect(hook, self._call(hook, **given), wanted, "returned")
+
+    def _call(self, hook: str, **given: Any) -> Any:
+        with self._no_exit(hook):
+            return getattr(self._hook, hook)(**given)
+
+    @contextmanager
+    def _no_exit(self, hook: str) -> Iterator[None]:
+        """RunError: within it somebody ends the process, which would look like a run that is done."""
+        try:
+            yield
+        except SystemExit as error:
+            raise RunError(f"{self._places(hook)}: {describe_exception(error)}; raise an error instead") from error
 
     def _expect(self, hook: str, answer: Any, wanted: Any, verb: str) -> Any:
         """``answer``, which is a ``wanted``. UserError: it is something else."""
@@ -96,6 +114,7 @@ class Hooks:
         return " within ".join(f"{one.plugin_name}: {place_of(one.function)}" for one in found)
 
 
+_DONE = object()
 _ADVICE = {
     "encode": "yield one mapping of tensors a prompt",
     "update": "yield one flowfactory.Loss after the other",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -35,8 +36,21 @@ class RewardComponent:
     @torch.no_grad()
     def compute(self, samples: Samples) -> Answer:
         """See RunSpecs.compute_reward."""
+        before = self._version(samples)
         answers: list[Answer] = self._manager.hook.compute_reward(samples=samples)
+        if self._version(samples) != before:
+            raise RunError(f"{self._place()} changed the pictures, which other rewards see too; work on samples.media.clone()")
         if not answers:
-            method: Any = getattr(type(self._manager.get_plugin(self._label)), "compute_reward", None)
-            raise RunError(f"{place_of(method)} returned nothing; return {{label: scores [B]}}")
+            raise RunError(f"{self._place()} returned nothing; return {{label: scores [B]}}")
+        if isinstance(answers[0], Generator):
+            raise RunError(f"{self._place()} yields; return the scores instead")
         return answers[0]
+
+    @staticmethod
+    def _version(samples: Samples) -> int:
+        """Counts what was written to the pictures; tensors of inference mode do not count."""
+        return 0 if samples.media.is_inference() else samples.media._version
+
+    def _place(self) -> str:
+        method: Any = getattr(type(self._manager.get_plugin(self._label)), "compute_reward", None)
+        return place_of(method)

@@ -16,5 +16,5 @@ def name_errors(label: str) -> Iterator[None]:
         yield
     except (RunError, UserError) as error:
         raise type(error)(f"reward {label!r}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RunError(f"reward {label!r}: {describe_exception(error)}") from error

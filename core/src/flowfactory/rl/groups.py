@@ -20,12 +20,14 @@ def center(rewards: Tensor, groups: Tensor) -> Tensor:
 def group_std(rewards: Tensor, groups: Tensor) -> Tensor:
     """Population standard deviation [B] of each sample's group, float64; exactly zero where the group is constant.
 
-    It is where its rewards lie within ``ROUNDINGS`` roundings of one another, in the dtype that they come in.
+    It is where its rewards lie within ``ROUNDINGS`` roundings of one another, in the dtype that they come in; within one where
+    that has half the bits, of which four are percents of a score.
     """
     _, index = torch.unique(groups, return_inverse=True)
     largest, smallest = (_group_extreme(rewards.double(), index, kind) for kind in ("amax", "amin"))
-    rounding = torch.finfo(rewards.dtype if rewards.is_floating_point() else torch.float64).eps
-    constant = largest - smallest <= ROUNDINGS * rounding * torch.maximum(largest.abs(), smallest.abs())
+    numbers = torch.finfo(rewards.dtype if rewards.is_floating_point() else torch.float64)
+    rounding = numbers.eps * (ROUNDINGS if numbers.bits > 16 else 1)
+    constant = largest - smallest <= rounding * torch.maximum(largest.abs(), smallest.abs())
     return torch.where(constant[index], 0.0, root_mean_square(center(rewards, groups), groups))
 
 
