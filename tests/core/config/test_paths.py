@@ -221,6 +221,13 @@ def test_what_is_no_path_is_refused(path: str, sentence: str, tmp_path: Path) ->
             Paths.model_validate(good, context={"folder": tmp_path})
 
 
+def test_a_home_folder_that_is_not_known_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # of a user whom the system does not know
+    with pytest.raises(ValueError, match=r"'~/x': the home folder is not known; set HOME"):
+        Paths.model_validate({"local": "~/x", "checkpoint": "."}, context={"folder": tmp_path})
+
+
 def test_odd_names_are_names(tmp_path: Path) -> None:
     for name in ("./~x", "a~", "c:", "a" * 255, "a:b/c"):
         made = Paths.model_validate({"local": name, "checkpoint": "."}, context={"folder": tmp_path})

@@ -59,7 +59,8 @@ def _expand_path(text: str) -> str:
         raise ValueError(f"{written(text)} is a URL; give a path on this machine")
     if (found := expand(text)).startswith("~"):
         user = found.partition("/")[0]
-        raise ValueError(f"{written(text)}: there is no user {user[1:]!r}; write ./{user} for what is called so")
+        unknown = f"there is no user {user[1:]!r}; write ./{user} for what is called so"
+        raise ValueError(f"{written(text)}: {unknown if user[1:] else 'the home folder is not known; set HOME'}")
     return found
 
 
