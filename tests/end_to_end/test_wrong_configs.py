@@ -53,6 +53,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("train.txt", "heldout.txt"):
         (folder / name).write_text("a small red circle\n")
     (folder / "labels.jsonl").write_text('{"prompt": "a", "rewards": ["smal"]}\n')
+    (folder / "watched.jsonl").write_text('{"prompt": "a", "rewards": ["watched"]}\n')
+    (folder / "list.txt").write_text('[\n  {"prompt": "a"},\n]\n')
     (folder / "empty.txt").write_text("")
     (folder / "folder").mkdir()
     return folder

@@ -131,7 +131,7 @@ def test_a_picture_the_pipeline_cannot_take_is_one_line(
     path = tiny_flux.picture(tmp_path / "bad.png", size)
     prompts = make_prompts("cat", images=[path])
     with pytest.raises(UserError) as refused:  # before weights are read
-        check_files(prompts, make_config(variant, flux.folder(variant)).picture_error)
+        check_files(prompts, make_config(variant, flux.folder(variant)), 1)
     assert str(refused.value) == f"picture {path}: {reason}"
     made = flux.model(variant, flux.prompts(variant, "cat"))
     with pytest.raises(UserError) as refused:  # of which there may be more when a hub id's configs have arrived

@@ -16,7 +16,7 @@ from wan_pipelines import CONFIGS, EVERY, SIZES
 
 from flowfactory import Runtime, UserError
 from flowfactory.config.loading import validate
-from flowfactory.data.prompts import check_media
+from flowfactory.data.prompts import check_files, check_media
 from flowfactory.testing import bench
 from flowfactory.testing.two_parameter import FILE
 from flowfactory.training.setup import prepare_prompts
@@ -129,6 +129,9 @@ def test_a_video_that_is_too_short_is_one_line(checkpoint: Any, prompts: Any, tm
     config = CONFIGS["v2v"].model_validate({"path": str(checkpoint("v2v"))})
     with pytest.raises(UserError, match=r"it has 9 frames at 16 a second, and 13 are needed"):
         bench(config, tmp_path, prompts("v2v")[:1], (32, 32, 13))
+    check_files(prompts("v2v")[:1], config, 9)
+    with pytest.raises(UserError, match=r"it has 9 frames at 16 a second, and 13 are needed"):  # before weights are read
+        check_files(prompts("v2v")[:1], config, 13)
 
 
 def test_a_picture_that_is_far_too_thin_is_refused_before_weights_are_read(settings: Any, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
             yield {"embeds": embeds}
             continue
         processor, vae = parts.pipeline.video_processor, parts.pipeline.vae
-        rate = wan.frame_rate(parts) if prompt.video_fps == "model" else None
+        rate = parts.options.video_rate if prompt.video_fps == "model" else None
         frames = models.read_video(prompt.video, canvas.frames, rate)
         pixels = processor.preprocess_video(frames, height=canvas.height, width=canvas.width)
         video = vae.encode(pixels.to(parts.device, vae.dtype)).latent_dist.mode()[0].float()
@@ -69,6 +69,7 @@ class WanV2VConfig(WanConfig):
 
     family: ClassVar[Family] = WAN_V2V
     takes: ClassVar[Takes] = Takes(video=(1, 1))
+    video_rate: ClassVar[float | None] = 16
 
     strength: float = Field(0.8, gt=0, le=1, description="of the noise that is mixed into the video; 1 leaves nothing of it")
 

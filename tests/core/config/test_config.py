@@ -139,10 +139,22 @@ def test_a_shared_part_may_be_merged_in() -> None:
     assert parse_yaml(text, "here")["first"] == {"name": "bright", "scale": 3}
 
 
-@pytest.mark.parametrize("text", ["", "- seed", "seed"])
-def test_a_file_that_holds_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"^c\.yaml: expected a mapping at the top, got "):
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", r": there is nothing in it; give a mapping with model, algorithm, rewards, prompts, …$"),
+        (b"# seed: 3\n", r": there is nothing in it; give a mapping with "),
+        (b"- seed", r": got \[seed\]; give a mapping with "),
+        (b"seed", r": got 'seed'; give a mapping with "),
+        (b"3", r": got 3; give a mapping with "),
+        ("seed: 3".encode("utf-16"), r": this is UTF-16 or UTF-32; save it as UTF-8$"),
+        ("seed: 3".encode("utf-16-be"), r" line 1: it holds NUL, as UTF-16 and files that are no text do; save it as UTF-8$"),
+        ("seed: 3\n# für\n".encode("latin-1"), r" line 2: this is no UTF-8; save it as UTF-8$"),
+    ],
+)
+def test_a_file_that_holds_no_mapping_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"^c\.yaml" + sentence):
         loading.load(tmp_path / "c.yaml")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -154,6 +156,90 @@ def test_what_is_typed_is_relative_to_where_it_is_typed(
     assert loading.load(Path("..") / path.name, out=Path("o"), plugins=[Path("reader.py")]).output.dir == here / "o"
     served = parse_component("reward", {"name": "reader", "folder": "~/weights", "words": "w"}, [here / "reader.py"], home)
     assert served.model_dump()["folder"] == str(home / "weights")
+
+
+TEXT = "a cat on a mat " * 28
+TOO_LONG = f"'{TEXT[:97]} … is too long for the name of a file; give a path"
+
+
+@pytest.mark.parametrize(
+    "place", ["prompts.train", "prompts.heldout", "output.dir", "plugins.0", "rewards.r.folder", "rewards.r.words"]
+)
+def test_a_text_in_the_place_of_a_path_is_one_line(place: str, config_file: ConfigFile, toy: Path, home: Path) -> None:
+    options: Any = {
+        "prompts": {},
+        "output": {},
+        "plugins": [str(toy), str(home / "reader.py")],
+        "rewards": {"r": {"name": "reader", "folder": str(home), "words": "w"}},
+    }
+    *way, key = place.split(".")
+    node = options
+    for part in way:
+        node = node[part]
+    node[int(key) if key == "0" else key] = TEXT
+    with pytest.raises(UserError) as refused:
+        loading.load(config_file(options))
+    assert str(refused.value) == f"config.yaml: {place.removesuffix('.0')}: {TOO_LONG}"
+
+
+def test_a_text_in_the_place_of_a_path_is_one_line_where_it_is_typed(
+    config_file: ConfigFile, invoke: Callable[..., tuple[int, str, str]]
+) -> None:
+    config = str(config_file())
+    for command in (
+        ["run", TEXT],
+        ["run", config, f"--plugin={TEXT}"],
+        ["run", config, f"--out={TEXT}"],
+        ["estimate", TEXT],
+        ["report", TEXT],
+        ["sample", TEXT, "a cat"],
+        ["serve", f"{TEXT}.yaml"],
+    ):
+        code, _, err = invoke(*command)
+        assert (code, err) == (2, f"error: {TOO_LONG}\n"), command
+    code, _, err = invoke("run", config, "--dry-run", f"--set=output.dir={TEXT}")
+    assert (code, err) == (2, f"error: --set output.dir: {TOO_LONG}\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("", "got ''; give a path"),
+        ("  ", "got '  '; give a path"),
+        ("https://a.org/b.txt", "'https://a.org/b.txt' is a URL; give a path on this machine"),
+        ("S3://a/b", "'S3://a/b' is a URL; give a path on this machine"),
+        (
+            "~nobody-of-this-name/x",
+            "there is no user 'nobody-of-this-name'; write ./~nobody-of-this-name for what is called so",
+        ),
+        ("a/" * 3000, "is too long for the name of a file; give a path"),
+    ],
+)
+def test_what_is_no_path_is_refused(path: str, sentence: str, tmp_path: Path) -> None:
+    for good in ({"local": path, "checkpoint": "."}, {"local": ".", "checkpoint": path}):
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            Paths.model_validate(good, context={"folder": tmp_path})
+
+
+def test_a_home_folder_that_is_not_known_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # of a user whom the system does not know
+    with pytest.raises(ValueError, match=r"'~/x': the home folder is not known; set HOME"):
+        Paths.model_validate({"local": "~/x", "checkpoint": "."}, context={"folder": tmp_path})
+
+
+def test_odd_names_are_names(tmp_path: Path) -> None:
+    for name in ("./~x", "a~", "c:", "a" * 255, "a:b/c"):
+        made = Paths.model_validate({"local": name, "checkpoint": "."}, context={"folder": tmp_path})
+        assert made.local == tmp_path / name
+
+
+def test_none_is_not_written_so(config_file: ConfigFile, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        loading.load(config_file({"prompts": {"heldout": "None"}}))
+    assert str(refused.value) == f"config.yaml: prompts.heldout: no file {tmp_path / 'None'}; for none, write null"
+    with pytest.raises(UserError, match=r"^--set prompts\.negative: got null; give text: .*; did you mean ''\?$"):
+        loading.load(config_file(), ["prompts.negative="])
 
 
 @pytest.mark.parametrize("value", [[3], [None], "toy.py", {"a": 1}])

@@ -94,6 +94,26 @@ def test_a_text_that_looks_like_a_number_survives_the_run_directory(config_file:
         ),
         ("a: [1", "line 1: the [ that opens here is not closed: expected ',' or ']', but got '<stream end>'"),
         ("a: 1\n\tb: 2", "line 2: a tab stands where YAML takes spaces alone; write spaces"),
+        ("a: x\ty", "line 1: a tab stands where YAML takes spaces alone; write spaces"),
+        ("a:\n  - b\n\t- c", "line 3: a tab stands where YAML takes spaces alone; write spaces"),
+        ("a: 1\nseed:3\n\n# c\nb: 4", "line 2: 'seed:3' is no 'key: value'; did you mean 'seed: 3'?"),
+        ("seed:3\na: 1", "line 1: 'seed:3' is no 'key: value'; did you mean 'seed: 3'?"),
+        ("seed:3\n\n# c\na: 1", "line 1: 'seed:3' is no 'key: value'; did you mean 'seed: 3'?"),
+        ("x:\n  # c\n  seed:3\n\n  # c\n  b: 1", "line 3: 'seed:3' is no 'key: value'; did you mean 'seed: 3'?"),
+        ("a: 1\nseed 3\nb: 2", "line 2: 'seed 3' is no 'key: value'; did you mean 'seed: 3'?"),
+        ("a: 1\nseed=3", "line 2: 'seed=3' is no 'key: value'; did you mean 'seed: 3'?"),
+        ("a: 1\nword\nb: 2", "line 2: 'word' is no 'key: value'; write one, or leave it out"),
+        ("a: 1\n<<<<<<< HEAD\nb: 1\n=======\nb: 2\n>>>>>>> x", "line 2: this is what git leaves of a conflict; settle it"),
+        ("<<<<<<< HEAD\nb: 1\n=======\nb: 2\n>>>>>>> x", "line 1: this is what git leaves of a conflict; settle it"),
+        ("x:\n  a: 1\n seed: 3", "line 3: this is not below what it belongs to; align it"),
+        ("a: 1\n- b", "line 2: an item of a list stands among keys; indent it below the key that it belongs to"),
+        ("- b\na: 1", "line 2: a key stands among the items of a list; align it with other keys"),
+        ("a: [1, 2] b", "line 1: text goes on behind a value that has ended; put all of it in quotes"),
+        (
+            "a: 1\n b: 2",
+            "line 2: a second ': ' in one value, or lines that are not below each other; use quotes, or align",
+        ),
+        ("a: {rank:64}", "line 1: 'rank:64' is one word; did you mean 'rank: 64'?"),
         ('a: "C:\\Users"', "line 1: \\ begins an escape in double quotes; write the text in single quotes"),
         ('a: "\\d"', "line 1: \\ begins an escape in double quotes; write the text in single quotes"),
         ("a: @b", "line 1: a value cannot begin with this character; write it in quotes"),
@@ -119,6 +139,35 @@ def test_a_mistake_is_named_where_it_begins(text: str, sentence: str) -> None:
         with pytest.raises(UserError) as refused:
             apply_override({}, f"a={text}")
         assert str(refused.value).startswith("--set a line 1: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("iterations:\t3\nb: 1", {"iterations": 3, "b": 1}),
+        ("a: 3\t# c\nb: 4\t\n\t\n\t# c\n", {"a": 3, "b": 4}),
+        ('{\n\t"a": 1,\n\t"b": [\n\t\t1,\t"x"\n\t]\n}\n', {"a": 1, "b": [1, "x"]}),
+        ("-\t1\n-\tb: 2", [1, {"b": 2}]),
+        ("a: 'x'\t\nb:\t# c\n  c: 1", {"a": "x", "b": {"c": 1}}),
+        ('a: "x\ty"\nb: |\n  x\ty\n  \tz\n', {"a": "x\ty", "b": "x\ty\n\tz\n"}),
+    ],
+)
+def test_a_tab_that_yaml_takes_is_taken(text: str, value: Any) -> None:
+    assert parse_yaml(text, "here") == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("{http://a.org/b: 1}", {"http://a.org/b": 1}),
+        ("{'a:b': }", {"a:b": None}),
+        ("{a: , b: }", {"a": None, "b": None}),
+        ("a: b\n  seed:3\nc: 1", {"a": "b seed:3", "c": 1}),
+        ("a: |\n  =======\n  <<<<<<< x\n", {"a": "=======\n<<<<<<< x\n"}),
+    ],
+)
+def test_a_colon_within_a_word_is_one_of_its_letters(text: str, value: Any) -> None:
+    assert parse_yaml(text, "here") == value
 
 
 def test_what_is_nested_without_end_is_one_line() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from flowfactory.data.media import picture_size, read_picture
+from flowfactory.data.media import check_picture, read_picture
 from flowfactory.errors import UserError
 
 RAMP = np.linspace(0, 1, 64).reshape(8, 8)
@@ -137,9 +137,9 @@ def test_a_picture_of_far_too_many_pixels_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "p.png").write_bytes(png(30_000, 30_000))
     assert refusal(tmp_path / "p.png") == "it has more than 179 megapixels; make it smaller"
     with pytest.raises(UserError, match="it has more than 179 megapixels"):
-        picture_size(tmp_path / "p.png")
+        check_picture(tmp_path / "p.png")
     (tmp_path / "p.png").write_bytes(png(10_000, 10_000))  # a hundred, of which Pillow warns
-    assert picture_size(tmp_path / "p.png") == (10_000, 10_000)
+    assert check_picture(tmp_path / "p.png") == (10_000, 10_000)
 
 
 def test_a_picture_with_much_text_is_read_or_one_line(tmp_path: Path) -> None:
@@ -165,3 +165,23 @@ def test_what_is_no_whole_picture_is_one_line(content: bytes, sentence: str, tmp
     told = refusal(tmp_path / "p.png")
     assert told.startswith("cannot be read: ")
     assert told.endswith(sentence)
+
+
+@pytest.mark.parametrize("name", ["p.png", "p.jpg", "p.webp", "p.gif", "p.tif", "p.bmp"])
+def test_what_is_cut_short_is_known_before_it_is_read_as_a_whole(name: str, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 48, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / name)
+    assert check_picture(tmp_path / name) == (48, 64)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) * 2 // 3])
+    for read in (read_picture, check_picture):
+        with pytest.raises(UserError, match=r"^picture .*: cannot be read: "):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("levels", [RAMP.astype(np.int32), (RAMP * 255).astype(np.float32)])
+def test_levels_whose_white_is_not_known_are_refused_by_the_check_too(levels: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(levels).save(tmp_path / "p.tif")
+    with pytest.raises(UserError) as refused:
+        check_picture(tmp_path / "p.tif")
+    assert str(refused.value).removeprefix(f"picture {tmp_path / 'p.tif'}: ") == refusal(tmp_path / "p.tif")

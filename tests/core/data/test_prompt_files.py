@@ -82,7 +82,7 @@ def test_null_says_nothing(tmp_path: Path) -> None:
 
 @given(st.lists(st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), min_size=1), min_size=1))
 def test_whatever_python_writes_is_read_back(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
-    texts = [text.strip() or "x" for text in texts]
+    texts = [f"{text}x".strip() for text in texts]
     folder = tmp_path_factory.mktemp("written")
     table = io.StringIO()
     csv.writer(table).writerows([["prompt"], *([text] for text in texts)])
@@ -121,6 +121,22 @@ def test_other_files_are_refused_with_the_list_of_those_that_are_read(name: str,
         ),
         ("p.txt", '[\n"b"\n]\n', "line 1: this is JSON, which is read from a file that ends in .json; rename it"),
         (
+            "p.txt",
+            '[\n{"prompt": "a"},\n]\n',
+            "line 1: '[' looks like JSON, and not all here is; mend it, and name the file .jsonl or",
+        ),
+        ("p.txt", '["a cat",\n"a dog",\n]\n', "line 1: '[\"a cat\",' looks like JSON"),
+        ("p.txt", 'a\n{"prompt": "a"},\n', 'line 2: \'{"prompt": "a"},\' looks like JSON'),
+        ("p.txt", "{'prompt': 'a'}\n", "line 1: \"{'prompt': 'a'}\" looks like JSON"),
+        ("p.txt", '{\n  "prompt": "a",\n}\n', 'line 2: \'"prompt": "a",\' looks like JSON'),
+        ("p.txt", "a\n]\n", "line 2: ']' looks like JSON"),
+        (
+            *("p.txt", "\nprompt\na cat\n"),
+            "line 2: this is the header of a table, which is read from a file that ends in .csv or .tsv; rename it",
+        ),
+        ("p.txt", "id,Prompt,image\n0,a cat,b.png\n", "line 1: this is the header of a table"),
+        ("p.txt", '"prompt"\t"image"\na cat\tb.png\n', "line 1: this is the header of a table"),
+        (
             *("p.jsonl", '[\n{"prompt": "a"}\n]'),
             "line 1: expected an object with a 'prompt'; a list is read from a file that ends in .json",
         ),
@@ -156,7 +172,7 @@ def test_other_files_are_refused_with_the_list_of_those_that_are_read(name: str,
         ("p.json", "3", "line 1: expected an object with a 'prompt'"),
         ("p.json", '["a",\n3]', "line 2: expected an object with a 'prompt'"),
         ("p.json", '["a",\n" "]', "line 2: 'prompt' is empty; write a text, or leave the prompt out"),
-        ("p.json", '{"prompts": ["a"]}', "line 1: 'prompt' is missing; did you mean 'prompts'?"),
+        ("p.json", '{"prompts": ["a"]}', "line 1: 'prompt' is missing; rename 'prompts', if it is meant"),
         ("p.json", '["a",\n"b"', "line 2: no JSON: the list should go on with ',' or end with ']' here"),
         ("p.json", '["a"]\nx', "line 1: no JSON: the list should go on with ',' or end with ']' here"),
         (
@@ -169,7 +185,7 @@ def test_other_files_are_refused_with_the_list_of_those_that_are_read(name: str,
         ("p.csv", "prompt,x,x\n", "line 1: two columns are called 'x'; rename one"),
         ("p.csv", "prompt,images\n", "line 1: 'images' is a list, which no cell holds; write a .jsonl file"),
         ("p.csv", "prompt\na cat, sitting", "line 2: 2 cells under a header of 1; write text with ',' in quotes"),
-        ("p.tsv", "prompt\tx\n\na cat", "line 3: 1 cells under a header of 2; write text with a tab in quotes"),
+        ("p.tsv", "prompt\tx\n\na cat", "line 3: 1 cells under a header of 2; put a tab between all, empty ones too"),
         ("p.csv", "prompt,x\na,b\n,c\n", "line 3: 'prompt' is empty; write a text, or leave the prompt out"),
         (
             "p.csv",
@@ -188,8 +204,23 @@ def test_what_no_prompt_can_be_made_of_is_refused(name: str, content: str | byte
 
 
 def test_braces_and_brackets_in_a_text_are_text(tmp_path: Path) -> None:
-    texts = ["[masterpiece], a cat", "{red|blue} ball", "{", "[1"]
+    texts = [
+        "[masterpiece], a cat",
+        "{red|blue} ball",
+        "{",
+        "[1",
+        "[{red|blue} hat:0.5]",
+        "{{a}}",
+        "prompt",
+        '"prompt" on a sign',
+    ]
+    texts += ['["quoted"] a cat', "{a, 'b'} cat", "(prompt, engineer)", "'a' and \"b\": two letters", "a cat, prompt"]
     assert [prompt.text for prompt in read(tmp_path, "p.txt", "\n".join(texts))] == texts
+
+
+@pytest.mark.parametrize("first", ["a prompt, a cat", "prompt: a cat", "prompt service, smiling", "prompted"])
+def test_a_text_about_prompts_is_no_header(first: str, tmp_path: Path) -> None:
+    assert [prompt.text for prompt in read(tmp_path, "p.txt", f"{first}\na dog")] == [first, "a dog"]
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ av = pytest.importorskip("av")
 def write(path: Path, times: Sequence[int], base: Fraction, **options: Any) -> Path:
     """A clip whose i-th frame, shown at ``times[i] * base`` seconds, has the grey level 5 i."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=options.get("rate", 1 / base))
+        stream = container.add_stream(options.get("codec", "libx264"), rate=options.get("rate", 1 / base))
         stream.width, stream.height, stream.pix_fmt = 32, 32, options.get("pix_fmt", "yuv420p")
         stream.options = {"qp": "0"} if "pix_fmt" not in options else {}
         stream.codec_context.time_base = base
@@ -104,6 +104,10 @@ def turned(path: Path, matrix: Sequence[int]) -> Path:
         ([0, 1, 0, -1, 0, 0, 24, 0, 1], (24, 32), "top right"),  # (x, y) is shown at (24 - y, x)
         ([-1, 0, 0, 0, -1, 0, 32, 24, 1], (32, 24), "bottom right"),
         ([0, -1, 0, 1, 0, 0, 0, 32, 1], (24, 32), "bottom left"),
+        ([-1, 0, 0, 0, 1, 0, 32, 0, 1], (32, 24), "top right"),  # mirrored: (x, y) is shown at (32 - x, y)
+        ([1, 0, 0, 0, -1, 0, 0, 24, 1], (32, 24), "bottom left"),
+        ([0, 1, 0, 1, 0, 0, 0, 0, 1], (24, 32), "top left"),  # (x, y) is shown at (y, x), so that x and y change places
+        ([0, -1, 0, -1, 0, 0, 24, 32, 1], (24, 32), "bottom right"),
     ],
 )
 def test_a_phone_that_was_turned_is_believed(matrix: list[int], size: tuple[int, int], corner: str, tmp_path: Path) -> None:
@@ -167,3 +171,53 @@ def test_what_is_no_whole_video_is_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(refused.value)
     with pytest.raises(UserError, match=r"there are no pictures in it; give a video$"):
         check_video(tmp_path / "sound.wav")
+    with pytest.raises(UserError, match=r"; it may be damaged: save it anew, as MP4$"):
+        check_video(tmp_path / "text.mp4")
+
+
+@pytest.mark.parametrize("name", ["c.mp4", "c.mkv", "c.avi", "c.webm", "c.ts"])
+@pytest.mark.parametrize(("frames", "rate"), [(1, 16), (17, 24), (12, 60), (3, 5)])
+def test_what_is_too_short_is_known_before_it_is_decoded(name: str, frames: int, rate: int, tmp_path: Path) -> None:
+    path = write(tmp_path / name, range(frames), Fraction(1, rate), codec="libvpx-vp9" if name == "c.webm" else "libx264")
+    most = frames * 16 // rate  # about as many as it has at 16 a second
+    for wanted, at in ((frames, None), (frames + 1, None), *((count, 16.0) for count in range(max(1, most - 1), most + 4))):
+        found = []
+        for read in (read_video, check_video):
+            try:
+                read(path, wanted, at)
+                found.append("")
+            except UserError as error:
+                found.append(str(error))
+        assert found[0] == found[1], (wanted, at)
+
+
+def test_of_a_long_video_what_is_drawn_counts(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.mkv", [0, 100, 200, 300, 400, 10_000, 20_000, 30_000], Fraction(1, 1000), rate=10)
+    check_video(path, 5, 10)
+    check_video(path, 301, 10)
+    with pytest.raises(UserError, match="it has 301 frames at 10 a second, and 302 are needed"):
+        check_video(path, 302, 10)
+
+
+def test_a_video_that_is_cut_is_known_before_it_is_decoded(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.mkv", range(40), Fraction(1, 16))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"it has \d+ frames at 16 a second, and 40 are needed"):
+        check_video(path, 40, 16)
+    with pytest.raises(UserError, match=r"it does not say when its frames are shown; set prompts\.video_fps to keep$"):
+        check_video(write(tmp_path / "c.h264", range(5), Fraction(1, 16)), 5, 16)
+    check_video(tmp_path / "c.h264", 5)
+    with pytest.raises(UserError, match=r"it has 1 frame, and 2 are needed"):
+        check_video(write(tmp_path / "one.mp4", range(1), Fraction(1, 16)), 2)
+
+
+def test_transparency_that_would_be_lost_is_refused(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "c.webm"), "w") as container:
+        stream = container.add_stream("libvpx-vp9", rate=16)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "yuva420p"
+        frame = av.VideoFrame.from_ndarray(np.full((16, 16, 4), (200, 0, 0, 0), np.uint8), format="rgba")
+        for packet in [*stream.encode(frame.reformat(format="yuva420p")), *stream.encode()]:
+            container.mux(packet)
+    for read in (check_video, lambda path: read_video(path, 1)):
+        with pytest.raises(UserError, match=r"its transparency lies in a stream of its own; lay it on a colour$"):
+            read(tmp_path / "c.webm")

@@ -348,6 +348,23 @@ def test_a_prompt_may_name_labels_of_the_config_alone(told: object, message: str
         check_reward_labels([Prompt("a dog"), Prompt("a cat", metadata={"rewards": told})], ["bright", "legible"])
 
 
+def test_a_training_prompt_names_a_label_that_is_learned_from(load: Load, tmp_path: Path) -> None:
+    rewards = {"bright": {"name": "bright"}, "watched": {"name": "bright", "weight": 0}}
+    lines = '{"prompt": "a", "rewards": ["watched", "bright"]}\n{"prompt": "b"}\n'
+    for labels, refused in (('["watched"]', True), ('["seen"]', True), ('["watched", "seen"]', True), ('["bright"]', False)):
+        (tmp_path / "some.jsonl").write_text(f'{lines}{{"prompt": "a dog", "rewards": {labels}}}\n')
+        changes = {"rewards": rewards, "evaluation": {"rewards": {"seen": {"name": "bright"}}}}
+        prepare_prompts(load({**changes, "prompts": {"heldout": str(tmp_path / "some.jsonl")}}))
+        config = load({**changes, "prompts": {"train": str(tmp_path / "some.jsonl")}})
+        if not refused:
+            prepare_prompts(config)
+            continue
+        with pytest.raises(
+            UserError, match=r"^prompts: 'a dog': 'rewards' names .* alone, which nothing is learned from; add "
+        ):
+            prepare_prompts(config)
+
+
 def test_such_prompts_are_found_before_any_weight_is_read(load: Load, tmp_path: Path) -> None:
     (tmp_path / "some.jsonl").write_text('{"prompt": "a", "rewards": ["brigth"]}\n')
     with pytest.raises(UserError, match="did you mean 'bright'"):

@@ -8,10 +8,21 @@ from typing import Annotated
 
 import typer
 
+from flowfactory.config.paths import check_length
+from flowfactory.errors import UserError
+
 
 def typed_path(text: str) -> Path:
-    """The path; ``~`` is read where a shell leaves it, as in ``--out=~/runs``. Variables are the shell's own."""
-    return Path(os.path.expanduser(text))
+    """The path; ``~`` is read where a shell leaves it, as in ``--out=~/runs``. Variables are the shell's own.
+
+    UserError: a text that is no path.
+    """
+    path = Path(os.path.expanduser(text))
+    try:
+        check_length(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return path
 
 
 Plugins = Annotated[

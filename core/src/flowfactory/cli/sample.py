@@ -10,6 +10,7 @@ import typer
 
 from flowfactory.cli.options import Iteration, RunFolder, Sets, typed_path
 from flowfactory.cli.output import warn
+from flowfactory.config.paths import file_error
 from flowfactory.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def sample(
     if not wanted:
         raise UserError("nothing to draw: give a PROMPT, or a file with --prompts")
     check_media(wanted, config.model.takes, getattr(config.model, "name", "model"))
-    check_files(wanted, config.model.picture_error)
+    check_files(wanted, config.model, config.evaluation.canvas(config.sampling).frames)
     restored, _ = _restore(directory, checkpoint, sets, scores=False)
     folder = out or RunDirectory(directory).samples / "drawn"
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,8 +70,8 @@ def sample(
 
 def _require_files(paths: Iterable[Path]) -> None:
     for path in paths:
-        if not path.is_file():
-            raise UserError(f"no file {path}")
+        if reason := file_error(path):
+            raise UserError(reason)
 
 
 def evaluate_run(directory: RunFolder, checkpoint: Iteration = None, sets: Sets = None) -> None:

@@ -86,6 +86,9 @@ class ModelConfig(ComponentConfig):
     takes: ClassVar[Takes] = Takes()
     """The pictures, videos and sounds that a prompt must and may bring."""
 
+    video_rate: ClassVar[float | None] = None
+    """Frames a second that a prompt's video is read at, as many as are drawn; None where it is read in another way."""
+
     train: Training = Field(LoraTraining(), description="'full', or {lora: {rank, alpha, targets}}")
     quantize: Literal["nf4", "int8"] | None = Field(None, description="how the frozen weights below adapters are stored")
 

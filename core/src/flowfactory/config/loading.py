@@ -10,8 +10,9 @@ from typing import Any
 from flowfactory.config.checking import check
 from flowfactory.config.findings import WrongConfig, locate
 from flowfactory.config.overrides import apply_override
-from flowfactory.config.paths import resolve_path
+from flowfactory.config.paths import check_length, file_error, resolve_path
 from flowfactory.config.schema import RunConfig
+from flowfactory.config.text_files import read_text
 from flowfactory.config.wording import written
 from flowfactory.config.yaml import parse_yaml
 from flowfactory.discovery.discover import discover
@@ -29,15 +30,14 @@ def load(
 
     UserError: a line for each mistake, with the file, the key and what is meant or allowed. Reads no weights.
     """
-    if missing := [plugin for plugin in plugins if not plugin.is_file()]:
-        raise UserError(f"--plugin: no file {missing[0]}")
+    for plugin in plugins:
+        if reason := file_error(plugin):
+            raise UserError(f"--plugin: {reason}")
     path = find_config(source, plugins)
-    try:
-        raw = parse_yaml(path.read_text(encoding="utf-8"), path.name)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+    raw = parse_yaml(read_text(path, path.name), path.name)
     if not isinstance(raw, dict):
-        raise UserError(f"{path.name}: expected a mapping at the top, got {type(raw).__name__}")
+        got = "there is nothing in it" if raw is None else f"got {written(raw)}"
+        raise UserError(f"{path.name}: {got}; give a mapping with model, algorithm, rewards, prompts, …")
     for assignment in overrides:
         raw = apply_override(raw, assignment)
     listed = raw.get("plugins") or []
@@ -55,7 +55,11 @@ def load(
 def find_config(source: str | Path, plugins: Sequence[Path] = ()) -> Path:
     """The config file: an existing path, or the bundled example of that name. UserError: neither."""
     path = Path(os.path.expanduser(source))
-    if path.is_file():
+    try:
+        check_length(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if os.path.isfile(path):
         return path
     catalogue = discover(plugins)
     examples = catalogue.components["example"]
@@ -85,6 +89,6 @@ def _plugin_files(raw: Mapping[str, Any], source: str, folder: Path | None, over
         paths = [resolve_path(file, folder or Path()) for file in files]
     except ValueError as error:
         raise UserError(f"{place}: {error}") from error
-    if missing := [path for path in paths if not path.is_file()]:  # what they bring is unknown, and so is what is wrong
-        raise UserError("\n".join(f"{place}: no file {path}" for path in missing))
+    if missing := list(filter(None, map(file_error, paths))):  # what they bring is unknown, and so is what is wrong
+        raise UserError("\n".join(f"{place}: {reason}" for reason in missing))
     return paths

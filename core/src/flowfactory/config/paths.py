@@ -13,6 +13,12 @@ from pydantic import (
     ValidationInfo,
 )
 
+from flowfactory.config.wording import written
+
+URL = re.compile(r"data:|[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+LONGEST_NAME, LONGEST_PATH = 255, 4095
+"""Bytes that Linux and macOS take of a file's name, and of a path at the most."""
+
 
 class CommandLineText(str):
     """Text from the command line, where a relative path is relative to where the command was given."""
@@ -38,11 +44,40 @@ def expand(text: str) -> str:
 def resolve_path(path: str | Path, folder: Path | None) -> Path:
     """The path, expanded where it is text; a relative one is from ``folder``, or from where it was typed.
 
-    ValueError: a variable is not set.
+    ValueError: a variable is not set, or it is no path: empty, a URL, too long, or of the home of a user whom there is not.
     """
     start = Path.cwd() if isinstance(path, CommandLineText) else folder
-    found = Path(expand(path)) if isinstance(path, str) else path
+    found = Path(_expand_path(path)) if isinstance(path, str) else path
+    check_length(found)
     return found if start is None else start.joinpath(found).resolve()
+
+
+def _expand_path(text: str) -> str:
+    if not text.strip():
+        raise ValueError(f"got {written(text)}; give a path")
+    if URL.match(text):
+        raise ValueError(f"{written(text)} is a URL; give a path on this machine")
+    if (found := expand(text)).startswith("~"):
+        user = found.partition("/")[0]
+        unknown = f"there is no user {user[1:]!r}; write ./{user} for what is called so"
+        raise ValueError(f"{written(text)}: {unknown if user[1:] else 'the home folder is not known; set HOME'}")
+    return found
+
+
+def check_length(path: Path) -> None:
+    """ValueError: it is longer than a path may be, as where a text stands in the place of one."""
+    if len(os.fsencode(path)) > LONGEST_PATH or any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise ValueError(f"{written(str(path))} is too long for the name of a file; give a path")
+
+
+def file_error(path: Path) -> str | None:
+    """Why no file can be read at ``path``, with what to do; None where there is one."""
+    try:
+        if path.is_file():
+            return None
+        return f"{path} is a folder; give a file" if path.is_dir() else f"no file {path}"
+    except OSError as error:  # of a folder on the way that may not be looked into
+        return f"no file {path} that can be read: {error.strerror}"
 
 
 def _resolve(path: Any, info: ValidationInfo) -> Any:
@@ -62,16 +97,16 @@ def _folder_or_hub_id(path: Any, info: ValidationInfo) -> Any:
     if not isinstance(path, str):
         return path
     local = Path(_resolve(path, info))
-    if local.is_dir():
+    if os.path.isdir(local):
         return str(local)
-    if local.is_file():
+    if os.path.isfile(local):
         raise ValueError(f"{local} is a file, and a folder is read; give one that save_pretrained of its library made")
     name = expand(path)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         unlike_an_id = "/" in name or name.startswith(("~", "."))
         or_id = "" if unlike_an_id else f", and {name!r} is no hub id (owner/name)"
         raise ValueError(f"there is no folder {local}{or_id}")
-    if local.parent.is_dir() and not _is_downloaded(name):
+    if os.path.isdir(local.parent) and not _is_downloaded(name):
         raise ValueError(f"there is no folder {local}; if the hub id is meant, download it first: hf download {name}")
     return name
 
@@ -79,7 +114,7 @@ def _folder_or_hub_id(path: Any, info: ValidationInfo) -> Any:
 def _is_downloaded(hub_id: str) -> bool:
     from huggingface_hub import constants
 
-    return (Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}").is_dir()
+    return os.path.isdir(Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}")
 
 
 CheckpointPath = Annotated[str, BeforeValidator(_folder_or_hub_id), PlainSerializer(_escape, when_used="json")]

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import (
     Field,
     SerializeAsAny,
+    ValidationInfo,
     field_validator,
 )
 
@@ -15,7 +16,7 @@ from flowfactory.canvas import Canvas
 from flowfactory.config.component import AlgorithmConfig, ComponentConfig, Device, DynamicsConfig, ModelConfig
 from flowfactory.config.ema import Decay
 from flowfactory.config.optimizers import AdamWConfig, Optimizer
-from flowfactory.config.paths import LocalPath
+from flowfactory.config.paths import LocalPath, file_error
 from flowfactory.config.strict import Strict
 
 Side = Annotated[int, Field(ge=1, le=16_384)]
@@ -34,9 +35,10 @@ class PromptsConfig(Strict):
 
     @field_validator("train", "heldout")
     @classmethod
-    def _check_file(cls, path: Path | None) -> Path | None:
-        if path is not None and not path.is_file():
-            raise ValueError(f"{path} is a folder; give a file" if path.is_dir() else f"no file {path}")
+    def _check_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        if path is not None and (reason := file_error(path)):
+            none = info.field_name == "heldout" and path.name.lower() in ("none", "null")
+            raise ValueError(f"{reason}; for none, write null" if none else reason)
         return path
 
 

@@ -369,4 +369,6 @@ def _number(place: str, value: Any, field: FieldInfo) -> str | None:
 
 
 def _text(place: str, value: Any, field: FieldInfo) -> str | None:
+    if value is None and field.default == "":
+        return "''"
     return repr(written(value)) if field.annotation is str and not field.metadata and isinstance(value, int | float) else None

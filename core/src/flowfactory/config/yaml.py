@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from pydantic import BaseModel
@@ -45,7 +45,8 @@ class Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key_node, _ in node.value:
+        for key_node, value_node in node.value:
+            _check_colon(key_node, value_node)
             key = "<<" if key_node.tag == f"{_TAG}merge" else self.construct_object(key_node, deep=True)
             if isinstance(key, list | dict):
                 raise _error(f"{key!r} cannot be a key; write text with braces in quotes", key_node)
@@ -53,6 +54,19 @@ class Loader(yaml.SafeLoader):
                 raise _error(f"key {key!r} stands twice", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def scan_to_next_token(self) -> None:
+        super().scan_to_next_token()
+        while self.peek() == "\t" and self._tab_separates():
+            self.forward()
+            super().scan_to_next_token()
+
+    def _tab_separates(self) -> bool:
+        """Whether the tab here stands between tokens, where YAML takes it as PyYAML does not, and is no indentation."""
+        before = self.buffer[self.pointer - self.column : self.pointer].rstrip(" \t")
+        after = self.buffer[self.pointer :].partition("\n")[0].strip(" \t\r\0")
+        begins = bool(self.flow_level) and not before
+        return begins or not after or after[0] in "#:,]}" or before.endswith((":", "-", ",", "[", "{"))
 
     def construct_yaml_int(self, node: Any) -> int:
         text = self.construct_scalar(node)
@@ -77,6 +91,15 @@ for _kind in ("null", "bool", "int", "float", "str", "seq", "map"):
 Loader.add_constructor(None, Loader.construct_undefined)
 
 
+def _check_colon(key: Any, value: Any) -> None:
+    """ConstructorError: a key such as ``rank:64``, which is one word that nothing is said of."""
+    if key.tag == f"{_TAG}str" and key.style is None and value.value == "" and (found := _NO_SPACE.fullmatch(key.value)):
+        raise _error(f"{key.value[:40]!r} is one word; did you mean '{found[1]}: {found[2][:40]}'?", key)
+
+
+_NO_SPACE = re.compile(r"([A-Za-z_][\w.-]*):(\S+)")
+
+
 def _error(problem: str, node: Any) -> yaml.constructor.ConstructorError:
     return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
@@ -98,6 +121,8 @@ def _explain(error: yaml.YAMLError, text: str) -> tuple[int, str]:
         position = getattr(error, "position", 0)
         return text.count("\n", 0, position) + 1, str(error).splitlines()[0]
     mark, context, problem = error.problem_mark, error.context or "", error.problem or "no YAML"
+    if conflict := _CONFLICT.search(text):
+        return text.count("\n", 0, conflict.start()) + 1, "this is what git leaves of a conflict; settle it"
     if error.context_mark and context == "while scanning a quoted scalar" and "unexpected" in problem:
         return error.context_mark.line + 1, f"the quote {text[error.context_mark.index]} that opens here is never closed"
     if quoted := _quote_before(mark, text):
@@ -110,6 +135,8 @@ def _explain(error: yaml.YAMLError, text: str) -> tuple[int, str]:
             )
         twice = "write '' for a ' within it" if quote == "'" else 'write \\" for a " within it'
         return mark.line + 1, f"text goes on behind the closing quote {quote}; {twice}"
+    if pair := _no_pair(error, text):
+        return pair
     if error.context_mark and context in ("while parsing a flow sequence", "while parsing a flow mapping"):
         opened, bracket = error.context_mark.line, text[error.context_mark.index]
         until = f" before line {mark.line + 1}" if mark.line > opened else ""
@@ -128,15 +155,43 @@ _PLAINER = (
         "a second ': ' in one value, or lines that are not below each other; use quotes, or align",
     ),
     ("found another document", "a second document begins; write one"),
+    ("but found '<block mapping start>'", "this is not below what it belongs to; align it"),
+    ("but found '-'", "an item of a list stands among keys; indent it below the key that it belongs to"),
+    ("but found '?'", "a key stands among the items of a list; align it with other keys"),
+    ("but found '<scalar>'", "text goes on behind a value that has ended; put all of it in quotes"),
 )
 """What a part of PyYAML's sentence stands for, in plainer words."""
+
+
+def _no_pair(error: yaml.MarkedYAMLError, text: str) -> tuple[int, str] | None:
+    """The line that should be a key with its value and is a text, of which PyYAML complains where the next one begins."""
+    lines, mark = text.split("\n"), cast(yaml.Mark, error.problem_mark)
+    if error.context == "while scanning a simple key" and error.context_mark:
+        number = error.context_mark.line
+    elif re.search("mapping values are not allowed|but found '<block mapping start>'", error.problem or ""):
+        number = next((n for n in reversed(range(mark.line)) if lines[n].split("#")[0].strip()), mark.line)
+        if re.search(r":(\s|$)", lines[number]) or _indentation(lines[number]) != _indentation(lines[mark.line]):
+            return None
+    else:
+        return None
+    line = lines[number].strip()
+    pair = re.fullmatch(r"([A-Za-z_][\w.-]*)\s*[:=\s]\s*(\S.*)", line)
+    meant = f"; did you mean '{pair[1]}: {pair[2][:40]}'?" if pair else "; write one, or leave it out"
+    return number + 1, f"{line[:40]!r} is no 'key: value'{meant}"
+
+
+def _indentation(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))
+
+
+_CONFLICT = re.compile(r"^(<{7}|={7}|>{7})( |$)", re.MULTILINE)
 
 
 def _quote_before(mark: yaml.Mark, text: str) -> tuple[yaml.Mark, yaml.Mark] | None:
     """Where the quoted text begins and ends that the mistake at ``mark`` stands behind, on the line that it ends in."""
     last = None
     try:
-        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        for token in yaml.scan(text, Loader=Loader):
             if token.start_mark.index >= mark.index:
                 break
             last = token

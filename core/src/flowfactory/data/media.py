@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,7 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +34,19 @@ def read_picture(path: Path) -> Image.Image:
         return _lay_on_white(_reduce_to_8_bits(ImageOps.exif_transpose(picture), kind))
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels, from the head of the file, before it is turned. UserError: it cannot be read."""
+def check_picture(path: Path) -> tuple[int, int]:
+    """Width and height in pixels, before it is turned.
+
+    UserError: :func:`read_picture` refuses it, as far as can be told in a fraction of its time.
+    """
     with _open_picture(path) as picture:
-        return picture.size
+        size = picture.size
+        if picture.format == "PNG":
+            picture.verify()  # its checksums
+        else:
+            picture.draft(None, (1, 1))  # of a JPEG an eighth
+            _reduce_to_8_bits(picture, picture.format).load()
+        return size
 
 
 @contextmanager
@@ -94,16 +104,47 @@ def read_video(path: Path, frames: int, frame_rate: float | None = None) -> list
         found = [_turn_upright(frame) for frame in islice(decoded, frames)]
     if not found:
         raise UserError(f"video {path}: cannot be read: no frame of it can be decoded; it may be cut short")
-    if len(found) < frames:
-        at = "" if frame_rate is None else f" at {frame_rate:g} a second"
-        raise UserError(f"video {path}: it has {len(found)} frames{at}, and {frames} are needed; set 'frames' lower")
+    _check_count(path, len(found), frames, frame_rate)
     return found
 
 
-def check_video(path: Path) -> None:
-    """UserError: it cannot be opened, or is no video whose frames can be read as pictures."""
-    with _open_video(path):
-        pass
+def check_video(path: Path, frames: int = 0, frame_rate: float | None = None) -> None:
+    """UserError: it cannot be opened, or the file says already that :func:`read_video` will not do. Decodes nothing."""
+    with _open_video(path) as container:
+        packets = _shown_packets(container, frames, frame_rate)
+        if frame_rate is not None:
+            packets = _nearest_frames(packets, frames, Fraction(frame_rate).limit_denominator(1001))
+        _check_count(path, sum(1 for _ in islice(packets, frames)), frames, frame_rate)
+
+
+class _Shown(NamedTuple):
+    """When what a packet holds is shown, told as a frame tells it."""
+
+    pts: int | None
+    time_base: Fraction | None
+
+
+def _shown_packets(container: Any, frames: int, frame_rate: float | None) -> Iterable[_Shown]:
+    """What of the video is shown, in order, or of a long one its beginning, in which ``frames`` are."""
+    shown: list[_Shown] = []
+    first: float = math.inf
+    for packet in container.demux(video=0) if frames else ():
+        if not packet.size or packet.is_discard:
+            continue
+        time = packet.dts if packet.pts is None else packet.pts
+        shown.append(_Shown(time, packet.time_base))
+        first = first if time is None else min(first, time)
+        # what follows is shown after its dts, and counted from the first that is shown
+        if packet.dts is not None and frame_rate and (packet.dts - first) * packet.time_base * frame_rate >= frames:
+            break
+    return sorted(shown, key=lambda one: -math.inf if one.pts is None else one.pts)
+
+
+def _check_count(path: Path, found: int, frames: int, frame_rate: float | None) -> None:
+    if found < frames:
+        at = "" if frame_rate is None else f" at {frame_rate:g} a second"
+        told = "1 frame" if found == 1 else f"{found} frames"
+        raise UserError(f"video {path}: it has {told}{at}, and {frames} are needed; set 'frames' lower")
 
 
 @contextmanager
@@ -115,9 +156,14 @@ def _open_video(path: Path) -> Iterator[Any]:
                 raise ValueError("there are no pictures in it; give a video")
             if container.streams.video[0].codec_context.color_trc in HDR:
                 raise ValueError("its colours are HDR; convert it to SDR")
+            if container.streams.video[0].metadata.get("alpha_mode") == "1":  # its decoder would leave it out
+                raise ValueError("its transparency lies in a stream of its own; lay it on a colour")
             yield container
-    except (OSError, LookupError, ValueError, av.FFmpegError) as error:
-        raise UserError(f"video {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except (OSError, LookupError, av.FFmpegError) as error:
+        problem = getattr(error, "strerror", None) or error
+        raise UserError(f"video {path}: cannot be read: {problem}; it may be damaged: save it anew, as MP4") from error
+    except ValueError as error:
+        raise UserError(f"video {path}: cannot be read: {error}") from error
 
 
 HDR = (16, 18)
@@ -151,12 +197,29 @@ def _nearest_frames(decoded: Iterable[Any], count: int, rate: Fraction) -> Itera
 def _turn_upright(frame: Any) -> Image.Image:
     clear = any(part.is_alpha for part in frame.format.components)  # such as a GIF's
     picture = _lay_on_white(Image.fromarray(frame.to_ndarray(format="rgba"))) if clear else frame.to_image()
-    turn = _QUARTER_TURNS.get(round(frame.rotation / 90) % 4)
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return picture
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()  # rows; (x, y) is shown at (a x + c y, b x + d y)
+    a, b, c, d = (a, 0, 0, d) if abs(a) >= abs(b) else (0, b, c, 0)
+    turn = _TURNS.get((_sign(a), _sign(b), _sign(c), _sign(d)))
     return picture if turn is None else picture.transpose(turn)
 
 
-_QUARTER_TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
-"""Counterclockwise, as FFmpeg counts too."""
+def _sign(number: int) -> int:
+    return (number > 0) - (number < 0)
+
+
+_TURNS = {
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+}
+"""By the signs of a display matrix, in Pillow's words, which turn counterclockwise."""
 
 
 def to_uint8(media: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -11,6 +12,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flowfactory.config.text_files import read_text
 from flowfactory.errors import UserError
 
 KINDS = ".txt (a prompt a line), .jsonl or .ndjson (an object a line), .json (a list), .csv or .tsv (a header with 'prompt')"
@@ -44,40 +46,37 @@ def read_rows(path: Path) -> Iterator[Row]:
         kind = f"files of the kind {path.suffix!r}" if path.suffix else "files without a suffix"
         raise UserError(f"prompts {path}: {kind} are not read; write {KINDS}")
     try:
-        yield from reader(_read_text(path))
+        yield from reader(read_text(path, f"prompts {path}"))
     except _Mistake as mistake:
         raise UserError(f"prompts {path} line {mistake.line}: {mistake}") from mistake
-
-
-def _read_text(path: Path) -> str:
-    """The text with "\\n" at the end of each line. UserError: it cannot be read, or is no text in UTF-8."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"prompts {path}: cannot be read: {error.strerror}") from error
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"prompts {path}: this is UTF-16 or UTF-32; save it as UTF-8")
-    if (place := content.find(b"\0")) >= 0:
-        line = content.count(b"\n", 0, place) + 1
-        raise UserError(f"prompts {path} line {line}: it holds NUL, as UTF-16 and files that are no text do; save it as UTF-8")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"prompts {path} line {line}: this is no UTF-8; save it as UTF-8") from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _read_lines(text: str) -> Iterator[Row]:
     lines = text.split("\n")  # splitlines() splits at U+2028 and others too
     if text.lstrip().startswith(("[", "{")) and _is_json(text):
         raise _Mistake(1, "this is JSON, which is read from a file that ends in .json; rename it")
+    first = True
     for number, line in enumerate(lines, 1):
         words = line.strip()
         if words.startswith("{") and words.endswith("}") and _is_json(words):
             raise _Mistake(number, "this is a JSON object, which is read from a file that ends in .jsonl; rename it")
+        if _LIKE_JSON.match(words):
+            raise _Mistake(
+                number, f"{words[:30]!r} looks like JSON, and not all here is; mend it, and name the file .jsonl or .json"
+            )
+        if first and words and _is_header(words):
+            raise _Mistake(
+                number, "this is the header of a table, which is read from a file that ends in .csv or .tsv; rename it"
+            )
         if words:
+            first = False
             yield Row(number, words)
+
+
+def _is_header(line: str) -> bool:
+    """Whether it is names of columns, and one is ``prompt``."""
+    names = [name.strip(' "') for name in re.split(r"[,;\t]", line)]
+    return "prompt" in map(str.lower, names) and all(re.fullmatch(r"\w*", name) for name in names)
 
 
 def _is_json(text: str) -> bool:
@@ -144,6 +143,8 @@ def _check(value: Any, depth: int = 0) -> None:
             raise ValueError(r"a text in it holds \u0000, which is no character; leave it out")
         if not value.isascii() and (half := _HALF.search(value)):
             raise ValueError(rf"a text in it holds \u{ord(half[0]):04x}, half a character; write both halves, or neither")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"a number in it is {json.dumps(value)}, and each should be finite; write null, or leave it out")
     elif isinstance(value, dict | list):
         if depth == DEEPEST:
             raise ValueError(_TOO_DEEP)
@@ -159,6 +160,13 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+_LIKE_JSON = re.compile(
+    r"""[\[\]],?$                        # a bracket alone, of a list over several lines
+    | \[?\s*\{\s*["'][^"']*["']\s*:     # {"prompt": … or, as Python has it, {'prompt': …
+    | ["']prompt["']\s*:                # of an object over several lines
+    | \[\s*["'].*["']\s*[,\]]*$         # ["a cat", … """,
+    re.VERBOSE,
+)
 _TOO_DEEP = f"it is nested more than {DEEPEST} deep; no prompt needs that"
 _SPACE = re.compile(r"[ \t\n\r]*")
 _HALF = re.compile(r"[\ud800-\udfff]")
@@ -180,7 +188,8 @@ def _read_table(text: str, delimiter: str) -> Iterator[Row]:
                 header = _read_header(cells, line, told)
                 continue
             if len(cells) != len(header):
-                raise _Mistake(line, f"{len(cells)} cells under a header of {len(header)}; write text with {told} in quotes")
+                remedy = "write text with {} in quotes" if len(cells) > len(header) else "put {} between all, empty ones too"
+                raise _Mistake(line, f"{len(cells)} cells under a header of {len(header)}; {remedy.format(told)}")
             found = {name: cell for name, cell in zip(header, cells, strict=True) if name and cell.strip()}
             yield Row(line, {"prompt": "", **found})
     except csv.Error as error:

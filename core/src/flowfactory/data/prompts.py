@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-import re
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from flowfactory.config.component import Takes
-from flowfactory.config.paths import resolve_path
-from flowfactory.data.media import check_video, picture_size
+from flowfactory.config.component import ModelConfig, Takes
+from flowfactory.config.paths import URL, resolve_path
+from flowfactory.data.media import check_picture, check_video
 from flowfactory.data.prompt_files import read_rows
 from flowfactory.errors import UserError
 from flowfactory.suggestions import did_you_mean
@@ -55,7 +56,7 @@ def _parse_prompt(item: Any, index: int, folder: Path, video_fps: Literal["model
 
     words = text("prompt")
     if words is None:
-        raise ValueError(f"'prompt' is missing{did_you_mean('prompt', rest) if rest else ''}")
+        raise ValueError(f"'prompt' is missing{_called_otherwise(rest)}")
     names = rest.pop("images", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"'images' is no list of paths: {_told(names)}")
@@ -66,8 +67,14 @@ def _parse_prompt(item: Any, index: int, folder: Path, video_fps: Literal["model
     return Prompt(_strip(words), index, rest, negative, images, video, audio, video_fps=video_fps)
 
 
+def _called_otherwise(keys: Collection[str]) -> str:
+    near = [key for key in keys if key.lower() == "prompt"] or difflib.get_close_matches("prompt", keys, n=1)
+    return f"; rename {near[0]!r}, if it is meant" if near else f"; there is {', '.join(keys)}" if keys else ""
+
+
 def _strip(words: str) -> str:
-    if not (stripped := words.strip()):
+    stripped = words.strip()
+    if all(unicodedata.category(character) in ("Cc", "Cf", "Zs") for character in stripped):  # such as U+200B, of no width
         raise ValueError("'prompt' is empty; write a text, or leave the prompt out")
     return stripped
 
@@ -80,7 +87,9 @@ def _told(value: object) -> str:
 
 def _resolve_file(key: str, name: str, folder: Path) -> Path:
     """The file, as it is written where there is one of that name, in which a $ is just that. ValueError: there is none."""
-    if _URL.match(name):
+    if not name.strip():
+        raise ValueError(f"{key!r} is empty; write a path, or leave it out")
+    if URL.match(name):
         kind = "a data URL" if name[:5].lower() == "data:" else "a URL"
         raise ValueError(f"{key!r} is {kind}, {name[:30]}…; save what it holds as a file, and write its path")
     try:
@@ -89,9 +98,6 @@ def _resolve_file(key: str, name: str, folder: Path) -> Path:
     except OSError as error:  # a name of thousands of characters
         raise ValueError(f"{key!r}: no file {name[:60]}…: {error.strerror}") from error
     raise ValueError(f"no file {path}")
-
-
-_URL = re.compile(r"data:|[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
 def check_media(prompts: Sequence[Prompt], takes: Takes, model: str) -> None:
@@ -108,17 +114,21 @@ def check_media(prompts: Sequence[Prompt], takes: Takes, model: str) -> None:
             )
 
 
-def check_files(prompts: Sequence[Prompt], picture_error: Callable[[int, int], str | None]) -> None:
-    """UserError: a picture or a video of a prompt cannot be opened, or ``picture_error`` says why its size will not do."""
+def check_files(prompts: Sequence[Prompt], model: ModelConfig, frames: int) -> None:
+    """UserError: a picture or a video of a prompt is damaged, or not what ``model`` draws ``frames`` frames from."""
     for picture in dict.fromkeys(path for prompt in prompts for path in prompt.images):
-        if reason := picture_error(*picture_size(picture)):
+        if reason := model.picture_error(*check_picture(picture)):
             raise UserError(f"picture {picture}: {reason}")
-    for video in dict.fromkeys(prompt.video for prompt in prompts if prompt.video is not None):
-        check_video(video)
+    rate = model.video_rate
+    for video, fps in dict.fromkeys((prompt.video, prompt.video_fps) for prompt in prompts if prompt.video is not None):
+        check_video(video, frames if rate else 0, rate if fps == "model" else None)
 
 
-def check_reward_labels(prompts: Sequence[Prompt], labels: Sequence[str]) -> None:
-    """UserError: the metadata of a prompt says that other ``rewards`` than those of ``labels`` apply to it, or none."""
+def check_reward_labels(prompts: Sequence[Prompt], labels: Sequence[str], learned: Collection[str] | None = None) -> None:
+    """UserError: the metadata of a prompt says that other ``rewards`` than those of ``labels`` apply to it, or none.
+
+    Nor may it say so of none that is ``learned`` from, where that is given.
+    """
     for prompt in prompts:
         told = prompt.metadata.get("rewards", [*labels])
         where = f"prompts: {prompt.text[:60]!r}: 'rewards'"
@@ -127,3 +137,6 @@ def check_reward_labels(prompts: Sequence[Prompt], labels: Sequence[str]) -> Non
         for label in told:
             if label not in labels:
                 raise UserError(f"{where} names {label!r}, which is no label of the config{did_you_mean(str(label), labels)}")
+        if learned is not None and not any(label in learned for label in told):
+            alone = f"{where} names {', '.join(map(repr, told))} alone, which nothing is learned from"
+            raise UserError(f"{alone}; add a reward that has a weight, or move the prompt to prompts.heldout")

@@ -26,6 +26,8 @@ from torch import Tensor
 from flowfactory.config.component import ComponentConfig
 from flowfactory.config.component_slots import parse_component
 from flowfactory.config.overrides import apply_override
+from flowfactory.config.paths import file_error
+from flowfactory.config.text_files import read_text
 from flowfactory.config.yaml import parse_yaml
 from flowfactory.errors import RunError, UserError
 from flowfactory.rewards.executors import WorkerThread
@@ -265,12 +267,9 @@ def load_reward(reward: str, overrides: Sequence[str] = (), plugins: Sequence[Pa
     folder = None
     raw: Any = {"name": reward}
     if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise UserError(f"no file {path}")
-        try:
-            raw = parse_yaml(path.read_text(encoding="utf-8"), path.name)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read: {error}") from error
+        if reason := file_error(path):
+            raise UserError(reason)
+        raw = parse_yaml(read_text(path, path.name), path.name)
         raw = {"name": raw} if isinstance(raw, str) else raw
         if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
             raise UserError(f"{path.name}: expected a mapping with the 'name' of a reward and its options")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flowfactory.config.schema import RunConfig
+from flowfactory.config.schema import RunConfig, reward_weight
 from flowfactory.data import encode_cache, prompts
 from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.distributed.mesh import resolve_device
@@ -44,8 +44,11 @@ def prepare_prompts(config: RunConfig) -> tuple[tuple[Prompt, ...], tuple[Prompt
     train = prompts.read_prompts(config.prompts.train, config.prompts.video_fps)
     heldout = prompts.read_prompts(config.prompts.heldout, config.prompts.video_fps) if config.prompts.heldout else ()
     prompts.check_media([*train, *heldout], config.model.takes, getattr(config.model, "name", "model"))
-    prompts.check_files([*train, *heldout], config.model.picture_error)
-    prompts.check_reward_labels([*train, *heldout], [*config.rewards, *config.evaluation.rewards])
+    prompts.check_files(train, config.model, config.sampling.canvas.frames)
+    prompts.check_files(heldout, config.model, config.evaluation.canvas(config.sampling).frames)
+    labels, learned = [*config.rewards, *config.evaluation.rewards], {x for x, r in config.rewards.items() if reward_weight(r)}
+    prompts.check_reward_labels(train, labels, learned)
+    prompts.check_reward_labels(heldout, labels)
     return train, heldout
 
 
