@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from flowfactory.data import prompts
 from flowfactory.data.media import check_picture, read_picture
 from flowfactory.errors import UserError
+from flowfactory.testing import TwoParameterConfig
+from flowfactory.types import Prompt
 
 RAMP = np.linspace(0, 1, 64).reshape(8, 8)
 EIGHT_BITS = np.round(RAMP * 255)
@@ -185,3 +188,19 @@ def test_levels_whose_white_is_not_known_are_refused_by_the_check_too(levels: np
     with pytest.raises(UserError) as refused:
         check_picture(tmp_path / "p.tif")
     assert str(refused.value).removeprefix(f"picture {tmp_path / 'p.tif'}: ") == refusal(tmp_path / "p.tif")
+
+
+def test_of_very_many_pictures_the_headers_alone_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "LOOKED_INTO", 1)
+    for name in ("a.jpg", "b.jpg"):
+        Image.effect_noise((64, 64), 50).save(tmp_path / name)
+    cut = (tmp_path / "a.jpg").read_bytes()[:500]
+    (tmp_path / "b.jpg").write_bytes(cut)
+    brought = [Prompt("", index, images=(tmp_path / name,)) for index, name in enumerate(("a.jpg", "b.jpg"))]
+    prompts.check_files(brought, TwoParameterConfig(), 1)
+    (tmp_path / "b.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"b\.jpg: cannot be read"):
+        prompts.check_files(brought, TwoParameterConfig(), 1)
+    (tmp_path / "a.jpg").write_bytes(cut)
+    with pytest.raises(UserError, match=r"a\.jpg: cannot be read"):
+        prompts.check_files(brought, TwoParameterConfig(), 1)

@@ -34,16 +34,17 @@ def read_picture(path: Path) -> Image.Image:
         return _lay_on_white(_reduce_to_8_bits(ImageOps.exif_transpose(picture), kind))
 
 
-def check_picture(path: Path) -> tuple[int, int]:
+def check_picture(path: Path, whole: bool = True) -> tuple[int, int]:
     """Width and height in pixels, before it is turned.
 
-    UserError: :func:`read_picture` refuses it, as far as can be told in a fraction of its time.
+    UserError: :func:`read_picture` refuses it, as far as can be told in a fraction of its time, or where it is not ``whole``
+    from its header.
     """
     with _open_picture(path) as picture:
         size = picture.size
-        if picture.format == "PNG":
+        if whole and picture.format == "PNG":
             picture.verify()  # its checksums
-        else:
+        elif whole:
             picture.draft(None, (1, 1))  # of a JPEG an eighth
             _reduce_to_8_bits(picture, picture.format).load()
         return size

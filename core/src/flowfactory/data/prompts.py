@@ -114,14 +114,20 @@ def check_media(prompts: Sequence[Prompt], takes: Takes, model: str) -> None:
             )
 
 
+LOOKED_INTO = 1000
+"""So many pictures and videos are read through when a run starts, which takes milliseconds each; of more the headers alone."""
+
+
 def check_files(prompts: Sequence[Prompt], model: ModelConfig, frames: int) -> None:
     """UserError: a picture or a video of a prompt is damaged, or not what ``model`` draws ``frames`` frames from."""
-    for picture in dict.fromkeys(path for prompt in prompts for path in prompt.images):
-        if reason := model.picture_error(*check_picture(picture)):
+    for number, picture in enumerate(dict.fromkeys(path for prompt in prompts for path in prompt.images)):
+        if reason := model.picture_error(*check_picture(picture, number < LOOKED_INTO)):
             raise UserError(f"picture {picture}: {reason}")
     rate = model.video_rate
-    for video, fps in dict.fromkeys((prompt.video, prompt.video_fps) for prompt in prompts if prompt.video is not None):
-        check_video(video, frames if rate else 0, rate if fps == "model" else None)
+    videos = dict.fromkeys((prompt.video, prompt.video_fps) for prompt in prompts if prompt.video is not None)
+    for number, (video, fps) in enumerate(videos):
+        looked_into = bool(rate) and number < LOOKED_INTO
+        check_video(video, frames if looked_into else 0, rate if looked_into and fps == "model" else None)
 
 
 def check_reward_labels(prompts: Sequence[Prompt], labels: Sequence[str], learned: Collection[str] | None = None) -> None:
