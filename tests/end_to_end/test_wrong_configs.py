@@ -8,6 +8,7 @@ what only the prompt files can tell. Nothing here reads weights. {folder} is whe
 from __future__ import annotations
 
 import copy
+import itertools
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from flowfactory.config import synonyms
 from flowfactory.config.checking import check
 from flowfactory.config.component_slots import schema_type
 from flowfactory.config.findings import WrongConfig
-from flowfactory.config.idle_keys import idle_keys
+from flowfactory.config.idle_keys import idle_keys, idle_keys_of_prompts
 from flowfactory.config.overrides import apply_override
 from flowfactory.config.wording import alternatives, is_model
 from flowfactory.config.yaml import parse_yaml
@@ -53,6 +54,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("train.txt", "heldout.txt"):
         (folder / name).write_text("a small red circle\n")
     (folder / "labels.jsonl").write_text('{"prompt": "a", "rewards": ["smal"]}\n')
+    (folder / "negative.jsonl").write_text('{"prompt": "a", "negative_prompt": "blurry"}\n{"prompt": "b"}\n')
+    (folder / "keys.jsonl").write_text('{"prompt": "a", "Negative": "blurry", "image-path": "c.png"}\n')
+    (folder / "misspelt.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "Videos": "c.mp4"}\n')
     (folder / "empty.txt").write_text("")
     (folder / "folder").mkdir()
     return folder
@@ -74,6 +78,7 @@ def said(entry: Mapping[str, Any], catalogue: Catalogue, folder: Path) -> tuple[
     """The lines of the error, and the warnings."""
     text = str(entry.get("write", "{}")).replace("{folder}", str(folder))
     sets = entry.get("set", [])
+    of_prompts: list[str] = []
     try:
         raw = overlaid(BASE, parse_yaml(text, "config.yaml"))
         for assignment in sets:
@@ -83,11 +88,11 @@ def said(entry: Mapping[str, Any], catalogue: Catalogue, folder: Path) -> tuple[
         except WrongConfig as error:
             raise UserError(error.describe("config.yaml", sets)) from error
         if entry.get("reads") == "prompts":
-            prepare_prompts(config)
+            of_prompts = list(idle_keys_of_prompts(config, [*itertools.chain(*prepare_prompts(config))]))
     except UserError as error:
         lines = [line.replace(str(folder), "{folder}") for line in str(error).splitlines()]
         return [line.removeprefix("config.yaml: ") for line in lines], []
-    return [], list(idle_keys(config))
+    return [], [*idle_keys(config), *of_prompts]
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: str(entry.get("write") or entry.get("set")))

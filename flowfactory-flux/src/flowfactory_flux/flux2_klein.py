@@ -7,16 +7,11 @@ from dataclasses import replace
 from typing import ClassVar
 
 from flowfactory import Takes
-from flowfactory.models import Family, Parts, Pretrained
+from flowfactory.models import Family, Pretrained
 from flowfactory_flux.flux2 import FLUX2, Flux2Config
 
 
-def has_guidance(parts: Parts) -> bool:
-    """Whether the checkpoint has classifier-free guidance."""
-    return not parts.pipeline.config.is_distilled
-
-
-def may_have_guidance(checkpoint: Pretrained) -> bool:
+def has_guidance(checkpoint: Pretrained) -> bool:
     """Whether the checkpoint has classifier-free guidance; so until its config is here."""
     return not checkpoint.config("").get("is_distilled", False)
 
@@ -25,7 +20,7 @@ FLUX2_KLEIN = replace(
     FLUX2,
     pipelines=("Flux2KleinPipeline",),
     guided=has_guidance,
-    takes_guidance=may_have_guidance,
+    takes_guidance=has_guidance,
     negative_media=True,
 )
 

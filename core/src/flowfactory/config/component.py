@@ -93,6 +93,10 @@ class ModelConfig(ComponentConfig):
         """Why a prompt's picture of so many pixels cannot be encoded, in words that follow its path; None when it can be."""
         return None
 
+    def takes_negatives(self) -> bool:
+        """Whether guidance above 1 asks for a negative prompt, as far as files on this machine tell."""
+        return True
+
 
 class AlgorithmConfig(ComponentConfig):
     """What every algorithm's options share."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from flowfactory.config.schema import EvaluationConfig, RunConfig, reward_weight
+from flowfactory.config.synonyms import plain
+from flowfactory.types import Prompt
 
 
 def idle_keys(config: RunConfig) -> Iterator[str]:
@@ -20,11 +22,40 @@ def idle_keys(config: RunConfig) -> Iterator[str]:
         yield from component.remarks(config)
 
 
+def idle_keys_of_prompts(config: RunConfig, prompts: Sequence[Prompt]) -> Iterator[str]:
+    """One sentence for each key of prompt files that does nothing beside the config, or hardly what was meant."""
+    if count := sum(bool(prompt.negative) for prompt in prompts):
+        yield from (f"'negative_prompt' of {count} of the prompts does nothing {why}" for why in _without_negatives(config))
+    for name, (key, kind) in MEANT.items():
+        wanted = config.model.takes_negatives() if kind == "negative" else getattr(config.model.takes, kind)[1] > 0
+        count = sum(not getattr(prompt, kind) and name in map(plain, prompt.metadata) for prompt in prompts)
+        if wanted and count:
+            yield f"{name!r} of {count} of the prompts is metadata, which rewards alone see; did you mean {key!r}?"
+
+
+MEANT: Mapping[str, tuple[str, str]] = {
+    **dict.fromkeys(("negative", "neg_prompt", "negative_text"), ("negative_prompt", "negative")),
+    **dict.fromkeys(("image_path", "image_file", "img", "picture"), ("image", "images")),
+    **dict.fromkeys(("image_paths", "image_files", "imgs", "pictures"), ("images", "images")),
+    **dict.fromkeys(("video_path", "video_file"), ("video", "video")),
+    **dict.fromkeys(("audio_path", "audio_file"), ("audio", "audio")),
+}
+"""Keys that others give a prompt; the key, and the attribute of a Prompt, that they mean here."""
+
+
 def _guidance(config: RunConfig) -> Iterator[str]:
+    if config.prompts.negative:
+        yield from (f"prompts.negative does nothing {why}" for why in _without_negatives(config))
+
+
+def _without_negatives(config: RunConfig) -> Iterator[str]:
+    """Why no negative prompt does anything, where it is so, and what to do."""
     chosen = [config.sampling.guidance, config.evaluation.guidance]
     chosen += [value for key, value in config.algorithm if key.endswith("guidance")]
-    if config.prompts.negative and all(value is None or value <= 1 for value in chosen):
-        yield "prompts.negative does nothing without guidance; set sampling.guidance above 1, or leave it out"
+    if not config.model.takes_negatives():
+        yield "with this model, which has no negative prompt; take another model, or leave it out"
+    elif all(value is None or value <= 1 for value in chosen):
+        yield "without guidance; set sampling.guidance above 1, or leave it out"
 
 
 def _heldout(config: RunConfig) -> Iterator[str]:
