@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from flowfactory.config.strict import Strict
 
@@ -55,6 +55,13 @@ class LoraConfig(Strict):
     rank: int = Field(32, ge=1, le=4096, description="of the two factors of an adapter")
     alpha: float = Field(32, gt=0, description="the adapter's output is scaled by alpha / rank; the rank when left out")
     targets: tuple[str, ...] | None = Field(None, description="endings of module names; the model's own when left out")
+
+    @field_validator("targets")
+    @classmethod
+    def _check_targets(cls, targets: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if targets == ():
+            raise ValueError("got []; name at least one, or leave it out for the model's own")
+        return targets
 
     @model_validator(mode="after")
     def _alpha_of_rank(self) -> LoraConfig:

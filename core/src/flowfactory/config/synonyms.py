@@ -304,7 +304,7 @@ def _training(place: str, value: Any, field: FieldInfo) -> str | None:
             "full" if plain(value) in FULL else "{lora: {}}" if "lora" in value.lower() or "adapter" in value.lower() else None
         )
     if place.endswith("train.lora"):
-        if value is True or value is None:
+        if value is True:
             return "{}"
         return f"{{rank: {value}}}" if isinstance(value, int) else None
     return None
