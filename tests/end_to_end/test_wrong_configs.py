@@ -113,6 +113,22 @@ def test_what_they_are_laid_over_is_right(catalogue: Catalogue, folder: Path) ->
     assert said({}, catalogue, folder) == ([], [])
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{sampling: {ema: power}, evaluation: {ema: linear}, training: {iterations: 1}}",
+        "{sampling: {ema: warmup-cosine}, training: {iterations: 10, kept_on: host}}",
+        "{evaluation: {ema: {name: piecewise-linear, points: [[98, 1], [99, 0.9]]}}}",
+        "{sampling: {ema: {name: piecewise-linear, points: [[99, 0], [100, 1]]}, steps: 10}, training: {iterations: 101}}",
+        "{algorithm: {name: grpo, kl: 0.1}, training: {kept_on: host, timesteps_per_forward: 10}}",
+        "{algorithm: {name: nft, old: {name: constant, decay: 0}}, training: {kept_on: host, timesteps_per_forward: 2}}",
+        "{evaluation: {pictures: 4}}",
+    ],
+)
+def test_what_does_something_is_not_warned_of(text: str, catalogue: Catalogue, folder: Path) -> None:
+    assert said({"write": text}, catalogue, folder) == ([], [])
+
+
 def test_lora_targets_are_checked_where_there_are_no_weights_at_all(catalogue: Catalogue, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(flowfactory_tiny.FOLDER / "pipeline", tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
     model = f"{{name: tiny, path: {tmp_path / 'bare'}, train: {{lora: {{targets: [to_q, to_qq]}}}}}}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from flowfactory.config.ema import Decay
 from flowfactory.config.schema import EvaluationConfig, RunConfig, reward_weight
 from flowfactory.config.synonyms import plain
 from flowfactory.types import Prompt
@@ -13,8 +14,13 @@ def idle_keys(config: RunConfig) -> Iterator[str]:
     """One sentence a key, with what to do."""
     yield from _heldout(config)
     yield from _beyond_the_run(config)
-    yield from _average(config)
+    for place in ("sampling", "evaluation") if config.prompts.heldout is not None else ("sampling",):
+        decay = getattr(config, place).ema
+        if decay is not None:
+            yield from _average(f"{place}.ema", decay, config.training.iterations)
     yield from _guidance(config)
+    if config.prompts.video_fps == "keep" and not config.model.takes.video[1]:
+        yield "prompts.video_fps does nothing with this model, which takes no video; leave it out"
     for label, reward in config.evaluation.rewards.items():
         if reward_weight(reward) != 1:
             yield f"evaluation.rewards.{label}.weight does nothing: an evaluation reports each reward by itself; leave it out"
@@ -62,7 +68,7 @@ def _heldout(config: RunConfig) -> Iterator[str]:
     if config.prompts.heldout is not None:
         return
     fields = EvaluationConfig.model_fields
-    for key in ("every", "members", "size", "frames", "steps", "guidance", "batch_size", "ema", "rewards"):
+    for key in ("every", "members", "size", "frames", "steps", "guidance", "batch_size", "ema", "pictures", "rewards"):
         if getattr(config.evaluation, key) != fields[key].default:
             yield f"evaluation.{key} does nothing without held-out prompts; name their file in prompts.heldout"
 
@@ -82,7 +88,11 @@ def _beyond_the_run(config: RunConfig) -> Iterator[str]:
         yield f"output.checkpoint_every {saved} is more than the {training.iterations} iterations; one is saved at the end"
 
 
-def _average(config: RunConfig) -> Iterator[str]:
-    decay = config.sampling.ema
-    if decay is not None and getattr(decay, "name", "") == "constant" and getattr(decay, "decay", 0) == 0:
-        yield "sampling.ema: a decay of 0 keeps nothing, so that the present weights draw; leave it out"
+def _average(place: str, decay: Decay, iterations: int) -> Iterator[str]:
+    run = range(max(2, iterations))  # whatever the decay, the first move is most often a copy
+    if all(decay(n) == 0 for n in run):
+        yield f"{place}: a decay of 0 keeps nothing, so that the present weights draw; leave it out"
+    elif all(decay(n) == 1 for n in run):
+        yield f"{place}: a decay of 1 lets nothing in, so that the weights of the start draw; set it below 1"
+    elif (warmup := getattr(decay, "warmup", 0)) > iterations:
+        yield f"{place}.warmup {warmup}: the run has {iterations} iterations, so that its start is never reached; set it lower"
