@@ -28,7 +28,7 @@ FLUX2_KLEIN = replace(
 class Flux2KleinConfig(Flux2Config):
     """Any diffusers Flux2KleinPipeline: FLUX.2 klein and klein base, which draw from text and from pictures."""
 
-    known_as = ("klein", "flux-klein")
+    known_as = ("klein", "flux-klein", "flux.2-klein-4b", "flux.2-klein-base-4b")
 
     family: ClassVar[Family] = FLUX2_KLEIN
     takes: ClassVar[Takes] = Takes(images=(0, math.inf))
