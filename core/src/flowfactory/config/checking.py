@@ -28,9 +28,8 @@ def check(raw: Mapping[str, Any], catalogue: Catalogue, folder: Path | None) -> 
     names: dict[str, set[str]] = {}
     findings: list[Finding] = []
     for keys, value in _keys_that_are_no_text(raw):
-        finding = Finding(dotted(keys[:-1]), _explain_key(keys[-1], value))
-        findings.append(finding)
-        draft.take_out(Problem(keys[:-1] if "rewards" in keys[-2:-1] else keys, (finding,)))
+        findings.append(Finding(dotted(keys[:-1]), _explain_key(keys[-1], value)))
+        draft.take_out(Problem(keys[:-1] if "rewards" in keys[-2:-1] else keys, ()))
     for kind, keys, value in _components(raw, catalogue.core_name("dynamics", "ode")):
         finding, name = _check_component(catalogue, kind, dotted(keys), value)
         if finding:
