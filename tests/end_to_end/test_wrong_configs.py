@@ -8,6 +8,7 @@ what only the prompt files can tell. Nothing here reads weights. {folder} is whe
 from __future__ import annotations
 
 import copy
+import itertools
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from flowfactory.config import synonyms
 from flowfactory.config.checking import check
 from flowfactory.config.component_slots import schema_type
 from flowfactory.config.findings import WrongConfig
-from flowfactory.config.idle_keys import idle_keys
+from flowfactory.config.idle_keys import idle_keys, idle_keys_of_prompts
 from flowfactory.config.overrides import apply_override
 from flowfactory.config.wording import alternatives, is_model
 from flowfactory.config.yaml import parse_yaml
@@ -55,6 +56,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "labels.jsonl").write_text('{"prompt": "a", "rewards": ["smal"]}\n')
     (folder / "watched.jsonl").write_text('{"prompt": "a", "rewards": ["watched"]}\n')
     (folder / "list.txt").write_text('[\n  {"prompt": "a"},\n]\n')
+    (folder / "negative.jsonl").write_text('{"prompt": "a", "negative_prompt": "blurry"}\n{"prompt": "b"}\n')
+    (folder / "keys.jsonl").write_text('{"prompt": "a", "Negative": "blurry", "image-path": "c.png"}\n')
+    (folder / "misspelt.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "Videos": "c.mp4"}\n')
     (folder / "empty.txt").write_text("")
     (folder / "folder").mkdir()
     return folder
@@ -76,6 +80,7 @@ def said(entry: Mapping[str, Any], catalogue: Catalogue, folder: Path) -> tuple[
     """The lines of the error, and the warnings."""
     text = str(entry.get("write", "{}")).replace("{folder}", str(folder))
     sets = entry.get("set", [])
+    of_prompts: list[str] = []
     try:
         raw = overlaid(BASE, parse_yaml(text, "config.yaml"))
         for assignment in sets:
@@ -85,11 +90,11 @@ def said(entry: Mapping[str, Any], catalogue: Catalogue, folder: Path) -> tuple[
         except WrongConfig as error:
             raise UserError(error.describe("config.yaml", sets)) from error
         if entry.get("reads") == "prompts":
-            prepare_prompts(config)
+            of_prompts = list(idle_keys_of_prompts(config, [*itertools.chain(*prepare_prompts(config))]))
     except UserError as error:
         lines = [line.replace(str(folder), "{folder}") for line in str(error).splitlines()]
         return [line.removeprefix("config.yaml: ") for line in lines], []
-    return [], list(idle_keys(config))
+    return [], [*idle_keys(config), *of_prompts]
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: str(entry.get("write") or entry.get("set")))
@@ -108,6 +113,22 @@ def test_there_are_two_hundred_and_none_is_silent() -> None:
 
 def test_what_they_are_laid_over_is_right(catalogue: Catalogue, folder: Path) -> None:
     assert said({}, catalogue, folder) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{sampling: {ema: power}, evaluation: {ema: linear}, training: {iterations: 1}}",
+        "{sampling: {ema: warmup-cosine}, training: {iterations: 10, kept_on: host}}",
+        "{evaluation: {ema: {name: piecewise-linear, points: [[98, 1], [99, 0.9]]}}}",
+        "{sampling: {ema: {name: piecewise-linear, points: [[99, 0], [100, 1]]}, steps: 10}, training: {iterations: 101}}",
+        "{algorithm: {name: grpo, kl: 0.1}, training: {kept_on: host, timesteps_per_forward: 10}}",
+        "{algorithm: {name: nft, old: {name: constant, decay: 0}}, training: {kept_on: host, timesteps_per_forward: 2}}",
+        "{evaluation: {pictures: 4}}",
+    ],
+)
+def test_what_does_something_is_not_warned_of(text: str, catalogue: Catalogue, folder: Path) -> None:
+    assert said({"write": text}, catalogue, folder) == ([], [])
 
 
 def test_lora_targets_are_checked_where_there_are_no_weights_at_all(catalogue: Catalogue, folder: Path, tmp_path: Path) -> None:

@@ -78,6 +78,12 @@ def test_guidance_is_refused_where_a_checkpoint_has_none(flux: Flux, variant: st
 
 
 @pytest.mark.parametrize("variant", EVERY)
+def test_only_klein_base_takes_a_negative_prompt(flux: Flux, variant: str) -> None:
+    config = validate(settings(variant, flux.folder(variant)))
+    assert config.model.takes_negatives() == (variant == "klein-base")
+
+
+@pytest.mark.parametrize("variant", EVERY)
 def test_frames_are_refused(flux: Flux, variant: str) -> None:
     with pytest.raises(UserError, match=r"sampling\.frames: this model draws pictures; leave it out"):
         validate(settings(variant, flux.folder(variant), sampling={"frames": 5}))

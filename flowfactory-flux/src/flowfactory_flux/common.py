@@ -19,7 +19,7 @@ def embeds_guidance(checkpoint: Pretrained) -> bool:
     return bool(checkpoint.config("transformer").get("guidance_embeds", True))
 
 
-def never_guided(parts: Parts) -> bool:
+def never_guided(checkpoint: Pretrained) -> bool:
     """No classifier-free guidance."""
     return False
 

@@ -93,6 +93,7 @@ class Flux1Config(FamilyConfig):
         "flux.1",
         "flux.1-dev",
         "flux-schnell",
+        "flux.1-schnell",
         "schnell",
         "krea",
     )

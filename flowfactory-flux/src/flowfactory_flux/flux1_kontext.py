@@ -45,7 +45,7 @@ FLUX1_KONTEXT = replace(FLUX1, pipelines=("FluxKontextPipeline",), encode=encode
 class Flux1KontextConfig(Flux1Config):
     """Any diffusers FluxKontextPipeline: FLUX.1 Kontext dev (arXiv:2506.15742), which edits the picture of each prompt."""
 
-    known_as = ("kontext", "flux-kontext")
+    known_as = ("kontext", "flux-kontext", "flux.1-kontext-dev")
 
     family: ClassVar[Family] = FLUX1_KONTEXT
     takes: ClassVar[Takes] = Takes(images=(1, 1))

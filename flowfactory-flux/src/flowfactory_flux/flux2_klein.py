@@ -7,16 +7,11 @@ from dataclasses import replace
 from typing import ClassVar
 
 from flowfactory import Takes
-from flowfactory.models import Family, Parts, Pretrained
+from flowfactory.models import Family, Pretrained
 from flowfactory_flux.flux2 import FLUX2, Flux2Config
 
 
-def has_guidance(parts: Parts) -> bool:
-    """Whether the checkpoint has classifier-free guidance."""
-    return not parts.pipeline.config.is_distilled
-
-
-def may_have_guidance(checkpoint: Pretrained) -> bool:
+def has_guidance(checkpoint: Pretrained) -> bool:
     """Whether the checkpoint has classifier-free guidance; so until its config is here."""
     return not checkpoint.config("").get("is_distilled", False)
 
@@ -25,7 +20,7 @@ FLUX2_KLEIN = replace(
     FLUX2,
     pipelines=("Flux2KleinPipeline",),
     guided=has_guidance,
-    takes_guidance=may_have_guidance,
+    takes_guidance=has_guidance,
     negative_media=True,
 )
 
@@ -33,7 +28,7 @@ FLUX2_KLEIN = replace(
 class Flux2KleinConfig(Flux2Config):
     """Any diffusers Flux2KleinPipeline: FLUX.2 klein and klein base, which draw from text and from pictures."""
 
-    known_as = ("klein", "flux-klein")
+    known_as = ("klein", "flux-klein", "flux.2-klein-4b", "flux.2-klein-base-4b")
 
     family: ClassVar[Family] = FLUX2_KLEIN
     takes: ClassVar[Takes] = Takes(images=(0, math.inf))

@@ -11,12 +11,12 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import CheckpointPath, Samples, hookimpl
-from flowfactory.rewards import load_shared
+from flowfactory.rewards import check_prompts, load_shared
 from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.frame_sampling import sample_frames
 from flowfactory_rewards.geneval_models import ColorClassifier, Detector
 from flowfactory_rewards.geneval_rules import Detections, Requirements, evaluate, filter_detections, parse_requirements
-from flowfactory_rewards.prompt_checks import check_prompts, parse_samples
+from flowfactory_rewards.prompt_checks import parse_samples
 from flowfactory_rewards.reward_model import RewardModelConfig
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import ComponentConfig, Samples, UserError, hookimpl
-from flowfactory.rewards import load_shared, to_pixels
+from flowfactory.rewards import check_prompts, load_shared, to_pixels
 from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.frame_sampling import sample_frames
-from flowfactory_rewards.prompt_checks import check_prompts, parse_samples
+from flowfactory_rewards.prompt_checks import parse_samples
 from flowfactory_rewards.quotations import find_quotations
 
 if TYPE_CHECKING:

@@ -358,6 +358,45 @@ def test_set_opens_the_shorthand_of_a_component() -> None:
     }
 
 
+@pytest.mark.parametrize("section", ["sampling", "advantages", "training", "evaluation", "distributed", "output", "plugins"])
+def test_a_section_that_is_left_empty_is_as_left_out(section: str, config_file: ConfigFile) -> None:
+    path = config_file()
+    raw = yaml.safe_load(path.read_text())
+    raw = {key: value for key, value in raw.items() if key != section}
+    texts = [yaml.safe_dump(raw), f"{yaml.safe_dump(raw)}\n{section}:\n  # all of it: commented out\n"]
+    read = []
+    for text in texts:
+        path.write_text(text)
+        try:
+            read.append(dump(loading.load(path)))
+        except UserError as error:
+            read.append(str(error))
+    assert read[0] == read[1]
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [("evaluation", "rewards"), ("output", "trackers"), ("prompts", "train"), ("training", "iterations")]
+)
+def test_lists_and_mappings_may_be_left_empty_and_values_may_not(section: str, key: str, load: Load) -> None:
+    if key in ("rewards", "trackers"):
+        assert dump(load(sets=[f"{section}.{key}="])) == dump(load())
+    else:
+        with pytest.raises(UserError, match=rf"^--set {section}\.{key}: got null; give a "):
+            load(sets=[f"{section}.{key}="])
+
+
+def test_set_opens_a_name_alone_wherever_it_stands(tmp_path: Path) -> None:
+    raw = {"evaluation": {"ema": "power"}, "algorithm": {"name": "score", "timesteps": "logit-normal", "old": "constant"}}
+    for assignment in ("evaluation.ema.decay=0.9", "algorithm.timesteps.std=2", "algorithm.old.decay=0.5"):
+        raw = apply_override(raw, assignment)
+    assert raw["evaluation"] == {"ema": {"name": "power", "decay": 0.9}}
+    assert raw["algorithm"]["timesteps"] == {"name": "logit-normal", "std": 2}
+    assert raw["algorithm"]["old"] == {"name": "constant", "decay": 0.5}
+    assert apply_override({"model": {"name": "toy", "train": "full"}}, "model.train.lora.rank=4") == {
+        "model": {"name": "toy", "train": {"lora": {"rank": 4}}}
+    }
+
+
 def test_set_leaves_what_it_is_given_as_it_was() -> None:
     raw = {"training": {"optimizer": {"lr": 1}}}
     assert apply_override(raw, "training.optimizer.lr=2") == {"training": {"optimizer": {"lr": 2}}}

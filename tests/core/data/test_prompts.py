@@ -171,6 +171,37 @@ def test_media_that_the_model_takes_are_welcome() -> None:
     check_media([Prompt("a", video=CLIP)], Takes(video=(1, 1)), "m")
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("Image", "image"),
+        ("IMAGES", "images"),
+        ("imgae", "image"),
+        ("videos", "video"),
+        ("audios", "audio"),
+        ("negative-prompt", "negative_prompt"),
+        ("negative prompt", "negative_prompt"),
+        ("negativ_prompt", "negative_prompt"),
+        ("negative_prompts", "negative_prompt"),
+    ],
+)
+def test_a_key_that_is_misspelt_is_refused(key: str, meant: str, tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps({"prompt": "b", key: "x"}) + "\n")
+    with pytest.raises(UserError) as refused:
+        read_prompts(file)
+    told = f"unknown key {key!r}; did you mean {meant!r}? For metadata, take another name"
+    assert str(refused.value) == f"prompts {file} line 2: {told}"
+
+
+def test_other_keys_are_metadata_whatever_they_are_like(tmp_path: Path) -> None:
+    words = "image_id image2 img video_id videoid audience prompts prompt2 prompt_en negative positive_prompt reward magic tags"
+    metadata = dict.fromkeys(words.split(), "x")
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "a", "Image": None, **metadata}))
+    (prompt,) = read_prompts(tmp_path / "p.jsonl")
+    assert prompt.metadata == metadata
+
+
 @given(st.integers(1, 7), st.integers(1, 5), st.integers(1, 20))
 def test_pieces_hold_whole_groups_and_all_samples_in_order(groups: int, group_size: int, size: int) -> None:
     batch = make_batch(many(groups), group_size)

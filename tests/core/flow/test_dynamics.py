@@ -378,6 +378,20 @@ def test_one_step_alone_cannot_be_stochastic(load: Load, name: str) -> None:
         load({"sampling": {"steps": 1, "dynamics": name}})
 
 
+def test_the_only_step_is_stochastic_where_it_is_named(load: Load) -> None:
+    x, v = (torch.randn(4, 3, generator=flow.generator(i), dtype=torch.float64) for i in range(2))
+    noise, clean = torch.ones(4, 1, dtype=torch.float64), torch.zeros(4, 1, dtype=torch.float64)
+    for name, level in (("flow-sde", 0.7), ("dance-sde", 0.3)):  # 1 - sigma is borrowed from sigma 0: the spread is the level
+        chosen = {"name": name, "sde_steps": [0], "noise_level": level}
+        dynamics = load({"sampling": {"steps": 1, "dynamics": chosen}}).sampling.dynamics.build("d")
+        assert dynamics.window(1, 0, flow.generator(0)) == {0}
+        mean, std = dynamics.transition(v, x, noise, clean)
+        torch.testing.assert_close(mean, x * (1 - level**2 / 2) - v)
+        torch.testing.assert_close(std, torch.full_like(std, level))
+    with pytest.raises(UserError, match=r"under cps the last step \(0\) arrives at sigma 0 without noise"):
+        load({"sampling": {"steps": 1, "dynamics": {"name": "cps", "sde_steps": [0]}}})
+
+
 def test_the_mean_of_every_dynamics_that_says_so_is_linear_in_latents_and_velocity() -> None:
     x, y, v, w = (torch.randn(5, 3, generator=flow.generator(i), dtype=torch.float64) for i in range(4))
     now = torch.tensor([1.0, 0.9, 0.6, 0.3, 0.1], dtype=torch.float64)[:, None]

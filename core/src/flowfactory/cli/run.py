@@ -43,14 +43,16 @@ def run(
     resume = resume or environment.is_restart()
     resolved = loading.load(config, sets or [], plugin or [], out)
     if dry_run:
-        from flowfactory.config.idle_keys import idle_keys
+        from flowfactory.config.idle_keys import idle_keys, idle_keys_of_prompts
         from flowfactory.training.assembly import Assembly
         from flowfactory.training.setup import prepare_prompts
 
         for sentence in idle_keys(resolved):
             warn(f"warning: {sentence}")
         Assembly(resolved)
-        prepare_prompts(resolved)
+        train, heldout = prepare_prompts(resolved)
+        for sentence in idle_keys_of_prompts(resolved, [*train, *heldout]):
+            warn(f"warning: {sentence}")
         typer.echo(yaml.dump(resolved), nl=False)
         return
     if not wanted.starts_ranks:

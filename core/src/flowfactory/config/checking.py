@@ -27,6 +27,9 @@ def check(raw: Mapping[str, Any], catalogue: Catalogue, folder: Path | None) -> 
     draft = _Draft(raw)
     names: dict[str, set[str]] = {}
     findings: list[Finding] = []
+    for keys, value in _keys_that_are_no_text(raw):
+        findings.append(Finding(dotted(keys[:-1]), _explain_key(keys[-1], value)))
+        draft.take_out(Problem(keys[:-1] if "rewards" in keys[-2:-1] else keys, ()))
     for kind, keys, value in _components(raw, catalogue.core_name("dynamics", "ode")):
         finding, name = _check_component(catalogue, kind, dotted(keys), value)
         if finding:
@@ -56,6 +59,21 @@ def check(raw: Mapping[str, Any], catalogue: Catalogue, folder: Path | None) -> 
         order = {key: place for place, key in enumerate(raw)}
         raise WrongConfig(sorted(findings, key=lambda finding: order.get(finding.section, len(order))))
     return config
+
+
+def _keys_that_are_no_text(raw: Mapping[Any, Any], above: Keys = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The keys down to each, and its value. What the options of a component hold is the component's own matter."""
+    for key, value in raw.items():
+        if not isinstance(key, str):
+            yield (*above, key), value
+        elif isinstance(value, Mapping) and "name" not in raw:
+            yield from _keys_that_are_no_text(value, (*above, key))
+
+
+def _explain_key(key: Any, value: Any) -> str:
+    comma = value is None and isinstance(key, int | float) and not isinstance(key, bool)  # {lr: 0,0001}
+    remedy = "a comma ends a value in braces, so write decimals with a point" if comma else "write it in quotes"
+    return f"the key {written(key)} is no text; {remedy}"
 
 
 def _components(raw: Mapping[str, Any], dynamics: str) -> Iterator[tuple[str, Keys, Any]]:

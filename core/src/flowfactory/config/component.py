@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from flowfactory.config.strict import Strict
 
@@ -56,6 +56,13 @@ class LoraConfig(Strict):
     alpha: float = Field(32, gt=0, description="the adapter's output is scaled by alpha / rank; the rank when left out")
     targets: tuple[str, ...] | None = Field(None, description="endings of module names; the model's own when left out")
 
+    @field_validator("targets")
+    @classmethod
+    def _check_targets(cls, targets: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if targets == ():
+            raise ValueError("got []; name at least one, or leave it out for the model's own")
+        return targets
+
     @model_validator(mode="after")
     def _alpha_of_rank(self) -> LoraConfig:
         if "alpha" not in self.model_fields_set:
@@ -95,6 +102,10 @@ class ModelConfig(ComponentConfig):
     def picture_error(self, width: int, height: int) -> str | None:
         """Why a prompt's picture of so many pixels cannot be encoded, in words that follow its path; None when it can be."""
         return None
+
+    def takes_negatives(self) -> bool:
+        """Whether guidance above 1 asks for a negative prompt, as far as files on this machine tell."""
+        return True
 
 
 class AlgorithmConfig(ComponentConfig):

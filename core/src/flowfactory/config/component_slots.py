@@ -98,12 +98,24 @@ def options_class(catalogue: Catalogue, kind: str, name: str) -> type[ComponentC
     try:
         found = config_class(catalogue.find(kind, name))
     except UserError as error:
+        if kind == "model" and "/" in name:
+            raise UserError(_explain_path(catalogue, name)) from error
         if meant := known_as(catalogue, kind, name):
             raise UserError(f"no {kind} called {name!r}; did you mean {meant}?") from error
         raise
     if taken := {"name", *_EXTRA_FIELDS.get(kind, {})} & set(found.model_fields):
         raise UserError(f"{kind} {name!r} has an option {taken.pop()!r}, which is flowfactory's own; rename it")
     return found
+
+
+def _explain_path(catalogue: Catalogue, path: str) -> str:
+    """What to write where the hub id or the folder of a checkpoint stands for the name of a model."""
+    word = plain(path.rstrip("/").rpartition("/")[2])
+    names = catalogue.components["model"]
+    same = next((repr(name) for name in names if plain(name) == word), None) or known_as(catalogue, "model", word)
+    if same is not None and " or " not in same:
+        return f"{path!r} is a path; did you mean {{name: {same[1:-1]}, path: {path}}}?"
+    return f"{path!r} is a path; write {{name: …, path: {path}}}, where the name is {join_or(sorted(names))}"
 
 
 class Unknown:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
+from flowfactory.config.ema import Decay
 from flowfactory.config.schema import EvaluationConfig, RunConfig, reward_weight
+from flowfactory.config.synonyms import plain
+from flowfactory.types import Prompt
 
 
 def idle_keys(config: RunConfig) -> Iterator[str]:
     """One sentence a key, with what to do."""
     yield from _heldout(config)
     yield from _beyond_the_run(config)
-    yield from _average(config)
+    for place in ("sampling", "evaluation") if config.prompts.heldout is not None else ("sampling",):
+        decay = getattr(config, place).ema
+        if decay is not None:
+            yield from _average(f"{place}.ema", decay, config.training.iterations)
     yield from _guidance(config)
+    if config.prompts.video_fps == "keep" and not config.model.takes.video[1]:
+        yield "prompts.video_fps does nothing with this model, which takes no video; leave it out"
     for label, reward in config.evaluation.rewards.items():
         if reward_weight(reward) != 1:
             yield f"evaluation.rewards.{label}.weight does nothing: an evaluation reports each reward by itself; leave it out"
@@ -20,18 +28,47 @@ def idle_keys(config: RunConfig) -> Iterator[str]:
         yield from component.remarks(config)
 
 
+def idle_keys_of_prompts(config: RunConfig, prompts: Sequence[Prompt]) -> Iterator[str]:
+    """One sentence for each key of prompt files that does nothing beside the config, or hardly what was meant."""
+    if count := sum(bool(prompt.negative) for prompt in prompts):
+        yield from (f"'negative_prompt' of {count} of the prompts does nothing {why}" for why in _without_negatives(config))
+    for name, (key, kind) in MEANT.items():
+        wanted = config.model.takes_negatives() if kind == "negative" else getattr(config.model.takes, kind)[1] > 0
+        count = sum(not getattr(prompt, kind) and name in map(plain, prompt.metadata) for prompt in prompts)
+        if wanted and count:
+            yield f"{name!r} of {count} of the prompts is metadata, which rewards alone see; did you mean {key!r}?"
+
+
+MEANT: Mapping[str, tuple[str, str]] = {
+    **dict.fromkeys(("negative", "neg_prompt", "negative_text"), ("negative_prompt", "negative")),
+    **dict.fromkeys(("image_path", "image_file", "img", "picture"), ("image", "images")),
+    **dict.fromkeys(("image_paths", "image_files", "imgs", "pictures"), ("images", "images")),
+    **dict.fromkeys(("video_path", "video_file"), ("video", "video")),
+    **dict.fromkeys(("audio_path", "audio_file"), ("audio", "audio")),
+}
+"""Keys that others give a prompt; the key, and the attribute of a Prompt, that they mean here."""
+
+
 def _guidance(config: RunConfig) -> Iterator[str]:
+    if config.prompts.negative:
+        yield from (f"prompts.negative does nothing {why}" for why in _without_negatives(config))
+
+
+def _without_negatives(config: RunConfig) -> Iterator[str]:
+    """Why no negative prompt does anything, where it is so, and what to do."""
     chosen = [config.sampling.guidance, config.evaluation.guidance]
     chosen += [value for key, value in config.algorithm if key.endswith("guidance")]
-    if config.prompts.negative and all(value is None or value <= 1 for value in chosen):
-        yield "prompts.negative does nothing without guidance; set sampling.guidance above 1, or leave it out"
+    if not config.model.takes_negatives():
+        yield "with this model, which has no negative prompt; take another model, or leave it out"
+    elif all(value is None or value <= 1 for value in chosen):
+        yield "without guidance; set sampling.guidance above 1, or leave it out"
 
 
 def _heldout(config: RunConfig) -> Iterator[str]:
     if config.prompts.heldout is not None:
         return
     fields = EvaluationConfig.model_fields
-    for key in ("every", "members", "size", "frames", "steps", "guidance", "batch_size", "ema", "rewards"):
+    for key in ("every", "members", "size", "frames", "steps", "guidance", "batch_size", "ema", "pictures", "rewards"):
         if getattr(config.evaluation, key) != fields[key].default:
             yield f"evaluation.{key} does nothing without held-out prompts; name their file in prompts.heldout"
 
@@ -51,7 +88,11 @@ def _beyond_the_run(config: RunConfig) -> Iterator[str]:
         yield f"output.checkpoint_every {saved} is more than the {training.iterations} iterations; one is saved at the end"
 
 
-def _average(config: RunConfig) -> Iterator[str]:
-    decay = config.sampling.ema
-    if decay is not None and getattr(decay, "name", "") == "constant" and getattr(decay, "decay", 0) == 0:
-        yield "sampling.ema: a decay of 0 keeps nothing, so that the present weights draw; leave it out"
+def _average(place: str, decay: Decay, iterations: int) -> Iterator[str]:
+    run = range(max(2, iterations))  # whatever the decay, the first move is most often a copy
+    if all(decay(n) == 0 for n in run):
+        yield f"{place}: a decay of 0 keeps nothing, so that the present weights draw; leave it out"
+    elif all(decay(n) == 1 for n in run):
+        yield f"{place}: a decay of 1 lets nothing in, so that the weights of the start draw; set it below 1"
+    elif (warmup := getattr(decay, "warmup", 0)) > iterations:
+        yield f"{place}.warmup {warmup}: the run has {iterations} iterations, so that its start is never reached; set it lower"

@@ -58,6 +58,8 @@ def _problem(told: Any, found: _Found, schema: type[BaseModel], raw: Any) -> Pro
         return Problem(found.keys, tuple(Finding(f"{place}.{each.place}".rstrip("."), each.message) for each in inner))
     if kind == "extra_forbidden":
         message = _unknown_key(found, schema)
+    elif kind == "invalid_key":
+        message = "this key is no text; write it in quotes"
     elif kind == "missing":
         message = f"this key is missing{_give(found.field, '; give ')}"
     elif kind == "value_error":

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any, cast
 
 from flowfactory.config.paths import CommandLineText
+from flowfactory.config.strict import expand_name
 from flowfactory.config.yaml import parse_yaml
 from flowfactory.errors import UserError
 
@@ -26,8 +26,8 @@ def apply_override(raw: dict[str, Any], assignment: str, form: str = "a.b=value"
             return _mark_typed(parse_yaml(text, f"--set {path}"))
         if isinstance(node, list):
             raise UserError(f"--set {assignment}: {'.'.join(keys[:depth])} is a list; set it as a whole")
-        if isinstance(node, str) and _is_component(keys[:depth]):
-            node = {"name": node}  # the shorthand of a component without options
+        if isinstance(node, str) and keys[:depth] != ["model", "train"]:  # whose other form has no name
+            node = expand_name(node)
         inner = dict(node) if isinstance(node, dict) else {}
         inner[keys[depth]] = put(inner.get(keys[depth]), depth + 1)
         return inner
@@ -41,8 +41,3 @@ def _mark_typed(value: Any) -> Any:
     if isinstance(value, list):
         return [_mark_typed(item) for item in value]
     return CommandLineText(value) if isinstance(value, str) else value
-
-
-def _is_component(keys: Sequence[str]) -> bool:
-    alone = {("model",), ("algorithm",), ("sampling", "dynamics"), ("training", "optimizer")}
-    return tuple(keys) in alone or "rewards" in keys[:-1]

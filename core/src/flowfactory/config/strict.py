@@ -6,13 +6,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from flowfactory.config.wording import leaves
+from flowfactory.config.wording import alternatives, leaves
 
 NUMBERS = frozenset({int, float})
 
 
 class Strict(BaseModel):
-    """Frozen; refuses unknown keys, numbers that are not finite, and truth values, numbers and text in one another's place."""
+    """Frozen; refuses unknown keys, numbers that are not finite, and truth values, numbers and text in one another's place.
+
+    A section that is left empty, all below it commented out, is as left out.
+    """
 
     # what has no limit is null; an infinite or absent number would only be found out where it has done its harm
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
@@ -22,8 +25,19 @@ class Strict(BaseModel):
     def _mark_other_kinds(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        kinds = {key: leaves(field.annotation) for key, field in cls.model_fields.items() if key in values}
-        return {key: _mark(value, kinds[key]) if key in kinds else value for key, value in values.items()}
+        given = {key: value for key, value in values.items() if value is not None or not cls._may_be_empty(key)}
+        kinds = {key: leaves(field.annotation) for key, field in cls.model_fields.items() if key in given}
+        return {key: _mark(value, kinds[key]) if key in kinds else value for key, value in given.items()}
+
+    @classmethod
+    def _may_be_empty(cls, key: Any) -> bool:
+        """Whether ``key`` is a section, or a list or a mapping that may have nothing in it: null leaves it out."""
+        field = cls.model_fields.get(key)
+        if field is None or type(None) in leaves(field.annotation):
+            return False
+        only = alternatives(field.annotation)
+        section = len(only) == 1 and isinstance(field.default, Strict) and "name" not in type(field.default).model_fields
+        return section or field.default in ((), {})
 
     @field_validator("*")
     @classmethod

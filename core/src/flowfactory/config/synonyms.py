@@ -162,6 +162,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "timestep_fraction": ("sampling.dynamics.num_sde_steps",),
     "torch_compile": ("training.compile",),
     "total_steps": ("training.iterations",),
+    "tensorboard": ("output.trackers",),
     "train_batch_size": ("training.batch_size",),
     "train_data": ("prompts.train",),
     "train_file": ("prompts.train",),
@@ -172,6 +173,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "val": ("prompts.heldout",),
     "validation": ("evaluation", "prompts.heldout"),
     "validation_steps": ("evaluation.every",),
+    "wandb": ("output.trackers",),
     "warmup_steps": ("training.warmup",),
     "width": ("sampling.size",),
     "wd": ("training.optimizer.weight_decay",),
@@ -304,7 +306,7 @@ def _training(place: str, value: Any, field: FieldInfo) -> str | None:
             "full" if plain(value) in FULL else "{lora: {}}" if "lora" in value.lower() or "adapter" in value.lower() else None
         )
     if place.endswith("train.lora"):
-        if value is True or value is None:
+        if value is True:
             return "{}"
         return f"{{rank: {value}}}" if isinstance(value, int) else None
     return None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import unicodedata
 from collections.abc import Collection, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,12 +66,27 @@ def _parse_prompt(item: Any, index: int, folder: Path, video_fps: Literal["model
         raise ValueError("has both 'image' and 'images'; write all of them as 'images'")
     single, negative, video, audio = file("image"), text("negative_prompt"), file("video"), file("audio")
     images = (single,) if single else tuple(_resolve_file("images", name, folder) for name in names)
+    for key in rest:
+        if meant := _misspelt(key):
+            raise ValueError(f"unknown key {key!r}; did you mean {meant!r}? For metadata, take another name")
     return Prompt(_strip(words), index, rest, negative, images, video, audio, video_fps=video_fps)
 
 
 def _called_otherwise(keys: Collection[str]) -> str:
     near = [key for key in keys if key.lower() == "prompt"] or difflib.get_close_matches("prompt", keys, n=1)
     return f"; rename {near[0]!r}, if it is meant" if near else f"; there is {', '.join(keys)}" if keys else ""
+
+
+@cache
+def _misspelt(key: str) -> str | None:
+    """Which of the keys that mean something the metadata's ``key`` is most likely meant to be: near misses alone."""
+    word = key.strip().lower().replace("-", "_").replace(" ", "_")
+    swapped = [known for known in _OPTIONAL if sorted(known) == sorted(word)]
+    near = [] if re.search(r"\d", word) else difflib.get_close_matches(word, _OPTIONAL, n=1, cutoff=0.9)
+    return next(iter([*swapped, *near]), None)
+
+
+_OPTIONAL = ("negative_prompt", "image", "images", "video", "audio")
 
 
 def _strip(words: str) -> str:

@@ -70,7 +70,7 @@ class SDEConfig(DynamicsConfig):
     def check(self, run: RunConfig) -> None:
         """The window lies inside the steps there are."""
         name, steps = getattr(self, "name", "these dynamics"), run.sampling.steps
-        if steps < 2:
+        if steps < 2 and self.sde_steps is None:
             raise ValueError(f"sampling.steps: {name} needs at least 2 steps, since the last one's noise stays in the picture")
         candidates = self.candidates(steps)
         outside = [i for i in candidates if not 0 <= i < steps]

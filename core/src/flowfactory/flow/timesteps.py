@@ -121,6 +121,14 @@ class TimestepsConfig(AlgorithmConfig):
         """The training timesteps go with the sampling steps."""
         self.timesteps.check(run)
 
+    def remarks(self, run: RunConfig) -> Iterator[str]:
+        """More times in a forward than there are."""
+        if (together := run.training.timesteps_per_forward) > self.timesteps.count:
+            yield (
+                f"training.timesteps_per_forward {together}: a picture has {self.timesteps.count} training timesteps "
+                "(algorithm.timesteps.count); set it lower"
+            )
+
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
     """Sigma moved towards noise by a shift above 1, as schedulers shift: s sigma / (1 + (s - 1) sigma)."""

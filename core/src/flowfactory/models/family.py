@@ -81,13 +81,8 @@ def no_frame_rate(parts: Parts) -> float | None:
     return None
 
 
-def always_guided(parts: Parts) -> bool:
-    """For every checkpoint of the family."""
-    return True
-
-
-def takes_guidance(checkpoint: Pretrained) -> bool:
-    """For every checkpoint of the family."""
+def every_checkpoint(checkpoint: Pretrained) -> bool:
+    """For what holds of every checkpoint of a family."""
     return True
 
 
@@ -109,8 +104,8 @@ class Family:
     shape: of the latents of one sample. sigmas: [steps + 1], as the checkpoint's scheduler has them, down to 0.
     velocity: [B, ...] without classifier-free guidance, for conditions of equal shapes except along the first axis of what
     ``padded`` names; the guidance is for what is embedded. guide: joins the velocity with the prompt and the one with the
-    negative prompt. guided: whether the checkpoint at hand has classifier-free guidance. takes_guidance: whether any guidance
-    means something to it, as far as files on this machine tell.
+    negative prompt. guided: whether the checkpoint has classifier-free guidance; takes_guidance: whether any guidance means
+    something to it; both as far as files on this machine tell.
     start: latents at the first sigma. decode: media in [0, 1] of latents, not clamped.
     grid: what it can draw. trained_transformers: those that train, by the checkpoint and the options. transformers: all there
     may be.
@@ -134,8 +129,8 @@ class Family:
     lora_targets: tuple[str, ...]
     grid: Callable[[Pretrained], Grid]
     guide: Callable[[Parts, Tensor, Tensor, float, Tensor], Tensor] = linear_guidance
-    guided: Callable[[Parts], bool] = always_guided
-    takes_guidance: Callable[[Pretrained], bool] = takes_guidance
+    guided: Callable[[Pretrained], bool] = every_checkpoint
+    takes_guidance: Callable[[Pretrained], bool] = every_checkpoint
     start: Callable[[Parts, Tensor, Tensor, Conditions], Tensor] = start_from_noise
     unread: Callable[[Parts], tuple[str, ...]] = no_unread_weights
     trained_transformers: Callable[[Pretrained, Any], tuple[str, ...]] = train_transformer
@@ -224,6 +219,9 @@ class FamilyConfig(ModelConfig):
         if guidance < 1:
             raise ValueError(f"{section}.guidance {guidance:g}: guidance begins at 1, where it is off; write 1, or more")
 
+    def takes_negatives(self) -> bool:
+        return self.family.guided(self.checkpoint)
+
     def build(self, label: str) -> FamilyModel:
         return FamilyModel(self)
 
@@ -264,7 +262,7 @@ class FamilyModel:
             lora_targets=family.lora_targets,
             blocks=family.blocks,
             encoding=self._encoding(),
-            guided=family.guided(self._parts),
+            guided=family.guided(self._checkpoint),
             frozen={name: module for name in frozen if (module := getattr(pipeline, name, None)) is not None},
             unread=family.unread(self._parts),
             negative_media=family.negative_media,

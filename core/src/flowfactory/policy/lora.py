@@ -37,7 +37,7 @@ def add_adapters(module: nn.Module, config: LoraConfig, targets: Sequence[str], 
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     module.requires_grad_(False)
-    wanted = list(config.targets or targets)
+    wanted = list(targets if config.targets is None else config.targets)
     names = [name for name, _ in module.named_modules()]
     if unmatched := [t for t in config.targets or () if not any(name == t or name.endswith(f".{t}") for name in names)]:
         raise RunError(_no_layer(module, unmatched))

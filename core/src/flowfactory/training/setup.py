@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flowfactory.config.idle_keys import idle_keys_of_prompts
 from flowfactory.config.schema import RunConfig, reward_weight
 from flowfactory.data import encode_cache, prompts
 from flowfactory.data.encode_cache import EncodeCache
@@ -67,6 +68,8 @@ def prepare_run(
     assembly = Assembly(config, observers, trackers and ranks.leads)
     device = resolve_device(config.device, ranks.local)
     train, heldout = prepare_prompts(config)
+    for sentence in idle_keys_of_prompts(config, [*train, *heldout]):
+        say(f"warning: {sentence}")
     if scores and ranks.rank < config.distributed.count_reward_ranks(ranks.count):
         assembly.prepare_rewards(device, weights=False)
     precision = DTYPES[config.training.precision]

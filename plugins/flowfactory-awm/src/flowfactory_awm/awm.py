@@ -40,6 +40,7 @@ class AWMConfig(TimestepsConfig):
 
     def remarks(self, run: RunConfig) -> Iterator[str]:
         """An exponent of another weighting."""
+        yield from super().remarks(run)
         if self.power != 0.25 and self.weighting != "ghuber":
             yield f"algorithm.power is of the weighting ghuber, and does nothing under {self.weighting}; leave it out"
 

@@ -56,6 +56,7 @@ class CRDConfig(TimestepsConfig):
 
     def remarks(self, run: RunConfig) -> Iterator[str]:
         """Options of a KL, or of a softmax, and none."""
+        yield from super().remarks(run)
         if not self.kl and (self.kl_guidance is not None or not self.kl_adaptive):
             key = "kl_adaptive" if self.kl_guidance is None else "kl_guidance"
             yield f"algorithm.{key} does nothing while algorithm.kl is 0; set kl, or leave it out"

@@ -43,9 +43,13 @@ class PolicyGradientConfig(AlgorithmConfig):
             )
 
     def remarks(self, run: RunConfig) -> Iterator[str]:
-        """The form of a KL, and none."""
+        """The form of a KL, and none; a place of kept weights, and none; more steps in a forward than there are."""
         if self.kl_form != "mean" and not self.kl:
             yield "algorithm.kl_form does nothing while algorithm.kl is 0; set kl, or leave it out"
+        if run.training.kept_on == "host" and not self.kl and run.sampling.ema is None and run.evaluation.ema is None:
+            yield "training.kept_on does nothing while no average and no reference is kept; set an ema or kl, or leave it out"
+        if (together := run.training.timesteps_per_forward) > run.sampling.steps:
+            yield f"training.timesteps_per_forward {together}: there are {run.sampling.steps} sampling steps; set it lower"
 
 
 class PolicyGradient:

@@ -70,7 +70,7 @@ QWEN_IMAGE_EDIT = replace(
 class QwenImageEditConfig(FamilyConfig):
     """Any diffusers QwenImageEditPlusPipeline: Qwen-Image-Edit-2509 and -2511 (arXiv:2508.02324)."""
 
-    known_as = ("qwen-edit", "qwenimageedit")
+    known_as = ("qwen-edit", "qwenimageedit", "qwen-image-edit-2509", "qwen-image-edit-2511")
 
     family: ClassVar[Family] = QWEN_IMAGE_EDIT
     takes: ClassVar[Takes] = Takes(images=(1, float("inf")))

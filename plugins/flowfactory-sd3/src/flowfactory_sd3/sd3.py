@@ -86,7 +86,10 @@ SD3 = Family(
 class SD3Config(FamilyConfig):
     """Any diffusers StableDiffusion3Pipeline: SD3, SD3.5 medium and large (arXiv:2403.03206)."""
 
-    known_as: ClassVar[tuple[str, ...]] = ("sd3.5", "sd35", "sd3-medium", "sd3.5-medium", "sd3.5-large", "stable-diffusion-3")
+    known_as: ClassVar[tuple[str, ...]] = (
+        *("sd3.5", "sd35", "sd3-medium", "sd3.5-medium", "sd3.5-large"),
+        *("stable-diffusion-3", "stable-diffusion-3.5-medium", "stable-diffusion-3.5-large"),
+    )
 
     family: ClassVar[Family] = SD3
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory import ComponentConfig, Samples, hookimpl, rewards
+from flowfactory import ComponentConfig, Prompt, Samples, hookimpl, rewards
 from flowfactory_tiny.scenes import parse_caption
 from flowfactory_tiny.verifier import verify
 
@@ -27,19 +27,21 @@ class SceneConfig(ComponentConfig):
     )
 
     def check(self, run: RunConfig) -> None:
-        """Every prompt is a caption of the tiny world, which is the only thing this reward can read."""
-        for path in filter(None, (run.prompts.train, run.prompts.heldout)):
-            for prompt in rewards.read_prompts(path):
-                try:
-                    parse_caption(prompt.text)
-                except ValueError as error:
-                    raise ValueError(f"reward scene cannot judge prompt {prompt.index + 1} of {path.name}: {error}") from error
+        """Every prompt that it judges is a caption of the tiny world, which is the only thing this reward can read."""
+        rewards.check_prompts(run, self, _read)
 
     def weights(self) -> dict[str, int]:
         return {}
 
     def build(self, label: str) -> Scene:
         return Scene(label, self.mode)
+
+
+def _read(prompt: Prompt) -> None:
+    try:
+        parse_caption(prompt.text)
+    except ValueError as error:
+        raise ValueError(f"reward scene cannot judge it: {error}") from error
 
 
 class Scene:
