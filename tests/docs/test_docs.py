@@ -100,6 +100,7 @@ def test_no_two_files_have_one_name() -> None:
 def test_a_config_on_the_toy_model_trains(folder: Path, name: str) -> None:
     output = flowfactory("run", name, "--out", "run")
     assert "iteration 2/2" in output
+    assert "warning:" not in output
     assert len((folder / "run" / "metrics.jsonl").read_text().splitlines()) == 3
     if "heldout" in WHOLE[name].text:
         assert "held-out brightness" in output

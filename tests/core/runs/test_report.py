@@ -319,12 +319,17 @@ def test_what_should_be_looked_at_first_is_on_the_page(directory: RunDirectory, 
     assert "Warnings" not in reported(copy).text
     for number, (bright, held) in enumerate([(0.0, 0.5), (0.1, 0.6), (0.4, 0.2)]):
         told = {"reward/bright/mean": bright, "advantage/bright/share": 0.99, "advantage/dark/share": 0.01}
+        told |= {"reward/bright/flat": 0.0, "reward/dark/flat": 0.0}
         copy.append({"iteration": 4 + number, **told, "eval/taste/mean": held, "eval/taste/std": 0.1, "eval/samples": 100})
     page = reported(copy)
     assert "while held-out taste fell from 0.6 (after iteration 5) to 0.2 (after 6): this is what reward hacking" in page.text
     assert "in 3 iterations, 4 the first of them, reward 'bright' supplies 99% of the advantage" in page.text
     for name in ("Training and held-out together", "bright in training", "taste held out"):
         assert name in page.text
+    assert "aggregate: gdpo}" in page.text
+    written = copy.config.read_text()
+    copy.config.write_text(written.replace("aggregate: sum", "aggregate: gdpo"))
+    assert "of the advantage, and the others hardly train; change the weights, or look at how many" in reported(copy).text
 
 
 def test_a_run_says_once_that_one_reward_supplies_nearly_all_of_the_advantage(

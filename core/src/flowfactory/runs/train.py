@@ -98,7 +98,7 @@ def _iterations(run: Run, directory: RunDirectory, checkpoints: Checkpoints, don
             metrics = iterate(run, number - 1, check if number == done + 1 else None)
             if (label := dominant_reward(metrics)) and label not in warned:
                 warned.add(label)
-                say(f"warning: in iteration {number} {dominance_warning(label, metrics)}")
+                say(f"warning: in iteration {number} {dominance_warning(label, metrics, config.advantages.aggregate)}")
             last = number == config.training.iterations
             too_long = None if last else flat.add(number, metrics)
             _record(run, directory, number, metrics, say, last)
