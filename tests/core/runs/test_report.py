@@ -20,6 +20,7 @@ from flowfactory.data import media
 from flowfactory.runs.charts import chart
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.report import write_report
+from flowfactory.runs.score_format import format_score
 from flowfactory.runs.terminal import Terminal
 from flowfactory.runs.train import train
 from flowfactory.types import RunInfo
@@ -345,6 +346,35 @@ def test_a_run_says_once_that_one_reward_supplies_nearly_all_of_the_advantage(
     said.clear()
     train(load({"rewards": two, "advantages": {"aggregate": "gdpo"}}, tmp_path / "gdpo"), say=said.append)
     assert not [line for line in said if line.startswith("warning")]
+
+
+@pytest.mark.parametrize(
+    ("score", "written"),
+    [
+        (0.0, "0.0000"),
+        (0.25, "0.2500"),
+        (-0.001, "-0.0010"),
+        (999999.0, "999999.0000"),
+        (1e6, "1e+06"),
+        (-1e300, "-1e+300"),
+        (1.23456e-12, "1.235e-12"),
+    ],
+)
+def test_a_score_is_written_with_four_digits_where_those_say_something(score: float, written: str) -> None:
+    assert format_score(score) == written
+
+
+def test_scores_of_any_size_are_readable_wherever_they_are_told(
+    config_file: Callable[..., Path], invoke: Invoke, tmp_path: Path
+) -> None:
+    rewards = {"huge": {"name": "bright", "scale": 1e30}, "tiny": {"name": "bright", "scale": 1e-12, "weight": 0.0}}
+    file = config_file({"rewards": {**rewards, "bright": None}, "training": {"iterations": 1}})
+    code, out, _ = invoke("run", file, "--out", tmp_path / "run")
+    assert code == 0
+    assert len(re.findall(r"huge:? -?\d(?:\.\d+)?e\+(?:29|30)", out)) == 4
+    assert len(re.findall(r"tiny:? -?\d(?:\.\d+)?e-1[23]", out)) == 4
+    assert max(map(len, out.splitlines())) < 200
+    assert not re.search(r"\d{30}", Page((tmp_path / "run/report.html").read_text()).text)
 
 
 def test_a_held_out_reward_that_falls_is_told_in_the_report_of_a_real_run(load: Callable[..., RunConfig]) -> None:

@@ -13,6 +13,7 @@ from flowfactory.config.yaml import parse_yaml
 from flowfactory.rewards.warnings import dominance_warning, dominant_reward, hacking_warnings
 from flowfactory.runs.charts import COLOURS, Points, Style, chart, scale_to_unit
 from flowfactory.runs.directory import RunDirectory, write_atomically
+from flowfactory.runs.score_format import format_score
 
 
 def write_report(directory: RunDirectory) -> Path:
@@ -70,7 +71,8 @@ def _series(records: Sequence[Mapping[str, Any]], prefix: str, suffix: str) -> d
 
 def _scores(held: Mapping[str, Points]) -> str:
     rows = "".join(
-        f"<tr><td>{html.escape(label)}<td>{points[0][1]:.4f}<td>{points[-1][1]:.4f}<td>{points[-1][1] - points[0][1]:+.4f}"
+        f"<tr><td>{html.escape(label)}<td>{format_score(points[0][1])}<td>{format_score(points[-1][1])}"
+        f"<td>{format_score(points[-1][1] - points[0][1], sign='+')}"
         for label, points in held.items()
     )
     return f"<h2>Held-out score</h2><table class=big><tr><th><th>before<th>after<th>change{rows}</table>" if rows else ""
@@ -141,4 +143,4 @@ def _image(item: Mapping[str, Any]) -> str:
 
 
 def _format_scores(scores: Mapping[str, float]) -> str:
-    return ", ".join(f"{html.escape(label)} {score:.2f}" for label, score in scores.items())
+    return ", ".join(f"{html.escape(label)} {format_score(score, 2)}" for label, score in scores.items())
