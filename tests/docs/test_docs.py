@@ -158,6 +158,7 @@ def test_the_errors_of_rewards_are_told_as_the_page_says(folder: Path) -> None:
         "without `return`": good.replace(score, score.removeprefix("return ")),
         "wrong shape": good.replace(score, "return {self.label: samples.media.mean()[None]}"),
         "not a number": good.replace(score, "return {self.label: samples.media.flatten(1).mean(1) * float('nan')}"),
+        "as a list": good.replace(score, "return {self.label: samples.media.flatten(1).mean(1).tolist()}"),
         "another label": good.replace("{self.label:", "{'other':"),
         "all equal": good.replace(score, "return {self.label: samples.media.flatten(1).mean(1) * 0}"),
     }
