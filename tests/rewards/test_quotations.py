@@ -97,6 +97,7 @@ def test_every_pair_is_read_wherever_it_stands(opener: str, closer: str, frame: 
         ("'HAPPY NEW YEAR '25'", ["HAPPY NEW YEAR '25"]),
         ("a card from '24 that says 'Class of '69'", ["Class of '69"]),
         ("a sign '24 hours' and another '24'", ["24 hours", "24"]),
+        ("from the class of '24 with a sign '24 hours'", ["24 hours"]),
         ("'Bus 24' and '24 Road'", ["Bus 24", "24 Road"]),
         ("a '90s sign with '24 Road'", ["24 Road"]),
         ("'Stay 'Til Dawn' at 'Exit 5' and 'Til Noon'", ["Stay 'Til Dawn", "Exit 5", "Til Noon"]),

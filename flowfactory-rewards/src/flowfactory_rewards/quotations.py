@@ -30,7 +30,7 @@ _POSSESSIVE = re.compile(r"(?:[sxz]|in)$", re.IGNORECASE)  # the dogs' bowl, roc
 class _Mark:
     """A mark, where it is, what it may do there, and whether it is likelier an apostrophe or a unit.
 
-    ``nests``: it opens a quotation within another rather than being an apostrophe there.
+    ``nests``: within a quotation it opens another one, for it is no apostrophe that stands for letters.
     """
 
     sign: str
@@ -84,7 +84,7 @@ def _find_partner(opener: _Mark, later: Sequence[_Mark], text: str) -> int | Non
             depth -= 1
             if depth == 0:
                 return i
-        elif mark.rivals(opener) and (mark.nests or opener.doubtful):
+        elif mark.rivals(opener) and (mark.nests or not opener.nests):
             depth += 1
     return None
 
