@@ -78,8 +78,8 @@ def _find_partner(opener: _Mark, later: Sequence[_Mark], text: str) -> int | Non
     depth = 1
     for i, mark in enumerate(later):
         if mark.ends(opener):
-            apostrophes = opener.doubtful and not _is_title(text[opener.end : mark.start])
-            if mark.doubtful and (apostrophes or _closes_next(opener, later[i + 1 :])):
+            apart = _are_apostrophes(opener, text[opener.end : mark.start])
+            if mark.doubtful and (apart or _closes_next(opener, later[i + 1 :])):
                 continue
             depth -= 1
             if depth == 0:
@@ -89,9 +89,10 @@ def _find_partner(opener: _Mark, later: Sequence[_Mark], text: str) -> int | Non
     return None
 
 
-def _is_title(text: str) -> bool:
-    """Whether it is one word, or several of which none but the first begins with a small letter."""
-    return not any(word[0].islower() for word in text.split()[1:])
+def _are_apostrophes(opener: _Mark, within: str) -> bool:
+    """Whether two doubtful marks about ``within`` are no quotation: it is neither one word nor a title, or follows a ``’``."""
+    title = not any(word[0].islower() for word in within.split()[1:])
+    return opener.doubtful and (opener.sign == "’" or not title)
 
 
 def _closes_next(opener: _Mark, later: Sequence[_Mark]) -> bool:
