@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowfactory.canvas import Canvas
+from flowfactory.errors import RunError
 from flowfactory.experience import Experience, Loss
 from flowfactory.flow.dynamics import ODE
 from flowfactory.types import Conditions, Evaluation, NoiseKey, SamplingPlan, Step
@@ -201,6 +202,22 @@ def test_a_term_is_added_with_its_weight_and_kept_under_its_name_without(weight:
     assert gradient.tolist() == [2 + shares[0] * 2 * 3, 2 + shares[1] * 2 * -1]
     assert (loss.metrics, loss.extremes) == ({"m": metric}, {"e": metric})
     assert (list(plain.terms), plain.values.tolist()) == (["first"], [6, -2])  # the loss it was stays as it was
+
+
+@pytest.mark.parametrize(
+    ("values", "weight", "term", "told"),
+    [
+        ((), 1.0, (4,), r"has shape \[4\] and the loss's values \[\]"),
+        ((4,), 1.0, (), r"has shape \[\] and the loss's values \[4\]"),
+        ((4,), 1.0, (4, 1), r"has shape \[4, 1\] and the loss's values \[4\]"),
+        ((4,), torch.ones(4, 1), (4,), r"has shape \[4, 4\] and the loss's values \[4\]"),
+    ],
+)
+def test_a_term_has_the_shape_of_the_values(
+    values: tuple[int, ...], weight: float | Tensor, term: tuple[int, ...], told: str
+) -> None:
+    with pytest.raises(RunError, match=rf"^the term 'kl' {told}; give both one value a sample, \[b\]$"):
+        Loss(torch.ones(values)).add_term("kl", weight, torch.ones(term))
 
 
 def test_recorded_steps_of_two_kinds_are_not_joined() -> None:

@@ -100,6 +100,7 @@ def test_no_two_files_have_one_name() -> None:
 def test_a_config_on_the_toy_model_trains(folder: Path, name: str) -> None:
     output = flowfactory("run", name, "--out", "run")
     assert "iteration 2/2" in output
+    assert "warning:" not in output
     assert len((folder / "run" / "metrics.jsonl").read_text().splitlines()) == 3
     if "heldout" in WHOLE[name].text:
         assert "held-out brightness" in output
@@ -157,6 +158,7 @@ def test_the_errors_of_rewards_are_told_as_the_page_says(folder: Path) -> None:
         "without `return`": good.replace(score, score.removeprefix("return ")),
         "wrong shape": good.replace(score, "return {self.label: samples.media.mean()[None]}"),
         "not a number": good.replace(score, "return {self.label: samples.media.flatten(1).mean(1) * float('nan')}"),
+        "as a list": good.replace(score, "return {self.label: samples.media.flatten(1).mean(1).tolist()}"),
         "another label": good.replace("{self.label:", "{'other':"),
         "all equal": good.replace(score, "return {self.label: samples.media.flatten(1).mean(1) * 0}"),
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from flowfactory.errors import RunError
 from flowfactory.types import Conditions, Index, SamplingPlan, Step
 
 
@@ -111,5 +112,15 @@ class Loss:
         return Loss(self.values[:0], terms={name: term[:0] for name, term in self.terms.items()})
 
     def add_term(self, name: str, weight: float | Tensor, term: Tensor) -> Loss:
-        """The loss with ``weight`` times ``term`` [b] added to its values, and the term under ``name``."""
-        return replace(self, values=self.values + weight * term, terms={**self.terms, name: term})
+        """Another loss, to be yielded in place of this one: ``weight`` times ``term`` [b] is added to its values.
+
+        The term is under ``name`` among its terms. RunError: the term has another shape than the values.
+        """
+        weighted = weight * term
+        if not self.values.shape == term.shape == weighted.shape:
+            wrong = term if term.shape != self.values.shape else weighted
+            raise RunError(
+                f"the term {name!r} has shape {list(wrong.shape)} and the loss's values {list(self.values.shape)}; "
+                "give both one value a sample, [b]"
+            )
+        return replace(self, values=self.values + weighted, terms={**self.terms, name: term})

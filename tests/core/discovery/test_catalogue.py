@@ -85,7 +85,7 @@ def test_a_broken_plugin_is_fatal_just_where_it_is_missed(
     assert configs.load(config_file()).seed == 7
     with pytest.raises(UserError) as refused:
         configs.load(config_file({"rewards": {"x": {"name": "licensed"}}}))
-    assert str(refused.value) == (
+    assert str(refused.value).startswith(
         "config.yaml: rewards.x: no reward called 'licensed'; there is bright; "
         "plugin 'cshattered' could not be loaded: RuntimeError: needs a licence (cshattered.py line 1)"
     )
@@ -105,7 +105,14 @@ def test_a_component_that_does_not_import_is_fatal_just_where_it_is_named(
 def test_the_environment_narrows_what_is_loaded(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("eone", "etwo", "ethree"):
         install(site, name, HEAD + f"    register('reward', '{name}', 'x:y')\n")
-    for chosen, rewards in [("eone", {"eone"}), (" eone , ethree,", {"eone", "ethree"}), ("", set()), ("core", set())]:
+    for chosen, rewards in [
+        ("eone", {"eone"}),
+        (" eone , ethree,", {"eone", "ethree"}),
+        ("ff-etwo,ethree", {"etwo", "ethree"}),
+        ("", set()),
+        ("core", set()),
+        ("flowfactory", set()),
+    ]:
         monkeypatch.setenv("FLOWFACTORY_PLUGINS", chosen)
         assert set(discover().components["reward"]) == rewards
         assert set(discover().components["dynamics"]) == {"ode", "flow-sde", "dance-sde", "cps"}
@@ -219,6 +226,29 @@ def test_the_environment_may_name_just_what_is_installed(site: Path, monkeypatch
     assert str(refused.value) == (
         "the environment variable FLOWFACTORY_PLUGINS names 'fglwo', which no installed plugin has; did you mean 'fglow'?"
     )
+    for together in ("fglow;core", "fglow core"):
+        monkeypatch.setenv("FLOWFACTORY_PLUGINS", together)
+        with pytest.raises(UserError, match=rf"names '{together}', which .* has; separate several with commas$"):
+            discover()
+
+
+def test_what_is_not_found_may_be_among_what_the_environment_leaves_out(
+    site: Path, monkeypatch: pytest.MonkeyPatch, config_file: Callable[..., Path]
+) -> None:
+    install(site, "fglow", GLOWS.format(strength=1) + "    register('example', 'demonstration', 'x.yaml')\n")
+    install(site, "fother", HEAD + "    register('reward', 'shine', 'x:y')\n")
+    monkeypatch.setenv("FLOWFACTORY_PLUGINS", "fother")
+    told = "; FLOWFACTORY_PLUGINS leaves out others that are installed; unset it to load them"
+    with pytest.raises(UserError, match=rf"^no reward called 'glow'; there is shine{told}$"):
+        discover().find("reward", "glow")
+    with pytest.raises(UserError, match=r"^no reward called 'shin'; did you mean 'shine'\?$"):
+        discover().find("reward", "shin")
+    with pytest.raises(UserError, match=rf"^no file demonstration, and no example of that name; none is installed{told}$"):
+        configs.load("demonstration")
+    with pytest.raises(UserError, match=r"^no file demonstration\.yaml, and no example of that name; none is installed$"):
+        configs.load("demonstration.yaml")
+    monkeypatch.delenv("FLOWFACTORY_PLUGINS")
+    assert configs.find_config("demonstration") == Path("x.yaml")
 
 
 def test_a_plugin_that_ends_the_process_or_holds_it_up_is_named(
@@ -317,10 +347,19 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
         discover([tmp_path / "nothing.py"])
 
 
-@pytest.mark.parametrize("spec", ["'json:JSONDecoder'", "3", "dict"])
-def test_what_is_registered_must_be_a_config(spec: str, tmp_path: Path) -> None:
-    (tmp_path / "p.py").write_text(HEAD + f"    register('algorithm', 'x', {spec})\n")
-    with pytest.raises(UserError, match=r"^algorithm 'x' of p\.py registers .*; register a subclass of flow"):
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("'json:JSONDecoder'", r"JSONDecoder \(decoder\.py line \d+\)"),
+        ("3", "3"),
+        ("dict", "dict"),
+        ("Glow", r"Glow \(p\.py line 5\)"),
+        ("register_components", r"register_components \(p\.py line 2\)"),
+    ],
+)
+def test_what_is_registered_must_be_a_config(spec: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "p.py").write_text(HEAD + f"    register('algorithm', 'x', {spec})\nclass Glow: ...\n")
+    with pytest.raises(UserError, match=rf"^algorithm 'x' of p\.py registers {told}; register a subclass of flow"):
         config_class(discover([tmp_path / "p.py"]).find("algorithm", "x"))
 
 

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -136,13 +137,26 @@ def test_a_label_without_scores_is_named() -> None:
         (torch.zeros(2), r"\[2\]"),
         (torch.zeros(3, 1), r"\[3, 1\]"),
         (torch.tensor(1.0), r"\[\]"),
-        ([1.0, 2.0, 3.0], "list"),
         (0.5, "float"),
     ],
 )
 def test_scores_of_another_shape_are_refused(value: Any, told: str) -> None:
     with pytest.raises(RunError, match=rf"^reward 'glow': gave {told}; expected a tensor \[3\], one score a sample$"):
         answering(glow=value)(SAMPLES)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.asarray])
+def test_scores_that_are_no_tensor_are_refused_with_how_to_make_one(kind: Callable[[list[float]], Any]) -> None:
+    value = kind([1.0, 2.0, 3.0])
+    told = rf"gave {type(value).__name__}; expected a tensor \[3\], one score a sample; return torch.as_tensor"
+    with pytest.raises(RunError, match=rf"^reward 'glow': {told}\(\.\.\.\) of them$"):
+        answering(glow=value)(SAMPLES)
+    assert answering(glow=torch.as_tensor(value))(SAMPLES)["glow"].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_complex_scores_are_refused() -> None:
+    with pytest.raises(RunError, match=r"^reward 'glow': gave complex scores, which have no order; return their"):
+        answering(glow=torch.tensor([1 + 2j, 3, 0]))(SAMPLES)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])

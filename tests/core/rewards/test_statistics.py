@@ -112,13 +112,32 @@ def test_the_spread_of_all_is_that_of_the_samples_a_reward_applies_to() -> None:
 
 
 def test_a_reward_that_supplies_nearly_all_of_the_advantage_is_named() -> None:
-    metrics = {"advantage/loud/share": 0.97, "advantage/quiet/share": 0.03, "reward/loud/mean": 1.0}
-    assert dominant_reward(metrics) == "loud"
-    told = dominance_warning("loud", metrics)
+    def metrics(**shares: float) -> dict[str, float]:
+        named = {f"advantage/{label}/share": share for label, share in shares.items()}
+        return named | {f"reward/{label}/flat": 0.75 for label in shares}
+
+    found = metrics(loud=0.97, quiet=0.03)
+    assert dominant_reward(found) == "loud"
+    told = dominance_warning("loud", found, "sum")
     assert told.startswith("reward 'loud' supplies 97% of the advantage")
-    assert dominant_reward({"advantage/loud/share": 0.9, "advantage/quiet/share": 0.1}) is None
-    assert dominant_reward({"advantage/only/share": 1.0}) is None
+    assert "gdpo" in told
+    assert "gdpo" not in dominance_warning("loud", found, "gdpo")
+    assert dominant_reward(metrics(loud=0.9, quiet=0.1)) is None
+    assert dominant_reward(metrics(only=1.0)) is None
     assert dominant_reward({}) is None
+
+
+@pytest.mark.parametrize("quiet", [[0.2] * 6, [NAN] * 6])
+def test_a_reward_that_differs_in_no_group_of_an_iteration_is_not_judged_by_it(quiet: list[float]) -> None:
+    rewards = {"loud": torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 6.0]), "quiet": torch.tensor(quiet)}
+
+    def dominant() -> str | None:
+        shares = reward_contributions(rewards, dict.fromkeys(rewards, 1.0), GROUPS)
+        return dominant_reward(reward_metrics(rewards, shares, GROUPS))
+
+    assert dominant() is None
+    rewards["quiet"] = torch.tensor([0.0, 0.01, *[0.2] * 4])
+    assert dominant() == "loud"
 
 
 def record(iteration: int, train: float, held: float | None = None, std: float = 0.1) -> dict[str, Any]:

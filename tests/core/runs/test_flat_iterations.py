@@ -50,7 +50,7 @@ def attempt(load: Load, tmp_path: Path) -> Callable[..., tuple[list[str], str, l
         except RunError as raised:
             error = str(raised)
         saved = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("0*"))
-        return [sentence for sentence in said if sentence.startswith("warning: in ")], error, saved
+        return [sentence for sentence in said if sentence.startswith("warning: in iteration")], error, saved
 
     return run
 
@@ -96,6 +96,15 @@ def test_a_resumed_run_goes_on_counting_and_may_have_another_patience(attempt: A
     warned, error, saved = attempt((2, 6), resume=True, patience_flat=None)
     assert (error, saved) == ("", ["000004", "000005", "000009"])
     assert count_flat(RunDirectory(tmp_path / "run").records()) == 0
+
+
+@pytest.mark.parametrize("patience", [None, 1, 10])
+def test_a_last_iteration_without_a_spread_is_warned_of_and_is_no_error(attempt: Attempt, patience: int | None) -> None:
+    warned, error, saved = attempt((2,), iterations=3, patience_flat=patience)
+    assert [sentence.partition(" (")[0] for sentence in warned] == [
+        "warning: in iteration 3 rewards do not differ within any group"
+    ]
+    assert (error, saved) == ("", ["000003"])
 
 
 def test_rewards_that_come_to_cancel_are_named(load: Load, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from flowfactory.data import media
 from flowfactory.runs.charts import chart
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.report import write_report
+from flowfactory.runs.score_format import format_score
 from flowfactory.runs.terminal import Terminal
 from flowfactory.runs.train import train
 from flowfactory.types import RunInfo
@@ -319,12 +320,17 @@ def test_what_should_be_looked_at_first_is_on_the_page(directory: RunDirectory, 
     assert "Warnings" not in reported(copy).text
     for number, (bright, held) in enumerate([(0.0, 0.5), (0.1, 0.6), (0.4, 0.2)]):
         told = {"reward/bright/mean": bright, "advantage/bright/share": 0.99, "advantage/dark/share": 0.01}
+        told |= {"reward/bright/flat": 0.0, "reward/dark/flat": 0.0}
         copy.append({"iteration": 4 + number, **told, "eval/taste/mean": held, "eval/taste/std": 0.1, "eval/samples": 100})
     page = reported(copy)
     assert "while held-out taste fell from 0.6 (after iteration 5) to 0.2 (after 6): this is what reward hacking" in page.text
     assert "in 3 iterations, 4 the first of them, reward 'bright' supplies 99% of the advantage" in page.text
     for name in ("Training and held-out together", "bright in training", "taste held out"):
         assert name in page.text
+    assert "aggregate: gdpo}" in page.text
+    written = copy.config.read_text()
+    copy.config.write_text(written.replace("aggregate: sum", "aggregate: gdpo"))
+    assert "of the advantage, and the others hardly train; change the weights, or look at how many" in reported(copy).text
 
 
 def test_a_run_says_once_that_one_reward_supplies_nearly_all_of_the_advantage(
@@ -340,6 +346,35 @@ def test_a_run_says_once_that_one_reward_supplies_nearly_all_of_the_advantage(
     said.clear()
     train(load({"rewards": two, "advantages": {"aggregate": "gdpo"}}, tmp_path / "gdpo"), say=said.append)
     assert not [line for line in said if line.startswith("warning")]
+
+
+@pytest.mark.parametrize(
+    ("score", "written"),
+    [
+        (0.0, "0.0000"),
+        (0.25, "0.2500"),
+        (-0.001, "-0.0010"),
+        (999999.0, "999999.0000"),
+        (1e6, "1e+06"),
+        (-1e300, "-1e+300"),
+        (1.23456e-12, "1.235e-12"),
+    ],
+)
+def test_a_score_is_written_with_four_digits_where_those_say_something(score: float, written: str) -> None:
+    assert format_score(score) == written
+
+
+def test_scores_of_any_size_are_readable_wherever_they_are_told(
+    config_file: Callable[..., Path], invoke: Invoke, tmp_path: Path
+) -> None:
+    rewards = {"huge": {"name": "bright", "scale": 1e30}, "tiny": {"name": "bright", "scale": 1e-12, "weight": 0.0}}
+    file = config_file({"rewards": {**rewards, "bright": None}, "training": {"iterations": 1}})
+    code, out, _ = invoke("run", file, "--out", tmp_path / "run")
+    assert code == 0
+    assert len(re.findall(r"huge:? -?\d(?:\.\d+)?e\+(?:29|30)", out)) == 4
+    assert len(re.findall(r"tiny:? -?\d(?:\.\d+)?e-1[23]", out)) == 4
+    assert max(map(len, out.splitlines())) < 200
+    assert not re.search(r"\d{30}", Page((tmp_path / "run/report.html").read_text()).text)
 
 
 def test_a_held_out_reward_that_falls_is_told_in_the_report_of_a_real_run(load: Callable[..., RunConfig]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -179,6 +180,21 @@ def test_evaluation_may_have_other_rewards(trained: Trained) -> None:
     record = directory.records()[0]
     assert record["eval/doubled/mean"] == pytest.approx(2 * record["eval/plain/mean"], rel=1e-6)
     assert "eval/bright/mean" not in record
+
+
+def test_a_held_out_score_is_told_of_the_prompts_it_applies_to(load: Callable[..., RunConfig], tmp_path: Path) -> None:
+    (tmp_path / "some.jsonl").write_text('{"prompt": "red", "rewards": ["a"]}\n{"prompt": "blue", "rewards": ["b"]}\n')
+    rewards = {label: {"name": "bright", "scale": scale} for label, scale in (("a", 1.0), ("b", 1e30), ("c", 1.0))}
+    said: list[str] = []
+    changes = {"evaluation": {"rewards": rewards, "members": 2}, "prompts": {"heldout": "some.jsonl"}}
+    records = train(load(changes), say=said.append).records()
+    told = [sentence for sentence in said if sentence.startswith("held-out")]
+    assert told == [
+        f"held-out score after iteration {record['iteration']}, 4 pictures: "
+        f"a {record['eval/a/mean']:.4f}, b {record['eval/b/mean']:.4g}"
+        for record in (records[0], records[-1])
+    ]
+    assert re.search(r"b \d(\.\d+)?e\+(29|30)$", told[0])
 
 
 def test_a_run_without_held_out_prompts_is_not_evaluated(trained: Trained) -> None:

@@ -90,13 +90,14 @@ def _train(config: RunConfig, resume: bool) -> None:
 def _print_summary(directory: RunDirectory, say: Callable[[str], None]) -> None:
     from flowfactory.rewards.warnings import hacking_warnings
     from flowfactory.runs.report import write_report
+    from flowfactory.runs.score_format import format_score
 
     report = write_report(directory)
     records = [record for record in directory.records() if any(key.startswith("eval/") for key in record)]
     if len(records) > 1:
         for key in (key for key in records[-1] if key.startswith("eval/") and key.endswith("/mean")):
             label = key.split("/")[1]
-            say(f"held-out {label}: {records[0][key]:.4f} before, {records[-1][key]:.4f} after")
+            say(f"held-out {label}: {format_score(records[0][key])} before, {format_score(records[-1][key])} after")
     for sentence in hacking_warnings(directory.records()):
         say(f"warning: {sentence}")
     say(f"report: {report}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
-from inspect import isabstract
+from inspect import isabstract, isclass, isroutine
 from pathlib import Path
 from types import GenericAlias
 from typing import Annotated, Any, Literal, Union
@@ -68,7 +68,8 @@ def config_class(component: Component) -> type[ComponentConfig]:
         except PydanticUndefinedAnnotation as error:
             raise UserError(f"{origin}: {place_of(spec)} has an option of type {error.name!r}, which is not there") from error
         return chosen
-    raise UserError(f"{origin} registers {spec!r}; register a subclass of flowfactory.{base.__name__}")
+    wrong = place_of(spec) if isclass(spec) or isroutine(spec) else repr(spec)
+    raise UserError(f"{origin} registers {wrong}; register a subclass of flowfactory.{base.__name__}")
 
 
 def loadable(catalogue: Catalogue) -> dict[str, list[str]]:

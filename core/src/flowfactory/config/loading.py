@@ -65,7 +65,9 @@ def find_config(source: str | Path, plugins: Sequence[Path] = ()) -> Path:
     examples = catalogue.components["example"]
     if any(str(source) in (example.name, example.full_name) for example in examples.values()):
         return Path(catalogue.find("example", str(source)).spec)
-    raise UserError(f"no file {source}, and no example of that name{did_you_mean(str(source), examples)}")
+    is_path = path.suffix or len(path.parts) > 1  # no plugin was to bring it
+    near = did_you_mean(str(source), examples) if is_path else catalogue.instead_of("example", str(source))
+    raise UserError(f"no file {source}, and no example of that name{near}")
 
 
 def validate(

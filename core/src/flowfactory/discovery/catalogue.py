@@ -74,12 +74,16 @@ class Catalogue:
             origins, names = " and ".join(c.origin for c in meant), " or ".join(repr(c.full_name) for c in meant)
             raise UserError(f"{kind} {name!r} is brought by {origins}; write {names}")
         if not meant:
-            full = [c.full_name for c in self.found if c.kind == kind]
-            known = full if ":" in name else self.components[kind]
-            raise UserError(f"no {kind} called {name!r}{did_you_mean(name, known)}{self._absent(name)}")
+            raise UserError(f"no {kind} called {name!r}{self.instead_of(kind, name)}")
         if meant[0].misfit:
             raise UserError(f"{kind} {name!r}: {meant[0].misfit}")
         return meant[0]
+
+    def instead_of(self, kind: str, name: str) -> str:
+        """What to say after a ``name`` that no ``kind`` has: the nearest, and what is not loaded and may have brought it."""
+        full = [component.full_name for component in self.found if component.kind == kind]
+        told = did_you_mean(name, full if ":" in name else self.components[kind])
+        return told + self._absent(name, others=not told.endswith("?"))
 
     def core_name(self, kind: str, name: str) -> str:
         """How a config names core's own component, whoever else brings one of that name."""
@@ -89,12 +93,16 @@ class Catalogue:
         same = [c for c in self.found if (c.kind, c.name) == (component.kind, component.name)]
         return component.name if len(same) == 1 else component.full_name
 
-    def _absent(self, name: str) -> str:
-        """What is not loaded and may have been to bring ``name``: what is called like it, or else everything."""
+    def _absent(self, name: str, others: bool) -> str:
+        """What is not loaded and may have been to bring ``name``: what is called like it, or else everything.
+
+        ``others``: even what is left out on purpose, where nothing is called like it.
+        """
         broken = {remark.plugin: f"plugin {remark.plugin!r} could not be loaded: {remark.sentence}" for remark in self.broken}
         hidden = {plugin: f"{NARROW} leaves out {plugin!r}" for plugin in self.left_out}
         alike = [told for plugin, told in {**broken, **hidden}.items() if _is_like(name, plugin)]
-        return "".join(f"; {told}" for told in alike or broken.values())
+        rest = [f"{NARROW} leaves out others that are installed; unset it to load them"] if others and hidden else []
+        return "".join(f"; {told}" for told in alike or [*broken.values(), *rest])
 
 
 def _is_like(name: str, plugin: str) -> bool:

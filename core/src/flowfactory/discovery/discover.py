@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,9 +31,9 @@ SLOW = 0.5
 def discover(files: Sequence[Path] = ()) -> Catalogue:
     """The catalogue of all installed plugins and of the one-file plugins ``files``.
 
-    The environment variable FLOWFACTORY_PLUGINS, a comma-separated list of entry-point names, narrows what is loaded
-    besides core; UserError: it names one that is not installed. An installed plugin that fails is listed as broken; a file
-    that fails is a UserError.
+    The environment variable FLOWFACTORY_PLUGINS, a comma-separated list of the names of entry points or packages, narrows
+    what is loaded besides core; UserError: it names one that is not installed. An installed plugin that fails is listed as
+    broken; a file that fails is a UserError.
     """
     catalogue = Catalogue()
     for entry in _chosen_entries(catalogue):
@@ -60,13 +61,17 @@ def _chosen_entries(catalogue: Catalogue) -> list[metadata.EntryPoint]:
     if chosen is None:
         return entries
     wanted = {"core", *filter(None, (name.strip() for name in chosen.split(",")))}
-    names = {entry.name for entry in entries} | {"core"}
+    names = {"core"}.union(*map(_names, entries))
     for name in sorted(wanted - names):
-        raise UserError(
-            f"the environment variable {NARROW} names {name!r}, which no installed plugin has{did_you_mean(name, names)}"
-        )
-    catalogue.left_out += [entry.name for entry in entries if entry.name not in wanted]
-    return [entry for entry in entries if entry.name in wanted]
+        apart = "; separate several with commas" if re.search(r"[;\s]", name) else did_you_mean(name, names)
+        raise UserError(f"the environment variable {NARROW} names {name!r}, which no installed plugin has{apart}")
+    catalogue.left_out += [entry.name for entry in entries if wanted.isdisjoint(_names(entry))]
+    return [entry for entry in entries if not wanted.isdisjoint(_names(entry))]
+
+
+def _names(entry: metadata.EntryPoint) -> set[str]:
+    """What FLOWFACTORY_PLUGINS may call it: its own name, or its package's."""
+    return {entry.name, entry.dist.name} if entry.dist else {entry.name}
 
 
 def _order(entry: metadata.EntryPoint) -> tuple[bool, str, str]:

@@ -105,9 +105,14 @@ def _check_answer(label: str, answer: Answer | Future[Answer], rows: Sequence[in
         raise RunError("gave no scores")
     value = answered[label]
     score = wait_for(value, timeout)
-    if not isinstance(score, Tensor) or score.shape != (len(rows),):
-        got = list(score.shape) if isinstance(score, Tensor) else type(score).__name__
-        raise RunError(f"gave {got}; expected a tensor [{len(rows)}], one score a sample")
+    expected = f"expected a tensor [{len(rows)}], one score a sample"
+    if not isinstance(score, Tensor):
+        many = isinstance(score, list | tuple) or hasattr(score, "__array__")  # such as NumPy's
+        raise RunError(f"gave {type(score).__name__}; {expected}{'; return torch.as_tensor(...) of them' if many else ''}")
+    if score.shape != (len(rows),):
+        raise RunError(f"gave {list(score.shape)}; {expected}")
+    if score.is_complex():
+        raise RunError("gave complex scores, which have no order; return their .real or .abs()")
     if not score.isfinite().all():
         first = int((~score.isfinite()).nonzero()[0])
         raise RunError(f"gave {float(score[first])} for sample {rows[first]}; scores must be finite")

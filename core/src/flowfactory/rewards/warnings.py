@@ -12,21 +12,26 @@ NEARLY_ALL = 0.95
 
 
 def dominant_reward(metrics: Mapping[str, float]) -> str | None:
-    """The label that supplies nearly all of an iteration's advantage though others are trained on too."""
-    supplied = {name.split("/")[1]: share for name, share in metrics.items() if name.startswith("advantage/")}
+    """The label that supplies nearly all of an iteration's advantage though others are trained on too.
+
+    Others that differ within no group of the iteration, which may be chance, say nothing about their scale or weight.
+    """
+    shares = {name.split("/")[1]: share for name, share in metrics.items() if name.startswith("advantage/")}
+    supplied = {label: share for label, share in shares.items() if metrics.get(f"reward/{label}/flat", 1.0) < 1}
     if len(supplied) < 2:
         return None
     label = max(supplied, key=supplied.__getitem__)
     return label if supplied[label] >= NEARLY_ALL else None
 
 
-def dominance_warning(label: str, metrics: Mapping[str, float]) -> str:
-    """The sentence about a label that :func:`dominant_reward` found."""
+def dominance_warning(label: str, metrics: Mapping[str, float], aggregate: str) -> str:
+    """The sentence about a label that :func:`dominant_reward` found where ``advantages.aggregate`` is ``aggregate``."""
     share = min(1.0, metrics[f"advantage/{label}/share"])  # more where others work against it
-    return (
-        f"reward {label!r} supplies {share:.0%} of the advantage, and the others hardly train; "
-        "advantages: {aggregate: gdpo} gives each its own scale, or change the weights"
-    )
+    if aggregate == "gdpo":
+        advice = "change the weights, or look at how many of their groups are flat"
+    else:
+        advice = "advantages: {aggregate: gdpo} gives each its own scale, or change the weights"
+    return f"reward {label!r} supplies {share:.0%} of the advantage, and the others hardly train; {advice}"
 
 
 def hacking_warnings(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowfactory.config.yaml import parse_yaml
 from flowfactory.rewards.warnings import dominance_warning, dominant_reward, hacking_warnings
 from flowfactory.runs.charts import COLOURS, Points, Style, chart, scale_to_unit
 from flowfactory.runs.directory import RunDirectory, write_atomically
+from flowfactory.runs.score_format import format_score
 
 
 def write_report(directory: RunDirectory) -> Path:
@@ -31,16 +33,16 @@ def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], facts: M
         for name in ("loss", "kl", "clip_fraction", "clip_fraction/first_update", "ratio/max_deviation", "grad_norm")
         if (points := _points(records, name))
     }
-    sections = [_warnings(records), _scores(held), _combined_chart(rewards, held)]
+    config = directory.config.read_text(encoding="utf-8") if directory.config.exists() else ""
+    sections = [_warnings(records, _aggregate(config)), _scores(held), _combined_chart(rewards, held)]
     sections += [_charts("Reward while training", rewards), _charts("Held-out score", held)]
     sections += [_pictures(directory, records), _charts("Diagnostics", diagnostics)]
     versions = "".join(f"<tr><td>{html.escape(k)}<td>{html.escape(v)}" for k, v in facts.get("versions", {}).items())
-    config = html.escape(directory.config.read_text(encoding="utf-8")) if directory.config.exists() else ""
     name = html.escape(directory.path.name)
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>{name} · flowfactory</title><style>{STYLE}</style><main><h1>{name}</h1>{''.join(sections)}"
-        f"<h2>Config</h2><pre>{config}</pre><h2>Versions</h2><table>{versions}</table></main></html>\n"
+        f"<h2>Config</h2><pre>{html.escape(config)}</pre><h2>Versions</h2><table>{versions}</table></main></html>\n"
     )
 
 
@@ -69,19 +71,26 @@ def _series(records: Sequence[Mapping[str, Any]], prefix: str, suffix: str) -> d
 
 def _scores(held: Mapping[str, Points]) -> str:
     rows = "".join(
-        f"<tr><td>{html.escape(label)}<td>{points[0][1]:.4f}<td>{points[-1][1]:.4f}<td>{points[-1][1] - points[0][1]:+.4f}"
+        f"<tr><td>{html.escape(label)}<td>{format_score(points[0][1])}<td>{format_score(points[-1][1])}"
+        f"<td>{format_score(points[-1][1] - points[0][1], sign='+')}"
         for label, points in held.items()
     )
     return f"<h2>Held-out score</h2><table class=big><tr><th><th>before<th>after<th>change{rows}</table>" if rows else ""
 
 
-def _warnings(records: Sequence[Mapping[str, Any]]) -> str:
+def _aggregate(config: str) -> str:
+    """``advantages.aggregate`` of a resolved config, whose plugins need not be on this machine."""
+    written = parse_yaml(config, "config.yaml") or {}
+    return str(written.get("advantages", {}).get("aggregate", "sum"))
+
+
+def _warnings(records: Sequence[Mapping[str, Any]], aggregate: str) -> str:
     """What the run should have its reader look at first."""
     told = list(hacking_warnings(records))
     found = [(record, label) for record in records if (label := dominant_reward(record))]
     for label in dict.fromkeys(label for _, label in found):
         mine = [record for record, which in found if which == label]
-        first = dominance_warning(label, mine[0])
+        first = dominance_warning(label, mine[0], aggregate)
         told.append(f"in {len(mine)} iterations, {mine[0]['iteration']} the first of them, {first}")
     rows = "".join(f"<li>{html.escape(sentence)}" for sentence in told)
     return f"<h2>Warnings</h2><ul class=warnings>{rows}</ul>" if rows else ""
@@ -134,4 +143,4 @@ def _image(item: Mapping[str, Any]) -> str:
 
 
 def _format_scores(scores: Mapping[str, float]) -> str:
-    return ", ".join(f"{html.escape(label)} {score:.2f}" for label, score in scores.items())
+    return ", ".join(f"{html.escape(label)} {format_score(score, 2)}" for label, score in scores.items())

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flowfactory.discovery.specs import hookimpl
+from flowfactory.runs.score_format import format_score
 from flowfactory.types import RunInfo
 
 
@@ -37,7 +38,7 @@ class Terminal:
         if self._run is None or iteration == 0:
             return
         rewards = "  ".join(
-            f"{name.split('/')[1]} {value:.4f}"
+            f"{name.split('/')[1]} {format_score(value)}"
             for name, value in metrics.items()
             if name.startswith("reward/") and name.endswith("/mean")
         )

@@ -17,6 +17,7 @@ from flowfactory.rewards.warnings import dominance_warning, dominant_reward
 from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory, to_json, write_atomically
 from flowfactory.runs.flat_iterations import FlatIterations, count_flat
+from flowfactory.runs.score_format import format_score
 from flowfactory.runs.versions import versions
 from flowfactory.training.evaluation import evaluate
 from flowfactory.training.iteration import iterate
@@ -98,9 +99,10 @@ def _iterations(run: Run, directory: RunDirectory, checkpoints: Checkpoints, don
             metrics = iterate(run, number - 1, check if number == done + 1 else None)
             if (label := dominant_reward(metrics)) and label not in warned:
                 warned.add(label)
-                say(f"warning: in iteration {number} {dominance_warning(label, metrics)}")
+                say(f"warning: in iteration {number} {dominance_warning(label, metrics, config.advantages.aggregate)}")
             last = number == config.training.iterations
-            too_long = None if last else flat.add(number, metrics)
+            flat_for_long = flat.add(number, metrics)  # which warns, in the last iteration too
+            too_long = None if last else flat_for_long
             _record(run, directory, number, metrics, say, last)
             interrupted = run.ranks.any(asked.is_set()) and not last  # a signal does not reach all ranks at once
             stopping = interrupted or too_long is not None
@@ -123,13 +125,15 @@ def _record(run: Run, directory: RunDirectory, number: int, metrics: dict[str, f
     config = run.config.evaluation
     if run.heldout and (number == 0 or last or (config.every and number % config.every == 0)):
         result = evaluate(run.sampler, run.assembly, run.config, run.heldout, keep=config.pictures, ranks=run.ranks)
-        metrics = metrics | result.metrics()
+        figures = result.metrics()
+        metrics = metrics | figures
         kept = slice(len(result.media))
         scores = {label: score[kept] for label, score in result.scores.items()}
         if run.ranks.leads:
             directory.write_samples(number, result.media, result.prompts[kept], scores, run.sampler.frame_rate)
-        told = ", ".join(f"{label} {float(score.double().mean()):.4f}" for label, score in result.scores.items())
-        say(f"held-out score after iteration {number}, {len(result.prompts)} pictures: {told}")
+        means = {label: figures.get(f"eval/{label}/mean") for label in result.scores}
+        told = ", ".join(f"{label} {format_score(mean)}" for label, mean in means.items() if mean is not None)
+        say(f"held-out score after iteration {number}, {len(result.prompts)} pictures: {told or 'no reward applies to them'}")
     if run.ranks.leads:
         directory.append({"iteration": number, **metrics})
     run.assembly.hooks.iteration_finished(number, metrics)
