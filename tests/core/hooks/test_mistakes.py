@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flowfactory import Canvas, hookimpl
 from flowfactory.config.component import ComponentConfig
+from flowfactory.config.idle_keys import idle_keys
 from flowfactory.config.loading import load
 from flowfactory.errors import RunError, UserError
 from flowfactory.experience import Experience, Loss
@@ -423,3 +424,23 @@ def test_checks_of_options_that_fail_are_told_with_their_line(
     with pytest.raises(UserError) as refused:
         load(file, plugins=[tmp_path / "p.py"])
     assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("return run.nothing", r"AttributeError: 'RunConfig' object has no attribute 'nothing' \(p\.py line 6\)"),
+        ("return 3", "TypeError: 'int' object is not iterable"),
+        ("return 'a sentence'", "answers with something else than sentences; yield one text after the other"),
+    ],
+)
+def test_remarks_that_fail_are_told_with_their_line(
+    body: str, told: str, config_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    lines = ["from flowfactory import ComponentConfig, hookimpl", "class Config(ComponentConfig):"]
+    lines += ["    def build(self, label): ...", "", "    def remarks(self, run):", f"        {body}", "@hookimpl"]
+    lines += ["def register_components(register):", "    register('reward', 'glow', Config)"]
+    (tmp_path / "p.py").write_text("\n".join(lines))
+    config = load(config_file({"rewards": {"x": "glow"}}), plugins=[tmp_path / "p.py"])
+    with pytest.raises(UserError, match=rf"^Config\.remarks \(p\.py line 5\):? {told}$"):
+        list(idle_keys(config))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from flowfactory.config.component import ComponentConfig
 from flowfactory.config.ema import Decay
 from flowfactory.config.schema import EvaluationConfig, RunConfig, reward_weight
 from flowfactory.config.synonyms import plain
+from flowfactory.discovery.source_places import describe_exception, place_of
+from flowfactory.errors import UserError
 from flowfactory.types import Prompt
 
 
@@ -25,7 +28,20 @@ def idle_keys(config: RunConfig) -> Iterator[str]:
         if reward_weight(reward) != 1:
             yield f"evaluation.rewards.{label}.weight does nothing: an evaluation reports each reward by itself; leave it out"
     for component in (config.model, config.algorithm, config.sampling.dynamics, *config.rewards.values()):
-        yield from component.remarks(config)
+        yield from _remarks(component, config)
+
+
+def _remarks(component: ComponentConfig, config: RunConfig) -> list[str]:
+    """What a component says of its options. UserError: its ``remarks`` fails, or answers with something else."""
+    place = place_of(type(component).remarks)
+    try:
+        told = component.remarks(config)
+        found = [] if isinstance(told, str) else list(told)
+    except Exception as error:
+        raise UserError(f"{place}: {describe_exception(error)}") from error
+    if isinstance(told, str) or not all(isinstance(sentence, str) for sentence in found):
+        raise UserError(f"{place} answers with something else than sentences; yield one text after the other")
+    return found
 
 
 def idle_keys_of_prompts(config: RunConfig, prompts: Sequence[Prompt]) -> Iterator[str]:
