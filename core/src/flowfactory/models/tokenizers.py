@@ -57,6 +57,13 @@ def check_vocabulary(tokenizer: Any, embeddings: int, source: str) -> None:
         )
 
 
+def limit_length(tokenizer: Any, encoder: Any) -> None:
+    """``tokenizer``, or a processor's, cuts off at as many tokens as ``encoder`` has places for, where that says how many."""
+    tokenizer, places = _text_side(tokenizer), getattr(encoder.config, "max_position_embeddings", None)
+    if places is not None:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, places)
+
+
 def _text_side(tokenizer: Any) -> Any:
     return tokenizer if hasattr(tokenizer, "get_vocab") else tokenizer.tokenizer
 
