@@ -35,8 +35,9 @@ def check_settings(folder: Path) -> None:
     """As :func:`check_files`, of all but the weights: what tokenizers and picture processors are read from."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; {AGAIN}")
-    for file in sorted(file for file in folder.iterdir() if file.suffix in (".json", ".model", ".txt", ".jinja")):
-        check_file(file)
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".model", ".txt", ".jinja") and not file.name.startswith("."):  # macOS leaves ._ files
+            check_file(file)
 
 
 def weight_files(folder: Path, variant: str | None = None) -> list[Path]:

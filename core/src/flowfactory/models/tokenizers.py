@@ -71,14 +71,14 @@ def _text_side(tokenizer: Any) -> Any:
 def check_vocabulary_files(folder: Path, source: str, named: Collection[str] = ()) -> None:
     """UserError: ``folder`` has not all of ``named`` and no other vocabulary that transformers reads, or lacks merges."""
     accepted = [*FILES[:4], named] if named else FILES
-    if not has_any(folder, accepted):
+    if not has_vocabulary(folder, accepted):
         lacking = next(name for name in named or FILES[0] if not (folder / name).is_file())
         raise UserError(f"{source} has no {lacking} in {folder}; get it again, whole")
-    if not has_any(folder, FILES[:4]) and has_any(folder, [MERGED]):
+    if not has_vocabulary(folder, FILES[:4]) and has_vocabulary(folder, [MERGED]):
         _check_merges(folder, source)
 
 
-def has_any(folder: Path, vocabularies: Collection[Collection[str]] = FILES) -> bool:
+def has_vocabulary(folder: Path, vocabularies: Collection[Collection[str]] = FILES) -> bool:
     """Whether all files of one of ``vocabularies`` are in ``folder``."""
     return any(all((folder / name).is_file() for name in names) for names in vocabularies)
 
