@@ -17,8 +17,9 @@ from flowfactory.models.checkpoint_files import AGAIN, check_file, check_files, 
 
 REMEDY = "get the folder again, whole, or a config.json that goes with its weights"
 
-MOST_ZEROS = 0.05
-"""The share of a model's matrices that may be zeros: a released one may have a few in its last block, that nothing reads."""
+MOST_ZEROS = 0.2
+"""The share of a model's matrices that may be zeros: released ones may have a few in a last block, that nothing reads, and
+untrained ones begin with some."""
 
 
 def load_module(
