@@ -236,6 +236,31 @@ def test_a_part_that_the_index_does_not_name_is_refused(key: str, part: str, cop
     assert refusal(key, folder, folder.parent) == f"model.path: {part} of {folder} {told}"
 
 
+@pytest.mark.parametrize(
+    ("key", "part", "kind"),
+    [
+        ("flux1", "text_encoder", "CLIPTextModelWithProjection"),
+        ("flux1", "text_encoder_2", "AutoModel"),
+        ("tiny", "text_encoder", "CLIPTextModel"),
+        ("wan-t2v", "text_encoder", "T5EncoderModel"),
+        ("z-image", "text_encoder", "AutoModel"),
+    ],
+)
+def test_an_encoder_of_another_class_is_refused_before_weights_are_read(
+    key: str, part: str, kind: str, copy: Callable[[str], Path]
+) -> None:
+    folder = copy(key)
+    expected = "PreTrainedModel" if key == "z-image" else index_of(folder)[part][1]
+    pipeline = index_of(folder)["_class_name"]
+    reindexed(folder, **{part: ["transformers", kind]})
+    for weights in folder.glob("*/*.safetensors"):
+        replaced(weights, "")
+    told = f"{part} of {folder} is of the class {kind}, and a {pipeline} has a {expected}; get model_index.json again"
+    model = configured_model(key, folder).build("model")
+    with pytest.raises(UserError, match=rf"^{re.escape(f'model.path: {told}')}$"):
+        model.load(Runtime(torch.device("cpu"), torch.float32))
+
+
 def rescheduled(folder: Path, kind: str, **settings: Any) -> None:
     """Another scheduler, saved with ``settings`` and what else it has."""
     import diffusers

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
@@ -97,9 +97,20 @@ class Pretrained:
                 raise UserError(f"model.variant: {has}; leave it out")
 
     def require(self, needed: Collection[str]) -> None:
-        """UserError: the pipeline lacks one of the parts ``needed``, or has it from a library that is not read."""
+        """UserError: the pipeline lacks one of the parts ``needed``, or has it of a library or a class that is not read."""
         with said_of_the_path():
             self._check_names(self.settings, needed)
+            self._check_encoders()
+
+    def _check_encoders(self) -> None:
+        """UserError: a text encoder is of another class than the pipeline calls."""
+        for name, wanted in get_type_hints(self._class.__init__).items():
+            if not name.startswith("text_encoder") or not self.parts.get(name):
+                continue
+            kind = self._kind(name)
+            if isinstance(wanted, type) and not issubclass(kind, wanted):
+                told = f"is of the class {kind.__name__}, and a {self._class.__name__} has a {wanted.__name__}"
+                raise UserError(f"{name} of {self.path} {told}; get {INDEX} again")
 
     def _check_names(self, index: Mapping[str, Any], needed: Collection[str]) -> None:
         read = [name for name, part in index.items() if name.startswith("text_encoder") and part not in (None, [None, None])]
