@@ -330,6 +330,17 @@ def test_a_scheduler_that_does_not_do_what_the_model_asks_is_named(copy: Callabl
         model._family.sigmas(model._parts, 4, Canvas(32, 32))
 
 
+def test_a_vae_without_its_shift_is_named(copy: Callable[[str], Path]) -> None:
+    folder = copy("flux1")
+    file = folder / "vae" / "config.json"
+    replaced(file, json.dumps({name: value for name, value in json.loads(file.read_text()).items() if name != "shift_factor"}))
+    model = configured_model("flux1", folder).build("model")
+    model.load(Runtime(torch.device("cpu"), torch.float32))
+    told = f"model.path: the config.json of the vae of {folder} has no shift_factor; get it again, whole"
+    with pytest.raises(UserError, match=f"^{re.escape(told)}$"):
+        model.decode(torch.zeros(1, 4, 8, 8))
+
+
 @pytest.mark.parametrize(("key", "part"), TOKENIZERS)
 def test_a_tokenizer_without_its_vocabulary_is_refused_before_weights_are_read(
     key: str, part: str, copy: Callable[[str], Path], tmp_path: Path
