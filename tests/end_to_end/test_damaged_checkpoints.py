@@ -236,13 +236,118 @@ def test_a_part_that_the_index_does_not_name_is_refused(key: str, part: str, cop
     assert refusal(key, folder, folder.parent) == f"model.path: {part} of {folder} {told}"
 
 
+@pytest.mark.parametrize(
+    ("key", "part", "kind"),
+    [
+        ("flux1", "text_encoder", "CLIPTextModelWithProjection"),
+        ("flux1", "text_encoder_2", "AutoModel"),
+        ("tiny", "text_encoder", "CLIPTextModel"),
+        ("wan-t2v", "text_encoder", "T5EncoderModel"),
+        ("z-image", "text_encoder", "AutoModel"),
+    ],
+)
+def test_an_encoder_of_another_class_is_refused_before_weights_are_read(
+    key: str, part: str, kind: str, copy: Callable[[str], Path]
+) -> None:
+    folder = copy(key)
+    expected = "PreTrainedModel" if key == "z-image" else index_of(folder)[part][1]
+    pipeline = index_of(folder)["_class_name"]
+    reindexed(folder, **{part: ["transformers", kind]})
+    for weights in folder.glob("*/*.safetensors"):
+        replaced(weights, "")
+    told = f"{part} of {folder} is of the class {kind}, and a {pipeline} has a {expected}; get model_index.json again"
+    model = configured_model(key, folder).build("model")
+    with pytest.raises(UserError, match=rf"^{re.escape(f'model.path: {told}')}$"):
+        model.load(Runtime(torch.device("cpu"), torch.float32))
+
+
+def rescheduled(folder: Path, kind: str, **settings: Any) -> None:
+    """Another scheduler, saved with ``settings`` and what else it has."""
+    import diffusers
+
+    reindexed(folder, scheduler=["diffusers", kind])
+    getattr(diffusers, kind)(**settings).save_pretrained(folder / "scheduler")
+
+
+@pytest.mark.parametrize("key", FAMILIES)
+def test_a_scheduler_of_something_else_than_flows_is_refused_before_weights_are_read(
+    key: str, copy: Callable[[str], Path]
+) -> None:
+    folder = copy(key)
+    shutil.rmtree(folder / "scheduler")
+    others = ("DDIM", "EulerDiscrete", "DPMSolverMultistep", "LCM", "UniPCMultistep", "FlowMatchHeunDiscrete")
+    for kind in (f"{name}Scheduler" for name in others):
+        rescheduled(folder, kind)
+        told = rf"scheduler of {folder} is a {kind}, whose schedule is none of a flow in steps of one forward; get the "
+        assert re.match(rf"model\.path: {told}", refusal_before_weights(key, folder))
+
+
+@pytest.mark.parametrize("key", FAMILIES)
+def test_a_schedule_without_its_shift_is_refused_before_weights_are_read(key: str, copy: Callable[[str], Path]) -> None:
+    folder = copy(key)
+    file = folder / "scheduler" / "scheduler_config.json"
+    reindexed(folder, scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"])
+    for settings in ({}, {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "linear"}):
+        replaced(file, json.dumps(settings))
+        told = f"{file} has no shift, which a FlowMatchEulerDiscreteScheduler needs; get it again, whole"
+        assert refusal_before_weights(key, folder) == f"model.path: {told}"
+    file.unlink()
+    assert refusal_before_weights(key, folder) == f"model.path: there is no file {file}; get it again, whole"
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "settings"),
+    [
+        *((key, "FlowMatchEulerDiscreteScheduler", {"shift": 3.0}) for key in FAMILIES),
+        *((key, "FlowMatchLCMScheduler", {"shift": 3.0}) for key in ("flux1", "qwen-image", "z-image", "tiny")),
+        ("wan-t2v", "UniPCMultistepScheduler", {"flow_shift": 3.0, "use_flow_sigmas": True}),
+    ],
+)
+def test_a_scheduler_of_flows_is_read(
+    key: str, kind: str, settings: Mapping[str, Any], copy: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = copy(key)
+    shutil.rmtree(folder / "scheduler")
+    rescheduled(folder, kind, **settings)
+    config = configured_model(key, folder)
+    config.check_checkpoint()
+    model = config.build("model")
+    model.load(Runtime(torch.device("cpu"), torch.float32))
+    sigmas = config.family.sigmas(model._parts, 4, Canvas(*FAMILIES[key].size))
+    assert len(sigmas) == 5
+    assert sigmas[-1] == 0
+    assert bool((sigmas[1:] < sigmas[:-1]).all())
+
+
+def test_a_scheduler_that_does_not_do_what_the_model_asks_is_named(copy: Callable[[str], Path]) -> None:
+    folder = copy("flux1")
+    shutil.rmtree(folder / "scheduler")
+    rescheduled(folder, "DPMSolverMultistepScheduler", use_flow_sigmas=True)
+    model = configured_model("flux1", folder).build("model")
+    model.load(Runtime(torch.device("cpu"), torch.float32))
+    told = r"its DPMSolverMultistepScheduler makes no schedule of this model: [^\n]*sigmas[^\n]*; get the checkpoint's own$"
+    with pytest.raises(UserError, match=rf"^model\.path: {folder}: {told}"):
+        model._family.sigmas(model._parts, 4, Canvas(32, 32))
+
+
+def test_a_vae_without_its_shift_is_named(copy: Callable[[str], Path]) -> None:
+    folder = copy("flux1")
+    file = folder / "vae" / "config.json"
+    replaced(file, json.dumps({name: value for name, value in json.loads(file.read_text()).items() if name != "shift_factor"}))
+    model = configured_model("flux1", folder).build("model")
+    model.load(Runtime(torch.device("cpu"), torch.float32))
+    told = f"model.path: the config.json of the vae of {folder} has no shift_factor; get it again, whole"
+    with pytest.raises(UserError, match=f"^{re.escape(told)}$"):
+        model.decode(torch.zeros(1, 4, 8, 8))
+
+
 @pytest.mark.parametrize(("key", "part"), TOKENIZERS)
 def test_a_tokenizer_without_its_vocabulary_is_refused_before_weights_are_read(
     key: str, part: str, copy: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = copy(key)
     vocabulary = folder / part / "tokenizer.json"
-    content = vocabulary.read_text()
+    content, settings = vocabulary.read_text(), (folder / part / "tokenizer_config.json").read_text()
     replaced(vocabulary, POINTER)
     assert refusal_before_weights(key, folder).startswith(f"model.path: {vocabulary} is a Git LFS pointer")
     vocabulary.unlink()
@@ -251,12 +356,34 @@ def test_a_tokenizer_without_its_vocabulary_is_refused_before_weights_are_read(
     shutil.rmtree(folder / part)
     assert refusal_before_weights(key, folder) == f"model.path: there is no folder {folder / part}; get it again, whole"
     (folder / part).mkdir()
+    replaced(folder / part / "tokenizer_config.json", settings)
     found = json.loads(content)
     first = "<pad>" if isinstance(found["model"]["vocab"], list) else "<|endoftext|>"
     found["model"]["vocab"] = [[first, 0.0], ["</s>", 0.0], ["<unk>", 0.0]] if first == "<pad>" else {first: 0}
     found["model"]["merges"] = []
     replaced(vocabulary, json.dumps(found))
     assert f"{part} of {folder}" in refusal(key, folder, tmp_path)
+
+
+@pytest.mark.parametrize(("key", "part"), TOKENIZERS)
+def test_a_tokenizer_without_its_settings_is_refused_before_weights_are_read(
+    key: str, part: str, copy: Callable[[str], Path]
+) -> None:
+    folder = copy(key)
+    settings = folder / part / "tokenizer_config.json"
+    settings.unlink()
+    assert refusal_before_weights(key, folder) == f"model.path: there is no file {settings}; get it again, whole"
+
+
+@pytest.mark.parametrize("key", ["flux1", "tiny"])
+def test_no_prompt_is_longer_than_its_encoder_has_places_for(
+    key: str, whole: Callable[[str], Path], copy: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = copy(key)
+    file = folder / "tokenizer" / "tokenizer_config.json"
+    replaced(file, json.dumps(json.loads(file.read_text()) | {"model_max_length": 10**30}))
+    for ours, theirs in zip(encoded(key, folder, tmp_path), encoded(key, whole(key), tmp_path), strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.parametrize("key", FAMILIES)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from damaged import copy_of
 from PIL import Image
 from reward_cases import PROMPTS, pictures, samples
 from tiny_clip import clip_folder, embeddings
@@ -45,9 +46,14 @@ def test_the_processor_may_be_elsewhere(folder: Path, tmp_path: Path) -> None:
     assert check_reward(apart, samples(media))["under test"].equal(expected)
 
 
-def test_without_one_it_is_that_of_the_clip_that_was_tuned(folder: Path, tmp_path: Path) -> None:
+def test_without_both_they_are_those_of_the_clip_that_was_tuned(folder: Path, tmp_path: Path) -> None:
+    tuned = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
     assert find_processor(str(folder), CLIP_H) == str(folder)
-    assert find_processor(str(tmp_path), CLIP_H) == "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    for lost in (PROCESSORS[:1], PROCESSORS[1:2], PROCESSORS):
+        copy = copy_of(folder, tmp_path / "-".join(lost))
+        for name in lost:
+            (copy / name).unlink()
+        assert find_processor(str(copy), CLIP_H) == tuned
 
 
 @pytest.mark.weights

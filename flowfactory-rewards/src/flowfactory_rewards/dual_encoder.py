@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flowfactory.models import check_vocabulary, load_tokenizer
+from flowfactory.models import check_vocabulary, has_vocabulary, load_tokenizer
 from flowfactory.rewards import load_shared
 from flowfactory_rewards.reward_model import Scorer, to_pil
 from flowfactory_rewards.weights import from_pretrained, load_pretrained
@@ -103,10 +103,15 @@ def load_clip_tokenizer(path: str, model: Any) -> Callable[[list[str]], Tensor]:
     )
 
 
+def find_tokenizer(path: str, otherwise: str) -> str:
+    """``path`` where it is a folder with a tokenizer of its own, else ``otherwise``."""
+    return path if has_vocabulary(Path(path)) else otherwise
+
+
 def find_processor(path: str, otherwise: str) -> str:
-    """``path`` where it is a folder with a picture processor of its own, else ``otherwise``."""
+    """``path`` where it is a folder with a tokenizer and a picture processor of its own, else ``otherwise``."""
     names = ("preprocessor_config.json", "processor_config.json")
-    return path if any((Path(path) / name).is_file() for name in names) else otherwise
+    return find_tokenizer(path, otherwise) if any((Path(path) / name).is_file() for name in names) else otherwise
 
 
 def load_cosine_scorer(path: str, processor: str, device: torch.device, dtype: torch.dtype) -> Scorer:

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowfactory import RunError, UserError
-from flowfactory.models import check_vocabulary, load_tokenizer
+from flowfactory.models import check_vocabulary, load_tokenizer, reading
 from flowfactory_rewards.dual_encoder import DualEncoder, load_clip
 from flowfactory_rewards.geneval_rules import COLORS, Box, Detection
 from flowfactory_rewards.reward_model import to_pil
-from flowfactory_rewards.weights import from_pretrained, load_config, load_pretrained, refuse_one_answer
+from flowfactory_rewards.weights import GREY, from_pretrained, load_config, load_pretrained, refuse_one_answer
 
 CLASS_ALIASES = {
     "airplane": "aeroplane",
@@ -119,8 +119,9 @@ class ColorClassifier:
 
     def __init__(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
         self._clip: DualEncoder = load_clip(path, path, device, dtype)
-        with torch.inference_mode():
+        with torch.inference_mode(), reading(path):
             refuse_one_answer(lambda prompt: self._clip.embed_texts([prompt]), path)
+            self._clip.embed_images(GREY)
         self._known: dict[str, Tensor] = {}
 
     def __call__(self, picture: Tensor, boxes: Sequence[Box], name: str) -> list[str]:

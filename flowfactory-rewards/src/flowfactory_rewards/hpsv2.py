@@ -14,7 +14,7 @@ from torch.nn import functional
 from flowfactory import CheckpointPath, UserError
 from flowfactory.rewards import to_pixels
 from flowfactory_rewards.dependencies import missing_module, require
-from flowfactory_rewards.dual_encoder import CLIP_H, DualEncoder, find_processor, load_clip_tokenizer
+from flowfactory_rewards.dual_encoder import CLIP_H, DualEncoder, find_tokenizer, load_clip_tokenizer
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer
 from flowfactory_rewards.weights import (
     AGAIN,
@@ -60,7 +60,7 @@ class HpsV2Config(RewardModelConfig):
 
     def build(self, label: str) -> RewardModel:
         require(self)
-        return RewardModel(label, self, _load_scorer, self.path, self.file, self.tokenizer or find_processor(self.path, CLIP_H))
+        return RewardModel(label, self, _load_scorer, self.path, self.file, self.tokenizer or find_tokenizer(self.path, CLIP_H))
 
 
 def _load_scorer(path: str, file: str | None, tokenizer: str, device: torch.device, dtype: torch.dtype) -> Scorer:

@@ -12,10 +12,10 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import CheckpointPath, ComponentConfig, Device, Samples, UserError, hookimpl
-from flowfactory.models import check_file, check_files
+from flowfactory.models import check_file, check_files, reading
 from flowfactory.rewards import load_shared, to_pixels
 from flowfactory_rewards.frame_sampling import sample_frames
-from flowfactory_rewards.weights import count_parameters, refuse_one_answer
+from flowfactory_rewards.weights import GREY, count_parameters, refuse_one_answer
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -91,11 +91,13 @@ class RewardModel:
 
     @hookimpl
     def prepare_reward(self, device: torch.device) -> None:
-        """Read the weights. UserError: they are not all there, or different prompts get one score."""
+        """Read the weights. UserError: they are not all there, score no picture, or different prompts get one score."""
         scorer = load_shared(self._load, *self._arguments, *self._config.device_and_dtype(device))
-        if self.reads_prompts:
-            with torch.inference_mode():
-                refuse_one_answer(lambda prompt: scorer(torch.full((1, 3, 64, 64), 0.5), [prompt]), self._config.path)
+        with torch.inference_mode(), reading(self._config.path):
+            if self.reads_prompts:
+                refuse_one_answer(lambda prompt: scorer(GREY, [prompt]), self._config.path)
+            else:
+                scorer(GREY, [""])
         self._scorer = scorer
 
     @hookimpl

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowfactory import CheckpointPath, RunError, Samples, UserError, hookimpl
+from flowfactory.models import reading
 from flowfactory.rewards import load_shared
 from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.frame_sampling import sample_frames
 from flowfactory_rewards.prompt_checks import check_videos
 from flowfactory_rewards.reward_model import RewardModelConfig, to_pil
-from flowfactory_rewards.weights import BUFFERS, from_pretrained, load_config, load_pretrained
+from flowfactory_rewards.weights import BUFFERS, GREY, from_pretrained, load_config, load_pretrained
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -61,8 +62,11 @@ class VideoConsistency:
 
     @hookimpl
     def prepare_reward(self, device: torch.device) -> None:
-        """Read the weights. UserError: ``path`` has no vision transformer."""
-        self._vision = load_shared(VisionEncoder, self._config.path, *self._config.device_and_dtype(device))
+        """Read the weights. UserError: ``path`` has no vision transformer, or sees no picture."""
+        vision = load_shared(VisionEncoder, self._config.path, *self._config.device_and_dtype(device))
+        with torch.inference_mode(), reading(self._config.path):
+            vision(GREY)
+        self._vision = vision
 
     @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:

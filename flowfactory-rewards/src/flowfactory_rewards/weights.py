@@ -21,6 +21,8 @@ BUFFERS = (r"(.*\.)?position_ids", r"(.*\.)?relative_position_index", r"(.*\.)?n
 """Names that older releases of many models have among their weights, and newer classes work out or never read."""
 TWO_PROMPTS = ("a red cat", "a big dog")
 """Prompts of one length that no model with its vocabulary and its weights takes for the same."""
+GREY = torch.full((1, 3, 64, 64), 0.5)
+"""A picture that every model can look at, through a picture processor that goes with it."""
 
 
 def from_pretrained(part: Any, path: str, **options: Any) -> Any:
@@ -78,8 +80,10 @@ def _freeze(model: Any, device: torch.device) -> Any:
 
 
 def refuse_one_answer(answer: Callable[[str], Tensor], source: str) -> None:
-    """UserError, which begins with ``source``: ``answer`` is the same for different prompts."""
+    """UserError, which begins with ``source``: ``answer`` is the same for different prompts, or not finite."""
     first, second = (answer(prompt) for prompt in TWO_PROMPTS)
+    if not bool(first.isfinite().all() and second.isfinite().all()):
+        raise UserError(f"{source} makes of {TWO_PROMPTS[0]!r} what is not finite; get its weights again, whole")
     if torch.equal(first, second):
         raise UserError(
             f"{source} makes the same of {TWO_PROMPTS[0]!r} and {TWO_PROMPTS[1]!r}: it does not read prompts; "
@@ -145,7 +149,7 @@ def count_parameters(path: str) -> int | None:
             return None
         folder = Path(config).parent
     count = 0
-    for file in folder.glob("*.safetensors"):
+    for file in folder.glob("[!.]*.safetensors"):
         check_file(file)
         with safe_open(file, framework="pt") as held:
             count += sum(math.prod(held.get_slice(name).get_shape()) for name in held.keys())  # noqa: SIM118 it is no mapping

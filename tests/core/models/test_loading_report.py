@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from damaged import (
     without,
 )
 from safetensors.torch import load_file
+from torch import Tensor
 
 from flowfactory import UserError
 from flowfactory.models import load_module, refuse_gaps
@@ -193,6 +194,28 @@ def test_a_damaged_file_is_named(folder: Any, tmp_path: Path, kind: str, harm: H
         weights=re.escape(str(weights)), folder=re.escape(str(copy)), stem=re.escape(str(weights.with_suffix("")))
     )
     assert re.match(expected, refusal(kind, copy))
+
+
+def zeroed(weights: Mapping[str, Tensor], share: float) -> Mapping[str, Tensor]:
+    """Zeros in the last ``share`` of them: room that a file has taken, and nothing was written to."""
+    kept = sorted(weights)[: round(len(weights) * (1 - share))]
+    return {name: tensor if name in kept else torch.zeros_like(tensor) for name, tensor in weights.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [1.0, 0.67, 0.4])
+def test_weights_that_were_never_written_are_refused(folder: Any, tmp_path: Path, kind: str, share: float) -> None:
+    reweighted(lambda weights: zeroed(weights, share))(copy_of(folder(kind), tmp_path / "copy"))
+    told = r"the part holds nothing but zeros in \d+ of its \d+ matrices, the first \S+; get it again, whole"
+    assert re.fullmatch(told, refusal(kind, tmp_path / "copy"))
+
+
+def test_a_matrix_of_zeros_alone_is_let_pass(tmp_path: Path) -> None:
+    module = scaled_vae(0.1, 0.5)
+    with torch.no_grad():
+        module.decoder.conv_out.weight.zero_()
+    module.save_pretrained(tmp_path)
+    assert not load_module(class_of("AutoencoderKL"), tmp_path, "the part").decoder.conv_out.weight.any()
 
 
 def test_weights_that_released_files_have_for_others_may_be_left_out(folder: Any, tmp_path: Path) -> None:

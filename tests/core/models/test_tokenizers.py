@@ -62,17 +62,37 @@ def test_a_tokenizer_without_its_vocabulary_is_refused(root: Path, tmp_path: Pat
     assert "\n" not in str(refused.value)
 
 
+def spelled(root: Path, kind: str, folder: Path) -> Path:
+    """The tokenizer as releases before tokenizer.json have it."""
+    model = json.loads((root / kind / "tokenizer.json").read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]))
+    return folder
+
+
 @pytest.mark.parametrize("lacking", ["vocab.json", "merges.txt"])
 def test_words_and_merges_are_both_needed(root: Path, tmp_path: Path, lacking: str) -> None:
-    model = json.loads((root / "CLIPTokenizer" / "tokenizer.json").read_text())["model"]
-    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
-    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]))
     kind = transformers.CLIPTokenizer
-    whole = load_tokenizer(kind, tmp_path, "the part")
+    whole = load_tokenizer(kind, spelled(root, "CLIPTokenizer", tmp_path), "the part")
     assert whole("a red cat").input_ids == clip_tokenizer()("a red cat").input_ids
     (tmp_path / lacking).unlink()
     with pytest.raises(UserError, match=f"the part has no {lacking} in "):
         load_tokenizer(kind, tmp_path, "the part")
+
+
+@pytest.mark.parametrize("kind", ["CLIPTokenizer", "Qwen2Tokenizer"])
+def test_merges_that_are_cut_off_are_refused(root: Path, tmp_path: Path, kind: str) -> None:
+    merges = spelled(root, kind, tmp_path) / "merges.txt"
+    lines = merges.read_text().split("\n")
+    assert load_tokenizer(getattr(transformers, kind), tmp_path, "the part")("red").input_ids
+    for kept in (0, 1, len(lines) // 2):
+        merges.write_text("\n".join(lines[:kept]))
+        told = rf"^the part is cut off: the merges\.txt in {tmp_path} makes \d+ of the \d+ tokens that vocab\.json has beside "
+        with pytest.raises(UserError, match=told):
+            load_tokenizer(getattr(transformers, kind), tmp_path, "the part")
+    copy_of(root / kind, tmp_path / "copy")
+    replaced(tmp_path / "copy" / "merges.txt", "")  # is not read beside a tokenizer.json
+    load_tokenizer(getattr(transformers, kind), tmp_path / "copy", "the part")
 
 
 @pytest.mark.parametrize("kind", KINDS)

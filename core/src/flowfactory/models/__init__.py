@@ -9,7 +9,7 @@ from flowfactory.models.loading_report import load_module, refuse_gaps
 from flowfactory.models.pretrained import Pretrained, checkpoint_identity
 from flowfactory.models.resolution import Grid
 from flowfactory.models.schedules import even_sigmas, resolution_shift, scheduler_sigmas, shifted_sigmas
-from flowfactory.models.tokenizers import check_vocabulary, load_tokenizer
+from flowfactory.models.tokenizers import check_vocabulary, has_vocabulary, load_tokenizer
 
 __all__ = [
     "Entry",
@@ -27,6 +27,7 @@ __all__ = [
     "decode_normalized",
     "decode_scaled",
     "even_sigmas",
+    "has_vocabulary",
     "latent_shape",
     "linear_guidance",
     "load_module",

@@ -35,8 +35,9 @@ def check_settings(folder: Path) -> None:
     """As :func:`check_files`, of all but the weights: what tokenizers and picture processors are read from."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; {AGAIN}")
-    for file in sorted(file for file in folder.iterdir() if file.suffix in (".json", ".model", ".txt", ".jinja")):
-        check_file(file)
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".model", ".txt", ".jinja") and not file.name.startswith("."):  # macOS leaves ._ files
+            check_file(file)
 
 
 def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
@@ -83,7 +84,7 @@ def check_file(file: Path) -> None:
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{file} is not JSON ({_one_line(error)}); {AGAIN}") from error
+            raise UserError(f"{file} is not JSON ({one_line(error)}); {AGAIN}") from error
         if file.name.endswith(("config.json", "model_index.json")) and not isinstance(found, dict):
             raise UserError(f"{file} holds no settings; {AGAIN}")
     if file.suffix in PICKLES and not _is_pickled(file, start):
@@ -93,7 +94,7 @@ def check_file(file: Path) -> None:
             with safe_open(file, framework="np"):  # PyTorch's way counts the whole file as memory
                 pass
         except SafetensorError as error:
-            raise UserError(f"{file} is cut off or damaged ({_one_line(error)}); {AGAIN}") from error
+            raise UserError(f"{file} is cut off or damaged ({one_line(error)}); {AGAIN}") from error
 
 
 def is_local(path: Path | str) -> bool:
@@ -134,8 +135,9 @@ def _explain(error: BaseException) -> str:
         return "the hub has no such id that you may read; correct it, give a folder, or log in: hf auth login"
     if raised(errors.LocalEntryNotFoundError, ConnectionError):
         return "it is not on this machine, and the hub is out of reach; give a folder, or download it first: hf download"
-    return _one_line(error if isinstance(error, OSError | ImportError) else f"{type(error).__name__}: {error}")
+    return one_line(error if isinstance(error, OSError | ImportError) else f"{type(error).__name__}: {error}")
 
 
-def _one_line(told: object) -> str:
+def one_line(told: object) -> str:
+    """What a library says, to stand within a sentence."""
     return " ".join(str(told).split()).rstrip(".")

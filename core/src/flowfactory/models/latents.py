@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from flowfactory.canvas import Canvas
+from flowfactory.errors import UserError
+from flowfactory.models.checkpoint_files import AGAIN
 from flowfactory.models.family import Parts
 
 
@@ -22,8 +24,11 @@ def packed_shape(parts: Parts, canvas: Canvas) -> tuple[int, ...]:
 
 
 def decode_scaled(parts: Parts, latents: Tensor) -> Tensor:
-    """Pictures [B, 3, H, W] of a VAE with a scale and a shift for all channels."""
+    """Pictures [B, 3, H, W] of a VAE with a scale and a shift for all channels. UserError: its config lacks one of them."""
     vae = parts.pipeline.vae
+    for name in ("scaling_factor", "shift_factor"):
+        if vae.config.get(name) is None:
+            raise UserError(f"model.path: the config.json of the vae of {parts.options.path} has no {name}; {AGAIN}")
     latents = latents / vae.config.scaling_factor + vae.config.shift_factor
     pictures: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
     return pictures.float() / 2 + 0.5

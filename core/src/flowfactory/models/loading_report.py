@@ -10,12 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from flowfactory.errors import UserError
 from flowfactory.models.checkpoint_files import AGAIN, check_file, check_files, is_local, reading, variants, weight_files
 
 REMEDY = "get the folder again, whole, or a config.json that goes with its weights"
+
+MOST_ZEROS = 0.2
+"""The share of a model's matrices that may be zeros: released ones may have a few in a last block, that nothing reads, and
+untrained ones begin with some."""
 
 
 def load_module(
@@ -25,7 +29,7 @@ def load_module(
 
     Without a path, ``options`` have its ``config`` and its ``state_dict``, as transformers takes them.
     source: what messages begin with. unused: see :func:`refuse_gaps`. options: of its ``from_pretrained``.
-    UserError: a file is damaged or not there, or the weights are not those of the config beside them.
+    UserError: a file is damaged or not there, its weights are not those of the config beside them, or many are zeros.
     """
     local = Path(path) if path is not None and is_local(path) else None
     packed = False
@@ -44,6 +48,8 @@ def load_module(
     with reading(source), _reports_left_out():
         module, told = kind.from_pretrained(path, output_loading_info=True, **options)
     refuse_gaps(source, module, told, unused)
+    if getattr(module, "hf_quantizer", None) is None:
+        _refuse_zeros(source, module, told["missing_keys"])
     return module
 
 
@@ -71,6 +77,20 @@ def refuse_gaps(source: str, module: nn.Module, told: Mapping[str, Any], unused:
         raise UserError(f"{source} holds {_count(spare)} that its config.json has no place for, the first {spare[0]}; {REMEDY}")
     if told["error_msgs"]:
         raise UserError(f"{source} cannot be read: {' '.join(str(told['error_msgs'][0]).split())}; {REMEDY}")
+
+
+def _refuse_zeros(source: str, module: nn.Module, missing: Collection[str]) -> None:
+    """UserError: of too many matrices that were read there are but zeros, as in a file that was not written to its end."""
+    read = {name: weight for name, weight in module.named_parameters() if name not in missing}
+    matrices = {name: weight for name, weight in read.items() if weight.dim() > 1 and min(weight.shape[:2]) > 1}
+    zeros = [name for name, weight in matrices.items() if not _has_numbers(weight)]
+    if len(zeros) > MOST_ZEROS * len(matrices):
+        count = f"{len(zeros)} of its {len(matrices)} matrices"
+        raise UserError(f"{source} holds nothing but zeros in {count}, the first {zeros[0]}; {AGAIN}")
+
+
+def _has_numbers(tensor: Tensor) -> bool:
+    return bool(tensor[0].any()) or bool(tensor.any())  # a row is enough nearly always, and takes no time
 
 
 def _counted(names: Collection[str], unused: Collection[str]) -> list[str]:

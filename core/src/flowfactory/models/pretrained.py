@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
@@ -19,7 +19,8 @@ from torch import nn
 from flowfactory.errors import UserError
 from flowfactory.models.checkpoint_files import check_file, check_files, reading, variants, weight_files
 from flowfactory.models.loading_report import load_module
-from flowfactory.models.tokenizers import check_vocabulary, check_vocabulary_files, load_tokenizer
+from flowfactory.models.scheduler_settings import check_scheduler
+from flowfactory.models.tokenizers import check_vocabulary, check_vocabulary_files, limit_length, load_tokenizer
 
 LIBRARIES = ("diffusers", "transformers")
 INDEX = "model_index.json"
@@ -90,25 +91,39 @@ class Pretrained:
             # small, and of no use without their encoder: where that is, they are forgotten
             there += [name for name in named if name not in there and name.replace("tokenizer", "text_encoder") in there]
             for name in there:
-                self._check_part(folder, name)
+                self._check_part(index, folder, name)
             if self._variant and not any(self._variant_of(folder / name) for name in there):
                 has = f"no part of {self.path} has weights of the variant {self._variant}"
                 raise UserError(f"model.variant: {has}; leave it out")
 
     def require(self, needed: Collection[str]) -> None:
-        """UserError: the pipeline lacks one of the parts ``needed``, or has it from a library that is not read."""
+        """UserError: the pipeline lacks one of the parts ``needed``, or has it of a library or a class that is not read."""
         with said_of_the_path():
             self._check_names(self.settings, needed)
+            self._check_encoders()
+
+    def _check_encoders(self) -> None:
+        """UserError: a text encoder is of another class than the pipeline calls."""
+        for name, wanted in get_type_hints(self._class.__init__).items():
+            if not name.startswith("text_encoder") or not self.parts.get(name):
+                continue
+            kind = self._kind(name)
+            if isinstance(wanted, type) and not issubclass(kind, wanted):
+                told = f"is of the class {kind.__name__}, and a {self._class.__name__} has a {wanted.__name__}"
+                raise UserError(f"{name} of {self.path} {told}; get {INDEX} again")
 
     def _check_names(self, index: Mapping[str, Any], needed: Collection[str]) -> None:
         read = [name for name, part in index.items() if name.startswith("text_encoder") and part not in (None, [None, None])]
         for name in dict.fromkeys([*needed, *(encoder.replace("text_encoder", "tokenizer") for encoder in read)]):
             self._class_name(index, name)
 
-    def _check_part(self, folder: Path, name: str) -> None:
+    def _check_part(self, index: Mapping[str, Any], folder: Path, name: str) -> None:
         check_files(folder / name, self._variant_of(folder / name))
+        if name == "scheduler":
+            check_scheduler(folder / name, self._class_name(index, name)[1], f"{name} of {self.path}")
         if name.startswith("tokenizer"):
             check_vocabulary_files(folder / name, f"{name} of {self.path}")
+            check_file(folder / name / "tokenizer_config.json")  # else transformers makes up its length and its padding
         others = variants(folder / name)
         if others and not weight_files(folder / name, self._variant) and not weight_files(folder / name):
             raise UserError(
@@ -144,22 +159,24 @@ class Pretrained:
             folder = self.fetch(read)
             kinds = {name: self._kind(name) for name in read}
             for name in read:
-                self._check_part(folder, name) if (folder / name).is_dir() else check_files(folder / name)
+                self._check_part(self.settings, folder, name) if (folder / name).is_dir() else check_files(folder / name)
             made = {name: self.load(kinds[name], folder, name, dtypes.get(name, dtypes["default"])) for name in read}
             for name, encoder in made.items():
                 if name.startswith("text_encoder"):
-                    self._check_tokenizers(made, name, encoder)
+                    self._fit_tokenizers(made, name, encoder)
         known = inspect.signature(self._class).parameters
         settings = {name: value for name, value in self.settings.items() if name in known and not isinstance(value, list)}
         pipeline = self._class(**settings | dict.fromkeys(there) | given | made)
         pipeline.register_to_config(_name_or_path=self.path)
         return pipeline
 
-    def _check_tokenizers(self, made: Mapping[str, Any], name: str, encoder: Any) -> None:
+    def _fit_tokenizers(self, made: Mapping[str, Any], name: str, encoder: Any) -> None:
+        """None is longer than ``encoder`` has places for. UserError: one has other ids."""
         embeddings = encoder.get_input_embeddings().num_embeddings
         for other in (name.replace("text_encoder", kind) for kind in ("tokenizer", "processor")):
             if other in made:
                 check_vocabulary(made[other], embeddings, f"{other} of {self.path}")
+                limit_length(made[other], encoder)
 
     def fetch(self, names: Collection[str]) -> Path:
         """The folder on this machine with the parts ``names``, downloaded where ``path`` is a hub id."""

@@ -7,13 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowfactory.errors import UserError
+from flowfactory.models.checkpoint_files import one_line
 from flowfactory.models.family import Parts
 
 
 def scheduler_sigmas(parts: Parts, steps: int, **options: Any) -> Tensor:
-    """The sigmas [steps + 1] of the checkpoint's own scheduler, with ``options`` of its ``set_timesteps``."""
+    """The sigmas [steps + 1] of the checkpoint's own scheduler, with ``options`` of its ``set_timesteps``.
+
+    UserError: the scheduler does not take them.
+    """
     scheduler = parts.pipeline.scheduler
-    scheduler.set_timesteps(**({"num_inference_steps": steps} | options))
+    try:
+        scheduler.set_timesteps(**({"num_inference_steps": steps} | options))
+    except (TypeError, ValueError, AttributeError) as error:
+        source = f"model.path: {parts.options.path}: its {type(scheduler).__name__}"
+        raise UserError(f"{source} makes no schedule of this model: {one_line(error)}; get the checkpoint's own") from error
     sigmas: Tensor = scheduler.sigmas
     # UniPC starts 1e-6 below 1 for the sake of its logarithms; an SDE whose spread has 1 - sigma below it must not
     return torch.where(sigmas > 1 - 1e-5, torch.ones_like(sigmas), sigmas)

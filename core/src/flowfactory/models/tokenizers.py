@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -9,15 +11,20 @@ from typing import Any
 from flowfactory.errors import UserError
 from flowfactory.models.checkpoint_files import check_settings, is_local, reading
 
+MERGED = ("vocab.json", "merges.txt")
 FILES = (
     *(("tokenizer.json",), ("tokenizer.model",), ("tekken.json",), ("tiktoken.model",)),
-    *(("vocab.json", "merges.txt"), ("spiece.model",), ("vocab.txt",)),
+    *(MERGED, ("spiece.model",), ("vocab.txt",)),
 )
 """Any of these is a vocabulary; which of them depends on the class."""
 WORDS = ("cat", "red")
 """Two words of one length, which any vocabulary of a language tells apart."""
 LEAST_SHARE = 0.9
-"""Of an encoder's embeddings that its tokenizer uses; the released ones have from 0.997 on, the rest is padding."""
+"""Of an encoder's embeddings that its tokenizer uses; the released ones have from 0.997 on, the rest is padding.
+
+Of a vocabulary that its merges make, too: all but a few special tokens in the released ones.
+"""
+END_OF_WORD = "</w>"
 
 
 def load_tokenizer(kind: Any, path: Path | str, source: str, **options: Any) -> Any:
@@ -50,14 +57,40 @@ def check_vocabulary(tokenizer: Any, embeddings: int, source: str) -> None:
         )
 
 
+def limit_length(tokenizer: Any, encoder: Any) -> None:
+    """``tokenizer``, or a processor's, cuts off at as many tokens as ``encoder`` has places for, where that says how many."""
+    tokenizer, places = _text_side(tokenizer), getattr(encoder.config, "max_position_embeddings", None)
+    if places is not None:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, places)
+
+
 def _text_side(tokenizer: Any) -> Any:
     return tokenizer if hasattr(tokenizer, "get_vocab") else tokenizer.tokenizer
 
 
 def check_vocabulary_files(folder: Path, source: str, named: Collection[str] = ()) -> None:
-    """UserError: ``folder`` has not all of ``named``, and no other vocabulary that transformers reads."""
+    """UserError: ``folder`` has not all of ``named`` and no other vocabulary that transformers reads, or lacks merges."""
     accepted = [*FILES[:4], named] if named else FILES
-    if any(all((folder / name).is_file() for name in names) for names in accepted):
-        return
-    lacking = next(name for name in named or FILES[0] if not (folder / name).is_file())
-    raise UserError(f"{source} has no {lacking} in {folder}; get it again, whole")
+    if not has_vocabulary(folder, accepted):
+        lacking = next(name for name in named or FILES[0] if not (folder / name).is_file())
+        raise UserError(f"{source} has no {lacking} in {folder}; get it again, whole")
+    if not has_vocabulary(folder, FILES[:4]) and has_vocabulary(folder, [MERGED]):
+        _check_merges(folder, source)
+
+
+def has_vocabulary(folder: Path, vocabularies: Collection[Collection[str]] = FILES) -> bool:
+    """Whether all files of one of ``vocabularies`` are in ``folder``."""
+    return any(all((folder / name).is_file() for name in names) for names in vocabularies)
+
+
+def _check_merges(folder: Path, source: str) -> None:
+    """UserError: merges.txt makes too few of the tokens in vocab.json: what it lacks is spelled out byte by byte."""
+    with reading(source):
+        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    made = {"".join(line.split()) for line in lines}
+    merged = [token for token in vocabulary if len(token.removesuffix(END_OF_WORD)) > 1 and not re.fullmatch("<.*>", token)]
+    found = sum(token in made for token in merged)
+    if found < LEAST_SHARE * len(merged):
+        told = f"the merges.txt in {folder} makes {found} of the {len(merged)} tokens that vocab.json has beside single bytes"
+        raise UserError(f"{source} is cut off: {told}; get it again, whole")
