@@ -192,3 +192,9 @@ def test_scores_that_are_too_deep_are_named() -> None:
 def test_a_redirect_to_nowhere_is_an_answer_like_others() -> None:
     with serve_answers(lambda asked: (301, b'{"error": "moved"}', {})) as server:
         assert refusal(RemoteConfig(url=server.url), within=30) == f"{server.url}: answered 301, moved"
+
+
+def test_a_redirect_to_what_is_no_address_is_named() -> None:
+    with serve_answers(lambda asked: (302, b"", {"Location": "http://[::bad/"})) as server:
+        said = refusal(RemoteConfig(url=server.url), within=30)
+    assert "answered 302, a redirect to an address that cannot be read, which is not followed" in said

@@ -212,8 +212,7 @@ class Client:
 
     def _describe_refusal(self, host: Host, path: str, answer: Answer) -> str:
         if 300 <= answer.status < 400 and (location := answer.headers.get("location")):
-            place = urlsplit(urljoin(host.url + path, location))  # without a query, which may hold a secret
-            said = self._mask_token(f"{place.scheme}://{place.netloc.rpartition('@')[2]}{place.path}".removesuffix(path))[:200]
+            said = self._mask_token(_target(host.url + path, location).removesuffix(path))[:200]
             return (
                 f"{host.url}: answered {answer.status}, a redirect to {said}, which is not followed; give url the right address"
             )
@@ -238,6 +237,15 @@ class Client:
     def _mask_token(self, text: str) -> str:
         """Servers say what token they were given."""
         return text.replace(self._token, "***") if self._token else text
+
+
+def _target(asked: str, location: str) -> str:
+    """Where a redirect leads, without its query and its user, which may be secrets."""
+    try:
+        place = urlsplit(urljoin(asked, location))
+    except ValueError:
+        return "an address that cannot be read"
+    return f"{place.scheme}://{place.netloc.rpartition('@')[2]}{place.path}"
 
 
 def _retry_after(text: str | None) -> float:
