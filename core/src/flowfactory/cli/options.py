@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from flowfactory.config.paths import check_length
 from flowfactory.errors import UserError
 
 
@@ -17,6 +16,8 @@ def typed_path(text: str) -> Path:
 
     UserError: a text that is no path.
     """
+    from flowfactory.config.paths import check_length
+
     path = Path(os.path.expanduser(text))
     try:
         check_length(path)

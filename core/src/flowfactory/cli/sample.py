@@ -10,7 +10,6 @@ import typer
 
 from flowfactory.cli.options import Iteration, RunFolder, Sets, typed_path
 from flowfactory.cli.output import warn
-from flowfactory.config.paths import file_error
 from flowfactory.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,6 +68,8 @@ def sample(
 
 
 def _require_files(paths: Iterable[Path]) -> None:
+    from flowfactory.config.paths import file_error
+
     for path in paths:
         if reason := file_error(path):
             raise UserError(reason)
