@@ -175,6 +175,7 @@ def test_a_server_is_not_told(load: Load) -> None:
 
 
 def test_a_hub_reads_the_head_of_a_card(load: Load) -> None:
+    pytest.importorskip("diffusers", reason="diffusers is not here")
     origin = Origin("owner/base", True, hub=True, licence=(("license", "apache-2.0"),))
     full = load({"model": {"name": "net", "train": "full"}})
     adapters = load({"model": {"name": "net"}})
