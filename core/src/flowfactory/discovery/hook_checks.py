@@ -48,7 +48,7 @@ def check_unmarked(component: object, specs: type, groups: Collection[Collection
             continue
         taken = set(inspect.signature(getattr(component, name)).parameters)
         if taken and taken <= set(hooks[name]):
-            raise UserError(f"{place_of(function)} is not marked and would never be called; write @hookimpl above it")
+            raise _unmarked(function)
 
 
 def require_marked(component: object, hook: str) -> None:
@@ -59,10 +59,14 @@ def require_marked(component: object, hook: str) -> None:
     owner = component if isinstance(component, ModuleType) else type(component)
     function = inspect.getattr_static(owner, hook, None)
     if inspect.isfunction(function) and not hasattr(function, _MARK):
-        raise UserError(f"{place_of(function)} is not marked and would never be called; write @hookimpl above it")
+        raise _unmarked(function)
     if isinstance(owner, ModuleType):
         raise UserError(f"has no function {hook}; write one and mark it with @hookimpl")
     raise UserError(f"{place_of(owner)} does not implement {hook}; write the method and mark it with @hookimpl")
+
+
+def _unmarked(function: Callable[..., Any]) -> UserError:
+    return UserError(f"{place_of(function)} is not marked and would never be called; write @hookimpl above it")
 
 
 def hooks_of(specs: type) -> dict[str, list[str]]:
