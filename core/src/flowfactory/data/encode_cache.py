@@ -7,7 +7,6 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from flowfactory.canvas import Canvas
 from flowfactory.data.condition_checks import check_finite
 from flowfactory.data.media import file_digest
+from flowfactory.discovery.installed_version import installed_version
 from flowfactory.types import Conditions, Prompt
 
 ENVIRONMENT = "FLOWFACTORY_CACHE"
@@ -52,7 +52,6 @@ class EncodeCache:
         canvas_matters: bool = False,
     ) -> None:
         self._encode, self._encoding = encode, encoding
-        self._version = metadata.version("flowfactory")  # once: it is looked for on the disk
         self._folder = folder / "conditions"
         self._device = torch.device(device)
         self._canvas_matters = canvas_matters
@@ -107,24 +106,17 @@ class EncodeCache:
 
     def _key(self, prompt: Prompt, canvas: Canvas) -> str:
         parts = [
-            self._version,
+            installed_version("flowfactory"),
             self._encoding,
             prompt.text,
             json.dumps(prompt.metadata, sort_keys=True, default=str),
             prompt.images and [PICTURES_READ, *(file_digest(path) for path in prompt.images)],
-            prompt.video and [VIDEOS_READ, _version("av"), prompt.video_fps, file_digest(prompt.video)],
+            prompt.video and [VIDEOS_READ, installed_version("av"), prompt.video_fps, file_digest(prompt.video)],
             prompt.audio and file_digest(prompt.audio),
             canvas if self._canvas_matters else None,
             prompt.is_negative,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _read_entry(path: Path) -> Entry | None:

@@ -10,7 +10,6 @@ import gc
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -21,6 +20,7 @@ from flowfactory import flow
 from flowfactory.canvas import Canvas
 from flowfactory.config.component import LoraTraining, ModelConfig
 from flowfactory.config.paths import CheckpointPath
+from flowfactory.discovery.installed_version import installed_version
 from flowfactory.discovery.specs import hookimpl
 from flowfactory.errors import UserError
 from flowfactory.models.checkpoint_files import reading
@@ -285,7 +285,9 @@ class FamilyModel:
         options |= {} if config.variant is None else {"variant": config.variant}
         names = (*family.encoders, *family.encoded_with)
         tiled = config.tiling and "vae" in family.encoded_with  # pictures are encoded in tiles too
-        versions = [_version(name) for name in (family.distribution, "diffusers", "transformers", "pillow", "torchvision")]
+        # torchvision, where it is installed, prepares pictures otherwise
+        libraries = ("diffusers", "transformers", "pillow", "torchvision")
+        versions = [installed_version(name) for name in (family.distribution, *libraries)]
         return json.dumps([self._checkpoint.identity(names), family.pipelines[0], options, tiled, str(self._dtype), versions])
 
     @hookimpl
@@ -364,13 +366,6 @@ class FamilyModel:
         with torch.autocast(latents.device.type, enabled=False):
             pieces = [self._family.decode(parts, latents[start : start + most]) for start in starts]
         return torch.cat(pieces).float()
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None  # such as torchvision, which prepares pictures otherwise where it is installed
 
 
 def _freeze(modules: Iterable[object], device: torch.device) -> None:
