@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flowfactory.atomic_files import replacing
 from flowfactory.canvas import Canvas
 from flowfactory.data.condition_checks import check_finite
 from flowfactory.data.media import file_digest
@@ -132,14 +132,8 @@ def _read_entry(path: Path) -> Entry | None:
 
 def _write_entry(path: Path, entry: Entry) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")
-    os.close(handle)
-    try:
+    with replacing(path, private=True) as temporary:
         save_file(dict(entry), temporary, metadata={CHECKSUM: _checksum(entry)})
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _checksum(entry: Entry) -> str:

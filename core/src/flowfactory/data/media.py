@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from flowfactory.atomic_files import replacing
 from flowfactory.errors import UserError
 
 FRAME_RATE = 8.0  # of clips whose model does not say
@@ -243,12 +243,11 @@ def write_media(medium: Tensor, path: Path, frame_rate: float | None = None) -> 
     # Pillow takes grey pictures without a channel axis
     pictures = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in to_pixels(frames)]
     final = path.with_name(path.name + (".png" if len(pictures) == 1 else ".mp4"))
-    temporary = final.with_name(f".writing-{final.name}")
-    if len(pictures) == 1:
-        pictures[0].save(temporary, format="PNG")
-    else:
-        _encode_video(pictures, temporary, frame_rate or FRAME_RATE)
-    os.replace(temporary, final)
+    with replacing(final) as temporary:
+        if len(pictures) == 1:
+            pictures[0].save(temporary, format="PNG")
+        else:
+            _encode_video(pictures, temporary, frame_rate or FRAME_RATE)
     return final
 
 

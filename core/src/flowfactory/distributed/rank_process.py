@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+from flowfactory.atomic_files import write_atomically
 from flowfactory.distributed.environment import RESTART_COUNT, in_group, read_environment, read_number
 from flowfactory.distributed.outcome import to_outcome
 
@@ -27,9 +28,7 @@ def report_outcome(error: BaseException | None) -> None:
     found = read_environment(os.environ)
     assert found is not None
     path = outcome_path(Path(os.environ[OUTCOMES]), read_number(os.environ, RESTART_COUNT, 0), found.rank)
-    temporary = path.with_suffix(".writing")
-    temporary.write_text(to_outcome(error, found.rank).as_json(), encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, to_outcome(error, found.rank).as_json())
 
 
 def outcome_path(folder: Path, attempt: int, rank: int) -> Path:

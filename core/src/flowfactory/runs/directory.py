@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from flowfactory.atomic_files import write_atomically
 from flowfactory.config import loading, yaml
 from flowfactory.config.schema import RunConfig
 from flowfactory.data.media import write_media
@@ -117,13 +117,6 @@ class RunDirectory:
             return []
         index = json.loads((folder / "index.json").read_text())
         return [{**item, "path": folder / item["file"]} for item in index]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to a temporary name, then rename it to ``path``."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def to_json(value: object) -> str:

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowfactory.atomic_files import write_atomically
 from flowfactory.config.yaml import parse_yaml
 from flowfactory.rewards.warnings import dominance_warning, dominant_reward, hacking_warnings
 from flowfactory.runs.charts import COLOURS, Points, Style, chart, scale_to_unit
-from flowfactory.runs.directory import RunDirectory, write_atomically
+from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.score_format import format_score
 
 

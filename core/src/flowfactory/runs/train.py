@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from flowfactory.atomic_files import write_atomically
 from flowfactory.config.idle_keys import idle_keys
 from flowfactory.config.schema import RunConfig
 from flowfactory.distributed.hangup import SIGHUP, stop_signals
@@ -15,7 +16,7 @@ from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.errors import Interrupted, RunError
 from flowfactory.rewards.warnings import dominance_warning, dominant_reward
 from flowfactory.runs.checkpoints.save import Checkpoints
-from flowfactory.runs.directory import RunDirectory, to_json, write_atomically
+from flowfactory.runs.directory import RunDirectory, to_json
 from flowfactory.runs.flat_iterations import FlatIterations, count_flat
 from flowfactory.runs.score_format import format_score
 from flowfactory.runs.versions import versions

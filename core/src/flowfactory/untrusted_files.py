@@ -1,0 +1,46 @@
+"""Reading what a stranger may have written: a regular file, within a size, and below a folder where that is asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+
+class Refused(Exception):
+    """Why a file is not read, in a few words that follow its name."""
+
+
+def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
+    """All of the regular file ``path``, at most ``limit`` bytes, which lies below ``within``, links followed.
+
+    Refused: it is something else, larger, or elsewhere. OSError: it cannot be read.
+    """
+    if within is not None and not path.resolve().is_relative_to(within.resolve()):
+        raise Refused(f"leads out of {within}")
+    # without waiting, as a pipe without a writer would have it
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise Refused("is no file")
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise Refused(f"is larger than {limit / 2**20:g} MiB")
+    return content
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Refused: it is none, is not UTF-8, or is nested too deep to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise Refused("is nested too deep") from None
+    except ValueError as error:
+        raise Refused(f"is no JSON ({error})") from error
+
+
+def read_json(path: Path, limit: int, within: Path | None = None) -> Any:
+    """The value in a JSON file. Refused, OSError: as :func:`read_bytes` and :func:`parse_json`."""
+    return parse_json(read_bytes(path, limit, within))
