@@ -92,7 +92,7 @@ def _print_summary(directory: RunDirectory, say: Callable[[str], None]) -> None:
     from flowfactory.runs.report import write_report
     from flowfactory.runs.score_format import format_score
 
-    report = write_report(directory)
+    report = write_report(directory, say)
     records = [record for record in directory.records() if any(key.startswith("eval/") for key in record)]
     if len(records) > 1:
         for key in (key for key in records[-1] if key.startswith("eval/") and key.endswith("/mean")):

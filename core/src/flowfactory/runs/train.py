@@ -15,6 +15,7 @@ from flowfactory.distributed.hangup import SIGHUP, stop_signals
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.errors import Interrupted, RunError
 from flowfactory.rewards.warnings import dominance_warning, dominant_reward
+from flowfactory.runs import trust
 from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory, to_json
 from flowfactory.runs.flat_iterations import FlatIterations, count_flat
@@ -43,6 +44,7 @@ def train(
     directory = RunDirectory(config.output.dir)
     if ranks.leads:
         directory.open(config, resume)
+        trust.remember(config, say)
         for sentence in idle_keys(config):
             say(f"warning: {sentence}")
     else:
