@@ -51,7 +51,8 @@ def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], say: Say
     sections = [_warnings(records, _aggregate(config)), _scores(held), _combined_chart(rewards, held)]
     sections += [_charts("Reward while training", rewards), _charts("Held-out score", held)]
     sections += [_pictures(directory, records, say), _charts("Diagnostics", diagnostics)]
-    known = _read(directory.facts, LARGEST_FACTS, _versions, {}, say)
+    absent: dict[str, str] = {}
+    known = _read(directory.facts, LARGEST_FACTS, _versions, absent, say)
     versions = "".join(f"<tr><td>{html.escape(k)}<td>{html.escape(v)}" for k, v in known.items())
     name = html.escape(directory.path.name)
     return (

@@ -76,7 +76,9 @@ def model_mark(path: object) -> str:
 
 def remember(config: RunConfig, say: Say) -> None:
     """Have what acts in ``config`` known here from now on; ``say`` hears where it cannot be kept, which stops no run."""
-    marks = {reach.mark for reach in reaches(config)} | {model_mark(getattr(config.model, "path", None))}
+    marks = {reach.mark for reach in reaches(config)}
+    if path := getattr(config.model, "path", None):
+        marks.add(model_mark(path))
     try:
         marks |= {plugin_mark(file, file.read_bytes()) for file in config.plugins}
         folder = _marks_folder()
