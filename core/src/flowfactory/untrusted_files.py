@@ -18,7 +18,7 @@ def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
 
     Refused: it is something else, larger, or elsewhere. OSError: it cannot be read.
     """
-    if within is not None and not path.resolve().is_relative_to(within.resolve()):
+    if within is not None and not leads_into(path, within):
         raise Refused(f"leads out of {within}")
     # without waiting, as a pipe without a writer would have it
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -29,6 +29,11 @@ def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
     if len(content) > limit:
         raise Refused(f"is larger than {limit / 2**20:g} MiB")
     return content
+
+
+def leads_into(path: Path, folder: Path) -> bool:
+    """Whether ``path``, links followed, lies below ``folder``."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))  # resolve() raises where links go round
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -384,7 +384,9 @@ def test_a_server_and_a_secret_are_those_that_you_have_trained_with(
     first, second = err.splitlines()
     assert first.startswith(f"error: config.yaml: rewards.far.url: it sends pictures to {url}/theirs, with which")
     assert first.endswith("give your own with --set rewards.far.url=…, or add --trust")
-    assert second.startswith("error: config.yaml: rewards.far.token_env: it sends what is in the environment variable AWS_SECRET")
+    assert second.startswith(
+        "error: config.yaml: rewards.far.token_env: it sends what is in the environment variable AWS_SECRET"
+    )
     code, _, err = call(invoke, ("eval", "RUN"), directory, "--set", f"rewards.far.url={url}")
     assert (code, len(err.splitlines())) == (2, 1)
     assert tokens == []

@@ -20,7 +20,7 @@ from flowfactory.runs import trust
 from flowfactory.runs.checkpoints import lookup
 from flowfactory.runs.resume import config_changes, fixed_config
 from flowfactory.types import Say
-from flowfactory.untrusted_files import Refused, read_bytes, read_json
+from flowfactory.untrusted_files import Refused, leads_into, read_bytes, read_json
 
 LARGEST_CONFIG, LARGEST_INDEX = 16 * 2**20, 64 * 2**20
 """In bytes."""
@@ -147,7 +147,7 @@ class RunDirectory:
     def drawn(self) -> Path:
         """Where ``sample`` writes to. UserError: a link leads out of this directory there."""
         folder = self.samples / "drawn"
-        if not folder.resolve().is_relative_to(self.path.resolve()):
+        if not leads_into(folder, self.path):
             raise UserError(f"{folder} leads out of {self.path}; choose where to write with --out")
         return folder
 

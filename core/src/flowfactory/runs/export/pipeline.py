@@ -11,7 +11,7 @@ import torch
 
 from flowfactory.errors import UserError
 from flowfactory.runs.export.origin import INDEX, LARGEST_TEXT, downloaded_from
-from flowfactory.untrusted_files import Refused, read_json
+from flowfactory.untrusted_files import Refused, leads_into, read_json
 
 LICENCES = ("LICENSE", "LICENCE", "NOTICE")
 
@@ -63,10 +63,9 @@ def _files(part: Path) -> Iterator[Path]:
 def _check_place(file: Path, source: Path, links: bool) -> None:
     if not file.is_file():
         raise UserError(f"model.path: {file} is no file; delete it, or get the model again")
-    within = source.resolve()
-    if downloaded_from(source):
-        within = within.parents[1]  # whose snapshots are links to its blobs
-    if not links and not file.resolve().is_relative_to(within):
+    # of what a hub's client keeps, the snapshots are links to the blobs
+    within = source.resolve().parents[1] if downloaded_from(source) else source
+    if not links and not leads_into(file, within):
         raise UserError(f"model.path: {file} leads out of {source}; put the file itself there, or add --trust")
 
 
