@@ -79,7 +79,7 @@ def _summary(config: RunConfig, origin: Origin, exported: Exported) -> str:
     base = f"[`{origin.name}`](https://huggingface.co/{origin.name})" if origin.hub else code_span(origin.name)
     what = "A fine-tune of" if config.model.train == "full" else "LoRA adapters for"
     rewards = ", ".join(
-        code_span(label)
+        f"`{label}`"
         + (f" ({name})" if (name := _component(reward)) != label else "")
         + f" with weight {reward_weight(reward):g}"
         for label, reward in config.rewards.items()
