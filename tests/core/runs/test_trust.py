@@ -46,6 +46,16 @@ def executed(tmp_path: Path) -> Path:
     return tmp_path / "executed"
 
 
+@pytest.fixture
+def begun(load: Callable[..., RunConfig]) -> RunDirectory:
+    """A run directory in which nothing is but its config, of a run that began here."""
+    config = load()
+    directory = RunDirectory(config.output.dir)
+    directory.open(config, False)
+    trust.remember(config, print)
+    return directory
+
+
 def write_payload(path: Path, touched: Path) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_text(
@@ -105,42 +115,41 @@ def test_what_you_have_not_trained_with_is_not_executed(
     "spelling", ["inside.py", "./inside.py", "../run/inside.py", "link.py", "$TMP_OF_TEST/run/inside.py", "folder/../inside.py"]
 )
 def test_however_it_is_spelled_it_is_not_executed(
-    spelling: str, trained: Trained, executed: Path, invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spelling: str, begun: RunDirectory, executed: Path, invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMP_OF_TEST", str(tmp_path))
-    directory = trained()
-    write_payload(directory.path / "inside.py", executed)
-    (directory.path / "folder").mkdir()
-    (directory.path / "link.py").symlink_to("inside.py")
-    add_plugin(directory, spelling)
+    write_payload(begun.path / "inside.py", executed)
+    (begun.path / "folder").mkdir()
+    (begun.path / "link.py").symlink_to("inside.py")
+    add_plugin(begun, spelling)
     for command in COMMANDS:
-        code, _, err = call(invoke, command, directory)
+        code, _, err = call(invoke, command, begun)
         assert code == 2
-        assert f"plugin {directory.path / 'inside.py'}: " in err
+        assert f"plugin {begun.path / 'inside.py'}: " in err
     assert not executed.exists()
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "is_list"),
     [
-        "defaults: &d {{plugins: [{payload}]}}\n<<: *d\n",
-        "<<: [{{plugins: [{payload}]}}, {{plugins: []}}]\n",
-        '"plug\\x69ns": ["{payload}"]\n',
-        "plugins: []\nplugins: [{payload}]\n",
-        "plugins: {{a: {payload}}}\n",
-        "plugins: {payload}\n",
-        "plugins: [[{payload}]]\n",
+        ("defaults: &d {{plugins: [{payload}]}}\n<<: *d\n", True),
+        ("<<: [{{plugins: [{payload}]}}, {{plugins: []}}]\n", True),
+        ('"plug\\x69ns": ["{payload}"]\n', True),
+        ("plugins: []\nplugins: [{payload}]\n", False),
+        ("plugins: {{a: {payload}}}\n", False),
+        ("plugins: {payload}\n", False),
+        ("plugins: [[{payload}]]\n", False),
     ],
 )
 def test_whatever_yaml_can_do_it_is_not_executed(
-    text: str, trained: Trained, payload: Path, executed: Path, invoke: Invoke
+    text: str, is_list: bool, begun: RunDirectory, payload: Path, executed: Path, invoke: Invoke
 ) -> None:
-    directory = trained()
-    edit(directory, lambda config: config.pop("plugins"))
-    directory.config.write_text(text.format(payload=payload) + directory.config.read_text())
+    edit(begun, lambda config: config.pop("plugins"))
+    begun.config.write_text(text.format(payload=payload) + begun.config.read_text())
     for command in COMMANDS:
-        code, _, err = call(invoke, command, directory)
-        assert (code, err[:7]) == (2, "error: ")
+        code, _, err = call(invoke, command, begun)
+        assert code == 2
+        assert err.startswith(f"error: plugin {payload}: the run" if is_list else "error: config.yaml")
     assert not executed.exists()
 
 
@@ -447,25 +456,24 @@ def test_where_the_config_sends_output_nothing_is_written(trained: Trained, invo
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "device", "large"])
-@OPENING
 def test_a_config_that_is_no_file_of_the_run_is_not_read(
-    kind: str, command: tuple[str, ...], trained: Trained, invoke: Invoke, tmp_path: Path
+    kind: str, begun: RunDirectory, invoke: Invoke, tmp_path: Path
 ) -> None:
-    directory = trained()
-    content = directory.config.read_text()
-    directory.config.unlink()
+    content = begun.config.read_text()
+    begun.config.unlink()
     if kind == "link":
         (tmp_path / "theirs.yaml").write_text(content)
-        directory.config.symlink_to(tmp_path / "theirs.yaml")
+        begun.config.symlink_to(tmp_path / "theirs.yaml")
     elif kind == "pipe":
-        os.mkfifo(directory.config)
+        os.mkfifo(begun.config)
     elif kind == "device":
-        directory.config.symlink_to("/dev/zero")
+        begun.config.symlink_to("/dev/zero")
     else:
-        directory.config.write_bytes(b"#" * (17 * 2**20))
-    code, _, err = call(invoke, command, directory)
-    assert (code, err.count("\n")) == (2, 1)
-    assert str(directory.path) in err
+        begun.config.write_bytes(b"#" * (17 * 2**20))
+    for command in COMMANDS:
+        code, _, err = call(invoke, command, begun)
+        assert (code, err.count("\n")) == (2, 1)
+        assert str(begun.path) in err
 
 
 def test_checkpoints_on_another_disk_are_read_and_samples_elsewhere_are_not_written(
