@@ -18,7 +18,7 @@ def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
 
     Refused: it is something else, larger, or elsewhere. OSError: it cannot be read.
     """
-    if within is not None and not path.resolve().is_relative_to(within.resolve()):
+    if within is not None and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(within)):
         raise Refused(f"leads out of {within}")
     # without waiting, as a pipe without a writer would have it
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

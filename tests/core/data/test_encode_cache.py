@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowfactory.canvas import Canvas
-from flowfactory.data.encode_cache import EncodeCache, default_folder
+from flowfactory.data.cache_folder import CacheFolder
+from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.models import checkpoint_identity
 from flowfactory.types import Conditions, Prompt
 
@@ -43,7 +44,7 @@ class Encoder:
 def made(tmp_path: Path) -> Callable[..., tuple[EncodeCache, Encoder]]:
     def make(encoding: str = "model-1") -> tuple[EncodeCache, Encoder]:
         encoder = Encoder()
-        return EncodeCache(encoder, encoding, tmp_path), encoder
+        return EncodeCache(encoder, encoding, CacheFolder(tmp_path)), encoder
 
     return make
 
@@ -139,17 +140,6 @@ def test_rows_take_the_negative_along() -> None:
     assert Conditions(entries).rows([1]).negative is None
 
 
-def test_the_folder_is_the_environments_choice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FLOWFACTORY_CACHE", str(tmp_path / "here"))
-    assert default_folder() == tmp_path / "here"
-    monkeypatch.delenv("FLOWFACTORY_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert default_folder() == tmp_path / "xdg/flowfactory"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert default_folder() == tmp_path / "home/.cache/flowfactory"
-
-
 def test_the_identity_of_a_folder_changes_with_its_files(tmp_path: Path) -> None:
     (tmp_path / "encoder").mkdir()
     (tmp_path / "transformer").mkdir()
@@ -211,7 +201,7 @@ def test_media_count_by_their_bytes(made: Made, tmp_path: Path) -> None:
 @pytest.mark.parametrize("matters", [False, True])
 def test_the_canvas_counts_where_it_matters(matters: bool, tmp_path: Path) -> None:
     encoder = Encoder()
-    cache = EncodeCache(encoder, "m", tmp_path, canvas_matters=matters)
+    cache = EncodeCache(encoder, "m", CacheFolder(tmp_path), canvas_matters=matters)
     cache.prepare([Prompt("a")], Canvas(8, 8, 5))
     for other in (Canvas(8, 16, 5), Canvas(8, 8, 9)):
         assert cache.prepare([Prompt("a")], other) == int(matters)
@@ -224,14 +214,14 @@ def test_an_entry_is_on_the_disk_as_soon_as_it_is_made(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        EncodeCache(encode, "m", tmp_path).prepare([Prompt("a"), Prompt("b")], CANVAS)
+        EncodeCache(encode, "m", CacheFolder(tmp_path)).prepare([Prompt("a"), Prompt("b")], CANVAS)
     encoder = Encoder()
-    assert EncodeCache(encoder, "m", tmp_path).prepare([Prompt("a"), Prompt("b")], CANVAS) == 1
+    assert EncodeCache(encoder, "m", CacheFolder(tmp_path)).prepare([Prompt("a"), Prompt("b")], CANVAS) == 1
     assert encoder.asked == ["b"]
 
 
 def test_on_another_device_the_samples_of_a_prompt_still_share_one_entry(tmp_path: Path) -> None:
-    cache = EncodeCache(Encoder(), "m", tmp_path, "meta")
+    cache = EncodeCache(Encoder(), "m", CacheFolder(tmp_path), "meta")
     known = cache.conditions([Prompt("a")] * 3 + [Prompt("b")], CANVAS, [Prompt("no")] * 4)
     assert known.negative is not None
     assert {entry["embeds"].device.type for entry in (*known.entries, *known.negative.entries)} == {"meta"}
