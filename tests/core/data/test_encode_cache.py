@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import io
 import os
+import pickle
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from flowfactory.atomic_files import make_temporary_folder
 from flowfactory.canvas import Canvas
 from flowfactory.data.cache_folder import CacheFolder
 from flowfactory.data.encode_cache import EncodeCache
@@ -235,3 +239,91 @@ def test_ragged_conditions_are_padded_with_zeros_and_a_mask() -> None:
     assert theirs.sum(1).tolist() == [2, 4, 1]
     assert torch.equal(batch.sum((1, 2)), torch.tensor([6.0, 24.0, 9.0]))
     assert not batch[~theirs].any()
+
+
+def evict_all(folder: Path) -> None:
+    """What another process, whose limit is nothing, leaves of it."""
+    CacheFolder(folder, 0).evict()
+
+
+def test_what_takes_hours_to_encode_is_there_for_the_other_ranks(tmp_path: Path) -> None:
+    """Another run makes room meanwhile, and again while they read."""
+
+    def encode(prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Mapping[str, Tensor]]:
+        for entry in Encoder()(prompts, canvas):
+            yield entry
+            for path in (tmp_path / "conditions").glob("*.safetensors"):
+                os.utime(path, times=(time.time() - 7200,) * 2)
+            evict_all(tmp_path)
+
+    first = EncodeCache(encode, "m", CacheFolder(tmp_path))
+    first.prepare([Prompt("a"), Prompt("bb")], CANVAS)
+    first.prepare([Prompt("ccc")], CANVAS)  # of another canvas, hours later
+    evict_all(tmp_path)
+    encoder = Encoder()
+    assert EncodeCache(encoder, "m", CacheFolder(tmp_path)).prepare([Prompt("a"), Prompt("bb"), Prompt("ccc")], CANVAS) == 0
+
+
+def test_what_was_found_is_there_for_the_other_ranks_however_old(tmp_path: Path) -> None:
+    EncodeCache(Encoder(), "m", CacheFolder(tmp_path)).prepare(PROMPTS, CANVAS)
+    for path in files(tmp_path):
+        os.utime(path, times=(time.time() - 10**6,) * 2)
+    assert EncodeCache(Encoder(), "m", CacheFolder(tmp_path)).prepare(PROMPTS, CANVAS) == 0
+    evict_all(tmp_path)
+    assert EncodeCache(Encoder(), "m", CacheFolder(tmp_path)).prepare(PROMPTS, CANVAS) == 0
+
+
+def test_prompts_beyond_the_limit_are_kept_for_the_next_run_and_told_of(tmp_path: Path) -> None:
+    told: list[str] = []
+    old = EncodeCache(Encoder(), "m", CacheFolder(tmp_path))
+    old.prepare([Prompt("old")], CANVAS)
+    os.utime(files(tmp_path)[0], times=(time.time() - 7200,) * 2)
+    assert EncodeCache(Encoder(), "m", CacheFolder(tmp_path, 10, told.append)).prepare(PROMPTS, CANVAS) == 3
+    assert len(told) == 1
+    assert "FLOWFACTORY_CACHE_SIZE" in told[0]
+    assert EncodeCache(Encoder(), "m", CacheFolder(tmp_path, 10, told.append)).prepare(PROMPTS, CANVAS) == 0
+    assert len(told) == 1
+    assert len(files(tmp_path)) == 3
+
+
+def test_leftovers_of_killed_writes_go_when_something_is_encoded(made: Made, tmp_path: Path) -> None:
+    made()[0].prepare([Prompt("a")], CANVAS)
+    left = make_temporary_folder(tmp_path / "conditions")
+    os.utime(left, times=(time.time() - 90_000,) * 2)
+    made()[0].prepare([Prompt("bb")], CANVAS)
+    assert not left.exists()
+
+
+def test_where_nothing_can_be_written_it_is_encoded_and_told_of_once(tmp_path: Path) -> None:
+    told: list[str] = []
+    (tmp_path / "file").touch()
+    cache = EncodeCache(Encoder(), "m", CacheFolder(tmp_path / "file", say=told.append))
+    assert cache.prepare(PROMPTS, CANVAS) == 3
+    assert cache.prepare([*PROMPTS, Prompt("dddd")], CANVAS) == 1
+    assert torch.equal(cache.conditions([Prompt("bb")], CANVAS).entries[0]["length"], torch.tensor(2))
+    assert len(told) == 1
+
+
+class Payload:
+    """What runs a command where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_planted_entry_executes_nothing(made: Made, tmp_path: Path) -> None:
+    made()[0].prepare([Prompt("a")], CANVAS)
+    touched = tmp_path / "touched"
+    (path,) = files(tmp_path)
+    for content in (pickle.dumps(Payload(touched)), torch_bytes(Payload(touched))):
+        path.write_bytes(content)
+        assert made()[0].prepare([Prompt("a")], CANVAS) == 1
+        assert not touched.exists()
+
+
+def torch_bytes(value: object) -> bytes:
+    torch.save(value, file := io.BytesIO())
+    return file.getvalue()

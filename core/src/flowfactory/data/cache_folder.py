@@ -139,7 +139,9 @@ class CacheFolder:
 
     def evict(self) -> None:
         """Delete what was used longest ago until the rest is within the limit; what is in use stays, and is told of."""
-        with suppress(OSError):  # another's folder, or none
+        if not self._takes_more:
+            return
+        with suppress(OSError):  # nothing there, or not to be listed
             files = sorted(self.entries(), key=lambda file: file.used)
             excess = sum(file.size for file in files) - self.limit
             for file in files:
@@ -148,7 +150,7 @@ class CacheFolder:
                 if not _in_use(file.path):
                     excess -= self.delete(file)
             if excess > 0:
-                told = f"{self.path} holds {format_size(self.limit + excess)} that is in use"
+                told = f"{self.path} holds {format_size(self.limit + excess)} that is in use or another user's"
                 self._say(f"warning: {told}, more than its limit of {format_size(self.limit)}; it is kept; raise {SIZE}")
 
     def delete(self, file: CachedFile) -> int:
