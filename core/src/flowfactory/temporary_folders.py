@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
-from flowfactory.atomic_files import DAY
+DAY = 24 * 3600.0
 
 
 @contextmanager

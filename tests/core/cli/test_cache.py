@@ -47,7 +47,7 @@ def test_it_shows_what_is_there(typed: list[str], folder: CacheFolder, invoke: I
         "limit": "50.0 GB",
         "first to go, last used": time.strftime("%Y-%m-%d %H:%M", time.localtime(oldest)),
         "last to go, last used": time.strftime("%Y-%m-%d %H:%M", time.localtime(newest)),
-        "left by killed writes, or being written": "0",
+        "unfinished files": "0",
     }
 
 

@@ -42,7 +42,7 @@ def show() -> None:
         "limit": format_size(folder.limit),
         "first to go, last used": _date(min((file.used for file in files), default=None)),
         "last to go, last used": _date(max((file.used for file in files), default=None)),
-        "left by killed writes, or being written": str(len(folder.leftovers())),
+        "unfinished files": str(len(folder.leftovers())),
     }
     for name, value in rows.items():
         table.add_row(name, Text(value, overflow="fold"))

@@ -119,7 +119,8 @@ class EncodeCache:
 
 
 def _pack(entry: Entry) -> bytes:
-    return save(dict(entry), {CHECKSUM: _checksum(entry)})
+    content: bytes = save(dict(entry), {CHECKSUM: _checksum(entry)})
+    return content
 
 
 def _unpack(content: bytes | None) -> Entry | None:
