@@ -33,7 +33,6 @@ def run_as(user: int, code: str, *arguments: str | Path) -> str:
     imports = "import os, pydantic, flowfactory.data.cache_folder; pydantic.TypeAdapter(pydantic.ByteSize)\n"
     become = f"os.setgroups([]); os.setgid({GROUP}); os.setuid({user})\n"
     command = [sys.executable, "-c", imports + become + code, *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

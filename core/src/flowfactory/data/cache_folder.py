@@ -79,9 +79,8 @@ class CacheFolder:
     def from_environment(cls, say: Callable[[str], None] = lambda _: None) -> CacheFolder:
         """The user's; ``say`` hears too where others can change it. UserError: a variable is wrong."""
         folder = cls(default_folder(), read_limit(), say)
-        if stranger := folder.find_stranger():
-            told = f"{stranger} can change the cache {folder.root}, and with it what is trained on"
-            say(f"warning: {told}; take that right away, or choose another folder with {ENVIRONMENT}")
+        if risk := folder.find_risk():
+            say(f"warning: {risk}")
         return folder
 
     def read(self, key: str) -> bytes | None:
@@ -92,14 +91,15 @@ class CacheFolder:
             return None
 
     def write(self, key: str, content: bytes) -> None:
-        """Put ``content`` under ``key``, at once, whole or not at all."""
+        """Put ``content``, of at most LARGEST_ENTRY bytes, under ``key``; it is there whole or not at all."""
         if not self._takes_more or len(content) > LARGEST_ENTRY:
             return
         try:
             self._make()
             with replacing(self._file(key), private=True) as temporary:
                 temporary.write_bytes(content)
-                temporary.chmod(self._entry_mode())
+                with suppress(OSError):  # some disks have no modes
+                    temporary.chmod(self._entry_mode())
         except OSError as error:
             self._takes_more = False
             told = f"{self.path} cannot be written to ({error.strerror}): what is encoded now is kept in memory alone"
@@ -135,7 +135,8 @@ class CacheFolder:
 
     def remove_leftovers(self) -> None:
         """Delete what killed writes left, once it is a day old."""
-        remove_old(self.leftovers())
+        with suppress(OSError):
+            remove_old(self.leftovers())
 
     def evict(self) -> None:
         """Delete what was used longest ago until the rest is within the limit; what is in use stays, and is told of."""
@@ -171,17 +172,18 @@ class CacheFolder:
         there = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
         return min(DEFAULT_SIZE, shutil.disk_usage(there).total // DEFAULT_SHARE)
 
-    def find_stranger(self) -> str | None:
-        """Who else, beside root and a group, can change entries that are there; None for nobody."""
+    def find_risk(self) -> str | None:
+        """A sentence about who else, beside root and a group, can change entries that are there; None for nobody."""
+        done = f"can change the cache {self.root}, and with it what is trained on"
         for folder in (self.root, self.path):
             try:
                 about = folder.stat()
             except OSError:
                 continue  # where there is nothing, nobody has put anything
             if about.st_mode & stat.S_IWOTH and not about.st_mode & stat.S_ISVTX:
-                return "everyone on this machine"
+                return f"everyone on this machine {done}; run chmod o-w {folder}, or choose another folder with {ENVIRONMENT}"
             if about.st_uid not in (0, os.geteuid()) and not os.environ.get(ENVIRONMENT):
-                return f"the user with the number {about.st_uid}"
+                return f"the user with the number {about.st_uid} {done}; choose another folder with {ENVIRONMENT}"
         return None
 
     def _file(self, key: str) -> Path:
@@ -195,7 +197,8 @@ class CacheFolder:
             self.root.mkdir(0o700)
         with suppress(FileExistsError):
             self.path.mkdir(0o700)
-            self.path.chmod(stat.S_IMODE(self.root.stat().st_mode))
+            with suppress(OSError):
+                self.path.chmod(stat.S_IMODE(self.root.stat().st_mode))
 
     def _entry_mode(self) -> int:
         """Of a new entry: who may list the folder may read it, and who may replace it there may write to it."""
@@ -211,5 +214,8 @@ def format_size(size: int) -> str:
 
 
 def _in_use(path: Path) -> bool:
-    """Whether it was used of late, as it is now: somebody may have read it since the folder was listed."""
-    return abs(time.time() - path.lstat().st_mtime) < IN_USE  # a clock that is ahead keeps nothing for ever
+    """Whether it was used of late, as it is now: somebody may have read it since the folder was listed, or deleted it."""
+    try:
+        return abs(time.time() - path.lstat().st_mtime) < IN_USE  # a clock that is ahead keeps nothing for ever
+    except OSError:
+        return False
