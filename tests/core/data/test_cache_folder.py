@@ -56,6 +56,13 @@ def test_the_folder_is_the_environments_choice(monkeypatch: pytest.MonkeyPatch, 
     assert default_folder() == tmp_path / "home/.cache/flowfactory"
 
 
+def test_a_user_without_a_home_is_told_what_to_set() -> None:
+    code = "[os.environ.pop(name, None) for name in ('HOME', 'XDG_CACHE_HOME', 'FLOWFACTORY_CACHE')]\n"
+    code += "try: print(flowfactory.data.cache_folder.default_folder())\nexcept Exception as error: print(repr(error))"
+    sentence = "the cache has no place: this user has no home folder; set FLOWFACTORY_CACHE to a folder"
+    assert run_as(OTHER, code) == f"{UserError(sentence)!r}\n"
+
+
 @pytest.mark.parametrize(
     ("written", "size"),
     [
