@@ -18,15 +18,19 @@ def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
 
     Refused: it is something else, larger, or elsewhere. OSError: it cannot be read.
     """
-    if within is not None and not path.resolve().is_relative_to(within.resolve()):
+    if within is not None and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(within)):
         raise Refused(f"leads out of {within}")
     # without waiting, as a pipe without a writer would have it
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode):
             raise Refused("is no file")
-        content = file.read(limit + 1)
-    if len(content) > limit:
+        size = about.st_size
+        content = b"" if size > limit else file.read(size + 1)
+        if len(content) > size:  # it grew, or is one of /proc, whose sizes are 0
+            content += file.read(limit + 1 - len(content))
+    if max(size, len(content)) > limit:
         raise Refused(f"is larger than {limit / 2**20:g} MiB")
     return content
 
