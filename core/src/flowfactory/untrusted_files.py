@@ -23,10 +23,14 @@ def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
     # without waiting, as a pipe without a writer would have it
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode):
             raise Refused("is no file")
-        content = file.read(limit + 1)
-    if len(content) > limit:
+        size = about.st_size
+        content = b"" if size > limit else file.read(size + 1)
+        if len(content) > size:  # it grew, or is one of /proc, whose sizes are 0
+            content += file.read(limit + 1 - len(content))
+    if max(size, len(content)) > limit:
         raise Refused(f"is larger than {limit / 2**20:g} MiB")
     return content
 

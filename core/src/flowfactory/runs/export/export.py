@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from flowfactory.atomic_files import make_temporary_folder, remove_leftovers
 from flowfactory.config.schema import RunConfig
 from flowfactory.errors import UserError
 from flowfactory.policy.policy import FULL, Policy
@@ -75,10 +75,11 @@ def export(
 
 
 def _make_beside(out: Path) -> Path:
-    """A new folder of a temporary name beside ``out``. UserError: there can be none."""
+    """A new folder of a temporary name beside ``out``, without those of killed exports. UserError: there can be none."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        remove_leftovers(out.parent)
+        return make_temporary_folder(out.parent)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}; choose another folder") from error
 
