@@ -22,6 +22,8 @@ PIXELS = 178_956_970
 """The most of a picture: Pillow's own bound, which every library that is loaded may change."""
 BEFORE_PIXELS = 2**27
 """Bytes of metadata before the pixels; of WebP, which is read at once, all of the file."""
+PACKED = 2**24
+"""The most pixels of a BMP with run lengths, which Pillow unpacks one by one."""
 SCANS = 20
 """So often may a JPEG of PIXELS go over itself, and a smaller one more often in proportion; cameras do so up to 12 times."""
 
@@ -68,6 +70,8 @@ def open_picture(file: Any, formats: tuple[str, ...] = FORMATS) -> Image.Image:
         raise Refused(TOO_LARGE) from None
     if max(picture.width * picture.height, _tile_pixels(picture)) > PIXELS:
         raise Refused(TOO_LARGE)
+    if picture.info.get("compression") in (1, 2) and picture.width * picture.height > PACKED:  # of a BMP
+        raise Refused(f"it is a packed BMP of more than {PACKED / 1e6:.0f} megapixels; save it as PNG or JPEG")
     return picture
 
 

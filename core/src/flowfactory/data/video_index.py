@@ -86,9 +86,11 @@ def _count_samples(track: bytes, size: int) -> int:
     entries = sum(int.from_bytes(found[1], "big") for found in re.finditer(rb"stz2.{8}(.{4})", track, re.DOTALL))
     for found in re.finditer(rb"stsz.{4}(.{4})(.{4})", track, re.DOTALL):
         each, count = (int.from_bytes(field, "big") for field in found.groups())
-        if each and each * count > size:
+        if each and _is_even_sound(track, count):
+            continue
+        if each * count > size:
             raise Refused(f"its index tells of {count} frames, and it has no room for them; {REMEDY}")
-        entries += 0 if each and _is_even_sound(track, count) else count
+        entries += count
     return entries
 
 

@@ -21,10 +21,10 @@ from flowfactory.errors import UserError
 from flowfactory.untrusted_files import Refused
 
 FORMATS = (
-    *("matroska", "webm", "avi", "mpegts", "mpeg", "ogg", "flv", "asf", "gif", "apng"),
+    *("mov", "matroska", "avi", "mpegts", "mpeg", "ogg", "flv", "asf", "gif", "apng"),
     *("yuv4mpegpipe", "ivf", "h264", "hevc", "m4v", "mpegvideo"),
 )
-"""What FFmpeg opens beside MP4, in its words: files that hold the pictures themselves, and lead to no other file."""
+"""What FFmpeg opens, in its words, where MP4 is mov and WebM matroska: files that lead to no other file."""
 CODECS = (
     *("h264", "hevc", "vvc", "libdav1d", "libaom-av1", "libgav1", "av1", "vp8", "vp9", "libvpx", "libvpx-vp9"),
     *("mpeg1video", "mpeg2video", "mpegvideo", "mpeg4", "msmpeg4", "msmpeg4v1", "msmpeg4v2", "h261", "h263", "h263i", "h263p"),
@@ -155,16 +155,18 @@ def _refusal(kind: Kind) -> str:
 
 
 def open_container(file: Any, size: int, formats: tuple[str, ...] = FORMATS) -> Any:
-    """PyAV's container of the video in ``file`` of ``size`` bytes, an MP4 or one of ``formats`` by its content.
+    """PyAV's container of the video in ``file`` of ``size`` bytes, which is one of ``formats`` by its content.
 
     It leads FFmpeg to no other file. Refused: it is larger than videos are. ValueError: its colours would not come out.
+    av.ArgumentError: it is of another format.
     What else FFmpeg stumbles over is raised as PyAV has it.
     """
-    allowed = ("mov",) if check_index(file, size) else formats
+    is_mp4 = check_index(file, size)
+    allowed = [name for name in formats if (name == "mov") == is_mp4] or ["none"]
     decoders = {"codec_whitelist": ",".join((*CODECS, *SOUND_CODECS)), "max_pixels": str(PIXELS)}
     # 'none' is the name of no protocol: nothing but the open file is read
     options = {"format_whitelist": ",".join(allowed), "protocol_whitelist": "none", **decoders}
-    container = import_pyav().open(file, options=options, metadata_errors="replace")
+    container = import_pyav().open(_Quiet(file), options=options, metadata_errors="replace")
     try:
         _check_stream(container)
     except BaseException:
@@ -172,6 +174,27 @@ def open_container(file: Any, size: int, formats: tuple[str, ...] = FORMATS) -> 
         raise
     container.streams.video[0].codec_context.options = decoders
     return container
+
+
+class _Quiet:
+    """A file that never raises, as PyAV prints the second thing that is raised before FFmpeg returns: it ends or stays."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self.tell = file, file.tell
+
+    def read(self, size: int) -> bytes:
+        try:
+            content: bytes = self._file.read(size)
+        except OSError:
+            return b""
+        return content
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            place: int = self._file.seek(offset, whence)
+        except (OSError, ValueError, OverflowError):  # before the beginning, or beyond what is counted
+            return -1
+        return place
 
 
 def _check_stream(container: Any) -> None:
