@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from functools import cache
 from io import BytesIO
 
 from PIL import Image
@@ -20,6 +21,7 @@ def png(width: int, height: int, before: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + head + before + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
 
 
+@cache
 def packed_zeros(megabytes: int) -> bytes:
     """What zlib makes so many megabytes of."""
     packer = zlib.compressobj(1)
@@ -109,12 +111,12 @@ def fragments(count: int, runs: int) -> bytes:
 EDIT = numbers(9, 0, 1 << 16)
 PICTURES = {
     "size.png": lambda: png(30_000, 30_000),
-    "text.png": lambda: png(8, 8, chunk(b"zTXt", b"a\0\0" + packed_zeros(100))),
-    "profile.png": lambda: png(8, 8, chunk(b"iCCP", b"a\0\0" + packed_zeros(100))),
-    "pieces.png": lambda: png(8, 8, chunk(b"prVt", b"") * 110_000),
-    "tile.tif": lambda: tiff_of_one_tile(16, 25_000, packed_zeros(250)),
+    "text.png": lambda: png(8, 8, chunk(b"zTXt", b"a\0\0" + packed_zeros(220))),
+    "profile.png": lambda: png(8, 8, chunk(b"iCCP", b"a\0\0" + packed_zeros(220))),
+    "pieces.png": lambda: png(8, 8, chunk(b"prVt", b"") * 30_000),
+    "tile.tif": lambda: tiff_of_one_tile(16, 25_000, packed_zeros(220)),
     "scans.jpg": lambda: jpeg_of_many_scans(4000, 1000),
-    "segments.jpg": lambda: (whole := jpeg(8, 8))[:2] + b"\xff\xe5\0\2" * 200_000 + whole[2:],
+    "segments.jpg": lambda: (whole := jpeg(8, 8))[:2] + b"\xff\xe5\0\2" * 50_000 + whole[2:],
     "runs.bmp": lambda: bmp_with_run_lengths(100_000_000, 1, b"\1\1\0\0"),
     "canvas.gif": lambda: gif(65_535, 65_535),
 }
@@ -125,7 +127,7 @@ VIDEOS = {
     "sound.mp4": lambda: mp4(index(170_000_000, sound=True)),
     "hidden.mp4": lambda: mp4(box(b"free", index(170_000_000)[8:])),
     "edits.mp4": lambda: mp4(index(900, edits=box(b"edts", full_box(b"elst", numbers(50_000), EDIT * 50_000)))),
-    "packed.mp4": lambda: mp4(packed_index(250)),
+    "packed.mp4": lambda: mp4(packed_index(220)),
     "fragments.mp4": lambda: mp4(fragments(60_000_000, 3)),
 }
 """By name, videos that are refused."""

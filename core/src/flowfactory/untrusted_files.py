@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 
 class Refused(Exception):
@@ -27,7 +28,7 @@ def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
     return content
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """The regular file ``path``, open for reading. Refused: it is something else. OSError: it cannot be opened."""
     # without waiting, as a pipe without a writer would have it
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

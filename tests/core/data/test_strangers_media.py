@@ -40,7 +40,7 @@ def clip(path: Path, frames: int = 3, base: Fraction = Fraction(1, 16), **option
     with av.open(str(path), "w", format=options.get("format")) as container:
         container.metadata.update(options.get("metadata", {}))
         stream = container.add_stream(options.get("codec", "mpeg4"), rate=1 / base)
-        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = 32, 32, options.get("pix_fmt", "yuv420p")
         stream.codec_context.time_base = base
         for number in range(frames):
             frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), number % 256, np.uint8), format="rgb24")
@@ -156,6 +156,21 @@ def test_a_decoder_that_hardly_anybody_uses_is_not_started(tmp_path: Path) -> No
     clip(tmp_path / "c.avi", codec="asv1")
     for read in VIDEO_READERS:
         assert refusal(read, tmp_path / "c.avi") == "its codec is asv1, which is not read; save it anew, as MP4"
+
+
+@pytest.mark.parametrize("name", ["c.avi", "c.mkv", "c.mp4"])
+def test_frames_that_are_too_large_are_one_line(name: str, tmp_path: Path) -> None:
+    path = clip(tmp_path / name, codec="mjpeg", pix_fmt="yuvj420p")
+    content = path.read_bytes()
+    small, large = b"\xff\xc0\0\x11\x08\0\x20\0\x20", b"\xff\xc0\0\x11\x08\x23\x28\x23\x28"  # the size in a JPEG
+    assert content.count(small) == 3
+    path.write_bytes(content.replace(small, large, 2))
+    for read in VIDEO_READERS[:2]:
+        assert refusal(read, path)
+    if name == "c.avi":  # which says it in its header too
+        path.write_bytes(content.replace(small, large).replace(b"\x20\0\0\0\x20\0\0\0", b"\x28\x23\0\0\x28\x23\0\0"))
+        for read in VIDEO_READERS:
+            assert refusal(read, path) == "its frames have more than 67 megapixels; make them smaller"
 
 
 def test_an_index_that_leads_nowhere_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from flowfactory.untrusted_files import Refused, open_regular
 
 Sort = Literal["picture", "video", "sound", "other"]
 HEAD = 1024  # bytes that are looked at
-CALLS = 100_000
+CALLS = 20_000
 
 
 class Kind(NamedTuple):
@@ -37,8 +37,13 @@ class BoundedFile:
     """
 
     def __init__(self, path: Path, budget: int) -> None:
-        """Refused: it is no regular file. OSError: it cannot be opened."""
-        self._file: BinaryIO = open_regular(path)
+        """Refused: it is no regular file, or cannot be opened."""
+        try:
+            self._file = open_regular(path)
+        except OSError as error:
+            raise Refused(f"cannot be read: {error.strerror}; look at its path, and at who may read it") from error
+        except Refused as refused:
+            raise Refused(f"{refused}; write the path of one") from refused
         self._budget, self._left, self._calls = budget, budget, CALLS
         self._bounded = True
         self.size = os.fstat(self._file.fileno()).st_size
@@ -89,51 +94,51 @@ class BoundedFile:
 
 
 _XML = rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--[^>]*-->\s*)?"
-_KINDS: tuple[tuple[re.Pattern[bytes], Kind], ...] = tuple(
-    (re.compile(rb"(?:\xef\xbb\xbf)?(?:" + pattern + rb")", re.DOTALL), Kind(name, sort))
-    for pattern, name, sort in (
-        (rb"\x89PNG\r\n\x1a\n", "PNG", "picture"),
-        (rb"\xff\xd8\xff", "JPEG", "picture"),
-        (rb"RIFF....WEBP", "WebP", "picture"),
-        (rb"GIF8[79]a", "GIF", "picture"),
-        (rb"II[*+]\0|MM\0[*+]", "TIFF", "picture"),
-        (rb"BM.{4}\0\0\0\0", "BMP", "picture"),
-        (rb"....ftyp(?:avif|avis)", "AVIF", "picture"),
-        (rb"....ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)", "HEIC", "picture"),
-        (rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG XL", "picture"),
-        (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "JPEG 2000", "picture"),
-        (rb"%!PS|\xc5\xd0\xd3\xc6", "EPS", "picture"),
-        (rb"%PDF-", "PDF", "picture"),
-        (rb"8BPS", "PSD", "picture"),
-        (rb"\0\0\x01\0[^\0]", "ICO", "picture"),
-        (rb"icns", "ICNS", "picture"),
-        (rb"DDS ", "DDS", "picture"),
-        (rb"v/1\x01", "OpenEXR", "picture"),
-        (rb"#\?RADIANCE", "Radiance HDR", "picture"),
-        (rb"P[1-7]\s", "PNM", "picture"),
-        (rb"P[Ff]\s", "PFM", "picture"),
-        (_XML + rb"(?:<!DOCTYPE svg[^>]*>\s*)?<svg", "SVG", "picture"),
-        (rb"....(?:ftyp|moov|mdat|wide|free|skip)", "MP4", "video"),
-        (rb"\x1aE\xdf\xa3", "Matroska", "video"),
-        (rb"RIFF....AVI ", "AVI", "video"),
-        (rb"FLV\x01", "FLV", "video"),
-        (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "ASF", "video"),
-        (rb"\0\0\x01[\xba\xb3]", "MPEG", "video"),
-        (rb"YUV4MPEG2 ", "YUV4MPEG2", "video"),
-        (rb"OggS", "Ogg", "video"),
-        (rb"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02", "MXF", "other"),
-        (rb"RIFF....WAVE", "WAV", "sound"),
-        (rb"fLaC", "FLAC", "sound"),
-        (rb"ID3|\xff[\xf2\xf3\xfa\xfb]", "MP3", "sound"),
-        (rb"#EXTM3U", "a playlist, HLS", "other"),
-        (rb"ffconcat version", "a list of other files, ffconcat", "other"),
-        (_XML + rb"<MPD", "a list of other files, DASH", "other"),
-        (rb"v=0\r?\n", "a session description, SDP", "other"),
-        (rb";FFMETADATA", "metadata of FFmpeg", "other"),
-        (rb"WEBVTT", "subtitles, WebVTT", "other"),
-        (rb"version https://git-lfs", "a pointer of Git LFS", "other"),
-        (_XML + rb"<(?:!DOCTYPE )?html", "a web page", "other"),
-        (rb"PK\x03\x04", "a ZIP archive", "other"),
-        (rb"\x1f\x8b", "gzip", "other"),
-    )
+_BEGINNINGS: tuple[tuple[bytes, str, Sort], ...] = (
+    (rb"\x89PNG\r\n\x1a\n", "PNG", "picture"),
+    (rb"\xff\xd8\xff", "JPEG", "picture"),
+    (rb"RIFF....WEBP", "WebP", "picture"),
+    (rb"GIF8[79]a", "GIF", "picture"),
+    (rb"II[*+]\0|MM\0[*+]", "TIFF", "picture"),
+    (rb"BM.{4}\0\0\0\0", "BMP", "picture"),
+    (rb"....ftyp(?:avif|avis)", "AVIF", "picture"),
+    (rb"....ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)", "HEIC", "picture"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG XL", "picture"),
+    (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "JPEG 2000", "picture"),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "EPS", "picture"),
+    (rb"%PDF-", "PDF", "picture"),
+    (rb"8BPS", "PSD", "picture"),
+    (rb"\0\0\x01\0[^\0]", "ICO", "picture"),
+    (rb"icns", "ICNS", "picture"),
+    (rb"DDS ", "DDS", "picture"),
+    (rb"v/1\x01", "OpenEXR", "picture"),
+    (rb"#\?RADIANCE", "Radiance HDR", "picture"),
+    (rb"P[1-7]\s", "PNM", "picture"),
+    (rb"P[Ff]\s", "PFM", "picture"),
+    (_XML + rb"(?:<!DOCTYPE svg[^>]*>\s*)?<svg", "SVG", "picture"),
+    (rb"....(?:ftyp|moov|mdat|wide|free|skip)", "MP4", "video"),
+    (rb"\x1aE\xdf\xa3", "Matroska", "video"),
+    (rb"RIFF....AVI ", "AVI", "video"),
+    (rb"FLV\x01", "FLV", "video"),
+    (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "ASF", "video"),
+    (rb"\0\0\x01[\xba\xb3]", "MPEG", "video"),
+    (rb"YUV4MPEG2 ", "YUV4MPEG2", "video"),
+    (rb"OggS", "Ogg", "video"),
+    (rb"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02", "MXF", "other"),
+    (rb"RIFF....WAVE", "WAV", "sound"),
+    (rb"fLaC", "FLAC", "sound"),
+    (rb"ID3|\xff[\xf2\xf3\xfa\xfb]", "MP3", "sound"),
+    (rb"#EXTM3U", "a playlist, HLS", "other"),
+    (rb"ffconcat version", "a list of other files, ffconcat", "other"),
+    (_XML + rb"<MPD", "a list of other files, DASH", "other"),
+    (rb"v=0\r?\n", "a session description, SDP", "other"),
+    (rb";FFMETADATA", "metadata of FFmpeg", "other"),
+    (rb"WEBVTT", "subtitles, WebVTT", "other"),
+    (rb"version https://git-lfs", "a pointer of Git LFS", "other"),
+    (_XML + rb"<(?:!DOCTYPE )?html", "a web page", "other"),
+    (rb"PK\x03\x04", "a ZIP archive", "other"),
+    (rb"\x1f\x8b", "gzip", "other"),
 )
+_KINDS = [
+    (re.compile(rb"(?:\xef\xbb\xbf)?(?:" + pattern + rb")", re.DOTALL), Kind(name, sort)) for pattern, name, sort in _BEGINNINGS
+]

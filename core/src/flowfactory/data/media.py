@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flowfactory.atomic_files import replacing
 from flowfactory.errors import UserError
+from flowfactory.untrusted_files import Refused, open_regular
 
 FRAME_RATE = 8.0  # of clips whose model does not say
 
@@ -81,9 +82,11 @@ def file_digest(path: Path) -> str:
         return _digest(path, facts.st_size, facts.st_mtime_ns)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except Refused as refused:
+        raise UserError(f"{path}: {refused}; write the path of one") from refused
 
 
 @lru_cache(maxsize=100_000)
 def _digest(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -85,14 +85,13 @@ def _tile_pixels(picture: Image.Image) -> int:
     return int(width) * int(height)
 
 
-def _check_scans(picture: Image.Image) -> None:
+def _check_scans(picture: Any) -> None:
     """Refused: a JPEG is decoded over and over again, which takes hours."""
     if picture.format not in ("JPEG", "MPO"):
         return
-    file: Any = picture.fp
-    place = file.tell()
-    scans = _count_scans(file)
-    file.seek(place)
+    place = picture.fp.tell()
+    scans = _count_scans(picture.fp)
+    picture.fp.seek(place)
     if scans > SCANS * max(1, PIXELS // (picture.width * picture.height)):
         raise Refused(f"it is drawn in {scans} scans; save it anew, as PNG or JPEG")
 

@@ -204,7 +204,8 @@ def _check_stream(container: Any) -> None:
     decoder = stream.codec_context
     if decoder is None or decoder.codec.name not in CODECS:
         raise Refused(f"its codec is {decoder.codec.name if decoder else 'not known'}, which is not read; {REMEDY}")
-    if decoder.width * decoder.height > PIXELS:
+    lost = not decoder.width and container.format.name.startswith(("avi", "matroska", "mov"))  # FFmpeg drops what is too large
+    if lost or decoder.width * decoder.height > PIXELS:
         raise Refused(f"its frames have more than {PIXELS / 1e6:.0f} megapixels; make them smaller")
     if decoder.color_trc in HDR:
         raise ValueError("its colours are HDR; convert it to SDR")
