@@ -108,6 +108,26 @@ def fragments(count: int, runs: int) -> bytes:
     return whole + box(b"moof", full_box(b"mfhd", numbers(1)), run)
 
 
+def lend_frames(movie: bytes, name: str) -> bytes:
+    """The QuickTime file ``movie``, without its frames, which it says are in the file ``name`` beside it."""
+    told = name.encode()
+    record = bytearray(150)
+    record[10:12] = b"\1v"  # the volume
+    record[50 : 51 + len(told)] = bytes([len(told)]) + told
+    record[130:134] = b"\0\1\0\1"  # levels up and down
+    path = struct.pack(">hH", 2, 2 + len(told)) + b"v:" + told + bytes(len(told) % 2) + struct.pack(">hH", -1, 0)
+    reference = full_box(b"dref", numbers(1), box(b"alis", bytes(4), bytes(record), path))
+    place = movie.index(b"dref") - 4
+    longer = len(reference) - int.from_bytes(movie[place : place + 4], "big")
+    changed = movie[:place] + reference + movie[place + len(reference) - longer :]
+    for outer in (b"dinf", b"minf", b"mdia", b"trak", b"moov"):
+        at = changed.rindex(outer, 0, place) - 4
+        changed = changed[:at] + numbers(int.from_bytes(changed[at : at + 4], "big") + longer) + changed[at + 4 :]
+    frames = changed.index(b"mdat")
+    end = frames - 4 + int.from_bytes(changed[frames - 4 : frames], "big")
+    return changed[: frames + 4] + bytes(end - frames - 4) + changed[end:]
+
+
 EDIT = numbers(9, 0, 1 << 16)
 PICTURES = {
     "size.png": lambda: png(30_000, 30_000),

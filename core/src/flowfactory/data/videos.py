@@ -28,8 +28,38 @@ FORMATS = (
 CODECS = (
     *("h264", "hevc", "vvc", "libdav1d", "libaom-av1", "libgav1", "av1", "vp8", "vp9", "libvpx", "libvpx-vp9"),
     *("mpeg1video", "mpeg2video", "mpegvideo", "mpeg4", "msmpeg4", "msmpeg4v1", "msmpeg4v2", "h261", "h263", "h263i", "h263p"),
-    *("flv", "vp3", "theora", "vp6", "vp6a", "vp6f", "wmv1", "wmv2", "wmv3", "vc1", "cinepak", "svq1", "svq3", "indeo3"),
-    *("mjpeg", "mjpegb", "dvvideo", "prores", "dnxhd", "cfhd", "jpeg2000", "qtrle", "rpza", "msvideo1", "msrle", "hap"),
+    *(
+        "flv",
+        "vp3",
+        "theora",
+        "vp6",
+        "vp6a",
+        "vp6f",
+        "wmv1",
+        "wmv2",
+        "wmv3",
+        "vc1",
+        "cinepak",
+        "svq1",
+        "svq3",
+        "indeo3",
+        "indeo5",
+    ),
+    *(
+        "mjpeg",
+        "mjpegb",
+        "dvvideo",
+        "fraps",
+        "prores",
+        "dnxhd",
+        "cfhd",
+        "jpeg2000",
+        "qtrle",
+        "rpza",
+        "msvideo1",
+        "msrle",
+        "hap",
+    ),
     *("ffv1", "huffyuv", "ffvhuff", "utvideo", "magicyuv", "lagarith", "rawvideo", "v210", "v308", "v408", "v410", "r210"),
     *("gif", "apng", "png", "bmp", "tiff", "webp", "libwebp"),
 )
@@ -165,7 +195,7 @@ def open_container(file: Any, size: int, formats: tuple[str, ...] = FORMATS) -> 
     allowed = [name for name in formats if (name == "mov") == is_mp4] or ["none"]
     decoders = {"codec_whitelist": ",".join((*CODECS, *SOUND_CODECS)), "max_pixels": str(PIXELS)}
     # 'none' is the name of no protocol: nothing but the open file is read
-    options = {"format_whitelist": ",".join(allowed), "protocol_whitelist": "none", **decoders}
+    options = {"format_whitelist": ",".join(allowed), "protocol_whitelist": "none", "enable_drefs": "0", **decoders}
     container = import_pyav().open(_Quiet(file), options=options, metadata_errors="replace")
     try:
         _check_stream(container)
@@ -174,6 +204,9 @@ def open_container(file: Any, size: int, formats: tuple[str, ...] = FORMATS) -> 
         raise
     container.streams.video[0].codec_context.options = decoders
     return container
+
+
+TOO_LARGE = f"more than {PIXELS / 1e6:.0f} megapixels; make them smaller"
 
 
 class _Quiet:
@@ -204,9 +237,10 @@ def _check_stream(container: Any) -> None:
     decoder = stream.codec_context
     if decoder is None or decoder.codec.name not in CODECS:
         raise Refused(f"its codec is {decoder.codec.name if decoder else 'not known'}, which is not read; {REMEDY}")
-    lost = not decoder.width and container.format.name.startswith(("avi", "matroska", "mov"))  # FFmpeg drops what is too large
-    if lost or decoder.width * decoder.height > PIXELS:
-        raise Refused(f"its frames have more than {PIXELS / 1e6:.0f} megapixels; make them smaller")
+    if not decoder.width and container.format.name.startswith(("avi", "matroska", "mov")):  # FFmpeg drops what is too large
+        raise Refused(f"its frames have no size that is known, or {TOO_LARGE}")
+    if decoder.width * decoder.height > PIXELS:
+        raise Refused(f"its frames have {TOO_LARGE}")
     if decoder.color_trc in HDR:
         raise ValueError("its colours are HDR; convert it to SDR")
     if stream.metadata.get("alpha_mode") == "1":  # its decoder would leave it out
