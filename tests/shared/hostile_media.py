@@ -76,7 +76,7 @@ def numbers(*values: int) -> bytes:
 MATRIX = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
 
 
-def index(count: int, size: int = 1, sound: bool = False, edits: bytes = b"", more: bytes = b"") -> bytes:
+def index(count: int, size: int = 1, sound: bool = False, edits: bytes = b"", more: bytes = b"", before: bytes = b"") -> bytes:
     """The index of an MP4 that says that it has ``count`` frames of ``size`` bytes each."""
     if sound:
         entry = box(b"mp4a", bytes(6), b"\0\1", bytes(8), struct.pack(">HHHHI", 1, 16, 0, 0, 8000 << 16))
@@ -84,7 +84,7 @@ def index(count: int, size: int = 1, sound: bool = False, edits: bytes = b"", mo
         entry = box(b"mp4v", bytes(6), b"\0\1", bytes(16), struct.pack(">HH", 64, 48), bytes(12), b"\0\1", bytes(36))
     times = numbers(2, 1, 1, max(1, count) - 1, 2)
     tables = {b"stsd": numbers(1) + entry, b"stts": times, b"stsc": numbers(1, 1, count, 1), b"stco": numbers(1, 48)}
-    table = box(b"stbl", *(full_box(*one) for one in tables.items()), full_box(b"stsz", numbers(size, count)))
+    table = box(b"stbl", *(full_box(*one) for one in tables.items()), before, full_box(b"stsz", numbers(size, count)))
     handler = full_box(b"hdlr", bytes(4), b"soun" if sound else b"vide", bytes(13))
     media = box(b"mdia", full_box(b"mdhd", numbers(0, 0, 16, 1000), bytes(4)), handler, box(b"minf", table))
     track = full_box(b"tkhd", numbers(0, 0, 1, 0, 1000), bytes(16), MATRIX, numbers(64 << 16, 48 << 16))
@@ -147,6 +147,7 @@ VIDEOS = {
     "sound.mp4": lambda: mp4(index(170_000_000, sound=True)),
     "hidden.mp4": lambda: mp4(box(b"free", index(170_000_000)[8:])),
     "edits.mp4": lambda: mp4(index(900, edits=box(b"edts", full_box(b"elst", numbers(50_000), EDIT * 50_000)))),
+    "masked.mp4": lambda: mp4(index(170_000_000, before=box(b"abcd", b"stsz"))),
     "packed.mp4": lambda: mp4(packed_index(220)),
     "fragments.mp4": lambda: mp4(fragments(60_000_000, 3)),
 }

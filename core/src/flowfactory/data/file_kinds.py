@@ -33,25 +33,25 @@ def name_kind(head: bytes) -> Kind | None:
 class BoundedFile:
     """A regular file, of which a decoder may read ``budget`` bytes, in CALLS pieces, until it knows what is in it.
 
-    Behind them it seems to end, since FFmpeg has no way to pass on what is raised.
+    Behind them it seems to end, since FFmpeg has no way to pass on what is raised. whole: the file without that bound.
     """
 
     def __init__(self, path: Path, budget: int) -> None:
         """Refused: it is no regular file, or cannot be opened."""
         try:
-            self._file = open_regular(path)
+            self.whole = open_regular(path)
         except OSError as error:
             raise Refused(f"cannot be read: {error.strerror}; look at its path, and at who may read it") from error
         except Refused as refused:
             raise Refused(f"{refused}; write the path of one") from refused
         self._budget, self._left, self._calls = budget, budget, CALLS
         self._bounded = True
-        self.size = os.fstat(self._file.fileno()).st_size
+        self.size = os.fstat(self.whole.fileno()).st_size
 
     def head(self) -> bytes:
         """How it begins; it is then at its beginning."""
-        head = self._file.read(HEAD)
-        self._file.seek(0)
+        head = self.whole.read(HEAD)
+        self.whole.seek(0)
         return head
 
     def check(self) -> None:
@@ -67,30 +67,30 @@ class BoundedFile:
     def read(self, size: int | None = -1) -> bytes:
         """As of any file."""
         if not self._bounded:
-            return self._file.read(size)
+            return self.whole.read(size)
         self._calls -= 1
         if self._left < 0 or self._calls < 0:
             return b""
         most = self._left + 1
-        content = self._file.read(most if size is None or size < 0 else min(size, most))
+        content = self.whole.read(most if size is None or size < 0 else min(size, most))
         self._left -= len(content)
         return content
 
     def seek(self, offset: int, whence: int = 0) -> int:
         """As of any file."""
-        return self._file.seek(offset, whence)
+        return self.whole.seek(offset, whence)
 
     def tell(self) -> int:
         """As of any file."""
-        return self._file.tell()
+        return self.whole.tell()
 
     def fileno(self) -> int:
         """Where libtiff reads."""
-        return self._file.fileno()
+        return self.whole.fileno()
 
     def close(self) -> None:
         """As of any file."""
-        self._file.close()
+        self.whole.close()
 
 
 _XML = rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--[^>]*-->\s*)?"

@@ -27,6 +27,8 @@ PACKED = 2**24
 SCANS = 20
 """So often may a JPEG of PIXELS go over itself, and a smaller one more often in proportion; cameras do so up to 12 times."""
 
+SEGMENTS = 100_000  # of a JPEG of a gigabyte
+
 
 def read_picture(path: Path) -> Image.Image:
     """The picture in RGB with 8 bits, turned as its camera says, white where it is transparent; of an animation the first.
@@ -98,7 +100,7 @@ def _check_scans(picture: Any) -> None:
 
 def _count_scans(file: IO[bytes]) -> int:
     scans, place = 0, 2
-    while True:
+    for _ in range(SEGMENTS):
         file.seek(place)
         block = file.read(2**14)
         found = _SEGMENT.search(block)
@@ -111,6 +113,7 @@ def _count_scans(file: IO[bytes]) -> int:
             return scans
         else:
             place += len(block) - 3
+    raise Refused(f"it has more than {SEGMENTS} segments; save it anew, as PNG or JPEG")
 
 
 _SEGMENT = re.compile(rb"\xff(?:(\xd9)|([\x01-\xcf\xda-\xfe])(..))", re.DOTALL)
@@ -123,6 +126,8 @@ def _open_file(path: Path) -> Iterator[Image.Image]:
             yield picture
     except Refused as refused:
         raise UserError(f"picture {path}: {refused}") from refused
+    except Image.DecompressionBombError as error:  # of a part that is larger than the header says
+        raise UserError(f"picture {path}: {TOO_LARGE}") from error
     except Exception as error:  # Pillow raises whatever a decoder stumbles over
         problem = str(error).partition("\n")[0] or type(error).__name__
         remedy = "without its text" if "MAX_TEXT" in problem else "with 8 bits, as PNG or JPEG"

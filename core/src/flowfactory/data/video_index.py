@@ -61,30 +61,31 @@ _FIRST = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"moof", b"styp"
 def count_entries(box: bytes, size: int) -> int:
     """How many entries FFmpeg makes of what ``box`` says, of a file of ``size`` bytes.
 
-    The fields are found by their names wherever they are, as FFmpeg takes them in places where they do not belong.
+    The fields are found by their names wherever they are, as FFmpeg takes them in places where they do not belong; what
+    looks like a name hides no other that overlaps it.
     Refused: it tells of more frames than there are bytes, or is compressed.
     """
     if re.search(rb"cmov.{4}dcom", box, re.DOTALL):
         raise Refused(f"its index is compressed; {REMEDY}")
-    fragments = sum(_count_run(found, box, size) for found in re.finditer(rb"trun(.{8})", box, re.DOTALL))
+    fragments = sum(_count_run(found, box, size) for found in re.finditer(rb"trun(?=(.{8}))", box, re.DOTALL))
     tracks = re.split(rb"trak", box)
     samples = sum(_count_samples(track, size) for track in tracks)
-    edits = [int.from_bytes(found[1], "big") for found in re.finditer(rb"elst.{4}(.{4})", box, re.DOTALL)]
+    edits = [int.from_bytes(found[1], "big") for found in re.finditer(rb"elst(?=.{4}(.{4}))", box, re.DOTALL)]
     return fragments + samples * max([1, *edits])
 
 
 def _count_run(found: re.Match[bytes], box: bytes, size: int) -> int:
     fields, count = int.from_bytes(found[1][1:4], "big"), int.from_bytes(found[1][4:], "big")
     each = 4 * (fields >> 8 & 0xF).bit_count()
-    if count * each > len(box) - found.end() or count > size:
+    if count * each > len(box) - found.end() - 8 or count > size:
         raise Refused(f"its index tells of {count} frames, and it has no room for them; {REMEDY}")
     return count
 
 
 def _count_samples(track: bytes, size: int) -> int:
     """Of sound in a fixed size and rate, FFmpeg makes entries for chunks alone."""
-    entries = sum(int.from_bytes(found[1], "big") for found in re.finditer(rb"stz2.{8}(.{4})", track, re.DOTALL))
-    for found in re.finditer(rb"stsz.{4}(.{4})(.{4})", track, re.DOTALL):
+    entries = sum(int.from_bytes(found[1], "big") for found in re.finditer(rb"stz2(?=.{8}(.{4}))", track, re.DOTALL))
+    for found in re.finditer(rb"stsz(?=.{4}(.{4})(.{4}))", track, re.DOTALL):
         each, count = (int.from_bytes(field, "big") for field in found.groups())
         if each and _is_even_sound(track, count):
             continue

@@ -26,50 +26,17 @@ FORMATS = (
 )
 """What FFmpeg opens, in its words, where MP4 is mov and WebM matroska: files that lead to no other file."""
 CODECS = (
-    *("h264", "hevc", "vvc", "libdav1d", "libaom-av1", "libgav1", "av1", "vp8", "vp9", "libvpx", "libvpx-vp9"),
-    *("mpeg1video", "mpeg2video", "mpegvideo", "mpeg4", "msmpeg4", "msmpeg4v1", "msmpeg4v2", "h261", "h263", "h263i", "h263p"),
-    *(
-        "flv",
-        "vp3",
-        "theora",
-        "vp6",
-        "vp6a",
-        "vp6f",
-        "wmv1",
-        "wmv2",
-        "wmv3",
-        "vc1",
-        "cinepak",
-        "svq1",
-        "svq3",
-        "indeo3",
-        "indeo5",
-    ),
-    *(
-        "mjpeg",
-        "mjpegb",
-        "dvvideo",
-        "fraps",
-        "prores",
-        "dnxhd",
-        "cfhd",
-        "jpeg2000",
-        "qtrle",
-        "rpza",
-        "msvideo1",
-        "msrle",
-        "hap",
-    ),
-    *("ffv1", "huffyuv", "ffvhuff", "utvideo", "magicyuv", "lagarith", "rawvideo", "v210", "v308", "v408", "v410", "r210"),
-    *("gif", "apng", "png", "bmp", "tiff", "webp", "libwebp"),
+    "h264,hevc,vvc,libdav1d,libaom-av1,libgav1,av1,vp8,vp9,libvpx,libvpx-vp9,mpeg1video,mpeg2video,mpegvideo,mpeg4,"
+    "msmpeg4,msmpeg4v1,msmpeg4v2,h261,h263,h263i,h263p,flv,vp3,theora,vp6,vp6a,vp6f,wmv1,wmv2,wmv3,vc1,cinepak,svq1,"
+    "svq3,indeo3,indeo5,mjpeg,mjpegb,dvvideo,fraps,prores,dnxhd,cfhd,jpeg2000,qtrle,rpza,msvideo1,msrle,hap,ffv1,"
+    "huffyuv,ffvhuff,utvideo,magicyuv,lagarith,rawvideo,v210,v308,v408,v410,r210,gif,apng,png,bmp,tiff,webp,libwebp"
 )
 """The decoders that FFmpeg starts for pictures; the others are for files of old games and cameras."""
 SOUND_CODECS = (
-    *("aac", "aac_fixed", "mp3", "mp3float", "mp2", "mp2float", "mp1", "mp1float", "ac3", "eac3", "dca", "truehd", "opus"),
-    *("libopus", "vorbis", "libvorbis", "flac", "alac", "amrnb", "amrwb", "libopencore_amrnb", "libopencore_amrwb"),
-    *("wmav1", "wmav2", "wmapro", "nellymoser", "speex", "libspeex", "adpcm_ms", "adpcm_ima_wav", "adpcm_ima_qt", "adpcm_swf"),
-    *(f"pcm_{kind}" for kind in ("u8", "s8", "s16le", "s16be", "s24le", "s24be", "s32le", "s32be", "f32le", "f32be", "f64le")),
-    *("pcm_alaw", "pcm_mulaw", "pcm_bluray", "pcm_dvd"),
+    "aac,aac_fixed,mp3,mp3float,mp2,mp2float,mp1,mp1float,ac3,eac3,dca,truehd,opus,libopus,vorbis,libvorbis,flac,"
+    "alac,amrnb,amrwb,libopencore_amrnb,libopencore_amrwb,wmav1,wmav2,wmapro,nellymoser,speex,libspeex,adpcm_ms,"
+    "adpcm_ima_wav,adpcm_ima_qt,adpcm_swf,pcm_u8,pcm_s8,pcm_s16le,pcm_s16be,pcm_s24le,pcm_s24be,pcm_s32le,pcm_s32be,"
+    "pcm_f32le,pcm_f32be,pcm_f64le,pcm_alaw,pcm_mulaw,pcm_bluray,pcm_dvd"
 )
 """Sound is never decoded, but its decoders tell FFmpeg what it is, so that it need not read on to find out."""
 PIXELS = 2**26
@@ -166,7 +133,7 @@ def _open_named(file: BoundedFile, av: Any) -> Any:
     if kind and kind.sort != "video" and kind.name not in ("GIF", "PNG"):  # which may be an APNG
         raise Refused(f"cannot be read: {_refusal(kind)}")
     try:
-        container = open_container(file, file.size)
+        container = open_container(file, check_index(file.whole, file.size))
     except av.FFmpegError as error:
         file.check()
         if kind and kind.sort == "picture":
@@ -184,16 +151,15 @@ def _refusal(kind: Kind) -> str:
     return kind.refusal("which is a picture; give a video" if kind.sort == "picture" else REMEDY)
 
 
-def open_container(file: Any, size: int, formats: tuple[str, ...] = FORMATS) -> Any:
-    """PyAV's container of the video in ``file`` of ``size`` bytes, which is one of ``formats`` by its content.
+def open_container(file: Any, is_mp4: bool, formats: tuple[str, ...] = FORMATS) -> Any:
+    """PyAV's container of the video in ``file``, which is one of ``formats`` by its content; ``is_mp4``: check_index's answer.
 
     It leads FFmpeg to no other file. Refused: it is larger than videos are. ValueError: its colours would not come out.
     av.ArgumentError: it is of another format.
     What else FFmpeg stumbles over is raised as PyAV has it.
     """
-    is_mp4 = check_index(file, size)
     allowed = [name for name in formats if (name == "mov") == is_mp4] or ["none"]
-    decoders = {"codec_whitelist": ",".join((*CODECS, *SOUND_CODECS)), "max_pixels": str(PIXELS)}
+    decoders = {"codec_whitelist": f"{CODECS},{SOUND_CODECS}", "max_pixels": str(PIXELS)}
     # 'none' is the name of no protocol: nothing but the open file is read
     options = {"format_whitelist": ",".join(allowed), "protocol_whitelist": "none", "enable_drefs": "0", **decoders}
     container = import_pyav().open(_Quiet(file), options=options, metadata_errors="replace")
@@ -235,7 +201,7 @@ def _check_stream(container: Any) -> None:
         raise ValueError("there are no pictures in it; give a video")
     stream = container.streams.video[0]
     decoder = stream.codec_context
-    if decoder is None or decoder.codec.name not in CODECS:
+    if decoder is None or decoder.codec.name not in CODECS.split(","):
         raise Refused(f"its codec is {decoder.codec.name if decoder else 'not known'}, which is not read; {REMEDY}")
     if not decoder.width and container.format.name.startswith(("avi", "matroska", "mov")):  # FFmpeg drops what is too large
         raise Refused(f"its frames have no size that is known, or {TOO_LARGE}")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flowfactory.data.media import FRAME_RATE, import_pyav, to_pixels, to_uint8
 from flowfactory.data.pictures import open_picture
+from flowfactory.data.video_index import check_index
 from flowfactory.data.videos import open_container
 from flowfactory.rewards.wire.schema import Encoding, Medium, Part, WireError
 
@@ -138,7 +139,8 @@ def _decode_video(medium: Medium, content: bytes | memoryview, room: PixelBudget
     frames: list[NDArray[np.uint8]] = []
     try:
         kind = "mov" if medium.type == "video/mp4" else "matroska"
-        with open_container(BytesIO(content), len(content), (kind,)) as container:
+        file = BytesIO(content)
+        with open_container(file, check_index(file, len(content)), (kind,)) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             height, width = stream.codec_context.height, stream.codec_context.width
