@@ -10,7 +10,7 @@ from flowfactory.untrusted_files import Refused
 ENTRIES = 16_000_000
 """Frames of pictures and sound that a video may have: a day's. FFmpeg keeps 24 bytes for each."""
 BOX = 2**27  # bytes of a box other than the frames themselves
-BOXES = 1_000_000
+BOXES = 200_000
 
 
 def check_index(file: IO[bytes], size: int) -> bool:
