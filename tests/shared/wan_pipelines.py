@@ -12,7 +12,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, 
 from torch import Tensor
 
 from flowfactory import Prompt, flow
-from flowfactory.data.media import read_picture, read_video
+from flowfactory.data.pictures import read_picture
+from flowfactory.data.videos import read_video
 from flowfactory.testing import Bench
 from flowfactory_wan.wan_i2v import WanI2VConfig
 from flowfactory_wan.wan_t2v import WanT2VConfig

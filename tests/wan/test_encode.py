@@ -16,7 +16,8 @@ from families import open_bench, relative_difference
 from wan_pipelines import CONFIGS, SIZES
 
 from flowfactory import Canvas, Prompt, UserError
-from flowfactory.data.media import read_picture, read_video
+from flowfactory.data.pictures import read_picture
+from flowfactory.data.videos import read_video
 
 LONG = "a photo of a red circle and a blue square " * 80
 TEXTS = ("a photo of a red circle", "", "cat", "  blue &amp; green\n\ncat ", LONG)

@@ -5,8 +5,14 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Iterable
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
+
+DEEPEST = 32
+"""How deep lists and mappings may stand in one another where nothing needs more: what reads them further has limits, too."""
+TOO_DEEP = f"is nested more than {DEEPEST} deep"
 
 
 class Refused(Exception):
@@ -20,19 +26,24 @@ def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
     """
     if within is not None and not leads_into(path, within):
         raise Refused(f"leads out of {within}")
-    # without waiting, as a pipe without a writer would have it
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(handle, "rb") as file:
-        about = os.fstat(handle)
-        if not stat.S_ISREG(about.st_mode):
-            raise Refused("is no file")
-        size = about.st_size
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         content = b"" if size > limit else file.read(size + 1)
         if len(content) > size:  # it grew, or is one of /proc, whose sizes are 0
             content += file.read(limit + 1 - len(content))
     if max(size, len(content)) > limit:
-        raise Refused(f"is larger than {limit / 2**20:g} MiB")
+        raise Refused(f"is larger than {_size(limit)}")
     return content
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """The regular file ``path``, open for reading. Refused: it is something else. OSError: it cannot be opened."""
+    # without waiting, as a pipe without a writer would have it
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise Refused("is no file")
+    return open(handle, "rb")
 
 
 def leads_into(path: Path, folder: Path) -> bool:
@@ -41,15 +52,29 @@ def leads_into(path: Path, folder: Path) -> bool:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Refused: it is none, is not UTF-8, or is nested too deep to be read."""
+    """The value of a JSON text. Refused: it is none, is not UTF-8, or is nested more than DEEPEST deep."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except RecursionError:
-        raise Refused("is nested too deep") from None
+        raise Refused(TOO_DEEP) from None
     except ValueError as error:
-        raise Refused(f"is no JSON ({error})") from error
+        raise Refused(f"is no JSON ({str(error).partition('; use sys.')[0]})") from error  # of thousands of digits
+    inner = [value]
+    for _ in range(DEEPEST + 1):
+        inner = [item for each in inner if isinstance(each, dict | list) for item in _items(each)]
+    if inner:
+        raise Refused(TOO_DEEP)
+    return value
 
 
 def read_json(path: Path, limit: int, within: Path | None = None) -> Any:
     """The value in a JSON file. Refused, OSError: as :func:`read_bytes` and :func:`parse_json`."""
     return parse_json(read_bytes(path, limit, within))
+
+
+def _size(limit: int) -> str:
+    return f"{limit / 2**20:g} MiB" if limit >= 2**20 else f"{limit / 2**10:g} KiB"
+
+
+def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value

@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 from flowfactory.data import media
+from flowfactory.data.pictures import read_picture
+from flowfactory.data.videos import read_video
 from flowfactory.errors import UserError
 
 
@@ -22,7 +24,7 @@ def clip(frames: int, height: int = 16, width: int = 24) -> torch.Tensor:
 def test_a_video_is_written_and_read_frame_by_frame(tmp_path: Path) -> None:
     written = media.write_media(clip(7), tmp_path / "c", frame_rate=16)
     assert written == tmp_path / "c.mp4"
-    read = media.read_video(written, 7)
+    read = read_video(written, 7)
     assert [frame.size for frame in read] == [(24, 16)] * 7
     for i, frame in enumerate(read):
         assert frame.getpixel((20, 8))[0] == pytest.approx(255 * (0.2 + 0.7 * i / 6), abs=10)
@@ -41,7 +43,7 @@ def test_a_clip_plays_in_a_browser_at_its_frame_rate(tmp_path: Path) -> None:
 
 
 def test_odd_sides_lose_no_pixel(tmp_path: Path) -> None:
-    (frame, *_) = media.read_video(media.write_media(clip(2, 15, 23), tmp_path / "c"), 2)
+    (frame, *_) = read_video(media.write_media(clip(2, 15, 23), tmp_path / "c"), 2)
     assert frame.size == (24, 16)
 
 
@@ -54,12 +56,12 @@ def test_one_frame_is_a_picture(tmp_path: Path) -> None:
 
 def test_the_first_frames_are_read_and_too_few_are_refused(tmp_path: Path) -> None:
     written = media.write_media(clip(5), tmp_path / "c")
-    assert len(media.read_video(written, 3)) == 3
+    assert len(read_video(written, 3)) == 3
     with pytest.raises(UserError, match=r"^video .*c\.mp4: it has 5 frames, and 9 are needed; set 'frames' lower$"):
-        media.read_video(written, 9)
+        read_video(written, 9)
 
 
-@pytest.mark.parametrize(("name", "read"), [("x.png", media.read_picture), ("x.mp4", lambda path: media.read_video(path, 1))])
+@pytest.mark.parametrize(("name", "read"), [("x.png", read_picture), ("x.mp4", lambda path: read_video(path, 1))])
 def test_a_file_that_is_none_is_one_line(name: str, read: Any, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match=rf"{name}: cannot be read") as refused:
@@ -73,7 +75,7 @@ def test_a_camera_that_was_held_upright_is_believed(tmp_path: Path) -> None:
     facts = picture.getexif()
     facts[0x0112] = 6
     picture.save(tmp_path / "p.jpg", exif=facts)
-    assert media.read_picture(tmp_path / "p.jpg").size == (2, 4)
+    assert read_picture(tmp_path / "p.jpg").size == (2, 4)
 
 
 def test_a_digest_follows_the_bytes(tmp_path: Path) -> None:

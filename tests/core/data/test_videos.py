@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowfactory.data.media import check_video, read_video
+from flowfactory.data.videos import check_video, read_video
 from flowfactory.errors import UserError
 
 av = pytest.importorskip("av")

@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tests.shared import hostile_media
 
 from flowfactory import Prompt, Samples
 from flowfactory.rewards.wire.format import decode_request, decode_scores, encode_request, encode_scores
@@ -171,6 +172,8 @@ def huge_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
+MATROSKA = sample(type="video/x-matroska")
+EPS = file_of(RGB, "EPS")
 WRONG: dict[str, tuple[Any, bytes, str]] = {
     "no json": (b"{", b"", r"^request: invalid JSON"),
     "no object": ([], b"", r"^request: input should be"),
@@ -203,7 +206,11 @@ WRONG: dict[str, tuple[Any, bytes, str]] = {
     "raw of another dtype": ([raw(3, 2, 2, dtype="float16")], bytes(24), r"^request\.samples\.0\.media\.dtype"),
     "shape of a png": ([sample(shape=[3, 4, 5])], file_of(RGB), r"dtype and shape belong"),
     "different shapes": ([sample(), raw(3, 5, 5, dtype="uint8")], file_of(RGB), r"^part 'm': uint8 \[3, 5, 5\] is 75"),
-    "a bomb": ([sample()], huge_png(), r"more than 1000000 pixels together|decompression bomb"),
+    "a bomb": ([sample()], huge_png(), r"more than 1000000 pixels together|more than 179 megapixels"),
+    "a list as a video": ([MATROSKA], b"ffconcat version 1.0\nfile 'x.mkv'\n", r"^part 'm': no video that can be read"),
+    "an mp4 for matroska": ([MATROSKA], hostile_media.mp4(hostile_media.index(1)), r"^part 'm': no video that can be read"),
+    "an index that lies": ([sample(type="video/mp4")], hostile_media.VIDEOS["frames.mp4"](), r"tells of 170000000 frames"),
+    "a program": ([{**raw(1, 1, len(EPS), dtype="uint8"), "images": [{"part": "m"}]}], EPS, r"^part 'm': no picture that can"),
     "many of one": (
         [raw(1, 100, 100, dtype="uint8")] * 101,
         bytes(10_000),
@@ -336,3 +343,9 @@ def test_scores_that_float32_does_not_hold_arrive_in_float64() -> None:
 def test_an_answer_that_is_off_is_no_score(body: bytes, said: str) -> None:
     with pytest.raises(WireError, match=said):
         decode_scores(body, 2)
+
+
+def test_a_body_of_very_many_parts_is_refused_before_they_are_held() -> None:
+    told, body = build_multipart(Part(str(number), "text/plain", b"") for number in range(100_001))
+    with pytest.raises(WireError, match=r"^there are more than 100000 parts; send fewer samples in a request$"):
+        parse_multipart(told, body)

@@ -18,7 +18,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 import flowfactory_qwen_image
 from flowfactory import Runtime, UserError
 from flowfactory.config.loading import validate
-from flowfactory.data.media import read_picture
+from flowfactory.data.pictures import read_picture
 from flowfactory.data.prompts import check_media, read_prompts
 from flowfactory.runs.train import train
 from flowfactory.testing.two_parameter import FILE

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from flowfactory.config.component import ModelConfig, Takes
 from flowfactory.config.paths import URL, resolve_path
-from flowfactory.data.media import check_picture, check_video
+from flowfactory.data.pictures import check_picture
 from flowfactory.data.prompt_files import read_rows
+from flowfactory.data.videos import check_video
 from flowfactory.errors import UserError
 from flowfactory.suggestions import did_you_mean
 from flowfactory.types import Prompt

@@ -1,6 +1,7 @@
 """What families of models over diffusers pipelines share."""
 
-from flowfactory.data.media import read_picture, read_video
+from flowfactory.data.pictures import read_picture
+from flowfactory.data.videos import read_video
 from flowfactory.models.checkpoint_files import check_file, check_files, check_settings, reading
 from flowfactory.models.family import Entry, Family, FamilyConfig, Parts, linear_guidance
 from flowfactory.models.image_conditions import number_images, stack_images

@@ -12,7 +12,7 @@ SAMPLE is {"prompt": text, "media": MEDIUM} and, where it has them,
 
 MEDIUM is {"part": name, "type": TYPE}, and TYPE is one of
   image/png, image/webp       a picture, 8 bits, grey or RGB; WebP is RGB
-  video/x-matroska, video/mp4 a video in any codec that FFmpeg reads; FFV1 in Matroska is exact
+  video/x-matroska, video/mp4 a video in any usual codec; FFV1 in Matroska is exact
   application/octet-stream    numbers: "dtype" is "float32" (in [0, 1]) or "uint8" (0 to 255), "shape" is [C, H, W], or
                               [F, C, H, W] for a video; the last axis goes fastest, the low byte comes first
 All media of a request have one shape. FILE is {"part": name, "suffix": ".png"}; several samples may name one part.

@@ -14,6 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from flowfactory.data.media import FRAME_RATE, import_pyav, to_pixels, to_uint8
+from flowfactory.data.pictures import open_picture
+from flowfactory.data.video_index import check_index
+from flowfactory.data.videos import open_container
 from flowfactory.rewards.wire.schema import Encoding, Medium, Part, WireError
 
 
@@ -107,7 +110,7 @@ def _decode_picture(medium: Medium, content: bytes | memoryview, room: PixelBudg
     """[H, W, C]."""
     kind = medium.type.removeprefix("image/").upper()
     try:
-        with Image.open(BytesIO(content), formats=(kind,)) as picture:
+        with open_picture(BytesIO(content), (kind,)) as picture:
             room.take(picture.width * picture.height)
             if picture.mode not in ("L", "RGB"):
                 raise WireError(f"its mode is {picture.mode}; write it with 8 bits, grey or RGB")
@@ -122,7 +125,7 @@ def _decode_picture(medium: Medium, content: bytes | memoryview, room: PixelBudg
 def count_pixels(name: str, content: bytes | memoryview, room: PixelBudget) -> None:
     """Take the pixels of the picture in ``content`` from ``room``. WireError: there are not as many, or it is none."""
     try:
-        with Image.open(BytesIO(content)) as picture:
+        with open_picture(BytesIO(content)) as picture:
             room.take(picture.width * picture.height)
     except WireError:
         raise
@@ -132,21 +135,23 @@ def count_pixels(name: str, content: bytes | memoryview, room: PixelBudget) -> N
 
 def _decode_video(medium: Medium, content: bytes | memoryview, room: PixelBudget) -> NDArray[np.uint8]:
     """[F, H, W, C]."""
-    av = import_pyav()
+    import_pyav()  # whose absence is no fault of the request
     frames: list[NDArray[np.uint8]] = []
     try:
-        with av.open(BytesIO(content), format="mp4" if medium.type == "video/mp4" else "matroska") as container:
+        kind = "mov" if medium.type == "video/mp4" else "matroska"
+        file = BytesIO(content)
+        with open_container(file, check_index(file, len(content)), (kind,)) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             height, width = stream.codec_context.height, stream.codec_context.width
-            kind = "gray" if stream.codec_context.pix_fmt == "gray" else "rgb24"
+            pixels = "gray" if stream.codec_context.pix_fmt == "gray" else "rgb24"
             room.take(height * width)
             for frame in container.decode(stream):
+                if (frame.height, frame.width) != (height, width):
+                    raise WireError("its frames differ in size")
                 if frames:
                     room.take(height * width)
-                frames.append(frame.to_ndarray(format=kind))
-                if frames[-1].shape[:2] != (height, width):
-                    raise WireError("its frames differ in size")
+                frames.append(frame.to_ndarray(format=pixels))
     except WireError:
         raise
     except Exception as error:  # as for pictures

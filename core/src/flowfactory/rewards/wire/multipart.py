@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 from flowfactory.rewards.wire.schema import Part, WireError
 
+MOST_PARTS = 100_000
+
 
 def build_multipart(parts: Iterable[Part]) -> tuple[str, bytes]:
     """The Content-Type and the body."""
@@ -44,6 +46,8 @@ def parse_multipart(content_type: str, body: bytes) -> dict[str, memoryview]:
         name = _part_name(body[place:blank])
         if name in parts:
             raise WireError(f"there are two parts {name!r}")
+        if len(parts) == MOST_PARTS:
+            raise WireError(f"there are more than {MOST_PARTS} parts; send fewer samples in a request")
         parts[name] = view[blank + 4 : end]
         place = end + 2 + len(boundary)
     return parts
