@@ -5,8 +5,15 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+DEEPEST = 32
+"""How deep lists and mappings may stand in one another where nothing needs more: what reads them further has limits, too."""
+
+
+TOO_DEEP = f"is nested more than {DEEPEST} deep"
 
 
 class Refused(Exception):
@@ -27,18 +34,32 @@ def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
             raise Refused("is no file")
         content = file.read(limit + 1)
     if len(content) > limit:
-        raise Refused(f"is larger than {limit / 2**20:g} MiB")
+        raise Refused(f"is larger than {_size(limit)}")
     return content
 
 
+def _size(limit: int) -> str:
+    return f"{limit / 2**20:g} MiB" if limit >= 2**20 else f"{limit / 2**10:g} KiB"
+
+
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Refused: it is none, is not UTF-8, or is nested too deep to be read."""
+    """The value of a JSON text. Refused: it is none, is not UTF-8, or is nested more than DEEPEST deep."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except RecursionError:
-        raise Refused("is nested too deep") from None
+        raise Refused(TOO_DEEP) from None
     except ValueError as error:
-        raise Refused(f"is no JSON ({error})") from error
+        raise Refused(f"is no JSON ({str(error).partition('; use sys.')[0]})") from error  # of thousands of digits
+    inner = [value]
+    for _ in range(DEEPEST + 1):
+        inner = [item for each in inner if isinstance(each, dict | list) for item in _items(each)]
+    if inner:
+        raise Refused(TOO_DEEP)
+    return value
+
+
+def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def read_json(path: Path, limit: int, within: Path | None = None) -> Any:

@@ -171,5 +171,5 @@ def test_a_colon_within_a_word_is_one_of_its_letters(text: str, value: Any) -> N
 
 
 def test_what_is_nested_without_end_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"^here: it is nested too deeply; no config needs that$"):
+    with pytest.raises(UserError, match=r"^here: it is nested more than 32 deep; no config needs that$"):
         parse_yaml("[" * 5000, "here")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flowfactory.cli.options import Iteration, RunFolder, typed_path
-from flowfactory.cli.output import warn
+from flowfactory.cli.output import say, warn
 from flowfactory.errors import UserError
 
 
@@ -36,4 +36,4 @@ def export(
 
     if precision is not None and precision not in DTYPES:
         raise UserError(f"--precision {precision}: write one of {', '.join(DTYPES)}")
-    typer.echo(str(write_export(RunDirectory(directory), out, checkpoint, weights, precision, form, warn)))
+    say(str(write_export(RunDirectory(directory), out, checkpoint, weights, precision, form, warn)))

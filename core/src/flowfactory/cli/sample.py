@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flowfactory.cli.options import Iteration, RunFolder, Sets, typed_path
-from flowfactory.cli.output import warn
+from flowfactory.cli.output import say, show_json, warn
 from flowfactory.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def sample(
     for medium in drawn:
         while any(folder.glob(f"{number:03d}.*")):
             number += 1
-        typer.echo(str(media.write_media(medium, folder / f"{number:03d}", restored.sampler.frame_rate)))
+        say(str(media.write_media(medium, folder / f"{number:03d}", restored.sampler.frame_rate)))
 
 
 def _require_files(paths: Iterable[Path]) -> None:
@@ -77,15 +77,13 @@ def _require_files(paths: Iterable[Path]) -> None:
 
 def evaluate_run(directory: RunFolder, checkpoint: Iteration = None, sets: Sets = None) -> None:
     """Score a run's weights on its held-out prompts."""
-    import json
-
     from flowfactory.training.evaluation import evaluate
 
     restored, path = _restore(directory, checkpoint, sets)
     if not restored.heldout:
         raise UserError(f"{directory}: prompts.heldout is not set; give one with --set prompts.heldout=FILE")
     result = evaluate(restored.sampler, restored.assembly, restored.config, restored.heldout)
-    typer.echo(json.dumps({"checkpoint": str(path), **result.metrics()}))
+    show_json({"checkpoint": str(path), **result.metrics()})
 
 
 def _restore(directory: Path, iteration: int | None, sets: list[str] | None, scores: bool = True) -> tuple[Run, Path]:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from flowfactory.errors import UserError
+from flowfactory.untrusted_files import Refused, read_bytes
+
+LARGEST = 2**18
+"""Bytes of a config: a hundred times what is usual."""
 
 
 def read_text(path: Path, source: str) -> str:
@@ -13,9 +17,11 @@ def read_text(path: Path, source: str) -> str:
     UserError: it cannot be read, or is no text in UTF-8; begins with ``source``, and names the line.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, LARGEST)
     except OSError as error:
         raise UserError(f"{source}: cannot be read: {error.strerror}") from error
+    except Refused as error:
+        raise UserError(f"{source}: it {error}; give a file of text") from error
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{source}: this is UTF-16 or UTF-32; save it as UTF-8")
     if (place := content.find(b"\0")) >= 0:
