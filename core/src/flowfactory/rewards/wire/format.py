@@ -36,6 +36,7 @@ from torch import Tensor
 from flowfactory.rewards.wire.media import PixelBudget, count_pixels, decode_medium, encode_medium
 from flowfactory.rewards.wire.schema import VERSION, Encoding, File, Part, Request, WireError
 from flowfactory.types import Prompt, Samples
+from flowfactory.untrusted_files import Refused, parse_json
 
 LARGEST = torch.finfo(torch.float64).max
 
@@ -146,8 +147,8 @@ def encode_scores(scores: Tensor) -> bytes:
 def decode_scores(body: bytes, count: int) -> Tensor:
     """[count], float32 where that holds all of them exactly, else float64. WireError: the answer holds something else."""
     try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        answer = parse_json(body)
+    except Refused as error:
         raise WireError(f"answered no JSON: {excerpt(body)}") from error
     scores = answer.get("scores") if isinstance(answer, dict) else None
     if not isinstance(scores, list):

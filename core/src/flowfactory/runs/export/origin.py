@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from flowfactory.config.component import ModelConfig
+from flowfactory.config.yaml import parse_head
 from flowfactory.models.family import FamilyConfig
 from flowfactory.models.pretrained import Pretrained
+from flowfactory.untrusted_files import Refused, read_bytes
 
 INDEX = "model_index.json"
+LARGEST_CARD = 4 * 2**20
+"""Bytes of a card that is looked into."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,14 @@ def _read_licence(card: Path | None, hub_id: str | None = None) -> tuple[tuple[s
     """``license`` and what goes with it in the head of a card; a link into its own folder becomes one to ``hub_id``."""
     if card is None or not card.is_file():
         return ()
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+    try:
+        text = read_bytes(card, LARGEST_CARD).decode("utf-8", "replace").replace("\r\n", "\n")
+    except (OSError, Refused):
+        return ()
+    parts = text.split("---\n", 2)
     if len(parts) < 3 or parts[0].strip():
         return ()
-    try:
-        head: Any = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
-        return ()
+    head = parse_head(parts[1])
     if not isinstance(head, dict):
         return ()
     found = {key: str(head[key]) for key in ("license", "license_name", "license_link") if head.get(key)}

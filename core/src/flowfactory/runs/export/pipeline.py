@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import torch
 
+from flowfactory.models.checkpoint_files import read_settings
 from flowfactory.runs.export.origin import INDEX
 
 LICENCES = ("LICENSE", "LICENCE", "NOTICE")
@@ -21,7 +21,7 @@ def complete_pipeline(folder: Path, path: str, trained: list[str], dtype: torch.
     import diffusers
 
     source = _local(path)
-    index = json.loads((source / INDEX).read_text())
+    index = read_settings(source / INDEX)
     for name in trained:
         kind = getattr(diffusers, index[name][1])
         whole = kind.from_pretrained(folder / name, torch_dtype=dtype)
