@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 DEEPEST = 32
 """How deep lists and mappings may stand in one another where nothing needs more: what reads them further has limits, too."""
@@ -27,15 +27,21 @@ def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
     """
     if within is not None and not path.resolve().is_relative_to(within.resolve()):
         raise Refused(f"leads out of {within}")
-    # without waiting, as a pipe without a writer would have it
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise Refused("is no file")
+    with open_file(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise Refused(f"is larger than {_size(limit)}")
     return content
+
+
+def open_file(path: Path) -> BinaryIO:
+    """The regular file ``path``, to be read. Refused: it is something else. OSError: it cannot be read."""
+    # without waiting, as a pipe without a writer would have it
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise Refused("is no file")
+    return file
 
 
 def _size(limit: int) -> str:
