@@ -48,6 +48,8 @@ TEXTS = {
     "long key twice": (f"? {'x' * 1000}\n: 1\n? {'x' * 1000}\n: 1", "stands twice"),
     "long text": ("seed: " + "x" * MUCH, "seed: got 'xxx"),
     "long name": ("model: " + "x" * MUCH, "model: "),
+    "variables": ("prompts: {train: '" + "${" * (MUCH // 2 - 50) + "'}", "is too long for the name of a file"),
+    "blanks": ("sampling: {size: '1" + " " * (MUCH - 50) + "y'}", "sampling.size: got '1   "),
     "tabs": ("a: [" + "\t1,\t" * (MUCH // 5) + "]", "holds more than 10,000 values"),
     "blank tabs": ("seed:" + "\t" * MUCH + "x", "seed: got 'x'"),
     "documents": ("---\n" * (MUCH // 4), "line 2: a second document begins; write one"),
@@ -97,6 +99,7 @@ def test_so_is_the_file_of_a_reward_that_is_served(invoke: Invoke, tmp_path: Pat
         (f"a={TEXTS['aliases'][0]}", "--set a: it holds more than 10,000 values"),
         ("a." * 10_000 + "a=1", "it leads more than 32 deep"),
         ("x" * 100_000, "write it as a.b=value"),
+        ("x" + " " * 100_000 + "y\nz", "write it as a.b=value"),
     ],
     ids=lambda each: each[:20],
 )

@@ -174,6 +174,14 @@ def test_files_of_an_index_are_read_together(folder: Any, tmp_path: Path, kind: 
             lambda folder: replaced(folder / "config.json", "[" * 100_000),
             r"{folder}/config.json is nested more than 32 deep; get it again, whole",
         ),
+        (
+            lambda folder: replaced(folder / "config.json", " " * 2**23 + "{}"),
+            r"{folder}/config.json is larger than 8 MiB; get it again, whole",
+        ),
+        (
+            lambda folder: replaced(folder / "config.json", '{"a": ' + "9" * 5000 + "}"),
+            r"{folder}/config.json is no JSON \(.*\); ",
+        ),
         (lambda folder: replaced(folder / "config.json", "[]"), r"{folder}/config.json holds no settings; get it again, whole"),
         (partial(sharded, lose="file"), r"there is no file {stem}-00002-of-00002.safetensors; get it again, whole"),
         (

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from flowfactory.config.paths import CommandLineText
 from flowfactory.config.strict import expand_name
+from flowfactory.config.wording import LONGEST
 from flowfactory.config.yaml import parse_yaml
 from flowfactory.errors import UserError
 from flowfactory.untrusted_files import DEEPEST
@@ -18,7 +19,7 @@ def apply_override(raw: dict[str, Any], assignment: str, form: str = "a.b=value"
     path = path.strip()
     keys = path.split(".")
     if not equals or not all(keys):
-        guess = re.fullmatch(r"([\w.-]+)\s*[:\s]\s*(\S.*)", assignment)
+        guess = re.fullmatch(r"([\w.-]+)\s*[:\s]\s*(\S.*)", assignment[:LONGEST])
         meant = f"; did you mean --set {guess[1]}={guess[2]}?" if guess else ""
         raise UserError(f"--set {assignment}: write it as {form}{meant}")
     if len(keys) > DEEPEST:

@@ -17,7 +17,7 @@ from flowfactory.config.wording import LONGEST, written
 from flowfactory.data.media import check_picture, check_video
 from flowfactory.data.prompt_files import read_rows
 from flowfactory.errors import UserError
-from flowfactory.suggestions import did_you_mean
+from flowfactory.suggestions import did_you_mean, nearest
 from flowfactory.types import Prompt
 
 
@@ -88,7 +88,7 @@ def _misspelt(key: str) -> str | None:
     """Which of the keys that mean something the metadata's ``key`` is most likely meant to be: near misses alone."""
     word = key.strip().lower().replace("-", "_").replace(" ", "_")
     swapped = [known for known in _OPTIONAL if sorted(known) == sorted(word)]
-    near = [] if re.search(r"\d", word) else difflib.get_close_matches(word, _OPTIONAL, n=1, cutoff=0.9)
+    near = [] if re.search(r"\d", word) else nearest(word, _OPTIONAL, 0.9)
     return next(iter([*swapped, *near]), None)
 
 

@@ -38,6 +38,8 @@ from flowfactory.rewards.wire.schema import VERSION, Encoding, File, Part, Reque
 from flowfactory.types import Prompt, Samples
 from flowfactory.untrusted_files import Refused, parse_json
 
+LARGEST_REQUEST = 16 * 2**20
+"""Bytes of the JSON, which takes many times as much memory once it is read."""
 LARGEST = torch.finfo(torch.float64).max
 
 
@@ -92,6 +94,8 @@ def decode_request(parts: Mapping[str, bytes | memoryview], folder: Path, max_pi
     """
     if "request" not in parts:
         raise WireError("there is no part 'request'")
+    if len(parts["request"]) > LARGEST_REQUEST:
+        raise WireError(f"request: more than {LARGEST_REQUEST >> 20} MiB of JSON; send fewer samples at once")
     try:
         request = Request.model_validate_json(bytes(parts["request"]))
     except ValidationError as error:
