@@ -248,17 +248,18 @@ def plain(word: object) -> str:
 
 def keys(section: str, key: str, known: Sequence[str], schema: type[BaseModel]) -> list[str]:
     """What an unknown ``key`` of ``section`` means: keys of the section, or whole paths; none where nothing is known of it."""
-    targets = KEYS.get(plain(key), ())
+    word = plain(key)
+    targets = KEYS.get(word, ())
     here = [t.rpartition(".")[2] for t in targets if t in known or (t.rpartition(".")[0] == section and exists(schema, t))]
-    if here or plain(key) in known:
-        return list(dict.fromkeys(here)) or [plain(key)]
+    if here or word in known:
+        return list(dict.fromkeys(here)) or [word]
     elsewhere = [target for target in targets if "." in target or not section]
     found = [target for target in elsewhere if exists(schema, target)]
     if not found:
         everywhere = [path for path in dict.fromkeys(_paths(schema)) if path.rpartition(".")[0] != section]
-        found = [path for path in everywhere if path.rpartition(".")[2] == plain(key)]
+        found = [path for path in everywhere if path.rpartition(".")[2] == word]
         if not found and not nearest(key, known):
-            near = nearest(plain(key), {path.rpartition(".")[2] for path in everywhere}, 0.8)
+            near = nearest(word, {path.rpartition(".")[2] for path in everywhere}, 0.8)
             found = [path for path in everywhere if path.rpartition(".")[2] in near]
     found = [path for path in found if path.count(".") == min(other.count(".") for other in found)]
     return found if len(found) <= 3 else []

@@ -143,12 +143,13 @@ class Dumper(yaml.SafeDumper):
     """Text that YAML 1.1 or 1.2 would read as something else comes in quotes, and what terminals obey as escapes in them."""
 
     def choose_scalar_style(self) -> Any:
-        return '"' if has_controls(self.event.value.replace("\n", "")) else super().choose_scalar_style()
+        return '"' if has_controls(cast(Any, self.event).value.replace("\n", "")) else super().choose_scalar_style()
 
     def write_double_quoted(self, text: str, split: bool = True) -> None:
-        self.allow_unicode = not has_controls(text.replace("\n", ""))
+        asked = self.allow_unicode
+        self.allow_unicode = asked and not has_controls(text.replace("\n", ""))
         super().write_double_quoted(text, split)
-        self.allow_unicode = True
+        self.allow_unicode = asked
 
 
 for _kind, _pattern, _first in _PLAIN_VALUES:
