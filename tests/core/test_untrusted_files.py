@@ -1,12 +1,13 @@
 """What is read of a file that somebody else made."""
 
+import json
 import os
 import time
 from pathlib import Path
 
 import pytest
 
-from flowfactory.untrusted_files import Refused, parse_json, read_bytes, read_json
+from flowfactory.untrusted_files import DEEPEST, Refused, parse_json, read_bytes, read_json
 
 
 def test_a_regular_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
@@ -72,3 +73,16 @@ def test_a_link_to_itself_is_an_error_of_the_system(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises((OSError, Refused)):
         read_bytes(tmp_path / "loop", 10, within=tmp_path)
+
+
+def test_json_is_nested_as_deep_as_it_may_be_whatever_it_holds() -> None:
+    for opened, closed in (("[", "]"), ('{"a":', "}")):
+        assert parse_json(opened * DEEPEST + "1" + closed * DEEPEST)
+        with pytest.raises(Refused, match=r"^is nested more than 32 deep$"):
+            parse_json(opened * (DEEPEST + 1) + "1" + closed * (DEEPEST + 1))
+    assert parse_json(json.dumps([[1] * 1000] * 1000)) == [[1] * 1000] * 1000
+
+
+def test_a_number_of_thousands_of_digits_is_refused() -> None:
+    with pytest.raises(Refused, match=r"^is no JSON \(Exceeds the limit \(4300 digits\)[^;]*\)$"):
+        parse_json("[" + "9" * 5000 + "]")

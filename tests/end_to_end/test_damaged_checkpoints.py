@@ -187,7 +187,7 @@ def files_damaged(folder: Path) -> Iterator[tuple[Callable[[], Any], str]]:
     replaced(weights, whole)
     config = (folder / "config.json").read_text()
     yield lambda: replaced(folder / "config.json", POINTER), f"model.path: {folder}/config.json {pointer}"
-    unfinished = "is not JSON (Expecting value: line 1 column 6 (char 5))"
+    unfinished = "is no JSON (Expecting value: line 1 column 6 (char 5))"
     yield (
         lambda: replaced(folder / "config.json", '{"a":'),
         f"model.path: {folder}/config.json {unfinished}; get it again, whole",

@@ -88,7 +88,7 @@ def said(entry: Mapping[str, Any], catalogue: Catalogue, folder: Path) -> tuple[
         try:
             config = check(raw, catalogue, folder)
         except WrongConfig as error:
-            raise UserError(error.describe("config.yaml", sets)) from error
+            raise UserError(*error.describe("config.yaml", sets)) from error
         if entry.get("reads") == "prompts":
             of_prompts = list(idle_keys_of_prompts(config, [*itertools.chain(*prepare_prompts(config))]))
     except UserError as error:

@@ -171,7 +171,7 @@ def other_vocabulary(folder: Path) -> None:
 TOKENIZER_HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
     "gone": (lambda folder: (folder / "tokenizer.json").unlink(), r"the tokenizer in .*harmed has no [\w.]+"),
     "pointer": (lambda folder: replaced(folder / "tokenizer.json", POINTER), r"tokenizer\.json is a Git LFS pointer"),
-    "cut": (lambda folder: replaced(folder / "tokenizer.json", '{"version": "1.'), r"tokenizer\.json is not JSON"),
+    "cut": (lambda folder: replaced(folder / "tokenizer.json", '{"version": "1.'), r"tokenizer\.json is no JSON"),
 }
 
 

@@ -2,7 +2,15 @@
 
 
 class UserError(Exception):
-    """A mistake in what the user wrote: the command line prints the sentence and exits with 2."""
+    """A mistake in what the user wrote: the command line prints the sentence, or several, a line each, and exits with 2."""
+
+    def __str__(self) -> str:
+        return "\n".join(self.sentences)
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What was found, a mistake each."""
+        return tuple(map(str, self.args))
 
 
 class RunError(Exception):

@@ -169,10 +169,18 @@ def test_files_of_an_index_are_read_together(folder: Any, tmp_path: Path, kind: 
         (lambda folder: replaced(weights_of(folder), ""), r"{weights} is empty; get it again, whole"),
         (lambda folder: weights_of(folder).unlink(), r"the part has no weights in {folder}; get it again, whole"),
         (lambda folder: (folder / "config.json").unlink(), r"there is no file {folder}/config.json; get it again, whole"),
-        (lambda folder: replaced(folder / "config.json", "{"), r"{folder}/config.json is not JSON \(.*\); get it again, whole"),
+        (lambda folder: replaced(folder / "config.json", "{"), r"{folder}/config.json is no JSON \(.*\); get it again, whole"),
         (
             lambda folder: replaced(folder / "config.json", "[" * 100_000),
-            r"{folder}/config.json is not JSON \(.*\); get it again, ",
+            r"{folder}/config.json is nested more than 32 deep; get it again, whole",
+        ),
+        (
+            lambda folder: replaced(folder / "config.json", " " * 2**23 + "{}"),
+            r"{folder}/config.json is larger than 8 MiB; get it again, whole",
+        ),
+        (
+            lambda folder: replaced(folder / "config.json", '{"a": ' + "9" * 5000 + "}"),
+            r"{folder}/config.json is no JSON \(.*\); ",
         ),
         (lambda folder: replaced(folder / "config.json", "[]"), r"{folder}/config.json holds no settings; get it again, whole"),
         (partial(sharded, lose="file"), r"there is no file {stem}-00002-of-00002.safetensors; get it again, whole"),

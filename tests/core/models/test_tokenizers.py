@@ -47,7 +47,7 @@ def emptied(folder: Path) -> None:
         ),
         (
             lambda folder: replaced(folder / "tokenizer.json", "{"),
-            r"{folder}/tokenizer.json is not JSON \(.*\); get it again, whole",
+            r"{folder}/tokenizer.json is no JSON \(.*\); get it again, whole",
         ),
         (lambda folder: replaced(folder / "tokenizer.json", "{}"), r"the part cannot be read: KeyError: "),
         (lambda folder: replaced(folder / "spiece.model", POINTER), r"{folder}/spiece.model is a Git LFS pointer"),

@@ -176,6 +176,15 @@ MATROSKA = sample(type="video/x-matroska")
 EPS = file_of(RGB, "EPS")
 WRONG: dict[str, tuple[Any, bytes, str]] = {
     "no json": (b"{", b"", r"^request: invalid JSON"),
+    "nested too deep": (b"[" * 10**6, b"", r"^request: invalid JSON: recursion limit"),
+    "metadata nested too deep": (
+        b'{"version": 1, "samples": [{"metadata": ' + b'{"a":' * 10**5 + b"1" + b"}" * 10**5 + b"}]}",
+        b"",
+        r"^request: invalid JSON: recursion limit",
+    ),
+    "a number of many digits": (b'{"version": ' + b"9" * 10**6 + b"}", b"", r"^request: invalid JSON: number out of range"),
+    "half a character": (b'{"version": "\\ud800"}', b"", r"^request: invalid JSON"),
+    "json without end": (b"[" + b"[]," * (6 * 2**20), b"", r"^request: more than 16 MiB of JSON; send fewer samples at once$"),
     "no object": ([], b"", r"^request: input should be"),
     "another version": ({"version": 2, "samples": [sample()]}, b"", r"^request\.version: input should be 1$"),
     "no samples": ({"version": 1, "samples": []}, b"", r"^request\.samples: .* at least 1 item"),
@@ -337,6 +346,9 @@ def test_scores_that_float32_does_not_hold_arrive_in_float64() -> None:
         (b'{"scores": [1, null]}', "answered null for sample 1"),
         (b'{"scores": [true, 1]}', "answered true for sample 0"),
         (b'{"scores": ["1", 1]}', 'answered "1" for sample 0'),
+        (b'{"scores": [' + b"[" * 500 + b"]" * 500 + b", 1]}", r"answered no JSON: '\{\"scores\": \[\["),
+        (b"[" * 10**6, "answered no JSON"),
+        (b'{"scores": [' + b"9" * 10**6 + b", 1]}", "answered no JSON"),
         (b'{"scores": [[1], 1]}', r"answered \[1\] for sample 0"),
     ],
 )

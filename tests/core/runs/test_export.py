@@ -218,6 +218,19 @@ class OnHub(ModelConfig):
         return object()
 
 
+HOSTILE_CARDS = (
+    "---\nlicense: &a [*a]\n---\n",
+    "---\na0: &a0 [x]\n"
+    + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
+    + "license: *a29\n---\n",
+    "---\nlicense: " + "[" * 100_000 + "\n---\n",
+    "---\nlicense: " + "1" * 5000 + "\n---\n",
+    "---\nlicense: !!python/object/apply:os.getcwd []\n---\n",
+    "---\nlicense: mit\n---\n" + "x" * (4 * 2**20),
+)
+"""Heads that hold themselves, would fill memory, or execute something; and a card of more bytes than one has."""
+
+
 def test_the_licence_of_the_base_is_handed_on(tmp_path: Path) -> None:
     folder = tmp_path / "base"
     folder.mkdir()
@@ -237,7 +250,7 @@ def test_the_licence_of_the_base_is_handed_on(tmp_path: Path) -> None:
     found = find_origin(OnHub(path=str(snapshot)))
     assert (found.name, found.hub, found.pipeline) == ("owner/base", True, True)
     assert found.licence[-1] == ("license_link", "https://huggingface.co/owner/base/blob/main/LICENSE.md")
-    for text in ("# Base, without a head\n", "---\n[a\n---\n", "---\n- a\n---\n", "---\nlicense: mit\n"):
+    for text in ("# Base, without a head\n", "---\n[a\n---\n", "---\n- a\n---\n", "---\nlicense: mit\n", *HOSTILE_CARDS):
         (folder / "README.md").write_text(text)
         assert find_origin(OnHub(path=str(folder))).licence == ()
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowfactory.cli.output import warn
+from flowfactory.cli.output import say, warn
+from flowfactory.control_characters import one_line
 from flowfactory.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def show() -> None:
         "unfinished files": str(len(folder.leftovers())),
     }
     for name, value in rows.items():
-        table.add_row(name, Text(value, overflow="fold"))
+        table.add_row(name, Text(one_line(value), overflow="fold"))
     Console().print(table)
 
 
@@ -66,13 +67,13 @@ def clear(
         if not sys.stdin.isatty():
             raise UserError(f"cache clear: nobody is there to be asked about {told}; add --yes")
         if not _confirm(f"Delete {told}?"):
-            typer.echo("nothing was deleted")
+            say("nothing was deleted")
             return
     kept = [file for file in files if not folder.delete(file)]
     folder.remove_leftovers()
     if kept:
         raise UserError(f"{len(kept):,} of {told} cannot be deleted; they are for their owner to delete")
-    typer.echo(f"deleted {told}")
+    say(f"deleted {told}")
 
 
 def _entries(folder: CacheFolder) -> list[CachedFile]:
@@ -84,7 +85,7 @@ def _entries(folder: CacheFolder) -> list[CachedFile]:
 
 def _confirm(question: str) -> bool:
     try:
-        return typer.confirm(question)
+        return typer.confirm(one_line(question))
     except typer.Abort:
         return False
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flowfactory.cli.options import Plugins, Sets
+from flowfactory.cli.output import say
 from flowfactory.errors import UserError
 
 
@@ -35,6 +36,6 @@ def estimate(
     if card is None and cuda and here:
         card = torch.cuda.get_device_properties(0).total_memory / result.GIB
     found = estimates.estimate(resolved, nproc, cuda)
-    Console().print(table.table(found))
+    Console(markup=False, emoji=False).print(table.table(found))
     if card is not None:
-        typer.echo(table.verdict(found, resolved, round(card * result.GIB)))
+        say(table.verdict(found, resolved, round(card * result.GIB)))

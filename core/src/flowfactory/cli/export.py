@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flowfactory.cli.options import Iteration, Plugins, RunFolder, Trusted, typed_path
-from flowfactory.cli.output import warn
+from flowfactory.cli.output import say, warn
 from flowfactory.errors import UserError
 
 
@@ -39,4 +39,4 @@ def export(
     if precision is not None and precision not in DTYPES:
         raise UserError(f"--precision {precision}: write one of {', '.join(DTYPES)}")
     found = RunDirectory(directory)
-    typer.echo(str(write_export(found, out, checkpoint, weights, precision, form, warn, plugin or [], trusted)))
+    say(str(write_export(found, out, checkpoint, weights, precision, form, warn, plugin or [], trusted)))

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from flowfactory.cli import cache, estimate, export, plugins, report, run, sample, serve
-from flowfactory.cli.output import rank_prefix
+from flowfactory.cli.output import contain_libraries, rank_prefix, warn
 from flowfactory.cli.usage import usage_error
 from flowfactory.distributed.environment import read_environment
 from flowfactory.distributed.hangup import outlive_readers
@@ -71,6 +71,7 @@ def main() -> None:
     A rank says to the process that started it how it ended, and that one speaks for all.
     """
     _quieten()
+    contain_libraries()
     outlive_readers()
     if is_supervised():
         die_with_parent()
@@ -84,26 +85,26 @@ def main() -> None:
     try:
         sys.exit(_call(app))
     except UserError as error:
-        for line in str(error).splitlines():
-            typer.echo(f"error: {rank_prefix()}{line}", err=True)
+        for sentence in error.sentences:
+            warn(f"error: {rank_prefix()}{sentence}")
         sys.exit(2)
     except RunError as error:
-        typer.echo(f"stopped: {rank_prefix()}{error}", err=True)
+        warn(f"stopped: {rank_prefix()}{error}")
         sys.exit(1)
     except Interrupted as error:
-        typer.echo(str(error), err=True)
+        warn(str(error))
         sys.exit(130)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())  # what is left to print would fail again, on the way out
-        typer.echo(f"stopped: {error.filename or 'what is printed'} cannot be written: {error.strerror}; make room", err=True)
+        warn(f"stopped: {error.filename or 'what is printed'} cannot be written: {error.strerror}; make room")
         sys.exit(1)
     except Exception as error:
         found = read_environment(os.environ)
         outcome = to_outcome(error, found.rank) if found else None
         if outcome is None or outcome.kind != "lost":
             raise
-        typer.echo(f"stopped: {outcome.message}", err=True)  # the rank that it lost says more
+        warn(f"stopped: {outcome.message}")  # the rank that it lost says more
         sys.exit(1)

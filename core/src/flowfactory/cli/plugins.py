@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flowfactory.cli.options import Plugins
+from flowfactory.cli.output import say, show, show_json
+from flowfactory.control_characters import foreign_lines
 from flowfactory.errors import UserError
 
 
 def schema(plugin: Plugins = None) -> None:
     """Print the JSON schema of a config, with every installed component."""
-    import json
-
     from flowfactory.config.component_slots import schema_type
     from flowfactory.discovery.discover import discover
 
-    typer.echo(json.dumps(schema_type(discover(plugin or [])).model_json_schema(), indent=2))
+    show_json(schema_type(discover(plugin or [])).model_json_schema(), indent=2)
 
 
 def list_plugins(plugin: Plugins = None) -> None:
@@ -32,7 +33,7 @@ def list_plugins(plugin: Plugins = None) -> None:
     rows += [("slow", remark.plugin, remark.sentence) for remark in catalogue.slow]
     rows += [("broken", remark.plugin, remark.sentence) for remark in catalogue.broken]
     for kind, name, told in rows:
-        typer.echo(f"{kind:<10} {name:<18} {told}".rstrip())
+        say(f"{kind:<10} {name:<18} {told}".rstrip())
 
 
 def show_plugin(
@@ -54,14 +55,14 @@ def show_plugin(
         nearest = f"; did you mean {join_or(meant)}?" if meant else did_you_mean(name, everything)
         raise UserError(f"no component called {name!r}{nearest}")
     for component in found:
-        typer.echo(f"{component.kind} {component.name}, from {component.origin}")
+        say(f"{component.kind} {component.name}, from {component.origin}")
         if component.kind == "example":
-            typer.echo(Path(component.spec).read_text(encoding="utf-8"))
+            show(Path(component.spec).read_text(encoding="utf-8"))
             continue
         config = slot_type(catalogue, component.kind, [component.full_name])
-        typer.echo((config.__doc__ or "").strip())
+        show(foreign_lines(cleandoc(config.__doc__ or "")))
         for key, field in config.model_fields.items():
             if key == "name":
                 continue
             default = "required" if field.is_required() else f"default {written(field.default)}"
-            typer.echo(f"  {key}: {allowed(field)}; {default}" + (f"; {field.description}" if field.description else ""))
+            say(f"  {key}: {allowed(field)}; {default}" + (f"; {field.description}" if field.description else ""))

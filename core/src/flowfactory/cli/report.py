@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import typer
-
 from flowfactory.cli.options import RunFolder
-from flowfactory.cli.output import warn
+from flowfactory.cli.output import say, warn
 
 
 def report(directory: RunFolder) -> None:
@@ -15,4 +13,4 @@ def report(directory: RunFolder) -> None:
 
     where = RunDirectory(directory)
     where.require_run()  # the config itself may be of plugins and prompts that are not on this machine
-    typer.echo(str(write_report(where, warn)))
+    say(str(write_report(where, warn)))

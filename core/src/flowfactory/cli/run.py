@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flowfactory.cli.options import Plugins, Sets, typed_path
-from flowfactory.cli.output import warn
+from flowfactory.cli.output import show, warn
 from flowfactory.distributed import environment, launch
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def run(
         train, heldout = prepare_prompts(resolved)
         for sentence in idle_keys_of_prompts(resolved, [*train, *heldout]):
             warn(f"warning: {sentence}")
-        typer.echo(yaml.dump(resolved), nl=False)
+        show(yaml.dump(resolved).rstrip("\n"))
         return
     if not wanted.starts_ranks:
         _train(resolved, resume)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flowfactory.cli.options import Iteration, Plugins, RunFolder, Sets, Trusted, typed_path
-from flowfactory.cli.output import warn
+from flowfactory.cli.output import say, show_json, warn
 from flowfactory.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def sample(
     for medium in drawn:
         while any(folder.glob(f"{number:03d}.*")):
             number += 1
-        typer.echo(str(media.write_media(medium, folder / f"{number:03d}", restored.sampler.frame_rate)))
+        say(str(media.write_media(medium, folder / f"{number:03d}", restored.sampler.frame_rate)))
 
 
 def _require_files(paths: Iterable[Path]) -> None:
@@ -84,8 +84,6 @@ def evaluate_run(
     directory: RunFolder, checkpoint: Iteration = None, sets: Sets = None, plugin: Plugins = None, trusted: Trusted = False
 ) -> None:
     """Score a run's weights on its held-out prompts."""
-    import json
-
     from flowfactory.runs.directory import RunDirectory
     from flowfactory.training.evaluation import evaluate
 
@@ -95,7 +93,7 @@ def evaluate_run(
     if not restored.heldout:
         raise UserError(f"{directory}: prompts.heldout is not set; give one with --set prompts.heldout=FILE")
     result = evaluate(restored.sampler, restored.assembly, restored.config, restored.heldout)
-    typer.echo(json.dumps({"checkpoint": str(path), **result.metrics()}))
+    show_json({"checkpoint": str(path), **result.metrics()})
 
 
 def _restore(where: RunDirectory, config: RunConfig, iteration: int | None, scores: bool = True) -> tuple[Run, Path]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from flowfactory.config.component_slots import UNKNOWN, options_class, schema_type
-from flowfactory.config.findings import Finding, WrongConfig
+from flowfactory.config.findings import MOST, Finding, WrongConfig
 from flowfactory.config.messages import Keys, Problem, describe, dotted, lookup
 from flowfactory.config.schema import RunConfig
 from flowfactory.config.together import check_together
@@ -22,15 +23,18 @@ from flowfactory.errors import UserError
 def check(raw: Mapping[str, Any], catalogue: Catalogue, folder: Path | None) -> RunConfig:
     """The typed config of ``raw``. WrongConfig: all that is wrong with it.
 
-    What a finding is about is taken out, so that the rest can be looked at; checks that need it are left out.
+    What a finding is about is taken out, so that the rest can be looked at; checks that need it are left out. With MOST
+    findings no more are looked for, since each costs a search for what was meant.
     """
     draft = _Draft(raw)
     names: dict[str, set[str]] = {}
     findings: list[Finding] = []
-    for keys, value in _keys_that_are_no_text(raw):
+    for keys, value in islice(_keys_that_are_no_text(raw), MOST):
         findings.append(Finding(dotted(keys[:-1]), _explain_key(keys[-1], value)))
         draft.take_out(Problem(keys[:-1] if "rewards" in keys[-2:-1] else keys, ()))
     for kind, keys, value in _components(raw, catalogue.core_name("dynamics", "ode")):
+        if len(findings) >= MOST:
+            break
         finding, name = _check_component(catalogue, kind, dotted(keys), value)
         if finding:
             findings.append(finding)
@@ -39,7 +43,7 @@ def check(raw: Mapping[str, Any], catalogue: Catalogue, folder: Path | None) -> 
             names.setdefault(kind, set()).add(name)
     schema = schema_type(catalogue, names)
     config: RunConfig | None = None
-    while config is None:
+    while config is None and len(findings) < MOST:
         try:
             config = schema.model_validate(draft.raw, context={"folder": folder, "catalogue": catalogue})
         except ValidationError as error:

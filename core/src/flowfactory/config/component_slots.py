@@ -138,7 +138,7 @@ def parse_component(
         return _parse_component(kind, raw, discover(plugins), folder, inner)
     except WrongConfig as error:
         name = raw if isinstance(raw, str) else raw.get("name")
-        raise UserError(error.describe(source or f"{kind} {name}")) from error
+        raise UserError(*error.describe(source or f"{kind} {name}")) from error
 
 
 def _parse_component(kind: str, raw: Any, catalogue: Catalogue, folder: Path | None, inner: bool = False) -> ComponentConfig:

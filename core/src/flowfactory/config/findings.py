@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+SHOWN, MOST = 20, 100
+"""How many mistakes are told, and looked for."""
+
 
 class Finding(NamedTuple):
     """What is wrong at ``place``, keys joined by dots as in YAML; "" where the message is a sentence of its own."""
@@ -24,11 +27,14 @@ class WrongConfig(ValueError):
 
     def __init__(self, findings: Iterable[Finding]) -> None:
         self.findings = tuple(dict.fromkeys(findings))
-        super().__init__(self.describe("config"))
+        super().__init__("\n".join(self.describe("config")))
 
-    def describe(self, source: str, overrides: Sequence[str] = ()) -> str:
-        """A line each: the file, or ``--set``, and the key, and what to do."""
-        return "\n".join(_line(finding, source, overrides) for finding in self.findings)
+    def describe(self, source: str, overrides: Sequence[str] = ()) -> list[str]:
+        """A sentence each: the file, or ``--set``, and the key, and what to do; of very many the first."""
+        told = [_line(finding, source, overrides) for finding in self.findings[:SHOWN]]
+        more = len(self.findings) - len(told)
+        at_least = "at least " if len(self.findings) >= MOST else ""
+        return [*told, f"{source}: and {at_least}{more} more; mend these first"] if more else told
 
 
 def _line(finding: Finding, source: str, overrides: Sequence[str]) -> str:

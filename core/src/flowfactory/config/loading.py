@@ -114,7 +114,7 @@ def validate(
     try:
         return check(raw, catalogue, folder)
     except WrongConfig as error:
-        raise UserError(error.describe(source, overrides)) from error
+        raise UserError(*error.describe(source, overrides)) from error
 
 
 def _is_by_hand(file: str | Path) -> bool:
@@ -132,5 +132,5 @@ def _plugin_files(raw: Mapping[str, Any], source: str, folder: Path | None, over
     except ValueError as error:
         raise UserError(f"{place}: {error}") from error
     if missing := list(filter(None, map(file_error, paths))):  # what they bring is unknown, and so is what is wrong
-        raise UserError("\n".join(f"{place}: {reason}" for reason in missing))
+        raise UserError(*(f"{place}: {reason}" for reason in missing))
     return paths

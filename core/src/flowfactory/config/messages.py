@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from flowfactory.config import synonyms
-from flowfactory.config.findings import Finding, WrongConfig
-from flowfactory.config.wording import allowed, alternatives, is_model, tags, written
+from flowfactory.config.findings import MOST, Finding, WrongConfig
+from flowfactory.config.wording import LONGEST, allowed, alternatives, is_model, tags, written
 from flowfactory.suggestions import did_you_mean
 
 Keys = tuple[str | int, ...]
@@ -38,10 +38,12 @@ class _Found:
 
 
 def describe(error: ValidationError, schema: type[BaseModel], raw: Any) -> list[Problem]:
-    """The problems, one a place."""
+    """The problems, one a place, at most MOST."""
     problems: dict[Keys, Problem] = {}
     for told in error.errors():
         found = _find(schema, told["loc"], raw, told["type"] == "missing")
+        if len(problems) == MOST:
+            break
         if found.keys not in problems:
             problems[found.keys] = _problem(told, found, schema, raw)
     # the other branches of a union complain of the whole that the deepest one has found the mistake in
@@ -103,8 +105,8 @@ def _unknown_key(found: _Found, schema: type[BaseModel]) -> str:
 
 
 def dotted(keys: Sequence[str | int]) -> str:
-    """``a.b.c``."""
-    return ".".join(map(str, keys))
+    """``a.b.c``, of each key at most LONGEST characters."""
+    return ".".join(told if len(told := str(key)) <= LONGEST else f"{told[: LONGEST - 2]} …" for key in keys)
 
 
 def lookup(raw: Any, keys: Sequence[str | int]) -> Any:

@@ -7,8 +7,10 @@ from typing import Any, cast
 
 from flowfactory.config.paths import CommandLineText
 from flowfactory.config.strict import expand_name
+from flowfactory.config.wording import LONGEST
 from flowfactory.config.yaml import parse_yaml
 from flowfactory.errors import UserError
+from flowfactory.untrusted_files import DEEPEST
 
 
 def apply_override(raw: dict[str, Any], assignment: str, form: str = "a.b=value") -> dict[str, Any]:
@@ -17,9 +19,11 @@ def apply_override(raw: dict[str, Any], assignment: str, form: str = "a.b=value"
     path = path.strip()
     keys = path.split(".")
     if not equals or not all(keys):
-        guess = re.fullmatch(r"([\w.-]+)\s*[:\s]\s*(\S.*)", assignment)
+        guess = re.fullmatch(r"([\w.-]+)\s*[:\s]\s*(\S.*)", assignment[:LONGEST])
         meant = f"; did you mean --set {guess[1]}={guess[2]}?" if guess else ""
         raise UserError(f"--set {assignment}: write it as {form}{meant}")
+    if len(keys) > DEEPEST:
+        raise UserError(f"--set {path}: it leads more than {DEEPEST} deep; no config needs that")
 
     def put(node: Any, depth: int) -> Any:
         if depth == len(keys):

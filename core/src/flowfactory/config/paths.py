@@ -55,6 +55,8 @@ def resolve_path(path: str | Path, folder: Path | None) -> Path:
 def _expand_path(text: str) -> str:
     if not text.strip():
         raise ValueError(f"got {written(text)}; give a path")
+    if len(text) > LONGEST_PATH:  # before variables are looked for, which is quadratic
+        check_length(Path(text))
     if URL.match(text):
         raise ValueError(f"{written(text)} is a URL; give a path on this machine")
     if (found := expand(text)).startswith("~"):

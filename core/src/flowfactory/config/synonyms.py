@@ -5,7 +5,6 @@ Names of components are with the components: see ``ComponentConfig.known_as``.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
@@ -13,7 +12,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from flowfactory.config.wording import alternatives, is_model, leaves, tags, written
+from flowfactory.config.wording import LONGEST, alternatives, is_model, leaves, tags, written
+from flowfactory.suggestions import nearest
 
 KEYS: Mapping[str, tuple[str, ...]] = {
     "adam_epsilon": ("training.optimizer.eps",),
@@ -248,17 +248,18 @@ def plain(word: object) -> str:
 
 def keys(section: str, key: str, known: Sequence[str], schema: type[BaseModel]) -> list[str]:
     """What an unknown ``key`` of ``section`` means: keys of the section, or whole paths; none where nothing is known of it."""
-    targets = KEYS.get(plain(key), ())
+    word = plain(key)
+    targets = KEYS.get(word, ())
     here = [t.rpartition(".")[2] for t in targets if t in known or (t.rpartition(".")[0] == section and exists(schema, t))]
-    if here or plain(key) in known:
-        return list(dict.fromkeys(here)) or [plain(key)]
+    if here or word in known:
+        return list(dict.fromkeys(here)) or [word]
     elsewhere = [target for target in targets if "." in target or not section]
     found = [target for target in elsewhere if exists(schema, target)]
     if not found:
         everywhere = [path for path in dict.fromkeys(_paths(schema)) if path.rpartition(".")[0] != section]
-        found = [path for path in everywhere if path.rpartition(".")[2] == plain(key)]
-        if not found and not difflib.get_close_matches(key, known, n=1):
-            near = difflib.get_close_matches(plain(key), {path.rpartition(".")[2] for path in everywhere}, n=1, cutoff=0.8)
+        found = [path for path in everywhere if path.rpartition(".")[2] == word]
+        if not found and not nearest(key, known):
+            near = nearest(word, {path.rpartition(".")[2] for path in everywhere}, 0.8)
             found = [path for path in everywhere if path.rpartition(".")[2] in near]
     found = [path for path in found if path.count(".") == min(other.count(".") for other in found)]
     return found if len(found) <= 3 else []
@@ -292,7 +293,7 @@ def values(place: str, value: object, names: Sequence[str]) -> list[str]:
 
 def meaning(place: str, value: Any, field: FieldInfo | None) -> str | None:
     """What was meant by a ``value`` that ``field`` does not take, as YAML; None where nobody can tell."""
-    if field is None:
+    if field is None or (isinstance(value, str) and len(value) > LONGEST):
         return None
     for guess in (_training, _average, _list, _labels, _word, _number, _text):
         if (meant := guess(place, value, field)) is not None:
@@ -355,7 +356,7 @@ def _word(place: str, value: Any, field: FieldInfo) -> str | None:
         return meant[0]
     if type(None) in kinds and word in NONE:
         return "null"
-    near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    near = nearest(word, words)
     return near[0] if near else None
 
 

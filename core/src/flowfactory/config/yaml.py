@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any, cast
 
 import yaml
 from pydantic import BaseModel
 
+from flowfactory.config.wording import written
+from flowfactory.control_characters import has_controls
 from flowfactory.errors import UserError
+from flowfactory.untrusted_files import DEEPEST, Refused
+
+MOST = 10_000
+"""Values in a text, those that aliases stand for counted where they stand."""
+LONGEST_NUMBER = 1000
+"""Characters of a number."""
+LONGEST_PROBLEM = 300
+"""Characters of what is said of a mistake."""
 
 _TAG = "tag:yaml.org,2002:"
 # the core schema of YAML 1.2 (section 10.3.2), and the merge key of 1.1; with the characters that a value may begin with
@@ -25,7 +36,47 @@ _PLAIN_VALUES = (
 )
 
 
-class Loader(yaml.SafeLoader):
+@dataclass
+class _Extent:
+    """How many values a node holds, itself counted, and how deep, with its aliases written out."""
+
+    values: int = 1
+    depth: int = 0
+
+
+class BoundedLoader(yaml.SafeLoader):
+    """Refused: there are more than MOST values, or deeper than DEEPEST, which is found out before aliases are written out."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._extents: dict[Any, _Extent] = {}
+        self._open: list[_Extent] = []
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        alias = self.check_event(yaml.AliasEvent)
+        self._open.append(_Extent())
+        self._check_extent()
+        node = super().compose_node(parent, index)
+        extent = self._open.pop()
+        if alias:
+            if node not in self._extents:
+                raise _error("this holds itself; write it out", node)
+            extent = self._extents[node]
+        self._extents[node] = extent
+        if self._open:
+            self._open[-1].values += extent.values
+            self._open[-1].depth = max(self._open[-1].depth, extent.depth + 1)
+            self._check_extent()
+        return node
+
+    def _check_extent(self) -> None:
+        if len(self._open) + self._open[-1].depth > DEEPEST + 1:
+            raise Refused(f"is nested more than {DEEPEST} deep; no config needs that")
+        if self._open[-1].values > MOST:
+            raise Refused(f"holds more than {MOST:,} values, aliases written out; no config needs that")
+
+
+class Loader(BoundedLoader):
     """The values of YAML 1.2: ``1e-4`` and ``0o17`` are numbers, ``0100`` is a hundred; ``1:30``, ``on`` and dates are text.
 
     A repeated key is an error rather than the last one's win.
@@ -49,38 +100,56 @@ class Loader(yaml.SafeLoader):
             _check_colon(key_node, value_node)
             key = "<<" if key_node.tag == f"{_TAG}merge" else self.construct_object(key_node, deep=True)
             if isinstance(key, list | dict):
-                raise _error(f"{key!r} cannot be a key; write text with braces in quotes", key_node)
+                raise _error(f"{written(key)} cannot be a key; write text with braces in quotes", key_node)
             if key in seen:
-                raise _error(f"key {key!r} stands twice", key_node)
+                raise _error(f"key {written(key)} stands twice", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
     def scan_to_next_token(self) -> None:
         super().scan_to_next_token()
-        while self.peek() == "\t" and self._tab_separates():
-            self.forward()
+        while self.peek() == "\t":
+            length = 1
+            while self.peek(length) in (" ", "\t"):
+                length += 1
+            if not self._tab_separates(self.peek(length)):
+                break
+            self.forward(length)
             super().scan_to_next_token()
 
-    def _tab_separates(self) -> bool:
-        """Whether the tab here stands between tokens, where YAML takes it as PyYAML does not, and is no indentation."""
+    def _tab_separates(self, after: str) -> bool:
+        """Whether the tab here stands between tokens, where YAML takes it as PyYAML does not, and is no indentation.
+
+        ``after`` is what comes after it and other blanks.
+        """
         before = self.buffer[self.pointer - self.column : self.pointer].rstrip(" \t")
-        after = self.buffer[self.pointer :].partition("\n")[0].strip(" \t\r\0")
         begins = bool(self.flow_level) and not before
-        return begins or not after or after[0] in "#:,]}" or before.endswith((":", "-", ",", "[", "{"))
+        return begins or after in "\r\n\0#:,]}" or before.endswith((":", "-", ",", "[", "{"))
 
     def construct_yaml_int(self, node: Any) -> int:
         text = self.construct_scalar(node)
+        if len(text) > LONGEST_NUMBER:
+            raise ValueError
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
     def construct_yaml_float(self, node: Any) -> float:
         return float(re.sub(r"\.(?=inf|nan)", "", self.construct_scalar(node).lower()))
 
     def construct_undefined(self, node: Any) -> Any:
-        raise _error(f"the tag {node.tag.replace(_TAG, '!!')!r} is not read; write the value without it", node)
+        raise _error(f"the tag {node.tag.replace(_TAG, '!!')[:40]!r} is not read; write the value without it", node)
 
 
 class Dumper(yaml.SafeDumper):
-    """Text that YAML 1.1 or 1.2 would read as something else comes in quotes."""
+    """Text that YAML 1.1 or 1.2 would read as something else comes in quotes, and what terminals obey as escapes in them."""
+
+    def choose_scalar_style(self) -> Any:
+        return '"' if has_controls(cast(Any, self.event).value.replace("\n", "")) else super().choose_scalar_style()
+
+    def write_double_quoted(self, text: str, split: bool = True) -> None:
+        asked = self.allow_unicode
+        self.allow_unicode = asked and not has_controls(text.replace("\n", ""))
+        super().write_double_quoted(text, split)
+        self.allow_unicode = asked
 
 
 for _kind, _pattern, _first in _PLAIN_VALUES:
@@ -110,9 +179,17 @@ def parse_yaml(text: str, source: str) -> Any:
         return yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
         line, problem = _explain(error, text)
-        raise UserError(f"{source} line {line}: {problem}") from error
-    except RecursionError as error:
-        raise UserError(f"{source}: it is nested too deeply; no config needs that") from error
+        raise UserError(f"{source} line {line}: {problem[:LONGEST_PROBLEM]}") from error
+    except Refused as error:
+        raise UserError(f"{source}: it {error}") from error
+
+
+def parse_head(text: str) -> Any:
+    """The value as YAML 1.1 has it, where others wrote it and nothing but a few keys are wanted; None of what is none."""
+    try:
+        return yaml.load(text, Loader=BoundedLoader)
+    except (yaml.YAMLError, Refused, ValueError, TypeError, LookupError):  # of a tag that does not fit, among others
+        return None
 
 
 def _explain(error: yaml.YAMLError, text: str) -> tuple[int, str]:
@@ -148,7 +225,6 @@ _PLAINER = (
     (r"'\t'", "a tab stands where YAML takes spaces alone; write spaces"),
     ("double-quoted scalar", r"\ begins an escape in double quotes; write the text in single quotes"),
     ("cannot start any token", "a value cannot begin with this character; write it in quotes"),
-    ("recursive node", "this holds itself; write it out"),
     ("while scanning an alias", "* begins an alias; write the text in quotes"),
     (
         "mapping values are not allowed",

@@ -6,17 +6,21 @@ import csv
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from io import StringIO
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flowfactory.config.text_files import read_text
+from flowfactory.config.text_files import read_pieces
+from flowfactory.config.wording import written
 from flowfactory.errors import UserError
+from flowfactory.untrusted_files import DEEPEST
 
 KINDS = ".txt (a prompt a line), .jsonl or .ndjson (an object a line), .json (a list), .csv or .tsv (a header with 'prompt')"
-DEEPEST = 32  # of metadata: what goes on to json and pydantic must not meet their limits there
+LONGEST = 2**20
+"""Characters of a prompt with all that it brings. No more of a file is looked at at once, whatever its size."""
 
 
 class Row(NamedTuple):
@@ -46,17 +50,36 @@ def read_rows(path: Path) -> Iterator[Row]:
         kind = f"files of the kind {path.suffix!r}" if path.suffix else "files without a suffix"
         raise UserError(f"prompts {path}: {kind} are not read; write {KINDS}")
     try:
-        yield from reader(read_text(path, f"prompts {path}"))
+        yield from reader(read_pieces(path, f"prompts {path}"))
     except _Mistake as mistake:
         raise UserError(f"prompts {path} line {mistake.line}: {mistake}") from mistake
 
 
-def _read_lines(text: str) -> Iterator[Row]:
-    lines = text.split("\n")  # splitlines() splits at U+2028 and others too
-    if text.lstrip().startswith(("[", "{")) and _is_json(text):
+def _split(pieces: Iterator[str]) -> Iterator[str]:
+    """The lines."""
+    number, rest = 1, ""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split("\n")  # splitlines() splits at U+2028 and others too
+        for line in lines:
+            _check_length(line, number)
+            yield line
+            number += 1
+        _check_length(rest, number)
+    yield rest
+
+
+def _check_length(text: str, line: int) -> None:
+    if len(text) > LONGEST:
+        raise _Mistake(line, _TOO_LONG)
+
+
+def _read_lines(pieces: Iterator[str]) -> Iterator[Row]:
+    lines = _split(pieces)
+    begun = list(_take(lines, LONGEST))
+    if (text := "\n".join(begun)).lstrip().startswith(("[", "{")) and _is_json(text):
         raise _Mistake(1, "this is JSON, which is read from a file that ends in .json; rename it")
     first = True
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(chain(begun, lines), 1):
         words = line.strip()
         if words.startswith("{") and words.endswith("}") and _is_json(words):
             raise _Mistake(number, "this is a JSON object, which is read from a file that ends in .jsonl; rename it")
@@ -73,6 +96,15 @@ def _read_lines(text: str) -> Iterator[Row]:
             yield Row(number, words)
 
 
+def _take(texts: Iterator[str], count: int) -> Iterator[str]:
+    """The first of ``texts``, until they are more than ``count`` characters."""
+    for text in texts:
+        yield text
+        count -= len(text) + 1
+        if count < 0:
+            return
+
+
 def _is_header(line: str) -> bool:
     """Whether it is names of columns, and one is ``prompt``."""
     names = [name.strip(' "') for name in re.split(r"[,;\t]", line)]
@@ -86,8 +118,8 @@ def _is_json(text: str) -> bool:
         return False
 
 
-def _read_json_lines(text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), 1):
+def _read_json_lines(pieces: Iterator[str]) -> Iterator[Row]:
+    for number, line in enumerate(_split(pieces), 1):
         if line.strip():
             start = _skip(line, 0)
             if line.startswith("[", start):  # most likely the first line of a list
@@ -98,22 +130,58 @@ def _read_json_lines(text: str) -> Iterator[Row]:
             yield Row(number, item)
 
 
-def _read_json(text: str) -> Iterator[Row]:
+class _Window:
+    """What is left of a text from ``place`` on: more than LONGEST characters of it, if there are so many."""
+
+    def __init__(self, pieces: Iterator[str]) -> None:
+        self._pieces = pieces
+        self.text, self.place = "", 0
+        self.before = 0  # characters of the text's first line that are no longer at hand
+        self._line, self._counted = 1, 0
+
+    def line(self) -> int:
+        """The one of ``place``, counted from 1."""
+        self._line += self.text.count("\n", self._counted, self.place)
+        self._counted = self.place
+        return self._line
+
+    def peek(self) -> str:
+        """The character here, white space passed over; "" at the end."""
+        while True:
+            self.place = _skip(self.text, self.place)
+            if len(self.text) - self.place > LONGEST or not self._read_on():
+                return self.text[self.place : self.place + 1]
+
+    def _read_on(self) -> bool:
+        """False where there is no more."""
+        pieces = list(_take(self._pieces, 2 * LONGEST))
+        if not pieces:
+            return False
+        self.line()
+        behind = self.text.rfind("\n", 0, self.place)
+        self.before = self.before + self.place if behind < 0 else self.place - behind - 1
+        self.text, self.place, self._counted = "".join([self.text[self.place :], *pieces]), 0, 0
+        return True
+
+
+def _read_json(pieces: Iterator[str]) -> Iterator[Row]:
     """The items of a list; or objects one after another, since many a file of JSON lines ends in .json."""
-    place = _skip(text, 0)
-    listed = text.startswith("[", place)
-    place = _skip(text, place + listed)
-    line, counted = 1, 0
-    while place < len(text) and not (listed and text[place] == "]"):
-        line, counted = line + text.count("\n", counted, place), place
-        item, place = _decode(text, place, line)
+    window = _Window(pieces)
+    listed = window.peek() == "["
+    window.place += listed
+    while (sign := window.peek()) and not (listed and sign == "]"):
+        line = window.line()
+        item, window.place = _decode(window.text, window.place, line, window.before)
         yield Row(line, item)
-        if listed and text.startswith(",", place):
-            place = _skip(text, place + 1)
-        elif listed and not text.startswith("]", place):
+        if listed and (sign := window.peek()) == ",":
+            window.place += 1
+        elif listed and sign != "]":
             break
-    if listed and (not text.startswith("]", place) or _skip(text, place + 1) < len(text)):
-        raise _Mistake(text.count("\n", 0, place) + 1, "no JSON: the list should go on with ',' or end with ']' here")
+    line = window.line()
+    closed = window.peek() == "]"
+    window.place += listed and closed
+    if listed and (not closed or window.peek()):
+        raise _Mistake(line, "no JSON: the list should go on with ',' or end with ']' here")
 
 
 def _skip(text: str, place: int) -> int:
@@ -122,17 +190,25 @@ def _skip(text: str, place: int) -> int:
     return found.end() if found else place
 
 
-def _decode(text: str, place: int, line: int) -> tuple[Any, int]:
-    """The JSON value that begins at ``place``, and where what follows it begins."""
+def _decode(text: str, place: int, line: int, before: int = 0) -> tuple[Any, int]:
+    """The JSON value that begins at ``place``, and where what follows it begins.
+
+    before: characters of the first line that ``text`` lacks.
+    """
     try:
         item, end = _DECODER.raw_decode(text, place)
         _check(item)
     except json.JSONDecodeError as error:
-        raise _Mistake(line + text.count("\n", place, error.pos), f"no JSON: {error.msg} at character {error.colno}") from error
+        if (len(text) if error.msg.startswith("Unterminated string") else error.pos) - place > LONGEST:
+            raise _Mistake(line, _TOO_LONG) from error
+        character = error.colno + (before if error.lineno == 1 else 0)
+        raise _Mistake(line + text.count("\n", place, error.pos), f"no JSON: {error.msg} at character {character}") from error
     except ValueError as error:
         raise _Mistake(line, str(error).partition("; use sys.")[0]) from error  # of a number with thousands of digits
     except RecursionError as error:
         raise _Mistake(line, _TOO_DEEP) from error
+    if end - place > LONGEST:
+        raise _Mistake(line, _TOO_LONG)
     return item, _skip(text, end)
 
 
@@ -155,8 +231,8 @@ def _check(value: Any, depth: int = 0) -> None:
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"key {written(twice)} stands twice")
     return found
 
 
@@ -168,20 +244,31 @@ _LIKE_JSON = re.compile(
     re.VERBOSE,
 )
 _TOO_DEEP = f"it is nested more than {DEEPEST} deep; no prompt needs that"
+_TOO_LONG = f"it is longer than {LONGEST / 2**20:g} Mi characters; no prompt needs that"
 _SPACE = re.compile(r"[ \t\n\r]*")
 _HALF = re.compile(r"[\ud800-\udfff]")
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def _read_table(text: str, delimiter: str) -> Iterator[Row]:
+def _read_table(pieces: Iterator[str], delimiter: str) -> Iterator[Row]:
     """A row a prompt, under a header that has ``prompt``. Cells are text; an empty one says nothing."""
-    reader = csv.reader(StringIO(text), delimiter=delimiter, strict=True)
+    size = 0
+
+    def feed() -> Iterator[str]:
+        nonlocal size
+        for line in _split(pieces):
+            size += len(line)
+            if size > LONGEST:
+                raise _Mistake(following, _TOO_LONG)
+            yield f"{line}\n"
+
+    reader = csv.reader(feed(), delimiter=delimiter, strict=True)
     told = {",": "','", "\t": "a tab"}[delimiter]
     header: list[str] | None = None
     line = following = 1
     try:
         for cells in reader:
-            line, following = following, reader.line_num + 1
+            line, following, size = following, reader.line_num + 1, 0
             if not any(cell.strip() for cell in cells):
                 continue
             if header is None:
@@ -206,16 +293,17 @@ def _read_header(cells: Sequence[str], line: int, delimiter: str) -> list[str]:
     if "prompt" not in names:
         told = ", ".join(names)[:80]
         raise _Mistake(line, f"the header, {told!r}, has no 'prompt'; write one, with {delimiter} between columns")
+    counts = Counter(names)
     for name in names:
-        if name and names.count(name) > 1:
-            raise _Mistake(line, f"two columns are called {name!r}; rename one")
+        if name and counts[name] > 1:
+            raise _Mistake(line, f"two columns are called {written(name)}; rename one")
         if name in ("images", "rewards"):
             raise _Mistake(line, f"{name!r} is a list, which no cell holds; write a .jsonl file")
     return names
 
 
 _KEYS = ("prompt", "negative_prompt", "image", "images", "video", "audio", "rewards")
-_READERS: Mapping[str, Callable[[str], Iterator[Row]]] = {
+_READERS: Mapping[str, Callable[[Iterator[str]], Iterator[Row]]] = {
     ".txt": _read_lines,
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,

@@ -7,17 +7,18 @@ import json
 import re
 import unicodedata
 from collections.abc import Collection, Sequence
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from flowfactory.config.component import ModelConfig, Takes
 from flowfactory.config.paths import URL, resolve_path
+from flowfactory.config.wording import LONGEST, written
 from flowfactory.data.pictures import check_picture
 from flowfactory.data.prompt_files import read_rows
 from flowfactory.data.videos import check_video
 from flowfactory.errors import UserError
-from flowfactory.suggestions import did_you_mean
+from flowfactory.suggestions import did_you_mean, nearest
 from flowfactory.types import Prompt
 
 
@@ -69,21 +70,26 @@ def _parse_prompt(item: Any, index: int, folder: Path, video_fps: Literal["model
     images = (single,) if single else tuple(_resolve_file("images", name, folder) for name in names)
     for key in rest:
         if meant := _misspelt(key):
-            raise ValueError(f"unknown key {key!r}; did you mean {meant!r}? For metadata, take another name")
+            raise ValueError(f"unknown key {written(key)}; did you mean {meant!r}? For metadata, take another name")
     return Prompt(_strip(words), index, rest, negative, images, video, audio, video_fps=video_fps)
 
 
+MANY = 100
+"""Keys that one that is missing is looked for among."""
+
+
 def _called_otherwise(keys: Collection[str]) -> str:
-    near = [key for key in keys if key.lower() == "prompt"] or difflib.get_close_matches("prompt", keys, n=1)
-    return f"; rename {near[0]!r}, if it is meant" if near else f"; there is {', '.join(keys)}" if keys else ""
+    near = [key for key in keys if key.lower() == "prompt"] or difflib.get_close_matches("prompt", [*keys][:MANY], n=1)
+    there = ", ".join([*keys][:MANY])[:LONGEST]
+    return f"; rename {written(near[0])}, if it is meant" if near else f"; there is {there}" if keys else ""
 
 
-@cache
+@lru_cache(1000)  # the same few keys, prompt by prompt
 def _misspelt(key: str) -> str | None:
     """Which of the keys that mean something the metadata's ``key`` is most likely meant to be: near misses alone."""
     word = key.strip().lower().replace("-", "_").replace(" ", "_")
     swapped = [known for known in _OPTIONAL if sorted(known) == sorted(word)]
-    near = [] if re.search(r"\d", word) else difflib.get_close_matches(word, _OPTIONAL, n=1, cutoff=0.9)
+    near = [] if re.search(r"\d", word) else nearest(word, _OPTIONAL, 0.9)
     return next(iter([*swapped, *near]), None)
 
 
@@ -99,8 +105,8 @@ def _strip(words: str) -> str:
 
 def _told(value: object) -> str:
     """``value`` as the file has it, if it is short."""
-    written = json.dumps(value, ensure_ascii=False)
-    return written if len(written) <= 60 else f"{written[:60]}…"
+    told = json.dumps(value, ensure_ascii=False)
+    return told if len(told) <= 60 else f"{told[:60]}…"
 
 
 def _resolve_file(key: str, name: str, folder: Path) -> Path:

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
+from flowfactory.control_characters import escape_controls, foreign_lines
 from flowfactory.errors import Interrupted, RunError, UserError
 
 KINDS = {"user": 0, "run": 0, "unexpected": 0, "interrupted": 1, "stopped": 2, "died": 3, "lost": 4, "done": 5}
@@ -47,11 +48,11 @@ class Outcome:
     def conclude(self) -> None:
         """Raise what a run in one process would have raised; an unexpected error's traceback is printed first."""
         if self.kind == "user":
-            raise UserError(self.message)
+            raise UserError(*self.message.split("\n"))
         if self.kind in ("interrupted", "stopped"):
             raise Interrupted(self.message)
         if self.details:
-            print(self.details.rstrip(), file=sys.stderr)
+            print(foreign_lines(self.details), file=sys.stderr)
         if self.failed:
             raise RunError(self.message)
 
@@ -64,7 +65,9 @@ def to_outcome(error: BaseException | None, rank: int) -> Outcome:
         outcome = Outcome("lost", message=f"rank {rank} lost the other ranks or waited too long for them: {_first_line(error)}")
     elif isinstance(error, Interrupted | UserError | RunError):
         kinds = {Interrupted: "interrupted", UserError: "user", RunError: "run"}
-        outcome = Outcome(next(kind for type_, kind in kinds.items() if isinstance(error, type_)), message=str(error))
+        # a line each, which :meth:`Outcome.conclude` takes apart
+        message = "\n".join(map(escape_controls, error.sentences if isinstance(error, UserError) else [str(error)]))
+        outcome = Outcome(next(kind for type_, kind in kinds.items() if isinstance(error, type_)), message=message)
     else:
         outcome = Outcome("unexpected", message=f"rank {rank} raised {type(error).__name__}: {_first_line(error)}")
     told = error is not None and outcome.kind in ("unexpected", "lost")

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from flowfactory.errors import RunError, UserError
+from flowfactory.untrusted_files import Refused, read_json
 
 AGAIN = "get it again, whole"
 LFS_POINTER = b"version https://git-lfs"
 PICKLES = (".bin", ".pt", ".pth")
+LARGEST_SETTINGS, LARGEST_VOCABULARY = 8 * 2**20, 64 * 2**20
+"""Bytes: released configs have thousands, vocabularies and lists of weights up to 35 million."""
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """The names of weights as diffusers and transformers save them."""
 
@@ -62,8 +65,7 @@ def variants(folder: Path) -> list[str]:
 
 
 def _shards(index: Path) -> list[str]:
-    check_file(index)
-    found = json.loads(index.read_text(encoding="utf-8"))
+    found = read_settings(index)
     names = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise UserError(f"{index} does not say which files the weights are in; {AGAIN}")
@@ -81,12 +83,7 @@ def check_file(file: Path) -> None:
     if not start and file.suffix in (".json", ".safetensors", ".model", *PICKLES):
         raise UserError(f"{file} is empty; {AGAIN}")
     if file.suffix == ".json":
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{file} is not JSON ({one_line(error)}); {AGAIN}") from error
-        if file.name.endswith(("config.json", "model_index.json")) and not isinstance(found, dict):
-            raise UserError(f"{file} holds no settings; {AGAIN}")
+        _parse_settings(file)
     if file.suffix in PICKLES and not _is_pickled(file, start):
         raise UserError(f"{file} is cut off or damaged; {AGAIN}")
     if file.suffix == ".safetensors":
@@ -95,6 +92,23 @@ def check_file(file: Path) -> None:
                 pass
         except SafetensorError as error:
             raise UserError(f"{file} is cut off or damaged ({one_line(error)}); {AGAIN}") from error
+
+
+def read_settings(file: Path) -> Any:
+    """What the JSON ``file`` holds, a mapping where it is a config. UserError: as :func:`check_file`."""
+    check_file(file)
+    return _parse_settings(file)
+
+
+def _parse_settings(file: Path) -> Any:
+    settings = file.name.endswith(("config.json", "model_index.json"))
+    try:
+        found = read_json(file, LARGEST_SETTINGS if settings else LARGEST_VOCABULARY)
+    except Refused as refused:
+        raise UserError(f"{file} {refused}; {AGAIN}") from refused
+    if settings and not isinstance(found, dict):
+        raise UserError(f"{file} holds no settings; {AGAIN}")
+    return found
 
 
 def is_local(path: Path | str) -> bool:

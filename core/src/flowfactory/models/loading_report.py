@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -13,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from flowfactory.errors import UserError
-from flowfactory.models.checkpoint_files import AGAIN, check_file, check_files, is_local, reading, variants, weight_files
+from flowfactory.models.checkpoint_files import AGAIN, check_files, is_local, read_settings, reading, variants, weight_files
 
 REMEDY = "get the folder again, whole, or a config.json that goes with its weights"
 
@@ -35,12 +34,12 @@ def load_module(
     packed = False
     if local is not None:
         check_files(local, variant)
-        check_file(local / "config.json")  # transformers makes do with its defaults
+        settings = read_settings(local / "config.json")  # transformers makes do with its defaults
         if not weight_files(local, variant):
             of_variant = "" if variant is None else f" of the variant {variant}"
             alone = "".join(f", and has those of the variant {found}" for found in variants(local)[:1])
             raise UserError(f"{source} has no weights{of_variant} in {path}{alone}; {AGAIN}")
-        packed = "quantization_config" in json.loads((local / "config.json").read_text(encoding="utf-8"))
+        packed = "quantization_config" in settings
     options |= {} if variant is None else {"variant": variant}
     # shapes that differ are told with the names, where the libraries' own errors name none or hide them in a table;
     # packed numbers have other shapes than the weights they stand for

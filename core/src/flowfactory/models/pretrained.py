@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from flowfactory.errors import UserError
-from flowfactory.models.checkpoint_files import check_file, check_files, reading, variants, weight_files
+from flowfactory.models.checkpoint_files import check_file, check_files, read_settings, reading, variants, weight_files
 from flowfactory.models.loading_report import load_module
 from flowfactory.models.scheduler_settings import check_scheduler
 from flowfactory.models.tokenizers import check_vocabulary, check_vocabulary_files, limit_length, load_tokenizer
@@ -232,8 +232,7 @@ class Pretrained:
                 )
             return {}
         with said_of_the_path():
-            check_file(file)
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            found: dict[str, Any] = read_settings(file)
         return found
 
     def _local_folder(self) -> Path | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from flowfactory.errors import UserError
-from flowfactory.models.checkpoint_files import AGAIN, check_file
+from flowfactory.models.checkpoint_files import AGAIN, read_settings
 
 FILE = "scheduler_config.json"
 FLOW_MATCHING = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
@@ -19,8 +18,7 @@ def check_scheduler(folder: Path, kind: str, source: str) -> None:
     Of other classes, such as the UniPC that Wan has, any will do that is set to the sigmas of flows.
     """
     file = folder / FILE
-    check_file(file)
-    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings = read_settings(file)
     if kind in FLOW_MATCHING:
         if "shift" not in settings:
             raise UserError(f"{file} has no shift, which a {kind} needs; {AGAIN}")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from flowfactory.errors import UserError
-from flowfactory.models.checkpoint_files import check_settings, is_local, reading
+from flowfactory.models.checkpoint_files import LARGEST_VOCABULARY, check_settings, is_local, read_settings, reading
+from flowfactory.untrusted_files import read_bytes
 
 MERGED = ("vocab.json", "merges.txt")
 FILES = (
@@ -86,8 +86,8 @@ def has_vocabulary(folder: Path, vocabularies: Collection[Collection[str]] = FIL
 def _check_merges(folder: Path, source: str) -> None:
     """UserError: merges.txt makes too few of the tokens in vocab.json: what it lacks is spelled out byte by byte."""
     with reading(source):
-        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+        vocabulary = read_settings(folder / "vocab.json")
+        lines = read_bytes(folder / "merges.txt", LARGEST_VOCABULARY).decode().split("\n")
     made = {"".join(line.split()) for line in lines}
     merged = [token for token in vocabulary if len(token.removesuffix(END_OF_WORD)) > 1 and not re.fullmatch("<.*>", token)]
     found = sum(token in made for token in merged)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from flowfactory.control_characters import escape_controls, one_line
 from flowfactory.discovery.specs import hookimpl
 from flowfactory.runs.score_format import format_score
 from flowfactory.types import RunInfo
@@ -23,7 +24,7 @@ class Terminal:
 
     def say(self, sentence: str) -> None:
         """Print one line, above the bar where there is one."""
-        self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(one_line(sentence), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     @hookimpl
     def run_started(self, run: RunInfo) -> None:
@@ -38,7 +39,7 @@ class Terminal:
         if self._run is None or iteration == 0:
             return
         rewards = "  ".join(
-            f"{name.split('/')[1]} {format_score(value)}"
+            f"{escape_controls(name.split('/')[1])} {format_score(value)}"
             for name, value in metrics.items()
             if name.startswith("reward/") and name.endswith("/mean")
         )
@@ -50,7 +51,7 @@ class Terminal:
                     TextColumn("training"),
                     BarColumn(),
                     MofNCompleteColumn(),
-                    TextColumn("{task.fields[rewards]}  {task.fields[rate]}"),
+                    TextColumn("{task.fields[rewards]}  {task.fields[rate]}", markup=False),
                     TimeElapsedColumn(),
                     TextColumn("left"),
                     TimeRemainingColumn(),

@@ -189,7 +189,7 @@ def check_config(config: RunConfig, raw: Mapping[str, Any], overrides: Sequence[
         if not is_given(keys)
     ]
     if told:
-        raise UserError("\n".join(told))
+        raise UserError(*told)
 
 
 def _told(value: Any) -> str:

@@ -36,7 +36,10 @@ from torch import Tensor
 from flowfactory.rewards.wire.media import PixelBudget, count_pixels, decode_medium, encode_medium
 from flowfactory.rewards.wire.schema import VERSION, Encoding, File, Part, Request, WireError
 from flowfactory.types import Prompt, Samples
+from flowfactory.untrusted_files import Refused, parse_json
 
+LARGEST_REQUEST = 16 * 2**20
+"""Bytes of the JSON, which takes many times as much memory once it is read."""
 LARGEST = torch.finfo(torch.float64).max
 
 
@@ -91,6 +94,8 @@ def decode_request(parts: Mapping[str, bytes | memoryview], folder: Path, max_pi
     """
     if "request" not in parts:
         raise WireError("there is no part 'request'")
+    if len(parts["request"]) > LARGEST_REQUEST:
+        raise WireError(f"request: more than {LARGEST_REQUEST >> 20} MiB of JSON; send fewer samples at once")
     try:
         request = Request.model_validate_json(bytes(parts["request"]))
     except ValidationError as error:
@@ -146,8 +151,8 @@ def encode_scores(scores: Tensor) -> bytes:
 def decode_scores(body: bytes, count: int) -> Tensor:
     """[count], float32 where that holds all of them exactly, else float64. WireError: the answer holds something else."""
     try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        answer = parse_json(body)
+    except Refused as error:
         raise WireError(f"answered no JSON: {excerpt(body)}") from error
     scores = answer.get("scores") if isinstance(answer, dict) else None
     if not isinstance(scores, list):

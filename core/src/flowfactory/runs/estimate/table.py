@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flowfactory.control_characters import one_line
 from flowfactory.runs.estimate.result import GIB, Estimate
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def table(found: Estimate) -> Table:
     for name, part in found.parts.items():
         rows.add_row(name, *(format_bytes(size) if size else "" for size in (part.device, part.host)[: 1 + found.cuda]))
     if found.unknown:
-        rows.add_row(f"rewards {', '.join(found.unknown)}", "not known")
+        rows.add_row(one_line(f"rewards {', '.join(found.unknown)}"), "not known")
     rows.add_section()
     for name, size in found.phases.items():
         rows.add_row(f"most at once: {name}", format_bytes(size))

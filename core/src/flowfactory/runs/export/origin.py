@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from flowfactory.config.component import ModelConfig
-from flowfactory.config.yaml import parse_yaml
-from flowfactory.errors import UserError
+from flowfactory.config.yaml import parse_head
 from flowfactory.models.family import FamilyConfig
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.untrusted_files import Refused, read_bytes
 
 INDEX = "model_index.json"
-LARGEST_TEXT = 16 * 2**20
-"""Bytes of a card, or of a model's index."""
+LARGEST_CARD = 4 * 2**20
+"""Bytes of a card that is looked into."""
 LONGEST_NAME = 500
 """Characters of a licence's name and link."""
 
@@ -100,10 +99,10 @@ def _read_licence(card: Path | None, hub_id: str | None = None) -> tuple[tuple[s
     if card is None:
         return ()
     try:
-        parts = read_bytes(card, LARGEST_TEXT).decode("utf-8", "replace").replace("\r\n", "\n").split("---\n", 2)
-        head = parse_yaml(parts[1], card.name) if len(parts) == 3 and not parts[0].strip() else None
-    except (OSError, Refused, UserError):
+        parts = read_bytes(card, LARGEST_CARD).decode("utf-8", "replace").replace("\r\n", "\n").split("---\n", 2)
+    except (OSError, Refused):
         return ()
+    head = parse_head(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
     if not isinstance(head, dict):
         return ()
     told = {key: head.get(key) for key in ("license", "license_name", "license_link")}

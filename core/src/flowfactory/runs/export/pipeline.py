@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from flowfactory.errors import UserError
-from flowfactory.runs.export.origin import INDEX, LARGEST_TEXT, downloaded_from
-from flowfactory.untrusted_files import Refused, leads_into, read_json
+from flowfactory.models.checkpoint_files import read_settings
+from flowfactory.runs.export.origin import INDEX, downloaded_from
+from flowfactory.untrusted_files import leads_into
 
 LICENCES = ("LICENSE", "LICENCE", "NOTICE")
 
@@ -25,10 +26,7 @@ def complete_pipeline(folder: Path, path: str, trained: list[str], dtype: torch.
     import diffusers
 
     source = _local(path)
-    try:
-        index = read_json(source / INDEX, LARGEST_TEXT)
-    except Refused as error:
-        raise UserError(f"model.path: {source / INDEX} {error}; get it again") from error
+    index = read_settings(source / INDEX)
     for name in trained:
         kind = getattr(diffusers, index[name][1])
         whole = kind.from_pretrained(folder / name, torch_dtype=dtype)
