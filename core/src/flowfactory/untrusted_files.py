@@ -6,11 +6,26 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 class Refused(Exception):
     """Why a file is not read, in a few words that follow its name."""
+
+
+def open_file(path: Path, within: Path | None = None) -> BinaryIO:
+    """The regular file ``path``, to be read, which lies below ``within``, links followed.
+
+    Refused: it is something else, or elsewhere. OSError: it cannot be opened.
+    """
+    if within is not None and not path.resolve().is_relative_to(within.resolve()):
+        raise Refused(f"leads out of {within}")
+    # without waiting, as a pipe without a writer would have it
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115 it is given away
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise Refused("is no file")
+    return file
 
 
 def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
@@ -18,13 +33,7 @@ def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
 
     Refused: it is something else, larger, or elsewhere. OSError: it cannot be read.
     """
-    if within is not None and not path.resolve().is_relative_to(within.resolve()):
-        raise Refused(f"leads out of {within}")
-    # without waiting, as a pipe without a writer would have it
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise Refused("is no file")
+    with open_file(path, within) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise Refused(f"is larger than {limit / 2**20:g} MiB")
