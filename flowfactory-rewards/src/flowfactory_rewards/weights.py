@@ -29,6 +29,8 @@ def from_pretrained(part: Any, path: str, **options: Any) -> Any:
     """``part.from_pretrained(path)``, of a class of transformers without weights. UserError: its files are not there."""
     if Path(path).is_dir():
         check_settings(Path(path))
+    # what chooses a class by its files would ask the user whether code among them may run
+    options |= {"trust_remote_code": False} if part.__name__.startswith("Auto") else {}
     with reading(path):
         return part.from_pretrained(path, **options)
 
@@ -127,6 +129,8 @@ def _read_pickled(place: Path) -> Any:
             raise UserError(f"{place} holds more than tensors and is not read: it could run code") from error
         raise UserError(f"{place} is no file that torch saved; {AGAIN}") from error
     except (EOFError, RuntimeError, OSError) as error:
+        if "TorchScript" in str(error):
+            raise UserError(f"{place} holds a program and is not read: it could run code") from error
         raise UserError(f"{place} is cut off or damaged; {AGAIN}") from error
 
 

@@ -30,6 +30,7 @@ from flowfactory.runs.checkpoints import load, lookup
 from flowfactory.runs.checkpoints import save as saving
 from flowfactory.runs.checkpoints.manifest import Manifest
 from flowfactory.runs.checkpoints.save import Checkpoints
+from flowfactory.runs.checkpoints.shards import shard_name, write_shard
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.resume import checksum, fixed_config
 from flowfactory.training.iteration import iterate
@@ -443,7 +444,9 @@ def test_state_that_does_not_fit_the_ranks_is_refused_before_anything_is_loaded(
     wide = {"name": "net", "train": {"lora": {"rank": 300}}}  # 8 bits are for tensors that are large enough
     run = prepared({"model": wide, "training": {"optimizer": {"name": "adamw8bit"}}})
     save(owner(run, folder), run, 1)
-    replace(Manifest.read(folder / "000001"), ranks=7, shard=7).write(folder / "000001")
+    written = Manifest.read(folder / "000001")
+    others = {name: write_shard(folder / "000001" / name, []) for name in map(shard_name, range(1, 7))}
+    replace(written, ranks=7, shard=7, files={**written.files, **others}).write(folder / "000001")
     fill(run, 5.0)
     with pytest.raises(UserError, match=r"000001: training\.optimizer: the 8-bit state .* resume with distributed\.shard: 7"):
         owner(run, folder).restore(run.policy, run.learner)

@@ -24,9 +24,11 @@ STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 def check_files(folder: Path, variant: str | None = None) -> None:
     """UserError: ``folder``, or one of its files that a library reads, is not there, or is a Git LFS pointer, cut off or empty.
 
-    Looked at are JSON, vocabularies, and the weights of the ``variant``: their headers alone.
+    Looked at are JSON, vocabularies, and the weights of the ``variant``: their headers alone. UserError too: it has what makes
+    some release of a library run code or read another model.
     """
     check_settings(folder)
+    _refuse_code(folder)
     for file in weight_files(folder, variant):
         check_file(file)
 
@@ -67,7 +69,32 @@ def _shards(index: Path) -> list[str]:
     names = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise UserError(f"{index} does not say which files the weights are in; {AGAIN}")
+    for name in names.values():
+        if Path(name).name != name or "\\" in name or not name.isprintable():
+            raise UserError(f"{index} names {name[:100]!r}, which is no file beside it; {AGAIN}")
     return sorted(set(names.values()))
+
+
+def _refuse_code(folder: Path) -> None:
+    """UserError: transformers would run something in ``folder``, or something that it names."""
+    config = folder / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    if (code := folder / "custom_generate/generate.py").exists():
+        raise UserError(f"{code} is code, which is not run; take it away, or choose another model")
+    # an adapter's config may name modules to import
+    if (adapter := folder / "adapter_config.json").exists() and "_class_name" not in settings:
+        raise UserError(f"{adapter} adds an adapter, which is not read; merge it into the weights, or take it away")
+    if any("/" in named for named in _attention_kernels(settings)):
+        raise UserError(f"{config} names a kernel for its attention, which is code and not run; take attn_implementation out")
+
+
+def _attention_kernels(settings: object) -> Iterator[str]:
+    """What a config, or one within it, says that attention is computed with."""
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            if "attn_implementation" in key and isinstance(value, str):
+                yield value
+            yield from _attention_kernels(value)
 
 
 def check_file(file: Path) -> None:
@@ -122,6 +149,8 @@ def _explain(error: BaseException) -> str:
     """What to do about a hub that does not give its files, else what the library says."""
     from huggingface_hub import errors
 
+    if "custom code" in str(error) and "trust_remote_code" in str(error):
+        return "it needs code that it brings, which is not run; choose a model that the library itself has"
     chain = [error]
     while following := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(following)

@@ -24,6 +24,11 @@ from flowfactory.models.tokenizers import check_vocabulary, check_vocabulary_fil
 
 LIBRARIES = ("diffusers", "transformers")
 INDEX = "model_index.json"
+KINDS = {
+    *("ModelMixin", "SchedulerMixin"),
+    *("PreTrainedModel", "PreTrainedTokenizerBase", "ProcessorMixin", "ImageProcessingMixin", "FeatureExtractionMixin"),
+}
+"""What parts of a pipeline are: none of these runs code in its folder."""
 
 
 class Pretrained:
@@ -86,7 +91,8 @@ class Pretrained:
         assert folder is not None  # the index is in it
         with said_of_the_path():
             self._check_names(index, needed)
-            named = [name for name, part in index.items() if isinstance(part, list) and part != [None, None]]
+            listed = [name for name, part in index.items() if isinstance(part, list) and part != [None, None]]
+            named = [name for name in listed if Path(name).name == name]
             there = [name for name in named if (folder / name).is_dir()]
             # small, and of no use without their encoder: where that is, they are forgotten
             there += [name for name in named if name not in there and name.replace("tokenizer", "text_encoder") in there]
@@ -206,6 +212,9 @@ class Pretrained:
             version = import_module(library).__version__
             lacking = f"is of the class {named}, which {library} {version} lacks"
             raise UserError(f"{name} of {self.path} {lacking}; install one that has it")
+        known = type(kind).__name__ == "DummyObject" or KINDS & {base.__name__ for base in kind.__mro__}
+        if not known:  # such as a pipeline, or what chooses a class by the files; a dummy names the library that it lacks
+            raise UserError(f"{name} of {self.path} is of the class {named}, which is no part of a pipeline; get {INDEX} again")
         return kind
 
     def _variant_of(self, folder: Path) -> str | None:

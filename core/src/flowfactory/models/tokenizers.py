@@ -38,7 +38,7 @@ def load_tokenizer(kind: Any, path: Path | str, source: str, **options: Any) -> 
         named = getattr(kind, "vocab_files_names", {}).values()
         check_vocabulary_files(Path(path), source, [name for name in named if name != FILES[0][0]])
     with reading(source):
-        tokenizer = kind.from_pretrained(path, **options)
+        tokenizer = kind.from_pretrained(path, trust_remote_code=False, **options)
         ids = [tuple(_text_side(tokenizer)(word)["input_ids"]) for word in WORDS]
     if len(set(ids)) == 1:
         # without the hub transformers makes a tokenizer of an id too

@@ -49,17 +49,15 @@ class Manifest:
         content = _read(folder)
         if unknown := sorted(content.keys() - {field.name for field in fields(Manifest)}):
             raise UserError(f"{folder} is of a newer version: its {MANIFEST} says {unknown[0]!r} too; update flowfactory")
-        match content:
-            case {"iteration": int(iteration), "ranks": int(ranks), "shard": int(shard), "fixed": fixed, "files": dict(files)}:
-                pass
-            case _:
-                raise Damaged(f"{MANIFEST} lacks a key, or has something else under it")
+        iteration, ranks, shard, files = (content.get(key) for key in ("iteration", "ranks", "shard", "files"))
+        if not (type(iteration) is type(ranks) is type(shard) is int and isinstance(files, dict) and "fixed" in content):
+            raise Damaged(f"{MANIFEST} lacks a key, or has something else under it")
         stored = {name: _check_file(name, entry) for name, entry in files.items()}
-        if min(iteration, ranks, shard) < 0 or shard > ranks or not 0 < ranks <= len(stored):
-            raise Damaged(f"{MANIFEST} says of its ranks what cannot be")
+        if iteration < 0 or not 0 < shard <= ranks <= len(stored):
+            raise Damaged(f"{MANIFEST} says of its iteration or its ranks what cannot be")
         if lacking := [shard_name(rank) for rank in range(ranks) if shard_name(rank) not in stored]:
             raise Damaged(f"{MANIFEST} does not name {lacking[0]}")
-        return Manifest(iteration, ranks, shard, _check_fixed(fixed), stored)
+        return Manifest(iteration, ranks, shard, _check_fixed(content["fixed"]), stored)
 
     def shards(self, folder: Path) -> list[Path]:
         """The files that tensors are in."""

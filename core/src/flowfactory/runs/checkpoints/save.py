@@ -121,8 +121,12 @@ class Checkpoints:
         training = learner.state()
         load(path, policy, {**training, **random})
         learner.load_state(training)
-        for state in random.values():
-            torch.set_rng_state(state)
+        for name, state in random.items():
+            try:
+                torch.set_rng_state(state)
+            except RuntimeError as error:
+                problem = f"{name} is no state of a generator"
+                raise UserError(f"{path} is damaged: {problem}; choose another checkpoint, or delete it") from error
         self._last = path
         return manifest.iteration
 
