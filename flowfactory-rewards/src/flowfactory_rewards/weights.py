@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -123,7 +124,9 @@ def _read_safetensors(place: Path) -> Any:
 
 def _read_pickled(place: Path) -> Any:
     try:
-        return torch.load(place, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the protocol, before the error about the file
+            return torch.load(place, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         if "GLOBAL" in str(error):  # of a function or a class
             raise UserError(f"{place} holds more than tensors and is not read: it could run code") from error

@@ -8,13 +8,16 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from flowfactory.errors import RunError, UserError
 
 AGAIN = "get it again, whole"
+CODE = "holds more than tensors and is not read: it could run code; get it as .safetensors"
 LFS_POINTER = b"version https://git-lfs"
 PICKLES = (".bin", ".pt", ".pth")
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -70,7 +73,7 @@ def _shards(index: Path) -> list[str]:
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise UserError(f"{index} does not say which files the weights are in; {AGAIN}")
     for name in names.values():
-        if Path(name).name != name or "\\" in name or not name.isprintable():
+        if Path(name).name != name or name in ("", "..") or "\\" in name or not name.isprintable():
             raise UserError(f"{index} names {name[:100]!r}, which is no file beside it; {AGAIN}")
     return sorted(set(names.values()))
 
@@ -114,8 +117,11 @@ def check_file(file: Path) -> None:
             raise UserError(f"{file} is not JSON ({one_line(error)}); {AGAIN}") from error
         if file.name.endswith(("config.json", "model_index.json")) and not isinstance(found, dict):
             raise UserError(f"{file} holds no settings; {AGAIN}")
-    if file.suffix in PICKLES and not _is_pickled(file, start):
-        raise UserError(f"{file} is cut off or damaged; {AGAIN}")
+    if file.suffix in PICKLES:
+        if not _is_pickled(file, start):
+            raise UserError(f"{file} is cut off or damaged; {AGAIN}")
+        if start.startswith(b"PK"):
+            _refuse_programs(file)
     if file.suffix == ".safetensors":
         try:
             with safe_open(file, framework="np"):  # PyTorch's way counts the whole file as memory
@@ -134,6 +140,18 @@ def _is_pickled(file: Path, start: bytes) -> bool:
     return zipfile.is_zipfile(file) if start.startswith(b"PK") else start.startswith(b"\x80")
 
 
+def _refuse_programs(file: Path) -> None:
+    """UserError: the archive ``file`` names functions or classes that make no tensors; it is not unpickled."""
+    try:
+        unsafe = get_unsafe_globals_in_checkpoint(file)
+    except Exception as error:  # of archives that torch.save did not write
+        if "torchscript" not in str(error).lower():
+            return  # whoever reads it says more, and reads tensors alone
+        unsafe = ["a program"]
+    if unsafe:
+        raise UserError(f"{file} {CODE}")
+
+
 @contextmanager
 def reading(source: str, kind: type[Exception] = UserError) -> Iterator[None]:
     """Within it whatever a library raises is an error of ``kind``, one line that begins with ``source``."""
@@ -149,14 +167,13 @@ def _explain(error: BaseException) -> str:
     """What to do about a hub that does not give its files, else what the library says."""
     from huggingface_hub import errors
 
+    if any(isinstance(link, UnpicklingError) and "weights_only" in str(link) for link in _chain(error)):
+        return f"it {CODE}"
     if "custom code" in str(error) and "trust_remote_code" in str(error):
         return "it needs code that it brings, which is not run; choose a model that the library itself has"
-    chain = [error]
-    while following := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(following)
 
     def raised(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(link, kinds) for link in chain)
+        return any(isinstance(link, kinds) for link in _chain(error))
 
     if raised(errors.GatedRepoError):
         return "the hub gives it to those alone who accepted its licence; do so on its page, then log in: hf auth login"
@@ -165,6 +182,14 @@ def _explain(error: BaseException) -> str:
     if raised(errors.LocalEntryNotFoundError, ConnectionError):
         return "it is not on this machine, and the hub is out of reach; give a folder, or download it first: hf download"
     return one_line(error if isinstance(error, OSError | ImportError) else f"{type(error).__name__}: {error}")
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error, what it comes from, and so on."""
+    chain = [error]
+    while following := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(following)
+    return chain
 
 
 def one_line(told: object) -> str:
