@@ -11,11 +11,14 @@ from pathlib import Path
 
 import payload
 import pytest
+import tiny_z_image
 import torch
 
-from flowfactory import UserError
+from flowfactory import Prompt, Runtime, UserError
+from flowfactory.canvas import Canvas
 from flowfactory.models import Pretrained
 from flowfactory_tiny import FOLDER
+from flowfactory_z_image.z_image import ZImageConfig
 
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 DTYPES = {"default": torch.float32}
@@ -127,4 +130,28 @@ def test_the_settings_of_a_part_name_no_code(folder: Path, tmp_path: Path) -> No
             named = {"auto_map": dict.fromkeys(kinds, "strange.Strange") | {"AutoTokenizer": ["strange.Strange", None]}}
             file.write_text(json.dumps(json.loads(file.read_text()) | named))
     opened(folder)
+    assert not mark.exists()
+
+
+ESCAPE = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+TEMPLATES = {
+    "reads attributes": ESCAPE,
+    "calls": "{{ cycler.__init__.__globals__.os.system('touch ' ~ %r) }}",
+    "fails": "{{ 1 / 0 }}",
+    "is none": "{% for",
+    "refuses": "{{ raise_exception('no') }}",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_chat_template_reaches_nothing_but_messages(template: str, tmp_path: Path) -> None:
+    folder, mark = tiny_z_image.z_image(tmp_path / "pipeline"), tmp_path / "ran"
+    text = TEMPLATES[template]
+    (folder / "tokenizer/chat_template.jinja").write_text(text % str(mark) if "%r" in text else text)
+    model = ZImageConfig(path=str(folder), max_sequence_length=16).build("model")
+    model.load(Runtime(torch.device("cpu"), torch.float32))
+    with pytest.raises(UserError) as refused:
+        list(model.encode([Prompt("a cat", 0)], Canvas(32, 32)))
+    assert str(refused.value).isprintable()
+    assert str(refused.value).startswith(f"model.path: tokenizer of {folder} has a chat template that fails: ")
     assert not mark.exists()

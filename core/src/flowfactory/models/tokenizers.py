@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+import traceback
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flowfactory.errors import UserError
-from flowfactory.models.checkpoint_files import check_settings, is_local, reading
+from flowfactory.models.checkpoint_files import check_settings, is_local, one_line, reading
 
 MERGED = ("vocab.json", "merges.txt")
 FILES = (
@@ -62,6 +64,21 @@ def limit_length(tokenizer: Any, encoder: Any) -> None:
     tokenizer, places = _text_side(tokenizer), getattr(encoder.config, "max_position_embeddings", None)
     if places is not None:
         tokenizer.model_max_length = min(tokenizer.model_max_length, places)
+
+
+@contextmanager
+def using_template(source: str) -> Iterator[None]:
+    """Within it what a tokenizer's chat template fails with is a UserError that begins with ``source``.
+
+    A template is a program, which transformers runs without access to anything but the messages.
+    """
+    try:
+        yield
+    except Exception as error:
+        places = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+        if type(error).__module__.split(".")[0] != "jinja2" and not places & {"<template>", "<unknown>"}:
+            raise
+        raise UserError(f"{source} has a chat template that fails: {one_line(error)}; get it again, whole") from error
 
 
 def _text_side(tokenizer: Any) -> Any:
