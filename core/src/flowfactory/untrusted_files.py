@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 
 class Refused(Exception):
     """Why a file is not read, in a few words that follow its name."""
 
 
-def open_file(path: Path, within: Path | None = None) -> BinaryIO:
+def open_file(path: Path, within: Path | None = None) -> BufferedReader:
     """The regular file ``path``, to be read, which lies below ``within``, links followed.
 
     Refused: it is something else, or elsewhere. OSError: it cannot be opened.

@@ -10,8 +10,10 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from io import BufferedReader
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -109,9 +111,10 @@ def write_shard(file: Path, parts: Iterable[Rows]) -> Stored:
         header[part.name] = {"dtype": NAMES[part.tensor.dtype], **place}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    head: list[bytes | memoryview] = [len(text).to_bytes(8, "little"), text]
     digest = new_digest()
     with file.open("xb") as opened:
-        for piece in (len(text).to_bytes(8, "little"), text, *(_bytes_of(part.tensor) for part in ordered)):
+        for piece in chain(head, (_bytes_of(part.tensor) for part in ordered)):
             digest.update(piece)
             opened.write(piece)
         opened.flush()
@@ -152,7 +155,7 @@ def read_rows(index: Mapping[str, StoredTensor], wanted: Iterable[Rows]) -> None
                 _read_part(opened, rows, stored, part)
 
 
-def _read_part(opened: BinaryIO, rows: Rows, stored: StoredTensor, part: Part) -> None:
+def _read_part(opened: BufferedReader, rows: Rows, stored: StoredTensor, part: Part) -> None:
     target = _flat_rows(rows.tensor)
     start, end = max(rows.first, part.first), min(rows.first + len(target), part.first + part.rows)
     if end <= start:
@@ -160,7 +163,7 @@ def _read_part(opened: BinaryIO, rows: Rows, stored: StoredTensor, part: Part) -
     target = target[start - rows.first : end - rows.first]
     read = torch.empty(target.shape, dtype=stored.dtype)
     opened.seek(part.offset + (start - part.first) * stored.row_bytes)
-    if opened.readinto(_bytes_of(read)) != read.nbytes:  # type: ignore[attr-defined]
+    if opened.readinto(_bytes_of(read)) != read.nbytes:
         raise Damaged(f"{part.file.name} is cut off")
     target.copy_(read)
 
@@ -223,11 +226,11 @@ def _check_rows(stated: object, shape: Sequence[int]) -> tuple[int, int]:
     raise ValueError(stated)
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < 2**63
 
 
-def _open_shard(file: Path) -> BinaryIO:
+def _open_shard(file: Path) -> BufferedReader:
     try:
         return open_file(file, file.parent)
     except Refused as error:
@@ -239,4 +242,4 @@ def _flat_rows(tensor: Tensor) -> Tensor:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data
