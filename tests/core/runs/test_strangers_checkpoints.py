@@ -56,12 +56,22 @@ def run(prepared: Prepared) -> Run:
 
 
 @pytest.fixture
-def folder(run: Run, tmp_path: Path) -> Path:
-    """A checkpoint of iteration 1, in ``tmp_path / "saved"``."""
+def saved(run: Run, tmp_path: Path) -> Path:
+    """A checkpoint of ``run`` after iteration 1."""
     checkpoints = Checkpoints(tmp_path / "saved", Ranks(), run.config)
     checkpoints.save(1, run.policy, run.learner)
     checkpoints.finish()
     return tmp_path / "saved/000001"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint of no run, after iteration 1."""
+    folder = tmp_path / "made/000001"
+    folder.mkdir(parents=True)
+    state = {"present/a": torch.randn(4, 2), "kept/slow/a": torch.randn(4, 2), "steps": torch.tensor(3)}
+    Manifest(1, 1, 1, {"seed": 7}, {SHARD: write_shard(folder / SHARD, own_rows(state))}).write(folder)
+    return folder
 
 
 def rewrite(folder: Path, change: Callable[[list[Rows]], list[Rows]]) -> None:
@@ -226,10 +236,12 @@ def test_a_manifest_that_is_none_is_one_line(text: str, folder: Path) -> None:
 def test_pipes_devices_and_links_out_of_a_checkpoint_are_not_opened(folder: Path, tmp_path: Path) -> None:
     manifest = folder / MANIFEST
     content, shard = manifest.read_bytes(), (folder / SHARD).read_bytes()
+    outside = tmp_path / "outside"
+    outside.write_bytes(shard)
     for make, told in (
         (lambda: os.mkfifo(manifest), "is no file"),
         (lambda: manifest.symlink_to("/dev/zero"), "leads out of"),
-        (lambda: manifest.symlink_to(tmp_path / "train.txt"), "leads out of"),
+        (lambda: manifest.symlink_to(outside), "leads out of"),
         (manifest.mkdir, "is no file|cannot be read"),
     ):
         manifest.unlink()
@@ -240,8 +252,6 @@ def test_pipes_devices_and_links_out_of_a_checkpoint_are_not_opened(folder: Path
         else:
             manifest.unlink()
         manifest.write_bytes(content)
-    outside = tmp_path / "outside"
-    outside.write_bytes(shard)
     for make, told in (
         (lambda: os.mkfifo(folder / SHARD), "is no file"),
         (lambda: (folder / SHARD).symlink_to(outside), "leads out of the checkpoint"),
@@ -256,11 +266,11 @@ def test_pipes_devices_and_links_out_of_a_checkpoint_are_not_opened(folder: Path
     assert lookup.find(folder.parent, 1) == folder
 
 
-def test_checkpoints_that_are_reached_by_a_link_are_read(run: Run, folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").symlink_to(folder.parent)
+def test_checkpoints_that_are_reached_by_a_link_are_read(run: Run, saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").symlink_to(saved.parent)
     assert lookup.find(tmp_path / "elsewhere").name == "000001"
     (tmp_path / "linked").mkdir()
-    (tmp_path / "linked/000001").symlink_to(folder)
+    (tmp_path / "linked/000001").symlink_to(saved)
     load_weights(lookup.find(tmp_path / "linked"), run.policy)
 
 
@@ -353,13 +363,13 @@ def test_a_header_is_no_longer_than_its_file(length: int, folder: Path) -> None:
     assert re.fullmatch(rf"{re.escape(SHARD)} (is no safetensors file|has no header of a checkpoint's)", refusal(folder))
 
 
-def test_averages_are_made_room_for_when_their_file_has_them(run: Run, folder: Path) -> None:
+def test_averages_are_made_room_for_when_their_file_has_them(run: Run, saved: Path) -> None:
     """A thousand names of averages with a number each are no thousand copies of the weights."""
     others = [Rows(f"kept/{number}/x", torch.zeros(1), 0, 1) for number in range(1000)]
-    rewrite(folder, lambda held: [*held, *others])
+    rewrite(saved, lambda held: [*held, *others])
     before = run.policy.kept
     with pytest.raises(RunError, match=r"holds other weights than the config trains: kept/\w+/"):
-        load_weights(folder, run.policy)
+        load_weights(saved, run.policy)
     assert run.policy.kept == before
 
 
@@ -473,11 +483,11 @@ def test_a_folder_of_foreign_names_alone_holds_no_run(load: Callable[..., RunCon
         directory.open(config, resume=False)
 
 
-def test_a_state_that_is_none_of_a_generator_is_one_line(run: Run, folder: Path) -> None:
+def test_a_state_that_is_none_of_a_generator_is_one_line(run: Run, saved: Path) -> None:
 
     def spoil(part: Rows) -> Rows:
         return part._replace(tensor=torch.full_like(part.tensor, 255)) if part.name == "random/0" else part
 
-    rewrite(folder, lambda held: [spoil(part) for part in held])
+    rewrite(saved, lambda held: [spoil(part) for part in held])
     with pytest.raises(UserError, match=r"000001 is damaged: random/0 is no state of a generator; .*delete it$"):
-        Checkpoints(folder.parent, Ranks(), run.config).restore(run.policy, run.learner)
+        Checkpoints(saved.parent, Ranks(), run.config).restore(run.policy, run.learner)
