@@ -174,6 +174,8 @@ LIES: dict[str, tuple[Mapping[str, Any], str]] = {
     "iteration true": ({"iteration": True}, "lacks a key"),
     "another iteration": ({"iteration": 7}, "is that of iteration 7"),
     "iteration negative": ({"iteration": -1}, "says of its iteration or its ranks what cannot be"),
+    "iteration enormous": ({"iteration": 10**4000}, "says of its iteration or its ranks what cannot be"),
+    "size enormous": ({"files": {SHARD: [10**4000, "a"]}}, "names a file that cannot be one"),
     "ranks a list": ({"ranks": [1]}, "lacks a key"),
     "no ranks": ({"ranks": 0}, "says of its iteration or its ranks what cannot be"),
     "too many ranks": ({"ranks": 10**12}, "says of its iteration or its ranks what cannot be"),
@@ -221,6 +223,7 @@ TEXTS = {
     "format a text": ('{"format": "2"}', "is not what was written"),
     "format true": ('{"format": true}', "is not what was written"),
     "format a fraction": ('{"format": 2.5}', "is not what was written"),
+    "format enormous": ('{"format": 1' + "0" * 4000 + "}", "is not what was written"),
     "format negative": ('{"format": -3}', "is not what was written"),
     "no checksum": ('{"format": 2}', "is not what was written"),
 }

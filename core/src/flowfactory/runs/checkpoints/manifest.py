@@ -20,7 +20,7 @@ from flowfactory.untrusted_files import Refused, read_json
 
 MANIFEST = "checkpoint.json"
 FORMAT = 2
-LARGEST = 64 * 2**20
+LARGEST, LARGEST_NUMBER = 64 * 2**20, 2**63
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Manifest:
         """That of a checkpoint. Damaged: it is not what was written. UserError: it is of another version's format."""
         content = _read(folder)
         if unknown := sorted(content.keys() - {field.name for field in fields(Manifest)}):
-            raise UserError(f"{folder} is of a newer version: its {MANIFEST} says {unknown[0]!r} too; update flowfactory")
+            raise UserError(f"{folder} is of a newer version: its {MANIFEST} says {unknown[0][:100]!r} too; update flowfactory")
         iteration, ranks, shard, files = (content.get(key) for key in ("iteration", "ranks", "shard", "files"))
         if not (type(iteration) is type(ranks) is type(shard) is int and isinstance(files, dict) and "fixed" in content):
             raise Damaged(f"{MANIFEST} lacks a key, or has something else under it")
         stored = {name: _check_file(name, entry) for name, entry in files.items()}
-        if iteration < 0 or not 0 < shard <= ranks <= len(stored):
+        if not 0 <= iteration < LARGEST_NUMBER or not 0 < shard <= ranks <= len(stored):
             raise Damaged(f"{MANIFEST} says of its iteration or its ranks what cannot be")
         if lacking := [shard_name(rank) for rank in range(ranks) if shard_name(rank) not in stored]:
             raise Damaged(f"{MANIFEST} does not name {lacking[0]}")
@@ -77,7 +77,7 @@ def _read(folder: Path) -> dict[str, Any]:
     known = content.pop("format", None)
     if known is None and (folder / "training.pt").exists():
         raise UserError(f"{folder} is of an older version, which wrote one file; start a new run in another --out")
-    if type(known) is not int or known < 1:
+    if type(known) is not int or not 0 < known < LARGEST_NUMBER:
         raise Damaged(f"{MANIFEST} is not what was written")
     if known < FORMAT:
         told = f"of an older version (format {known}, this one reads {FORMAT})"
@@ -108,7 +108,7 @@ def _check_file(name: str, entry: object) -> Stored:
     parts = PurePosixPath(name).parts
     plain = "/".join(parts) == name and name.isprintable() and ".." not in parts and not re.match(r"/|$", name)
     match entry:
-        case [size, str(digest)] if plain and type(size) is int and size >= 0:
+        case [size, str(digest)] if plain and type(size) is int and 0 <= size < LARGEST_NUMBER:
             return Stored(size, digest)
     raise Damaged(f"{MANIFEST} names a file that cannot be one of a checkpoint: {name[:100]!r}")
 
@@ -129,7 +129,7 @@ def find_damage(path: Path, rank: int = 0, count: int = 1) -> str | None:
     except Damaged as error:
         return str(error)
     except OSError as error:
-        return f"{error.filename} cannot be read: {error.strerror}"
+        return f"{error.filename or path} cannot be read: {error.strerror}"
     return None
 
 
