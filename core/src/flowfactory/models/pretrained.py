@@ -24,11 +24,8 @@ from flowfactory.models.tokenizers import check_vocabulary, check_vocabulary_fil
 
 LIBRARIES = ("diffusers", "transformers")
 INDEX = "model_index.json"
-KINDS = {
-    *("ModelMixin", "SchedulerMixin"),
-    *("PreTrainedModel", "PreTrainedTokenizerBase", "ProcessorMixin", "ImageProcessingMixin", "FeatureExtractionMixin"),
-}
-"""What parts of a pipeline are: none of these runs code in its folder."""
+SETTINGS = {"SchedulerMixin", "ImageProcessingMixin", "FeatureExtractionMixin"}
+"""What parts of a pipeline are that are no modules and no tokenizers: none of these runs code in its folder."""
 
 
 class Pretrained:
@@ -201,6 +198,9 @@ class Pretrained:
             return load_module(kind, path, source, self._unused.get(name, ()), self._variant_of(path), dtype=dtype)
         if issubclass(kind, PreTrainedTokenizerBase | ProcessorMixin):
             return load_tokenizer(kind, path, source)
+        known = type(kind).__name__ == "DummyObject" or SETTINGS & {base.__name__ for base in kind.__mro__}
+        if not known:  # such as a pipeline, or what chooses a class by the files; a dummy names the library that it lacks
+            raise UserError(f"{source} is of the class {kind.__name__}, which is no part of a pipeline; get {INDEX} again")
         with reading(source):
             return kind.from_pretrained(path)
 
@@ -212,9 +212,6 @@ class Pretrained:
             version = import_module(library).__version__
             lacking = f"is of the class {named}, which {library} {version} lacks"
             raise UserError(f"{name} of {self.path} {lacking}; install one that has it")
-        known = type(kind).__name__ == "DummyObject" or KINDS & {base.__name__ for base in kind.__mro__}
-        if not known:  # such as a pipeline, or what chooses a class by the files; a dummy names the library that it lacks
-            raise UserError(f"{name} of {self.path} is of the class {named}, which is no part of a pipeline; get {INDEX} again")
         return kind
 
     def _variant_of(self, folder: Path) -> str | None:
