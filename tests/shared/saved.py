@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 from torch import Tensor
-from torch.distributed.checkpoint import state_dict_saver
 
 from flowfactory import Policy
 from flowfactory.runs.checkpoints import load as checkpoint
+from flowfactory.runs.checkpoints.save import save_weights
 from flowfactory.testing.run_suite import read_checkpoint
 
 
@@ -30,10 +29,7 @@ def kept(folder: Path) -> dict[str, Tensor]:
 
 def save(policy: Policy, folder: Path) -> None:
     """Write all weights of ``policy`` and those that it trains, as a checkpoint has them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        state_dict_saver.save(policy.state(), checkpoint_id=folder, no_dist=True)
-    policy.save_trained(folder)
+    save_weights(policy, folder)
 
 
 def load(policy: Policy, folder: Path) -> None:

@@ -24,9 +24,7 @@ def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
 
     Refused: it is something else, larger, or elsewhere. OSError: it cannot be read.
     """
-    if within is not None and not leads_into(path, within):
-        raise Refused(f"leads out of {within}")
-    with open_regular(path) as file:
+    with open_regular(path, within) as file:
         size = os.fstat(file.fileno()).st_size
         content = b"" if size > limit else file.read(size + 1)
         if len(content) > size:  # it grew, or is one of /proc, whose sizes are 0
@@ -36,8 +34,13 @@ def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
     return content
 
 
-def open_regular(path: Path) -> BufferedReader:
-    """The regular file ``path``, open for reading. Refused: it is something else. OSError: it cannot be opened."""
+def open_regular(path: Path, within: Path | None = None) -> BufferedReader:
+    """The regular file ``path``, open for reading, which lies below ``within``, links followed.
+
+    Refused: it is something else, or elsewhere. OSError: it cannot be opened.
+    """
+    if within is not None and not leads_into(path, within):
+        raise Refused(f"leads out of {within}")
     # without waiting, as a pipe without a writer would have it
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):

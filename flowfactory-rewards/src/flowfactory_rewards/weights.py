@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -31,16 +32,10 @@ def from_pretrained(part: Any, path: str, **options: Any) -> Any:
     """``part.from_pretrained(path)``, of a class of transformers without weights. UserError: its files are not there."""
     if Path(path).is_dir():
         check_settings(Path(path))
-    if part.__name__.startswith("Auto"):
-        options |= NO_CODE
-    try:
-        with reading(path):
-            return part.from_pretrained(path, **options)
-    except UserError as error:
-        if "trust_remote_code" in str(error):  # which transformers advises to set
-            told = f"{path} needs the code that lies in it, which is not executed; give a model that transformers has itself"
-            raise UserError(told) from error
-        raise
+    # what chooses a class by its files would ask the user whether code among them may run
+    options |= NO_CODE if part.__name__.startswith("Auto") else {}
+    with reading(path):
+        return part.from_pretrained(path, **options)
 
 
 def load_config(part: Any, path: str) -> Any:
@@ -131,12 +126,16 @@ def _read_safetensors(place: Path) -> Any:
 
 def _read_pickled(place: Path) -> Any:
     try:
-        return torch.load(place, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the protocol, before the error about the file
+            return torch.load(place, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         if "GLOBAL" in str(error):  # of a function or a class
             raise UserError(f"{place} holds more than tensors and is not read: it could run code") from error
         raise UserError(f"{place} is no file that torch saved; {AGAIN}") from error
     except (EOFError, RuntimeError, OSError) as error:
+        if "TorchScript" in str(error):
+            raise UserError(f"{place} holds a program and is not read: it could run code") from error
         raise UserError(f"{place} is cut off or damaged; {AGAIN}") from error
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -29,8 +30,9 @@ from flowfactory.runs.checkpoints import load, lookup
 from flowfactory.runs.checkpoints import save as saving
 from flowfactory.runs.checkpoints.manifest import Manifest
 from flowfactory.runs.checkpoints.save import Checkpoints
+from flowfactory.runs.checkpoints.shards import shard_name, write_shard
 from flowfactory.runs.directory import RunDirectory
-from flowfactory.runs.resume import fixed_config
+from flowfactory.runs.resume import checksum, fixed_config
 from flowfactory.training.iteration import iterate
 from flowfactory.training.setup import Run, prepare_run
 
@@ -207,7 +209,7 @@ def test_a_manifest_says_what_is_there_and_what_may_not_change(
     save(owner(run, tmp_path), run, 4)
     folder = tmp_path / "000004"
     content = json.loads((folder / "checkpoint.json").read_text())
-    assert (content["format"], content["iteration"], content["ranks"], content["shard"]) == (1, 4, 1, 1)
+    assert (content["format"], content["iteration"], content["ranks"], content["shard"]) == (2, 4, 1, 1)
     there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     assert set(content["files"]) == set(there) - {"checkpoint.json"}
     assert ("pytorch_lora_weights.safetensors" in there) == (model["name"] == "net" and "train" not in model)
@@ -246,7 +248,7 @@ def test_what_a_kill_left_half_written_or_half_deleted_is_cleared_away_by_the_ne
     run = prepared()
     for left in (".writing-000002", ".removing-000001"):
         (folder / left).mkdir()
-        (folder / left / "__0_0.distcp").write_text("half")
+        (folder / left / "checkpoint-0.safetensors").write_text("half")
     assert lookup.latest(folder) is None
     save(owner(run, folder), run, 2)
     assert [path.name for path in folder.iterdir()] == ["000002"]
@@ -345,12 +347,12 @@ def alter(folder: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "missing": (lambda folder: (folder / "__0_0.distcp").unlink(), r"__0_0\.distcp is missing"),
-    "short": (lambda folder: shorten(folder / "__0_0.distcp"), r"__0_0\.distcp has \d+ bytes, not \d+"),
-    "flipped": (lambda folder: flip(folder / "__0_0.distcp"), r"__0_0\.distcp is not what was written"),
-    "index": (lambda folder: flip(folder / ".metadata"), r"\.metadata is not what was written"),
+    "missing": (lambda folder: (folder / "checkpoint-0.safetensors").unlink(), r"checkpoint-0\.safetensors is missing"),
+    "short": (lambda folder: shorten(folder / "checkpoint-0.safetensors"), r"checkpoint-0\.safetensors has \d+ bytes, not \d+"),
+    "flipped": (lambda folder: flip(folder / "checkpoint-0.safetensors"), r"checkpoint-0\.safetensors is not what was written"),
+    "header": (lambda folder: flip(folder / "checkpoint-0.safetensors", 0.01), r"checkpoint-0\.safetensors is not what was"),
     "adapters": (lambda f: flip(f / "pytorch_lora_weights.safetensors", 0.99), "pytorch_lora_weights.safetensors is not what"),
-    "torn": (tear, r"checkpoint\.json cannot be read"),
+    "torn": (tear, r"checkpoint\.json is no JSON \("),
     "altered": (alter, r"checkpoint\.json is not what was written"),
 }
 
@@ -388,10 +390,11 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     directory = trained(changes)
     whole = figures(directory)
     final = tensors(directory.checkpoints / "000003")
-    flip(directory.checkpoints / "000003/__0_0.distcp")
+    flip(directory.checkpoints / "000003/checkpoint-0.safetensors")
     code, out, err = invoke("eval", directory.path)
     assert (code, json.loads(out)["checkpoint"]) == (0, str(directory.checkpoints / "000002"))
-    assert err.startswith(f"warning: {directory.checkpoints / '000003'} is damaged and skipped: __0_0.distcp is not what")
+    problem = "checkpoint-0.safetensors is not what was written"
+    assert err.startswith(f"warning: {directory.checkpoints / '000003'} is damaged and skipped: {problem}")
 
     code, out, _ = invoke("run", config_file(changes), "--out", directory.path, "--resume")
     assert code == 0
@@ -412,8 +415,18 @@ def test_other_versions_checkpoints_are_refused_with_a_sentence(prepared: Prepar
             attempt()
     save(owner(run, tmp_path / "new"), run, 2)
     manifest = tmp_path / "new/000002/checkpoint.json"
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(UserError, match=r"000002 is of a newer version \(format 2, this one reads 1\); update flowfactory"):
+    written = manifest.read_text()
+    for number, told in (
+        (1, "an older version (format 1, this one reads 2); start a new run in another --out"),
+        (3, "a newer version (format 3, this one reads 2); update flowfactory"),
+    ):
+        manifest.write_text(written.replace('"format": 2', f'"format": {number}'))
+        with pytest.raises(UserError, match=re.escape(f"000002 is of {told}") + "$"):
+            lookup.find(tmp_path / "new")
+    content = {**json.loads(written), "compressed": True}
+    del content["format"], content["checksum"]
+    manifest.write_text(json.dumps({"format": 2, "checksum": checksum(content), **content}))
+    with pytest.raises(UserError, match=r"newer version: its checkpoint\.json says 'compressed' too; update flowfactory$"):
         lookup.find(tmp_path / "new")
 
 
@@ -431,7 +444,9 @@ def test_state_that_does_not_fit_the_ranks_is_refused_before_anything_is_loaded(
     wide = {"name": "net", "train": {"lora": {"rank": 300}}}  # 8 bits are for tensors that are large enough
     run = prepared({"model": wide, "training": {"optimizer": {"name": "adamw8bit"}}})
     save(owner(run, folder), run, 1)
-    replace(Manifest.read(folder / "000001"), ranks=7, shard=7).write(folder / "000001")
+    written = Manifest.read(folder / "000001")
+    others = {name: write_shard(folder / "000001" / name, []) for name in map(shard_name, range(1, 7))}
+    replace(written, ranks=7, shard=7, files={**written.files, **others}).write(folder / "000001")
     fill(run, 5.0)
     with pytest.raises(UserError, match=r"000001: training\.optimizer: the 8-bit state .* resume with distributed\.shard: 7"):
         owner(run, folder).restore(run.policy, run.learner)

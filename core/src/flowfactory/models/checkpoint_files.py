@@ -7,15 +7,18 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from flowfactory.errors import RunError, UserError
 from flowfactory.untrusted_files import Refused, read_json
 
 AGAIN = "get it again, whole"
+CODE = "holds more than tensors and is not read: it could run code; get it as .safetensors"
 LFS_POINTER = b"version https://git-lfs"
 PICKLES = (".bin", ".pt", ".pth")
 LARGEST_SETTINGS, LARGEST_VOCABULARY = 8 * 2**20, 64 * 2**20
@@ -27,9 +30,11 @@ STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 def check_files(folder: Path, variant: str | None = None) -> None:
     """UserError: ``folder``, or one of its files that a library reads, is not there, or is a Git LFS pointer, cut off or empty.
 
-    Looked at are JSON, vocabularies, and the weights of the ``variant``: their headers alone.
+    Looked at are JSON, vocabularies, and the weights of the ``variant``: their headers alone. UserError too: it has what makes
+    some release of a library run code or read another model.
     """
     check_settings(folder)
+    _refuse_code(folder)
     for file in weight_files(folder, variant):
         check_file(file)
 
@@ -69,7 +74,32 @@ def _shards(index: Path) -> list[str]:
     names = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise UserError(f"{index} does not say which files the weights are in; {AGAIN}")
+    for name in names.values():
+        if Path(name).name != name or name in ("", "..") or "\\" in name or not name.isprintable():
+            raise UserError(f"{index} names {name[:100]!r}, which is no file beside it; {AGAIN}")
     return sorted(set(names.values()))
+
+
+def _refuse_code(folder: Path) -> None:
+    """UserError: transformers would run something in ``folder``, or something that it names."""
+    config = folder / "config.json"
+    settings = read_settings(config) if config.is_file() else {}
+    if (code := folder / "custom_generate/generate.py").exists():
+        raise UserError(f"{code} is code, which is not run; take it away, or choose another model")
+    # an adapter's config may name modules to import
+    if (adapter := folder / "adapter_config.json").exists() and "_class_name" not in settings:
+        raise UserError(f"{adapter} adds an adapter, which is not read; merge it into the weights, or take it away")
+    if any("/" in named for named in _attention_kernels(settings)):
+        raise UserError(f"{config} names a kernel for its attention, which is code and not run; take attn_implementation out")
+
+
+def _attention_kernels(settings: object) -> Iterator[str]:
+    """What a config, or one within it, says that attention is computed with."""
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            if "attn_implementation" in key and isinstance(value, str):
+                yield value
+            yield from _attention_kernels(value)
 
 
 def check_file(file: Path) -> None:
@@ -84,8 +114,11 @@ def check_file(file: Path) -> None:
         raise UserError(f"{file} is empty; {AGAIN}")
     if file.suffix == ".json":
         _parse_settings(file)
-    if file.suffix in PICKLES and not _is_pickled(file, start):
-        raise UserError(f"{file} is cut off or damaged; {AGAIN}")
+    if file.suffix in PICKLES:
+        if not _is_pickled(file, start):
+            raise UserError(f"{file} is cut off or damaged; {AGAIN}")
+        if start.startswith(b"PK"):
+            _refuse_programs(file)
     if file.suffix == ".safetensors":
         try:
             with safe_open(file, framework="np"):  # PyTorch's way counts the whole file as memory
@@ -121,6 +154,19 @@ def _is_pickled(file: Path, start: bytes) -> bool:
     return zipfile.is_zipfile(file) if start.startswith(b"PK") else start.startswith(b"\x80")
 
 
+def _refuse_programs(file: Path) -> None:
+    """UserError: the archive ``file`` names functions or classes that make no tensors; it is not unpickled."""
+    try:
+        unsafe = get_unsafe_globals_in_checkpoint(file)
+    except Exception as error:  # of archives that torch.save did not write
+        if "torchscript" not in str(error).lower():
+            return  # whoever reads it says more, and reads tensors alone
+        unsafe = ["a program"]
+    # torchao's tensors are known to torch once its reader has imported it
+    if any(name.split(".")[0] not in ("torch", "torchao") for name in unsafe):
+        raise UserError(f"{file} {CODE}")
+
+
 @contextmanager
 def reading(source: str, kind: type[Exception] = UserError) -> Iterator[None]:
     """Within it whatever a library raises is an error of ``kind``, one line that begins with ``source``."""
@@ -136,12 +182,13 @@ def _explain(error: BaseException) -> str:
     """What to do about a hub that does not give its files, else what the library says."""
     from huggingface_hub import errors
 
-    chain = [error]
-    while following := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(following)
+    if any(isinstance(link, UnpicklingError) and "weights_only" in str(link) for link in _chain(error)):
+        return f"it {CODE}"
+    if "custom code" in str(error) and "trust_remote_code" in str(error):
+        return "it needs code that it brings, which is not run; choose a model that the library itself has"
 
     def raised(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(link, kinds) for link in chain)
+        return any(isinstance(link, kinds) for link in _chain(error))
 
     if raised(errors.GatedRepoError):
         return "the hub gives it to those alone who accepted its licence; do so on its page, then log in: hf auth login"
@@ -150,6 +197,14 @@ def _explain(error: BaseException) -> str:
     if raised(errors.LocalEntryNotFoundError, ConnectionError):
         return "it is not on this machine, and the hub is out of reach; give a folder, or download it first: hf download"
     return one_line(error if isinstance(error, OSError | ImportError) else f"{type(error).__name__}: {error}")
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error, what it comes from, and so on."""
+    chain = [error]
+    while following := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(following)
+    return chain
 
 
 def one_line(told: object) -> str:

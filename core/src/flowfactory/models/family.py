@@ -27,6 +27,7 @@ from flowfactory.models.checkpoint_files import reading
 from flowfactory.models.on_meta import check_lora_targets
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.models.resolution import Grid
+from flowfactory.models.tokenizers import using_template
 from flowfactory.types import (
     Conditions,
     Evaluation,
@@ -303,7 +304,7 @@ class FamilyModel:
         parts = Parts(pipeline, self._config, self._device(self._config.encoders_on))
         _freeze([pipeline.vae, *(getattr(pipeline, name, None) for name in family.encoders)], parts.device)
         for start in range(0, len(prompts), family.encode_batch):
-            with torch.no_grad():
+            with torch.no_grad(), using_template(f"model.path: tokenizer of {self._checkpoint.path}"):
                 entries = list(family.encode(parts, prompts[start : start + family.encode_batch], canvas))
             # a row of a batch would keep the whole batch in memory
             yield from ({name: tensor.clone() for name, tensor in entry.items()} for entry in entries)

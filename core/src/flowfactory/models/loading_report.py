@@ -41,6 +41,7 @@ def load_module(
             raise UserError(f"{source} has no weights{of_variant} in {path}{alone}; {AGAIN}")
         packed = "quantization_config" in settings
     options |= {} if variant is None else {"variant": variant}
+    options |= {"trust_remote_code": False} if kind.__module__.startswith("transformers.") else {}  # which may ask the user
     # shapes that differ are told with the names, where the libraries' own errors name none or hide them in a table;
     # packed numbers have other shapes than the weights they stand for
     options |= {} if packed else {"ignore_mismatched_sizes": True}

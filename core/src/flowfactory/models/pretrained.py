@@ -24,6 +24,8 @@ from flowfactory.models.tokenizers import check_vocabulary, check_vocabulary_fil
 
 LIBRARIES = ("diffusers", "transformers")
 INDEX = "model_index.json"
+SETTINGS = {"SchedulerMixin", "ImageProcessingMixin", "FeatureExtractionMixin"}
+"""What parts of a pipeline are that are no modules and no tokenizers: none of these runs code in its folder."""
 
 
 class Pretrained:
@@ -86,7 +88,8 @@ class Pretrained:
         assert folder is not None  # the index is in it
         with said_of_the_path():
             self._check_names(index, needed)
-            named = [name for name, part in index.items() if isinstance(part, list) and part != [None, None]]
+            listed = [name for name, part in index.items() if isinstance(part, list) and part != [None, None]]
+            named = [name for name in listed if Path(name).name == name]
             there = [name for name in named if (folder / name).is_dir()]
             # small, and of no use without their encoder: where that is, they are forgotten
             there += [name for name in named if name not in there and name.replace("tokenizer", "text_encoder") in there]
@@ -195,6 +198,9 @@ class Pretrained:
             return load_module(kind, path, source, self._unused.get(name, ()), self._variant_of(path), dtype=dtype)
         if issubclass(kind, PreTrainedTokenizerBase | ProcessorMixin):
             return load_tokenizer(kind, path, source)
+        known = type(kind).__name__ == "DummyObject" or SETTINGS & {base.__name__ for base in kind.__mro__}
+        if not known:  # such as a pipeline, or what chooses a class by the files; a dummy names the library that it lacks
+            raise UserError(f"{source} is of the class {kind.__name__}, which is no part of a pipeline; get {INDEX} again")
         with reading(source):
             return kind.from_pretrained(path)
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+import traceback
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flowfactory.errors import UserError
-from flowfactory.models.checkpoint_files import LARGEST_VOCABULARY, check_settings, is_local, read_settings, reading
+from flowfactory.models.checkpoint_files import (
+    LARGEST_VOCABULARY,
+    check_settings,
+    is_local,
+    one_line,
+    read_settings,
+    reading,
+)
 from flowfactory.untrusted_files import read_bytes
 
 MERGED = ("vocab.json", "merges.txt")
@@ -38,7 +47,7 @@ def load_tokenizer(kind: Any, path: Path | str, source: str, **options: Any) -> 
         named = getattr(kind, "vocab_files_names", {}).values()
         check_vocabulary_files(Path(path), source, [name for name in named if name != FILES[0][0]])
     with reading(source):
-        tokenizer = kind.from_pretrained(path, **options)
+        tokenizer = kind.from_pretrained(path, trust_remote_code=False, **options)
         ids = [tuple(_text_side(tokenizer)(word)["input_ids"]) for word in WORDS]
     if len(set(ids)) == 1:
         # without the hub transformers makes a tokenizer of an id too
@@ -62,6 +71,21 @@ def limit_length(tokenizer: Any, encoder: Any) -> None:
     tokenizer, places = _text_side(tokenizer), getattr(encoder.config, "max_position_embeddings", None)
     if places is not None:
         tokenizer.model_max_length = min(tokenizer.model_max_length, places)
+
+
+@contextmanager
+def using_template(source: str) -> Iterator[None]:
+    """Within it what a tokenizer's chat template fails with is a UserError that begins with ``source``.
+
+    A template is a program, which transformers runs without access to anything but the messages.
+    """
+    try:
+        yield
+    except Exception as error:
+        places = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+        if type(error).__module__.split(".")[0] != "jinja2" and not places & {"<template>", "<unknown>"}:
+            raise
+        raise UserError(f"{source} has a chat template that fails: {one_line(error)}; get it again, whole") from error
 
 
 def _text_side(tokenizer: Any) -> Any:

@@ -57,7 +57,7 @@ class RunDirectory:
 
     def _begun(self) -> bool:
         """Whether there is something to lose: a run that failed before its first update is not in the way of the next."""
-        return any(record["iteration"] > 0 for record in self.records()) or any(self.checkpoints.glob("[0-9]*"))
+        return any(record["iteration"] > 0 for record in self.records()) or bool(lookup.list_checkpoints(self.checkpoints))
 
     def require_run(self) -> None:
         """UserError: this is no run directory."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint.state_dict_saver import save as write
 
 from flowfactory import flow
 from flowfactory.config.component import ModelConfig
@@ -18,6 +16,7 @@ from flowfactory.distributed.ranks import ALONE
 from flowfactory.errors import RunError, UserError
 from flowfactory.policy import blocks
 from flowfactory.runs.checkpoints import load
+from flowfactory.runs.checkpoints.save import save_weights
 from flowfactory.testing.model_bench import Bench, bench
 from flowfactory.training.inspection import check_range
 from flowfactory.training.rollouts import roll_out
@@ -108,10 +107,7 @@ def _check_weights(made: Bench, config: ModelConfig, folder: Path) -> None:
         for parameter in made.policy.parameters.values():
             parameter.add_(torch.randn(parameter.shape, generator=flow.generator("nudge")), alpha=0.01)
     changed = {name: parameter.detach().clone() for name, parameter in made.policy.parameters.items()}
-    made.policy.save_trained(folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is no process group
-        write(made.policy.state(), checkpoint_id=folder, no_dist=True)
+    save_weights(made.policy, folder)
     with torch.no_grad():
         for name, parameter in made.policy.parameters.items():
             parameter.copy_(before[name])

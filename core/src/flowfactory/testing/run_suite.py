@@ -10,7 +10,6 @@ import copy
 import math
 import os
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,12 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import state_dict_loader
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from flowfactory.config.loading import validate
 from flowfactory.errors import RunError, UserError
 from flowfactory.policy.policy import Policy
+from flowfactory.runs.checkpoints.manifest import Manifest
+from flowfactory.runs.checkpoints.shards import own_rows, read_index, read_rows
 from flowfactory.runs.train import train as train_to_end
 from flowfactory.testing.learning_bench import Learning, Weights
 from flowfactory.testing.two_parameter import settings as make_settings
@@ -234,15 +232,10 @@ def check_refuses_more_updates_than_groups(settings: Settings) -> None:
 
 def read_checkpoint(folder: Path, prefix: str = "") -> dict[str, Tensor]:
     """The tensors of a checkpoint whose names begin with ``prefix``, by what follows it."""
-    stored = FileSystemReader(folder).read_metadata().state_dict_metadata
-    state = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in stored.items()
-        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # there is no process group
-        state_dict_loader.load(state, checkpoint_id=folder, no_dist=True)
+    index = read_index(Manifest.read(folder).shards(folder))
+    wanted = {name: stored for name, stored in index.items() if name.startswith(prefix)}
+    state = {name: torch.empty(stored.shape, dtype=stored.dtype) for name, stored in wanted.items()}
+    read_rows(index, own_rows(state))
     return {name.removeprefix(prefix): value for name, value in state.items()}
 
 

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from flowfactory.errors import UserError
-from flowfactory.runs.checkpoints.manifest import MANIFEST, Damaged, Manifest, find_damage
+from flowfactory.runs.checkpoints.files import Damaged
+from flowfactory.runs.checkpoints.manifest import MANIFEST, Manifest, find_damage
 from flowfactory.types import Say
+
+NUMBER = "[0-9]{6}|[1-9][0-9]{6,}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in ``folder``, oldest first; whether one is whole is not looked at."""
-    return sorted((path.parent for path in folder.glob(f"[0-9]*/{MANIFEST}")), key=lambda path: int(path.name))
+    """The checkpoints in ``folder``, oldest first; whether one is whole is not looked at. Other names are passed over.
+
+    UserError: the folder cannot be read.
+    """
+    try:
+        there = [path for path in folder.iterdir() if re.fullmatch(NUMBER, path.name) and (path / MANIFEST).exists()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}; see that you may read it") from error
+    return sorted(there, key=lambda path: int(path.name))
 
 
 def latest(folder: Path) -> Path | None:

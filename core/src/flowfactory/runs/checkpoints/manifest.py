@@ -1,18 +1,26 @@
-"""``checkpoint.json``: every file of a checkpoint with its size and checksum, and what a resumed run may not change."""
+"""``checkpoint.json``: every file of a checkpoint with its size and checksum, and what a resumed run may not change.
+
+Checksums are against accidents. They have no key, so they say nothing of who wrote a checkpoint: whatever is read of one is
+checked as a stranger's.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flowfactory.errors import UserError
-from flowfactory.runs.checkpoints.files import Stored, file_record, flush_to_disk
+from flowfactory.runs.checkpoints.files import Damaged, Stored, file_record, flush_to_disk
+from flowfactory.runs.checkpoints.shards import read_index, shard_name
 from flowfactory.runs.resume import checksum
+from flowfactory.untrusted_files import Refused, read_json
 
 MANIFEST = "checkpoint.json"
-FORMAT = 1
+FORMAT = 2
+LARGEST, LARGEST_NUMBER = 64 * 2**20, 2**63
 
 
 @dataclass(frozen=True)
@@ -38,38 +46,104 @@ class Manifest:
     @staticmethod
     def read(folder: Path) -> Manifest:
         """That of a checkpoint. Damaged: it is not what was written. UserError: it is of another version's format."""
-        try:
-            content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise Damaged(f"{MANIFEST} cannot be read") from error
-        known = content.pop("format", None) if isinstance(content, dict) else None
-        if known != FORMAT and (folder / "training.pt").exists():
-            raise UserError(f"{folder} is of an older version, which wrote one file; start a new run in another --out")
-        if isinstance(known, int) and known > FORMAT:
-            raise UserError(f"{folder} is of a newer version (format {known}, this one reads {FORMAT}); update flowfactory")
-        if known != FORMAT or content.pop("checksum", None) != checksum(content):
-            raise Damaged(f"{MANIFEST} is not what was written")
-        files = {name: Stored(*stored) for name, stored in content.pop("files").items()}
-        return Manifest(**{**content, "fixed": content["fixed"]["values"], "files": files})
+        content = _read(folder)
+        if unknown := sorted(content.keys() - {field.name for field in fields(Manifest)}):
+            raise UserError(f"{folder} is of a newer version: its {MANIFEST} says {unknown[0][:100]!r} too; update flowfactory")
+        iteration, ranks, shard, files = (content.get(key) for key in ("iteration", "ranks", "shard", "files"))
+        if not (type(iteration) is type(ranks) is type(shard) is int and isinstance(files, dict) and "fixed" in content):
+            raise Damaged(f"{MANIFEST} lacks a key, or has something else under it")
+        stored = {name: _check_file(name, entry) for name, entry in files.items()}
+        if not 0 <= iteration < LARGEST_NUMBER or not 0 < shard <= ranks <= len(stored):
+            raise Damaged(f"{MANIFEST} says of its iteration or its ranks what cannot be")
+        if lacking := [shard_name(rank) for rank in range(ranks) if shard_name(rank) not in stored]:
+            raise Damaged(f"{MANIFEST} does not name {lacking[0]}")
+        return Manifest(iteration, ranks, shard, _check_fixed(content["fixed"]), stored)
+
+    def shards(self, folder: Path) -> list[Path]:
+        """The files that tensors are in."""
+        return [folder / shard_name(rank) for rank in range(self.ranks)]
 
 
-class Damaged(Exception):
-    """What of a checkpoint is missing or not what was written."""
+def _read(folder: Path) -> dict[str, Any]:
+    """What the file says, without format and checksum."""
+    try:
+        content = read_json(folder / MANIFEST, LARGEST, folder)
+    except Refused as error:
+        raise Damaged(f"{MANIFEST} {error}") from error
+    except OSError as error:
+        raise Damaged(f"{MANIFEST} cannot be read: {error.strerror}") from error
+    if not isinstance(content, dict):
+        raise Damaged(f"{MANIFEST} is not what was written")
+    known = content.pop("format", None)
+    if known is None and (folder / "training.pt").exists():
+        raise UserError(f"{folder} is of an older version, which wrote one file; start a new run in another --out")
+    if type(known) is not int or not 0 < known < LARGEST_NUMBER:
+        raise Damaged(f"{MANIFEST} is not what was written")
+    if known < FORMAT:
+        told = f"of an older version (format {known}, this one reads {FORMAT})"
+        raise UserError(f"{folder} is {told}; start a new run in another --out")
+    if known > FORMAT:
+        raise UserError(f"{folder} is of a newer version (format {known}, this one reads {FORMAT}); update flowfactory")
+    if content.pop("checksum", None) != _checksum(content):
+        raise Damaged(f"{MANIFEST} is not what was written")
+    return content
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    try:
+        return checksum(content)
+    except RecursionError as error:  # which is nearer for writing than for reading
+        raise Damaged(f"{MANIFEST} is nested too deep") from error
+
+
+def _check_fixed(fixed: object) -> dict[str, Any]:
+    match fixed:
+        case {"hash": str(digest), "values": dict(values), **others} if not others and digest == checksum(values):
+            return values
+    raise Damaged(f"{MANIFEST} does not say what a resumed run may not change")
+
+
+def _check_file(name: str, entry: object) -> Stored:
+    """What is said of a file, whose name leads to a place below the checkpoint."""
+    parts = PurePosixPath(name).parts
+    plain = "/".join(parts) == name and name.isprintable() and ".." not in parts and not re.match(r"/|$", name)
+    match entry:
+        case [size, str(digest)] if plain and type(size) is int and 0 <= size < LARGEST_NUMBER:
+            return Stored(size, digest)
+    raise Damaged(f"{MANIFEST} names a file that cannot be one of a checkpoint: {name[:100]!r}")
 
 
 def find_damage(path: Path, rank: int = 0, count: int = 1) -> str | None:
-    """What is wrong with a checkpoint, None if it is whole; of ``count`` ranks each looks at its share of the files."""
+    """What is wrong with a checkpoint, None if it is whole; of ``count`` ranks each looks at its share of the files.
+
+    UserError: it is of another version.
+    """
     try:
-        files = Manifest.read(path).files
-        for name in sorted(files, key=lambda name: (files[name].bytes, name))[rank::count]:
-            if not (path / name).is_file():
-                return f"{name} is missing"
-            if (size := (path / name).stat().st_size) != files[name].bytes:
-                return f"{name} has {size} bytes, not {files[name].bytes}"
-            if file_record(path / name) != files[name]:
-                return f"{name} is not what was written"
+        manifest = Manifest.read(path)
+        if path.name != f"{manifest.iteration:06d}":
+            raise Damaged(f"{MANIFEST} is that of iteration {manifest.iteration}")
+        for name in sorted(manifest.files, key=lambda name: (manifest.files[name].bytes, name))[rank::count]:
+            _check_content(path, name, manifest.files[name])
+        if rank == 0:
+            read_index(manifest.shards(path))
     except Damaged as error:
         return str(error)
     except OSError as error:
-        return f"{error.filename} cannot be read: {error.strerror}"
+        return f"{error.filename or path} cannot be read: {error.strerror}"
     return None
+
+
+def _check_content(folder: Path, name: str, written: Stored) -> None:
+    file = folder / name
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise Damaged(f"{name} leads out of the checkpoint")
+    if not file.exists():
+        raise Damaged(f"{name} is missing")
+    if (size := file.stat().st_size) != written.bytes and file.is_file():
+        raise Damaged(f"{name} has {size} bytes, not {written.bytes}")
+    try:
+        found = file_record(file)
+    except Refused as error:
+        raise Damaged(f"{name} {error}") from error
+    if found != written:
+        raise Damaged(f"{name} is not what was written")

@@ -1,16 +1,16 @@
-"""A run's checkpoints: written by torch.distributed.checkpoint while training goes on, whole under their name or not there.
+"""A run's checkpoints: written while training goes on, whole under their name or not there.
 
-Weights, kept weights and optimizer state are one mapping of names to tensors, of which every rank writes its own part. What is
-to be written is copied to host memory first, and a thread writes it. A manifest, ``checkpoint.json``, names every file with its
-size and checksum, and a rename makes the whole of it appear.
+Weights, kept weights and optimizer state are one mapping of names to tensors, of which every rank writes its own shard, as
+torch.distributed.checkpoint plans it. What is to be written is copied to host memory first, and a thread writes it. A manifest,
+``checkpoint.json``, names every file with its size and checksum, and a rename makes the whole of it appear.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
-import pickle
 import re
 import shutil
 import threading
@@ -24,18 +24,19 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import SavePlan, WriteItem
-from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.checkpoint.planner import SavePlan
 
+from flowfactory.atomic_files import write_atomically
 from flowfactory.errors import RunError, UserError
 from flowfactory.runs.checkpoints.files import Stored, file_record, flush_to_disk
 from flowfactory.runs.checkpoints.load import load
-from flowfactory.runs.checkpoints.lookup import latest, list_checkpoints, newest_intact
+from flowfactory.runs.checkpoints.lookup import NUMBER, latest, list_checkpoints, newest_intact
 from flowfactory.runs.checkpoints.manifest import Manifest, find_damage
+from flowfactory.runs.checkpoints.shards import Rows, own_rows, rows_of, shard_name, write_shard
 from flowfactory.runs.resume import fixed_config
 from flowfactory.types import Say
+from flowfactory.untrusted_files import Refused, read_json
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
@@ -48,37 +49,14 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 T = TypeVar("T")
 
 
-class _StagingPlanner(DefaultSavePlanner):
-    """Copies to host memory what this rank is to write, when it is told what that is."""
-
-    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
-        plan = super().finish_plan(new_plan)
-        # an index says which shard of a tensor it is
-        self._copies = {item.index: self._copy(item) for item in plan.items}
-        return plan
-
-    def _copy(self, item: WriteItem) -> Tensor:
-        tensor = super().resolve_data(item)
-        assert isinstance(tensor, Tensor)
-        return tensor.detach().to("cpu", copy=True)
-
-    def resolve_data(self, write_item: WriteItem) -> Tensor:
-        return self._copies[write_item.index]
-
-
 @dataclass(frozen=True)
 class _WritePlan:
     """Who writes what: it depends on names, shapes and shards alone, and so is the same for every checkpoint of a run."""
 
     asked: SavePlan
     mine: SavePlan
-    metadata: Metadata
-
-    @property
-    def bytes(self) -> int:
-        """Of all tensors."""
-        tensors = [entry for entry in self.metadata.state_dict_metadata.values() if isinstance(entry, TensorStorageMetadata)]
-        return sum(math.prod(entry.size) * entry.properties.dtype.itemsize for entry in tensors)
+    bytes: int
+    """Of all tensors."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +121,12 @@ class Checkpoints:
         training = learner.state()
         load(path, policy, {**training, **random})
         learner.load_state(training)
-        for state in random.values():
-            torch.set_rng_state(state)
+        for name, state in random.items():
+            try:
+                torch.set_rng_state(state)
+            except RuntimeError as error:
+                problem = f"{name} is no state of a generator"
+                raise UserError(f"{path} is damaged: {problem}; choose another checkpoint, or delete it") from error
         self._last = path
         return manifest.iteration
 
@@ -159,36 +141,35 @@ class Checkpoints:
         """
         saved = self.finish()
         ranks, folder = self._ranks, self._folder / f"{WRITING}{number:06d}"
-        writer = FileSystemWriter(folder, per_thread_copy_ahead=0)
-        writer.set_up_storage_writer(ranks.leads)
-        planner = _StagingPlanner()
         random = {f"random/{ranks.rank}": torch.get_rng_state()}
+        planner = DefaultSavePlanner()
         planner.set_up_planner({**policy.state(), **learner.state(), **random}, is_coordinator=ranks.leads)
-        plan = self._plan = self._make_plan(planner, writer)
+        plan = self._plan = self._make_plan(planner)
         self._together(number, lambda: self._make(folder) if ranks.leads else None)
         self._together(number, lambda: self._check_shared_folder(folder))
         if policy.lora:
             self._together(number, lambda: policy.save_trained(folder))
-        mine = planner.finish_plan(plan.mine)
+        staged = _stage(planner, plan.mine)
         given_up = threading.Event()
-        part = _in_thread(lambda: _write_part(writer, mine, planner, ranks.rank))
-        whole = _in_thread(lambda: self._complete(number, writer, plan.metadata, part, given_up)) if ranks.leads else None
+        part = _in_thread(lambda: _write_part(folder, ranks.rank, staged))
+        whole = _in_thread(lambda: self._complete(number, folder, part, given_up)) if ranks.leads else None
         self._writing = _PendingCheckpoint(number, part, whole, given_up)
         return saved
 
-    def _make_plan(self, planner: _StagingPlanner, writer: FileSystemWriter) -> _WritePlan:
+    def _make_plan(self, planner: DefaultSavePlanner) -> _WritePlan:
         asked = planner.create_local_plan()
         known = self._plan
         if not self._ranks.any(known is None or known.asked != asked) and known is not None:
             return known
         # every rank comes to the same, since what it comes from is the same
         plans, metadata = planner.create_global_plan(self._ranks.gather(asked))
-        return _WritePlan(asked, writer.prepare_global_plan(plans)[self._ranks.rank], metadata)
+        return _WritePlan(asked, plans[self._ranks.rank], _count_bytes(metadata))
 
     def _make(self, folder: Path) -> None:
         for prefix in (WRITING, REMOVING):
             for left in self._folder.glob(f"{prefix}*"):
-                shutil.rmtree(left)
+                if re.fullmatch(NUMBER, left.name.removeprefix(prefix)):
+                    shutil.rmtree(left)
         folder.mkdir(parents=True)
 
     def _check_shared_folder(self, folder: Path) -> None:
@@ -217,16 +198,13 @@ class Checkpoints:
         self._last = self._folder / f"{writing.number:06d}"
         return [(writing.number, self._last)]
 
-    def _complete(
-        self, number: int, writer: FileSystemWriter, metadata: Metadata, own: Future[None], given_up: threading.Event
-    ) -> None:
+    def _complete(self, number: int, temporary: Path, own: Future[None], given_up: threading.Event) -> None:
         """Make a checkpoint of all ranks' parts, when they are there. In a thread of the leading rank."""
         own.result()
-        temporary, final = Path(writer.path), self._folder / f"{number:06d}"
+        final = self._folder / f"{number:06d}"
         # by way of files, since ranks may talk to one another in one thread only
-        parts = [_read_part(temporary / f"{PART}{rank}", given_up) for rank in range(self._ranks.count)]
-        writer.finish(metadata, [results for results, _ in parts])
-        files = {name: stored for _, part in parts for name, stored in part.items()}
+        ranks = range(self._ranks.count)
+        files = {shard_name(rank): _read_part(temporary / f"{PART}{rank}", given_up) for rank in ranks}
         for path in sorted(temporary.rglob("*"), reverse=True):
             flush_to_disk(path)
             name = path.relative_to(temporary).as_posix()
@@ -277,6 +255,13 @@ class Checkpoints:
         return f"{self._folder} cannot take {what}; see that it can be written to, and continue with --resume"
 
 
+def save_weights(policy: Policy, folder: Path) -> None:
+    """Write into ``folder`` a checkpoint of the weights of ``policy`` alone, at once; one process calls it."""
+    policy.save_trained(folder)
+    stored = write_shard(folder / shard_name(0), own_rows(policy.state()))
+    Manifest(0, 1, 1, {}, {shard_name(0): stored}).write(folder)
+
+
 def _in_thread(action: Callable[[], T]) -> Future[T]:
     """The result of ``action`` to come. The process does not end before it."""
     future: Future[T] = Future()
@@ -291,24 +276,41 @@ def _in_thread(action: Callable[[], T]) -> Future[T]:
     return future
 
 
-def _write_part(writer: FileSystemWriter, plan: SavePlan, planner: _StagingPlanner, rank: int) -> None:
-    """Write this rank's part, and what is where in which files for the leading rank to read."""
-    results: list[WriteResult] = writer.write_data(plan, planner).wait()
-    folder = Path(writer.path)
-    files = {name: file_record(folder / name) for name in {result.storage_data.relative_path for result in results}}
-    temporary = folder / f"{PART}{rank}.writing"
-    temporary.write_bytes(pickle.dumps((results, files)))
-    os.rename(temporary, folder / f"{PART}{rank}")
+def _count_bytes(metadata: Metadata) -> int:
+    tensors = [entry for entry in metadata.state_dict_metadata.values() if isinstance(entry, TensorStorageMetadata)]
+    return sum(math.prod(entry.size) * entry.properties.dtype.itemsize for entry in tensors)
 
 
-def _read_part(path: Path, given_up: threading.Event) -> tuple[list[WriteResult], dict[str, Stored]]:
-    """What :func:`_write_part` told, once it has; the file is gone then. RunError: it is not waited for any more."""
+def _stage(planner: DefaultSavePlanner, plan: SavePlan) -> list[Rows]:
+    """Copies in host memory of what this rank is to write."""
+    staged = []
+    for item in plan.items:
+        tensor = planner.resolve_data(item)
+        assert isinstance(tensor, Tensor)
+        staged.append(rows_of(item, tensor.detach().to("cpu", copy=True)))
+    return staged
+
+
+def _write_part(folder: Path, rank: int, staged: list[Rows]) -> None:
+    """Write this rank's shard, and then what it is for the leading rank to read."""
+    stored = write_shard(folder / shard_name(rank), staged)
+    write_atomically(folder / f"{PART}{rank}", json.dumps(stored))
+
+
+def _read_part(path: Path, given_up: threading.Event) -> Stored:
+    """What :func:`_write_part` told, once it has; the file is gone then. RunError: it told nothing, or is given up."""
     while not path.exists():
         if given_up.wait(0.02) or not threading.main_thread().is_alive():
             raise RunError(f"{path} was given up")
-    part: tuple[list[WriteResult], dict[str, Stored]] = pickle.loads(path.read_bytes())
+    try:
+        told = read_json(path, 4096, path.parent)
+    except Refused as error:
+        raise RunError(f"{path} {error}; see who else writes there") from error
     path.unlink()
-    return part
+    match told:
+        case [int(size), str(checksum)]:
+            return Stored(size, checksum)
+    raise RunError(f"{path} is not what a rank writes; see who else writes there")
 
 
 def _remove(path: Path) -> None:
