@@ -376,6 +376,6 @@ def test_code_beside_weights_is_not_executed_whatever_the_terminal_says(
     (folder / "code.py").write_text(f"open({str(touched)!r}, 'w')\nfrom transformers import PretrainedConfig as Theirs\n")
     (folder / "config.json").write_text('{"model_type": "theirs", "auto_map": {"AutoConfig": "code.Theirs"}}')
     monkeypatch.setattr("builtins.input", lambda *_: "y")
-    told = f"{folder} needs the code that lies in it, which is not executed; give a model that transformers has itself"
-    assert refusal(kind(path=str(folder))) == told
+    told = "it needs code that it brings, which is not run; choose a model that the library itself has"
+    assert refusal(kind(path=str(folder))).endswith(told)
     assert not touched.exists()

@@ -20,8 +20,6 @@ from flowfactory.models import check_file, check_settings, load_module, reading
 AGAIN = "get it again, whole"
 BUFFERS = (r"(.*\.)?position_ids", r"(.*\.)?relative_position_index", r"(.*\.)?num_batches_tracked")
 """Names that older releases of many models have among their weights, and newer classes work out or never read."""
-NO_CODE = {"trust_remote_code": False}
-"""Of the automatic classes: they would ask on a terminal whether to run what lies beside the weights."""
 TWO_PROMPTS = ("a red cat", "a big dog")
 """Prompts of one length that no model with its vocabulary and its weights takes for the same."""
 GREY = torch.full((1, 3, 64, 64), 0.5)
@@ -33,7 +31,7 @@ def from_pretrained(part: Any, path: str, **options: Any) -> Any:
     if Path(path).is_dir():
         check_settings(Path(path))
     # what chooses a class by its files would ask the user whether code among them may run
-    options |= NO_CODE if part.__name__.startswith("Auto") else {}
+    options |= {"trust_remote_code": False} if part.__name__.startswith("Auto") else {}
     with reading(path):
         return part.from_pretrained(path, **options)
 
