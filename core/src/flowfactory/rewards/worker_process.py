@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from flowfactory.discovery.source_places import describe_exception
 from flowfactory.distributed.hangup import outlive_readers, stop_signals
@@ -27,6 +28,7 @@ from flowfactory.types import Samples
 Make = Callable[[], tuple[Any, Callable[[Samples], Any]]]
 """What a worker calls in its process, once: what it says when it is ready, and what answers requests."""
 
+PIECE = 2**16
 REAPED = 10.0  # seconds that a killed process may take to be gone; one that a driver holds takes longer
 
 
@@ -74,10 +76,10 @@ class WorkerProcess:
         rest = replace(samples, media=_NOTHING, groups=_NOTHING)
         with self._ended_after(seconds):
             try:
-                # media as they lie in memory, which is twice as fast as pickled; not shared memory, of which containers
-                # have little
+                # as arrays: tensors would go through shared memory, of which containers have little
                 self._end.send((media.shape, samples.groups.cpu().numpy(), rest))
-                self._end.send_bytes(media.reshape(-1).view(np.uint8).data)
+                for piece in _pieces(media):
+                    self._end.send_bytes(piece)
             except OSError as error:
                 raise _died() from error
             return self._receive()
@@ -184,8 +186,15 @@ def _receive_samples(end: Connection) -> Samples:
     shape, groups, rest = end.recv()
     samples: Samples = rest
     media = np.empty(shape, np.float32)
-    end.recv_bytes_into(media.reshape(-1).view(np.uint8).data)
+    for piece in _pieces(media):
+        end.recv_bytes_into(piece)
     return replace(samples, media=torch.from_numpy(media), groups=torch.from_numpy(groups))
+
+
+def _pieces(media: NDArray[np.float32]) -> Iterator[memoryview]:
+    """The bytes of ``media`` as they lie in memory, in what a pipe takes at once: many times as fast as pickled whole."""
+    view = media.reshape(-1).view(np.uint8).data
+    return (view[i : i + PIECE] for i in range(0, len(view), PIECE))
 
 
 def _answer(answer: Callable[[Samples], Any], samples: Samples) -> tuple[type[Exception] | None, Any]:
