@@ -120,6 +120,14 @@ def test_a_reward_that_does_not_start_again_is_said_so_until_it_does(server: Ser
     assert is_right(ask(server.url))
 
 
+def test_a_reward_whose_workers_die_starts_anew_with_all_of_them() -> None:
+    with serve_reward("--set", "workers=1") as one:
+        answer = ask(one.url, mode="os-exit")
+        said = "reward 'odd': one of its workers died; look for what ended it, most likely a lack of memory"
+        assert (answer.status_code, answer.json()) == (502, {"error": said})
+        assert is_right(ask(one.url))
+
+
 def test_a_reward_that_ends_while_it_gets_ready_ends_the_command() -> None:
     cases = {
         "os-exit": r"its process ended with exit code 3 before it was ready",

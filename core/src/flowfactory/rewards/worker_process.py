@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -88,8 +89,8 @@ class WorkerProcess:
         """Whether it is there, and was not killed."""
         return self._process is not None and self._process.is_alive() and self._end is not None and not self._end.closed
 
-    def kill(self) -> str:
-        """End it, and say how it ended, in a few words."""
+    def kill(self) -> str | None:
+        """End it, and say how it ended by itself, in a few words; None where it did not."""
         assert self._process is not None
         process = self._process
         process.join(0.5)  # one that died closed its pipe a little before
@@ -100,7 +101,7 @@ class WorkerProcess:
         if self._end is not None:
             self._end.close()
         if killed or process.exitcode is None:
-            return "was killed"
+            return None
         if process.exitcode >= 0:
             return f"ended with exit code {process.exitcode}"
         with suppress(ValueError):
@@ -156,6 +157,7 @@ def _deaf_children() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    resource_tracker.ensure_running()  # which is started with the first of them, and unblocks what is blocked
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -205,7 +207,7 @@ def _answer(answer: Callable[[Samples], Any], samples: Samples) -> tuple[type[Ex
 
 
 def _told(error: BaseException) -> tuple[type[Exception], str]:
-    if isinstance(error, UserError | UnexpectedError):
+    if isinstance(error, UserError | UnexpectedError | WorkerDied):  # a reward may have workers of its own
         return type(error), str(error)
     if isinstance(error, RunError) and (error.__cause__ is None or isinstance(error.__cause__, RunError | UserError)):
         return RunError, str(error)

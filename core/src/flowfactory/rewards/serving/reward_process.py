@@ -114,7 +114,8 @@ class RewardProcess:
             self._worker.kill()
             raise RunError(f"reward {self.name!r}: it was not ready within {seconds:.0f} seconds") from error
         except WorkerDied as error:
-            raise RunError(f"reward {self.name!r}: its process {self._worker.kill()} before it was ready") from error
+            how = self._worker.kill() or "lost one of its own"
+            raise RunError(f"reward {self.name!r}: its process {how} before it was ready") from error
         except (RunError, UserError) as error:
             self._worker.kill()
             raise error if not isinstance(error, UnexpectedError) else RunError(self._name(error)) from error
@@ -131,7 +132,8 @@ class RewardProcess:
         if isinstance(error, WorkerLate):
             status, said = 504, f"no scores within {self.timeout:g} seconds; raise --timeout, or look at what holds it up"
         else:
-            status, said = 502, f"its process {how}; look for what ended it, most likely a lack of memory"
+            what = f"its process {how}" if how else "one of its workers died"
+            status, said = 502, f"{what}; look for what ended it, most likely a lack of memory"
         refusal = RequestRefused(status, f"reward {self.name!r}: {said}")
         self._trouble = f"{refusal}; it starts anew"
         _log.warning("%s", self._trouble)
