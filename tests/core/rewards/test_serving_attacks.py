@@ -189,6 +189,7 @@ MALFORMED: dict[str, bytes] = {
     "TLS": bytes.fromhex("16030100a5010000a10303") + bytes(160),
     "a long line": b"GET /" + b"a" * 100_000,
     "a long header": b"GET /health HTTP/1.1\r\n" + HOST + b"A: " + b"a" * 100_000,
+    "a long header at once": b"GET /health HTTP/1.1\r\n" + HOST + b"A: " + b"a" * 20_000 + b"\r\n\r\n",
     "many headers": b"GET /health HTTP/1.1\r\n" + HOST + b"A: b\r\n" * 100_000,
     "a long chunk extension": POST + b"Transfer-Encoding: chunked\r\n\r\n1;" + b"a" * 100_000,
     "a websocket": POST + b"Connection: upgrade, close\r\nUpgrade: websocket\r\n\r\n",
@@ -301,10 +302,10 @@ def test_connections_are_bounded_for_each_address_and_in_all(narrow: Served) -> 
     second, more = open_until_refused(narrow, "127.0.0.2", 30)
     try:
         assert (len(first), len(second)) == (15, 5)
-        for each in told + more:
-            assert status_of(each) == 503
-            assert b"\r\nRetry-After: 5\r\n" in each
-            assert each.endswith(b'{"error": "too many connections are open"}')
+        for answer in told + more:
+            assert status_of(answer) == 503
+            assert b"\r\nRetry-After: 5\r\n" in answer
+            assert answer.endswith(b'{"error": "too many connections are open"}')
     finally:
         for each in first[1:] + second:
             each.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import secrets
 import time
@@ -31,7 +30,8 @@ from flowfactory.rewards.serving.reward_process import RewardProcess
 from flowfactory.rewards.wire import format, multipart, schema
 from flowfactory.types import Samples
 
-_log = logging.getLogger("flowfactory.serve")
+HEADERS = 16 * 2**10
+"""Bytes of all headers together; uvicorn bounds those alone that come in pieces."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Service:
         app.add_route("/health", self._guard(self._health), methods=["GET"])
         app.add_route("/metrics", self._guard(self._metrics), methods=["GET"])
         app.add_route("/score", self._guard(self._score), methods=["POST"])
-        return _refuse_two_lengths(app)
+        return _check_heads(app)
 
     def _guard(self, answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         async def guarded(request: Request) -> Response:
@@ -204,16 +204,18 @@ class Service:
         return self._scoring.submit(revive)
 
 
-def _refuse_two_lengths(app: ASGIApp) -> ASGIApp:
-    """``app``, which is not asked where the end of a request is not the same for everybody on its way: RFC 9112, 6.1."""
+def _check_heads(app: ASGIApp) -> ASGIApp:
+    """``app``, which is not asked where headers are large, or where a request does not end in one place: RFC 9112, 6.1."""
 
     async def checked(scope: Scope, receive: Receive, send: Send) -> None:
-        names = {name for name, _ in scope.get("headers", ())}
-        if {b"content-length", b"transfer-encoding"} <= names:
+        headers = scope.get("headers", ())
+        refusal = None
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in headers}:
             said = "a request has a Content-Length or a Transfer-Encoding; send one of them"
-            await RequestRefused(400, said, unread=True).response()(scope, receive, send)
-        else:
-            await app(scope, receive, send)
+            refusal = RequestRefused(400, said, unread=True)
+        elif sum(len(name) + len(value) for name, value in headers) > HEADERS:
+            refusal = RequestRefused(431, f"the headers are larger than {HEADERS // 2**10} KiB", unread=True)
+        await (app if refusal is None else refusal.response())(scope, receive, send)
 
     return checked
 
