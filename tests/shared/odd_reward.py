@@ -1,5 +1,8 @@
 """A one-file plugin for tests of serving: ``odd`` does what the metadata of its first sample say."""
 
+import os
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +19,8 @@ class OddConfig(ComponentConfig):
     pointwise: bool = Field(True, description="what it says of itself")
     until: str = Field("", description="a file that it waits for before it is ready")
     broken: str = Field("", description="what it raises instead of getting ready")
+    ends: str = Field("", description="how its process ends instead of getting ready")
+    gate: str = Field("", description="a file without which its process ends instead of getting ready")
 
     def build(self, label):
         return Odd(label, self)
@@ -29,6 +34,9 @@ class Odd:
     def prepare_reward(self, device):
         if self.config.broken:
             raise RunError(self.config.broken)
+        if self.config.gate and not Path(self.config.gate).exists():
+            os._exit(4)
+        end(self.config.ends)
         if self.config.until:
             awaited(Path(self.config.until))
 
@@ -45,6 +53,7 @@ class Odd:
         time.sleep(said.get("sleep", 0))
         if mode == "raise":
             raise ZeroDivisionError("the picture is upside down")
+        end(mode)
         if mode == "run-error":
             raise RunError("no face in the picture")
         scores = self.config.factor * weighted(samples.media)
@@ -59,9 +68,26 @@ class Odd:
             scores = torch.tensor([float(size_of(source)) for source in samples.sources])
         if mode == "metadata":
             scores = torch.tensor([float(len(metadata)) for metadata in samples.metadata])
+        if mode == "pid":
+            scores = torch.full((len(samples.prompts),), float(os.getpid()))
         if mode == "count":
             scores = torch.full((len(samples.prompts),), float(len(samples.prompts)))
         return {self.label: scores}
+
+
+def end(how):
+    """End this process, or never return, if ``how`` says so."""
+    if how == "hang":
+        while True:
+            time.sleep(1)
+    if how == "os-exit":
+        os._exit(3)
+    if how == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if how == "sys-exit":
+        sys.exit("enough")
+    if how == "interrupt":
+        raise KeyboardInterrupt
 
 
 def weighted(media):

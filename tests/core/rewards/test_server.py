@@ -19,7 +19,11 @@ from reward_server import ODD, Served, pictures, read_url, samples, serve_reward
 
 from flowfactory import Samples, UserError
 from flowfactory.cli.main import main
-from flowfactory.rewards import server as serving
+from flowfactory.rewards.serving import bodies, dependencies
+from flowfactory.rewards.serving import server as server_module
+from flowfactory.rewards.serving.listening import is_local
+from flowfactory.rewards.serving.refusals import RequestRefused
+from flowfactory.rewards.serving.reward_file import load_reward
 from flowfactory.rewards.wire import format, multipart, read_token, schema
 
 TOKEN = "correct-horse"
@@ -334,16 +338,16 @@ def test_a_reward_that_cannot_get_ready_ends_the_command(
 
 
 def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "find_spec", lambda module: None)
+    monkeypatch.setattr(dependencies, "find_spec", lambda module: None)
     with pytest.raises(UserError, match=r"^flowfactory serve needs fastapi: pip install 'flowfactory\[serve\]'$"):
-        serving.require_dependencies()
+        dependencies.require_dependencies()
 
 
 def test_whoever_listens_to_other_machines_without_a_token_is_warned(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard = []
-    monkeypatch.setattr(serving, "serve", lambda service, listener, say: heard.append(listener.getsockname()))
+    monkeypatch.setattr(server_module, "serve", lambda service, listener, *rest: heard.append(listener.getsockname()))
     monkeypatch.setenv("ODD_TOKEN", TOKEN)
     for options in (["--host", "0.0.0.0"], ["--host", "0.0.0.0", "--token-env", "ODD_TOKEN"], []):
         arguments = ["odd", "--plugin", str(ODD), "--port", "0", *options]
@@ -360,15 +364,15 @@ def test_whoever_listens_to_other_machines_without_a_token_is_warned(
     [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("::", False), ("n7", False)],
 )
 def test_loopback_is_told_from_the_rest(host: str, local: bool) -> None:
-    assert serving.is_local(host) == local
+    assert is_local(host) == local
 
 
 def test_a_reward_is_a_name_or_a_file_with_options_set_on_top(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("name: odd\nfactor: 3\nuntil: here\n")
     plugins = [ODD]
-    assert serving.load_reward("odd", [], plugins)[1].model_dump()["factor"] == 1
-    name, config = serving.load_reward(str(file), ["factor=1e-4"], plugins)
+    assert load_reward("odd", [], plugins)[1].model_dump()["factor"] == 1
+    name, config = load_reward(str(file), ["factor=1e-4"], plugins)
     assert (name, config.model_dump()["factor"], config.model_dump()["until"]) == ("odd", 1e-4, "here")
 
 
@@ -396,13 +400,13 @@ class Arriving:
 
 @pytest.mark.parametrize(("pause", "said"), [(0.01, r"it took more than 0\.3 s to arrive"), (60, r"nothing came for 0\.2 s")])
 def test_a_sender_that_trickles_or_falls_silent_is_refused(pause: float, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "ARRIVAL", 0.3)
-    monkeypatch.setattr(serving, "SILENCE", 0.2)
+    monkeypatch.setattr(bodies, "ARRIVAL", 0.3)
+    monkeypatch.setattr(bodies, "SILENCE", 0.2)
 
     async def receive() -> int:
-        return len([piece async for piece in serving._chunks(Arriving(pause))])  # type: ignore[arg-type]
+        return len([piece async for piece in bodies._chunks(Arriving(pause))])  # type: ignore[arg-type]
 
-    with pytest.raises(serving.RequestRefused, match=rf"^{said}$") as caught:
+    with pytest.raises(RequestRefused, match=rf"^{said}$") as caught:
         asyncio.run(receive())
     assert caught.value.status == 408
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,23 +20,40 @@ def serve(
     token_env: Annotated[
         str | None, typer.Option(metavar="NAME", help="The environment variable with the token that requests must carry.")
     ] = None,
+    certfile: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", parser=typed_path, help="The certificate, and its chain, in PEM; serves HTTPS."),
+    ] = None,
+    keyfile: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", parser=typed_path, help="Its key, where the certificate's file does not hold it."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = "auto",
+    timeout: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", min=0.001, max=10_000_000, help="For one request; then the reward is started anew."),
+    ] = 600,
     queue: Annotated[int, typer.Option(metavar="N", min=0, help="Requests that wait while one is computed.")] = 64,
     max_request: Annotated[int, typer.Option(metavar="MIB", min=1, help="The largest request.")] = 256,
+    max_waiting: Annotated[int, typer.Option(metavar="MIB", min=1, help="All requests that arrive or wait, together.")] = 1024,
     max_megapixels: Annotated[int, typer.Option(metavar="N", min=1, help="Of all media of a request together.")] = 256,
 ) -> None:
     """Compute REWARD for others, over HTTP."""
-    from flowfactory.rewards import server as serving
+    from flowfactory.rewards.serving.certificates import load_certificate
+    from flowfactory.rewards.serving.dependencies import require_dependencies
+    from flowfactory.rewards.serving.listening import bind, is_local
+    from flowfactory.rewards.serving.reward_file import load_reward
     from flowfactory.rewards.wire import read_token
 
-    serving.require_dependencies()
-    from flowfactory.distributed.mesh import resolve_device
+    require_dependencies()
+    from flowfactory.rewards.serving import server
+    from flowfactory.rewards.serving.service import Limits, Service
 
-    name, config = serving.load_reward(str(typed_path(reward)), sets or [], plugin or [])
+    name, config = load_reward(str(typed_path(reward)), sets or [], plugin or [])
     token = read_token("--token-env", token_env)
-    chosen = resolve_device(device)
-    with serving.bind(host, port) as listener:
-        if token is None and not serving.is_local(host):
+    tls = load_certificate(certfile, keyfile)
+    with bind(host, port) as listener:
+        if token is None and not is_local(host):
             warn(f"warning: anyone who can reach {host} can request scores; require a token with --token-env NAME")
-        limits = serving.Limits(max_request * 2**20, max_megapixels * 10**6, queue)
-        serving.serve(serving.Service(name, config, plugin or [], str(chosen), limits, token), listener, say)
+        limits = Limits(max_request * 2**20, max_megapixels * 10**6, queue, max_waiting * 2**20, timeout)
+        server.serve(Service(name, config, plugin or [], device, limits, token), listener, say, warn, tls)

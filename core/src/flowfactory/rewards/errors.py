@@ -1,4 +1,4 @@
-"""Whatever a reward raises becomes an error under its label."""
+"""Whatever a reward raises becomes an error under its label, once."""
 
 from __future__ import annotations
 
@@ -18,3 +18,12 @@ def name_errors(label: str) -> Iterator[None]:
         raise type(error)(f"reward {label!r}: {error}") from error
     except (Exception, SystemExit) as error:
         raise RunError(f"reward {label!r}: {describe_exception(error)}") from error
+
+
+@contextmanager
+def unnamed_errors(label: str) -> Iterator[None]:
+    """Errors that another process put under ``label`` lose it again, for those that this one puts there."""
+    try:
+        yield
+    except (RunError, UserError) as error:
+        raise type(error)(str(error).removeprefix(f"reward {label!r}: ")) from error

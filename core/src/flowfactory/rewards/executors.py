@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
-import os
 import pickle
-import signal
 import threading
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -21,13 +16,12 @@ import torch
 from torch import Tensor
 
 from flowfactory.config.component import ComponentConfig
-from flowfactory.config.component_slots import parse_component
-from flowfactory.distributed.hangup import outlive_readers, stop_signals
+from flowfactory.config.component_slots import EXECUTION_OPTIONS, parse_component
 from flowfactory.distributed.partition import split_evenly
-from flowfactory.distributed.rank_process import PARENT, die_with_parent
-from flowfactory.errors import RunError, UserError
+from flowfactory.errors import RunError
 from flowfactory.rewards.calls import RewardComponent
-from flowfactory.rewards.errors import name_errors
+from flowfactory.rewards.errors import name_errors, unnamed_errors
+from flowfactory.rewards.worker_process import WorkerProcess
 from flowfactory.rl.groups import rows_by_group
 from flowfactory.types import Answer, Samples
 
@@ -134,86 +128,48 @@ class WorkerProcesses:
     """``count`` processes that each hold the reward, on the CPU with one thread, and take turns."""
 
     def __init__(self, label: str, config: ComponentConfig, count: int, plugins: Sequence[Path]) -> None:
-        options = config.model_dump(mode="json")
-        self._given = (label, options, [str(path) for path in plugins])
+        options = {k: v for k, v in config.model_dump(mode="json").items() if k not in EXECUTION_OPTIONS}
+        make = partial(_make_reward, label, options, tuple(plugins))
+        self._label = label
+        self._workers = [WorkerProcess(make) for _ in range(count)]
         self._threads = [WorkerThread(label) for _ in range(count)]
-        self._ends: list[Connection] = []
         self._turn = 0
 
     def __len__(self) -> int:
-        return len(self._threads)
+        return len(self._workers)
 
     def start(self) -> None:
         """Start all and wait until each has its reward. RunError, UserError: what one of them says."""
-        context = multiprocessing.get_context("spawn")
-        for _ in self._threads:
-            here, there = context.Pipe()
-            process = context.Process(target=_run_worker, args=(there, os.getpid(), *self._given), daemon=True)
-            process.start()
-            atexit.register(process.kill)  # before multiprocessing would wait for what ignores its SIGTERM
-            weakref.finalize(self, process.kill)
-            there.close()  # so that its death is the end of the file here
-            self._ends.append(here)
-        for end in self._ends:
-            _receive(end)
+        for worker in self._workers:
+            worker.begin()
+        for worker in self._workers:
+            with unnamed_errors(self._label):
+                worker.wait_ready()
 
     def submit(self, samples: Samples) -> Future[Answer]:
         """The answer of the next of them."""
         turn = self._turn % len(self)
         self._turn += 1
-        return self._threads[turn].submit(_request, self._ends[turn], samples)
+        return self._threads[turn].submit(self._request, self._workers[turn], samples)
+
+    def _request(self, worker: WorkerProcess, samples: Samples) -> Answer:
+        with unnamed_errors(self._label):
+            return {label: pickle.loads(scores) for label, scores in worker.ask(samples).items()}
 
 
-def _request(end: Connection, samples: Samples) -> Answer:
-    media = samples.media.detach().float().cpu().numpy()
-    try:
-        # as arrays: tensors would go through shared memory, of which containers have little
-        end.send((media, samples.groups.cpu().numpy(), replace(samples, media=_NOTHING, groups=_NOTHING)))
-    except OSError as error:
-        raise RunError("one of its workers died; look for what killed it, most likely a lack of memory") from error
-    return {label: pickle.loads(scores) for label, scores in _receive(end).items()}
-
-
-_NOTHING = torch.empty(0)
-
-
-def _receive(end: Connection) -> Any:
-    try:
-        kind, value = end.recv()
-    except (EOFError, OSError) as error:
-        raise RunError("one of its workers died; look for what killed it, most likely a lack of memory") from error
-    if kind is not None:
-        raise kind(value)
-    return value
-
-
-def _run_worker(end: Connection, parent: int, label: str, options: Mapping[str, Any], plugins: Sequence[str]) -> None:
-    """What a worker does until it is killed with its parent."""
-    os.environ[PARENT] = str(parent)
-    die_with_parent()
-    # for the run, which finishes its iteration; schedulers tell all processes
-    outlive_readers()
-    for number in stop_signals():
-        signal.signal(number, signal.SIG_IGN)
+def _make_reward(
+    label: str, options: Mapping[str, Any], plugins: Sequence[Path]
+) -> tuple[None, Callable[[Samples], dict[str, bytes]]]:
     torch.set_num_threads(1)
-    alone = {key: value for key, value in options.items() if key not in ("workers", "concurrent", "timeout")}
-    try:
-        reward = RewardComponent(label, parse_component("reward", alone, [Path(path) for path in plugins]))
+    reward = RewardComponent(label, parse_component("reward", options, plugins))
+    with name_errors(label):
+        reward.prepare(torch.device("cpu"))
+
+    def answer(samples: Samples) -> dict[str, bytes]:
         with name_errors(label):
-            reward.prepare(torch.device("cpu"))
-        end.send((None, None))
-        while True:
-            media, groups, rest = end.recv()
-            samples = replace(rest, media=torch.from_numpy(media), groups=torch.from_numpy(groups))
-            with name_errors(label):
-                answer = reward.compute(samples)
-            end.send((None, {name: _to_bytes(scores) for name, scores in answer.items()}))
-    except (EOFError, BrokenPipeError):
-        return
-    except (RunError, UserError) as error:
-        end.send((type(error), str(error).removeprefix(f"reward {label!r}: ")))
-    except Exception as error:
-        end.send((RunError, f"{type(error).__name__}: {error}"))
+            return {name: _to_bytes(scores) for name, scores in reward.compute(samples).items()}
+
+    return None, answer
 
 
 def _to_bytes(scores: Tensor | Future[Tensor]) -> bytes:
