@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -12,6 +14,8 @@ from pathlib import Path
 WRITING = ".writing"
 """How the name of a file ends that is not whole yet."""
 DAY = 24 * 3600.0
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DISK_FAULTS = {*NO_ROOM, errno.EROFS, errno.EIO, errno.ESTALE}
 
 
 @contextmanager
@@ -19,17 +23,20 @@ def replacing(path: Path, private: bool = False) -> Iterator[Path]:
     """An empty file beside ``path`` to write to; it becomes ``path`` at the end of the block, and is gone if the block raises.
 
     Nobody can foresee its name. ``private``: nobody else may read it, before and after. OSError: the folder or the disk does
-    not take it.
+    not take it, which may also be a library's word; it names ``path``.
     """
     temporary = path.with_name(f".{secrets.token_hex(8)}{WRITING}")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))
     try:
         yield temporary
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        raise
+        fault = system_error(error)
+        if fault is None or fault.errno not in DISK_FAULTS:
+            raise
+        raise OSError(fault.errno, os.strerror(fault.errno), str(path)) from error
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -38,9 +45,37 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def probe(folder: Path) -> None:
+    """OSError: no file can be made in ``folder``."""
+    path = folder / f".{secrets.token_hex(8)}{WRITING}"
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    path.unlink()
+
+
 def remove_leftovers(folder: Path, age: float = DAY) -> None:
     """Delete what :func:`replacing` left in ``folder`` when it was killed, once it is ``age`` seconds old."""
     for path in folder.glob(f".*{WRITING}"):
         with suppress(OSError):  # somebody else's, or somebody else was quicker
             if time.time() - path.lstat().st_mtime > age:
                 path.unlink()
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """The operating system's word in ``error``; libraries wrap it in errors of their own, some of them as text."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError):
+            return seen
+        if found := re.search(r"\(os error (\d+)\)", str(seen)):
+            return OSError(int(found[1]), os.strerror(int(found[1])))
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def disk_fault(error: BaseException, what: object = "what is written") -> str | None:
+    """The sentence about a disk that is full, read-only or gone; None: ``error`` is about something else."""
+    fault = system_error(error)
+    if fault is None or fault.errno not in DISK_FAULTS:
+        return None
+    advice = "make room" if fault.errno in NO_ROOM else "see that it can be written to"
+    return f"{fault.filename or what} cannot be written ({os.strerror(fault.errno)}); {advice}"

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 class Refused(Exception):
@@ -20,15 +20,21 @@ def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
     """
     if within is not None and not path.resolve().is_relative_to(within.resolve()):
         raise Refused(f"leads out of {within}")
-    # without waiting, as a pipe without a writer would have it
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise Refused("is no file")
+    with open_regular(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise Refused(f"is larger than {limit / 2**20:g} MiB")
     return content
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """The regular file ``path``, open for reading, without waiting. Refused: it is no file. OSError: it cannot be read."""
+    # as a pipe without a writer would have it
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise Refused("is no file")
+    return open(handle, "rb")
 
 
 def parse_json(text: str | bytes) -> Any:

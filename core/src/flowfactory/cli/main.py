@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
 
 import typer
 
+from flowfactory.atomic_files import disk_fault
 from flowfactory.cli import estimate, export, plugins, report, run, sample, serve
 from flowfactory.cli.output import rank_prefix
 from flowfactory.cli.usage import usage_error
@@ -88,14 +88,15 @@ def main() -> None:
     except Interrupted as error:
         typer.echo(str(error), err=True)
         sys.exit(130)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # what is left to print would fail again, on the way out
-        typer.echo(f"stopped: {error.filename or 'what is printed'} cannot be written: {error.strerror}; make room", err=True)
-        sys.exit(1)
+    except typer.Abort:  # Ctrl+C, where nothing is to be saved
+        typer.echo("stopped at once", err=True)
+        sys.exit(130)
     except Exception as error:
+        if told := disk_fault(error, "what is printed"):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())  # what is left to print would fail again, on the way out
+            typer.echo(f"stopped: {told}", err=True)
+            sys.exit(1)
         found = read_environment(os.environ)
         outcome = to_outcome(error, found.rank) if found else None
         if outcome is None or outcome.kind != "lost":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,21 @@ from flowfactory.config.yaml import parse_yaml
 from flowfactory.rewards.warnings import dominance_warning, dominant_reward, hacking_warnings
 from flowfactory.runs.charts import COLOURS, Points, Style, chart, scale_to_unit
 from flowfactory.runs.directory import RunDirectory
+from flowfactory.runs.ownership import ending_sentence, read_facts
 from flowfactory.runs.score_format import format_score
+from flowfactory.types import Say
 
 
-def write_report(directory: RunDirectory) -> Path:
-    """The path of ``report.html``: one page without outside parts, made from what is on disk."""
-    records = directory.records()
-    facts = json.loads(directory.facts.read_text()) if directory.facts.exists() else {}
-    write_atomically(directory.report, page(directory, records, facts))
-    return directory.report
+def write_report(directory: RunDirectory, out: Path | None = None, say: Say = lambda _: None) -> Path:
+    """The path of ``report.html``, or ``out``: one page without outside parts, made from what is on disk.
+
+    ``say`` hears of lines of metrics.jsonl that cannot be read. OSError: the page cannot be written.
+    """
+    records = directory.records(say)
+    facts = read_facts(directory)
+    path = out or directory.report
+    write_atomically(path, page(directory, records, facts))
+    return path
 
 
 def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
@@ -35,7 +40,7 @@ def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], facts: M
         if (points := _points(records, name))
     }
     config = directory.config.read_text(encoding="utf-8") if directory.config.exists() else ""
-    sections = [_warnings(records, _aggregate(config)), _scores(held), _combined_chart(rewards, held)]
+    sections = [_ending(facts), _warnings(records, _aggregate(config)), _scores(held), _combined_chart(rewards, held)]
     sections += [_charts("Reward while training", rewards), _charts("Held-out score", held)]
     sections += [_pictures(directory, records), _charts("Diagnostics", diagnostics)]
     versions = "".join(f"<tr><td>{html.escape(k)}<td>{html.escape(v)}" for k, v in facts.get("versions", {}).items())
@@ -83,6 +88,12 @@ def _aggregate(config: str) -> str:
     """``advantages.aggregate`` of a resolved config, whose plugins need not be on this machine."""
     written = parse_yaml(config, "config.yaml") or {}
     return str(written.get("advantages", {}).get("aggregate", "sum"))
+
+
+def _ending(facts: Mapping[str, Any]) -> str:
+    """How the run ended, where it is not done."""
+    told = ending_sentence(facts)
+    return f"<p class=warnings>{html.escape(told)}</p>" if told else ""
 
 
 def _warnings(records: Sequence[Mapping[str, Any]], aggregate: str) -> str:
