@@ -58,7 +58,7 @@ class Holder:
         return (json.dumps(asdict(self), indent=1) + "\n").encode()
 
     def __str__(self) -> str:
-        return f"by process {self.pid} on {self.host}, since {self.since}"
+        return f"process {self.pid} on {self.host}, since {self.since}"
 
     def has_ended(self, folder: Path) -> bool | None:
         """Whether it no longer holds ``folder``; None: it is not on this system, or that cannot be told."""

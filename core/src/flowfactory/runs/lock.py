@@ -143,13 +143,13 @@ def _has_ended(path: Path, content: bytes, say: Say) -> bool:
     ended = holder.has_ended(path.parent) if holder else None
     if ended:
         return True
-    refusal = f"{path.parent} is in use: {_describe(content)}; wait for its end, or choose another --out"
+    refusal = f"{path.parent} is in use by {_describe(content)}; wait for its end, or choose another --out"
     if ended is False:
         raise UserError(refusal)
     before, now = _heartbeat(path), _file_system_time(path.parent)
     if before is None or now - before > ABANDONED_SECONDS * 1e9:
         return before is not None
-    say(f"{path.parent} may be in use: {_describe(content)}; waiting {SILENT_SECONDS:.0f} seconds for a sign of it")
+    say(f"{path.parent} may be in use by {_describe(content)}; waiting {SILENT_SECONDS:.0f} seconds for a sign of it")
     until = time.monotonic() + SILENT_SECONDS
     while time.monotonic() < until:
         time.sleep(min(0.2, SILENT_SECONDS / 10))
@@ -162,7 +162,7 @@ def _has_ended(path: Path, content: bytes, say: Say) -> bool:
 
 def _describe(content: bytes) -> str:
     holder = Holder.read(content)
-    return str(holder) if holder else "by a process that does not say which it is"
+    return str(holder) if holder else "a process that does not say which it is"
 
 
 def _create(path: Path, content: bytes) -> bool:

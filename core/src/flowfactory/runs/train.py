@@ -235,9 +235,9 @@ def stop_request(say: Say) -> Iterator[threading.Event]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         asked.set()
-        say("stopping after this iteration, which is saved; once more to stop at once")
         for which, handler in before.items():  # a terminal that is closed sends several
             signal.signal(which, signal.SIG_IGN if which == SIGHUP else handler)
+        say("stopping after this iteration, which is saved; once more to stop at once")  # last: the second one may come before
 
     for which in before:
         signal.signal(which, ask)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
+from flowfactory.atomic_files import disk_fault, system_error
 from flowfactory.config.schema import RunConfig
-from flowfactory.errors import UserError
+from flowfactory.errors import RunError, UserError
 from flowfactory.policy.policy import FULL, Policy
 from flowfactory.runs.checkpoints import load, lookup
 from flowfactory.runs.directory import RunDirectory
@@ -37,7 +38,7 @@ def export(
     ``weights`` are those kept under that name, the trained ones when None. ``precision`` is that of fully trained weights,
     the run's own when None. ``form`` is the format of adapters, see :func:`choose_format`. Written under a temporary name and
     renamed; ``say`` hears of damaged checkpoints that are passed over. UserError: ``out`` exists, there is no such
-    checkpoint, nothing is kept under that name, or the model has nothing in that format.
+    checkpoint, nothing is kept under that name, or the model has nothing in that format. RunError: the disk is full.
     """
     if out.exists():
         raise UserError(f"{out} already exists; choose another folder")
@@ -61,8 +62,11 @@ def export(
         write_card(temporary, directory, config, origin, exported)
         temporary.chmod(0o755)
         os.rename(temporary, out)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if disk_fault(error):
+            told = f"{out} cannot be written ({system_error(error).strerror})"  # type: ignore[union-attr]
+            raise RunError(f"{told}; make room, or choose another folder") from error
         raise
     return out
 
