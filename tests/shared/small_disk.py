@@ -1,4 +1,4 @@
-"""A file system of a few pages, or one that only reads, for one command: in a mount namespace of its own, which needs no root."""
+"""A file system of a few pages, or one that only reads, for one command: in a mount namespace, which needs no root."""
 
 from __future__ import annotations
 

@@ -50,8 +50,8 @@ from flowfactory.errors import Interrupted, RunError, UserError
 from flowfactory.types import Say
 
 POLL_SECONDS = 0.1
-FAULT_REPORT_SECONDS = 0.5
-"""For the rank at fault to say so, once another has ended because of it."""
+FAULT_REPORT_SECONDS = 3.0
+"""For the rank at fault to say so, once another has ended because of it, and for the others to end what they have begun."""
 EXIT_SECONDS = 10.0
 """For ranks to exit that say they are done."""
 FAILED_NODES_SECONDS = 30.0
