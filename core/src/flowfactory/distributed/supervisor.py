@@ -213,7 +213,7 @@ class Supervisor:
         given["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # else the first rank would open the store that is open already
         return subprocess.Popen(
             self.command,
-            env=defaults | os.environ | (self.variables or {}) | place.variables() | given,
+            env=defaults | os.environ | {**(self.variables or {})} | place.variables() | given,
             start_new_session=True,  # a terminal's Ctrl+C is ours to pass on, and what the rank starts is in its group
         )
 

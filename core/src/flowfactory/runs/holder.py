@@ -7,7 +7,6 @@ import os
 import platform
 import secrets
 import subprocess
-import sys
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -79,10 +78,8 @@ def _is_another_folder(recorded: str, folder: Path) -> bool:
 
 def _system() -> str:
     """What process numbers belong to: on Linux the boot and the namespace. Empty: it cannot be told."""
-    if sys.platform == "win32":
-        return ""
-    if sys.platform != "linux":
-        return platform.node()
+    if platform.system() != "Linux":
+        return platform.node() if os.name == "posix" else ""
     try:
         namespace = os.stat("/proc/self/ns/pid")
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{namespace.st_dev}/{namespace.st_ino}"
@@ -99,7 +96,7 @@ def _start_of(pid: int) -> str | None:
     except PermissionError:
         pass  # it is somebody else's
     try:
-        if sys.platform == "linux":
+        if platform.system() == "Linux":
             state, *rest = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
             return "" if state in "ZX" else rest[18]  # which has ended, and nobody has asked how
         shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, timeout=10, check=False)

@@ -13,7 +13,7 @@ from flowfactory.config.yaml import parse_yaml
 from flowfactory.rewards.warnings import dominance_warning, dominant_reward, hacking_warnings
 from flowfactory.runs.charts import COLOURS, Points, Style, chart, scale_to_unit
 from flowfactory.runs.directory import RunDirectory
-from flowfactory.runs.ownership import ending_sentence, read_facts
+from flowfactory.runs.facts import ending_sentence, read_facts
 from flowfactory.runs.score_format import format_score
 from flowfactory.types import Say
 

@@ -17,10 +17,11 @@ from flowfactory.errors import Interrupted, RunError, UserError
 from flowfactory.rewards.warnings import dominance_warning, dominant_reward
 from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory
+from flowfactory.runs.facts import add_facts, begin
 from flowfactory.runs.flat_iterations import FlatIterations, count_flat
 from flowfactory.runs.lock import RunLock
 from flowfactory.runs.metrics_file import UNREADABLE
-from flowfactory.runs.ownership import add_facts, begin, own
+from flowfactory.runs.ownership import own
 from flowfactory.runs.score_format import format_score
 from flowfactory.runs.versions import versions
 from flowfactory.training.evaluation import evaluate
