@@ -1,5 +1,6 @@
 """Everything that is run on this repository: `nox -l` lists it."""
 
+import json
 import os
 from pathlib import Path
 
@@ -37,6 +38,22 @@ nox.needs_version = ">=2024.4"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
+LICENCES = (  # what a project under Apache-2.0 may depend on, as packages write it
+    *(
+        "0BSD OR CC0-1.0",
+        "3-Clause BSD License",
+        "Apache 2.0 License",
+        "Apache License 2.0",
+        "Apache Software License",
+        "Apache-2.0",
+    ),
+    *("BSD License", "BSD-2-Clause", "BSD-3-Clause", "ISC License (ISCL)", "MIT", "MIT License", "MIT-CMU", "PSF-2.0"),
+    *("Apache-2.0 OR BSD-2-Clause", "Apache-2.0 AND CNRI-Python", "MIT AND BSD-3-Clause"),
+    "BSD-3-Clause AND 0BSD AND MIT AND Zlib AND CC0-1.0",  # numpy
+    "Apache-2.0 AND Apache-2.0 WITH LLVM-exception AND BSD-2-Clause AND BSD-3-Clause AND BSL-1.0 AND MIT",  # torch
+    # of files that stay as they are: used, and not changed
+    *("Mozilla Public License 2.0 (MPL 2.0)", "MPL-2.0", "MPL-2.0 AND MIT"),
+)
 EXTRAS = {CORE: "[bitsandbytes,serve,tensorboard,video]", REWARDS: "[all]"}
 
 
@@ -78,6 +95,39 @@ def isolated(session: nox.Session, package: str) -> None:
     session.run("flowfactory", "plugins", "list")
     if list((ROOT / "tests" / package).rglob("test_*.py")):
         session.run(*PYTEST, f"tests/{package}", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(python=["3.11", "3.12", "3.13", "3.14"])
+def pythons(session: nox.Session) -> None:
+    """The default suite on each version of Python that is installed; nox skips the others."""
+    install(session, *TESTING, extras=True)
+    session.run(*PYTEST, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(python="3.11")
+def lowest(session: nox.Session) -> None:
+    """The default suite with the lowest version of everything that our packages declare, torch's largest build among them."""
+    session.install("uv")
+    uv = ("uv", "pip", "install", "--python", f"{session.bin}/python")
+    packages = [f"./{folder}{EXTRAS.get(folder, '')}" for folder in PACKAGES.values()]
+    # pip knows no such resolution
+    session.run(*uv, "--resolution", "lowest-direct", *(part for package in packages for part in ("-e", package)))
+    session.run(*uv, *TESTING)
+    # what is deprecated now was not when they came out
+    session.run(*PYTEST, "-W", "ignore::DeprecationWarning", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def licences(session: nox.Session) -> None:
+    """Every package that ours need, with its licence; fails at one that does not go with Apache-2.0."""
+    install(session, extras=True)
+    session.install("pip-licenses")
+    listed = json.loads(session.run("pip", "list", "--format=json", silent=True) or "[]")
+    # torch's CUDA build brings NVIDIA's libraries, whose terms its user accepts
+    cuda = [package["name"] for package in listed if package["name"].startswith(("nvidia-", "cuda-"))]
+    left_out = ["pip", "pip-licenses", "prettytable", "setuptools", "wcwidth", "wheel", *cuda]
+    allowed = ";".join(LICENCES)
+    session.run("pip-licenses", "--from=mixed", "--order=license", f"--allow-only={allowed}", "--ignore-packages", *left_out)
 
 
 @nox.session

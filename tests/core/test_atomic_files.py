@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flowfactory.atomic_files import remove_leftovers, replacing, write_atomically
+from flowfactory.atomic_files import make_temporary_folder, remove_leftovers, replacing, write_atomically
 
 
 def test_a_file_appears_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -54,11 +54,38 @@ def test_a_private_file_is_its_owners_before_and_after(tmp_path: Path, private: 
     assert modes == ([0o600] * 2 if private else [0o644] * 2)
 
 
+def age(path: Path, seconds: float = 90_000) -> None:
+    os.utime(path, times=(time.time() - seconds,) * 2, follow_symlinks=False)
+
+
 def test_leftovers_go_after_a_day_and_what_is_being_written_stays(tmp_path: Path) -> None:
-    old, young, other = (tmp_path / name for name in (".aa.writing", ".bb.writing", "c.writing"))
-    for path in (old, young, other):
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "a") as old:
+        raise KeyboardInterrupt
+    old.touch()  # as if it had been killed instead
+    folder = make_temporary_folder(tmp_path)
+    (folder / "weights").write_bytes(b"x")
+    young = make_temporary_folder(tmp_path)
+    others = [tmp_path / name for name in ("c.writing", ".notes.writing", ".writing-000002", ".0123456789abcdef.txt")]
+    for path in (old, folder, *others):
         path.touch()
-    for path in (old, other):
-        os.utime(path, times=(time.time() - 90_000,) * 2)
+        age(path)
     remove_leftovers(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {".bb.writing", "c.writing"}
+    assert set(tmp_path.iterdir()) == {young, *others}
+
+
+def test_a_link_of_a_leftovers_name_goes_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/mine").touch()
+    link = tmp_path / ".0123456789abcdef.writing"
+    link.symlink_to("folder")
+    age(link)
+    age(tmp_path / "folder")
+    remove_leftovers(tmp_path)
+    assert not link.is_symlink()
+    assert (tmp_path / "folder/mine").exists()
+
+
+def test_a_temporary_folder_is_its_owners_and_no_two_have_one_name(tmp_path: Path) -> None:
+    folders = {make_temporary_folder(tmp_path) for _ in range(20)}
+    assert len(folders) == 20
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in folders} == {0o700}

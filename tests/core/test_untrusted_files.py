@@ -1,6 +1,7 @@
 """What is read of a file that somebody else made."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,28 @@ def test_links_within_the_folder_are_followed(tmp_path: Path) -> None:
 def test_json_that_is_none_or_too_deep_is_refused(text: bytes) -> None:
     with pytest.raises(Refused, match=r"^is (no JSON|nested)"):
         parse_json(text)
+
+
+def test_a_file_that_is_longer_than_its_size_is_read_to_its_end() -> None:
+    """As those of /proc are, and one that is appended to meanwhile."""
+    path = Path("/proc/self/status")
+    assert path.stat().st_size == 0
+    assert read_bytes(path, 10**6).startswith(b"Name:")
+    assert b"Threads:" in read_bytes(path, 10**6)
+    with pytest.raises(Refused, match="is larger than"):
+        read_bytes(path, 100)
+
+
+def test_a_hole_that_is_too_large_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "hole").open("wb") as file:
+        file.truncate(2**40)
+    begun = time.monotonic()
+    with pytest.raises(Refused, match="is larger than"):
+        read_bytes(tmp_path / "hole", 2**39)
+    assert time.monotonic() - begun < 1
+
+
+def test_a_link_to_itself_is_an_error_of_the_system(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises((OSError, Refused)):
+        read_bytes(tmp_path / "loop", 10, within=tmp_path)

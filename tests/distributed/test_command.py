@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,31 @@ def test_a_rank_that_dies_is_replaced_and_the_run_goes_on_from_its_checkpoint(st
     ]
     assert out.count("resumed after iteration 2") == 1
     assert iterations(tmp_path) == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_ranks_that_cannot_write_to_the_cache_encode_for_themselves_and_one_tells(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    process = start(*TWO, "--set", "training.iterations=1", variables={"FLOWFACTORY_CACHE": str(tmp_path / "file")})
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, out + err
+    assert (out + err).count("is kept in memory alone") == 1
+    assert iterations(tmp_path) == [0, 1]
+
+
+def test_a_launcher_that_was_killed_leaves_nothing_that_the_next_does_not_remove(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    place = {"TMPDIR": str(tmp_path / "tmp")}
+    process = start(*TWO, "--set", "training.iterations=1", variables=place)
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    (left,) = (tmp_path / "tmp").glob("flowfactory-*")
+    process.kill()
+    process.wait(60)
+    os.utime(left, times=(time.time() - 90_000,) * 2)
+    again = start(*TWO, "--set", "training.iterations=1", variables=place)
+    out, err = again.communicate(timeout=240)
+    assert again.returncode == 0, out + err
+    assert not list((tmp_path / "tmp").glob("flowfactory-*"))
 
 
 def test_ctrl_c_saves_once_leaves_nothing_running_and_can_be_resumed(start: Start, tmp_path: Path) -> None:

@@ -6,13 +6,15 @@ import errno
 import os
 import re
 import secrets
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 WRITING = ".writing"
 """How the name of a file ends that is not whole yet."""
+LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.writing")
 DAY = 24 * 3600.0
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 DISK_FAULTS = {*NO_ROOM, errno.EROFS, errno.EIO, errno.ESTALE}
@@ -25,7 +27,7 @@ def replacing(path: Path, private: bool = False) -> Iterator[Path]:
     Nobody can foresee its name. ``private``: nobody else may read it, before and after. OSError: the folder or the disk does
     not take it, which may also be a library's word; it names ``path``.
     """
-    temporary = path.with_name(f".{secrets.token_hex(8)}{WRITING}")
+    temporary = _temporary_name(path.parent)
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))
     try:
         yield temporary
@@ -47,16 +49,40 @@ def write_atomically(path: Path, text: str) -> None:
 
 def probe(folder: Path) -> None:
     """OSError: no file can be made in ``folder``."""
-    path = folder / f".{secrets.token_hex(8)}{WRITING}"
+    path = _temporary_name(folder)
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     path.unlink()
 
 
+def make_temporary_folder(parent: Path) -> Path:
+    """A new folder in ``parent``, for this user alone, to be renamed when it is whole. Nobody can foresee its name.
+
+    OSError: ``parent`` does not take it.
+    """
+    temporary = _temporary_name(parent)
+    temporary.mkdir(0o700)
+    return temporary
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What :func:`replacing` and :func:`make_temporary_folder` made in ``folder`` and is not whole, or not any more."""
+    return [path for path in folder.glob(f".*{WRITING}") if LEFTOVER.fullmatch(path.name)]
+
+
 def remove_leftovers(folder: Path, age: float = DAY) -> None:
-    """Delete what :func:`replacing` left in ``folder`` when it was killed, once it is ``age`` seconds old."""
-    for path in folder.glob(f".*{WRITING}"):
+    """Delete the :func:`leftovers` in ``folder`` that are ``age`` seconds old, of writers that were killed."""
+    remove_old(leftovers(folder), age)
+
+
+def remove_old(paths: Iterable[Path], age: float = DAY) -> None:
+    """Delete those of ``paths``, files and folders, that are ``age`` seconds old; what cannot be deleted stays."""
+    for path in paths:
         with suppress(OSError):  # somebody else's, or somebody else was quicker
-            if time.time() - path.lstat().st_mtime > age:
+            if time.time() - path.lstat().st_mtime <= age:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
                 path.unlink()
 
 
@@ -79,3 +105,7 @@ def disk_fault(error: BaseException, what: object = "what is written") -> str | 
         return None
     advice = "make room" if fault.errno in NO_ROOM else "see that it can be written to"
     return f"{fault.filename or what} cannot be written ({os.strerror(fault.errno)}); {advice}"
+
+
+def _temporary_name(parent: Path) -> Path:
+    return parent / f".{secrets.token_hex(8)}{WRITING}"

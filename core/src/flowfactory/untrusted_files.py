@@ -18,11 +18,14 @@ def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
 
     Refused: it is something else, larger, or elsewhere. OSError: it cannot be read.
     """
-    if within is not None and not path.resolve().is_relative_to(within.resolve()):
+    if within is not None and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(within)):
         raise Refused(f"leads out of {within}")
     with open_regular(path) as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
+        size = os.fstat(file.fileno()).st_size
+        content = b"" if size > limit else file.read(size + 1)
+        if len(content) > size:  # it grew, or is one of /proc, whose sizes are 0
+            content += file.read(limit + 1 - len(content))
+    if max(size, len(content)) > limit:
         raise Refused(f"is larger than {limit / 2**20:g} MiB")
     return content
 

@@ -14,7 +14,7 @@ from flowfactory.config import loading
 from flowfactory.config.component_slots import parse_component
 from flowfactory.config.paths import CheckpointPath, LocalPath, expand
 from flowfactory.config.yaml import dump
-from flowfactory.data.encode_cache import default_folder
+from flowfactory.data.cache_folder import default_folder
 from flowfactory.errors import UserError
 
 ConfigFile = Callable[..., Path]

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import io
 import os
+import pickle
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -9,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from flowfactory.atomic_files import make_temporary_folder
 from flowfactory.canvas import Canvas
-from flowfactory.data.encode_cache import EncodeCache, default_folder
+from flowfactory.data.cache_folder import CacheFolder
+from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.models import checkpoint_identity
 from flowfactory.types import Conditions, Prompt
 
@@ -43,7 +48,7 @@ class Encoder:
 def made(tmp_path: Path) -> Callable[..., tuple[EncodeCache, Encoder]]:
     def make(encoding: str = "model-1") -> tuple[EncodeCache, Encoder]:
         encoder = Encoder()
-        return EncodeCache(encoder, encoding, tmp_path), encoder
+        return EncodeCache(encoder, encoding, CacheFolder(tmp_path)), encoder
 
     return make
 
@@ -139,17 +144,6 @@ def test_rows_take_the_negative_along() -> None:
     assert Conditions(entries).rows([1]).negative is None
 
 
-def test_the_folder_is_the_environments_choice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FLOWFACTORY_CACHE", str(tmp_path / "here"))
-    assert default_folder() == tmp_path / "here"
-    monkeypatch.delenv("FLOWFACTORY_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert default_folder() == tmp_path / "xdg/flowfactory"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert default_folder() == tmp_path / "home/.cache/flowfactory"
-
-
 def test_the_identity_of_a_folder_changes_with_its_files(tmp_path: Path) -> None:
     (tmp_path / "encoder").mkdir()
     (tmp_path / "transformer").mkdir()
@@ -211,7 +205,7 @@ def test_media_count_by_their_bytes(made: Made, tmp_path: Path) -> None:
 @pytest.mark.parametrize("matters", [False, True])
 def test_the_canvas_counts_where_it_matters(matters: bool, tmp_path: Path) -> None:
     encoder = Encoder()
-    cache = EncodeCache(encoder, "m", tmp_path, canvas_matters=matters)
+    cache = EncodeCache(encoder, "m", CacheFolder(tmp_path), canvas_matters=matters)
     cache.prepare([Prompt("a")], Canvas(8, 8, 5))
     for other in (Canvas(8, 16, 5), Canvas(8, 8, 9)):
         assert cache.prepare([Prompt("a")], other) == int(matters)
@@ -224,14 +218,14 @@ def test_an_entry_is_on_the_disk_as_soon_as_it_is_made(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        EncodeCache(encode, "m", tmp_path).prepare([Prompt("a"), Prompt("b")], CANVAS)
+        EncodeCache(encode, "m", CacheFolder(tmp_path)).prepare([Prompt("a"), Prompt("b")], CANVAS)
     encoder = Encoder()
-    assert EncodeCache(encoder, "m", tmp_path).prepare([Prompt("a"), Prompt("b")], CANVAS) == 1
+    assert EncodeCache(encoder, "m", CacheFolder(tmp_path)).prepare([Prompt("a"), Prompt("b")], CANVAS) == 1
     assert encoder.asked == ["b"]
 
 
 def test_on_another_device_the_samples_of_a_prompt_still_share_one_entry(tmp_path: Path) -> None:
-    cache = EncodeCache(Encoder(), "m", tmp_path, "meta")
+    cache = EncodeCache(Encoder(), "m", CacheFolder(tmp_path), "meta")
     known = cache.conditions([Prompt("a")] * 3 + [Prompt("b")], CANVAS, [Prompt("no")] * 4)
     assert known.negative is not None
     assert {entry["embeds"].device.type for entry in (*known.entries, *known.negative.entries)} == {"meta"}
@@ -245,3 +239,91 @@ def test_ragged_conditions_are_padded_with_zeros_and_a_mask() -> None:
     assert theirs.sum(1).tolist() == [2, 4, 1]
     assert torch.equal(batch.sum((1, 2)), torch.tensor([6.0, 24.0, 9.0]))
     assert not batch[~theirs].any()
+
+
+def evict_all(folder: Path) -> None:
+    """What another process, whose limit is nothing, leaves of it."""
+    CacheFolder(folder, 0).evict()
+
+
+def test_what_takes_hours_to_encode_is_there_for_the_other_ranks(tmp_path: Path) -> None:
+    """Another run makes room meanwhile, and again while they read."""
+
+    def encode(prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Mapping[str, Tensor]]:
+        for entry in Encoder()(prompts, canvas):
+            yield entry
+            for path in (tmp_path / "conditions").glob("*.safetensors"):
+                os.utime(path, times=(time.time() - 7200,) * 2)
+            evict_all(tmp_path)
+
+    first = EncodeCache(encode, "m", CacheFolder(tmp_path))
+    first.prepare([Prompt("a"), Prompt("bb")], CANVAS)
+    first.prepare([Prompt("ccc")], CANVAS)  # of another canvas, hours later
+    evict_all(tmp_path)
+    encoder = Encoder()
+    assert EncodeCache(encoder, "m", CacheFolder(tmp_path)).prepare([Prompt("a"), Prompt("bb"), Prompt("ccc")], CANVAS) == 0
+
+
+def test_what_was_found_is_there_for_the_other_ranks_however_old(tmp_path: Path) -> None:
+    EncodeCache(Encoder(), "m", CacheFolder(tmp_path)).prepare(PROMPTS, CANVAS)
+    for path in files(tmp_path):
+        os.utime(path, times=(time.time() - 10**6,) * 2)
+    assert EncodeCache(Encoder(), "m", CacheFolder(tmp_path)).prepare(PROMPTS, CANVAS) == 0
+    evict_all(tmp_path)
+    assert EncodeCache(Encoder(), "m", CacheFolder(tmp_path)).prepare(PROMPTS, CANVAS) == 0
+
+
+def test_prompts_beyond_the_limit_are_kept_for_the_next_run_and_told_of(tmp_path: Path) -> None:
+    told: list[str] = []
+    old = EncodeCache(Encoder(), "m", CacheFolder(tmp_path))
+    old.prepare([Prompt("old")], CANVAS)
+    os.utime(files(tmp_path)[0], times=(time.time() - 7200,) * 2)
+    assert EncodeCache(Encoder(), "m", CacheFolder(tmp_path, 10, told.append)).prepare(PROMPTS, CANVAS) == 3
+    assert len(told) == 1
+    assert "FLOWFACTORY_CACHE_SIZE" in told[0]
+    assert EncodeCache(Encoder(), "m", CacheFolder(tmp_path, 10, told.append)).prepare(PROMPTS, CANVAS) == 0
+    assert len(told) == 1
+    assert len(files(tmp_path)) == 3
+
+
+def test_leftovers_of_killed_writes_go_when_something_is_encoded(made: Made, tmp_path: Path) -> None:
+    made()[0].prepare([Prompt("a")], CANVAS)
+    left = make_temporary_folder(tmp_path / "conditions")
+    os.utime(left, times=(time.time() - 90_000,) * 2)
+    made()[0].prepare([Prompt("bb")], CANVAS)
+    assert not left.exists()
+
+
+def test_where_nothing_can_be_written_it_is_encoded_and_told_of_once(tmp_path: Path) -> None:
+    told: list[str] = []
+    (tmp_path / "file").touch()
+    cache = EncodeCache(Encoder(), "m", CacheFolder(tmp_path / "file", say=told.append))
+    assert cache.prepare(PROMPTS, CANVAS) == 3
+    assert cache.prepare([*PROMPTS, Prompt("dddd")], CANVAS) == 1
+    assert torch.equal(cache.conditions([Prompt("bb")], CANVAS).entries[0]["length"], torch.tensor(2))
+    assert len(told) == 1
+
+
+class Payload:
+    """What runs a command where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_planted_entry_executes_nothing(made: Made, tmp_path: Path) -> None:
+    made()[0].prepare([Prompt("a")], CANVAS)
+    touched = tmp_path / "touched"
+    (path,) = files(tmp_path)
+    for content in (pickle.dumps(Payload(touched)), torch_bytes(Payload(touched))):
+        path.write_bytes(content)
+        assert made()[0].prepare([Prompt("a")], CANVAS) == 1
+        assert not touched.exists()
+
+
+def torch_bytes(value: object) -> bytes:
+    torch.save(value, file := io.BytesIO())
+    return file.getvalue()

@@ -394,7 +394,7 @@ print(json.dumps([heavy, resource.getrusage(resource.RUSAGE_SELF).ru_utime]), fi
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plugins", "list"]], ids=["help", "plugins list"])
+@pytest.mark.parametrize("arguments", [["--help"], ["plugins", "list"], ["cache"]], ids=["help", "plugins list", "cache"])
 def test_asking_what_there_is_loads_nothing_heavy(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = []
     for _ in range(3):  # the least of three, since other processes share the machine

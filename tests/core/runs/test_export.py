@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 from saved import weights
 from torch import Tensor, nn
 
+from flowfactory.atomic_files import make_temporary_folder
 from flowfactory.config.component import ModelConfig
 from flowfactory.config.schema import RunConfig
 from flowfactory.errors import UserError
@@ -118,8 +121,20 @@ def test_what_is_there_is_never_written_over(trained: Trained, tmp_path: Path) -
         export(directory, tmp_path / "file/below", None, None, None)
     with pytest.raises(UserError, match="keeps no weights called 'ema'"):
         export(directory, tmp_path / "other", None, "ema", None)
-    assert not list(tmp_path.glob(".o*"))
+    assert not list(tmp_path.glob(".*"))
     assert not (tmp_path / "other").exists()
+
+
+def test_what_a_killed_export_left_goes_with_the_next_a_day_later(trained: Trained, tmp_path: Path) -> None:
+    directory = trained({"training": {"iterations": 1}})
+    old, young = make_temporary_folder(tmp_path), make_temporary_folder(tmp_path)
+    mine = tmp_path / ".out.settings"
+    mine.mkdir()
+    (old / "weights").touch()
+    for path in (old, mine):
+        os.utime(path, times=(time.time() - 90_000,) * 2)
+    export(directory, tmp_path / "out", None, None, None)
+    assert (old.exists(), young.exists(), mine.exists()) == (False, True, True)
 
 
 RECORDS = [

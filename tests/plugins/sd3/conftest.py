@@ -15,6 +15,7 @@ from transformers import CLIPTextModelWithProjection
 
 from flowfactory import Canvas, Conditions, Prompt, Runtime, SamplingPlan, Trainable, Trajectory
 from flowfactory.data.batches import make_batch
+from flowfactory.data.cache_folder import CacheFolder
 from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.flow.dynamics import ODE
 from flowfactory.hooks.calls import Hooks
@@ -122,7 +123,7 @@ def open_with() -> OpenModel:
         hooks = Hooks(make_manager({"model": config.build("model")}))
         trainable = hooks.load(Runtime(torch.device("cpu"), dtype))
         policy = Policy(trainable, hooks.log_prob, torch.device("cpu"), dtype)
-        return Opened(hooks, policy, EncodeCache(hooks.encode, trainable.encoding, cache), trainable)
+        return Opened(hooks, policy, EncodeCache(hooks.encode, trainable.encoding, CacheFolder(cache)), trainable)
 
     return build
 

@@ -9,7 +9,7 @@ import sys
 import typer
 
 from flowfactory.atomic_files import disk_fault
-from flowfactory.cli import estimate, export, plugins, report, run, sample, serve
+from flowfactory.cli import cache, estimate, export, plugins, report, run, sample, serve
 from flowfactory.cli.output import rank_prefix
 from flowfactory.cli.usage import usage_error
 from flowfactory.distributed.environment import read_environment
@@ -28,6 +28,11 @@ plugins_app = typer.Typer(help="What is installed.", no_args_is_help=True)
 plugins_app.command("list")(plugins.list_plugins)
 plugins_app.command("show")(plugins.show_plugin)
 app.add_typer(plugins_app, name="plugins")
+cache_app = typer.Typer(help="The cache of encoded prompts: what is in it, and clearing it.", invoke_without_command=True)
+cache_app.callback()(cache.show_unless_told)
+cache_app.command("show")(cache.show)
+cache_app.command("clear")(cache.clear)
+app.add_typer(cache_app, name="cache")
 app.command()(run.run)
 app.command()(sample.sample)
 app.command("eval")(sample.evaluate_run)

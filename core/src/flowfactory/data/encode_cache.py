@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
-from flowfactory.atomic_files import replacing
 from flowfactory.canvas import Canvas
+from flowfactory.data.cache_folder import CacheFolder
 from flowfactory.data.condition_checks import check_finite
 from flowfactory.data.media import file_digest
 from flowfactory.discovery.installed_version import installed_version
 from flowfactory.types import Conditions, Prompt
 
-ENVIRONMENT = "FLOWFACTORY_CACHE"
 CHECKSUM = "checksum"
 PICTURES_READ, VIDEOS_READ = 2, 2
 """How often the way from a file to its pixels has changed: what was encoded before that is encoded again."""
@@ -28,31 +25,24 @@ Entry = Mapping[str, Tensor]
 Encode = Callable[[Sequence[Prompt], Canvas], Iterable[Entry]]
 
 
-def default_folder() -> Path:
-    """$FLOWFACTORY_CACHE, or ``flowfactory`` in the user's cache folder."""
-    if chosen := os.environ.get(ENVIRONMENT):
-        return Path(os.path.expanduser(chosen))
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowfactory"
-
-
 class EncodeCache:
-    """Conditions of prompts: from memory, else from disk, else from the model.
+    """Conditions of prompts: from memory, else from ``folder``, else from the model.
 
     ``encoding`` is everything beside the prompt that changes the tensors; the canvas does where ``canvas_matters``. They are
     held in host memory, once per distinct prompt, and come on ``device``. An entry that is missing, or whose bytes are not
-    those that were written, is made again; it is written to a temporary name and renamed, so that it is whole or not there.
+    those that were written, is made again.
     """
 
     def __init__(
         self,
         encode: Encode,
         encoding: str,
-        folder: Path,
+        folder: CacheFolder,
         device: torch.device | str = "cpu",
         canvas_matters: bool = False,
     ) -> None:
         self._encode, self._encoding = encode, encoding
-        self._folder = folder / "conditions"
+        self._folder = folder
         self._device = torch.device(device)
         self._canvas_matters = canvas_matters
         self._memory: dict[str, Entry] = {}
@@ -60,22 +50,34 @@ class EncodeCache:
     def prepare(self, prompts: Iterable[Prompt], canvas: Canvas) -> int:
         """Have the entries of all ``prompts`` in memory; returns how many had to be encoded. RunError: one is not finite."""
         missing: dict[str, Prompt] = {}
+        held = len(self._memory)
         for prompt in prompts:
             key = self._key(prompt, canvas)
             if key in self._memory or key in missing:
                 continue
-            entry = _read_entry(self._path(key))
+            entry = _unpack(self._folder.read(key))
             if entry is None:
                 missing[key] = prompt
             else:
                 self._memory[key] = entry
         if missing:  # in one call, for which the encoders are loaded once
+            self._folder.remove_leftovers()
             entries = self._encode(list(missing.values()), canvas)
             for (key, prompt), entry in zip(missing.items(), entries, strict=True):
                 check_finite(prompt, entry)
                 self._memory[key] = {name: tensor.cpu().contiguous() for name, tensor in entry.items()}
-                _write_entry(self._path(key), self._memory[key])
+                self._folder.write(key, _pack(self._memory[key]))
+        if len(self._memory) > held:
+            self._note_use()
+        if missing:
+            self._folder.evict()
         return len(missing)
+
+    def _note_use(self) -> None:
+        """Have everything on the disk, just used: other ranks are about to read what took this one hours to encode."""
+        for key, entry in self._memory.items():
+            if not self._folder.note_use(key):  # another run made room meanwhile
+                self._folder.write(key, _pack(entry))
 
     def entries(self, prompts: Sequence[Prompt], canvas: Canvas) -> list[Entry]:
         """The entry of each prompt, in host memory."""
@@ -101,9 +103,6 @@ class EncodeCache:
             return entry
         return {name: tensor.to(self._device) for name, tensor in entry.items()}
 
-    def _path(self, key: str) -> Path:
-        return self._folder / f"{key}.safetensors"
-
     def _key(self, prompt: Prompt, canvas: Canvas) -> str:
         parts = [
             installed_version("flowfactory"),
@@ -119,21 +118,21 @@ class EncodeCache:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
 
 
-def _read_entry(path: Path) -> Entry | None:
-    """The entry in ``path``; None where there is none, or where it is not as it was written."""
-    try:
-        with safe_open(path, "pt") as file:
-            entry = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            written = (file.metadata() or {}).get(CHECKSUM)
-    except (SafetensorError, OSError):
+def _pack(entry: Entry) -> bytes:
+    content: bytes = save(dict(entry), {CHECKSUM: _checksum(entry)})
+    return content
+
+
+def _unpack(content: bytes | None) -> Entry | None:
+    """The entry that was packed; None where there is none, or where it is not as it was."""
+    if content is None:
         return None
-    return entry if written == _checksum(entry) else None
-
-
-def _write_entry(path: Path, entry: Entry) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, private=True) as temporary:
-        save_file(dict(entry), temporary, metadata={CHECKSUM: _checksum(entry)})
+    try:
+        entry = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except (SafetensorError, KeyError, ValueError):  # a key error: of a dtype that this torch has not
+        return None
+    return entry if header.get("__metadata__", {}).get(CHECKSUM) == _checksum(entry) else None
 
 
 def _checksum(entry: Entry) -> str:

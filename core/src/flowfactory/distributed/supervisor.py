@@ -29,7 +29,6 @@ import json
 import os
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -47,6 +46,7 @@ from flowfactory.distributed.launch import Launch
 from flowfactory.distributed.outcome import Outcome
 from flowfactory.distributed.rank_process import OUTCOMES, PARENT, outcome_path
 from flowfactory.errors import Interrupted, RunError, UserError
+from flowfactory.temporary_folders import temporary_folder
 from flowfactory.types import Say
 
 POLL_SECONDS = 0.1
@@ -285,10 +285,10 @@ def start(command: Sequence[str], launch: Launch, say: Say, variables: Mapping[s
     UserError too: the nodes do not meet. Interrupted: asked to stop before they did. RunError: a node went away.
     """
     requests = StopRequests()
-    with requests.counted(), tempfile.TemporaryDirectory(prefix="flowfactory-") as folder:
+    with requests.counted(), temporary_folder() as folder:
         rendezvous = NodeRendezvous(launch, requests)
         try:
-            outcome = Supervisor(command, launch.max_restarts, rendezvous, Path(folder), requests, say, variables).run()
+            outcome = Supervisor(command, launch.max_restarts, rendezvous, folder, requests, say, variables).run()
         except DistError as error:
             lost = f"node {rendezvous.node} lost the first node; see there, or continue with --resume: {error}"
             raise RunError(lost) from error

@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +32,7 @@ from flowfactory.errors import RunError, UserError
 from flowfactory.rewards.executors import WorkerThread
 from flowfactory.rewards.scoring import Rewards
 from flowfactory.rewards.wire import format, multipart, schema
+from flowfactory.temporary_folders import temporary_folder
 from flowfactory.types import Samples
 
 if TYPE_CHECKING:
@@ -173,9 +173,9 @@ class Service:
             body = await self._body(request)
             async with self._places:
                 await _raise_if_disconnected(request)
-                with TemporaryDirectory(prefix="flowfactory-") as folder:
+                with temporary_folder() as folder:
                     content_type = request.headers.get("content-type", "")
-                    samples = await asyncio.wrap_future(self._reading.submit(self._read, content_type, body, Path(folder)))
+                    samples = await asyncio.wrap_future(self._reading.submit(self._read, content_type, body, folder))
                     del body
                     async with self._turn:
                         await _raise_if_disconnected(request)

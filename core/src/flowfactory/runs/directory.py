@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flowfactory.atomic_files import write_atomically
+from flowfactory.atomic_files import remove_leftovers, write_atomically
 from flowfactory.config import loading, yaml
 from flowfactory.config.schema import RunConfig
 from flowfactory.data.media import write_media
@@ -43,6 +43,8 @@ class RunDirectory:
             self._require_same_config(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            for folder in (self.path, *self.samples.glob("[0-9]*")):
+                remove_leftovers(folder)
             write_atomically(self.config, yaml.dump(config))
         except OSError as error:
             raise UserError(f"output.dir: {self.path} cannot be written to: {error.strerror}") from error

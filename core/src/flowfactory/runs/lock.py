@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from flowfactory.atomic_files import WRITING, remove_leftovers, replacing
+from flowfactory.atomic_files import WRITING, remove_old, replacing
 from flowfactory.errors import RunError, UserError
 from flowfactory.runs.holder import Holder
 from flowfactory.types import Say
@@ -98,7 +98,7 @@ def held(folder: Path, say: Say) -> Iterator[RunLock]:
     lock = RunLock(folder, content, own=True)
     try:
         lock.start()
-        _remove_leftovers(folder)
+        remove_old(folder.glob(f".*{TAKEN}"))
         yield lock
     finally:
         lock.release()
@@ -230,13 +230,3 @@ def _file_system_time(folder: Path) -> int:
 
 def _token(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=12).hexdigest()
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """What killed processes left in the run directory and in its samples."""
-    for where in (folder, *folder.glob("samples/*/")):
-        remove_leftovers(where)
-    for claim in folder.glob(f".*{TAKEN}"):
-        with suppress(OSError):
-            if time.time() - claim.lstat().st_mtime > ABANDONED_SECONDS:
-                claim.unlink()

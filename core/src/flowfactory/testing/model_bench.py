@@ -12,6 +12,7 @@ from flowfactory import flow
 from flowfactory.canvas import Canvas
 from flowfactory.config.component import ModelConfig
 from flowfactory.data.batches import Batch, make_batch
+from flowfactory.data.cache_folder import CacheFolder
 from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.flow.dynamics import FlowSDEConfig
 from flowfactory.hooks.building import build
@@ -63,7 +64,7 @@ def bench(
     hooks = Hooks(make_manager({"model": build(model, "model"), **(others or {})}))
     trainable = hooks.load(Runtime(CPU, precision))
     policy = Policy(trainable, hooks.log_prob, CPU, precision)
-    cache = EncodeCache(hooks.encode, trainable.encoding, folder, CPU, trainable.canvas_matters)
+    cache = EncodeCache(hooks.encode, trainable.encoding, CacheFolder(folder), CPU, trainable.canvas_matters)
     sampler = Sampler(hooks, policy, cache, trainable, negative)
     told = [prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts]
     batch = make_batch([replace(prompt, index=index) for index, prompt in enumerate(told)], group_size)

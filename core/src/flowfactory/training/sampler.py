@@ -51,8 +51,8 @@ class Sampler:
         """Have all that drawing each prompt on its canvas may need encoded; returns how many prompts had to be.
 
         The encoders are loaded once, or once a canvas where it matters, by the leading rank; the others find its work on the
-        disk, and where machines share none the first rank of each does it again. UserError, RunError: a prompt cannot be
-        encoded, on whichever rank; or what came of it is not finite.
+        disk. Where machines share none the first rank of each does it again, and where it cannot be written to every rank.
+        UserError, RunError: a prompt cannot be encoded, on whichever rank; or what came of it is not finite.
         """
         by_canvas: dict[Canvas, list[Prompt]] = {}
         for prompt, canvas in wanted:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from flowfactory.config.idle_keys import idle_keys_of_prompts
 from flowfactory.config.schema import RunConfig, reward_weight
-from flowfactory.data import encode_cache, prompts
+from flowfactory.data import prompts
+from flowfactory.data.cache_folder import CacheFolder
 from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.distributed.mesh import resolve_device
 from flowfactory.distributed.ranks import ALONE, Ranks
@@ -67,6 +68,7 @@ def prepare_run(
     """
     assembly = Assembly(config, observers, trackers and ranks.leads)
     device = resolve_device(config.device, ranks.local)
+    folder = CacheFolder.from_environment(say)
     train, heldout = prepare_prompts(config)
     for sentence in idle_keys_of_prompts(config, [*train, *heldout]):
         say(f"warning: {sentence}")
@@ -81,7 +83,6 @@ def prepare_run(
     blocks.check_names([*trainable.modules.values(), *trainable.frozen.values()], trainable.blocks)
     host = config.training.kept_on == "host"
     policy = Policy(trainable, assembly.hooks.log_prob, device, precision, config.seed, host, config.model.quantize)
-    folder = encode_cache.default_folder()
     cache = EncodeCache(assembly.hooks.encode, trainable.encoding, folder, device, trainable.canvas_matters)
     on_host = config.sampling.keep_on == "host"
     sampler = Sampler(assembly.hooks, policy, cache, trainable, config.prompts.negative, on_host, ranks)

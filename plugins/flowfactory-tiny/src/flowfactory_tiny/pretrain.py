@@ -10,6 +10,7 @@ import json
 import math
 import random
 import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -345,11 +346,16 @@ def example_captions() -> list[str]:
 
 def save(pipeline: StableDiffusion3Pipeline, out: Path) -> None:
     """Writes the pipeline to `out`, which appears only when it is complete."""
-    unfinished = out.with_name(f"{out.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    pipeline.save_pretrained(unfinished, safe_serialization=True)
-    drop_derived_options(unfinished / "vae" / "config.json")
-    unfinished.rename(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        pipeline.save_pretrained(unfinished, safe_serialization=True)
+        drop_derived_options(unfinished / "vae" / "config.json")
+        unfinished.chmod(0o755)
+        unfinished.rename(out)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
 
 
 def drop_derived_options(config: Path) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from flowfactory.atomic_files import disk_fault, system_error
+from flowfactory.atomic_files import disk_fault, make_temporary_folder, remove_leftovers, system_error
 from flowfactory.config.schema import RunConfig
 from flowfactory.errors import RunError, UserError
 from flowfactory.policy.policy import FULL, Policy
@@ -72,10 +71,11 @@ def export(
 
 
 def _make_beside(out: Path) -> Path:
-    """A new folder of a temporary name beside ``out``. UserError: there can be none."""
+    """A new folder of a temporary name beside ``out``, without those of killed exports. UserError: there can be none."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        remove_leftovers(out.parent)
+        return make_temporary_folder(out.parent)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}; choose another folder") from error
 
