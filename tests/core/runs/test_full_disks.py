@@ -115,7 +115,7 @@ def test_a_cache_for_which_there_is_no_room_costs_the_run_nothing(config_file: C
     before = on_small_disk(tmp_path / "cache", "4k")
     done = run(before, *FLOWFACTORY, "run", config_file(), "--out", tmp_path / "run")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count(f"warning: {tmp_path / 'cache'} cannot be written to (No space left on device)") == 1
+    assert done.stdout.count(f"warning: {tmp_path / 'cache/conditions'} cannot be written to (No space left on device)") == 1
 
 
 ONE_AFTER_THE_OTHER = """
