@@ -365,3 +365,17 @@ def test_a_hub_id_without_a_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         GenevalConfig(path="nobody/has-this"),
     ):
         assert "nobody/has-this" in refusal(config)
+
+
+@pytest.mark.parametrize("kind", [VideoConsistencyConfig, GenevalConfig, PickScoreConfig])
+def test_code_beside_weights_is_not_executed_whatever_the_terminal_says(
+    kind: Callable[..., ComponentConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touched, folder = tmp_path / "executed", tmp_path / "model"
+    folder.mkdir()
+    (folder / "code.py").write_text(f"open({str(touched)!r}, 'w')\nfrom transformers import PretrainedConfig as Theirs\n")
+    (folder / "config.json").write_text('{"model_type": "theirs", "auto_map": {"AutoConfig": "code.Theirs"}}')
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    told = f"{folder} needs the code that lies in it, which is not executed; give a model that transformers has itself"
+    assert refusal(kind(path=str(folder))) == told
+    assert not touched.exists()

@@ -17,6 +17,8 @@ from reward_server import Served, pictures, samples, serve_reward, serve_rewards
 from scripted_server import Request, serve_answers
 
 from flowfactory import Prompt, RunError, Samples, UserError
+from flowfactory.config.component_slots import config_class
+from flowfactory.discovery.discover import discover
 from flowfactory.rewards.scoring import Rewards
 from flowfactory.testing import check_reward
 from flowfactory_rewards import dependencies, http_client
@@ -311,3 +313,13 @@ def test_a_server_may_be_written_in_anything() -> None:
     with serve_answers(answer) as server:
         found = scores(samples(pictures(3)), server.url, encoding="raw8")
         assert found.tolist() == [3 * 16 * 16] * 3
+
+
+def test_every_reward_that_asks_servers_says_what_it_sends() -> None:
+    asking = []
+    for component in discover().components["reward"].values():
+        kind = config_class(component)
+        if named := {"url", "token_env"} & set(kind.model_fields):
+            assert named <= set(kind.sends_to), component.name
+            asking.append(component.name)
+    assert {"remote", "vlm", "pairwise"} <= set(asking)

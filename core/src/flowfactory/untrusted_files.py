@@ -18,7 +18,7 @@ def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
 
     Refused: it is something else, larger, or elsewhere. OSError: it cannot be read.
     """
-    if within is not None and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(within)):
+    if within is not None and not leads_into(path, within):
         raise Refused(f"leads out of {within}")
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -38,6 +38,11 @@ def open_regular(path: Path) -> BinaryIO:
         os.close(handle)
         raise Refused("is no file")
     return open(handle, "rb")
+
+
+def leads_into(path: Path, folder: Path) -> bool:
+    """Whether ``path``, links followed, lies below ``folder``."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))  # resolve() raises where links go round
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -14,7 +14,7 @@ from flowfactory.models import check_vocabulary, load_tokenizer, reading
 from flowfactory_rewards.dual_encoder import DualEncoder, load_clip
 from flowfactory_rewards.geneval_rules import COLORS, Box, Detection
 from flowfactory_rewards.reward_model import to_pil
-from flowfactory_rewards.weights import GREY, from_pretrained, load_config, load_pretrained, refuse_one_answer
+from flowfactory_rewards.weights import GREY, NO_CODE, from_pretrained, load_config, load_pretrained, refuse_one_answer
 
 CLASS_ALIASES = {
     "airplane": "aeroplane",
@@ -49,7 +49,7 @@ class Detector:
         self._one_at_a_time = config.model_type.endswith("grounding-dino")
         if self._zero_shot:
             source = f"the tokenizer in {path}"
-            self._processor = load_tokenizer(AutoProcessor, path, source)
+            self._processor = load_tokenizer(AutoProcessor, path, source, **NO_CODE)
             check_vocabulary(self._processor, config.text_config.vocab_size, source)
         else:
             self._processor = from_pretrained(AutoImageProcessor, path)

@@ -6,7 +6,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -49,6 +49,11 @@ class ClientConfig(ComponentConfig):
     """What the options of every reward behind HTTP share."""
 
     free_to_change: ClassVar[tuple[str, ...]] = ("url", "token_env", "requests", "request_timeout", "retries", "patience")
+
+    sends_to: ClassVar[Mapping[str, str]] = {
+        "url": "sends pictures and prompts to",
+        "token_env": "sends what is in the environment variable",
+    }
 
     url: Urls = Field(
         examples=["http://host:port, or a list of several"], description="where it is; several share the requests"

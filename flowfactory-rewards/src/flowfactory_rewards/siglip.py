@@ -13,7 +13,7 @@ from flowfactory.rewards import load_shared
 from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.dual_encoder import DualEncoder, load_image_transform
 from flowfactory_rewards.reward_model import RewardModel, RewardModelConfig, Scorer
-from flowfactory_rewards.weights import load_pretrained
+from flowfactory_rewards.weights import NO_CODE, load_pretrained
 
 
 class SiglipConfig(RewardModelConfig):
@@ -50,7 +50,7 @@ def _load_encoder(path: str, device: torch.device, dtype: torch.dtype) -> DualEn
 
     model = load_pretrained(SiglipModel, path, device, dtype)
     source = f"the tokenizer in {path}"
-    tokenizer = load_tokenizer(AutoTokenizer, path, source)
+    tokenizer = load_tokenizer(AutoTokenizer, path, source, **NO_CODE)
     check_vocabulary(tokenizer, model.config.text_config.vocab_size, source)
     tokenizer.padding_side = "right"  # features are those of the last place, which is padding
     length = model.config.text_config.max_position_embeddings

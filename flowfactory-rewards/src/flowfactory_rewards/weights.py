@@ -19,6 +19,8 @@ from flowfactory.models import check_file, check_settings, load_module, reading
 AGAIN = "get it again, whole"
 BUFFERS = (r"(.*\.)?position_ids", r"(.*\.)?relative_position_index", r"(.*\.)?num_batches_tracked")
 """Names that older releases of many models have among their weights, and newer classes work out or never read."""
+NO_CODE = {"trust_remote_code": False}
+"""Of the automatic classes: they would ask on a terminal whether to run what lies beside the weights."""
 TWO_PROMPTS = ("a red cat", "a big dog")
 """Prompts of one length that no model with its vocabulary and its weights takes for the same."""
 GREY = torch.full((1, 3, 64, 64), 0.5)
@@ -29,8 +31,16 @@ def from_pretrained(part: Any, path: str, **options: Any) -> Any:
     """``part.from_pretrained(path)``, of a class of transformers without weights. UserError: its files are not there."""
     if Path(path).is_dir():
         check_settings(Path(path))
-    with reading(path):
-        return part.from_pretrained(path, **options)
+    if part.__name__.startswith("Auto"):
+        options |= NO_CODE
+    try:
+        with reading(path):
+            return part.from_pretrained(path, **options)
+    except UserError as error:
+        if "trust_remote_code" in str(error):  # which transformers advises to set
+            told = f"{path} needs the code that lies in it, which is not executed; give a model that transformers has itself"
+            raise UserError(told) from error
+        raise
 
 
 def load_config(part: Any, path: str) -> Any:

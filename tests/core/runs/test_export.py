@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from typing import Any
 import cards
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from saved import weights
@@ -251,3 +254,46 @@ def test_adapters_hold_the_numbers_of_the_weights_that_are_asked_for(trained: Tr
     one, other = (load_file(folder / "adapter_model.safetensors") for folder in (present, average))
     assert set(one) == set(other)
     assert any(not torch.equal(weight, other[name]) for name, weight in one.items())
+
+
+def test_names_of_others_are_names_and_nothing_else_in_a_card(load: Load) -> None:
+    pytest.importorskip("diffusers", reason="diffusers is not here")
+    folder = 'x"); __import__("os").system("touch executed")  #\n```\n# Title\n`<script>'
+    label = "a`\n\n---\nlicense: mit\n---\n# Title\n`"
+    records = [{"iteration": n, f"eval/{label}/mean": 0.5} for n in (0, 1)]
+    pipeline = Origin(folder, True, index={"_class_name": "StableDiffusion3Pipeline"})
+    for origin in (pipeline, Origin(folder, False)):
+        text = make_card("run\n# Title", records, load(), origin, Exported(3, None, "peft", {"transformer": Path("a")}))
+        head = yaml.safe_load(text.split("---\n")[1])
+        assert "license" not in head
+        assert [line for line in text.splitlines() if line.startswith("# ")] == ["# run # Title"]
+        assert text.count("| a\\` --- license: mit --- # Title \\` | 0.5000 |") == 1
+        (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        called = [ast.unparse(node.func) for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+        assert set(called) <= {
+            *("DiffusionPipeline.from_pretrained", "PeftModel.from_pretrained"),
+            *("load_file", "transformer.load_state_dict"),
+        }
+        assert "<script>" not in re.sub(r"`[^`\n]*`|^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "large", "list", "long", "bomb", "deep"])
+def test_the_licence_of_an_odd_card_is_not_handed_on(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "Other"}')
+    card = tmp_path / "README.md"
+    texts = {
+        "large": "---\nlicense: mit\n---\n" + "#" * (17 * 2**20),
+        "list": "---\nlicense: [mit, {a: b}]\nlicense_name: 7\n---\n",
+        "long": f"---\nlicense: {'a' * 10_000}\n---\n",
+        "bomb": "---\na: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: &d [*c, *c]\nlicense: *d\n---\n",
+        "deep": f"---\nlicense: {'[' * 5000}\n---\n",
+    }
+    if kind == "pipe":
+        os.mkfifo(card)
+    elif kind == "device":
+        card.symlink_to("/dev/zero")
+    elif kind == "folder":
+        card.mkdir()
+    else:
+        card.write_text(texts[kind])
+    assert find_origin(OnHub(path=str(tmp_path))).licence == ()

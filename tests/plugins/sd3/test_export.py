@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -190,3 +192,49 @@ def test_the_command_exports_once(trained: Any, tmp_path: Path) -> None:
     assert "already exists" in str(again.exception)
     other = CliRunner().invoke(app, ["export", str(directory.path), str(tmp_path / "b"), "--precision", "fp8"])
     assert str(other.exception) == "--precision fp8: write one of float32, bf16"
+
+
+def test_a_pipeline_is_made_of_the_models_own_files(
+    trained: Any, checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("mine")
+    directory = trained("full")
+    config = yaml.safe_load(directory.config.read_text())
+    theirs = directory.path / "model"
+    shutil.copytree(checkpoint(), theirs)
+    scheduler, links = checkpoint() / "scheduler/scheduler_config.json", theirs / "scheduler"
+    config["model"]["path"] = str(theirs)
+    directory.config.write_text(yaml.safe_dump(config))
+    (links / "within.json").symlink_to("scheduler_config.json")
+    assert (
+        export(directory, tmp_path / "within", None, None, None) / "scheduler/within.json"
+    ).read_bytes() == scheduler.read_bytes()
+    (links / "notes.txt").symlink_to(secret)
+    with pytest.raises(UserError, match=rf"notes\.txt leads out of {theirs}; put the file itself there, or add --trust$"):
+        export(directory, tmp_path / "out", None, None, None)
+    out = export(directory, tmp_path / "trusted", None, None, None, trusted=True)
+    assert (out / "scheduler/notes.txt").read_text() == "mine"
+    (links / "notes.txt").unlink()
+    os.mkfifo(links / "pipe")
+    with pytest.raises(UserError, match="pipe is no file"):
+        export(directory, tmp_path / "out", None, None, None)
+    (links / "pipe").unlink()
+    (links / "again").symlink_to(".")
+    with pytest.raises(UserError, match="once more"):
+        export(directory, tmp_path / "out", None, None, None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_of_a_model_that_you_have_trained_with_are_followed(trained: Any, checkpoint: Any, tmp_path: Path) -> None:
+    out = export(trained("full"), tmp_path / "plain", None, None, None)
+    vae = checkpoint() / "vae"
+    vae.rename(tmp_path / "vae")
+    try:
+        vae.symlink_to(tmp_path / "vae")
+        linked = export(RunDirectory(tmp_path / "run"), tmp_path / "linked", None, None, None)
+    finally:
+        vae.unlink()
+        (tmp_path / "vae").rename(vae)
+    for file in (out / "vae").iterdir():
+        assert (linked / "vae" / file.name).read_bytes() == file.read_bytes()

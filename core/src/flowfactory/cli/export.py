@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flowfactory.cli.options import Iteration, RunFolder, typed_path
+from flowfactory.cli.options import Iteration, Plugins, RunFolder, Trusted, typed_path
 from flowfactory.cli.output import warn
 from flowfactory.errors import UserError
 
@@ -28,6 +28,8 @@ def export(
             help="Of adapters; peft when left out and diffusers has no such pipeline, else diffusers.",
         ),
     ] = None,
+    plugin: Plugins = None,
+    trusted: Trusted = False,
 ) -> None:
     """Write a run's weights to OUT, as their loader reads them, with a model card."""
     from flowfactory.runs.directory import RunDirectory
@@ -36,4 +38,5 @@ def export(
 
     if precision is not None and precision not in DTYPES:
         raise UserError(f"--precision {precision}: write one of {', '.join(DTYPES)}")
-    typer.echo(str(write_export(RunDirectory(directory), out, checkpoint, weights, precision, form, warn)))
+    found = RunDirectory(directory)
+    typer.echo(str(write_export(found, out, checkpoint, weights, precision, form, warn, plugin or [], trusted)))

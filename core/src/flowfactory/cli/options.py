@@ -31,4 +31,7 @@ Plugins = Annotated[
 ]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=value", help="Override a key; YAML. May repeat.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", parser=typed_path, help="A run directory.")]
+Trusted = Annotated[
+    bool, typer.Option("--trust", help="Execute the plugins of RUN and ask its servers, though you have not trained with them.")
+]
 Iteration = Annotated[int | None, typer.Option("--checkpoint", metavar="N", help="The iteration; the newest when left out.")]

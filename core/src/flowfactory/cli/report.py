@@ -25,7 +25,7 @@ def report(
     where = RunDirectory(directory)
     where.require_run()  # the config itself may be of plugins and prompts that are not on this machine
     try:
-        typer.echo(str(write_report(where, out, warn)))
+        typer.echo(str(write_report(where, warn, out)))
     except OSError as error:
         told = f"{out or where.report} cannot be written: {error.strerror}"
         raise UserError(f"{told}; {'choose another --out' if out else 'write the page elsewhere with --out FILE'}") from error

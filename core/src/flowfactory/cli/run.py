@@ -109,7 +109,7 @@ def _print_summary(directory: RunDirectory, say: Callable[[str], None]) -> None:
     from flowfactory.runs.report import write_report
     from flowfactory.runs.score_format import format_score
 
-    records = directory.records(say)
+    records = directory.records()
     evaluated = [record for record in records if any(key.startswith("eval/") for key in record)]
     if len(evaluated) > 1:
         first, last = evaluated[0], evaluated[-1]
@@ -119,6 +119,6 @@ def _print_summary(directory: RunDirectory, say: Callable[[str], None]) -> None:
     for sentence in hacking_warnings(records):
         say(f"warning: {sentence}")
     try:
-        say(f"report: {write_report(directory)}")
+        say(f"report: {write_report(directory, say)}")
     except OSError as error:  # the run is done and saved
         say(f"warning: {directory.report} cannot be written ({error.strerror}); write it with flowfactory report")

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowfactory.cli.options import Iteration, RunFolder, Sets, typed_path
+from flowfactory.cli.options import Iteration, Plugins, RunFolder, Sets, Trusted, typed_path
 from flowfactory.cli.output import warn
 from flowfactory.errors import UserError
 
 if TYPE_CHECKING:
+    from flowfactory.config.schema import RunConfig
+    from flowfactory.runs.directory import RunDirectory
     from flowfactory.training.setup import Run
 
 
@@ -36,6 +38,8 @@ def sample(
     ] = None,
     checkpoint: Iteration = None,
     sets: Sets = None,
+    plugin: Plugins = None,
+    trusted: Trusted = False,
 ) -> None:
     """Draw PROMPTs with a run's weights."""
     from dataclasses import replace
@@ -47,7 +51,8 @@ def sample(
     from flowfactory.types import Prompt
 
     _require_files([*(image or ()), *([video] if video else ())])
-    config = RunDirectory(directory).load_config(sets or [])
+    where = RunDirectory(directory)
+    config = where.load_config(sets or [], plugin or [], trusted)
     fps = config.prompts.video_fps
     wanted = [Prompt(text, images=tuple(image or ()), video=video, video_fps=fps) for text in prompts or ()]
     wanted += read_prompts(file, fps) if file else ()
@@ -56,8 +61,8 @@ def sample(
         raise UserError("nothing to draw: give a PROMPT, or a file with --prompts")
     check_media(wanted, config.model.takes, getattr(config.model, "name", "model"))
     check_files(wanted, config.model, config.evaluation.canvas(config.sampling).frames)
-    folder = _make_folder(out or RunDirectory(directory).samples / "drawn")
-    restored, _ = _restore(directory, checkpoint, sets, scores=False)
+    folder = _make_folder(out or where.drawn())
+    restored, _ = _restore(where, config, checkpoint, scores=False)
     drawn = evaluate(restored.sampler, restored.assembly, restored.config, wanted, count, score=False).media
     number = 0
     for medium in drawn:
@@ -86,26 +91,28 @@ def _require_files(paths: Iterable[Path]) -> None:
             raise UserError(reason)
 
 
-def evaluate_run(directory: RunFolder, checkpoint: Iteration = None, sets: Sets = None) -> None:
+def evaluate_run(
+    directory: RunFolder, checkpoint: Iteration = None, sets: Sets = None, plugin: Plugins = None, trusted: Trusted = False
+) -> None:
     """Score a run's weights on its held-out prompts."""
     import json
 
+    from flowfactory.runs.directory import RunDirectory
     from flowfactory.training.evaluation import evaluate
 
-    restored, path = _restore(directory, checkpoint, sets)
+    where = RunDirectory(directory)
+    config = where.load_config(sets or [], plugin or [], trusted, scores=True)
+    restored, path = _restore(where, config, checkpoint)
     if not restored.heldout:
         raise UserError(f"{directory}: prompts.heldout is not set; give one with --set prompts.heldout=FILE")
     result = evaluate(restored.sampler, restored.assembly, restored.config, restored.heldout)
     typer.echo(json.dumps({"checkpoint": str(path), **result.metrics()}))
 
 
-def _restore(directory: Path, iteration: int | None, sets: list[str] | None, scores: bool = True) -> tuple[Run, Path]:
+def _restore(where: RunDirectory, config: RunConfig, iteration: int | None, scores: bool = True) -> tuple[Run, Path]:
     from flowfactory.runs.checkpoints import load, lookup
-    from flowfactory.runs.directory import RunDirectory
     from flowfactory.training.setup import prepare_run
 
-    where = RunDirectory(directory)
-    config = where.load_config(sets or [])
     path = lookup.find(where.checkpoints, iteration, warn)
     restored = prepare_run(config, trackers=False, scores=scores)
     restored.assembly.hooks.run_started(restored.info, restored.policy)

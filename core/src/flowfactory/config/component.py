@@ -23,6 +23,10 @@ class ComponentConfig(Strict, ABC):
     free_to_change: ClassVar[tuple[str, ...]] = ()
     """The options that a resumed run may have others of: about speed, memory and places, and of no effect on any number."""
 
+    sends_to: ClassVar[Mapping[str, str]] = {}
+    """The options that reach beyond this machine, and the words before the value of each that say what it does, such as
+    {"url": "sends pictures and prompts to"}. In the run directory of somebody else they need ``--trust``."""
+
     known_as: ClassVar[tuple[str, ...]] = ()
     """Other names that people have for it; whoever writes one is told the right one."""
 

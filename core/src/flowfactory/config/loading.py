@@ -15,7 +15,7 @@ from flowfactory.config.schema import RunConfig
 from flowfactory.config.text_files import read_text
 from flowfactory.config.wording import written
 from flowfactory.config.yaml import parse_yaml
-from flowfactory.discovery.discover import discover
+from flowfactory.discovery.discover import Approve, discover
 from flowfactory.errors import UserError
 from flowfactory.suggestions import did_you_mean
 
@@ -30,14 +30,39 @@ def load(
 
     UserError: a line for each mistake, with the file, the key and what is meant or allowed. Reads no weights.
     """
+    path = find_config(source, check_given(plugins))
+    return resolve(parse(read_text(path, path.name), path.name), path, overrides, plugins, out)
+
+
+def check_given(plugins: Sequence[Path]) -> Sequence[Path]:
+    """``plugins``, as they were given with --plugin. UserError: one is no file."""
     for plugin in plugins:
         if reason := file_error(plugin):
             raise UserError(f"--plugin: {reason}")
-    path = find_config(source, plugins)
-    raw = parse_yaml(read_text(path, path.name), path.name)
+    return plugins
+
+
+def parse(text: str, name: str) -> dict[str, Any]:
+    """The mapping that the text of the config ``name`` is. UserError: it is none."""
+    raw = parse_yaml(text, name)
     if not isinstance(raw, dict):
         got = "there is nothing in it" if raw is None else f"got {written(raw)}"
-        raise UserError(f"{path.name}: {got}; give a mapping with model, algorithm, rewards, prompts, …")
+        raise UserError(f"{name}: {got}; give a mapping with model, algorithm, rewards, prompts, …")
+    return raw
+
+
+def resolve(
+    raw: dict[str, Any],
+    path: Path,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[Path] = (),
+    out: Path | None = None,
+    approve: Approve | None = None,
+) -> RunConfig:
+    """The typed config of ``raw``, which the file at ``path`` holds. UserError: as :func:`load`.
+
+    ``approve`` is asked about the plugins that ``raw`` names as text, which nobody gave by hand.
+    """
     for assignment in overrides:
         raw = apply_override(raw, assignment)
     listed = raw.get("plugins") or []
@@ -46,7 +71,7 @@ def load(
     output = raw.get("output") or {}
     if isinstance(output, dict) and (chosen := _choose_directory(output, path, out)):
         raw["output"] = {**output, "dir": chosen.absolute()}
-    return validate(raw, source=path.name, folder=path.parent, overrides=overrides)
+    return validate(raw, source=path.name, folder=path.parent, overrides=overrides, approve=approve)
 
 
 def _choose_directory(output: Mapping[str, Any], path: Path, out: Path | None) -> Path | None:
@@ -89,14 +114,29 @@ def find_config(source: str | Path, plugins: Sequence[Path] = ()) -> Path:
 
 
 def validate(
-    raw: Mapping[str, Any], source: str = "config", folder: Path | None = None, overrides: Sequence[str] = ()
+    raw: Mapping[str, Any],
+    source: str = "config",
+    folder: Path | None = None,
+    overrides: Sequence[str] = (),
+    approve: Approve | None = None,
 ) -> RunConfig:
-    """The typed config of the mapping ``raw``; relative paths are relative to ``folder``. UserError: as :func:`load`."""
-    catalogue = discover(_plugin_files(raw, source, folder, overrides))
+    """The typed config of the mapping ``raw``; relative paths are relative to ``folder``. UserError: as :func:`resolve`."""
+    files = _plugin_files(raw, source, folder, overrides)
+    by_hand = {file for file, name in zip(files, raw.get("plugins") or (), strict=True) if _is_by_hand(name)}
+
+    def ask(file: Path, content: bytes) -> None:
+        if approve is not None and file not in by_hand:
+            approve(file, content)
+
+    catalogue = discover(files, ask)
     try:
         return check(raw, catalogue, folder)
     except WrongConfig as error:
         raise UserError(error.describe(source, overrides)) from error
+
+
+def _is_by_hand(file: str | Path) -> bool:
+    return isinstance(file, Path | CommandLineText)
 
 
 def _plugin_files(raw: Mapping[str, Any], source: str, folder: Path | None, overrides: Sequence[str]) -> list[Path]:

@@ -16,6 +16,11 @@ def read_text(path: Path, source: str) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{source}: cannot be read: {error.strerror}") from error
+    return decode(content, source)
+
+
+def decode(content: bytes, source: str) -> str:
+    """The text that a file holds, as :func:`read_text` gives it. UserError: it is no text in UTF-8."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{source}: this is UTF-16 or UTF-32; save it as UTF-8")
     if (place := content.find(b"\0")) >= 0:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -247,19 +247,22 @@ def write_media(medium: Tensor, path: Path, frame_rate: float | None = None) -> 
         if len(pictures) == 1:
             pictures[0].save(temporary, format="PNG")
         else:
-            _encode_video(pictures, temporary, frame_rate or FRAME_RATE)
+            encode_video(pictures, temporary, frame_rate or FRAME_RATE)
     return final
 
 
-def _encode_video(pictures: list[Image.Image], path: Path, frame_rate: float) -> None:
+def encode_video(pictures: Iterable[Image.Image], path: Path, frame_rate: float) -> None:
+    """Write ``pictures``, one or more of one size, to ``path`` as an MP4 that browsers play."""
     av = import_pyav()
-    width, height = pictures[0].size
+    following = iter(pictures)
+    first = next(following)
+    width, height = first.size
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(frame_rate).limit_denominator(1001))
         # browsers play 4:2:0 alone, which wants even sides
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
         stream.options = {"crf": "18"}
-        for picture in pictures:
+        for picture in chain([first], following):
             whole = picture.convert("RGB")
             if whole.size != (stream.width, stream.height):
                 whole = ImageOps.pad(whole, (stream.width, stream.height), centering=(0, 0))

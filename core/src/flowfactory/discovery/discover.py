@@ -23,13 +23,20 @@ from flowfactory.discovery.source_places import describe_exception
 from flowfactory.discovery.specs import PROJECT, DiscoverySpecs
 from flowfactory.errors import UserError
 from flowfactory.suggestions import did_you_mean
+from flowfactory.untrusted_files import Refused, read_bytes
 
 SLOW = 0.5
 """Seconds from which on a plugin is said to be slow."""
+LARGEST_FILE = 64 * 2**20
+
+Approve = Callable[[Path, bytes], None]
+"""Raises a UserError where a one-file plugin, which is at a path and has such a content, is not to be executed."""
 
 
-def discover(files: Sequence[Path] = ()) -> Catalogue:
+def discover(files: Sequence[Path] = (), approve: Approve = lambda file, content: None) -> Catalogue:
     """The catalogue of all installed plugins and of the one-file plugins ``files``.
+
+    Each file is read once, links followed, and what ``approve`` has seen of it is what is executed.
 
     The environment variable FLOWFACTORY_PLUGINS, a comma-separated list of the names of entry points or packages, narrows
     what is loaded besides core; UserError: it names one that is not installed. An installed plugin that fails is listed as
@@ -48,7 +55,7 @@ def discover(files: Sequence[Path] = ()) -> Catalogue:
     for file in paths:
         alone = [path.name for path in paths].count(file.name) == 1
         try:
-            _ask(catalogue, file.name, partial(_import_file, file), file.name if alone else str(file))
+            _ask(catalogue, file.name, partial(_import_file, file, approve), file.name if alone else str(file))
         except (Exception, SystemExit) as error:
             raise UserError(f"plugin {file}: {describe_exception(error)}") from error
     return catalogue
@@ -131,15 +138,23 @@ def _misfit(distribution: metadata.Distribution) -> str:
     return ""
 
 
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise UserError("no such file")
+def _import_file(path: Path, approve: Approve) -> ModuleType:
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     name = f"flowfactory_plugin_{path.stem}_{digest}"  # files of one name in two folders are two modules
     spec = util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if spec is None or path.suffix != ".py":
         raise UserError("not a Python file, whose name ends in .py")
+    try:
+        content = read_bytes(path, LARGEST_FILE)
+    except FileNotFoundError as error:
+        raise UserError("no such file") from error
+    except Refused as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}") from error
+    approve(path, content)
     module = util.module_from_spec(spec)
     sys.modules[name] = module  # pydantic resolves annotations through sys.modules
-    spec.loader.exec_module(module)
+    # not by the loader, which would read the file again, or execute what lies compiled beside it
+    exec(compile(content, path, "exec", dont_inherit=True), vars(module))
     return module

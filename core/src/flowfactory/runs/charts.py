@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,9 +10,13 @@ Points = list[tuple[float, float]]
 
 def scale_to_unit(points: Points) -> Points:
     """``points`` from 0 at their lowest to 1 at their highest."""
-    finite = [y for _, y in points if math.isfinite(y)]
+    finite = [y for _, y in points if _is_drawn(y)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     return [(x, (y - low) / ((high - low) or 1)) for x, y in points]
+
+
+def _is_drawn(value: float) -> bool:
+    return abs(value) < 1e300  # the range of larger ones may be no number
 
 
 class Style(NamedTuple):
@@ -28,7 +31,7 @@ COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#b
 
 def chart(*lines: Points, styles: Sequence[Style] = (), width: int = 440, height: int = 180) -> str:
     """``lines`` in one SVG, with their common range on the axes; empty where there is nothing finite to draw."""
-    finite = [[(x, y) for x, y in points if math.isfinite(y)] for points in lines]
+    finite = [[(x, y) for x, y in points if _is_drawn(y)] for points in lines]
     xs, ys = [x for points in finite for x, _ in points], [y for points in finite for _, y in points]
     if not xs:
         return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,17 @@ from torch import Tensor
 from flowfactory.atomic_files import remove_leftovers, write_atomically
 from flowfactory.config import loading, yaml
 from flowfactory.config.schema import RunConfig
+from flowfactory.config.text_files import decode
 from flowfactory.data.media import write_media
 from flowfactory.errors import UserError
-from flowfactory.runs import metrics_file
+from flowfactory.runs import metrics_file, trust
 from flowfactory.runs.checkpoints import lookup
 from flowfactory.runs.resume import config_changes, fixed_config
 from flowfactory.types import Say
+from flowfactory.untrusted_files import Refused, leads_into, read_bytes, read_json
+
+LARGEST_CONFIG, LARGEST_INDEX = 16 * 2**20, 64 * 2**20
+"""In bytes."""
 
 
 class RunDirectory:
@@ -58,17 +64,43 @@ class RunDirectory:
         if not self.config.is_file():
             raise UserError(f"{self.path} is no run directory: it has no config.yaml")
 
-    def load_config(self, overrides: Sequence[str] = ()) -> RunConfig:
-        """The run's resolved config. UserError: this is no run directory."""
+    def load_config(
+        self, overrides: Sequence[str] = (), plugins: Sequence[Path] = (), trusted: bool = False, scores: bool = False
+    ) -> RunConfig:
+        """The run's resolved config, for drawing or, with ``scores``, for scoring; its ``output.dir`` is this directory.
+
+        ``plugins``, given by hand, stand in the place of those of the same names. UserError: this is no run directory, or
+        one that is not ``trusted`` would act as :mod:`flowfactory.runs.trust` does not let it.
+        """
+        raw = self._read_config()
+        listed = trust.replace_plugins(raw.get("plugins"), loading.check_given(plugins))
+        approve = None if trusted else trust.check_plugin
+        config = loading.resolve({**raw, "plugins": listed}, self.config, overrides, plugins, self.path, approve)
+        if not trusted:
+            trust.check_config(config, raw, overrides, scores)
+        return config
+
+    def _read_config(self) -> dict[str, Any]:
         self.require_run()
-        return loading.load(self.config, overrides)
+        try:
+            content = read_bytes(self.config, LARGEST_CONFIG, within=self.path)
+        except Refused as error:
+            raise UserError(f"{self.config} {error}; it is not read") from error
+        except OSError as error:
+            raise UserError(f"{self.config} cannot be read: {error.strerror}") from error
+        return loading.parse(decode(content, self.config.name), self.config.name)
 
     def _require_same_config(self, config: RunConfig) -> None:
         # what a checkpoint says counts, since the config beside it may have been edited
-        before = lookup.saved_fixed_config(self.checkpoints) or fixed_config(self.load_config())
+        before = lookup.saved_fixed_config(self.checkpoints) or fixed_config(self._config_with(config.plugins))
         if changed := config_changes(before, fixed_config(config)):
             told = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
             raise UserError(f"{self.path} was run with another config: {told}; resume with the same, or choose another --out")
+
+    def _config_with(self, plugins: Sequence[Path]) -> RunConfig:
+        """The run's config, its components from ``plugins``, whatever it lists itself."""
+        raw = {**self._read_config(), "plugins": list(plugins)}
+        return loading.resolve(raw, self.config, out=self.path)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl. RunError: the disk takes no more."""
@@ -105,13 +137,38 @@ class RunDirectory:
             index.append({"file": file.name, "prompt": prompt, "scores": {k: float(v[i]) for k, v in scores.items()}})
         write_atomically(folder / "index.json", to_json(index))
 
-    def read_samples(self, iteration: int) -> list[dict[str, Any]]:
-        """What :meth:`write_samples` wrote, with ``path`` in place of ``file``."""
+    def drawn(self) -> Path:
+        """Where ``sample`` writes to. UserError: a link leads out of this directory there."""
+        folder = self.samples / "drawn"
+        if not leads_into(folder, self.path):
+            raise UserError(f"{folder} leads out of {self.path}; choose where to write with --out")
+        return folder
+
+    def read_samples(self, iteration: int, say: Say = lambda _: None) -> list[dict[str, Any]]:
+        """What :meth:`write_samples` wrote, with ``path`` in place of ``file``; ``say`` hears of what nobody wrote so."""
         folder = self.samples / f"{iteration:06d}"
-        if not (folder / "index.json").exists():
+        path = folder / "index.json"
+        try:
+            index = read_json(path, LARGEST_INDEX, within=self.path)
+        except FileNotFoundError:
             return []
-        index = json.loads((folder / "index.json").read_text())
-        return [{**item, "path": folder / item["file"]} for item in index]
+        except (Refused, OSError) as error:
+            say(f"warning: {path} {error if isinstance(error, Refused) else error.strerror}; left out")
+            return []
+        items = [_sample(item, folder) for item in index] if isinstance(index, list) else [None]
+        if None in items:
+            say(f"warning: {path}: what is no sample with the name of a file in that folder is left out")
+        return [item for item in items if item is not None]
+
+
+def _sample(item: Any, folder: Path) -> dict[str, Any] | None:
+    """An item of index.json; None where it is not as it is written."""
+    match item:
+        case {"file": str(file), "prompt": str(prompt), "scores": dict(scores)} if re.fullmatch(r"[0-9]+\.(png|mp4)", file):
+            told = {label: float(score) for label, score in scores.items() if isinstance(score, float)}
+            return {"prompt": prompt, "scores": told, "path": folder / file}
+        case _:
+            return None
 
 
 def to_json(value: object) -> str:

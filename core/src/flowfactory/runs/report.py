@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
-import base64
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flowfactory.atomic_files import write_atomically
 from flowfactory.config.yaml import parse_yaml
+from flowfactory.errors import UserError
 from flowfactory.rewards.warnings import dominance_warning, dominant_reward, hacking_warnings
 from flowfactory.runs.charts import COLOURS, Points, Style, chart, scale_to_unit
-from flowfactory.runs.directory import RunDirectory
+from flowfactory.runs.directory import LARGEST_CONFIG, RunDirectory
+from flowfactory.runs.embedded_media import data_url
 from flowfactory.runs.facts import ending_sentence, read_facts
+from flowfactory.runs.figures import read_figures
 from flowfactory.runs.score_format import format_score
 from flowfactory.types import Say
+from flowfactory.untrusted_files import Refused, parse_json, read_bytes
+
+T = TypeVar("T")
+
+LARGEST_FACTS = 2**20
+MOST_CHARTS, MOST_PAIRS, MOST_MEDIA = 200, 1000, 256 * 2**20
+"""Of a section; of pictures; and characters of all pictures and videos of a page."""
 
 
-def write_report(directory: RunDirectory, out: Path | None = None, say: Say = lambda _: None) -> Path:
+def write_report(directory: RunDirectory, say: Say = lambda _: None, out: Path | None = None) -> Path:
     """The path of ``report.html``, or ``out``: one page without outside parts, made from what is on disk.
 
-    ``say`` hears of lines of metrics.jsonl that cannot be read. OSError: the page cannot be written.
+    Only from what lies in the directory, and is what a run writes: ``say`` hears of what is left out.
+    OSError: the page cannot be written.
     """
-    records = directory.records(say)
-    facts = read_facts(directory)
+    text = page(directory, read_figures(directory, say), say)
+    # half a character, as JSON can hold one, is none in a file
     path = out or directory.report
-    write_atomically(path, page(directory, records, facts))
+    write_atomically(path, text.encode("utf-8", "replace").decode())
     return path
 
 
-def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
+def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], say: Say) -> str:
     """The report as HTML."""
     rewards = _series(records, "reward/", "/mean")
     held = _series(records, "eval/", "/mean")
@@ -39,19 +50,29 @@ def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], facts: M
         for name in ("loss", "kl", "clip_fraction", "clip_fraction/first_update", "ratio/max_deviation", "grad_norm")
         if (points := _points(records, name))
     }
-    config = directory.config.read_text(encoding="utf-8") if directory.config.exists() else ""
-    sections = [_ending(facts), _warnings(records, _aggregate(config)), _scores(held), _combined_chart(rewards, held)]
+    config = _read(directory.config, LARGEST_CONFIG, lambda content: content.decode("utf-8", "replace"), "", say)
+    sections = [
+        _ending(read_facts(directory)),
+        _warnings(records, _aggregate(config)),
+        _scores(held),
+        _combined_chart(rewards, held),
+    ]
     sections += [_charts("Reward while training", rewards), _charts("Held-out score", held)]
-    sections += [_pictures(directory, records), _charts("Diagnostics", diagnostics)]
-    versions = "".join(f"<tr><td>{html.escape(k)}<td>{html.escape(v)}" for k, v in facts.get("versions", {}).items())
+    sections += [_pictures(directory, records, say), _charts("Diagnostics", diagnostics)]
+    absent: dict[str, str] = {}
+    known = _read(directory.facts, LARGEST_FACTS, _versions, absent, say)
+    versions = "".join(f"<tr><td>{html.escape(k)}<td>{html.escape(v)}" for k, v in known.items())
     name = html.escape(directory.path.name)
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f'<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=Content-Security-Policy content="{POLICY}">'
+        f"<meta name=viewport content='width=device-width'>"
         f"<title>{name} · flowfactory</title><style>{STYLE}</style><main><h1>{name}</h1>{''.join(sections)}"
         f"<h2>Config</h2><pre>{html.escape(config)}</pre><h2>Versions</h2><table>{versions}</table></main></html>\n"
     )
 
 
+POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
+"""What a browser lets the page do, whatever stands in it."""
 STYLE = """
 :root{color-scheme:light dark;--faint:#8884}
 body{font:15px/1.5 system-ui,sans-serif;margin:0}main{max-width:60rem;margin:2rem auto;padding:0 1rem}
@@ -66,13 +87,33 @@ figcaption{font-size:13px}svg{width:100%;height:auto}
 """
 
 
+def _read(path: Path, limit: int, parse: Callable[[bytes], T], absent: T, say: Say) -> T:
+    """What ``parse`` makes of a file of the run directory, at most ``limit`` bytes; ``absent`` where there is no such file."""
+    try:
+        return parse(read_bytes(path, limit, within=path.parent))
+    except FileNotFoundError:
+        return absent
+    except (Refused, OSError) as error:
+        say(f"warning: {path} {error if isinstance(error, Refused) else error.strerror}; left out")
+        return absent
+
+
+def _versions(content: bytes) -> dict[str, str]:
+    """Of the distributions that run.json names. Refused: it is not as a run writes it."""
+    match parse_json(content):
+        case {"versions": dict(found)} if all(isinstance(version, str) for version in found.values()):
+            return found
+        case _:
+            raise Refused("has no versions")
+
+
 def _points(records: Sequence[Mapping[str, Any]], name: str) -> Points:
     return [(record["iteration"], record[name]) for record in records if name in record]
 
 
 def _series(records: Sequence[Mapping[str, Any]], prefix: str, suffix: str) -> dict[str, Points]:
     names = dict.fromkeys(key for r in records for key in r if key.startswith(prefix) and key.endswith(suffix))
-    return {name.removeprefix(prefix).removesuffix(suffix): _points(records, name) for name in names}
+    return {name.removeprefix(prefix).removesuffix(suffix): _points(records, name) for name in islice(names, MOST_CHARTS)}
 
 
 def _scores(held: Mapping[str, Points]) -> str:
@@ -86,8 +127,15 @@ def _scores(held: Mapping[str, Points]) -> str:
 
 def _aggregate(config: str) -> str:
     """``advantages.aggregate`` of a resolved config, whose plugins need not be on this machine."""
-    written = parse_yaml(config, "config.yaml") or {}
-    return str(written.get("advantages", {}).get("aggregate", "sum"))
+    try:
+        written = parse_yaml(config, "config.yaml")
+    except UserError:
+        return "sum"
+    match written:
+        case {"advantages": {"aggregate": str(aggregate)}}:
+            return aggregate
+        case _:
+            return "sum"
 
 
 def _ending(facts: Mapping[str, Any]) -> str:
@@ -97,15 +145,23 @@ def _ending(facts: Mapping[str, Any]) -> str:
 
 
 def _warnings(records: Sequence[Mapping[str, Any]], aggregate: str) -> str:
-    """What the run should have its reader look at first."""
+    """What the run should have its reader look at first; nothing where the figures do not go together as those of a run do."""
+    try:
+        told = _told_warnings(records, aggregate)
+    except (LookupError, ArithmeticError, ValueError):
+        return ""
+    rows = "".join(f"<li>{html.escape(sentence)}" for sentence in told)
+    return f"<h2>Warnings</h2><ul class=warnings>{rows}</ul>" if rows else ""
+
+
+def _told_warnings(records: Sequence[Mapping[str, Any]], aggregate: str) -> list[str]:
     told = list(hacking_warnings(records))
     found = [(record, label) for record in records if (label := dominant_reward(record))]
     for label in dict.fromkeys(label for _, label in found):
         mine = [record for record, which in found if which == label]
         first = dominance_warning(label, mine[0], aggregate)
         told.append(f"in {len(mine)} iterations, {mine[0]['iteration']} the first of them, {first}")
-    rows = "".join(f"<li>{html.escape(sentence)}" for sentence in told)
-    return f"<h2>Warnings</h2><ul class=warnings>{rows}</ul>" if rows else ""
+    return told
 
 
 def _combined_chart(rewards: Mapping[str, Points], held: Mapping[str, Points]) -> str:
@@ -132,26 +188,41 @@ def _charts(title: str, series: Mapping[str, Points]) -> str:
     return f"<h2>{title}</h2><div class=charts>{figures}</div>" if figures else ""
 
 
-def _pictures(directory: RunDirectory, records: Sequence[Mapping[str, Any]]) -> str:
+def _pictures(directory: RunDirectory, records: Sequence[Mapping[str, Any]], say: Say) -> str:
     evaluated = [r["iteration"] for r in records if any(key.startswith("eval/") for key in r)]
     if len(evaluated) < 2:
         return ""
-    before, after = directory.read_samples(evaluated[0]), directory.read_samples(evaluated[-1])
-    pairs = "".join(
-        f"<figure><div class=pair>{_image(old)}{_image(new)}</div><figcaption>{html.escape(old['prompt'])}<br>"
-        f"{_format_scores(old['scores'])} → {_format_scores(new['scores'])}</figcaption></figure>"
-        for old, new in zip(before, after, strict=False)
-    )
+    before, after = directory.read_samples(evaluated[0], say), directory.read_samples(evaluated[-1], say)
+    left = MOST_MEDIA
+    figures = []
+    for old, new in islice(zip(before, after, strict=False), MOST_PAIRS):
+        pair = [_medium(item, directory.path, left, say) for item in (old, new)]
+        left -= sum(map(len, pair))
+        figures.append(
+            f"<figure><div class=pair>{''.join(pair)}</div><figcaption>{html.escape(old['prompt'])}<br>"
+            f"{_format_scores(old['scores'])} → {_format_scores(new['scores'])}</figcaption></figure>"
+        )
+    if not figures:
+        return ""
     heading = f"Same prompt, same noise: after {evaluated[0]} and after {evaluated[-1]} iterations"
-    return f"<h2>{heading}</h2><div class=pictures>{pairs}</div>" if pairs else ""
+    more = min(len(before), len(after)) - len(figures)
+    rest = f"<p>{more} more are in the folders of the run.</p>" if more > 0 else ""
+    return f"<h2>{heading}</h2><div class=pictures>{''.join(figures)}</div>{rest}"
 
 
-def _image(item: Mapping[str, Any]) -> str:
+def _medium(item: Mapping[str, Any], within: Path, left: int, say: Say) -> str:
+    """The picture or the video of a sample, decoded and encoded anew; a note where it is none, or has more than ``left``."""
     path, told = Path(item["path"]), html.escape(item["prompt"], quote=True)
-    data = base64.b64encode(path.read_bytes()).decode()
+    try:
+        if left <= 0:
+            raise Refused("is more than the page holds")
+        url = data_url(path, within)
+    except Refused as error:
+        say(f"warning: {path} {error}; left out of the report")
+        return f"<span>{html.escape(path.name)} is left out: it {html.escape(str(error))}</span>"
     if path.suffix == ".mp4":
-        return f"<video controls loop muted playsinline aria-label='{told}' src='data:video/mp4;base64,{data}'></video>"
-    return f"<img alt='{told}' src='data:image/png;base64,{data}'>"
+        return f"<video controls loop muted playsinline aria-label='{told}' src='{url}'></video>"
+    return f"<img alt='{told}' src='{url}'>"
 
 
 def _format_scores(scores: Mapping[str, float]) -> str:

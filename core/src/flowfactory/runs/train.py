@@ -15,6 +15,7 @@ from flowfactory.distributed.hangup import SIGHUP, stop_signals
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.errors import Interrupted, RunError, UserError
 from flowfactory.rewards.warnings import dominance_warning, dominant_reward
+from flowfactory.runs import trust
 from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.facts import add_facts, begin
@@ -82,6 +83,7 @@ def _opened(directory: RunDirectory, config: RunConfig, resume: bool, ranks: Ran
         if told is not None:
             raise UserError(told) from problem
         if ranks.leads:
+            trust.remember(config, say)
             for sentence in idle_keys(config):
                 say(f"warning: {sentence}")
         yield lock

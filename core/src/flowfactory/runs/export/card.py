@@ -16,8 +16,10 @@ from flowfactory.config.schema import RunConfig, reward_weight
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.export.adapters import COMFYUI, PEFT
 from flowfactory.runs.export.origin import Origin
-from flowfactory.runs.export.usage import describe_use
+from flowfactory.runs.export.usage import code_span, describe_use
+from flowfactory.runs.figures import read_figures
 from flowfactory.training.plans import EVALUATION
+from flowfactory.types import Say
 
 NOT_OF_THE_MODEL = ("output", "distributed", "plugins", "device")
 
@@ -74,7 +76,7 @@ def _component(config: object) -> str:
 
 
 def _summary(config: RunConfig, origin: Origin, exported: Exported) -> str:
-    base = f"[`{origin.name}`](https://huggingface.co/{origin.name})" if origin.hub else f"`{origin.name}`"
+    base = f"[`{origin.name}`](https://huggingface.co/{origin.name})" if origin.hub else code_span(origin.name)
     what = "A fine-tune of" if config.model.train == "full" else "LoRA adapters for"
     rewards = ", ".join(
         f"`{label}`"
@@ -89,7 +91,8 @@ def _summary(config: RunConfig, origin: Origin, exported: Exported) -> str:
     if exported.weights:
         text += f" These are the weights kept as `{exported.weights}`."
     if origin.pipeline and not origin.licence:
-        text += f" Before you publish this, state a licence in the head of this file; that of `{origin.name}` may decide it."
+        text += " Before you publish this, state a licence in the head of this file; "
+        text += f"that of {code_span(origin.name)} may decide it."
     return text
 
 
@@ -127,7 +130,7 @@ def _format_score(score: float) -> str:
 
 def _escape(text: str) -> str:
     """As a cell of a table shows it."""
-    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text).replace("\n", " ")
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(text.split()))
 
 
 def _public_config(config: RunConfig) -> str:
@@ -160,7 +163,9 @@ def _fenced(text: str) -> str:
     return f"{fence}yaml\n{text}{fence}"
 
 
-def write_card(folder: Path, directory: RunDirectory, config: RunConfig, origin: Origin, exported: Exported) -> None:
-    """Write README.md."""
-    text = make_card(directory.path.absolute().name, directory.records(), config, origin, exported)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+def write_card(
+    folder: Path, directory: RunDirectory, config: RunConfig, origin: Origin, exported: Exported, say: Say = lambda _: None
+) -> None:
+    """Write README.md; ``say`` hears of figures that are left out of it."""
+    text = make_card(directory.path.absolute().name, read_figures(directory, say), config, origin, exported)
+    (folder / "README.md").write_text(text, encoding="utf-8", errors="replace")  # of a folder whose name is no UTF-8

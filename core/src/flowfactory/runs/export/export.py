@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from flowfactory.atomic_files import disk_fault, make_temporary_folder, remove_l
 from flowfactory.config.schema import RunConfig
 from flowfactory.errors import RunError, UserError
 from flowfactory.policy.policy import FULL, Policy
+from flowfactory.runs import trust
 from flowfactory.runs.checkpoints import load, lookup
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.export.adapters import choose_format, write_adapters
@@ -31,17 +32,22 @@ def export(
     precision: str | None,
     form: str | None = None,
     say: Callable[[str], None] = lambda _: None,
+    plugins: Sequence[Path] = (),
+    trusted: bool = False,
 ) -> Path:
     """Write ``out`` and return it: of a LoRA run the adapters, of a full one the whole pipeline; and a model card, README.md.
 
     ``weights`` are those kept under that name, the trained ones when None. ``precision`` is that of fully trained weights,
     the run's own when None. ``form`` is the format of adapters, see :func:`choose_format`. Written under a temporary name and
-    renamed; ``say`` hears of damaged checkpoints that are passed over. UserError: ``out`` exists, there is no such
-    checkpoint, nothing is kept under that name, or the model has nothing in that format. RunError: the disk is full.
+    renamed; ``say`` hears of damaged checkpoints that are passed over. ``plugins`` and ``trusted`` are as load_config of a run
+    directory takes them; no link out of a model is followed that was neither trained with here nor is ``trusted``.
+
+    UserError: ``out`` exists, there is no such checkpoint, nothing is kept under that name, or the model has nothing in that
+    format. RunError: the disk is full.
     """
     if out.exists():
         raise UserError(f"{out} already exists; choose another folder")
-    config = directory.load_config()
+    config = directory.load_config(plugins=plugins, trusted=trusted)
     origin = find_origin(config.model)
     chosen = choose_format(form, config.model, origin)
     saved = lookup.find(directory.checkpoints, iteration, say)
@@ -56,9 +62,10 @@ def export(
                 files = write_adapters(policy, temporary, chosen, config.model, origin, out.absolute().name)
         if config.model.train == "full" and origin.pipeline:
             dtype = DTYPES[precision or config.training.precision]
-            complete_pipeline(temporary, config.model.path, list(policy.modules), dtype)  # type: ignore[attr-defined]
+            path: str = config.model.path  # type: ignore[attr-defined]
+            complete_pipeline(temporary, path, list(policy.modules), dtype, trusted or trust.is_known(trust.model_mark(path)))
         exported = Exported(int(saved.name), weights, chosen, dict(zip(policy.modules, files, strict=True)))
-        write_card(temporary, directory, config, origin, exported)
+        write_card(temporary, directory, config, origin, exported, say)
         temporary.chmod(0o755)
         os.rename(temporary, out)
     except BaseException as error:

@@ -10,13 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from flowfactory.config.component import ModelConfig
+from flowfactory.config.yaml import parse_yaml
+from flowfactory.errors import UserError
 from flowfactory.models.family import FamilyConfig
 from flowfactory.models.pretrained import Pretrained
+from flowfactory.untrusted_files import Refused, read_bytes
 
 INDEX = "model_index.json"
+LARGEST_TEXT = 16 * 2**20
+"""Bytes of a card, or of a model's index."""
+LONGEST_NAME = 500
+"""Characters of a licence's name and link."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ def find_origin(model: ModelConfig) -> Origin:
     if folder is None or not (folder.is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", str(path))):
         return Origin(component, pipeline=False)
     index = Pretrained(str(path), ()).config("")
-    hub_id = _downloaded_from(folder) if folder.is_dir() else str(path)
+    hub_id = downloaded_from(folder) if folder.is_dir() else str(path)
     if hub_id is None:
         package, inside = _find_package(model, folder)
         licence = _read_licence(folder / "README.md")
@@ -68,7 +73,7 @@ def find_origin(model: ModelConfig) -> Origin:
     return Origin(hub_id, pipeline=True, hub=True, licence=_read_licence(card, hub_id), index=index)
 
 
-def _downloaded_from(folder: Path) -> str | None:
+def downloaded_from(folder: Path) -> str | None:
     """The hub id of what a hub's client keeps in ``folder``, which has it in its name; None of other folders."""
     found = re.search(r"/models--([^/]+?)--([^/]+)/snapshots/[^/]+$", folder.resolve().as_posix())
     return f"{found[1]}/{found[2]}" if found else None
@@ -92,18 +97,17 @@ def _cached(hub_id: str, file: str) -> Path | None:
 
 def _read_licence(card: Path | None, hub_id: str | None = None) -> tuple[tuple[str, str], ...]:
     """``license`` and what goes with it in the head of a card; a link into its own folder becomes one to ``hub_id``."""
-    if card is None or not card.is_file():
-        return ()
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
-    if len(parts) < 3 or parts[0].strip():
+    if card is None:
         return ()
     try:
-        head: Any = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
+        parts = read_bytes(card, LARGEST_TEXT).decode("utf-8", "replace").replace("\r\n", "\n").split("---\n", 2)
+        head = parse_yaml(parts[1], card.name) if len(parts) == 3 and not parts[0].strip() else None
+    except (OSError, Refused, UserError):
         return ()
     if not isinstance(head, dict):
         return ()
-    found = {key: str(head[key]) for key in ("license", "license_name", "license_link") if head.get(key)}
+    told = {key: head.get(key) for key in ("license", "license_name", "license_link")}
+    found = {key: value for key, value in told.items() if isinstance(value, str) and 0 < len(value) <= LONGEST_NAME}
     link = found.get("license_link", "")
     if link and "://" not in link:
         found["license_link"] = f"https://huggingface.co/{hub_id}/blob/main/{link}" if hub_id else ""

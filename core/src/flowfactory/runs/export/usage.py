@@ -29,7 +29,7 @@ def describe_use(config: RunConfig, origin: Origin, form: str, files: Mapping[st
 
 def _base(config: RunConfig, origin: Origin, imports: list[str]) -> list[str]:
     """The lines that open what training began with."""
-    where, comment, standard = f'"{origin.name}"', "", []
+    where, comment, standard = json.dumps(origin.name, ensure_ascii=False), "", []
     if origin.package:
         standard = ["from importlib.resources import files"]
         where = f'str(files("{origin.package}").joinpath({", ".join(map(json.dumps, origin.inside))}))'
@@ -93,9 +93,14 @@ def _of_the_plugin(origin: Origin, modules: list[str]) -> str:
     names = " and ".join(f"`{name}`" for name in modules)
     what = "the torch modules" if len(modules) > 1 else "the torch module"
     return (
-        f"`{origin.name}` is no diffusers pipeline but a model of a flowfactory plugin, and this folder holds what was trained "
-        f"of it alone. {names} below: {what} that the plugin's `load` returns by that name.\n\n"
+        f"{code_span(origin.name)} is no diffusers pipeline but a model of a flowfactory plugin, and this folder holds what "
+        f"was trained of it alone. {names} below: {what} that the plugin's `load` returns by that name.\n\n"
     )
+
+
+def code_span(text: str) -> str:
+    """``text`` as Markdown shows code; it cannot end it."""
+    return f"`{' '.join(text.replace('`', '').split())}`"
 
 
 def _comfyui(files: list[Path]) -> str:
