@@ -15,6 +15,8 @@ import faulty_model
 import pytest
 import yaml
 
+from flowfactory.runs.lock import held
+
 HERE = Path(__file__).parent
 TOY = HERE.parent / "core" / "toy_plugin.py"
 TWO = ("--nproc", "2")
@@ -142,6 +144,61 @@ def test_ctrl_c_saves_once_leaves_nothing_running_and_can_be_resumed(start: Star
     out, err = resumed.communicate(timeout=240)
     assert resumed.returncode == 0, out + err
     assert iterations(tmp_path) == [*range(7)]
+
+
+def end_of(folder: Path) -> dict[str, str]:
+    end: dict[str, str] = json.loads((folder / "runs/config/run.json").read_text())["end"]
+    return end
+
+
+def test_when_one_rank_raises_the_leading_one_is_heard_and_the_report_says_why(start: Start, tmp_path: Path) -> None:
+    process = start(*TWO, "--set", "output.trackers=[witness]", trouble="raise", at=4)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 1, out + err
+    folder = tmp_path / "runs/config"
+    assert (folder / "witness").exists()
+    assert end_of(tmp_path)["how"] == "failed"
+    assert "the judge is out" in end_of(tmp_path)["sentence"]
+    assert "the judge is out" in (folder / "report.html").read_text()
+    assert not (folder / "run.lock").exists()
+
+
+def test_ranks_that_die_for_good_leave_a_report_and_no_lock(start: Start, tmp_path: Path) -> None:
+    process = start(*TWO, "--max-restarts", "0", trouble="die", at=4)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 1, out + err
+    assert end_of(tmp_path)["sentence"].startswith("rank 1 was killed by SIGKILL")
+    assert "rank 1 was killed by SIGKILL" in (tmp_path / "runs/config/report.html").read_text()
+    assert not (tmp_path / "runs/config/run.lock").exists()
+
+
+def test_while_ranks_run_nobody_else_does_and_after_a_kill_the_next_go_on_at_once(start: Start, tmp_path: Path) -> None:
+    first = start(*TWO, seconds=10)
+    assert first.stdout is not None
+    assert next(line for line in first.stdout if line.startswith("iteration 1/6"))
+    for arguments in (TWO, ("--resume",)):
+        second = start(*arguments)
+        _, err = second.communicate(timeout=240)
+        assert second.returncode == 2
+        assert err.startswith(f"error: {tmp_path / 'runs/config'} is in use by process {first.pid} on ")
+    first.kill()
+    first.wait()
+    resumed = start(*TWO, "--resume")
+    out, err = resumed.communicate(timeout=240)
+    assert resumed.returncode == 0, out + err
+    assert "waiting" not in out + err
+    assert iterations(tmp_path) == [*range(7)]
+    assert end_of(tmp_path)["how"] == "finished"
+
+
+def test_all_tasks_of_srun_say_that_somebody_else_runs_there(start: Start, tmp_path: Path) -> None:
+    with held(tmp_path / "runs/config", print):
+        tasks = [start("--resume", variables=place) for place in tasks_of_srun()]
+        ends = [task.communicate(timeout=240)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [2, 2]
+    told = f"{tmp_path / 'runs/config'} is in use by process {os.getpid()} on "
+    assert [end.startswith(f"error: rank {rank}: {told}") for rank, end in enumerate(ends)] == [True, True]
+    assert [end.count("\n") for end in ends] == [1, 1]
 
 
 def test_a_platforms_group_of_one_does_not_keep_two_ranks_from_starting(start: Start, tmp_path: Path) -> None:

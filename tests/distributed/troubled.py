@@ -11,11 +11,13 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory import ComponentConfig, Samples, hookimpl
+from flowfactory import ComponentConfig, RunInfo, Samples, hookimpl
 
 
 class TroubledConfig(ComponentConfig):
     """The mean of the pixels, until call ``at``."""
+
+    free_to_change = ("seconds",)
 
     trouble: Literal["none", "raise", "die"] = "none"
     at: int = Field(3, ge=1, description="of the calls, counted from 1")
@@ -43,6 +45,22 @@ class Troubled:
         return {self.label: samples.media.flatten(1).mean(1)}
 
 
+class WitnessConfig(ComponentConfig):
+    """Leaves in the run directory by what the run failed."""
+
+    def build(self, label: str) -> Witness:
+        return Witness()
+
+
+class Witness:
+    """Hears of the end on the leading rank."""
+
+    @hookimpl
+    def run_failed(self, run: RunInfo, error: BaseException) -> None:
+        (run.directory / "witness").write_text(type(error).__name__)
+
+
 @hookimpl
 def register_components(register: Callable[[str, str, Any], None]) -> None:
     register("reward", "troubled", TroubledConfig)
+    register("tracker", "witness", WitnessConfig)

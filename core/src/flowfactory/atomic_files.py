@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -15,6 +16,8 @@ WRITING = ".writing"
 """How the name of a file ends that is not whole yet."""
 LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.writing")
 DAY = 24 * 3600.0
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DISK_FAULTS = {*NO_ROOM, errno.EROFS, errno.EIO, errno.ESTALE}
 
 
 @contextmanager
@@ -22,23 +25,33 @@ def replacing(path: Path, private: bool = False) -> Iterator[Path]:
     """An empty file beside ``path`` to write to; it becomes ``path`` at the end of the block, and is gone if the block raises.
 
     Nobody can foresee its name. ``private``: nobody else may read it, before and after. OSError: the folder or the disk does
-    not take it.
+    not take it, which may also be a library's word; it names ``path``.
     """
     temporary = _temporary_name(path.parent)
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))
     try:
         yield temporary
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        raise
+        fault = system_error(error)
+        if fault is None or fault.errno not in DISK_FAULTS:
+            raise
+        raise OSError(fault.errno, os.strerror(fault.errno), str(path)) from error
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write ``text`` in UTF-8 to ``path``, at once. OSError: as :func:`replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def probe(folder: Path) -> None:
+    """OSError: no file can be made in ``folder``."""
+    path = _temporary_name(folder)
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    path.unlink()
 
 
 def make_temporary_folder(parent: Path) -> Path:
@@ -71,6 +84,27 @@ def remove_old(paths: Iterable[Path], age: float = DAY) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink()
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """The operating system's word in ``error``; libraries wrap it in errors of their own, some of them as text."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError):
+            return seen
+        if found := re.search(r"\(os error (\d+)\)", str(seen)):
+            return OSError(int(found[1]), os.strerror(int(found[1])))
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def disk_fault(error: BaseException, what: object = "what is written") -> str | None:
+    """The sentence about a disk that is full, read-only or gone; None: ``error`` is about something else."""
+    fault = system_error(error)
+    if fault is None or fault.errno not in DISK_FAULTS:
+        return None
+    advice = "make room" if fault.errno in NO_ROOM else "see that it can be written to"
+    return f"{fault.filename or what} cannot be written ({os.strerror(fault.errno)}); {advice}"
 
 
 def _temporary_name(parent: Path) -> Path:

@@ -113,5 +113,5 @@ def test_a_disk_that_is_full_is_still_an_error() -> None:
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "flowfactory", "plugins", "list"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    told = "stopped: what is printed cannot be written: No space left on device; make room\n"
+    told = "stopped: what is printed cannot be written (No space left on device); make room\n"
     assert (done.returncode, done.stderr) == (1, told)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
 
 import typer
 
+from flowfactory.atomic_files import disk_fault
 from flowfactory.cli import cache, estimate, export, plugins, report, run, sample, serve
 from flowfactory.cli.output import contain_libraries, rank_prefix, warn
 from flowfactory.cli.usage import usage_error
@@ -94,14 +94,15 @@ def main() -> None:
     except Interrupted as error:
         warn(str(error))
         sys.exit(130)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # what is left to print would fail again, on the way out
-        warn(f"stopped: {error.filename or 'what is printed'} cannot be written: {error.strerror}; make room")
-        sys.exit(1)
+    except typer.Abort:  # Ctrl+C, where nothing is to be saved
+        warn("stopped at once")
+        sys.exit(130)
     except Exception as error:
+        if told := disk_fault(error, "what is printed"):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())  # what is left to print would fail again, on the way out
+            warn(f"stopped: {told}")
+            sys.exit(1)
         found = read_environment(os.environ)
         outcome = to_outcome(error, found.rank) if found else None
         if outcome is None or outcome.kind != "lost":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,7 +66,23 @@ def run(
     options += [part for file in plugin or [] for part in ("--plugin", str(file))]
     options += [part for assignment in sets or [] for part in ("--set", assignment)]
     # -P: the folder that this is called in is no place to import from, as it is not for the installed command
-    start([sys.executable, "-P", "-m", "flowfactory", "run", *options, "--", config], wanted, warn)
+    command = [sys.executable, "-P", "-m", "flowfactory", "run", *options, "--", config]
+    with _owned_by_first_node(resolved, wanted) as variables:
+        start(command, wanted, warn, variables)
+
+
+@contextmanager
+def _owned_by_first_node(config: RunConfig, wanted: launch.Launch) -> Iterator[dict[str, str]]:
+    """What tells the ranks that the run directory is theirs, through all restarts. UserError: it is somebody else's."""
+    from flowfactory.runs.directory import RunDirectory
+    from flowfactory.runs.lock import ENVIRONMENT
+    from flowfactory.runs.ownership import own
+
+    if wanted.node_rank:
+        yield {}
+        return
+    with own(RunDirectory(config.output.dir), warn) as lock:
+        yield {ENVIRONMENT: lock.token}
 
 
 def _train(config: RunConfig, resume: bool) -> None:
@@ -92,12 +109,16 @@ def _print_summary(directory: RunDirectory, say: Callable[[str], None]) -> None:
     from flowfactory.runs.report import write_report
     from flowfactory.runs.score_format import format_score
 
-    report = write_report(directory, say)
-    records = [record for record in directory.records() if any(key.startswith("eval/") for key in record)]
-    if len(records) > 1:
-        for key in (key for key in records[-1] if key.startswith("eval/") and key.endswith("/mean")):
+    records = directory.records()
+    evaluated = [record for record in records if any(key.startswith("eval/") for key in record)]
+    if len(evaluated) > 1:
+        first, last = evaluated[0], evaluated[-1]
+        for key in (key for key in last if key.startswith("eval/") and key.endswith("/mean") and key in first):
             label = key.split("/")[1]
-            say(f"held-out {label}: {format_score(records[0][key])} before, {format_score(records[-1][key])} after")
-    for sentence in hacking_warnings(directory.records()):
+            say(f"held-out {label}: {format_score(first[key])} before, {format_score(last[key])} after")
+    for sentence in hacking_warnings(records):
         say(f"warning: {sentence}")
-    say(f"report: {report}")
+    try:
+        say(f"report: {write_report(directory, say)}")
+    except OSError as error:  # the run is done and saved
+        say(f"warning: {directory.report} cannot be written ({error.strerror}); write it with flowfactory report")

@@ -61,15 +61,26 @@ def sample(
         raise UserError("nothing to draw: give a PROMPT, or a file with --prompts")
     check_media(wanted, config.model.takes, getattr(config.model, "name", "model"))
     check_files(wanted, config.model, config.evaluation.canvas(config.sampling).frames)
-    folder = out or where.drawn()
+    folder = _make_folder(out or where.drawn())
     restored, _ = _restore(where, config, checkpoint, scores=False)
-    folder.mkdir(parents=True, exist_ok=True)
     drawn = evaluate(restored.sampler, restored.assembly, restored.config, wanted, count, score=False).media
     number = 0
     for medium in drawn:
         while any(folder.glob(f"{number:03d}.*")):
             number += 1
         say(str(media.write_media(medium, folder / f"{number:03d}", restored.sampler.frame_rate)))
+
+
+def _make_folder(folder: Path) -> Path:
+    """``folder``, in which files can be made. UserError: they cannot."""
+    from flowfactory.atomic_files import probe
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to: {error.strerror}; choose another folder with --out") from error
+    return folder
 
 
 def _require_files(paths: Iterable[Path]) -> None:

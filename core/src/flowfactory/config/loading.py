@@ -68,13 +68,31 @@ def resolve(
     listed = raw.get("plugins") or []
     if plugins and isinstance(listed, list):
         raw["plugins"] = [*listed, *(Path(plugin).resolve() for plugin in plugins)]
-    # --out and the default are relative to where the command was given, a path in the file to the file
-    if out is not None or "dir" not in (raw.get("output") or {}):
-        output = raw.get("output") or {}
-        if isinstance(output, dict):
-            chosen = Path(out) if out is not None else Path("runs") / path.stem
-            raw["output"] = {**output, "dir": chosen.absolute()}
+    output = raw.get("output") or {}
+    if isinstance(output, dict) and (chosen := _choose_directory(output, path, out)):
+        raw["output"] = {**output, "dir": chosen.absolute()}
     return validate(raw, source=path.name, folder=path.parent, overrides=overrides, approve=approve)
+
+
+def _choose_directory(output: Mapping[str, Any], path: Path, out: Path | None) -> Path | None:
+    """The run directory of the config in ``path``, from where the command was given; None: ``output`` says it.
+
+    A run directory's own config is about that directory, wherever it was moved or copied to.
+    """
+    if out is not None:
+        return Path(out)
+    if is_run_config(path) and not isinstance(output.get("dir"), CommandLineText):
+        return path.parent
+    return None if "dir" in output else Path("runs") / path.stem
+
+
+def is_run_config(path: Path) -> bool:
+    """Whether it is the config that a run wrote into its directory: what else a run leaves behind is beside it."""
+    folder = path.parent
+    return path.name == "config.yaml" and (
+        all((folder / name).is_file() for name in ("run.json", "metrics.jsonl"))
+        or any(folder.glob("checkpoints/[0-9]*/checkpoint.json"))
+    )
 
 
 def find_config(source: str | Path, plugins: Sequence[Path] = ()) -> Path:

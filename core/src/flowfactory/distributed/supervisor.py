@@ -50,8 +50,8 @@ from flowfactory.temporary_folders import temporary_folder
 from flowfactory.types import Say
 
 POLL_SECONDS = 0.1
-FAULT_REPORT_SECONDS = 0.5
-"""For the rank at fault to say so, once another has ended because of it."""
+FAULT_REPORT_SECONDS = 3.0
+"""For the rank at fault to say so, once another has ended because of it, and for the others to end what they have begun."""
 EXIT_SECONDS = 10.0
 """For ranks to exit that say they are done."""
 FAILED_NODES_SECONDS = 30.0
@@ -167,7 +167,7 @@ class NodeRendezvous:
 
 @dataclass(frozen=True)
 class Supervisor:
-    """Runs ``command`` as every rank of one node.
+    """Runs ``command`` as every rank of one node, with ``variables`` in the environment.
 
     A rank that raises ends all. One that dies is reason to start all again. A stop lets all finish what they do.
     """
@@ -178,6 +178,7 @@ class Supervisor:
     folder: Path
     requests: StopRequests
     say: Say
+    variables: Mapping[str, str] | None = None
 
     def run(self) -> Outcome:
         """How the last attempt ended on all nodes.
@@ -212,7 +213,7 @@ class Supervisor:
         given["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # else the first rank would open the store that is open already
         return subprocess.Popen(
             self.command,
-            env=defaults | os.environ | place.variables() | given,
+            env=defaults | os.environ | {**(self.variables or {})} | place.variables() | given,
             start_new_session=True,  # a terminal's Ctrl+C is ours to pass on, and what the rank starts is in its group
         )
 
@@ -273,8 +274,10 @@ def _kill(processes: Collection[subprocess.Popen[bytes]]) -> None:
             process.wait(KILL_SECONDS)
 
 
-def start(command: Sequence[str], launch: Launch, say: Say) -> None:
+def start(command: Sequence[str], launch: Launch, say: Say, variables: Mapping[str, str] | None = None) -> None:
     """Run ``command`` as every rank of ``launch`` on this node until all have ended. Call it in the main thread.
+
+    ``variables`` are set for the ranks alone.
 
     The end of a run is raised as in one process: UserError, RunError, Interrupted. A rank that raises ends all of them. One
     that dies is reason to start all again, with TORCHELASTIC_RESTART_COUNT above 0. The first Ctrl+C, SIGTERM or SIGHUP
@@ -285,7 +288,7 @@ def start(command: Sequence[str], launch: Launch, say: Say) -> None:
     with requests.counted(), temporary_folder() as folder:
         rendezvous = NodeRendezvous(launch, requests)
         try:
-            outcome = Supervisor(command, launch.max_restarts, rendezvous, folder, requests, say).run()
+            outcome = Supervisor(command, launch.max_restarts, rendezvous, folder, requests, say, variables).run()
         except DistError as error:
             lost = f"node {rendezvous.node} lost the first node; see there, or continue with --resume: {error}"
             raise RunError(lost) from error

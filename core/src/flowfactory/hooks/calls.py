@@ -15,7 +15,7 @@ from flowfactory.canvas import Canvas
 from flowfactory.discovery.source_places import describe_exception, place_of
 from flowfactory.errors import RunError, UserError
 from flowfactory.experience import Experience, Loss
-from flowfactory.types import Conditions, Evaluation, Prompt, RunInfo, Runtime, SamplingPlan, Step, Trainable, Trajectory
+from flowfactory.types import Conditions, Evaluation, Prompt, RunInfo, Runtime, SamplingPlan, Say, Step, Trainable, Trajectory
 
 if TYPE_CHECKING:
     from flowfactory.policy.policy import Policy
@@ -25,6 +25,7 @@ class Hooks:
     """The hooks of one run, typed. UserError: an answer is no such thing as the hook promises; it names who gave it."""
 
     def __init__(self, manager: pluggy.PluginManager) -> None:
+        self._manager = manager
         self._hook: Any = manager.hook
 
     def load(self, runtime: Runtime) -> Trainable:
@@ -84,6 +85,17 @@ class Hooks:
     def run_finished(self, run: RunInfo) -> None:
         """See RunSpecs.run_finished."""
         self._call("run_finished", run=run)
+
+    def run_failed(self, run: RunInfo, error: BaseException, say: Say) -> None:
+        """See RunSpecs.run_failed; each implementation is called, and ``say`` hears which of them raised."""
+        names = [one.plugin_name for one in self._hook.run_failed.get_hookimpls()]
+        plugins = self._manager.list_name_plugin()
+        for name in reversed(names):
+            caller = self._manager.subset_hook_caller("run_failed", [other for known, other in plugins if known != name])
+            try:
+                caller(run=run, error=error)
+            except (Exception, SystemExit) as problem:
+                say(f"warning: {name}: run_failed: {describe_exception(problem)}")
 
     def _ask(self, hook: str, wanted: Any, **given: Any) -> Any:
         return self._expect(hook, self._call(hook, **given), wanted, "returned")

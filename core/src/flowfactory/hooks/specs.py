@@ -107,3 +107,12 @@ class RunSpecs:
     @hookspec
     def run_finished(self, run: RunInfo) -> None:
         """The last iteration is done and everything is on disk. Anyone."""
+
+    @hookspec
+    def run_failed(self, run: RunInfo, error: BaseException) -> None:
+        """The run ends before its last iteration, by ``error``: it could not go on, or was asked to stop (Interrupted). Anyone.
+
+        Called on each rank on which ``run_started`` was, while ``error`` is on its way: close what is open, and ask no other
+        rank, which may be gone. What an implementation raises is a warning, and keeps no other from being called. Who kills a
+        process (SIGKILL, lack of memory) keeps it from all of this.
+        """

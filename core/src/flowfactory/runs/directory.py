@@ -15,8 +15,8 @@ from flowfactory.config import loading, yaml
 from flowfactory.config.schema import RunConfig
 from flowfactory.config.text_files import decode
 from flowfactory.data.media import write_media
-from flowfactory.errors import RunError, UserError
-from flowfactory.runs import trust
+from flowfactory.errors import UserError
+from flowfactory.runs import metrics_file, trust
 from flowfactory.runs.checkpoints import lookup
 from flowfactory.runs.resume import config_changes, fixed_config
 from flowfactory.types import Say
@@ -57,7 +57,7 @@ class RunDirectory:
 
     def _begun(self) -> bool:
         """Whether there is something to lose: a run that failed before its first update is not in the way of the next."""
-        return any(record["iteration"] > 0 for record in self.records()) or bool(lookup.list_checkpoints(self.checkpoints))
+        return metrics_file.has_begun(self.metrics) or bool(lookup.list_checkpoints(self.checkpoints))
 
     def require_run(self) -> None:
         """UserError: this is no run directory."""
@@ -104,30 +104,18 @@ class RunDirectory:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl. RunError: the disk takes no more."""
-        try:
-            with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise RunError(
-                f"{self.metrics} cannot be written ({error.strerror}); make room, and continue with --resume"
-            ) from error
+        metrics_file.append(self.metrics, record)
 
-    def records(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last one that a kill cut short is left out."""
-        if not self.metrics.exists():
-            return []
-        records = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return records
+    def records(self, say: Say = lambda _: None) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; ``say`` hears of those that cannot be read, which are left out."""
+        return metrics_file.read_records(self.metrics, say)
 
-    def rewind(self, iteration: int) -> None:
-        """Forget the metrics after ``iteration``, which are about to be made again."""
-        kept = [record for record in self.records() if record["iteration"] <= iteration]
-        write_atomically(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+    def rewind(self, iteration: int) -> int:
+        """Forget the metrics after ``iteration``, which are about to be made again; how many lines were put aside unread.
+
+        OSError: they cannot be written.
+        """
+        return metrics_file.rewind(self.metrics, iteration)
 
     def write_samples(
         self,
@@ -137,7 +125,10 @@ class RunDirectory:
         scores: Mapping[str, Tensor],
         frame_rate: float | None = None,
     ) -> None:
-        """Write ``samples/<iteration>/<number>.png``, or ``.mp4`` of what moves, and ``index.json``."""
+        """Write ``samples/<iteration>/<number>.png``, or ``.mp4`` of what moves, and ``index.json``.
+
+        OSError: they cannot be written.
+        """
         folder = self.samples / f"{iteration:06d}"
         folder.mkdir(parents=True, exist_ok=True)
         index = []

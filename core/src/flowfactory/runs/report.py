@@ -15,6 +15,7 @@ from flowfactory.rewards.warnings import dominance_warning, dominant_reward, hac
 from flowfactory.runs.charts import COLOURS, Points, Style, chart, scale_to_unit
 from flowfactory.runs.directory import LARGEST_CONFIG, RunDirectory
 from flowfactory.runs.embedded_media import data_url
+from flowfactory.runs.facts import ending_sentence, read_facts
 from flowfactory.runs.figures import read_figures
 from flowfactory.runs.score_format import format_score
 from flowfactory.types import Say
@@ -27,15 +28,17 @@ MOST_CHARTS, MOST_PAIRS, MOST_MEDIA = 200, 1000, 256 * 2**20
 """Of a section; of pictures; and characters of all pictures and videos of a page."""
 
 
-def write_report(directory: RunDirectory, say: Say = lambda _: None) -> Path:
-    """The path of ``report.html``: one page without outside parts, made from what is on disk.
+def write_report(directory: RunDirectory, say: Say = lambda _: None, out: Path | None = None) -> Path:
+    """The path of ``report.html``, or ``out``: one page without outside parts, made from what is on disk.
 
     Only from what lies in the directory, and is what a run writes: ``say`` hears of what is left out.
+    OSError: the page cannot be written.
     """
     text = page(directory, read_figures(directory, say), say)
     # half a character, as JSON can hold one, is none in a file
-    write_atomically(directory.report, text.encode("utf-8", "replace").decode())
-    return directory.report
+    path = out or directory.report
+    write_atomically(path, text.encode("utf-8", "replace").decode())
+    return path
 
 
 def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], say: Say) -> str:
@@ -48,7 +51,12 @@ def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], say: Say
         if (points := _points(records, name))
     }
     config = _read(directory.config, LARGEST_CONFIG, lambda content: content.decode("utf-8", "replace"), "", say)
-    sections = [_warnings(records, _aggregate(config)), _scores(held), _combined_chart(rewards, held)]
+    sections = [
+        _ending(read_facts(directory)),
+        _warnings(records, _aggregate(config)),
+        _scores(held),
+        _combined_chart(rewards, held),
+    ]
     sections += [_charts("Reward while training", rewards), _charts("Held-out score", held)]
     sections += [_pictures(directory, records, say), _charts("Diagnostics", diagnostics)]
     absent: dict[str, str] = {}
@@ -128,6 +136,12 @@ def _aggregate(config: str) -> str:
             return aggregate
         case _:
             return "sum"
+
+
+def _ending(facts: Mapping[str, Any]) -> str:
+    """How the run ended, where it is not done."""
+    told = ending_sentence(facts)
+    return f"<p class=warnings>{html.escape(told)}</p>" if told else ""
 
 
 def _warnings(records: Sequence[Mapping[str, Any]], aggregate: str) -> str:

@@ -70,6 +70,11 @@ class Terminal:
         """Take the bar away."""
         self.close()
 
+    @hookimpl
+    def run_failed(self) -> None:
+        """Take the bar away."""
+        self.close()
+
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:

@@ -47,3 +47,9 @@ class TensorBoard:
     def run_finished(self) -> None:
         """Close the event file."""
         self._writer.close()
+
+    @hookimpl
+    def run_failed(self) -> None:
+        """Close the event file, if there is one yet."""
+        if self._writer is not None:
+            self._writer.close()

@@ -5,20 +5,24 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 
-from flowfactory.atomic_files import write_atomically
+from flowfactory.atomic_files import disk_fault
 from flowfactory.config.idle_keys import idle_keys
 from flowfactory.config.schema import RunConfig
 from flowfactory.distributed.hangup import SIGHUP, stop_signals
 from flowfactory.distributed.ranks import ALONE, Ranks
-from flowfactory.errors import Interrupted, RunError
+from flowfactory.errors import Interrupted, RunError, UserError
 from flowfactory.rewards.warnings import dominance_warning, dominant_reward
 from flowfactory.runs import trust
 from flowfactory.runs.checkpoints.save import Checkpoints
-from flowfactory.runs.directory import RunDirectory, to_json
+from flowfactory.runs.directory import RunDirectory
+from flowfactory.runs.facts import add_facts, begin
 from flowfactory.runs.flat_iterations import FlatIterations, count_flat
+from flowfactory.runs.lock import RunLock
+from flowfactory.runs.metrics_file import UNREADABLE
+from flowfactory.runs.ownership import own
 from flowfactory.runs.score_format import format_score
 from flowfactory.runs.versions import versions
 from flowfactory.training.evaluation import evaluate
@@ -36,34 +40,86 @@ def train(
     say: Say = print,
     ranks: Ranks = ALONE,
 ) -> RunDirectory:
-    """Train to the last iteration and return the run directory.
+    """Train to the last iteration and return the run directory, which nobody else may run in meanwhile.
 
-    RunError: something is off with the training; the sentence names the last checkpoint. Interrupted: asked to stop; the
-    iteration under way was finished and saved first.
+    UserError: somebody else does, or it holds another run. RunError: something is off with the training; the sentence names the
+    last checkpoint. Interrupted: asked to stop; the iteration under way was finished and saved first, if asked once.
     """
     directory = RunDirectory(config.output.dir)
-    if ranks.leads:
-        directory.open(config, resume)
-        trust.remember(config, say)
-        for sentence in idle_keys(config):
-            say(f"warning: {sentence}")
-    else:
-        say = _silent
-    ranks.barrier()
-    run = prepare_run(config, observers, say, ranks=ranks)
-    if ranks.rank < config.distributed.count_reward_ranks(ranks.count):
-        run.assembly.prepare_rewards(run.policy.device)
-    run.assembly.hooks.run_started(run.info, run.policy)
-    checkpoints = Checkpoints(directory.checkpoints, ranks, config, say)
+    say = say if ranks.leads else _silent
+    with _stops_at_once(ranks), _opened(directory, config, resume, ranks, say) as lock:
+        with _translated(directory):
+            run = prepare_run(config, observers, say, ranks=ranks)
+            if ranks.rank < config.distributed.count_reward_ranks(ranks.count):
+                run.assembly.prepare_rewards(run.policy.device)
+        hooks = run.assembly.hooks
+        try:
+            with _translated(directory):
+                hooks.run_started(run.info, run.policy)
+                _train(run, directory, lock, resume, say)
+                hooks.run_finished(run.info)
+        except BaseException as error:
+            hooks.run_failed(run.info, error, say)
+            raise
+    return directory
+
+
+@contextmanager
+def _opened(directory: RunDirectory, config: RunConfig, resume: bool, ranks: Ranks, say: Say) -> Iterator[RunLock | None]:
+    """Within it the run directory is this run's, whose lock the leading rank is given.
+
+    UserError, on every rank: it is somebody else's, holds another run, or cannot be written to.
+    """
+    with ExitStack() as stack:
+        lock, problem = None, None
+        if ranks.leads:
+            try:
+                lock = stack.enter_context(own(directory, say))
+                directory.open(config, resume)
+                begin(directory, lock)
+            except (UserError, OSError) as error:
+                problem = error
+        told = ranks.broadcast(problem and _describe_opening(directory, problem))
+        if told is not None:
+            raise UserError(told) from problem
+        if ranks.leads:
+            trust.remember(config, say)
+            for sentence in idle_keys(config):
+                say(f"warning: {sentence}")
+        yield lock
+
+
+def _describe_opening(directory: RunDirectory, problem: Exception) -> str:
+    if isinstance(problem, OSError):
+        return f"output.dir: {directory.path} cannot be written to: {problem.strerror}"
+    return str(problem)
+
+
+@contextmanager
+def _translated(directory: RunDirectory) -> Iterator[None]:
+    """Interrupted: within it the run was stopped at once. RunError: a file cannot be written; the disk is full, or gone."""
+    try:
+        yield
+    except (UserError, RunError, Interrupted):
+        raise
+    except KeyboardInterrupt as error:
+        raise Interrupted("stopped at once; what was saved before is as it was, continue with --resume") from error
+    except Exception as error:
+        if told := disk_fault(error, f"a file of {directory.path}"):
+            raise RunError(f"{told}, and continue with --resume") from error
+        raise
+
+
+def _train(run: Run, directory: RunDirectory, lock: RunLock | None, resume: bool, say: Say) -> None:
+    checkpoints = Checkpoints(directory.checkpoints, run.ranks, run.config, say)
     done = _resume(run, directory, checkpoints, resume, say)
     try:
-        _iterations(run, directory, checkpoints, done, say)
+        with _translated(directory):
+            _iterations(run, directory, lock, checkpoints, done, say)
     except RunError as error:
         last = checkpoints.latest
         where = f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
         raise RunError(f"{error}; {where}") from error
-    run.assembly.hooks.run_finished(run.info)
-    return directory
 
 
 def _silent(sentence: str) -> None:
@@ -76,18 +132,25 @@ def _resume(run: Run, directory: RunDirectory, checkpoints: Checkpoints, resume:
     if done is not None:
         say(f"resumed after iteration {done} from {directory.checkpoints / f'{done:06d}'}")
         if run.ranks.leads:
-            directory.rewind(done)
+            directory.records(say)  # which says what cannot be read
+            _rewind(directory, done, say)
         return done
     if resume:
         say("nothing to resume from: starting at the first iteration")
     if run.ranks.leads:
-        write_atomically(directory.metrics, "")
-        write_atomically(directory.facts, to_json({"versions": versions()}))
+        _rewind(directory, -1, say)
+        add_facts(directory, {"versions": versions()})
     _record(run, directory, 0, {}, say)
     return 0
 
 
-def _iterations(run: Run, directory: RunDirectory, checkpoints: Checkpoints, done: int, say: Say) -> None:
+def _rewind(directory: RunDirectory, iteration: int, say: Say) -> None:
+    if unread := directory.rewind(iteration):
+        lines = "a line that cannot be read was" if unread == 1 else f"{unread} lines that cannot be read were"
+        say(f"warning: {lines} moved from {directory.metrics.name} to {directory.metrics.with_name(UNREADABLE)}")
+
+
+def _iterations(run: Run, directory: RunDirectory, lock: RunLock | None, checkpoints: Checkpoints, done: int, say: Say) -> None:
     config = run.config
     hooks = run.assembly.hooks
 
@@ -103,6 +166,8 @@ def _iterations(run: Run, directory: RunDirectory, checkpoints: Checkpoints, don
             if (label := dominant_reward(metrics)) and label not in warned:
                 warned.add(label)
                 say(f"warning: in iteration {number} {dominance_warning(label, metrics, config.advantages.aggregate)}")
+            if lock:
+                lock.require()
             last = number == config.training.iterations
             flat_for_long = flat.add(number, metrics)  # which warns, in the last iteration too
             too_long = None if last else flat_for_long
@@ -143,6 +208,26 @@ def _record(run: Run, directory: RunDirectory, number: int, metrics: dict[str, f
 
 
 @contextmanager
+def _stops_at_once(ranks: Ranks) -> Iterator[None]:
+    """Within it SIGTERM and SIGHUP are what Ctrl+C is, where nothing is to be saved first: observers hear of the end.
+
+    One of several ranks may be waiting for the others in a call that hears of nothing; it just ends, as always.
+    """
+    if ranks.count > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    changed = [number for number in stop_signals() if signal.getsignal(number) is signal.SIG_DFL]
+    for number in changed:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
 def stop_request(say: Say) -> Iterator[threading.Event]:
     """Set by the first Ctrl+C, SIGTERM or SIGHUP; the second one acts as always, but SIGHUP is only heard once."""
     asked = threading.Event()
@@ -153,9 +238,9 @@ def stop_request(say: Say) -> Iterator[threading.Event]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         asked.set()
-        say("stopping after this iteration, which is saved; once more to stop at once")
         for which, handler in before.items():  # a terminal that is closed sends several
             signal.signal(which, signal.SIG_IGN if which == SIGHUP else handler)
+        say("stopping after this iteration, which is saved; once more to stop at once")  # last: the second one may come before
 
     for which in before:
         signal.signal(which, ask)

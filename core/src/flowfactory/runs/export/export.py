@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from flowfactory.atomic_files import make_temporary_folder, remove_leftovers
+from flowfactory.atomic_files import disk_fault, make_temporary_folder, remove_leftovers, system_error
 from flowfactory.config.schema import RunConfig
-from flowfactory.errors import UserError
+from flowfactory.errors import RunError, UserError
 from flowfactory.policy.policy import FULL, Policy
 from flowfactory.runs import trust
 from flowfactory.runs.checkpoints import load, lookup
@@ -43,7 +43,7 @@ def export(
     directory takes them; no link out of a model is followed that was neither trained with here nor is ``trusted``.
 
     UserError: ``out`` exists, there is no such checkpoint, nothing is kept under that name, or the model has nothing in that
-    format.
+    format. RunError: the disk is full.
     """
     if out.exists():
         raise UserError(f"{out} already exists; choose another folder")
@@ -68,8 +68,11 @@ def export(
         write_card(temporary, directory, config, origin, exported, say)
         temporary.chmod(0o755)
         os.rename(temporary, out)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if disk_fault(error):
+            told = f"{out} cannot be written ({system_error(error).strerror})"  # type: ignore[union-attr]
+            raise RunError(f"{told}; make room, or choose another folder") from error
         raise
     return out
 

@@ -1,0 +1,197 @@
+"""How a run ends is heard by its observers, and stands in run.json and in the report, however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+
+from flowfactory import hookimpl
+from flowfactory.config.schema import RunConfig
+from flowfactory.errors import Interrupted, RunError, UserError
+from flowfactory.runs.directory import RunDirectory
+from flowfactory.runs.lock import LOCK
+from flowfactory.runs.report import write_report
+from flowfactory.runs.train import train
+from flowfactory.types import RunInfo
+
+Load = Callable[..., RunConfig]
+
+
+class Observer:
+    """Does ``act`` after the second iteration, and remembers how the run ended."""
+
+    def __init__(self, act: Callable[[], None] = lambda: None, at_end: Callable[[], None] = lambda: None) -> None:
+        self.act, self.at_end = act, at_end
+        self.ends: list[Any] = []
+
+    @hookimpl(trylast=True)  # when the tracker has heard of it
+    def iteration_finished(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        if iteration == 2:
+            self.act()
+
+    @hookimpl
+    def run_finished(self, run: RunInfo) -> None:
+        self.ends.append("finished")
+
+    @hookimpl
+    def run_failed(self, run: RunInfo, error: BaseException) -> None:
+        self.ends.append(error)
+        assert (run.directory / LOCK).exists()
+        self.at_end()
+
+
+def fail(error: BaseException) -> Callable[[], None]:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+def send(*numbers: int) -> Callable[[], None]:
+    def act() -> None:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+
+    return act
+
+
+def end_of(directory: RunDirectory) -> dict[str, Any]:
+    facts = json.loads(directory.facts.read_text())
+    assert "under_way" not in facts
+    assert "torch" in facts["versions"]
+    end: dict[str, Any] = facts["end"]
+    return end
+
+
+ENDS = {
+    "RunError": (fail(RunError("the loss is not finite")), RunError, "failed", "the loss is not finite; "),
+    "UserError": (fail(UserError("no such colour")), UserError, "failed", "no such colour"),
+    "any exception": (fail(KeyError("x")), KeyError, "failed", "'x'"),
+    "SystemExit": (fail(SystemExit(0)), RunError, "failed", "observer 1: "),
+    "Ctrl+C": (send(signal.SIGINT), Interrupted, "stopped", "stopped after iteration 2; continue with --resume"),
+    "SIGTERM": (send(signal.SIGTERM), Interrupted, "stopped", "stopped after iteration 2; continue with --resume"),
+    "Ctrl+C twice": (send(signal.SIGINT, signal.SIGINT), Interrupted, "stopped", "stopped at once; "),
+    "SIGTERM twice": (send(signal.SIGTERM, signal.SIGTERM), Interrupted, "stopped", "stopped at once; "),
+    "full disk": (fail(OSError(28, "No space left on device", "/x")), RunError, "failed", "/x cannot be written (No space"),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_however_a_run_ends_observers_the_report_and_the_lock_hear_of_it(load: Load, how: str) -> None:
+    act, kind, told, sentence = ENDS[how]
+    observer, second = Observer(act), Observer()
+    config = load({"output": {"trackers": ["tensorboard"]}, "training": {"iterations": 5}})
+    directory = RunDirectory(config.output.dir)
+    with pytest.raises(kind) as raised:
+        train(config, observers=[observer, second], say=lambda _: None)
+    assert observer.ends == second.ends == [raised.value]
+    end = end_of(directory)
+    assert end["how"] == told
+    assert end["sentence"].startswith(sentence)
+    assert "The run was stopped: " in (page := directory.report.read_text()) or "The run failed: " in page
+    assert [record["iteration"] for record in directory.records(pytest.fail)] == [0, 1, 2]
+    assert not (directory.path / LOCK).exists()
+    events = EventAccumulator(str(directory.path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2]
+    assert not [thread for thread in threading.enumerate() if thread.name in ("run lock", "report")]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_run_that_is_resumed_to_its_end_has_finished(load: Load) -> None:
+    config = load()
+    with pytest.raises(ZeroDivisionError):
+        train(config, observers=[Observer(fail(ZeroDivisionError()))], say=lambda _: None)
+    directory, observer = RunDirectory(config.output.dir), Observer()
+    assert "The run failed: ZeroDivisionError" in directory.report.read_text()
+    train(config, resume=True, observers=[observer], say=lambda _: None)
+    assert observer.ends == ["finished"]
+    assert end_of(directory)["how"] == "finished"
+
+
+@pytest.mark.parametrize("problem", [ValueError("no disk"), SystemExit(3)])
+def test_an_observer_that_fails_at_the_end_hides_neither_the_error_nor_the_end_from_others(
+    load: Load, problem: BaseException
+) -> None:
+    bad, good, said = Observer(at_end=fail(problem)), Observer(fail(RunError("the loss is not finite"))), list[str]()
+    with pytest.raises(RunError, match=r"^the loss is not finite") as raised:
+        train(load(), observers=[good, bad], say=said.append)
+    assert good.ends == bad.ends == [raised.value]
+    assert [line.partition(" (")[0] for line in said if "run_failed" in line] == [
+        f"warning: observer 1: run_failed: {type(problem).__name__}: {problem}"
+    ]
+
+
+def test_a_report_that_cannot_be_written_does_not_hide_the_error(load: Load) -> None:
+    config = load()
+    (config.output.dir / "report.html").mkdir(parents=True)
+    with pytest.raises(RunError, match=r"^the loss is not finite"):
+        train(config, observers=[Observer(fail(RunError("the loss is not finite")))], say=lambda _: None)
+
+
+def test_a_run_that_is_refused_leaves_no_trace_in_the_one_that_is_there(
+    load: Load, trained: Callable[..., RunDirectory]
+) -> None:
+    directory = trained()
+    before = {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="already holds a run"):
+        train(load(), say=lambda _: None)
+    with pytest.raises(UserError, match="was run with another config"):
+        train(load({"training": {"updates": 1}}), resume=True, say=lambda _: None)
+    assert {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_second_sigterm_ends_a_real_run_with_its_report_and_without_a_lock(
+    config_file: Callable[..., Path], start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    changes = {"rewards": {"bright": {"name": "bright", "seconds": 1.0}}, "training": {"iterations": 50}}
+    process = start("run", config_file(changes), "--out", tmp_path / "run")
+    assert process.stdout is not None
+    assert next(line for line in process.stdout if line.startswith("iteration 1/50"))
+    time.sleep(0.5)  # into the second one
+    process.send_signal(signal.SIGTERM)
+    assert next(line for line in process.stdout if line.startswith("stopping after this iteration"))
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    told = "stopped at once; what was saved before is as it was, continue with --resume"
+    assert (process.returncode, err) == (130, f"{told}\n")
+    directory = RunDirectory(tmp_path / "run")
+    assert end_of(directory)["sentence"] == told
+    assert "The run was stopped: stopped at once" in directory.report.read_text()
+    assert not (directory.path / LOCK).exists()
+
+
+KILLED = """
+import os, sys
+from flowfactory import hookimpl
+from flowfactory.config import loading
+from flowfactory.runs.train import train
+
+class Kill:
+    @hookimpl
+    def iteration_finished(self, iteration):
+        if iteration == 1:
+            os.kill(os.getpid(), 9)
+
+train(loading.load(sys.argv[1], out=sys.argv[2]), observers=[Kill()])
+"""
+
+
+def test_a_killed_run_says_in_its_report_that_no_end_is_known(load: Load, tmp_path: Path) -> None:
+    config = load()
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "config.yaml", config.output.dir], check=False)
+    assert done.returncode == -signal.SIGKILL
+    directory = RunDirectory(config.output.dir)
+    assert "The run was under way when this page was made, or it was killed." in write_report(directory).read_text()
