@@ -63,7 +63,9 @@ def _is(key: str, kind: str, figure: str) -> bool:
 
 def _error(one: Mapping[str, Any], other: Mapping[str, Any], label: str) -> float:
     """The standard error of the difference of two evaluations' means, as if their samples had nothing in common."""
-    return math.sqrt(sum(record.get(f"eval/{label}/std", 0.0) ** 2 / record.get("eval/samples", 1) for record in (one, other)))
+    return math.sqrt(
+        sum(record.get(f"eval/{label}/std", 0.0) ** 2 / max(1, record.get("eval/samples", 1)) for record in (one, other))
+    )
 
 
 def _rising_rewards(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, tuple[float, float]]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -19,6 +18,9 @@ LONGEST_LINE = 2**22
 """Bytes: a thousand metrics take a hundredth of it."""
 MOST_BYTES = 2**30
 """That are read for a report and the like: a million iterations."""
+LAST_ITERATION = 10_000_000
+LARGEST = 1e100
+"""No figure of a run is as large, and the square of a larger one may be no number."""
 TOLD = 3
 """Lines that are named, of those that cannot be read."""
 UNREADABLE = "metrics.unreadable"
@@ -35,7 +37,7 @@ class Line(NamedTuple):
 
 def read_lines(path: Path) -> Iterator[Line]:
     """Every line that is not empty. Refused, OSError: there is no file that can be read."""
-    with open_regular(path) as file:
+    with open_regular(path, within=path.parent) as file:
         number, begun = 0, False
         while raw := file.readline(LONGEST_LINE):
             enormous = begun or (not raw.endswith(b"\n") and len(raw) == LONGEST_LINE)
@@ -53,21 +55,18 @@ def _parse(number: int, raw: bytes) -> Line:
         if not isinstance(found, dict):
             raise Refused("is no JSON object")
         iteration = found.get("iteration")
-        if type(iteration) is not int or iteration < 0:
+        if type(iteration) is not int or not 0 <= iteration <= LAST_ITERATION:
             raise Refused("has no iteration")
     except UnicodeDecodeError:
         return Line(number, raw, None, "is no UTF-8")
     except Refused as reason:
         return Line(number, raw, None, str(reason).partition(" (")[0])
-    return Line(number, raw, {name: value for name, value in found.items() if _is_finite(value)})
+    return Line(number, raw, {name: value for name, value in found.items() if _is_figure(value)})
 
 
-def _is_finite(value: object) -> bool:
+def _is_figure(value: object) -> bool:
     """Whether it is a metric: NaN, which a run may well write, is none, and nothing that is no number."""
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:
-        return False
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
 
 
 def read_records(path: Path, say: Say = lambda _: None) -> list[dict[str, Any]]:

@@ -16,7 +16,6 @@ from flowfactory.runs.charts import COLOURS, Points, Style, chart, scale_to_unit
 from flowfactory.runs.directory import LARGEST_CONFIG, RunDirectory
 from flowfactory.runs.embedded_media import data_url
 from flowfactory.runs.facts import ending_sentence, read_facts
-from flowfactory.runs.figures import read_figures
 from flowfactory.runs.score_format import format_score
 from flowfactory.types import Say
 from flowfactory.untrusted_files import Refused, parse_json, read_bytes
@@ -34,7 +33,7 @@ def write_report(directory: RunDirectory, say: Say = lambda _: None, out: Path |
     Only from what lies in the directory, and is what a run writes: ``say`` hears of what is left out.
     OSError: the page cannot be written.
     """
-    text = page(directory, read_figures(directory, say), say)
+    text = page(directory, directory.records(say), say)
     # half a character, as JSON can hold one, is none in a file
     path = out or directory.report
     write_atomically(path, text.encode("utf-8", "replace").decode())

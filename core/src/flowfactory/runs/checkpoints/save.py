@@ -7,7 +7,6 @@ torch.distributed.checkpoint plans it. What is to be written is copied to host m
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -27,7 +26,7 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan
 
-from flowfactory.atomic_files import write_atomically
+from flowfactory.atomic_files import NO_ROOM, system_error, write_atomically
 from flowfactory.errors import RunError, UserError
 from flowfactory.runs.checkpoints.files import Stored, file_record, flush_to_disk
 from flowfactory.runs.checkpoints.load import load
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
     from flowfactory.training.learner import Learner
 
 WRITING, REMOVING, PART = ".writing-", ".removing-", ".part-"
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 T = TypeVar("T")
 
 
@@ -232,7 +230,7 @@ class Checkpoints:
         if not told:
             return result
         self._abandon(number)
-        if problem is not None and _os_error(problem) is None:
+        if problem is not None and system_error(problem) is None:
             raise problem
         raise RunError(told[0]) from problem
 
@@ -245,7 +243,7 @@ class Checkpoints:
             shutil.rmtree(self._folder / f"{WRITING}{number:06d}", ignore_errors=True)
 
     def _describe_problem(self, number: int, problem: Exception) -> str:
-        cause = _os_error(problem)
+        cause = system_error(problem)
         if cause is None:
             return str(problem) if isinstance(problem, RunError) else f"rank {self._ranks.rank}: {problem!r}"
         size = _format_bytes(self._plan.bytes if self._plan else 0)
@@ -318,18 +316,6 @@ def _remove(path: Path) -> None:
     aside = path.with_name(f"{REMOVING}{path.name}")
     os.rename(path, aside)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _os_error(error: BaseException) -> OSError | None:
-    """The operating system's word in ``error``; torch and safetensors wrap it in errors of their own."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError):
-            return seen
-        if found := re.search(r"\(os error (\d+)\)", str(seen)):
-            return OSError(int(found[1]), os.strerror(int(found[1])))
-        seen = seen.__cause__ or seen.__context__
-    return None
 
 
 def _format_bytes(size: float) -> str:

@@ -17,7 +17,6 @@ from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.export.adapters import COMFYUI, PEFT
 from flowfactory.runs.export.origin import Origin
 from flowfactory.runs.export.usage import code_span, describe_use
-from flowfactory.runs.figures import read_figures
 from flowfactory.training.plans import EVALUATION
 from flowfactory.types import Say
 
@@ -167,5 +166,5 @@ def write_card(
     folder: Path, directory: RunDirectory, config: RunConfig, origin: Origin, exported: Exported, say: Say = lambda _: None
 ) -> None:
     """Write README.md; ``say`` hears of figures that are left out of it."""
-    text = make_card(directory.path.absolute().name, read_figures(directory, say), config, origin, exported)
+    text = make_card(directory.path.absolute().name, directory.records(say), config, origin, exported)
     (folder / "README.md").write_text(text, encoding="utf-8", errors="replace")  # of a folder whose name is no UTF-8
