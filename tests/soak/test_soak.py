@@ -51,6 +51,7 @@ def test_what_grows_is_found() -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(900)
 def test_a_long_run_holds_what_it_held(tmp_path: Path, option: Option, capsys: pytest.CaptureFixture[str]) -> None:
     measured = train_for_long(tmp_path, option("--iterations"), MEASUREMENTS)
     with capsys.disabled():
@@ -59,6 +60,7 @@ def test_a_long_run_holds_what_it_held(tmp_path: Path, option: Option, capsys: p
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(900)
 def test_killed_runs_are_resumed_bitwise(tmp_path: Path, option: Option, capsys: pytest.CaptureFixture[str]) -> None:
     kills = option("--kills")
     tally = kill_and_resume(tmp_path, kills, iterations=6, seed=option("--kill-seed"), train=LORA)
@@ -69,6 +71,7 @@ def test_killed_runs_are_resumed_bitwise(tmp_path: Path, option: Option, capsys:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(900)
 def test_runs_that_lose_a_rank_or_the_launcher_are_resumed_bitwise(
     tmp_path: Path, option: Option, capsys: pytest.CaptureFixture[str]
 ) -> None:
