@@ -167,7 +167,7 @@ def largest_answer(asked: Mapping[str, Any]) -> int:
 
     A token with its bytes and its log-probability is at most 1 KiB of JSON; 1 MiB is for what else there may be.
     """
-    tokens = [asked[key] for key in ("max_tokens", "max_completion_tokens") if isinstance(asked.get(key), int)]
+    tokens: list[int] = [asked[key] for key in ("max_tokens", "max_completion_tokens") if isinstance(asked.get(key), int)]
     likeliest = asked.get("top_logprobs", 0)
     if not tokens or not isinstance(likeliest, int) or MORE & asked.keys():
         return LARGEST_ANSWER
