@@ -131,7 +131,7 @@ class Tally:
 
     def table(self) -> str:
         """One line a phase."""
-        rows = [f"{phase:<24}{self.killed[phase]:>8}{self.same[phase]:>18}" for phase in sorted(self.killed)]
+        rows = [f"{phase:<24}{self.killed[phase]:>8}{self.same[phase]:>18}" for phase in sorted(+self.killed)]
         total = f"{'all':<24}{self.killed.total():>8}{self.same.total():>18}"
         late = [f"{self.too_late} more had ended before"] if self.too_late else []
         return "\n".join([f"{'killed in':<24}{'kills':>8}{'resumed bitwise':>18}", *rows, total, *late, *self.trouble])
