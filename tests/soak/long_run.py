@@ -70,7 +70,11 @@ def write_config(folder: Path, url: str, iterations: int, every: int) -> Path:
             "batch_size": 8,
             "dynamics": {"name": "flow-sde"},
         },
-        "training": {"iterations": iterations, "batch_size": 8, "optimizer": {"lr": 0.001}},
+        "training": {
+            "iterations": iterations,
+            "batch_size": 8,
+            "optimizer": {"lr": 1e-6},
+        },  # so that rewards never come to be alike
         "evaluation": {"every": every, "pictures": 1},
         "output": {"checkpoint_every": every, "keep_last": 2},
         "plugins": [str(TOY)],
