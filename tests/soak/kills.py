@@ -99,7 +99,8 @@ def left_by(root: Path) -> dict[str, Any]:
     figures = [{k: v for k, v in line.items() if not k.startswith("seconds/") and k != "peak_memory_mb"} for line in lines]
     checkpoints = sorted(path.name for path in (root / "run" / "checkpoints").iterdir() if path.name.isdecimal())
     return {
-        **{str(path.relative_to(root)): path.read_bytes() for path in sorted(files)},
+        # a file that a kill left unfinished has a dot before its name, and nobody reads it
+        **{str(path.relative_to(root)): path.read_bytes() for path in sorted(files) if not path.name.startswith(".")},
         "metrics": figures,
         "checkpoints": checkpoints,
     }

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import yaml
@@ -18,6 +18,7 @@ from reward_server import serve_reward
 TOY = Path(__file__).parents[1] / "core" / "toy_plugin.py"
 MIB = 2**20
 FIGURES = ("memory", "descriptors", "threads", "processes", "temporary files", "files of the run")
+READINGS = 6
 MEMORY_SHARE, MEMORY_ALLOWANCE = 0.03, 12 * MIB
 """By how much a process's memory may rise from the second quarter of a run to the last.
 
@@ -107,6 +108,18 @@ def measure(pids: list[int], iteration: int, temporary: Path, run: Path) -> Figu
     return Figures(iteration, memory, descriptors, threads, len(pids), len([*temporary.rglob("*")]), len(files))
 
 
+def held(pid: int, iteration: int, temporary: Path, run: Path) -> Figures:
+    """What ``pid`` and all that it started hold for longer than a moment: the least of some readings, in a few iterations.
+
+    A checkpoint that is being written, and a request on its way, have a thread or a file for a moment.
+    """
+    readings = []
+    for _ in range(READINGS):
+        readings.append(measure([*process_tree(pid)], iteration, temporary, run))
+        time.sleep(0.03)
+    return Figures(*(min(column) for column in zip(*map(astuple, readings), strict=True)))
+
+
 @dataclass(frozen=True)
 class LongRun:
     """What was measured of the run and of its server, at the same iterations."""
@@ -132,8 +145,8 @@ class LongRun:
 def rising(figures: list[Figures]) -> list[str]:
     """Which of ``figures`` have gone up from their second quarter to their last, in one sentence each.
 
-    A checkpoint that is being written, or a request on its way, holds a thread or a file for a moment. So it counts what all
-    of the last quarter has, beyond what was usual in the second one; memory is compared by medians.
+    What all of the last quarter has counts, beyond what was usual in the second one: a reading may still have caught a moment.
+    Memory is compared by medians.
     """
     quarter = len(figures) // 4
     early, late = figures[quarter : 2 * quarter], figures[-quarter:]
@@ -182,8 +195,8 @@ def train_for_long(folder: Path, iterations: int, measurements: int) -> LongRun:
                 now = count_lines(folder / "run" / "metrics.jsonl") - 1
                 if now >= done + step:
                     done = now - now % step
-                    run.append(measure([*process_tree(process.pid)], now, temporary, folder / "run"))
-                    served.append(measure([*process_tree(server.process.pid)], now, served_temporary, folder / "none"))
+                    run.append(held(process.pid, now, temporary, folder / "run"))
+                    served.append(held(server.process.pid, now, served_temporary, folder / "none"))
         finally:
             process.kill()
             process.wait()
