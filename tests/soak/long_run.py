@@ -195,8 +195,13 @@ def train_for_long(folder: Path, iterations: int, measurements: int) -> LongRun:
                 now = count_lines(folder / "run" / "metrics.jsonl") - 1
                 if now >= done + step:
                     done = now - now % step
-                    run.append(held(process.pid, now, temporary, folder / "run"))
-                    served.append(held(server.process.pid, now, served_temporary, folder / "none"))
+                    both = (
+                        held(process.pid, now, temporary, folder / "run"),
+                        held(server.process.pid, now, served_temporary, folder / "none"),
+                    )
+                    if process.poll() is None:  # else the last reading is of a process that ends
+                        run.append(both[0])
+                        served.append(both[1])
         finally:
             process.kill()
             process.wait()
