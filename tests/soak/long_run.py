@@ -101,7 +101,7 @@ def measure(pids: list[int], iteration: int, temporary: Path, run: Path) -> Figu
     for pid in pids:
         with suppress(OSError):  # one that has just ended
             status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-            memory += int(status["RssAnon"].split()[0]) * 1024
+            memory += int(status.get("RssAnon", "0 kB").split()[0]) * 1024
             threads += int(status["Threads"])
             descriptors += len(os.listdir(f"/proc/{pid}/fd"))
     files = [path for path in run.rglob("*") if path.is_file() and "samples" not in path.parts]
