@@ -80,6 +80,13 @@ def distributed(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """A long run, in which nothing grows, and runs that are killed and resumed bitwise; prints what it counted."""
+    install(session, *TESTING, extras=True)
+    session.run("pytest", "-m", "soak", "tests/soak", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
 @nox.parametrize("package", list(PACKAGES), ids=[Path(folder).name for folder in PACKAGES])
 def isolated(session: nox.Session, package: str) -> None:
     """One package alone with core (and what it declares) in a clean environment, from built wheels; its own tests."""

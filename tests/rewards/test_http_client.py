@@ -4,6 +4,7 @@ import gc
 import itertools
 import socket
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -18,6 +19,7 @@ from flowfactory_rewards import http_client
 from flowfactory_rewards.http_client import Client, ClientConfig, error_message
 
 BODY = ("text/plain", b"?")
+LIMIT = 2**20  # bytes of an answer
 
 
 class Options(ClientConfig):
@@ -30,7 +32,7 @@ def made(*servers: ScriptedServer, **options: Any) -> Client:
 
 
 def post(client: Client, body: tuple[str, bytes] = BODY) -> bytes:
-    return client.post("/x", body, threading.Event())[1]
+    return client.post("/x", body, threading.Event(), LIMIT)[1]
 
 
 def in_turn(*answers: Answer | bytes | type[Drop]) -> Callable[[Request], Answer | bytes]:
@@ -125,17 +127,39 @@ def test_a_busy_server_is_left_alone_for_as_long_as_it_asks_and_that_is_no_failu
 
 
 def test_patience_has_an_end() -> None:
-    with serve_answers(in_turn((503, b'{"error": "64 requests wait already"}', {"Retry-After": "7"}))) as server:
-        with pytest.raises(RunError, match=rf"^{server.url}: busy for 0 s; the last answer: 503, 64 requests wait already$"):
-            post(made(server, patience=5))
-        assert len(server.asked) == 1
+    with serve_answers(in_turn((503, b'{"error": "64 requests wait already"}', {"Retry-After": "0.2"}))) as server:
+        begun = time.monotonic()
+        with pytest.raises(RunError, match=rf"^{server.url}: busy for 1 s; the last answer: 503, 64 requests wait already$"):
+            post(made(server, patience=0.8))
+        assert time.monotonic() - begun < 5
+        assert 2 <= len(server.asked) <= 6
+
+
+@pytest.mark.parametrize("asked", ["7", "1e300", "inf", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_no_server_is_left_alone_for_longer_than_there_is_patience(asked: str) -> None:
+    busy = (429, b"", {"Retry-After": asked})
+    with serve_answers(in_turn(busy, b"done")) as server:
+        assert post(made(server, patience=0.3)) == b"done"
+    with serve_answers(in_turn(busy)) as server:
+        with pytest.raises(RunError, match=rf"^{server.url}: busy for 0 s; the last answer: 429, ''$"):
+            post(made(server, patience=0.3))
+        assert len(server.asked) == 2
 
 
 def test_what_it_asks_for_may_be_a_date_or_nonsense() -> None:
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
     assert 90 < http_client._retry_after(soon) <= 100
     assert http_client._retry_after("3") == 3
-    assert [http_client._retry_after(text) for text in (None, "soon", "-5", "GMT")] == [0, 0, 0, 0]
+    nonsense = ["soon", "-5", "GMT", "", "nan", "-inf", "\x00", "1" * 400 + "x", "Sun, 06 Nov 1994 08:49:37 GMT"]
+    nonsense += ["Fri, 31 Dec 99999999999999999999 23:59:59 GMT", "Fri, 99 Foo 2026 99:99:99 GMT"]
+    assert [http_client._retry_after(text) for text in (None, *nonsense)] == [0] * 12
+
+
+@pytest.mark.parametrize("asked", ["-1", "nan", "soon", ""])
+def test_nonsense_that_is_asked_for_counts_as_a_failure(asked: str) -> None:
+    said = pytest.raises(RunError, match=r"no answer in 3 tries; the last: 503, ''$")
+    with serve_answers(in_turn((503, b"", {"Retry-After": asked}))) as server, said:
+        post(made(server, retries=2))
 
 
 def test_a_client_that_nobody_holds_leaves_no_thread_and_no_connection() -> None:
@@ -157,7 +181,7 @@ def test_connections_are_kept() -> None:
     with serve_answers(in_turn(b"")) as server:
         one = made(server, requests=3)
         for _ in range(4):
-            one.run_all([lambda stop: one.post("/x", BODY, stop) for _ in range(10)])
+            one.run_all([lambda stop: one.post("/x", BODY, stop, LIMIT) for _ in range(10)])
         assert len(server.asked) == 40
         assert server.connections <= 3
 
@@ -172,7 +196,7 @@ def test_requests_are_sent_at_once_and_results_are_in_order() -> None:
     with serve_answers(answer) as server:
         one = made(server, requests=4)
         bodies = [b"%d" % i for i in range(12)]
-        calls = [lambda stop, body=body: one.post("/x", ("text/plain", body), stop)[1] for body in bodies]  # type: ignore[misc]
+        calls = [lambda stop, body=body: one.post("/x", ("text/plain", body), stop, LIMIT)[1] for body in bodies]  # type: ignore[misc]
         assert one.run_all(calls) == bodies
         assert server.most_at_once == 4
 
@@ -181,7 +205,7 @@ def test_the_first_error_ends_all_that_has_not_begun() -> None:
     with serve_answers(in_turn((422, b'{"error": "no"}', {}))) as server:
         one = made(server, requests=2)
         with pytest.raises(RunError, match="answered 422, no"):
-            one.run_all([lambda stop: one.post("/x", BODY, stop) for _ in range(100)])
+            one.run_all([lambda stop: one.post("/x", BODY, stop, LIMIT) for _ in range(100)])
         assert len(server.asked) < 100
 
 
@@ -204,7 +228,7 @@ def test_a_slow_one_gets_fewer() -> None:
         one = made(tortoise, hare, requests=2)
 
         def call(stop: threading.Event) -> None:
-            one.post("/x", BODY, stop)
+            one.post("/x", BODY, stop, LIMIT)
             if len(hare.asked) == 20:
                 release.set()
 
@@ -217,7 +241,7 @@ def test_one_that_fails_rests_while_another_answers(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(http_client, "LONGEST_BACKOFF", 1000)
     with serve_answers(in_turn(Drop)) as bad, serve_answers(in_turn(b"good")) as good:
         one = made(bad, good, requests=4, retries=1)
-        assert one.run_all([lambda stop: one.post("/x", BODY, stop)[1] for _ in range(50)]) == [b"good"] * 50
+        assert one.run_all([lambda stop: one.post("/x", BODY, stop, LIMIT)[1] for _ in range(50)]) == [b"good"] * 50
         assert 1 <= len(bad.asked) <= 4  # those that were sent before the first came back
 
 
@@ -234,7 +258,7 @@ def test_requests_that_fail_together_are_one_failure() -> None:
 
     with serve_answers(answer) as server:
         one = made(server, requests=6)
-        one.run_all([lambda stop: one.post("/x", BODY, stop) for _ in range(6)])
+        one.run_all([lambda stop: one.post("/x", BODY, stop, LIMIT) for _ in range(6)])
         assert failures[0] == 1  # and the rest was the first of those that double
         assert len(server.asked) == 12
 
@@ -245,6 +269,84 @@ def test_one_that_comes_back_is_used_again() -> None:
         assert [post(one) for _ in range(3)] == [b"back"] * 3
 
 
+def test_all_requests_together_try_a_dead_server_as_often_as_one_would() -> None:
+    with serve_answers(in_turn((502, b"", {}))) as server:
+        one = made(server, requests=50, retries=2)
+        with pytest.raises(RunError, match=rf"^{server.url}: no answer in 3 tries; the last: 502, ''$"):
+            one.run_all([lambda stop: one.post("/x", BODY, stop, LIMIT) for _ in range(50)])
+        assert len(server.asked) <= 52  # all at once, and then one after each rest
+
+
+def listening(port: int = 0) -> socket.socket:
+    found = socket.socket()
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    found.bind(("127.0.0.1", port))
+    found.listen(16)
+    return found
+
+
+def answer_once(listener: socket.socket, body: bytes) -> None:
+    """Take one connection and its request, and close all."""
+    with listener:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+
+def test_a_server_that_was_there_is_waited_for_beyond_the_tries() -> None:
+    first = listening()
+    port = first.getsockname()[1]
+    client = Client(Options(url=f"http://127.0.0.1:{port}", retries=0, patience=60))
+    threading.Thread(target=answer_once, args=(first, b"before"), daemon=True).start()
+    assert post(client) == b"before"
+    came_back = threading.Timer(0.5, lambda: answer_once(listening(port), b"after"))
+    came_back.start()
+    assert post(client) == b"after"
+    came_back.join()
+
+
+def test_it_is_not_waited_for_for_ever() -> None:
+    first = listening()
+    url = f"http://127.0.0.1:{first.getsockname()[1]}"
+    client = Client(Options(url=url, retries=0, patience=0.5))
+    threading.Thread(target=answer_once, args=(first, b"before"), daemon=True).start()
+    assert post(client) == b"before"
+    begun = time.monotonic()
+    with pytest.raises(RunError, match=rf"^{url}: away for [12] s; the last answer: ConnectError: "):
+        post(client)
+    assert time.monotonic() - begun < 10
+
+
+def test_a_connection_that_was_closed_meanwhile_costs_no_try() -> None:
+    """Whatever of the request was sent on it, nobody has read it."""
+    with serve_answers(in_turn(b"one")) as server:
+        client = made(server, retries=0)
+        assert post(client) == b"one"
+        (kept,) = client._requests._http._transport._pool.connections  # type: ignore[attr-defined]
+        # as if the server had closed it just after it was found to be open
+        raw = kept._connection._network_stream.get_extra_info("socket")
+        raw.shutdown(socket.SHUT_RDWR)
+        kept._connection.has_expired = lambda: False
+        assert post(client) == b"one"
+        assert server.connections == 2
+
+
+def test_a_server_that_closes_each_connection_is_asked_on_another() -> None:
+    with serve_answers(in_turn((200, b"x", {"Connection": "close"}))) as server:
+        client = made(server, retries=0)
+        assert [post(client) for _ in range(5)] == [b"x"] * 5
+        assert server.connections == 5
+
+
+def test_no_cookie_is_kept() -> None:
+    with serve_answers(in_turn((200, b"", {"Set-Cookie": "a=b; Path=/"}))) as server:
+        client = made(server)
+        post(client)
+        post(client)
+        assert "cookie" not in server.asked[1].headers
+
+
 def test_the_token_goes_with_every_request_and_into_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_NAME", " sesame-1234 \n")
     with serve_answers(lambda asked: (401, b'{"error": "wrong key: sesame-1234"}', {})) as server:
@@ -253,7 +355,7 @@ def test_the_token_goes_with_every_request_and_into_no_message(monkeypatch: pyte
         with pytest.raises(RunError, match=said):
             post(one)
         with pytest.raises(RunError, match=said):
-            one.get("/x")
+            one.get("/x", LIMIT)
         assert [asked.headers["authorization"] for asked in server.asked] == ["Bearer sesame-1234"] * 2
         server.answer = lambda asked: (502, b"sesame-1234", {})
         with pytest.raises(RunError, match=r"502, '\*\*\*'$"):
@@ -281,9 +383,9 @@ def test_a_missing_token_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_every_url_is_asked_how_it_is_and_some_answers_may_be_tolerated() -> None:
     with serve_answers(in_turn(b"a")) as a, serve_answers(in_turn((404, b"", {}))) as b:
         one = made(a, b)
-        assert one.get("/models", tolerated=(404,)) == [(a.url, b"a"), (b.url, b"")]
+        assert one.get("/models", LIMIT, tolerated=(404,)) == [(a.url, b"a"), (b.url, b"")]
         with pytest.raises(RunError, match=rf"^{b.url}: answered 404"):
-            one.get("/models")
+            one.get("/models", LIMIT)
 
 
 @pytest.mark.parametrize(

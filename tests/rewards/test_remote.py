@@ -141,6 +141,18 @@ HEALTH = json.dumps({"reward": "r", "version": 1, "pointwise": True, "max_reques
         (b'{"scores": [1]}', "answered 1 scores for 2 samples"),
         (b'{"scores": [1, NaN]}', "answered NaN for sample 1; scores must be finite numbers"),
         (b'{"scores": [1, "2"]}', 'answered "2" for sample 1; scores must be finite numbers'),
+        (b'{"scores": [1, 2, 3]}', "answered 3 scores for 2 samples"),
+        (b'{"scores": [1, -Infinity]}', "answered -Infinity for sample 1; scores must be finite numbers"),
+        (b'{"scores": [1, 1e400]}', "answered Infinity for sample 1; scores must be finite numbers"),
+        (b'{"scores": [1, null]}', "answered null for sample 1; scores must be finite numbers"),
+        (b'{"scores": [true, 1]}', "answered true for sample 0; scores must be finite numbers"),
+        (
+            b'{"scores": [1, ' + b"9" * 400 + b"]}",
+            f"answered {'9' * 50} for sample 1; scores must be finite numbers",
+        ),
+        (b'{"scores": [1, ' + b"9" * 5000 + b"]}", 'answered no JSON: \'{"scores": [1, ' + "9" * 145 + "…'"),
+        (b'{"scores": [1, 2]', "answered no JSON: '{\"scores\": [1, 2]'"),
+        (b"\xff\x1b[31m", "answered no JSON: '\ufffd\\x1b[31m'"),
         (b'{"score": 1}', "answered no list of scores: '{\"score\": 1}'"),
     ],
 )

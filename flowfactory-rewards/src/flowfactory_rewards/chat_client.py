@@ -6,7 +6,7 @@ import base64
 import json
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -22,6 +22,11 @@ from flowfactory.rewards.wire import encode_png, excerpt
 from flowfactory_rewards.frame_sampling import sample_frames
 from flowfactory_rewards.http_client import RETRYABLE_STATUS, Client, ClientConfig
 from flowfactory_rewards.question_templates import check_question
+
+LARGEST_ANSWER = 64 * 2**20
+"""Bytes of an answer of which nothing else is known."""
+MORE = frozenset({"best_of", "echo", "n", "prompt_logprobs", "stream"})
+"""Keys of a request that make its answer longer than its tokens do."""
 
 Content = list[dict[str, Any]]
 """What a message consists of: texts and pictures."""
@@ -89,7 +94,7 @@ class ChatClient:
 
     def check(self) -> None:
         """RunError: an endpoint does not answer, or does not take the token."""
-        self._client.get("/models", tolerated=(404, 405))
+        self._client.get("/models", None, tolerated=(404, 405))
 
     def encode_sample(self, samples: Samples, i: int) -> Content:
         """Sample ``i``, as a picture or as the frames that are looked at."""
@@ -122,10 +127,11 @@ class ChatClient:
             **wanted,
             **config.extra_body,
         }
-        body = json.dumps({key: value for key, value in request.items() if value is not None}).encode()
+        asked = {key: value for key, value in request.items() if value is not None}
+        body, limit = json.dumps(asked).encode(), largest_answer(asked)
         tries = config.retries + 1
         for _ in range(tries):
-            url, answer = self._client.post("/chat/completions", ("application/json", body), stop)
+            url, answer = self._client.post("/chat/completions", ("application/json", body), stop, limit)
             try:
                 return read(parse_choice(answer))
             except MalformedAnswer as error:
@@ -154,6 +160,18 @@ class ChatReward:
             self.prepare_reward(device)
         assert self._chat is not None
         return self._chat
+
+
+def largest_answer(asked: Mapping[str, Any]) -> int:
+    """Bytes of the answer to ``asked``, the keys of a request: what its tokens and their likeliest others may take.
+
+    A token with its bytes and its log-probability is at most 1 KiB of JSON; 1 MiB is for what else there may be.
+    """
+    tokens: list[int] = [asked[key] for key in ("max_tokens", "max_completion_tokens") if isinstance(asked.get(key), int)]
+    likeliest = asked.get("top_logprobs", 0)
+    if not tokens or not isinstance(likeliest, int) or MORE & asked.keys():
+        return LARGEST_ANSWER
+    return min(LARGEST_ANSWER, 2**20 + max(*tokens, 0) * (1 + max(likeliest, 0)) * 2**10)
 
 
 def parse_choice(body: bytes) -> Choice:

@@ -7,22 +7,23 @@ import random
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from queue import Empty, SimpleQueue
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from flowfactory import ComponentConfig, RunError
 from flowfactory.rewards.wire import excerpt, read_token
-from flowfactory_rewards.timed_requests import CONNECT_TIMEOUT, Answer, TimedRequests, UnboundedAnswer
+from flowfactory_rewards.timed_requests import Answer, TimedRequests, UnusableAnswer, connect_timeout
 
 T = TypeVar("T")
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 30.0  # seconds that a server is left alone after a failure, which double
+LONGEST_REASON = 300  # characters of what is said of a connection, which may quote all that came
 RETRYABLE_STATUS = frozenset({408, 429, 502, 503, 504})
 """What a server says that may do better next time."""
 
@@ -65,7 +66,10 @@ class ClientConfig(ComponentConfig):
     )
     retries: int = Field(5, ge=0, le=1000, description="further tries of a request that fails, with growing rests between them")
     patience: float = Field(
-        600, gt=0, le=10_000_000, description="seconds that a request waits for servers that say that they are busy"
+        600,
+        gt=0,
+        le=10_000_000,
+        description="seconds that a request waits for servers that are busy, or that were there and are away",
     )
 
     def weights(self) -> dict[str, int]:
@@ -79,9 +83,23 @@ class Host:
 
     url: str
     in_flight: int = 0
-    failures: int = 0
+    answered: bool = False  # ever: it is there, and worth waiting for when it goes away
+    failures: int = 0  # since its last answer
+    tries: int = 0  # of those, the ones that are no reason to be patient
     retry_at: float = 0.0  # when it is to be asked again, by the monotonic clock
     era: int = 0  # counts its rests, so that requests that fail together count as one failure
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a try gave nothing, and for how many seconds the server asks to be left alone.
+
+    ``state``: busy or away, for which there is patience; '' for what counts as a try.
+    """
+
+    reason: str
+    state: Literal["busy", "away", ""] = ""
+    wait: float = 0.0
 
 
 class Cancelled(Exception):
@@ -135,16 +153,16 @@ class Client:
             stop.set()
         return [results[i] for i in range(len(calls))]
 
-    def get(self, path: str, tolerated: Collection[int] = ()) -> list[tuple[str, bytes]]:
-        """Every URL and the body of its answer, whose status is 200 or ``tolerated``. RunError: as :meth:`post`."""
-        return [self._send("GET", path, None, threading.Event(), [host], tolerated) for host in self._hosts]
+    def get(self, path: str, limit: int | None, tolerated: Collection[int] = ()) -> list[tuple[str, bytes]]:
+        """Every URL and the body of its answer, whose status is 200 or ``tolerated``. ``limit``, RunError: as :meth:`post`."""
+        return [self._send("GET", path, None, threading.Event(), [host], limit, tolerated) for host in self._hosts]
 
-    def post(self, path: str, body: tuple[str, bytes], stop: threading.Event) -> tuple[str, bytes]:
-        """The URL that answered and the body of its answer to ``body``, a Content-Type and bytes.
+    def post(self, path: str, body: tuple[str, bytes], stop: threading.Event, limit: int) -> tuple[str, bytes]:
+        """The URL that answered and the body, of at most ``limit`` bytes, of its answer to ``body``, a Content-Type and bytes.
 
-        RunError, with the URL, the tries and the last reason: none could, or one said that it never will.
+        RunError, with the URL, the tries and the last reason: none could, or one said that it never will, or said too much.
         """
-        return self._send("POST", path, body, stop, self._hosts, ())
+        return self._send("POST", path, body, stop, self._hosts, limit)
 
     def _send(
         self,
@@ -153,36 +171,50 @@ class Client:
         body: tuple[str, bytes] | None,
         stop: threading.Event,
         hosts: Sequence[Host],
-        tolerated: Collection[int],
+        limit: int | None,
+        tolerated: Collection[int] = (),
     ) -> tuple[str, bytes]:
         begun = time.monotonic()
-        failures = 0
+        tries = 0
         while True:
             host, era = self._acquire_host(hosts, stop)
-            reason, wait, busy = "", 0.0, False
             try:
-                answer = self._requests.send(method, host.url + path, body, self.config.request_timeout)
-            except UnboundedAnswer as error:
+                answer = self._requests.send(method, host.url + path, body, self.config.request_timeout, limit)
+            except UnusableAnswer as error:
                 self._release_host(host, era, None)
                 raise RunError(f"{host.url}: {error}; see what serves there") from error
             except Exception as error:
-                reason = self._describe_failure(error)
+                failure = self._failure(host, error)
             else:
                 if answer.status not in self._retryable:
                     self._release_host(host, era, None)
                     if answer.status != 200 and answer.status not in tolerated:
                         raise RunError(self._describe_refusal(host, path, answer))
                     return host.url, answer.body
-                reason = f"{answer.status}, {self._mask_token(error_message(answer.body))}"
-                wait = _retry_after(answer.headers.get("retry-after"))
-                busy = answer.status == 429 or (answer.status == 503 and wait > 0)
-            self._release_host(host, era, wait if busy and wait else 0.0)
+                failure = self._passing_refusal(answer)
             waited = time.monotonic() - begun
-            if busy and waited + wait > self.config.patience:
-                raise RunError(f"{host.url}: busy for {waited:.0f} s; the last answer: {reason}")
-            failures += not busy
-            if failures > self.config.retries:
-                raise RunError(f"{host.url}: no answer in {failures} tr{'y' if failures == 1 else 'ies'}; the last: {reason}")
+            left = max(0.0, self.config.patience - waited)
+            self._release_host(host, era, replace(failure, wait=min(failure.wait, left)))
+            if failure.state and not left:
+                raise RunError(f"{host.url}: {failure.state} for {waited:.0f} s; the last answer: {failure.reason}")
+            tries += not failure.state
+            # others may have tried all servers meanwhile
+            if max(tries, min(host.tries for host in hosts)) > self.config.retries and not failure.state:
+                told = "1 try" if self.config.retries == 0 else f"{self.config.retries + 1} tries"
+                raise RunError(f"{host.url}: no answer in {told}; the last: {failure.reason}")
+
+    def _failure(self, host: Host, error: Exception) -> Failure:
+        import httpx2
+
+        # one that starts again takes no connections meanwhile
+        away = host.answered and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+        return Failure(self._describe_failure(error), "away" if away else "")
+
+    def _passing_refusal(self, answer: Answer) -> Failure:
+        wait = _retry_after(answer.headers.get("retry-after"))
+        busy = answer.status == 429 or (answer.status == 503 and wait > 0)
+        reason = f"{answer.status}, {self._mask_token(error_message(answer.body))}"
+        return Failure(reason, "busy" if busy else "", wait if busy else 0.0)
 
     def _acquire_host(self, hosts: Sequence[Host], stop: threading.Event) -> tuple[Host, int]:
         """The host that has least to do of those that may be asked, and its era; waits for one."""
@@ -202,17 +234,19 @@ class Client:
                 resting = [host.retry_at - now for host in hosts if host.retry_at > now]
                 self._changed.wait(min([0.5, *(rest * self._chance.uniform(1, 1.1) + 0.001 for rest in resting)]))
 
-    def _release_host(self, host: Host, era: int, rest: float | None) -> None:
-        """After an answer, with ``rest`` None; after a failure with 0; after 'busy' with the seconds it asked for."""
+    def _release_host(self, host: Host, era: int, failure: Failure | None) -> None:
+        """After an answer, or a failure."""
         with self._changed:
             host.in_flight -= 1
-            if rest is None:
-                host.failures = 0
+            if failure is None:
+                host.answered = True
+                host.failures = host.tries = 0
             elif era == host.era:
                 host.era += 1
-                host.failures += not rest
-                growing = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** (host.failures - 1))
-                host.retry_at = time.monotonic() + (rest or growing) * self._chance.uniform(1, 1.25)
+                host.failures += not failure.wait
+                host.tries += not failure.state
+                growing = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(host.failures - 1, 60))
+                host.retry_at = time.monotonic() + (failure.wait or growing) * self._chance.uniform(1, 1.25)
             self._changed.notify_all()
 
     def _describe_refusal(self, host: Host, path: str, answer: Answer) -> str:
@@ -232,11 +266,12 @@ class Client:
         import httpx2
 
         if isinstance(error, httpx2.ConnectTimeout):
-            return f"no connection within {CONNECT_TIMEOUT:g} s"
+            return f"no connection within {connect_timeout(self.config.request_timeout):.3g} s"
         if isinstance(error, TimeoutError):
             return f"no answer within {self.config.request_timeout:g} s"
         if isinstance(error, httpx2.RequestError):
-            return self._mask_token(f"{type(error).__name__}: {error}".removesuffix(": "))
+            said = " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
+            return self._mask_token(said)[:LONGEST_REASON]
         raise error
 
     def _mask_token(self, text: str) -> str:
@@ -259,7 +294,7 @@ def _retry_after(text: str | None) -> float:
         return 0.0
     try:
         return max(0.0, float(text) if not text.strip().endswith("GMT") else _seconds_until(text))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0.0
 
 

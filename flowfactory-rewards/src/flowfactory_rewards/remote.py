@@ -16,6 +16,9 @@ from flowfactory.rewards.wire import VERSION, Encoding, WireError, build_multipa
 from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.http_client import Client, ClientConfig
 
+LARGEST_HEALTH = 64 * 2**10
+"""Bytes of what a server says of itself."""
+
 
 class RemoteConfig(ClientConfig):
     """The scores that ``flowfactory serve`` gives behind ``url``; range and direction are those of the reward there."""
@@ -63,7 +66,7 @@ class Remote:
     def prepare_reward(self, device: torch.device) -> None:
         """Ask every server how it is. RunError: one does not answer, or they serve different rewards."""
         self._client = Client(self._config)
-        told = [_parse_health(url, body) for url, body in self._client.get("/health")]
+        told = [_parse_health(url, body) for url, body in self._client.get("/health", LARGEST_HEALTH)]
         for url, each in zip(self._config.url, told, strict=True):
             if each.reward != told[0].reward:
                 raise RunError(
@@ -98,11 +101,16 @@ class Remote:
                 f"{len(rows)} samples make a request of {len(body[1]) / 2**20:.1f} MiB, and {self._config.url[0]} "
                 f"takes {self._max_request / 2**20:g}; lower batch_size, or serve with a larger --max-request"
             )
-        url, answer = self._client.post("/score", body, stop)
+        url, answer = self._client.post("/score", body, stop, largest_answer(len(rows)))
         try:
             return decode_scores(answer, len(rows))
         except WireError as error:
             raise RunError(f"{url}: {error}") from error
+
+
+def largest_answer(count: int) -> int:
+    """Bytes of an answer that holds ``count`` scores: each may have 100 digits and spaces, and there may be other keys."""
+    return 64 * 2**10 + 128 * count
 
 
 def pack_batches(units: list[list[int]], size: int) -> list[list[int]]:

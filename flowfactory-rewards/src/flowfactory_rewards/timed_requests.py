@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import weakref
+import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import httpx2
 
-CONNECT_TIMEOUT = 10.0  # seconds that a connection may take
-LARGEST_ANSWER = 64 * 2**20
-"""Bytes of an answer, unpacked: far beyond what a reward or a judge has to say."""
+LONGEST_CONNECT = 10.0  # seconds that a connection may take, and again that its handshake may
+LONGEST_ERROR = 64 * 2**10
+"""Bytes of an answer that is an error: what is beyond is not read."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,12 @@ class Answer:
     body: bytes
 
 
-class UnboundedAnswer(Exception):
-    """An answer that is larger than it may be, in a few words."""
+class UnusableAnswer(Exception):
+    """An answer that is larger than it may be, or packed as nobody asked for, in a few words."""
+
+
+class _StaleAnswer(Exception):
+    """An answer that was there before its request."""
 
 
 class TimedRequests:
@@ -40,45 +48,160 @@ class TimedRequests:
         import httpx2
 
         self._http = httpx2.AsyncClient(
-            headers=dict(headers),
-            timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT),
+            # as it is: a few bytes can be unpacked to any size
+            headers={"Accept-Encoding": "identity", **headers},
+            timeout=None,
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=idle, keepalive_expiry=30),
             follow_redirects=False,  # the headers hold a token
             # a proxy that the environment names is of no use on the way to this machine
             mounts={f"all://{name}": None for name in ("127.0.0.1", "localhost", "[::1]")},
+            # none is kept: they would grow with every answer
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         )
-        self._loop = asyncio.new_event_loop()
+        self._loop = _Loop()
         # a daemon: a run that ends does not wait for a server
         threading.Thread(target=_run_loop, args=(self._loop,), daemon=True, name="requests").start()
         weakref.finalize(self, _stop_loop, self._loop, self._http).atexit = False
 
-    def send(self, method: str, url: str, body: tuple[str, bytes] | None, seconds: float) -> Answer:
-        """The answer to ``body``, a Content-Type and bytes.
+    def send(self, method: str, url: str, body: tuple[str, bytes] | None, seconds: float, limit: int | None) -> Answer:
+        """The answer to ``body``, a Content-Type and bytes; its body is not read where ``limit`` is None.
 
-        TimeoutError: it was not all there within ``seconds`` from the call on. UnboundedAnswer: it was too large.
-        httpx2.RequestError: there is no connection, or it broke.
+        TimeoutError: it was not all there within ``seconds`` from the call on. UnusableAnswer: it has more than ``limit``
+        bytes; of an error, what is beyond LONGEST_ERROR is left. httpx2.RequestError: there is no connection, or it broke.
         """
-        return asyncio.run_coroutine_threadsafe(self._exchange(method, url, body, seconds), self._loop).result()
+        return asyncio.run_coroutine_threadsafe(self._exchange(method, url, body, seconds, limit), self._loop).result()
 
-    async def _exchange(self, method: str, url: str, body: tuple[str, bytes] | None, seconds: float) -> Answer:
+    async def _exchange(
+        self, method: str, url: str, body: tuple[str, bytes] | None, seconds: float, limit: int | None
+    ) -> Answer:
+        import httpx2
+
         headers, content = ({"Content-Type": body[0]}, body[1]) if body else ({}, None)
-        async with asyncio.timeout(seconds), self._http.stream(method, url, content=content, headers=headers) as response:
-            return Answer(response.status_code, response.headers, await _read_body(response))
+        timeout = httpx2.Timeout(None, connect=connect_timeout(seconds))
+        async with asyncio.timeout(seconds):
+            while True:
+                seen = _Exchange()
+                extensions = {"trace": seen.trace}
+                try:
+                    async with self._http.stream(
+                        method, url, content=content, headers=headers, timeout=timeout, extensions=extensions
+                    ) as response:
+                        return Answer(response.status_code, response.headers, await _read_body(response, limit))
+                except (httpx2.NetworkError, httpx2.RemoteProtocolError, _StaleAnswer):
+                    # one that was kept may have been closed meanwhile, and its server has heard nothing
+                    if seen.on_new_connection or seen.answered:
+                        raise
 
 
-async def _read_body(response: httpx2.Response) -> bytes:
-    limit = f"its answer is larger than {LARGEST_ANSWER / 2**20:g} MiB"
-    if "," in response.headers.get("content-encoding", ""):  # which may take for ever to unpack to nothing
-        raise UnboundedAnswer("its answer is compressed more than once")
+def connect_timeout(seconds: float) -> float:
+    """Seconds that a connection may take within a try of ``seconds``; its handshake may take as many."""
+    # less than a half: httpcore closes what its own time-out ends, and not a handshake that is cancelled
+    return min(LONGEST_CONNECT, seconds / 3)
+
+
+class _Exchange:
+    """What is seen of one request on its way."""
+
+    on_new_connection = False
+    answered = False
+
+    def __init__(self) -> None:
+        self._waited = asyncio.Event()
+
+    async def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Hear of ``event``, as httpcore names it. _StaleAnswer: the answer was read before anything could come."""
+        if event == "connection.connect_tcp.started":
+            self.on_new_connection = True
+        elif event == "http11.receive_response_headers.started":
+            # what comes from the network lets the loop go on first
+            asyncio.get_running_loop().call_soon(self._waited.set)
+        elif event == "http11.receive_response_headers.complete":
+            if not self._waited.is_set():
+                raise _StaleAnswer
+            self.answered = True
+
+
+async def _read_body(response: httpx2.Response, limit: int | None) -> bytes:
+    refused = response.status_code != 200
+    if limit is None and not refused:
+        return b""
+    most = LONGEST_ERROR if refused or limit is None else limit
     length = response.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > LARGEST_ANSWER:
-        raise UnboundedAnswer(limit)
+    if not refused and length.isdecimal() and int(length) > most:
+        raise _too_large(most)
     body = bytearray()
-    async for chunk in response.aiter_bytes():
+    async for chunk in response.aiter_raw():
         body += chunk
-        if len(body) > LARGEST_ANSWER:
-            raise UnboundedAnswer(limit)
-    return bytes(body)
+        if len(body) > most:
+            if not refused:
+                raise _too_large(most)
+            break
+    packed = response.headers.get("content-encoding", "identity").strip().lower()
+    try:
+        whole = bytes(body) if packed == "identity" else _unpack(bytes(body), packed, most)
+    except UnusableAnswer:
+        if not refused:
+            raise
+        return b""
+    if len(whole) > most and not refused:
+        raise _too_large(most)
+    return whole[:most]
+
+
+def _unpack(body: bytes, packed: str, most: int) -> bytes:
+    """``body``, unpacked, as far as one byte beyond ``most``. UnusableAnswer: it cannot be."""
+    if packed not in ("gzip", "x-gzip", "deflate"):
+        raise UnusableAnswer(f"its answer is packed as {packed[:40]!r}, which was not asked for")
+    try:
+        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, most + 1)
+    except zlib.error as error:
+        raise UnusableAnswer(f"its answer cannot be unpacked: {error}") from error
+
+
+def _too_large(most: int) -> UnusableAnswer:
+    size = f"{most / 2**20:.3g} MiB" if most >= 2**20 else f"{most / 2**10:.3g} KiB"
+    return UnusableAnswer(f"its answer is larger than {size}")
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """Looks names up in threads of its own, once at a time each.
+
+    Those that asyncio takes are waited for when the process ends, and a resolver may take minutes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lookups: dict[tuple[Any, ...], asyncio.Future[Any]] = {}
+
+    async def getaddrinfo(
+        self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+    ) -> list[Any]:
+        key = (host, port, family, type, proto, flags)
+        found = self._lookups.get(key)
+        if found is None:
+            found = self._lookups[key] = self.create_future()
+            threading.Thread(target=self._look_up, args=(key, found), daemon=True, name="look-up").start()
+        result: list[Any] = await asyncio.shield(found)  # others wait for it too
+        return result
+
+    def _look_up(self, key: tuple[Any, ...], found: asyncio.Future[Any]) -> None:
+        result: Any = None
+        problem: Exception | None = None
+        try:
+            result = socket.getaddrinfo(*key)
+        except Exception as error:
+            problem = error
+
+        def settle() -> None:
+            del self._lookups[key]
+            if problem is None:
+                found.set_result(result)
+            else:
+                found.set_exception(problem)
+                found.exception()  # seen, whether or not somebody still waits
+
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            self.call_soon_threadsafe(settle)
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
