@@ -254,6 +254,14 @@ def test_what_a_kill_left_half_written_or_half_deleted_is_cleared_away_by_the_ne
     assert [path.name for path in folder.iterdir()] == ["000002"]
 
 
+def test_what_a_kill_left_undone_after_the_last_checkpoint_is_done_when_it_is_resumed(prepared: Prepared, folder: Path) -> None:
+    run = prepared()
+    save(owner(run, folder), run, 1, 2, 3)
+    (folder / ".removing-000000").mkdir()
+    assert owner(run, folder, keep_last=2).restore(run.policy, run.learner) == 3
+    assert sorted(path.name for path in folder.iterdir()) == ["000002", "000003"]
+
+
 def test_the_last_checkpoints_are_kept_and_nothing_else_is_deleted(prepared: Prepared, folder: Path) -> None:
     run = prepared()
     save(owner(run, folder), run, 1, 9)  # 9 of a time that was forgotten

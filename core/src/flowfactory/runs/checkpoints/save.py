@@ -126,6 +126,9 @@ class Checkpoints:
                 problem = f"{name} is no state of a generator"
                 raise UserError(f"{path} is damaged: {problem}; choose another checkpoint, or delete it") from error
         self._last = path
+        if self._ranks.leads:  # which a run of which nothing is left to do would never come to
+            self._remove_leftovers()
+            self._remove_older(manifest.iteration)
         return manifest.iteration
 
     def _damage(self, path: Path) -> str | None:
@@ -164,11 +167,15 @@ class Checkpoints:
         return _WritePlan(asked, plans[self._ranks.rank], _count_bytes(metadata))
 
     def _make(self, folder: Path) -> None:
+        self._remove_leftovers()
+        folder.mkdir(parents=True)
+
+    def _remove_leftovers(self) -> None:
+        """Delete what a kill left half written or half deleted."""
         for prefix in (WRITING, REMOVING):
             for left in self._folder.glob(f"{prefix}*"):
                 if re.fullmatch(NUMBER, left.name.removeprefix(prefix)):
                     shutil.rmtree(left)
-        folder.mkdir(parents=True)
 
     def _check_shared_folder(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -214,6 +221,10 @@ class Checkpoints:
             _remove(final)
         os.rename(temporary, final)
         flush_to_disk(self._folder)
+        self._remove_older(number)
+
+    def _remove_older(self, number: int) -> None:
+        """Delete all but the last ``keep_last`` of the checkpoints up to iteration ``number``, which is whole."""
         if self._keep_last is not None:
             older = [path for path in list_checkpoints(self._folder) if int(path.name) <= number]
             for path in older[: -self._keep_last]:
