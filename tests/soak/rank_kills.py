@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kills import Tally, left_by, same, write_config
+from kills import Tally, left_by, write_config
 from long_run import count_lines, process_tree
 from saved import weights
 
@@ -91,7 +91,7 @@ def kill_ranks_and_launchers(folder: Path, tries: int, seed: int) -> Tally:
             process = start(config, root, "--resume")
         tally.killed[victim] += 1
         found = finish(process, root)
-        off = [key for key in sorted({*expected, *found}) if not same(key, expected.get(key), found.get(key))]
+        off = [key for key in sorted({*expected, *found}) if expected.get(key) != found.get(key)]
         if off:
             tally.trouble.append(f"{root}: {', '.join(off[:5])} differ")
         else:
