@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from base64 import b64encode
 from collections.abc import Iterator
 from io import BytesIO
@@ -13,6 +12,9 @@ from typing import Any
 from PIL import Image
 
 from flowfactory.data.media import encode_video, import_pyav
+from flowfactory.data.pictures import open_picture
+from flowfactory.data.video_index import check_index
+from flowfactory.data.videos import open_container
 from flowfactory.errors import UserError
 from flowfactory.untrusted_files import Refused, read_bytes
 
@@ -36,9 +38,7 @@ def data_url(path: Path, within: Path) -> str:
 def encode_picture_anew(content: bytes) -> bytes:
     """The PNG with the pixels of a PNG and nothing else of it. Refused: it is none, or too large."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is lower
-            picture = Image.open(BytesIO(content), formats=["PNG"])
+        picture = open_picture(BytesIO(content), ("PNG",))
         if picture.width * picture.height > MOST_PIXELS:
             raise Refused(f"has more than {MOST_PIXELS // 10**6} megapixels")
         pixels = picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
@@ -58,8 +58,10 @@ def encode_video_anew(content: bytes) -> bytes:
         av = import_pyav()
     except UserError as error:
         raise Refused(f"is a video, and {str(error).partition(' ')[2]}") from error
-    try:  # from memory, where there is nothing else that it could name
-        with av.open(BytesIO(content), format="mp4") as container, tempfile.TemporaryDirectory() as folder:
+    file = BytesIO(content)
+    try:
+        is_mp4 = check_index(file, len(content))
+        with open_container(file, is_mp4, ("mov",)) as container, tempfile.TemporaryDirectory() as folder:
             stream = container.streams.video[0]
             if stream.codec_context.name != "h264":
                 raise Refused("is not H.264, as a run's videos are")
