@@ -193,7 +193,7 @@ LIES: dict[str, tuple[Mapping[str, Any], str]] = {
     "fixed a list": ({"fixed": []}, "does not say what a resumed run may not change"),
     "fixed with another hash": ({"fixed": {"hash": "a", "values": {}}}, "does not say what a resumed run may not change"),
     "fixed values a list": ({"fixed": {"hash": checksum([]), "values": []}}, "does not say what a resumed run"),
-    "fixed nested deep": ({"fixed": {"hash": "", "values": {"a": nested(300)}}}, "does not say what a resumed run"),
+    "fixed nested deep": ({"fixed": {"hash": "", "values": {"a": nested(300)}}}, "is nested more than 32 deep"),
 }
 
 
@@ -218,7 +218,7 @@ TEXTS = {
     "a list": ("[]", "is not what was written"),
     "null": ("null", "is not what was written"),
     "no UTF-8": (b"\xff\xfe", r"is no JSON \("),
-    "nested": ("[" * 100_000, "is nested too deep"),
+    "nested": ("[" * 100_000, "is nested more than 32 deep"),
     "a number too long": ("1" * 5000, r"is no JSON \("),
     "format a text": ('{"format": "2"}', "is not what was written"),
     "format true": ('{"format": true}', "is not what was written"),

@@ -84,16 +84,9 @@ def _read(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is {told}; start a new run in another --out")
     if known > FORMAT:
         raise UserError(f"{folder} is of a newer version (format {known}, this one reads {FORMAT}); update flowfactory")
-    if content.pop("checksum", None) != _checksum(content):
+    if content.pop("checksum", None) != checksum(content):
         raise Damaged(f"{MANIFEST} is not what was written")
     return content
-
-
-def _checksum(content: dict[str, Any]) -> str:
-    try:
-        return checksum(content)
-    except RecursionError as error:  # which is nearer for writing than for reading
-        raise Damaged(f"{MANIFEST} is nested too deep") from error
 
 
 def _check_fixed(fixed: object) -> dict[str, Any]:
