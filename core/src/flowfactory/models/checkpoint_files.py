@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from flowfactory.errors import RunError, UserError
+from flowfactory.models.config_sizes import check_sizes
 from flowfactory.untrusted_files import Refused, read_json
 
 AGAIN = "get it again, whole"
@@ -141,6 +142,8 @@ def _parse_settings(file: Path) -> Any:
         raise UserError(f"{file} {refused}; {AGAIN}") from refused
     if settings and not isinstance(found, dict):
         raise UserError(f"{file} holds no settings; {AGAIN}")
+    if settings:
+        check_sizes(file, found)
     return found
 
 
@@ -172,8 +175,10 @@ def reading(source: str, kind: type[Exception] = UserError) -> Iterator[None]:
     """Within it whatever a library raises is an error of ``kind``, one line that begins with ``source``."""
     try:
         yield
-    except (UserError, RunError, MemoryError, torch.OutOfMemoryError):
+    except (UserError, RunError, torch.OutOfMemoryError):
         raise
+    except MemoryError as error:
+        raise kind(f"{source} takes more memory than this machine has; use one with more, or {AGAIN}") from error
     except Exception as error:
         raise kind(f"{source} cannot be read: {_explain(error)}") from error
 
