@@ -22,8 +22,8 @@ from flowfactory.runs.resume import config_changes, fixed_config
 from flowfactory.types import Say
 from flowfactory.untrusted_files import Refused, leads_into, read_bytes, read_json
 
-LARGEST_CONFIG, LARGEST_INDEX = 16 * 2**20, 64 * 2**20
-"""In bytes."""
+LARGEST_CONFIG, LARGEST_INDEX = 2**19, 8 * 2**20
+"""In bytes: a config with all defaults written out is several times as long as it was, and a picture's entry has hundreds."""
 
 
 class RunDirectory:
