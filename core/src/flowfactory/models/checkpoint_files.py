@@ -201,7 +201,10 @@ def _explain(error: BaseException) -> str:
         return "the hub has no such id that you may read; correct it, give a folder, or log in: hf auth login"
     if raised(errors.LocalEntryNotFoundError, ConnectionError):
         return "it is not on this machine, and the hub is out of reach; give a folder, or download it first: hf download"
-    return one_line(error if isinstance(error, OSError | ImportError) else f"{type(error).__name__}: {error}")
+    told = one_line(error if isinstance(error, OSError | ImportError) else f"{type(error).__name__}: {error}")
+    # what libraries raise of a value that they did not expect, most often without the key that it stands under
+    odd = isinstance(error, LookupError | TypeError | AttributeError | ValueError | ArithmeticError)
+    return f"{told}; a file of it holds what its library does not take; {AGAIN}" if odd else told
 
 
 def _chain(error: BaseException) -> list[BaseException]:
