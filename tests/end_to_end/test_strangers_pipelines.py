@@ -111,6 +111,34 @@ def test_an_index_names_no_code(library: str, kind: str, told: str, folder: Path
     assert not mark.exists()
 
 
+def test_a_schedule_of_more_steps_than_memory_holds_is_refused(folder: Path) -> None:
+    file = folder / "scheduler/scheduler_config.json"
+    for steps, told in ((10**10, "10000000000"), (10**9, "1000000000"), (1e12, "1000000000000.0")):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"num_train_timesteps": steps}))
+        refused = f"model.path: {file}: num_train_timesteps is {told}, more than the 100000 that is read; get it again, whole"
+        assert refusal(folder) == refused
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "settings"),
+    [
+        ("tokenizer", "tokenizer_config.json", {"model_max_length": "x"}),
+        ("tokenizer", "tokenizer_config.json", {"tokenizer_object": "x"}),
+        ("text_encoder", "config.json", {"dtype": "load"}),
+        ("text_encoder", "config.json", {"hidden_act": "os.system"}),
+        ("transformer", "config.json", {"num_layers": "x"}),
+        ("scheduler", "scheduler_config.json", {"shift": "x"}),
+    ],
+)
+def test_a_value_that_a_library_does_not_take_is_one_line_that_says_what_to_do(
+    part: str, name: str, settings: dict[str, str], folder: Path
+) -> None:
+    file = folder / part / name
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    told = r"(\w+Error: .*); a file of it holds what its library does not take; get it again, whole"
+    assert re.fullmatch(rf"model\.path: {part} of {re.escape(str(folder))} cannot be read: {told}", refusal(folder))
+
+
 def test_an_index_names_no_folder_elsewhere(folder: Path, tmp_path: Path) -> None:
     """What is not beside it is not looked at, wherever it is."""
     (tmp_path / "elsewhere").mkdir()

@@ -65,9 +65,9 @@ def parse_json(text: str | bytes) -> Any:
     inner = [value]
     for _ in range(DEEPEST + 1):
         inner = [item for each in inner if isinstance(each, dict | list) for item in _items(each)]
-    if inner:
-        raise Refused(TOO_DEEP)
-    return value
+        if not inner:
+            return value
+    raise Refused(TOO_DEEP)
 
 
 def read_json(path: Path, limit: int, within: Path | None = None) -> Any:

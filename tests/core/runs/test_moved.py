@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -96,3 +97,96 @@ def test_a_config_that_a_user_wrote_beside_files_of_other_names_is_no_run_direct
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
     assert loading.load(path).output.dir == tmp_path / "runs/mine"
+
+
+WEIGHED = """
+from pathlib import Path
+
+import torch
+
+from flowfactory import ComponentConfig, hookimpl
+from flowfactory.config.paths import CheckpointPath
+
+
+class WeighedConfig(ComponentConfig):
+    path: CheckpointPath
+    again: CheckpointPath = "somebody/weights"
+
+    def check(self, run):
+        if not Path(self.path, "weights").is_file():
+            raise ValueError(f"there are no weights in {self.path}")
+
+    def build(self, label):
+        return Weighed(label, self.path)
+
+
+class Weighed:
+    def __init__(self, label, path):
+        self.label, self.path = label, Path(path)
+
+    @hookimpl
+    def compute_reward(self, samples):
+        return {self.label: torch.ones(len(samples.media)) * float((self.path / "weights").read_text())}
+
+
+@hookimpl
+def register_components(register):
+    register("reward", "weighed", WeighedConfig)
+"""
+
+
+@pytest.fixture
+def elsewhere(trained: Trained, toy: Path, tmp_path: Path) -> Path:
+    """The copy of a run directory where the prompts and the weights of rewards that it trained with are no longer."""
+    weights, plugin = tmp_path / "weights", tmp_path / "weighed.py"
+    weights.mkdir()
+    (weights / "weights").write_text("1")
+    plugin.write_text(WEIGHED)
+    weighed = {"name": "weighed", "path": str(weights)}
+    directory = trained(
+        {
+            "training": {"iterations": 1},
+            "rewards": {"bright": {"name": "bright"}, "weighed": {**weighed, "weight": 0.5}},
+            "evaluation": {"rewards": {"other": weighed}},
+            "plugins": [str(toy), str(plugin)],
+        }
+    )
+    copy = Path(shutil.copytree(directory.path, tmp_path / "copy"))
+    shutil.rmtree(weights)
+    shutil.rmtree(tmp_path / "cache")
+    for name in ("train.txt", "heldout.txt"):
+        (tmp_path / name).unlink()
+    return copy
+
+
+def test_a_copy_is_drawn_with_and_exported_where_its_prompts_and_rewards_are_not(
+    elsewhere: Path, invoke: Invoke, tmp_path: Path
+) -> None:
+    code, out, err = invoke("sample", elsewhere, "red")
+    assert (code, out, err) == (0, f"{elsewhere / 'samples/drawn/000.png'}\n", "")
+    code, out, err = invoke("export", elsewhere, tmp_path / "exported")
+    assert (code, out, err) == (0, f"{tmp_path / 'exported'}\n", "")
+    assert "weighed" in (tmp_path / "exported/README.md").read_text()
+
+
+def test_a_copy_is_evaluated_with_the_held_out_prompts_and_the_rewards_alone(
+    elsewhere: Path, invoke: Invoke, tmp_path: Path
+) -> None:
+    told = [f"prompts.heldout: no file {tmp_path / 'heldout.txt'}", f"there is no folder {tmp_path / 'weights'}"]
+    code, _, err = invoke("eval", elsewhere)
+    assert code == 2
+    assert all(sentence in err for sentence in told)
+    assert "prompts.train" not in err
+    (tmp_path / "heldout.txt").write_text("black\norange\n")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/weights").write_text("1")
+    code, out, err = invoke("eval", elsewhere)
+    assert (code, err) == (0, "")
+    assert json.loads(out)["eval/other/mean"] == 1
+
+
+def test_a_run_needs_all_of_them(elsewhere: Path, invoke: Invoke, tmp_path: Path) -> None:
+    code, _, err = invoke("run", elsewhere / "config.yaml", "--resume")
+    assert code == 2
+    assert f"prompts.train: no file {tmp_path / 'train.txt'}" in err
+    assert f"there is no folder {tmp_path / 'weights'}" in err

@@ -24,7 +24,7 @@ from flowfactory.distributed.ranks import Ranks
 from flowfactory.errors import RunError, UserError
 from flowfactory.runs.checkpoints import lookup
 from flowfactory.runs.checkpoints import save as saving
-from flowfactory.runs.checkpoints.files import Damaged, file_record
+from flowfactory.runs.checkpoints.files import Damaged, Stored, file_record
 from flowfactory.runs.checkpoints.load import load as load_weights
 from flowfactory.runs.checkpoints.manifest import MANIFEST, Manifest
 from flowfactory.runs.checkpoints.save import Checkpoints
@@ -226,6 +226,7 @@ TEXTS = {
     "format enormous": ('{"format": 1' + "0" * 4000 + "}", "is not what was written"),
     "format negative": ('{"format": -3}', "is not what was written"),
     "no checksum": ('{"format": 2}', "is not what was written"),
+    "a million lists": ("[" + "[]," * 22_000_000 + "[]]", "is larger than 4 MiB"),
 }
 
 
@@ -364,6 +365,26 @@ def test_a_header_is_no_longer_than_its_file(length: int, folder: Path) -> None:
     file.write_bytes(b"\1")
     sealed(folder)
     assert re.fullmatch(rf"{re.escape(SHARD)} (is no safetensors file|has no header of a checkpoint's)", refusal(folder))
+
+
+@pytest.mark.parametrize("name", [SHARD, "pytorch_lora_weights.safetensors", "notes"])
+def test_a_file_without_content_is_not_read_for_hours(name: str, folder: Path) -> None:
+    """Its size and its checksum are as the manifest says, or may be: that would be found out by reading all of it."""
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    size = 200 * 2**30
+    with (folder / name).open("ab") as file:
+        file.truncate(size)
+    sealed(folder, files=files | {name: [size, "0" * 32]})
+    told = f"{SHARD} has not as many bytes as its header says"
+    assert refusal(folder) == (
+        told if name == SHARD else f"{MANIFEST} names {size} bytes beside {files[SHARD][0]} of its shards"
+    )
+
+
+def test_a_manifest_has_room_for_thousands_of_ranks(folder: Path) -> None:
+    files = {f"checkpoint-{rank}.safetensors": Stored(2**40, "0" * 32) for rank in range(20_000)}
+    Manifest(1, 20_000, 20_000, {"seed": 7}, files).write(folder)
+    assert Manifest.read(folder).files == files
 
 
 def test_averages_are_made_room_for_when_their_file_has_them(run: Run, saved: Path) -> None:

@@ -21,6 +21,7 @@ from PIL import Image, PngImagePlugin
 
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.embedded_media import encode_picture_anew, encode_video_anew
+from flowfactory.runs.report import write_report
 from flowfactory.untrusted_files import Refused
 
 Invoke = Callable[..., tuple[int, str, str]]
@@ -343,3 +344,48 @@ def test_a_browser_is_told_to_run_and_fetch_nothing(run: RunDirectory, invoke: I
     policy = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
     assert f'<meta http-equiv=Content-Security-Policy content="{policy}">' in text
     assert text.index("Content-Security-Policy") < text.index("<title>")
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "piece", "limit"),
+    [
+        ("samples/000000/index.json", "[{}", ",{}", "8 MiB"),
+        ("config.yaml", "a: [1", ",1", "512 KiB"),
+        ("run.json", "[1", ",1", "1 MiB"),
+    ],
+)
+def test_files_that_are_larger_than_a_run_writes_are_left_out_at_once(
+    name: str, start: str, piece: str, limit: str, run: RunDirectory, invoke: Invoke
+) -> None:
+    (run.path / name).write_text(start + piece * (2**26 // len(piece)) + ("" if name == "config.yaml" else "]"))
+    began = time.monotonic()
+    code, _, err = invoke("report", run.path)
+    assert time.monotonic() - began < 1
+    assert (code, err) == (0, f"warning: {run.path / name} is larger than {limit}; left out\n")
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "line"), [("MOST_BYTES", 5000, 0), ("MOST_LINES", 100, 101), ("MOST_VALUES", 200, 101)]
+)
+def test_of_endless_metrics_the_first_are_shown(
+    limit: str, most: int, line: int, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.metrics.write_text("".join(f'{{"iteration": {n}, "loss": 1}}\n' for n in range(1000, 2000)))
+    monkeypatch.setattr(f"flowfactory.runs.metrics_file.{limit}", most)
+    told: list[str] = []
+    length = len(run.metrics.read_text().splitlines()[0]) + 1
+    line = most // length + 1 if limit == "MOST_BYTES" else line
+    assert [record["iteration"] for record in run.records(told.append)] == list(range(1000, 999 + line))
+    assert told == [f"warning: {run.metrics}: what is from line {line} on is passed over: it is too much for a report"]
+
+
+def test_a_long_run_has_a_page_that_shows_its_peaks(run: RunDirectory) -> None:
+    figures = [1.0] * 20_000
+    figures[7777], figures[12_345] = 9.0, -5.0
+    run.metrics.write_text("".join(json.dumps({"iteration": n, "loss": loss}) + "\n" for n, loss in enumerate(figures)))
+    page = write_report(run).read_text()
+    assert len(page) < 100_000
+    (line,) = re.findall("<polyline points='(.*?)'", page)
+    heights = [float(place.split(",")[1]) for place in line.split()]
+    assert 3 <= len(heights) <= 1000
+    assert sum(height == min(heights) for height in heights) == sum(height == max(heights) for height in heights) == 1

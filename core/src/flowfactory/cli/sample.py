@@ -112,7 +112,7 @@ def _restore(where: RunDirectory, config: RunConfig, iteration: int | None, scor
     from flowfactory.training.setup import prepare_run
 
     path = lookup.find(where.checkpoints, iteration, warn)
-    restored = prepare_run(config, trackers=False, scores=scores)
+    restored = prepare_run(config, trackers=False, scores=scores, trains=False)
     restored.assembly.hooks.run_started(restored.info, restored.policy)
     load.load(path, restored.policy)
     return restored, path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from flowfactory.discovery.source_places import describe_exception
 from flowfactory.errors import UserError
 
 
-def check(raw: Mapping[str, Any], catalogue: Catalogue, folder: Path | None) -> RunConfig:
+def check(raw: Mapping[str, Any], catalogue: Catalogue, folder: Path | None, unread: Collection[str] = ()) -> RunConfig:
     """The typed config of ``raw``. WrongConfig: all that is wrong with it.
+
+    ``unread`` are the keys of which nothing has to be on this machine, such as "prompts.train" and "rewards".
 
     What a finding is about is taken out, so that the rest can be looked at; checks that need it are left out. With MOST
     findings no more are looked for, since each costs a search for what was meant.
@@ -42,10 +44,11 @@ def check(raw: Mapping[str, Any], catalogue: Catalogue, folder: Path | None) -> 
         elif name:
             names.setdefault(kind, set()).add(name)
     schema = schema_type(catalogue, names)
+    where = {"folder": folder, "catalogue": catalogue, "unread": unread}
     config: RunConfig | None = None
     while config is None and len(findings) < MOST:
         try:
-            config = schema.model_validate(draft.raw, context={"folder": folder, "catalogue": catalogue})
+            config = schema.model_validate(draft.raw, context={**where})
         except ValidationError as error:
             problems = describe(error, schema, draft.raw)
             findings += [finding for problem in problems for finding in problem.findings if not draft.is_known(problem.keys)]
@@ -58,7 +61,7 @@ def check(raw: Mapping[str, Any], catalogue: Catalogue, folder: Path | None) -> 
             raise UserError(f"a plugin's options cannot be checked: {describe_exception(error)}") from error
     if config is not None:
         draft.empty(config)
-        findings += check_together(config, whole=not findings)
+        findings += check_together(config, not findings, unread)
     if findings or config is None:
         order = {key: place for place, key in enumerate(raw)}
         raise WrongConfig(sorted(findings, key=lambda finding: order.get(finding.section, len(order))))

@@ -130,6 +130,17 @@ def _let_unknown(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     return value if value is UNKNOWN else handler(value)
 
 
+def _let_be_elsewhere(value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """Rewards, whose folders need not be there where none is asked."""
+    if info.context is None or "rewards" not in info.context.get("unread", ()):
+        return handler(value)
+    info.context["anywhere"] = True
+    try:
+        return handler(value)
+    finally:
+        info.context["anywhere"] = False
+
+
 def parse_component(
     kind: str, raw: Any, plugins: Sequence[Path] = (), folder: Path | None = None, source: str = "", inner: bool = False
 ) -> ComponentConfig:
@@ -226,7 +237,9 @@ def schema_type(catalogue: Catalogue, names: Mapping[str, Iterable[str]] | None 
         known = slot_type(catalogue, kind, chosen.get(kind, ()))
         return annotated[known, BeforeValidator(expand_name), WrapValidator(_let_unknown)]
 
-    rewards: Any = annotated[GenericAlias(dict, (str, slot("reward"))), WrapValidator(_let_unknown)]
+    rewards: Any = annotated[
+        GenericAlias(dict, (str, slot("reward"))), WrapValidator(_let_be_elsewhere), WrapValidator(_let_unknown)
+    ]
     trackers: Any = GenericAlias(tuple, (slot("tracker"), ...))
     sampling = create_model(
         "SamplingConfig",

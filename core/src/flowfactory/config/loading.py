@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,11 @@ def resolve(
     plugins: Sequence[Path] = (),
     out: Path | None = None,
     approve: Approve | None = None,
+    unread: Collection[str] = (),
 ) -> RunConfig:
     """The typed config of ``raw``, which the file at ``path`` holds. UserError: as :func:`load`.
+
+    ``unread`` are the keys of which nothing has to be on this machine, such as "prompts.train" and "rewards".
 
     ``approve`` is asked about the plugins that ``raw`` names as text, which nobody gave by hand.
     """
@@ -71,7 +74,7 @@ def resolve(
     output = raw.get("output") or {}
     if isinstance(output, dict) and (chosen := _choose_directory(output, path, out)):
         raw["output"] = {**output, "dir": chosen.absolute()}
-    return validate(raw, source=path.name, folder=path.parent, overrides=overrides, approve=approve)
+    return validate(raw, path.name, path.parent, overrides, approve, unread)
 
 
 def _choose_directory(output: Mapping[str, Any], path: Path, out: Path | None) -> Path | None:
@@ -119,6 +122,7 @@ def validate(
     folder: Path | None = None,
     overrides: Sequence[str] = (),
     approve: Approve | None = None,
+    unread: Collection[str] = (),
 ) -> RunConfig:
     """The typed config of the mapping ``raw``; relative paths are relative to ``folder``. UserError: as :func:`resolve`."""
     files = _plugin_files(raw, source, folder, overrides)
@@ -130,7 +134,7 @@ def validate(
 
     catalogue = discover(files, ask)
     try:
-        return check(raw, catalogue, folder)
+        return check(raw, catalogue, folder, unread)
     except WrongConfig as error:
         raise UserError(*error.describe(source, overrides)) from error
 

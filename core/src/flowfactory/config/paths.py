@@ -16,6 +16,7 @@ from pydantic import (
 from flowfactory.config.wording import written
 
 URL = re.compile(r"data:|[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 LONGEST_NAME, LONGEST_PATH = 255, 4095
 """Bytes that Linux and macOS take of a file's name, and of a path at the most."""
 
@@ -104,7 +105,9 @@ def _folder_or_hub_id(path: Any, info: ValidationInfo) -> Any:
     if os.path.isfile(local):
         raise ValueError(f"{local} is a file, and a folder is read; give one that save_pretrained of its library made")
     name = expand(path)
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+    if (info.context or {}).get("anywhere"):  # it need not be on this machine
+        return name if re.fullmatch(HUB_ID, name) else str(local)
+    if not re.fullmatch(HUB_ID, name):
         unlike_an_id = "/" in name or name.startswith(("~", "."))
         or_id = "" if unlike_an_id else f", and {name!r} is no hub id (owner/name)"
         raise ValueError(f"there is no folder {local}{or_id}")

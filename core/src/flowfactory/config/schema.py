@@ -36,7 +36,8 @@ class PromptsConfig(Strict):
     @field_validator("train", "heldout")
     @classmethod
     def _check_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
-        if path is not None and (reason := file_error(path)):
+        unread = f"prompts.{info.field_name}" in (info.context or {}).get("unread", ())
+        if path is not None and not unread and (reason := file_error(path)):
             none = info.field_name == "heldout" and path.name.lower() in ("none", "null")
             raise ValueError(f"{reason}; for none, write null" if none else reason)
         return path

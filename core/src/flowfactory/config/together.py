@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from flowfactory.config import bitsandbytes
 from flowfactory.config.component import ComponentConfig
@@ -16,13 +16,19 @@ PICTURES = 1_000_000
 """The most an iteration draws: what is known of each is held in memory."""
 
 
-def check_together(config: RunConfig, whole: bool = True) -> Iterator[Finding]:
-    """What is wrong. Where ``config`` is not ``whole``, a check that needs what is missing says nothing."""
+def check_together(config: RunConfig, whole: bool = True, unread: Collection[str] = ()) -> Iterator[Finding]:
+    """What is wrong. Where ``config`` is not ``whole``, a check that needs what is missing says nothing.
+
+    The components below the keys ``unread`` are not used, and need not have on this machine what they need.
+    """
     lost = [place for place, part in _components(config, whole) if part is None]
     if lost:
         yield from (Finding(place, "a validator of its options returns None; end it with 'return self'") for place in lost)
         return
-    for check in (*CHECKS, *(_component_check(place, part, whole) for place, part in _components(config, whole))):
+    used = [
+        (place, part) for place, part in _components(config, whole) if not place.startswith(tuple(f"{key}." for key in unread))
+    ]
+    for check in (*CHECKS, *(_component_check(place, part, whole) for place, part in used)):
         try:
             yield from (Finding("", sentence) for sentence in check(config))
         except (AttributeError, TypeError):

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from flowfactory.errors import RunError, UserError
+from flowfactory.models.config_sizes import check_sizes
 from flowfactory.untrusted_files import Refused, read_json
 
 AGAIN = "get it again, whole"
@@ -141,6 +142,8 @@ def _parse_settings(file: Path) -> Any:
         raise UserError(f"{file} {refused}; {AGAIN}") from refused
     if settings and not isinstance(found, dict):
         raise UserError(f"{file} holds no settings; {AGAIN}")
+    if settings:
+        check_sizes(file, found)
     return found
 
 
@@ -172,8 +175,10 @@ def reading(source: str, kind: type[Exception] = UserError) -> Iterator[None]:
     """Within it whatever a library raises is an error of ``kind``, one line that begins with ``source``."""
     try:
         yield
-    except (UserError, RunError, MemoryError, torch.OutOfMemoryError):
+    except (UserError, RunError, torch.OutOfMemoryError):
         raise
+    except MemoryError as error:
+        raise kind(f"{source} takes more memory than this machine has; use one with more, or {AGAIN}") from error
     except Exception as error:
         raise kind(f"{source} cannot be read: {_explain(error)}") from error
 
@@ -196,7 +201,10 @@ def _explain(error: BaseException) -> str:
         return "the hub has no such id that you may read; correct it, give a folder, or log in: hf auth login"
     if raised(errors.LocalEntryNotFoundError, ConnectionError):
         return "it is not on this machine, and the hub is out of reach; give a folder, or download it first: hf download"
-    return one_line(error if isinstance(error, OSError | ImportError) else f"{type(error).__name__}: {error}")
+    told = one_line(error if isinstance(error, OSError | ImportError) else f"{type(error).__name__}: {error}")
+    # what libraries raise of a value that they did not expect, most often without the key that it stands under
+    odd = isinstance(error, LookupError | TypeError | AttributeError | ValueError | ArithmeticError)
+    return f"{told}; a file of it holds what its library does not take; {AGAIN}" if odd else told
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from flowfactory.errors import UserError
+from flowfactory.models.building import check_count
 from flowfactory.models.checkpoint_files import AGAIN, check_files, is_local, read_settings, reading, variants, weight_files
 
 REMEDY = "get the folder again, whole, or a config.json that goes with its weights"
@@ -40,6 +41,7 @@ def load_module(
             alone = "".join(f", and has those of the variant {found}" for found in variants(local)[:1])
             raise UserError(f"{source} has no weights{of_variant} in {path}{alone}; {AGAIN}")
         packed = "quantization_config" in settings
+        check_count(kind, local, source, weight_files(local, variant), packed)
     options |= {} if variant is None else {"variant": variant}
     options |= {"trust_remote_code": False} if kind.__module__.startswith("transformers.") else {}  # which may ask the user
     # shapes that differ are told with the names, where the libraries' own errors name none or hide them in a table;

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib import import_module
-from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
 
+from flowfactory.models.building import build_on_meta
 from flowfactory.models.checkpoint_files import reading
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.suggestions import did_you_mean
-
-
-def build_on_meta(kind: Any, source: str | Path, **where: str) -> nn.Module:
-    """The module of the class ``kind``, of diffusers or transformers, on "meta", as the config in ``source`` has it."""
-    of_diffusers = hasattr(kind, "load_config")
-    config = (kind.load_config if of_diffusers else kind.config_class.from_pretrained)(source, **where)
-    with torch.device("meta"):
-        module: nn.Module = (kind.from_config if of_diffusers else kind)(config)
-    return module
 
 
 def _layers(checkpoint: Pretrained, name: str) -> set[str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 
 NEARLY_ALL = 0.95
+MOST = 20
+"""Rewards, and held-out ones, that are compared with one another."""
 
 
 def dominant_reward(metrics: Mapping[str, float]) -> str | None:
@@ -40,7 +43,9 @@ def hacking_warnings(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     It fell where its last mean is below its best by more than two standard errors of their difference. A training reward rose
     meanwhile where the mean of the last quarter of the iterations since is above that of the first by as much.
     """
-    for name in dict.fromkeys(key for record in records for key in record if _is(key, "eval", "mean")):
+    names = dict.fromkeys(chain.from_iterable(records))
+    rewards = [name for name in names if _is(name, "reward", "mean")][:MOST]
+    for name in [name for name in names if _is(name, "eval", "mean")][:MOST]:
         label = name.split("/")[1]
         points = [record for record in records if name in record]
         best = max(points, key=lambda record: float(record[name]))
@@ -48,7 +53,7 @@ def hacking_warnings(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if last[name] >= best[name] - 2 * _error(best, last, label):
             continue
         since = [record for record in records if best["iteration"] <= record["iteration"] <= last["iteration"]]
-        for rising, (before, after) in _rising_rewards(since):
+        for rising, (before, after) in _rising_rewards(since, rewards):
             yield (
                 f"{rising} rose from {before:.4g} to {after:.4g} in training while held-out {label} fell from {best[name]:.4g} "
                 f"(after iteration {best['iteration']}) to {last[name]:.4g} (after {last['iteration']}): this is what reward "
@@ -68,8 +73,8 @@ def _error(one: Mapping[str, Any], other: Mapping[str, Any], label: str) -> floa
     )
 
 
-def _rising_rewards(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, tuple[float, float]]]:
-    for name in dict.fromkeys(key for record in records for key in record if _is(key, "reward", "mean")):
+def _rising_rewards(records: Sequence[Mapping[str, Any]], rewards: Sequence[str]) -> Iterator[tuple[str, tuple[float, float]]]:
+    for name in rewards:
         label = name.split("/")[1]
         values = torch.tensor([record[name] for record in records if name in record], dtype=torch.float64)
         if len(values) < 2 or not any(f"advantage/{label}/share" in record for record in records):

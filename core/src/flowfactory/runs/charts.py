@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 Points = list[tuple[float, float]]
+MOST_POINTS = 1000
+"""Of a line: a chart is as many pixels wide."""
 
 
 def scale_to_unit(points: Points) -> Points:
@@ -17,6 +19,19 @@ def scale_to_unit(points: Points) -> Points:
 
 def _is_drawn(value: float) -> bool:
     return abs(value) < 1e300  # the range of larger ones may be no number
+
+
+def thin(points: Points) -> Points:
+    """``points``, or of more than MOST_POINTS the lowest and the highest of each stretch, which is what is seen of them."""
+    if len(points) <= MOST_POINTS:
+        return points
+    length = -(-2 * len(points) // MOST_POINTS)
+    kept: Points = []
+    for start in range(0, len(points), length):
+        stretch = range(start, min(start + length, len(points)))
+        ends = {min(stretch, key=lambda i: points[i][1]), max(stretch, key=lambda i: points[i][1])}
+        kept += [points[i] for i in sorted(ends)]
+    return kept
 
 
 class Style(NamedTuple):
@@ -44,7 +59,7 @@ def chart(*lines: Points, styles: Sequence[Style] = (), width: int = 440, height
 
     drawn = ""
     for points, style in zip(finite, styles or [Style(COLOURS[0])] * len(finite), strict=True):
-        places = [place(x, y) for x, y in points]
+        places = [place(x, y) for x, y in thin(points)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         dashes = " stroke-dasharray='7 4'" if style.dashed else ""
         drawn += f"<polyline points='{path}' fill='none' stroke='{style.colour}' stroke-width='1.8'{dashes}/>"

@@ -22,8 +22,11 @@ from flowfactory.runs.resume import config_changes, fixed_config
 from flowfactory.types import Say
 from flowfactory.untrusted_files import Refused, leads_into, read_bytes, read_json
 
-LARGEST_CONFIG, LARGEST_INDEX = 16 * 2**20, 64 * 2**20
-"""In bytes."""
+LARGEST_CONFIG, LARGEST_INDEX = 2**19, 8 * 2**20
+"""In bytes: a config with all defaults written out is several times as long as it was, and a picture's entry has hundreds."""
+
+UNREAD, OF_SCORING = ("prompts.train", "output.trackers"), ("prompts.heldout", "rewards", "evaluation.rewards")
+"""Keys of a run's config that nothing reads once it has ended, and those that are read to score alone."""
 
 
 class RunDirectory:
@@ -69,13 +72,15 @@ class RunDirectory:
     ) -> RunConfig:
         """The run's resolved config, for drawing or, with ``scores``, for scoring; its ``output.dir`` is this directory.
 
+        What it trained with need not be on this machine: prompts, trackers, and rewards where nothing is scored.
         ``plugins``, given by hand, stand in the place of those of the same names. UserError: this is no run directory, or
         one that is not ``trusted`` would act as :mod:`flowfactory.runs.trust` does not let it.
         """
         raw = self._read_config()
         listed = trust.replace_plugins(raw.get("plugins"), loading.check_given(plugins))
         approve = None if trusted else trust.check_plugin
-        config = loading.resolve({**raw, "plugins": listed}, self.config, overrides, plugins, self.path, approve)
+        unread = UNREAD if scores else (*UNREAD, *OF_SCORING)
+        config = loading.resolve({**raw, "plugins": listed}, self.config, overrides, plugins, self.path, approve, unread)
         if not trusted:
             trust.check_config(config, raw, overrides, scores)
         return config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,8 +17,8 @@ from flowfactory.untrusted_files import Refused, open_regular, parse_json
 
 LONGEST_LINE = 2**22
 """Bytes: a thousand metrics take a hundredth of it."""
-MOST_BYTES = 2**30
-"""That are read for a report and the like: a million iterations."""
+MOST_BYTES, MOST_LINES, MOST_VALUES = 2**29, 1_000_000, 10_000_000
+"""That are read for a report and the like: a hundred thousand iterations of a hundred metrics, or a million of ten."""
 LAST_ITERATION = 10_000_000
 LARGEST = 1e100
 """No figure of a run is as large, and the square of a larger one may be no number."""
@@ -61,24 +62,26 @@ def _parse(number: int, raw: bytes) -> Line:
         return Line(number, raw, None, "is no UTF-8")
     except Refused as reason:
         return Line(number, raw, None, str(reason).partition(" (")[0])
-    return Line(number, raw, {name: value for name, value in found.items() if _is_figure(value)})
+    # names stand in every line, and are held once
+    return Line(number, raw, {sys.intern(name): value for name, value in found.items() if _is_figure(value)})
 
 
 def _is_figure(value: object) -> bool:
     """Whether it is a metric: NaN, which a run may well write, is none, and nothing that is no number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
+    return type(value) in (int, float) and -LARGEST < value < LARGEST  # type: ignore[operator]
 
 
 def read_records(path: Path, say: Say = lambda _: None) -> list[dict[str, Any]]:
     """The records of the lines that can be read; ``say`` hears of the others."""
     records: list[dict[str, Any]] = []
     problems: dict[int, str] = {}
-    size = 0
+    size = values = 0
     try:
         for line in read_lines(path):
-            size += len(line.raw)
-            if size > MOST_BYTES:
-                problems[-1] = f"{path}: what is behind its first {MOST_BYTES / 2**30:g} GiB is passed over"
+            size, values = size + len(line.raw), values + len(line.record or ())
+            if size > MOST_BYTES or line.number > MOST_LINES or values > MOST_VALUES:
+                told = f"what is from line {line.number} on is passed over: it is too much for a report"
+                problems[-1] = f"{path}: {told}"
                 break
             if line.record is not None:
                 records.append(line.record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,8 +111,12 @@ def _points(records: Sequence[Mapping[str, Any]], name: str) -> Points:
 
 
 def _series(records: Sequence[Mapping[str, Any]], prefix: str, suffix: str) -> dict[str, Points]:
-    names = dict.fromkeys(key for r in records for key in r if key.startswith(prefix) and key.endswith(suffix))
-    return {name.removeprefix(prefix).removesuffix(suffix): _points(records, name) for name in islice(names, MOST_CHARTS)}
+    named = (key for key in dict.fromkeys(chain.from_iterable(records)) if key.startswith(prefix) and key.endswith(suffix))
+    series: dict[str, Points] = {name: [] for name in islice(named, MOST_CHARTS)}
+    for record in records:
+        for name in record.keys() & series.keys():
+            series[name].append((record["iteration"], record[name]))
+    return {name.removeprefix(prefix).removesuffix(suffix): points for name, points in series.items()}
 
 
 def _scores(held: Mapping[str, Points]) -> str:

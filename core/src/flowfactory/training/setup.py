@@ -41,10 +41,16 @@ class Run:
         return RunInfo(self.config.output.dir, self.config, self.config.training.iterations)
 
 
-def prepare_prompts(config: RunConfig) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-    """The training and the held-out prompts. UserError: they are not what the model takes."""
-    train = prompts.read_prompts(config.prompts.train, config.prompts.video_fps)
-    heldout = prompts.read_prompts(config.prompts.heldout, config.prompts.video_fps) if config.prompts.heldout else ()
+def prepare_prompts(
+    config: RunConfig, trains: bool = True, scores: bool = True
+) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    """The training prompts, none unless it ``trains``, and the held-out ones, none where it neither trains nor ``scores``.
+
+    UserError: they are not what the model takes.
+    """
+    wanted = config.prompts
+    train = prompts.read_prompts(wanted.train, wanted.video_fps) if trains else ()
+    heldout = prompts.read_prompts(wanted.heldout, wanted.video_fps) if wanted.heldout and (trains or scores) else ()
     prompts.check_media([*train, *heldout], config.model.takes, getattr(config.model, "name", "model"))
     prompts.check_files(train, config.model, config.sampling.canvas.frames)
     prompts.check_files(heldout, config.model, config.evaluation.canvas(config.sampling).frames)
@@ -61,15 +67,17 @@ def prepare_run(
     trackers: bool = True,
     ranks: Ranks = ALONE,
     scores: bool = True,
+    trains: bool = True,
 ) -> Run:
     """Components assembled, prompts read and encoded, weights where the ranks are to have them.
 
     Where it is to have ``scores``, rewards that hold no weights are prepared first: a server that is not there is told soon.
+    What does not train reads no prompts to train on, and without ``scores`` none at all.
     """
     assembly = Assembly(config, observers, trackers and ranks.leads)
     device = resolve_device(config.device, ranks.local)
     folder = CacheFolder.from_environment(say)
-    train, heldout = prepare_prompts(config)
+    train, heldout = prepare_prompts(config, trains, scores)
     for sentence in idle_keys_of_prompts(config, [*train, *heldout]):
         say(f"warning: {sentence}")
     if scores and ranks.rank < config.distributed.count_reward_ranks(ranks.count):

@@ -20,7 +20,10 @@ from flowfactory.untrusted_files import Refused, read_json
 
 MANIFEST = "checkpoint.json"
 FORMAT = 2
-LARGEST, LARGEST_NUMBER = 64 * 2**20, 2**63
+LARGEST, LARGEST_NUMBER = 4 * 2**20, 2**63
+"""Bytes of the manifest, which has a hundred for each of thousands of shards; and what no number in it reaches."""
+OWN_ROOM = 2**24
+"""Bytes that the files beside the shards may have however small those are."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,13 @@ class Manifest:
     def shards(self, folder: Path) -> list[Path]:
         """The files that tensors are in."""
         return [folder / shard_name(rank) for rank in range(self.ranks)]
+
+    def check_others(self) -> None:
+        """Damaged: what lies beside the shards, which is made of what they hold, has far more bytes than they."""
+        held = sum(self.files[shard_name(rank)].bytes for rank in range(self.ranks))
+        others = sum(stored.bytes for stored in self.files.values()) - held
+        if others > 2 * held + OWN_ROOM:
+            raise Damaged(f"{MANIFEST} names {others} bytes beside {held} of its shards")
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -115,10 +125,14 @@ def find_damage(path: Path, rank: int = 0, count: int = 1) -> str | None:
         manifest = Manifest.read(path)
         if path.name != f"{manifest.iteration:06d}":
             raise Damaged(f"{MANIFEST} is that of iteration {manifest.iteration}")
-        for name in sorted(manifest.files, key=lambda name: (manifest.files[name].bytes, name))[rank::count]:
-            _check_content(path, name, manifest.files[name])
-        if rank == 0:
+        mine = sorted(manifest.files, key=lambda name: (manifest.files[name].bytes, name))[rank::count]
+        for name in mine:
+            _check_size(path, name, manifest.files[name].bytes)
+        if rank == 0:  # before anything is read whole: a file without content can be of any size
             read_index(manifest.shards(path))
+            manifest.check_others()
+        for name in mine:
+            _check_content(path, name, manifest.files[name])
     except Damaged as error:
         return str(error)
     except OSError as error:
@@ -126,16 +140,19 @@ def find_damage(path: Path, rank: int = 0, count: int = 1) -> str | None:
     return None
 
 
-def _check_content(folder: Path, name: str, written: Stored) -> None:
+def _check_size(folder: Path, name: str, size: int) -> None:
     file = folder / name
     if not file.resolve().is_relative_to(folder.resolve()):
         raise Damaged(f"{name} leads out of the checkpoint")
     if not file.exists():
         raise Damaged(f"{name} is missing")
-    if (size := file.stat().st_size) != written.bytes and file.is_file():
-        raise Damaged(f"{name} has {size} bytes, not {written.bytes}")
+    if (found := file.stat().st_size) != size and file.is_file():
+        raise Damaged(f"{name} has {found} bytes, not {size}")
+
+
+def _check_content(folder: Path, name: str, written: Stored) -> None:
     try:
-        found = file_record(file)
+        found = file_record(folder / name)
     except Refused as error:
         raise Damaged(f"{name} {error}") from error
     if found != written:

@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from flowfactory.canvas import Canvas
+from flowfactory.models.building import build_on_meta
 from flowfactory.models.checkpoint_files import check_file, reading
-from flowfactory.models.on_meta import build_on_meta
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.runs.estimate.storage_counter import StorageCounter
 from flowfactory.runs.estimate.weights import tensor_bytes
