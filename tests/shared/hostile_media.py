@@ -101,9 +101,12 @@ def packed_index(megabytes: int) -> bytes:
     return box(b"moov", box(b"cmov", box(b"dcom", b"zlib"), packed))
 
 
-def fragments(count: int, runs: int) -> bytes:
-    """The index of an MP4 in fragments, whose one fragment tells of ``runs`` times ``count`` frames."""
-    run = box(b"traf", full_box(b"tfhd", numbers(1)), full_box(b"trun", numbers(count)) * runs)
+def fragments(count: int, runs: int, within: tuple[bytes, ...] = ()) -> bytes:
+    """The index of an MP4 in fragments, whose one fragment tells of ``runs`` times ``count`` frames, ``within`` more boxes."""
+    told = full_box(b"trun", numbers(count)) * runs
+    for kind in within:
+        told = box(kind, full_box(b"hdlr", bytes(20)) if kind == b"meta" else b"", told)
+    run = box(b"traf", full_box(b"tfhd", numbers(1)), told)
     whole = index(0, more=box(b"mvex", full_box(b"trex", numbers(1, 1, 1, 1, 0))))
     return whole + box(b"moof", full_box(b"mfhd", numbers(1)), run)
 
@@ -150,5 +153,6 @@ VIDEOS = {
     "masked.mp4": lambda: mp4(index(170_000_000, before=box(b"abcd", b"stsz"))),
     "packed.mp4": lambda: mp4(packed_index(220)),
     "fragments.mp4": lambda: mp4(fragments(60_000_000, 3)),
+    "nested.mp4": lambda: mp4(fragments(60_000_000, 3, (b"ilst", b"meta", b"udta"))),
 }
 """By name, videos that are refused."""

@@ -37,7 +37,7 @@ def refusal(read: Callable[[Path], Any], path: Path) -> str:
 
 def clip(path: Path, frames: int = 3, base: Fraction = Fraction(1, 16), **options: Any) -> Path:
     av = pytest.importorskip("av")
-    with av.open(str(path), "w", format=options.get("format")) as container:
+    with av.open(str(path), "w", format=options.get("format"), options=options.get("options", {})) as container:
         container.metadata.update(options.get("metadata", {}))
         stream = container.add_stream(options.get("codec", "mpeg4"), rate=1 / base)
         stream.width, stream.height, stream.pix_fmt = 32, 32, options.get("pix_fmt", "yuv420p")
@@ -285,4 +285,19 @@ def test_the_sound_of_a_camera_is_no_bomb(tmp_path: Path) -> None:
     check_video(tmp_path / "c.mov", 5)
     content = (tmp_path / "c.mov").read_bytes()
     assert len(read_video(tmp_path / "c.mov", 5)) == 5
-    assert (44_100 * seconds).to_bytes(4, "big") in content  # so many it tells of
+    told = (44_100 * seconds).to_bytes(4, "big")  # so many it tells of
+    assert told in content
+    (tmp_path / "c.mov").write_bytes(content.replace(told, (44_100 * 7200).to_bytes(4, "big")))  # as one of two hours
+    assert len(read_video(tmp_path / "c.mov", 5)) == 5
+
+
+@pytest.mark.parametrize("key", ["title", "comment", "description"])
+@pytest.mark.parametrize("name", ["c.mp4", "c.mov", "c.m4v"])
+def test_a_title_may_be_of_anything(name: str, key: str, tmp_path: Path) -> None:
+    """Of elephants, which have trunks, and of workflows, which truncate; these begin like parts of an index."""
+    written = '{"truncate": false} An elephant lifts its trunk; an Edelstein, a steelstring, a trakehner, stsz stz2 cmov....dcom '
+    for text in (written, written * 400):
+        path = clip(tmp_path / name, metadata={key: text}, options={"movflags": "faststart+use_metadata_tags" if name == "c.m4v" else "faststart"})
+        assert b"elephant lifts its trunk" in path.read_bytes()
+        for read in VIDEO_READERS:
+            read(path)
