@@ -131,6 +131,21 @@ def lend_frames(movie: bytes, name: str) -> bytes:
     return changed[: frames + 4] + bytes(end - frames - 4) + changed[end:]
 
 
+def element(name: str, content: bytes) -> bytes:
+    """An element of a Matroska file."""
+    return bytes.fromhex(name) + (len(content) | 1 << 56).to_bytes(8, "big") + content
+
+
+def matroska(track: bytes = b"", before: bytes = b"", within: bytes = b"", behind: bytes = b"") -> bytes:
+    """A Matroska file with more in its track, ``before`` its frames, ``within`` their cluster, and ``behind`` it."""
+    size = element("E0", element("B0", numbers(64)) + element("BA", numbers(64)))
+    about = element("D7", b"\1") + element("73C5", b"\1") + element("83", b"\1") + element("86", b"V_MPEG4/ISO/AVC") + size
+    tracks = element("1654AE6B", element("AE", about + track))
+    frames = element("1F43B675", element("E7", b"\0") + within + element("A3", b"\x81\0\0\x80" + bytes(50)))
+    info = element("1549A966", element("2AD7B1", numbers(1_000_000)))
+    return element("1A45DFA3", element("4282", b"matroska")) + element("18538067", info + tracks + before + frames + behind)
+
+
 EDIT = numbers(9, 0, 1 << 16)
 PICTURES = {
     "size.png": lambda: png(30_000, 30_000),
@@ -156,3 +171,20 @@ VIDEOS = {
     "nested.mp4": lambda: mp4(fragments(60_000_000, 3, (b"ilst", b"meta", b"udta"))),
 }
 """By name, videos that are refused."""
+
+MATROSKA = {
+    "packings": lambda: matroska(element("6D80", b"\x62\x40\x80" * 10_000_000)),
+    "planes": lambda: matroska(element("E2", element("E3", b"\xe4\x80" * 1_500_000))),
+    "tracks": lambda: matroska(before=element("1654AE6B", b"\xae\x80" * 1_500_000)),
+    "private": lambda: matroska(element("63A2", bytes(60_000_000))),
+    "nested": lambda: matroska(b"\xae\xff" * 100_000),
+    "tags": lambda: matroska(before=element("1254C367", element("7373", b"\x67\xc8\x80" * 5_000_000))),
+    "attached": lambda: matroska(before=element("1941A469", b"\x61\xa7\x80" * 5_000_000)),
+    "fonts": lambda: matroska(before=element("1941A469", element("61A7", element("465C", bytes(30_000_000))) * 2)),
+    "chapters": lambda: matroska(before=element("1043A770", element("45B9", b"\xb6\x80" * 5_000_000))),
+    "behind": lambda: matroska(behind=element("1254C367", element("7373", b"\x67\xc8\x80" * 5_000_000))),
+    "additions": lambda: matroska(within=element("A0", element("75A1", b"\xa6\x80" * 5_000_000))),
+    "padding": lambda: matroska(before=b"\xec\x80" * 5_000_000),
+    "times": lambda: matroska(within=b"\xe7\x80" * 5_000_000),
+}
+"""By name, Matroska files whose headers, or what is beside their frames, would fill the memory."""

@@ -18,10 +18,10 @@ DEEPEST = 12  # FFmpeg stops at 10
 REMEDY = "save it anew, as MP4"
 TOO_MANY = f"its index is of more than {ENTRIES // 10**6} million frames; {REMEDY}"
 _FIRST = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"moof", b"styp", b"sidx", b"pnot", b"uuid", b"udta")
-_CONTAINERS = frozenset(
-    (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"mvex", b"moof", b"traf", b"udta", b"meta", b"ilst", b"dinf")
-    + (b"tref", b"gmhd", b"wave", b"sinf", b"schi", b"iprp", b"ipco", b"tapt")
-)
+_CONTAINERS = {
+    *(b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"mvex", b"moof", b"traf", b"udta", b"meta", b"ilst", b"dinf"),
+    *(b"tref", b"gmhd", b"wave", b"sinf", b"schi", b"iprp", b"ipco", b"tapt"),
+}
 """Whose boxes FFmpeg looks at; texts are in others."""
 _HANDLER = re.compile(rb"(?:.{4})*?hdlr", re.DOTALL)
 _SPARE = (b"free", b"skip", b"hoov")

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from flowfactory.data.file_kinds import BoundedFile, Kind, name_kind
+from flowfactory.data.matroska_frames import MatroskaFrames, begins_as_matroska
 from flowfactory.data.media import import_pyav
 from flowfactory.data.pictures import lay_on_white
 from flowfactory.data.video_index import check_index
@@ -154,15 +155,19 @@ def _refusal(kind: Kind) -> str:
 def open_container(file: Any, is_mp4: bool, formats: tuple[str, ...] = FORMATS) -> Any:
     """PyAV's container of the video in ``file``, which is one of ``formats`` by its content; ``is_mp4``: check_index's answer.
 
-    It leads FFmpeg to no other file. Refused: it is larger than videos are. ValueError: its colours would not come out.
+    It leads FFmpeg to no other file. Refused: it is larger than videos are, or tells too much. ValueError: its colours would
+    not come out.
     av.ArgumentError: it is of another format.
     What else FFmpeg stumbles over is raised as PyAV has it.
     """
-    allowed = [name for name in formats if (name == "mov") == is_mp4] or ["none"]
+    is_matroska = not is_mp4 and begins_as_matroska(file)
+    kind = "mov" if is_mp4 else "matroska" if is_matroska else None
+    allowed = [name for name in formats if name == kind or (kind is None and name not in ("mov", "matroska"))] or ["none"]
     decoders = {"codec_whitelist": f"{CODECS},{SOUND_CODECS}", "max_pixels": str(PIXELS)}
     # 'none' is the name of no protocol: nothing but the open file is read
     options = {"format_whitelist": ",".join(allowed), "protocol_whitelist": "none", "enable_drefs": "0", **decoders}
-    container = import_pyav().open(_Quiet(file), options=options, metadata_errors="replace")
+    source = _Quiet(MatroskaFrames(file) if is_matroska else file)
+    container = import_pyav().open(source, options=options, metadata_errors="replace")
     try:
         _check_stream(container)
     except BaseException:
@@ -179,7 +184,12 @@ class _Quiet:
     """A file that never raises, as PyAV prints the second thing that is raised before FFmpeg returns: it ends or stays."""
 
     def __init__(self, file: Any) -> None:
-        self._file, self.tell = file, file.tell
+        self._file = file
+        self.seekable = lambda: hasattr(file, "seek")
+
+    def tell(self) -> int:
+        place: int = self._file.tell()
+        return place
 
     def read(self, size: int) -> bytes:
         try:
