@@ -47,6 +47,25 @@ def jpeg(width: int, height: int, **options: object) -> bytes:
     return file.getvalue()
 
 
+def segments(number: int, begin: bytes, count: int, size: int = 65_500) -> bytes:
+    """The application segments of a JPEG."""
+    content = begin + bytes(size - len(begin))
+    return (b"\xff" + bytes([0xE0 + number]) + struct.pack(">H", size + 2) + content) * count
+
+
+def jpeg_that_tells(*told: bytes) -> bytes:
+    whole = jpeg(64, 64)
+    return whole[:2] + b"".join(told) + whole[2:]
+
+
+def tiff_of_numbers(kind: int, size: int, tags: tuple[int, ...], count: int) -> bytes:
+    """A grey TIFF of 8 x 8 pixels, with ``count`` numbers of ``size`` bytes in each of some ``tags``."""
+    entries = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 273: 400, 277: 1, 278: 8, 279: 64}
+    told = {tag: (4, 1, value) for tag, value in entries.items()} | dict.fromkeys(tags, (kind, count, 400))
+    packed = b"".join(struct.pack("<HHII", tag, *told[tag]) for tag in sorted(told))
+    return b"II*\0" + struct.pack("<IH", 8, len(told)) + packed + bytes(500) + bytes(size * count)
+
+
 def jpeg_of_many_scans(side: int, scans: int) -> bytes:
     """A progressive JPEG whose last scan comes ``scans`` times."""
     content = jpeg(side, side, progressive=True)
@@ -159,6 +178,15 @@ PICTURES = {
     "canvas.gif": lambda: gif(65_535, 65_535),
 }
 """By name, pictures that are refused."""
+
+TOLD = {
+    "exif.jpg": lambda: jpeg_that_tells(segments(1, b"Exif\0\0", 900)),
+    "hidden.jpg": lambda: jpeg_that_tells(b"\xff\xfe\0\2..\xff\xff\xd9\xff\xf0\xff\xff", segments(1, b"Exif\0\0", 900)),
+    "photoshop.jpg": lambda: jpeg_that_tells(segments(13, b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\0" * 5000, 900)),
+    "strips.tif": lambda: tiff_of_numbers(4, 4, (273, 279), 5_000_000),
+    "ratios.tif": lambda: tiff_of_numbers(5, 8, (33_723,), 2_500_000),
+}
+"""By name, pictures that are refused for what they tell beside their pixels."""
 
 VIDEOS = {
     "frames.mp4": lambda: mp4(index(170_000_000)),

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
@@ -102,6 +103,49 @@ def test_pictures_of_phones_are_read(tmp_path: Path) -> None:
     assert read_picture(tmp_path / "two.jpg").getpixel((2, 2)) == pytest.approx((254, 0, 0), abs=2)
     assert check_picture(tmp_path / "two.jpg") == (8, 6)
     assert check_picture(tmp_path / "moving.jpg") == (8000, 6000)  # of 48 megapixels
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
+def test_what_a_picture_tells_beside_its_pixels_takes_little_time_and_memory(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    for name, make in hostile_media.TOLD.items():
+        (tmp_path / name).write_bytes(make())
+    run = [sys.executable, "-c", CHILD, *(str(tmp_path / name) for name in hostile_media.TOLD)]
+    told = subprocess.run(run, capture_output=True, text=True, timeout=30)
+    assert (told.returncode, told.stderr) == (0, "")
+    lines = [line.split(" ", 2) for line in told.stdout.splitlines()]
+    assert len(lines) == 2 * len(hostile_media.TOLD)
+    for name, megabytes, sentence in lines:
+        assert int(megabytes) < 60, (name, sentence)
+        assert sentence.endswith("; save it anew, as PNG or JPEG"), name
+
+
+def test_what_cameras_and_editors_tell_is_no_fault(tmp_path: Path) -> None:
+    segments = hostile_media.segments
+    photoshop = segments(13, b"Photoshop 3.0\0", 20) + segments(1, b"http://ns.adobe.com/xmp/extension/\0", 300)
+    told = (
+        segments(1, b"Exif\0\0II*\0\x08\0\0\0", 2)
+        + photoshop
+        + segments(2, b"ICC_PROFILE\0\1\1", 40)
+        + segments(2, b"MPF\0", 1)
+    )
+    (tmp_path / "p.jpg").write_bytes(hostile_media.jpeg_that_tells(told))
+    strips = Image.new("L", (4, 60_000), 7)
+    strips.save(tmp_path / "p.tif", tiffinfo={278: 1})  # each line for itself
+    (tmp_path / "xmp.tif").write_bytes(hostile_media.tiff_of_numbers(1, 1, (700,), 3_000_000))
+    for name, size in (("p.jpg", (64, 64)), ("p.tif", (4, 60_000)), ("xmp.tif", (8, 8))):
+        assert check_picture(tmp_path / name) == read_picture(tmp_path / name).size == size
+
+
+def test_odd_tags_are_no_warning_on_the_terminal(tmp_path: Path) -> None:
+    content = bytearray(hostile_media.tiff_of_numbers(1, 1, (700,), 1000))
+    place = content.index((700).to_bytes(2, "little") + b"\1\0")
+    content[place + 4 : place + 8] = (60_000).to_bytes(4, "little")  # more than there are
+    (tmp_path / "p.tif").write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for read in PICTURE_READERS:
+            read(tmp_path / "p.tif")
 
 
 LISTS = {
