@@ -194,10 +194,11 @@ def test_frames_of_another_file_are_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("begin", "said"),
     [
-        (hostile_media.png(8, 8), "this is PNG; which is a picture; give a video"),
-        (hostile_media.jpeg(8, 8), "this is JPEG; which is a picture; give a video"),
+        (hostile_media.png(8, 8), "this is PNG, which is a picture; give a video"),
+        (hostile_media.jpeg(8, 8), "this is JPEG, which is a picture; give a video"),
         (b"RIFF\0\0\0\0WAVEfmt ", "this is WAV, and there are no pictures in it; give a video"),
         (b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02\x04\0", "this is MXF; save it anew, as MP4"),
+        (b"nut/multimedia container\0NM", "this is NUT; save it anew, as MP4"),
     ],
 )
 def test_a_video_of_another_kind_is_told_by_its_content(begin: bytes, said: str, tmp_path: Path) -> None:
@@ -225,6 +226,14 @@ def test_frames_that_are_too_large_are_one_line(name: str, tmp_path: Path) -> No
         path.write_bytes(content.replace(small, large).replace(b"\x20\0\0\0\x20\0\0\0", b"\x28\x23\0\0\x28\x23\0\0"))
         for read in VIDEO_READERS:
             assert refusal(read, path).endswith(" more than 67 megapixels; make them smaller")
+
+
+@pytest.mark.parametrize(("width", "height"), [(60_000_000, 1), (9000, 9000), (10**17, 10**17)])
+def test_raw_frames_that_are_too_large_are_one_line(width: int, height: int, tmp_path: Path) -> None:
+    path = tmp_path / "c.y4m"
+    path.write_bytes(b"YUV4MPEG2 W%d H%d F25:1 C444p16\nFRAME\n" % (width, height) + bytes(1000))
+    for read in VIDEO_READERS:
+        assert refusal(read, path) == f"its frames are {width} x {height}, which is too large; make them smaller"
 
 
 def test_an_index_that_leads_nowhere_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

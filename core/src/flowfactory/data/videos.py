@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from fractions import Fraction
@@ -23,7 +24,7 @@ from flowfactory.untrusted_files import Refused
 
 FORMATS = (
     *("mov", "matroska", "avi", "mpegts", "mpeg", "ogg", "flv", "asf", "gif", "apng"),
-    *("yuv4mpegpipe", "ivf", "h264", "hevc", "m4v", "mpegvideo"),
+    *("dv", "yuv4mpegpipe", "ivf", "h264", "hevc", "m4v", "mpegvideo"),
 )
 """What FFmpeg opens, in its words, where MP4 is mov and WebM matroska: files that lead to no other file."""
 CODECS = (
@@ -42,6 +43,7 @@ SOUND_CODECS = (
 """Sound is never decoded, but its decoders tell FFmpeg what it is, so that it need not read on to find out."""
 PIXELS = 2**26
 """The most of a frame, 8192 x 8192: 8K in any shape."""
+LONGEST_SIDE = 2**16
 BEFORE_FRAMES = 2**27  # bytes, for a frame of 8K as it is
 FASTEST = 1000
 """Frames a second: so many are looked at, at most, to find those of the speed that a model draws at."""
@@ -133,6 +135,8 @@ def _open_named(file: BoundedFile, av: Any) -> Any:
     kind = name_kind(file.head())
     if kind and kind.sort != "video" and kind.name not in ("GIF", "PNG"):  # which may be an APNG
         raise Refused(f"cannot be read: {_refusal(kind)}")
+    if kind and kind.name == "YUV4MPEG2":
+        _check_raw(file.head())
     try:
         container = open_container(file, check_index(file.whole, file.size))
     except av.FFmpegError as error:
@@ -146,10 +150,19 @@ def _open_named(file: BoundedFile, av: Any) -> Any:
     return container
 
 
+def _check_raw(head: bytes) -> None:
+    """Refused: the first line of a YUV4MPEG2 tells of frames that are too large, of which FFmpeg says that a device is busy."""
+    sides = [int(side) for side in re.findall(rb" [WH](\d{1,18})", head.partition(b"\n")[0])]
+    if max([0, *sides]) > LONGEST_SIDE or math.prod(sides) > PIXELS:
+        raise Refused(f"its frames are {' x '.join(map(str, sides))}, which is too large; make them smaller")
+
+
 def _refusal(kind: Kind) -> str:
     if kind.sort == "sound":
         return f"this is {kind.name}, and there are no pictures in it; give a video"
-    return kind.refusal("which is a picture; give a video" if kind.sort == "picture" else REMEDY)
+    if kind.sort == "picture":
+        return f"this is {kind.name}, which is a picture; give a video"
+    return kind.refusal(REMEDY)
 
 
 def open_container(file: Any, is_mp4: bool, formats: tuple[str, ...] = FORMATS) -> Any:
