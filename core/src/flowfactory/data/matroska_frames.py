@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from flowfactory.untrusted_files import Refused
@@ -90,7 +90,7 @@ class MatroskaFrames:
             else:
                 place = end
 
-    def _blocks(self, place: int, end: int | None) -> Iterator[bytes]:
+    def _blocks(self, place: int, end: int | None) -> Generator[bytes, None, int]:
         """The times and blocks of a cluster; returns where it ends."""
         while (end is None or place < end) and (element := self._element(place)):
             name, start, stop = element
@@ -106,9 +106,11 @@ class MatroskaFrames:
         """``left``, less the elements from ``place`` to ``end``; negative where they are more, or no elements."""
         while place < end and left >= 0:
             element = self._element(place)
-            if element is None or element[2] is None or element[2] > end or depth > DEEPEST:
+            if element is None or depth > DEEPEST:
                 return -1
             name, start, stop = element
+            if stop is None or stop > end:
+                return -1
             left = self._count(start, stop, left - 1, depth + 1) if name in _PARENTS else left - 1
             place = stop
         return left
