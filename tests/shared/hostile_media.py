@@ -47,6 +47,25 @@ def jpeg(width: int, height: int, **options: object) -> bytes:
     return file.getvalue()
 
 
+def segments(number: int, begin: bytes, count: int, size: int = 65_500) -> bytes:
+    """The application segments of a JPEG."""
+    content = begin + bytes(size - len(begin))
+    return (b"\xff" + bytes([0xE0 + number]) + struct.pack(">H", size + 2) + content) * count
+
+
+def jpeg_that_tells(*told: bytes) -> bytes:
+    whole = jpeg(64, 64)
+    return whole[:2] + b"".join(told) + whole[2:]
+
+
+def tiff_of_numbers(kind: int, size: int, tags: tuple[int, ...], count: int) -> bytes:
+    """A grey TIFF of 8 x 8 pixels, with ``count`` numbers of ``size`` bytes in each of some ``tags``."""
+    entries = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 273: 400, 277: 1, 278: 8, 279: 64}
+    told = {tag: (4, 1, value) for tag, value in entries.items()} | dict.fromkeys(tags, (kind, count, 400))
+    packed = b"".join(struct.pack("<HHII", tag, *told[tag]) for tag in sorted(told))
+    return b"II*\0" + struct.pack("<IH", 8, len(told)) + packed + bytes(500) + bytes(size * count)
+
+
 def jpeg_of_many_scans(side: int, scans: int) -> bytes:
     """A progressive JPEG whose last scan comes ``scans`` times."""
     content = jpeg(side, side, progressive=True)
@@ -101,9 +120,12 @@ def packed_index(megabytes: int) -> bytes:
     return box(b"moov", box(b"cmov", box(b"dcom", b"zlib"), packed))
 
 
-def fragments(count: int, runs: int) -> bytes:
-    """The index of an MP4 in fragments, whose one fragment tells of ``runs`` times ``count`` frames."""
-    run = box(b"traf", full_box(b"tfhd", numbers(1)), full_box(b"trun", numbers(count)) * runs)
+def fragments(count: int, runs: int, within: tuple[bytes, ...] = ()) -> bytes:
+    """The index of an MP4 in fragments, whose one fragment tells of ``runs`` times ``count`` frames, ``within`` more boxes."""
+    told = full_box(b"trun", numbers(count)) * runs
+    for kind in within:
+        told = box(kind, full_box(b"hdlr", bytes(20)) if kind == b"meta" else b"", told)
+    run = box(b"traf", full_box(b"tfhd", numbers(1)), told)
     whole = index(0, more=box(b"mvex", full_box(b"trex", numbers(1, 1, 1, 1, 0))))
     return whole + box(b"moof", full_box(b"mfhd", numbers(1)), run)
 
@@ -128,6 +150,21 @@ def lend_frames(movie: bytes, name: str) -> bytes:
     return changed[: frames + 4] + bytes(end - frames - 4) + changed[end:]
 
 
+def element(name: str, content: bytes) -> bytes:
+    """An element of a Matroska file."""
+    return bytes.fromhex(name) + (len(content) | 1 << 56).to_bytes(8, "big") + content
+
+
+def matroska(track: bytes = b"", before: bytes = b"", within: bytes = b"", behind: bytes = b"") -> bytes:
+    """A Matroska file with more in its track, ``before`` its frames, ``within`` their cluster, and ``behind`` it."""
+    size = element("E0", element("B0", numbers(64)) + element("BA", numbers(64)))
+    about = element("D7", b"\1") + element("73C5", b"\1") + element("83", b"\1") + element("86", b"V_MPEG4/ISO/AVC") + size
+    tracks = element("1654AE6B", element("AE", about + track))
+    frames = element("1F43B675", element("E7", b"\0") + within + element("A3", b"\x81\0\0\x80" + bytes(50)))
+    info = element("1549A966", element("2AD7B1", numbers(1_000_000)))
+    return element("1A45DFA3", element("4282", b"matroska")) + element("18538067", info + tracks + before + frames + behind)
+
+
 EDIT = numbers(9, 0, 1 << 16)
 PICTURES = {
     "size.png": lambda: png(30_000, 30_000),
@@ -142,6 +179,15 @@ PICTURES = {
 }
 """By name, pictures that are refused."""
 
+TOLD = {
+    "exif.jpg": lambda: jpeg_that_tells(segments(1, b"Exif\0\0", 900)),
+    "hidden.jpg": lambda: jpeg_that_tells(b"\xff\xfe\0\2..\xff\xff\xd9\xff\xf0\xff\xff", segments(1, b"Exif\0\0", 900)),
+    "photoshop.jpg": lambda: jpeg_that_tells(segments(13, b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\0" * 5000, 900)),
+    "strips.tif": lambda: tiff_of_numbers(4, 4, (273, 279), 5_000_000),
+    "ratios.tif": lambda: tiff_of_numbers(5, 8, (33_723,), 2_500_000),
+}
+"""By name, pictures that are refused for what they tell beside their pixels."""
+
 VIDEOS = {
     "frames.mp4": lambda: mp4(index(170_000_000)),
     "sound.mp4": lambda: mp4(index(170_000_000, sound=True)),
@@ -150,5 +196,23 @@ VIDEOS = {
     "masked.mp4": lambda: mp4(index(170_000_000, before=box(b"abcd", b"stsz"))),
     "packed.mp4": lambda: mp4(packed_index(220)),
     "fragments.mp4": lambda: mp4(fragments(60_000_000, 3)),
+    "nested.mp4": lambda: mp4(fragments(60_000_000, 3, (b"ilst", b"meta", b"udta"))),
 }
 """By name, videos that are refused."""
+
+MATROSKA = {
+    "packings": lambda: matroska(element("6D80", b"\x62\x40\x80" * 10_000_000)),
+    "planes": lambda: matroska(element("E2", element("E3", b"\xe4\x80" * 1_500_000))),
+    "tracks": lambda: matroska(before=element("1654AE6B", b"\xae\x80" * 1_500_000)),
+    "private": lambda: matroska(element("63A2", bytes(60_000_000))),
+    "nested": lambda: matroska(b"\xae\xff" * 100_000),
+    "tags": lambda: matroska(before=element("1254C367", element("7373", b"\x67\xc8\x80" * 5_000_000))),
+    "attached": lambda: matroska(before=element("1941A469", b"\x61\xa7\x80" * 5_000_000)),
+    "fonts": lambda: matroska(before=element("1941A469", element("61A7", element("465C", bytes(30_000_000))) * 2)),
+    "chapters": lambda: matroska(before=element("1043A770", element("45B9", b"\xb6\x80" * 5_000_000))),
+    "behind": lambda: matroska(behind=element("1254C367", element("7373", b"\x67\xc8\x80" * 5_000_000))),
+    "additions": lambda: matroska(within=element("A0", element("75A1", b"\xa6\x80" * 5_000_000))),
+    "padding": lambda: matroska(before=b"\xec\x80" * 5_000_000),
+    "times": lambda: matroska(within=b"\xe7\x80" * 5_000_000),
+}
+"""By name, Matroska files whose headers, or what is beside their frames, would fill the memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -129,3 +130,18 @@ def test_a_size_that_is_none_is_one_line(invoke: Invoke, monkeypatch: pytest.Mon
     monkeypatch.setenv("FLOWFACTORY_CACHE_SIZE", "lots")
     told = "error: FLOWFACTORY_CACHE_SIZE: got 'lots'; write a size with its unit, such as 50GB\n"
     assert invoke("cache") == (2, "", told)
+
+
+def test_whoever_samples_or_evaluates_is_warned_of_a_cache_that_anyone_can_change(
+    folder: CacheFolder, invoke: Invoke, config_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = config_file({"training": {"iterations": 1}, "evaluation": {"every": 1}})
+    assert invoke("run", config, "--out", tmp_path / "run")[0] == 0
+    folder.root.chmod(0o1777)
+    drawn, scored = invoke("sample", tmp_path / "run", "a cat"), invoke("eval", tmp_path / "run")
+    for code, _, err in (drawn, scored):
+        assert code == 0
+        assert err.startswith(f"warning: everyone on this machine can change the cache {folder.root}, ")
+        assert err.count("\n") == 1
+    assert Path(drawn[1].strip()).is_file()  # and nothing else is printed
+    assert "checkpoint" in json.loads(scored[1])

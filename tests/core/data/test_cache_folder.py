@@ -73,6 +73,7 @@ def test_a_user_without_a_home_is_told_what_to_set() -> None:
         ("0GB", 0),
         ("", None),
         ("700 B", 700),
+        (".5 GiB", 2**29),
     ],
 )
 def test_the_limit_is_a_size_with_a_unit(written: str, size: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +81,24 @@ def test_the_limit_is_a_size_with_a_unit(written: str, size: int | None, monkeyp
     assert read_limit() == size
 
 
-@pytest.mark.parametrize("written", ["50", "-5GB", "much", "1e3GB", "5 bananas", "50Gbit", "nan", "GB", "9" * 400 + "GB"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        "50",
+        "-5GB",
+        "much",
+        "1e3GB",
+        "5 bananas",
+        "50Gbit",
+        "10,000MB",
+        "10,5GB",
+        "10.000.000MB",
+        "5_000MB",
+        "nan",
+        "GB",
+        "9" * 400 + "GB",
+    ],
+)
 def test_another_limit_is_one_line(written: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOWFACTORY_CACHE_SIZE", written)
     with pytest.raises(UserError) as caught:
@@ -196,8 +214,26 @@ def test_a_folder_in_an_entrys_place_stays_and_is_told_of(tmp_path: Path) -> Non
     file_of(folder, KEYS[0]).mkdir(parents=True)
     assert folder.read(KEYS[0]) is None
     folder.write(KEYS[0], b"x")
-    assert len(told) == 1
-    assert [path.name for path in folder.path.iterdir()] == [f"{KEYS[0]}.safetensors"]
+    folder.write(KEYS[0], b"x")
+    folder.write(KEYS[1], b"y")
+    assert told == [
+        f"warning: {file_of(folder, KEYS[0])} is another user's, or no file: it cannot be replaced, and stands for a prompt "
+        "that is encoded each time; delete it, or choose another folder with FLOWFACTORY_CACHE"
+    ]
+    assert folder.read(KEYS[1]) == b"y"
+    assert len(list(folder.path.iterdir())) == 2
+
+
+def test_anothers_entry_in_a_shared_folder_is_left_out_alone() -> None:
+    with common_folder() as there:
+        (there / "cache").mkdir()
+        (there / "cache").chmod(0o1777)
+        write = (
+            OPEN + "import os; os.umask(0); new = '1' * 40; folder.write(key, b'x'); folder.write(new, sys.argv[2].encode())\n"
+        )
+        write += "print(folder.read(key), folder.read(new), len(told))"
+        assert run_as(OTHER, OPEN + "folder.write(key, b'planted')", there / "cache") == ""
+        assert run_as(USER, write, there / "cache", "mine") == "b'planted' b'mine' 1\n"
 
 
 def test_a_folder_behind_a_link_is_as_good(tmp_path: Path) -> None:
@@ -337,7 +373,7 @@ def test_a_disk_that_takes_no_more_is_told_of_once(tmp_path: Path) -> None:
     assert list(folder.path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("given", "warned"), [(0o777, True), (0o1777, False), (0o775, False), (0o755, False), (0o700, False)])
+@pytest.mark.parametrize(("given", "warned"), [(0o777, True), (0o1777, True), (0o775, False), (0o755, False), (0o700, False)])
 def test_a_folder_that_anyone_can_change_is_warned_of(given: int, warned: bool, tmp_path: Path) -> None:
     told: list[str] = []
     (tmp_path / "cache").mkdir()

@@ -86,8 +86,8 @@ def test_what_is_refused_takes_little_memory_and_time(tmp_path: Path) -> None:
         "lists.jsonl": f"prompts lists.jsonl line 1: {TOO_LONG}",
         "merges.yaml": "merges.yaml: it holds more than 10,000 values, aliases written out; no config needs that",
         "pipe.txt": "prompts pipe.txt: it is no file; give a file of text",
-        "quote.csv": "prompts quote.csv line 2: field larger than field limit (131072); a text in quotes ends with its quote,"
-        " and a quote within it is written twice",
+        "quote.csv": "prompts quote.csv line 2: a cell has more than 131,072 characters; end a text in quotes with its"
+        " quote, or write a .jsonl file",
         "sparse.txt": "prompts sparse.txt line 1: it holds NUL, as UTF-16 and files that are no text do; save it as UTF-8",
     }
     assert max(grown for _, grown, _ in found.values()) < 200

@@ -150,7 +150,7 @@ def test_a_picture_with_much_text_is_read_or_one_line(tmp_path: Path) -> None:
         text.add_text("workflow", "x" * 3_000_000, zip=packed)
         Image.new("RGB", (8, 8), "red").save(tmp_path / f"{packed}.png", pnginfo=text)
     assert read_picture(tmp_path / "False.png").getpixel((0, 0)) == (255, 0, 0)
-    assert refusal(tmp_path / "True.png").endswith("; save it without its text")
+    assert refusal(tmp_path / "True.png").endswith("; save it without its texts and its colour profile")
 
 
 @pytest.mark.parametrize(

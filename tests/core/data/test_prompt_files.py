@@ -254,3 +254,9 @@ def test_a_hundred_thousand_prompts_are_read_in_seconds(tmp_path: Path) -> None:
     prompts = read_prompts(tmp_path / "p.json")
     assert time.process_time() - start < 10  # a second on a fast processor
     assert prompts[-1] == Prompt("prompt 99999", 99999, {"x": {"y": [1, 2]}})
+
+
+def test_a_cell_that_is_too_long_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt,name\n" + "a" * 200_000 + ",b\n")
+    with pytest.raises(UserError, match=r"line 2: a cell has more than 131,072 characters; end .* write a \.jsonl file$"):
+        read_prompts(tmp_path / "p.csv")

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
@@ -37,7 +38,7 @@ def refusal(read: Callable[[Path], Any], path: Path) -> str:
 
 def clip(path: Path, frames: int = 3, base: Fraction = Fraction(1, 16), **options: Any) -> Path:
     av = pytest.importorskip("av")
-    with av.open(str(path), "w", format=options.get("format")) as container:
+    with av.open(str(path), "w", format=options.get("format"), options=options.get("options", {})) as container:
         container.metadata.update(options.get("metadata", {}))
         stream = container.add_stream(options.get("codec", "mpeg4"), rate=1 / base)
         stream.width, stream.height, stream.pix_fmt = 32, 32, options.get("pix_fmt", "yuv420p")
@@ -104,6 +105,49 @@ def test_pictures_of_phones_are_read(tmp_path: Path) -> None:
     assert check_picture(tmp_path / "moving.jpg") == (8000, 6000)  # of 48 megapixels
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
+def test_what_a_picture_tells_beside_its_pixels_takes_little_time_and_memory(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    for name, make in hostile_media.TOLD.items():
+        (tmp_path / name).write_bytes(make())
+    run = [sys.executable, "-c", CHILD, *(str(tmp_path / name) for name in hostile_media.TOLD)]
+    told = subprocess.run(run, capture_output=True, text=True, timeout=30)
+    assert (told.returncode, told.stderr) == (0, "")
+    lines = [line.split(" ", 2) for line in told.stdout.splitlines()]
+    assert len(lines) == 2 * len(hostile_media.TOLD)
+    for name, megabytes, sentence in lines:
+        assert int(megabytes) < 60, (name, sentence)
+        assert sentence.endswith("; save it anew, as PNG or JPEG"), name
+
+
+def test_what_cameras_and_editors_tell_is_no_fault(tmp_path: Path) -> None:
+    segments = hostile_media.segments
+    photoshop = segments(13, b"Photoshop 3.0\0", 20) + segments(1, b"http://ns.adobe.com/xmp/extension/\0", 300)
+    told = (
+        segments(1, b"Exif\0\0II*\0\x08\0\0\0", 2)
+        + photoshop
+        + segments(2, b"ICC_PROFILE\0\1\1", 40)
+        + segments(2, b"MPF\0", 1)
+    )
+    (tmp_path / "p.jpg").write_bytes(hostile_media.jpeg_that_tells(told))
+    strips = Image.new("L", (4, 60_000), 7)
+    strips.save(tmp_path / "p.tif", tiffinfo={278: 1})  # each line for itself
+    (tmp_path / "xmp.tif").write_bytes(hostile_media.tiff_of_numbers(1, 1, (700,), 3_000_000))
+    for name, size in (("p.jpg", (64, 64)), ("p.tif", (4, 60_000)), ("xmp.tif", (8, 8))):
+        assert check_picture(tmp_path / name) == read_picture(tmp_path / name).size == size
+
+
+def test_odd_tags_are_no_warning_on_the_terminal(tmp_path: Path) -> None:
+    content = bytearray(hostile_media.tiff_of_numbers(1, 1, (700,), 1000))
+    place = content.index((700).to_bytes(2, "little") + b"\1\0")
+    content[place + 4 : place + 8] = (60_000).to_bytes(4, "little")  # more than there are
+    (tmp_path / "p.tif").write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for read in PICTURE_READERS:
+            read(tmp_path / "p.tif")
+
+
 LISTS = {
     "list.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{other}\n#EXT-X-ENDLIST\n",
     "list.ffconcat": "ffconcat version 1.0\nfile '{other}'\n",
@@ -150,10 +194,11 @@ def test_frames_of_another_file_are_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("begin", "said"),
     [
-        (hostile_media.png(8, 8), "this is PNG; which is a picture; give a video"),
-        (hostile_media.jpeg(8, 8), "this is JPEG; which is a picture; give a video"),
+        (hostile_media.png(8, 8), "this is PNG, which is a picture; give a video"),
+        (hostile_media.jpeg(8, 8), "this is JPEG, which is a picture; give a video"),
         (b"RIFF\0\0\0\0WAVEfmt ", "this is WAV, and there are no pictures in it; give a video"),
         (b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02\x04\0", "this is MXF; save it anew, as MP4"),
+        (b"nut/multimedia container\0NM", "this is NUT; save it anew, as MP4"),
     ],
 )
 def test_a_video_of_another_kind_is_told_by_its_content(begin: bytes, said: str, tmp_path: Path) -> None:
@@ -181,6 +226,14 @@ def test_frames_that_are_too_large_are_one_line(name: str, tmp_path: Path) -> No
         path.write_bytes(content.replace(small, large).replace(b"\x20\0\0\0\x20\0\0\0", b"\x28\x23\0\0\x28\x23\0\0"))
         for read in VIDEO_READERS:
             assert refusal(read, path).endswith(" more than 67 megapixels; make them smaller")
+
+
+@pytest.mark.parametrize(("width", "height"), [(60_000_000, 1), (9000, 9000), (10**17, 10**17)])
+def test_raw_frames_that_are_too_large_are_one_line(width: int, height: int, tmp_path: Path) -> None:
+    path = tmp_path / "c.y4m"
+    path.write_bytes(b"YUV4MPEG2 W%d H%d F25:1 C444p16\nFRAME\n" % (width, height) + bytes(1000))
+    for read in VIDEO_READERS:
+        assert refusal(read, path) == f"its frames are {width} x {height}, which is too large; make them smaller"
 
 
 def test_an_index_that_leads_nowhere_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -251,6 +304,21 @@ for path in map(Path, sys.argv[1:]):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
+def test_what_matroska_tells_beside_frames_takes_little_memory(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    paths = [tmp_path / f"{name}.mp4" for name in hostile_media.MATROSKA]
+    for path in paths:
+        path.write_bytes(hostile_media.MATROSKA[path.stem]())
+    run = subprocess.run([sys.executable, "-c", CHILD, *map(str, paths)], capture_output=True, text=True, timeout=SECONDS)
+    assert (run.returncode, run.stderr) == (0, "")
+    lines = [line.split(" ", 2) for line in run.stdout.splitlines()]
+    assert len(lines) == 3 * len(paths)
+    for name, megabytes, sentence in lines:
+        assert megabytes.isdigit(), (name, megabytes, sentence)
+        assert int(megabytes) < 60, (name, sentence)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
 def test_bombs_are_refused_for_little_memory(tmp_path: Path) -> None:
     pytest.importorskip("av")
     made = hostile_media.PICTURES | hostile_media.VIDEOS
@@ -285,4 +353,37 @@ def test_the_sound_of_a_camera_is_no_bomb(tmp_path: Path) -> None:
     check_video(tmp_path / "c.mov", 5)
     content = (tmp_path / "c.mov").read_bytes()
     assert len(read_video(tmp_path / "c.mov", 5)) == 5
-    assert (44_100 * seconds).to_bytes(4, "big") in content  # so many it tells of
+    told = (44_100 * seconds).to_bytes(4, "big")  # so many it tells of
+    assert told in content
+    (tmp_path / "c.mov").write_bytes(content.replace(told, (44_100 * 7200).to_bytes(4, "big")))  # as one of two hours
+    assert len(read_video(tmp_path / "c.mov", 5)) == 5
+
+
+def test_fonts_covers_and_indexes_of_a_matroska_are_no_fault(tmp_path: Path) -> None:
+    plain = clip(tmp_path / "c.mkv", 40)
+    content, wanted = plain.read_bytes(), [frame.tobytes() for frame in read_video(plain, 30)]
+    element = hostile_media.element
+    font = element("1941A469", element("61A7", element("466E", b"a.ttf") + element("465C", bytes(2**27))))
+    tags = element("1254C367", element("7373", element("67C8", element("45A3", b"C") + element("4487", b"x" * 2**23))))
+    cues = element("1C53BB6B", element("BB", element("B3", b"\1") + element("B7", element("F7", b"\1"))) * 100_000)
+    cluster = content.index(b"\x1f\x43\xb6\x75")
+    segment = content.index(b"\x18\x53\x80\x67")
+    live = content[: segment + 4] + b"\1" + b"\xff" * 7 + content[segment + 12 : cluster + 4] + b"\1" + b"\xff" * 7
+    size = 9 - content[cluster + 4].bit_length()
+    for made in (content[:cluster] + font + tags + cues + content[cluster:], live + content[cluster + 4 + size :]):
+        plain.write_bytes(made)
+        check_video(plain, 30, 16)
+        assert [frame.tobytes() for frame in read_video(plain, 30)] == wanted
+
+
+@pytest.mark.parametrize("key", ["title", "comment"])
+@pytest.mark.parametrize("name", ["c.mp4", "c.mov", "c.m4v"])
+def test_a_title_may_be_of_anything(name: str, key: str, tmp_path: Path) -> None:
+    """Of elephants, which have trunks, and of workflows, which truncate; these begin like parts of an index."""
+    written = '{"truncate": false} An elephant lifts its trunk; an Edelstein, a steelstring, a trakehner, stsz cmov....dcom '
+    flags = "faststart+use_metadata_tags" if name == "c.m4v" else "faststart"
+    for text in (written, written * 400):
+        path = clip(tmp_path / name, metadata={key: text}, options={"movflags": flags})
+        assert written[:40].encode() in path.read_bytes()
+        for read in VIDEO_READERS:
+            read(path)

@@ -175,6 +175,19 @@ def test_what_is_no_whole_video_is_one_line(tmp_path: Path) -> None:
         check_video(tmp_path / "text.mp4")
 
 
+def test_what_a_camcorder_recorded_is_read(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "c.dv"), "w") as container:
+        stream = container.add_stream("dvvideo", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 720, 576, "yuv420p"
+        for number in range(4):
+            frame = av.VideoFrame.from_ndarray(np.full((576, 720, 3), 50 * number, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="yuv420p")))
+        container.mux(stream.encode())
+    check_video(tmp_path / "c.dv", 4, 25)
+    shown = read_video(tmp_path / "c.dv", 4, 25)
+    assert [frame.getpixel((360, 288))[0] for frame in shown] == pytest.approx([0, 50, 100, 150], abs=3)
+
+
 @pytest.mark.parametrize("name", ["c.mp4", "c.mkv", "c.avi", "c.webm", "c.ts"])
 @pytest.mark.parametrize(("frames", "rate"), [(1, 16), (17, 24), (12, 60), (3, 5)])
 def test_what_is_too_short_is_known_before_it_is_decoded(name: str, frames: int, rate: int, tmp_path: Path) -> None:

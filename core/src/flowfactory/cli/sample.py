@@ -112,7 +112,13 @@ def _restore(where: RunDirectory, config: RunConfig, iteration: int | None, scor
     from flowfactory.training.setup import prepare_run
 
     path = lookup.find(where.checkpoints, iteration, warn)
-    restored = prepare_run(config, trackers=False, scores=scores, trains=False)
+    restored = prepare_run(config, say=_pass_on_warnings, trackers=False, scores=scores, trains=False)
     restored.assembly.hooks.run_started(restored.info, restored.policy)
     load.load(path, restored.policy)
     return restored, path
+
+
+def _pass_on_warnings(sentence: str) -> None:
+    """What else a run says would stand between what these commands print for others to read."""
+    if sentence.startswith("warning: "):
+        warn(sentence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ IN_USE = 3600.0
 """Seconds for which what was used stays: the ranks of a run read what the first of them encoded."""
 USE_NOTED = 600.0
 """Seconds in which a file is marked as used once."""
+_OF_THIS_ENTRY = (errno.EPERM, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST)
 ENTRY = re.compile(r"[0-9a-f]{40}\.safetensors")
 FORMER_LEFTOVER = re.compile(r"\.[0-9a-f]{40}\.[a-z0-9_]{8}")
 
@@ -40,19 +42,18 @@ def default_folder() -> Path:
 
 def read_limit() -> int | None:
     """Bytes that $FLOWFACTORY_CACHE_SIZE allows; None where it is not set. UserError: it is no size."""
-    from pydantic import ByteSize, TypeAdapter, ValidationError
+    from pydantic import ByteSize, TypeAdapter
 
     written = os.environ.get(SIZE, "").strip()
     if not written:
         return None
     try:
-        size = int(TypeAdapter(ByteSize).validate_python(written))
-    except (ValidationError, OverflowError):
-        size = -1
-    # a number alone would be bytes, which nobody means
-    if size < 0 or not re.search(r"b(yte)?s?$|[kmgtpe]$", written, re.IGNORECASE) or written.lower().endswith("bit"):
-        raise UserError(f"{SIZE}: got {written!r}; write a size with its unit, such as 50GB")
-    return size
+        # pydantic stops at what it does not know, as in 10,5GB; and a number alone would be bytes, which nobody means
+        if not re.fullmatch(r"(\d*\.)?\d+ *(b|[kmgtpe](i?b)?)", written, re.IGNORECASE | re.ASCII):
+            raise ValueError
+        return int(TypeAdapter(ByteSize).validate_python(written))
+    except (ValueError, OverflowError):
+        raise UserError(f"{SIZE}: got {written!r}; write a size with its unit, such as 50GB") from None
 
 
 class CachedFile(NamedTuple):
@@ -67,13 +68,14 @@ class CacheFolder:
     """Entries on disk, bytes by key, in ``root / "conditions"``, at most ``limit`` bytes of them.
 
     What is made here is its owner's alone. A folder that is there already keeps its mode, and the entries in it are for whom
-    the folder is. What cannot be read is missing. What cannot be written is told to ``say`` once, and then no more is written.
+    the folder is. What cannot be read is missing. Where nothing can be written, ``say`` hears it once, and then no more is
+    written. An entry in whose place something stays, such as another user's in a shared folder, is left out alone.
     """
 
     def __init__(self, root: Path, limit: int | None = None, say: Callable[[str], None] = lambda _: None) -> None:
         self.root, self.path = root, root / "conditions"
         self._limit, self._say = limit, say
-        self._takes_more = True
+        self._takes_more, self._told_of_one = True, False
 
     @classmethod
     def from_environment(cls, say: Callable[[str], None] = lambda _: None) -> CacheFolder:
@@ -101,9 +103,18 @@ class CacheFolder:
                 with suppress(OSError):  # some disks have no modes
                     temporary.chmod(self._entry_mode())
         except OSError as error:
+            if error.errno in _OF_THIS_ENTRY and os.path.lexists(self._file(key)):
+                self._tell_of_one(key)
+                return
             self._takes_more = False
             told = f"{self.path} cannot be written to ({error.strerror}): what is encoded now is kept in memory alone"
             self._say(f"warning: {told}; make room there, or choose another folder with {ENVIRONMENT}")
+
+    def _tell_of_one(self, key: str) -> None:
+        if not self._told_of_one:
+            self._told_of_one = True
+            told = f"{self._file(key)} is another user's, or no file: it cannot be replaced, and stands for a prompt"
+            self._say(f"warning: {told} that is encoded each time; delete it, or choose another folder with {ENVIRONMENT}")
 
     def note_use(self, key: str) -> bool:
         """Have ``key`` count as used now; returns whether it is there."""
@@ -173,14 +184,14 @@ class CacheFolder:
         return min(DEFAULT_SIZE, shutil.disk_usage(there).total // DEFAULT_SHARE)
 
     def find_risk(self) -> str | None:
-        """A sentence about who else, beside root and a group, can change entries that are there; None for nobody."""
+        """A sentence about who else, beside root and a group, can put entries there, or change some; None for nobody."""
         done = f"can change the cache {self.root}, and with it what is trained on"
         for folder in (self.root, self.path):
             try:
                 about = folder.stat()
             except OSError:
                 continue  # where there is nothing, nobody has put anything
-            if about.st_mode & stat.S_IWOTH and not about.st_mode & stat.S_ISVTX:
+            if about.st_mode & stat.S_IWOTH:  # where it is sticky, too: of what is not encoded yet anyone may put entries there
                 return f"everyone on this machine {done}; run chmod o-w {folder}, or choose another folder with {ENVIRONMENT}"
             if about.st_uid not in (0, os.geteuid()) and not os.environ.get(ENVIRONMENT):
                 return f"the user with the number {about.st_uid} {done}; choose another folder with {ENVIRONMENT}"

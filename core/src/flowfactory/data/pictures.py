@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from flowfactory.data.file_kinds import BoundedFile, name_kind
+from flowfactory.data.picture_metadata import SEGMENTS, check_metadata
 from flowfactory.errors import UserError
 from flowfactory.untrusted_files import Refused
 
@@ -26,8 +27,6 @@ PACKED = 2**24
 """The most pixels of a BMP with run lengths, which Pillow unpacks one by one."""
 SCANS = 20
 """So often may a JPEG of PIXELS go over itself, and a smaller one more often in proportion; cameras do so up to 12 times."""
-
-SEGMENTS = 100_000  # of a JPEG of a gigabyte
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -61,9 +60,11 @@ def check_picture(path: Path, whole: bool = True) -> tuple[int, int]:
 def open_picture(file: Any, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """The picture in ``file``, by its content, of which the header alone is read.
 
-    Refused: it has more than PIXELS, or parts that are larger. UnidentifiedImageError: it is none of ``formats``.
+    Refused: it has more than PIXELS, parts that are larger, or too much beside them. UnidentifiedImageError: it is none of
+    ``formats``.
     What else a decoder stumbles over is raised as Pillow has it.
     """
+    check_metadata(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of half of what is too large, and of what is odd in a stranger's header
@@ -122,15 +123,17 @@ _SEGMENT = re.compile(rb"\xff(?:(\xd9)|([\x01-\xcf\xda-\xfe])(..))", re.DOTALL)
 @contextmanager
 def _open_file(path: Path) -> Iterator[Image.Image]:
     try:
-        with closing(BoundedFile(path, BEFORE_PIXELS)) as file, _open_named(file) as picture:
-            yield picture
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as in open_picture, of what is read later
+            with closing(BoundedFile(path, BEFORE_PIXELS)) as file, _open_named(file) as picture:
+                yield picture
     except Refused as refused:
         raise UserError(f"picture {path}: {refused}") from refused
     except Image.DecompressionBombError as error:  # of a part that is larger than the header says
         raise UserError(f"picture {path}: {TOO_LARGE}") from error
     except Exception as error:  # Pillow raises whatever a decoder stumbles over
         problem = str(error).partition("\n")[0] or type(error).__name__
-        remedy = "without its text" if "MAX_TEXT" in problem else "with 8 bits, as PNG or JPEG"
+        remedy = "without its texts and its colour profile" if "MAX_TEXT" in problem else "with 8 bits, as PNG or JPEG"
         raise UserError(f"picture {path}: cannot be read: {problem}; save it {remedy}") from error
 
 

@@ -280,6 +280,9 @@ def _read_table(pieces: Iterator[str], delimiter: str) -> Iterator[Row]:
             found = {name: cell for name, cell in zip(header, cells, strict=True) if name and cell.strip()}
             yield Row(line, {"prompt": "", **found})
     except csv.Error as error:
+        if "field limit" in str(error):
+            told = f"a cell has more than {csv.field_size_limit():,} characters; end a text in quotes with its quote"
+            raise _Mistake(following, f"{told}, or write a .jsonl file") from error
         problem = str(error).replace("'\t'", told)
         raise _Mistake(
             following, f"{problem}; a text in quotes ends with its quote, and a quote within it is written twice"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from fractions import Fraction
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from flowfactory.data.file_kinds import BoundedFile, Kind, name_kind
+from flowfactory.data.matroska_frames import MatroskaFrames, begins_as_matroska
 from flowfactory.data.media import import_pyav
 from flowfactory.data.pictures import lay_on_white
 from flowfactory.data.video_index import check_index
@@ -22,7 +24,7 @@ from flowfactory.untrusted_files import Refused
 
 FORMATS = (
     *("mov", "matroska", "avi", "mpegts", "mpeg", "ogg", "flv", "asf", "gif", "apng"),
-    *("yuv4mpegpipe", "ivf", "h264", "hevc", "m4v", "mpegvideo"),
+    *("dv", "yuv4mpegpipe", "ivf", "h264", "hevc", "m4v", "mpegvideo"),
 )
 """What FFmpeg opens, in its words, where MP4 is mov and WebM matroska: files that lead to no other file."""
 CODECS = (
@@ -41,6 +43,7 @@ SOUND_CODECS = (
 """Sound is never decoded, but its decoders tell FFmpeg what it is, so that it need not read on to find out."""
 PIXELS = 2**26
 """The most of a frame, 8192 x 8192: 8K in any shape."""
+LONGEST_SIDE = 2**16
 BEFORE_FRAMES = 2**27  # bytes, for a frame of 8K as it is
 FASTEST = 1000
 """Frames a second: so many are looked at, at most, to find those of the speed that a model draws at."""
@@ -132,6 +135,8 @@ def _open_named(file: BoundedFile, av: Any) -> Any:
     kind = name_kind(file.head())
     if kind and kind.sort != "video" and kind.name not in ("GIF", "PNG"):  # which may be an APNG
         raise Refused(f"cannot be read: {_refusal(kind)}")
+    if kind and kind.name == "YUV4MPEG2":
+        _check_raw(file.head())
     try:
         container = open_container(file, check_index(file.whole, file.size))
     except av.FFmpegError as error:
@@ -145,24 +150,37 @@ def _open_named(file: BoundedFile, av: Any) -> Any:
     return container
 
 
+def _check_raw(head: bytes) -> None:
+    """Refused: the first line of a YUV4MPEG2 tells of frames that are too large, of which FFmpeg says that a device is busy."""
+    sides = [int(side) for side in re.findall(rb" [WH](\d{1,18})", head.partition(b"\n")[0])]
+    if max([0, *sides]) > LONGEST_SIDE or math.prod(sides) > PIXELS:
+        raise Refused(f"its frames are {' x '.join(map(str, sides))}, which is too large; make them smaller")
+
+
 def _refusal(kind: Kind) -> str:
     if kind.sort == "sound":
         return f"this is {kind.name}, and there are no pictures in it; give a video"
-    return kind.refusal("which is a picture; give a video" if kind.sort == "picture" else REMEDY)
+    if kind.sort == "picture":
+        return f"this is {kind.name}, which is a picture; give a video"
+    return kind.refusal(REMEDY)
 
 
 def open_container(file: Any, is_mp4: bool, formats: tuple[str, ...] = FORMATS) -> Any:
     """PyAV's container of the video in ``file``, which is one of ``formats`` by its content; ``is_mp4``: check_index's answer.
 
-    It leads FFmpeg to no other file. Refused: it is larger than videos are. ValueError: its colours would not come out.
+    It leads FFmpeg to no other file. Refused: it is larger than videos are, or tells too much. ValueError: its colours would
+    not come out.
     av.ArgumentError: it is of another format.
     What else FFmpeg stumbles over is raised as PyAV has it.
     """
-    allowed = [name for name in formats if (name == "mov") == is_mp4] or ["none"]
+    is_matroska = not is_mp4 and begins_as_matroska(file)
+    kind = "mov" if is_mp4 else "matroska" if is_matroska else None
+    allowed = [name for name in formats if name == kind or (kind is None and name not in ("mov", "matroska"))] or ["none"]
     decoders = {"codec_whitelist": f"{CODECS},{SOUND_CODECS}", "max_pixels": str(PIXELS)}
     # 'none' is the name of no protocol: nothing but the open file is read
     options = {"format_whitelist": ",".join(allowed), "protocol_whitelist": "none", "enable_drefs": "0", **decoders}
-    container = import_pyav().open(_Quiet(file), options=options, metadata_errors="replace")
+    source = _Quiet(MatroskaFrames(file) if is_matroska else file)
+    container = import_pyav().open(source, options=options, metadata_errors="replace")
     try:
         _check_stream(container)
     except BaseException:
@@ -179,7 +197,12 @@ class _Quiet:
     """A file that never raises, as PyAV prints the second thing that is raised before FFmpeg returns: it ends or stays."""
 
     def __init__(self, file: Any) -> None:
-        self._file, self.tell = file, file.tell
+        self._file = file
+        self.seekable = lambda: hasattr(file, "seek")
+
+    def tell(self) -> int:
+        place: int = self._file.tell()
+        return place
 
     def read(self, size: int) -> bytes:
         try:
