@@ -53,6 +53,8 @@ class Odd:
                 log.write(f"{len(samples.prompts)}\n")
         time.sleep(said.get("sleep", 0))
         fork(mode)
+        if mode == "long-error":
+            raise ValueError("A" * 10_000_000)
         if mode == "raise":
             raise ZeroDivisionError("the picture is upside down")
         end(mode)

@@ -33,6 +33,7 @@ Make = Callable[[], tuple[Any, Callable[[Samples], Any]]]
 """What a worker calls in its process, once: what it says when it is ready, and what answers requests."""
 
 PIECE = 2**16
+LONGEST = 10_000  # characters of what a reward raises
 WATCH = 0.1  # seconds between two looks at whether a process that is asked lives
 REAPED = 10.0  # seconds that a killed process may take to be gone; one that a driver holds takes longer
 
@@ -237,6 +238,11 @@ def _answer(answer: Callable[[Samples], Any], samples: Samples) -> tuple[type[Ex
 
 
 def _told(error: BaseException) -> tuple[type[Exception], str]:
+    kind, sentence = _classify(error)
+    return kind, sentence if len(sentence) <= LONGEST else sentence[:LONGEST] + "…"
+
+
+def _classify(error: BaseException) -> tuple[type[Exception], str]:
     if isinstance(error, UserError | UnexpectedError | WorkerDied):  # a reward may have workers of its own
         return type(error), str(error)
     if isinstance(error, RunError) and (error.__cause__ is None or isinstance(error.__cause__, RunError | UserError)):
