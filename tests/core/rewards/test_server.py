@@ -141,7 +141,7 @@ def test_a_sender_that_breaks_off_disturbs_nobody(server: Served) -> None:
 
 def test_metadata_that_choose_among_the_labels_of_a_run_do_not_choose_here(server: Served) -> None:
     answer = ask(server.url, samples(pictures(2), mode="metadata", rewards=["mine"]))
-    assert answer.json() == {"scores": [1, 1]}
+    assert answer.json() == {"scores": [1, 1], "reward": "odd"}
 
 
 def test_files_of_prompts_are_there_while_scores_are_computed_and_gone_after(server: Served, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ class Service:
                             scores = await asyncio.wrap_future(self._scoring.submit(self._compute, samples))
         finally:
             self._inside -= 1
-        return Response(format.encode_scores(scores), media_type="application/json")
+        return Response(format.encode_scores(scores, self.name), media_type="application/json")
 
     def _wait(self) -> int:
         """Seconds after which there may be room, as far as can be told."""
