@@ -350,6 +350,10 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: 
         ("odd", "--token-env", "NOT_SET"): r"--token-env NOT_SET: this environment variable is not set; put the token into it",
         ("odd", "--host", "no.such.host.invalid"): r"--host no\.such\.host\.invalid: .*",
         ("odd", "--host", "192.0.2.1"): r"--host 192\.0\.2\.1 --port 8100: .*",
+        **{
+            ("odd", "--timeout", each): r"--timeout: give a number of seconds, at least 0\.001 and at most 10000000"
+            for each in ("nan", "0", "1e8", "inf", "soon")
+        },
         ("odd", "--device", "cuda:77"): r"device: 'cuda:77' is not available here: .*",
     }
     monkeypatch.delenv("NOT_SET", raising=False)
