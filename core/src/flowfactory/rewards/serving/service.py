@@ -196,12 +196,12 @@ def _guard(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Reques
     return guarded
 
 
-def _refuse_path(request: Request, error: Exception) -> Response:
+async def _refuse_path(request: Request, error: Exception) -> Response:
     said = "there is no such path; there are GET /, GET /health, GET /metrics and POST /score"
     return RequestRefused(404, said, unread=True).response()
 
 
-def _refuse_method(request: Request, error: Exception) -> Response:
+async def _refuse_method(request: Request, error: Exception) -> Response:
     said = "no such method here; there are GET /, GET /health, GET /metrics and POST /score"
     response = RequestRefused(405, said, unread=True).response()
     response.headers.update(getattr(error, "headers", None) or {})
