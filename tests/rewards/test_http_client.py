@@ -6,8 +6,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -124,6 +126,53 @@ def test_a_busy_server_is_left_alone_for_as_long_as_it_asks_and_that_is_no_failu
         assert post(made(server, retries=0)) == b"done"
         times = [asked.when for asked in server.asked]
         assert all(later - earlier >= 1 for earlier, later in itertools.pairwise(times))
+
+
+@pytest.mark.parametrize("body", [b"Internal Server Error", b"<h1>500</h1>", b"", b'{"error": ""}'])
+def test_a_bare_500_may_pass_as_those_of_proxies_do(body: bytes) -> None:
+    with serve_answers(in_turn((500, body, {}), b"at last")) as server:
+        assert post(made(server)) == b"at last"
+
+
+@pytest.mark.parametrize("clients", [1, 3])
+def test_a_server_that_lets_few_wait_is_kept_busy_all_the_same(clients: int) -> None:
+    """Those that it sends away wait, and not those that it takes."""
+    room = threading.Semaphore(2)
+
+    def answer(asked: Request) -> Answer | bytes:
+        if not room.acquire(blocking=False):
+            return 503, b"", {"Retry-After": "1"}
+        time.sleep(0.02)
+        room.release()
+        return asked.body
+
+    with serve_answers(answer) as server, ThreadPoolExecutor(clients) as pool:
+        begun = time.monotonic()
+        lots = [pool.submit(ask_often, made(server, requests=8), 40) for _ in range(clients)]
+        assert all(lot.result() == [b"%d" % i for i in range(40)] for lot in lots)
+        seconds = time.monotonic() - begun
+        refused = len(server.asked) - 40 * clients
+        assert refused <= 8 * clients * (1 + seconds) + 40 * clients  # each once a second, or in the place of one answered
+        assert seconds < 8 * clients  # instead of two within each second
+
+
+def ask_often(client: Client, count: int) -> list[bytes]:
+    bodies = [b"%d" % i for i in range(count)]
+    return client.run_all(
+        [lambda stop, body=body: client.post("/x", ("text/plain", body), stop, LIMIT)[1] for body in bodies]  # type: ignore[misc]
+    )
+
+
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
+def test_authorities_that_are_not_there_are_named(variable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / "gone"))
+    with pytest.raises(UserError, match=rf"^{variable} {tmp_path}/gone: [Nn]o such .*; name another.*, or unset the variable$"):
+        Client(Options(url="http://127.0.0.1:1"))
+    (tmp_path / "text").write_text("no certificate")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "text"))
+    with pytest.raises(UserError, match=r"^SSL_CERT_FILE .*/text: expected certificates in PEM, which begin with -----BEGIN$"):
+        Client(Options(url="http://127.0.0.1:1"))
 
 
 def test_patience_has_an_end() -> None:

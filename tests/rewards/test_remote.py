@@ -161,6 +161,16 @@ def test_an_answer_that_is_off_is_an_error_and_no_score(answer: bytes, said: str
         assert fails(samples(pictures(2)), server.url) == f"{server.url}: {said}"
 
 
+def test_scores_of_another_reward_than_at_the_start_are_refused() -> None:
+    body = b'{"scores": [1, 2], "reward": "%s"}'
+    with serve_answers(lambda asked: HEALTH if asked.path == "/health" else body % b"other") as server:
+        assert fails(samples(pictures(2)), server.url) == (
+            f"{server.url}: serves 'other' now, and 'r' before; see what was started there"
+        )
+        server.answer = lambda asked: HEALTH if asked.path == "/health" else body % b"r"
+        assert scores(samples(pictures(2)), server.url).tolist() == [1, 2]
+
+
 def test_a_server_that_is_too_slow_is_an_error(server: Served, tmp_path: Path) -> None:
     said = fails(samples(pictures(2), hold=str(tmp_path)), server.url, request_timeout=0.5, retries=0)
     assert said == f"{server.url}: no answer in 1 try; the last: no answer within 0.5 s"

@@ -1,5 +1,6 @@
 """A one-file plugin for tests of serving: ``odd`` does what the metadata of its first sample say."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -51,6 +52,9 @@ class Odd:
             with Path(said["log"]).open("a") as log:
                 log.write(f"{len(samples.prompts)}\n")
         time.sleep(said.get("sleep", 0))
+        fork(mode)
+        if mode == "long-error":
+            raise ValueError("A" * 10_000_000)
         if mode == "raise":
             raise ZeroDivisionError("the picture is upside down")
         end(mode)
@@ -73,6 +77,24 @@ class Odd:
         if mode == "count":
             scores = torch.full((len(samples.prompts),), float(len(samples.prompts)))
         return {self.label: scores}
+
+
+def fork(how):
+    """Start a process that holds all that this one has open, and then what ``how`` says; fill what is open with garbage."""
+    if how.startswith("fork"):
+        helper = os.fork()
+        if helper == 0 and how != "fork-return":
+            time.sleep(300)
+            os._exit(0)
+        Path(os.environ.get("ODD_HELPERS", os.devnull)).write_text(str(helper))
+        if how == "fork-die":
+            os._exit(3)
+        end(how.removeprefix("fork-"))
+    if how == "garbage":
+        for number in range(3, 64):
+            with contextlib.suppress(OSError):
+                os.set_blocking(number, False)
+                os.write(number, b"\0\0\0\x10garbagegarbage!!" * 10)
 
 
 def end(how):

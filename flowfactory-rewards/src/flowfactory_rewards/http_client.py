@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from queue import Empty, SimpleQueue
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -87,18 +87,34 @@ class Host:
     failures: int = 0  # since its last answer
     tries: int = 0  # of those, the ones that are no reason to be patient
     retry_at: float = 0.0  # when it is to be asked again, by the monotonic clock
+    most: int = 0  # requests at once that it has room for, until full_until
+    full_until: float = 0.0
+    answers: int = 0  # counts them, so that it is known whether it has room for any
     era: int = 0  # counts its rests, so that requests that fail together count as one failure
+
+    def free_at(self, now: float) -> float:
+        """When it may have one request more; ``now`` where it may at once."""
+        return max(now, self.retry_at, self.full_until if self.in_flight >= self.most else 0.0)
+
+
+class Turn(NamedTuple):
+    """A request's turn at ``host``, and what was counted there when it began."""
+
+    host: Host
+    era: int
+    answers: int
 
 
 @dataclass(frozen=True)
 class Failure:
     """Why a try gave nothing, and for how many seconds the server asks to be left alone.
 
-    ``state``: busy or away, for which there is patience; '' for what counts as a try.
+    ``state``: full, busy or away, for which there is patience; '' for what counts as a try. A server that is full has room for
+    fewer requests than it was sent.
     """
 
     reason: str
-    state: Literal["busy", "away", ""] = ""
+    state: Literal["full", "busy", "away", ""] = ""
     wait: float = 0.0
 
 
@@ -177,26 +193,28 @@ class Client:
         begun = time.monotonic()
         tries = 0
         while True:
-            host, era = self._acquire_host(hosts, stop)
+            turn = self._acquire_host(hosts, stop)
+            host = turn.host
             try:
                 answer = self._requests.send(method, host.url + path, body, self.config.request_timeout, limit)
             except UnusableAnswer as error:
-                self._release_host(host, era, None)
+                self._release_host(turn, None)
                 raise RunError(f"{host.url}: {error}; see what serves there") from error
             except Exception as error:
                 failure = self._failure(host, error)
             else:
-                if answer.status not in self._retryable:
-                    self._release_host(host, era, None)
+                if not self._may_pass(answer):
+                    self._release_host(turn, None)
                     if answer.status != 200 and answer.status not in tolerated:
                         raise RunError(self._describe_refusal(host, path, answer))
                     return host.url, answer.body
                 failure = self._passing_refusal(answer)
             waited = time.monotonic() - begun
             left = max(0.0, self.config.patience - waited)
-            self._release_host(host, era, replace(failure, wait=min(failure.wait, left)))
+            self._release_host(turn, replace(failure, wait=min(failure.wait, left)))
             if failure.state and not left:
-                raise RunError(f"{host.url}: {failure.state} for {waited:.0f} s; the last answer: {failure.reason}")
+                state = "away" if failure.state == "away" else "busy"
+                raise RunError(f"{host.url}: {state} for {waited:.0f} s; the last answer: {failure.reason}")
             tries += not failure.state
             # others may have tried all servers meanwhile
             if max(tries, min(host.tries for host in hosts)) > self.config.retries and not failure.state:
@@ -210,38 +228,49 @@ class Client:
         away = host.answered and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
         return Failure(self._describe_failure(error), "away" if away else "")
 
+    def _may_pass(self, answer: Answer) -> bool:
+        """Whether another try may do better; a 500 without a sentence is that of a proxy, or of a server that ends."""
+        return answer.status in self._retryable or (answer.status == 500 and not find_message(answer.body))
+
     def _passing_refusal(self, answer: Answer) -> Failure:
         wait = _retry_after(answer.headers.get("retry-after"))
-        busy = answer.status == 429 or (answer.status == 503 and wait > 0)
         reason = f"{answer.status}, {self._mask_token(error_message(answer.body))}"
-        return Failure(reason, "busy" if busy else "", wait if busy else 0.0)
+        if answer.status == 429:
+            return Failure(reason, "busy", wait)
+        return Failure(reason, "full", wait) if answer.status == 503 and wait > 0 else Failure(reason)
 
-    def _acquire_host(self, hosts: Sequence[Host], stop: threading.Event) -> tuple[Host, int]:
-        """The host that has least to do of those that may be asked, and its era; waits for one."""
+    def _acquire_host(self, hosts: Sequence[Host], stop: threading.Event) -> Turn:
+        """A turn at the host that has least to do of those that may be asked; waits for one."""
         with self._changed:
             while True:
                 if stop.is_set():
                     raise Cancelled
                 now = time.monotonic()
                 # one that has failed is tried with a single request first
-                ready = [host for host in hosts if host.retry_at <= now and not (host.failures and host.in_flight)]
+                ready = [host for host in hosts if host.free_at(now) <= now and not (host.failures and host.in_flight)]
                 if ready:
                     self._turn += 1
                     place = {id(host): (i - self._turn) % len(hosts) for i, host in enumerate(hosts)}
                     chosen = min(ready, key=lambda host: (host.in_flight, place[id(host)]))
                     chosen.in_flight += 1
-                    return chosen, chosen.era
-                resting = [host.retry_at - now for host in hosts if host.retry_at > now]
+                    return Turn(chosen, chosen.era, chosen.answers)
+                resting = [host.free_at(now) - now for host in hosts if host.free_at(now) > now]
                 self._changed.wait(min([0.5, *(rest * self._chance.uniform(1, 1.1) + 0.001 for rest in resting)]))
 
-    def _release_host(self, host: Host, era: int, failure: Failure | None) -> None:
+    def _release_host(self, turn: Turn, failure: Failure | None) -> None:
         """After an answer, or a failure."""
+        host = turn.host
         with self._changed:
             host.in_flight -= 1
             if failure is None:
                 host.answered = True
+                host.answers += 1
                 host.failures = host.tries = 0
-            elif era == host.era:
+            elif failure.state == "full" and (host.in_flight or host.answers > turn.answers):
+                # it has room for others of ours: as many as are there, until somebody may have left
+                host.most = max(1, host.in_flight)
+                host.full_until = time.monotonic() + failure.wait * self._chance.uniform(1, 1.25)
+            elif turn.era == host.era:
                 host.era += 1
                 host.failures += not failure.wait
                 host.tries += not failure.state
@@ -303,7 +332,12 @@ def _seconds_until(date: str) -> float:
 
 
 def error_message(body: bytes) -> str:
-    """The sentence of an answer that is an error: this format's, FastAPI's and OpenAI's; else how it begins."""
+    """The sentence of an answer that is an error, or how it begins."""
+    return find_message(body) or excerpt(body)
+
+
+def find_message(body: bytes) -> str:
+    """The sentence of an answer that is an error: this format's, FastAPI's and OpenAI's; '' where there is none."""
     found: Any
     try:
         found = json.loads(body)
@@ -312,4 +346,4 @@ def error_message(body: bytes) -> str:
     for key in ("error", "message", "detail"):
         while isinstance(found, dict) and key in found:
             found = found[key]
-    return " ".join(found.split())[:500] if isinstance(found, str) and found else excerpt(body)
+    return " ".join(found.split())[:500] if isinstance(found, str) else ""

@@ -61,6 +61,7 @@ class Remote:
         self._client: Client | None = None
         self._pointwise = False
         self._max_request = 0
+        self._reward = ""
 
     @hookimpl
     def prepare_reward(self, device: torch.device) -> None:
@@ -72,6 +73,7 @@ class Remote:
                 raise RunError(
                     f"{self._config.url[0]} serves {told[0].reward!r} and {url} {each.reward!r}; all must serve one reward"
                 )
+        self._reward = told[0].reward
         self._pointwise = all(each.pointwise for each in told)
         self._max_request = min(each.max_request for each in told)
 
@@ -103,7 +105,7 @@ class Remote:
             )
         url, answer = self._client.post("/score", body, stop, largest_answer(len(rows)))
         try:
-            return decode_scores(answer, len(rows))
+            return decode_scores(answer, len(rows), self._reward)
         except WireError as error:
             raise RunError(f"{url}: {error}") from error
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import ssl
 import threading
 import weakref
 import zlib
@@ -12,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
+
+from flowfactory import UserError
 
 if TYPE_CHECKING:
     import httpx2
@@ -45,8 +49,10 @@ class TimedRequests:
     """
 
     def __init__(self, headers: Mapping[str, str], idle: int) -> None:
+        """UserError: the environment names authorities for TLS that cannot be read."""
         import httpx2
 
+        check_authorities()
         self._http = httpx2.AsyncClient(
             # as it is: a few bytes can be unpacked to any size
             headers={"Accept-Encoding": "identity", **headers},
@@ -91,6 +97,21 @@ class TimedRequests:
                     # one that was kept may have been closed meanwhile, and its server has heard nothing
                     if seen.on_new_connection or seen.answered:
                         raise
+
+
+def check_authorities() -> None:
+    """UserError, which names the variable: the environment names certificates to trust where there are none."""
+    file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    if file:
+        try:
+            ssl.create_default_context(cafile=file)
+        except ssl.SSLError as error:
+            said = "expected certificates in PEM, which begin with -----BEGIN"
+            raise UserError(f"SSL_CERT_FILE {file}: {said}") from error
+        except OSError as error:
+            raise UserError(f"SSL_CERT_FILE {file}: {error.strerror}; name another file, or unset the variable") from error
+    elif folder and not os.path.isdir(folder):
+        raise UserError(f"SSL_CERT_DIR {folder}: no such folder; name another, or unset the variable")
 
 
 def connect_timeout(seconds: float) -> float:

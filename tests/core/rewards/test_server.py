@@ -85,6 +85,7 @@ def test_metrics_count_requests_and_samples(server: Served) -> None:
     ("mode", "status", "said"),
     [
         ("raise", 500, r"reward 'odd': ZeroDivisionError: the picture is upside down \(odd_reward\.py line \d+\)"),
+        ("long-error", 500, r"reward 'odd': ValueError: A{1900,2000}…"),
         ("run-error", 422, "reward 'odd': no face in the picture"),
         ("nan", 422, "reward 'odd': gave nan for sample 3; scores must be finite"),
         ("short", 422, r"reward 'odd': gave \[3\]; expected a tensor \[4\], one score a sample"),
@@ -140,7 +141,7 @@ def test_a_sender_that_breaks_off_disturbs_nobody(server: Served) -> None:
 
 def test_metadata_that_choose_among_the_labels_of_a_run_do_not_choose_here(server: Served) -> None:
     answer = ask(server.url, samples(pictures(2), mode="metadata", rewards=["mine"]))
-    assert answer.json() == {"scores": [1, 1]}
+    assert answer.json() == {"scores": [1, 1], "reward": "odd"}
 
 
 def test_files_of_prompts_are_there_while_scores_are_computed_and_gone_after(server: Served, tmp_path: Path) -> None:
@@ -172,7 +173,6 @@ def guarded() -> Iterator[Served]:
         yield one
 
 
-@pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/score"])
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -183,14 +183,32 @@ def guarded() -> Iterator[Served]:
         ({"Authorization": b"Bearer \xff\xfe"}, "the token is wrong"),
     ],
 )
-def test_without_the_token_nothing_is_told(guarded: Served, path: str, given: Any, said: str) -> None:
-    method = "POST" if path == "/score" else "GET"
-    answer = httpx2.request(method, guarded.url + path, headers=given, content=bytes(2**22) if path == "/score" else None)
-    assert (answer.status_code, answer.json()) == (401, {"error": said})
+def test_without_the_token_nothing_is_told(guarded: Served, given: Any, said: str) -> None:
+    with httpx2.Client() as client:
+        for path in ("/", "/health", "/health/", "/metrics", "/score", "/nope", "//evil.example/", "/openapi.json", "/%00"):
+            for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "HEAD", "TRACE", "ODD"):
+                content = bytes(2**20) if method == "POST" else None
+                answer = client.request(method, guarded.url + path, headers=given, content=content)
+                assert answer.status_code == 401, (method, path)
+                assert method == "HEAD" or answer.json() == {"error": said}, (method, path)
 
 
-def test_with_the_token_all_is(guarded: Served) -> None:
-    headers = {"Authorization": f"Bearer {TOKEN}"}
+def test_other_paths_and_methods_are_refused_in_the_format(server: Served) -> None:
+    host = {"Host": "evil.example"}
+    for path in ("/nope", "/health/", "/score/", "//evil.example/", "/openapi.json", "/docs"):
+        answer = httpx2.get(server.url + path, headers=host)
+        said = "there is no such path; there are GET /, GET /health, GET /metrics and POST /score"
+        assert (answer.status_code, answer.json()) == (404, {"error": said})
+        assert "evil" not in str(answer.headers)
+    for method, path, allowed in (("GET", "/score", "POST"), ("PUT", "/score", "POST"), ("DELETE", "/metrics", "GET")):
+        answer = httpx2.request(method, server.url + path, headers=host)
+        assert (answer.status_code, list(answer.json())) == (405, ["error"])
+        assert allowed in answer.headers["allow"]
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_with_the_token_all_is(guarded: Served, scheme: str) -> None:
+    headers = {"Authorization": f"{scheme} {TOKEN}"}
     assert all(httpx2.get(guarded.url + path, headers=headers).status_code == 200 for path in ("/", "/health", "/metrics"))
     assert ask(guarded.url, samples(pictures(1)), **headers).status_code == 200
 
@@ -254,6 +272,23 @@ def test_asked_to_stop_it_finishes_what_it_accepted(tmp_path: Path) -> None:
             assert one.process.stdout.read() == ""
 
 
+def test_asked_to_stop_twice_it_has_whoever_waits_come_again(tmp_path: Path) -> None:
+    with serve_reward() as one, ThreadPoolExecutor(3) as pool:
+        first = pool.submit(ask, one.url, samples(pictures(1), hold=str(tmp_path)))
+        wait_until((tmp_path / "begun").exists)
+        second = pool.submit(ask, one.url, samples(pictures(2)))
+        wait_until(lambda: one.metric("inside") == 2)
+        one.process.send_signal(signal.SIGINT)
+        wait_until(lambda: closed(one.url))
+        one.process.send_signal(signal.SIGINT)
+        for answer in (first.result(), second.result()):
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert answer.json() == {"error": "the server was stopped before it had the answer"}
+        one.process.wait(60)
+        assert one.process.stdout
+        assert one.process.stdout.read() == ""
+
+
 def closed(url: str) -> bool:
     try:
         httpx2.get(f"{url}/health")
@@ -315,6 +350,10 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: 
         ("odd", "--token-env", "NOT_SET"): r"--token-env NOT_SET: this environment variable is not set; put the token into it",
         ("odd", "--host", "no.such.host.invalid"): r"--host no\.such\.host\.invalid: .*",
         ("odd", "--host", "192.0.2.1"): r"--host 192\.0\.2\.1 --port 8100: .*",
+        **{
+            ("odd", "--timeout", each): r"--timeout: give a number of seconds, at least 0\.001 and at most 10000000"
+            for each in ("nan", "0", "1e8", "inf", "soon")
+        },
         ("odd", "--device", "cuda:77"): r"device: 'cuda:77' is not available here: .*",
     }
     monkeypatch.delenv("NOT_SET", raising=False)

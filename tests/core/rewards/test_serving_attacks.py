@@ -265,8 +265,15 @@ def test_web_pages_may_not_ask_without_a_token(server: Served, guarded: Served) 
     assert answers_others(guarded, headers)
 
 
+def test_a_request_for_another_protocol_is_answered_in_this_one(server: Served) -> None:
+    for protocol in (b"websocket", b"h2c"):
+        head = b"GET /health HTTP/1.1\r\n" + HOST + b"Connection: close, upgrade\r\nUpgrade: " + protocol + b"\r\n\r\n"
+        assert status_of(exchange(server, head)) == 200
+
+
 def test_what_is_logged_about_strangers_is_little(guarded: Served) -> None:
     """The last one here, which leaves no server."""
+    exchange(guarded, b"GET / HTTP/1.1\r\n" + HOST + b"Connection: close, upgrade\r\nUpgrade: websocket\r\n\r\n")
     for _ in range(60):
         exchange(guarded, b"\x1b[31mGET / HTTP/1.1\r\n\r\n")
     time.sleep(4)
@@ -274,6 +281,7 @@ def test_what_is_logged_about_strangers_is_little(guarded: Served) -> None:
     assert guarded.process.stdout
     said = guarded.process.stdout.read().splitlines()
     assert "\x1b" not in "".join(said)
+    assert "websocket" not in "".join(said).lower()
     assert 20 <= said.count("warning: Invalid HTTP request received.") <= 80
     assert any(re.fullmatch(r"warning: \d+ more lines were left out within 3 s", line) for line in said)
     assert len(said) < 60

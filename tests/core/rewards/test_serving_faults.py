@@ -30,9 +30,16 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(gate: Path) -> Iterator[Served]:
+def helpers(gate: Path) -> Path:
+    """Where the reward of ``server`` writes the number of the process that it forked last."""
+    return gate.with_name("helper")
+
+
+@pytest.fixture(scope="module")
+def server(gate: Path, helpers: Path) -> Iterator[Served]:
     """One whose reward may take two seconds for a request."""
-    with serve_reward("--timeout", "2", "--set", f"gate={gate}", before=SHORT_PAUSES) as one:
+    environment = {"ODD_HELPERS": str(helpers)}
+    with serve_reward("--timeout", "2", "--set", f"gate={gate}", environment=environment, before=SHORT_PAUSES) as one:
         yield one
 
 
@@ -82,6 +89,27 @@ def test_a_reward_that_dies_starts_anew(server: Served, mode: str, how: str) -> 
     said = f"reward 'odd': its process {how}; look for what ended it, most likely a lack of memory"
     assert (answer.status_code, answer.json()) == (502, {"error": said})
     assert is_right(ask(server.url))
+
+
+@pytest.mark.parametrize(("mode", "status"), [("fork-hang", 504), ("fork-die", 502)])
+def test_what_a_reward_forked_holds_nothing_up_and_ends_with_it(server: Served, helpers: Path, mode: str, status: int) -> None:
+    assert ask(server.url, mode=mode).status_code == status
+    helper = int(helpers.read_text())
+    assert is_right(ask(server.url))
+    wait_until(lambda: is_gone(helper))
+    assert httpx2.get(f"{server.url}/health", timeout=60).status_code == 200
+
+
+def test_a_fork_that_comes_back_answers_nobody(server: Served) -> None:
+    assert ask(server.url, mode="fork-return").status_code == 200
+    assert all(is_right(ask(server.url, count), count) for count in (2, 3, 4))
+
+
+def test_a_reward_that_writes_to_all_that_it_has_open_starts_anew(server: Served) -> None:
+    before = pid_of_reward(server)
+    assert ask(server.url, mode="garbage").status_code == 502
+    assert is_right(ask(server.url))
+    assert is_gone(before)
 
 
 def test_a_reward_that_died_while_nobody_asked_is_there_when_somebody_does(server: Served) -> None:

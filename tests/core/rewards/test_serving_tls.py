@@ -87,7 +87,7 @@ def test_certificates_that_cannot_be_used_are_one_line(pair: tuple[Path, Path], 
         (
             certificate,
             None,
-            f"--certfile {certificate}: expected a certificate and its key in PEM, which begin with -----BEGIN",
+            f"--certfile {certificate}: {pem}; name a key that lies in a file of its own with --keyfile",
         ),
     ]
     for first, second, said in cases:

@@ -9,6 +9,18 @@ import typer
 
 from flowfactory.cli.options import Plugins, typed_path
 from flowfactory.cli.output import say, warn
+from flowfactory.errors import UserError
+
+
+def _timeout(text: str | float) -> float:
+    """Seconds that a timer takes. UserError: anything else, such as nan, which is in every range."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.001 <= seconds <= 10_000_000:
+        raise UserError("--timeout: give a number of seconds, at least 0.001 and at most 10000000")
+    return seconds
 
 
 def serve(
@@ -31,7 +43,7 @@ def serve(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = "auto",
     timeout: Annotated[
         float,
-        typer.Option(metavar="SECONDS", min=0.001, max=10_000_000, help="For one request; then the reward is started anew."),
+        typer.Option(metavar="SECONDS", parser=_timeout, help="For one request; then the reward is started anew."),
     ] = 600,
     queue: Annotated[int, typer.Option(metavar="N", min=0, help="Requests that wait while one is computed.")] = 64,
     max_request: Annotated[int, typer.Option(metavar="MIB", min=1, help="The largest request.")] = 256,

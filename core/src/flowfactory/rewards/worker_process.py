@@ -6,7 +6,9 @@ import atexit
 import multiprocessing
 import os
 import signal
+import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,12 +26,15 @@ from flowfactory.discovery.source_places import describe_exception
 from flowfactory.distributed.hangup import outlive_readers, stop_signals
 from flowfactory.distributed.rank_process import PARENT, die_with_parent
 from flowfactory.errors import RunError, UserError
+from flowfactory.rewards.process_family import ProcessFamily, lead_session
 from flowfactory.types import Samples
 
 Make = Callable[[], tuple[Any, Callable[[Samples], Any]]]
 """What a worker calls in its process, once: what it says when it is ready, and what answers requests."""
 
 PIECE = 2**16
+LONGEST = 10_000  # characters of what a reward raises
+WATCH = 0.1  # seconds between two looks at whether a process that is asked lives
 REAPED = 10.0  # seconds that a killed process may take to be gone; one that a driver holds takes longer
 
 
@@ -46,28 +51,32 @@ class UnexpectedError(RunError):
 
 
 class WorkerProcess:
-    """The process in which ``make`` makes what answers; it ends with this one, and is not told who asks this one to stop."""
+    """The process in which ``make`` makes what answers; it ends with this one, and is not told who asks this one to stop.
 
-    def __init__(self, make: Make) -> None:
-        self._make = make
+    own_session: what it starts is ended with it, and not with the session of this process.
+    """
+
+    def __init__(self, make: Make, own_session: bool = False) -> None:
+        self._make, self._own_session = make, own_session
         self._process: BaseProcess | None = None
+        self._family: ProcessFamily | None = None
         self._end: Connection | None = None
 
     def begin(self) -> None:
         """Start it, and do not wait until it is ready."""
         context = multiprocessing.get_context("spawn")
         self._end, there = context.Pipe()
-        process = context.Process(target=_work, args=(there, os.getpid(), self._make))
+        process = context.Process(target=_work, args=(there, os.getpid(), self._own_session, self._make))
         with _deaf_children():
             process.start()
-        self._process = process
-        atexit.register(process.kill)  # before multiprocessing would wait for what ignores its SIGTERM
-        weakref.finalize(self, process.kill)
+        self._process, self._family = process, ProcessFamily(process)
+        atexit.register(self._family.kill)  # before multiprocessing would wait for what ignores its SIGTERM
+        weakref.finalize(self, self._family.kill)
         there.close()  # so that its death is the end of the file here
 
     def wait_ready(self, seconds: float | None = None) -> Any:
         """What it says when it is ready. UserError, RunError: what it raised. WorkerDied: also where it takes ``seconds``."""
-        with self._ended_after(seconds):
+        with self._watched(seconds):
             return self._receive()
 
     def ask(self, samples: Samples, seconds: float | None = None) -> Any:
@@ -75,7 +84,9 @@ class WorkerProcess:
         assert self._end is not None
         media = np.ascontiguousarray(samples.media.detach().float().cpu().numpy())
         rest = replace(samples, media=_NOTHING, groups=_NOTHING)
-        with self._ended_after(seconds):
+        with self._watched(seconds):
+            if self._end.poll():  # what was there before its request is no answer to it
+                raise _died()
             try:
                 # as arrays: tensors would go through shared memory, of which containers have little
                 self._end.send((media.shape, samples.groups.cpu().numpy(), rest))
@@ -87,26 +98,25 @@ class WorkerProcess:
 
     def is_alive(self) -> bool:
         """Whether it is there, and was not killed."""
-        return self._process is not None and self._process.is_alive() and self._end is not None and not self._end.closed
+        return self._family is not None and self._family.lives() and self._end is not None and not self._end.closed
 
     def kill(self) -> str | None:
-        """End it, and say how it ended by itself, in a few words; None where it did not."""
+        """End it with what it started, and say how it ended by itself, in a few words; None where it did not."""
         assert self._process is not None
-        process = self._process
-        process.join(0.5)  # one that died closed its pipe a little before
-        killed = process.is_alive()
-        process.kill()
-        process.join(REAPED)
-        atexit.unregister(process.kill)
+        assert self._family is not None
+        killed = not self._family.wait(0.5)  # one that died closed its pipe a little before
+        self._family.kill()
+        self._family.wait(REAPED)
+        atexit.unregister(self._family.kill)
         if self._end is not None:
             self._end.close()
-        if killed or process.exitcode is None:
+        if killed or self._process.exitcode is None:
             return None
-        if process.exitcode >= 0:
-            return f"ended with exit code {process.exitcode}"
+        if self._process.exitcode >= 0:
+            return f"ended with exit code {self._process.exitcode}"
         with suppress(ValueError):
-            return f"was ended by {signal.Signals(-process.exitcode).name}"
-        return f"was ended by signal {-process.exitcode}"
+            return f"was ended by {signal.Signals(-self._process.exitcode).name}"
+        return f"was ended by signal {-self._process.exitcode}"
 
     def _receive(self) -> Any:
         assert self._end is not None
@@ -119,21 +129,28 @@ class WorkerProcess:
         return value
 
     @contextmanager
-    def _ended_after(self, seconds: float | None) -> Iterator[None]:
-        """Kill it after ``seconds``: nothing else ends a write to a process that does not read."""
-        if seconds is None:
-            yield
-            return
-        assert self._process is not None
+    def _watched(self, seconds: float | None) -> Iterator[None]:
+        """Have a read or a write come to an end where the process does, or after ``seconds``, when all of it is killed.
+
+        What it started may hold the other end of the pipe, which then does not end with it.
+        """
+        assert self._family is not None
+        assert self._end is not None
+        done = threading.Event()
         late = threading.Event()
 
-        def end(process: BaseProcess = self._process) -> None:
-            late.set()
-            process.kill()
+        def watch(family: ProcessFamily = self._family, end: Connection = self._end) -> None:
+            latest = None if seconds is None else time.monotonic() + seconds
+            while not done.wait(WATCH if latest is None else min(WATCH, max(0.0, latest - time.monotonic()))):
+                if latest is not None and time.monotonic() >= latest:
+                    late.set()
+                    family.kill()
+                if late.is_set() or not family.lives():
+                    _shut(end)
+                    return
 
-        timer = threading.Timer(seconds, end)
-        timer.daemon = True
-        timer.start()
+        watcher = threading.Thread(target=watch, daemon=True, name="watch of a worker")
+        watcher.start()
         try:
             yield
         except WorkerDied as error:
@@ -141,10 +158,18 @@ class WorkerProcess:
                 raise WorkerLate(f"it took more than {seconds:g} seconds") from error
             raise
         finally:
-            timer.cancel()
+            done.set()
+            watcher.join()  # before anybody closes what it may shut
 
 
 _NOTHING = torch.empty(0)
+
+
+def _shut(end: Connection) -> None:
+    """Have reads of ``end`` find its end, after what was sent, and writes fail; on Windows a process has no forks."""
+    if hasattr(socket, "AF_UNIX"):
+        with suppress(OSError), socket.socket(fileno=os.dup(end.fileno())) as pipe:
+            pipe.shutdown(socket.SHUT_RDWR)
 
 
 def _died() -> WorkerDied:
@@ -165,10 +190,12 @@ def _deaf_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(end: Connection, parent: int, make: Make) -> None:
+def _work(end: Connection, parent: int, own_session: bool, make: Make) -> None:
     """What a worker does until it is killed with its parent."""
     os.environ[PARENT] = str(parent)
     die_with_parent()
+    if own_session:
+        lead_session()
     # for whoever asked, who finishes what was begun; schedulers tell all processes
     outlive_readers()
     for number in stop_signals():
@@ -180,8 +207,12 @@ def _work(end: Connection, parent: int, make: Make) -> None:
             end.send(_told(error))
             return
         end.send((None, ready))
+        mine = os.getpid()
         while True:
-            end.send(_answer(answer, _receive_samples(end)))
+            told = _answer(answer, _receive_samples(end))
+            if os.getpid() != mine:  # a fork that came back, whose answer would be taken for that to the next request
+                os._exit(0)
+            end.send(told)
 
 
 def _receive_samples(end: Connection) -> Samples:
@@ -207,6 +238,11 @@ def _answer(answer: Callable[[Samples], Any], samples: Samples) -> tuple[type[Ex
 
 
 def _told(error: BaseException) -> tuple[type[Exception], str]:
+    kind, sentence = _classify(error)
+    return kind, sentence if len(sentence) <= LONGEST else sentence[:LONGEST] + "…"
+
+
+def _classify(error: BaseException) -> tuple[type[Exception], str]:
     if isinstance(error, UserError | UnexpectedError | WorkerDied):  # a reward may have workers of its own
         return type(error), str(error)
     if isinstance(error, RunError) and (error.__cause__ is None or isinstance(error.__cause__, RunError | UserError)):

@@ -35,7 +35,8 @@ def load_certificate(certfile: Path | None, keyfile: Path | None) -> ssl.SSLCont
         if error.reason == "KEY_VALUES_MISMATCH":
             raise UserError(f"{key}: its key does not belong to the certificate in {certfile}") from error
         what = f"--certfile {certfile}" if keyfile is None else f"--certfile {certfile} --keyfile {keyfile}"
-        raise UserError(f"{what}: expected a certificate and its key in PEM, which begin with -----BEGIN") from error
+        hint = "; name a key that lies in a file of its own with --keyfile" if keyfile is None else ""
+        raise UserError(f"{what}: expected a certificate and its key in PEM, which begin with -----BEGIN{hint}") from error
     except OSError as error:
         raise UserError(f"{key}: cannot be read: {error.strerror}") from error
     return context

@@ -46,6 +46,9 @@ class TimedProtocol(H11Protocol):
         else:  # the answer is under way
             self.transport.abort()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: a request to speak another protocol is answered in this one, as RFC 9110, 7.8 has it."""
+
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in (self._timer, self._unread):
             if timer is not None:

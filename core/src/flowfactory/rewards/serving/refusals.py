@@ -15,12 +15,15 @@ LINGER = 10.0
 LET_GO = 64 * 2**20
 """Bytes, likewise."""
 
+LONGEST = 2000
+"""Characters of a sentence, which may be a reward's."""
+
 
 class RequestRefused(Exception):
     """A request that is answered with ``status`` and a sentence; ``unread``: before its body was read."""
 
     def __init__(self, status: int, sentence: str, retry_after: int | None = None, unread: bool = False) -> None:
-        super().__init__(sentence)
+        super().__init__(sentence if len(sentence) <= LONGEST else sentence[:LONGEST] + "…")
         self.status, self.unread = status, unread
         self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
 
@@ -38,7 +41,8 @@ class _EarlyResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        with suppress(TimeoutError):
+        # a second Ctrl+C ends the patience, too
+        with suppress(TimeoutError, asyncio.CancelledError):
             async with asyncio.timeout(LINGER):
                 await _let_go(receive)
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -44,7 +44,7 @@ class RewardProcess:
         self.name = name
         self.timeout: float = options.pop("timeout", None) or timeout
         self._make = partial(_make_rewards, name, options, tuple(plugins), device)
-        self._worker = WorkerProcess(self._make)
+        self._worker = WorkerProcess(self._make, own_session=True)
         self._trouble = ""
         self._failures = 0
         self._next_start = 0.0  # by the monotonic clock
@@ -102,7 +102,7 @@ class RewardProcess:
         return RequestRefused(503, self._trouble or f"reward {self.name!r}: its process ended, and starts anew", wait)
 
     def _begin(self, seconds: float | None) -> Traits:
-        self._worker = WorkerProcess(self._make)
+        self._worker = WorkerProcess(self._make, own_session=True)
         self.starts += 1
         try:
             self._worker.begin()

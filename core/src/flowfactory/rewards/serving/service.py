@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,21 +16,19 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 from torch import Tensor
 
 from flowfactory.config.component import ComponentConfig
 from flowfactory.errors import UserError
 from flowfactory.rewards.executors import WorkerThread
 from flowfactory.rewards.serving.bodies import Room, read_body
+from flowfactory.rewards.serving.gate import Gate
 from flowfactory.rewards.serving.refusals import RequestRefused
 from flowfactory.rewards.serving.reward_process import RewardProcess
 from flowfactory.rewards.wire import format, multipart, schema
 from flowfactory.temporary_folders import temporary_folder
 from flowfactory.types import Samples
-
-HEADERS = 16 * 2**10
-"""Bytes of all headers together; uvicorn bounds those alone that come in pieces."""
 
 
 @dataclass(frozen=True)
@@ -76,39 +73,22 @@ class Service:
 
     def app(self) -> ASGIApp:
         """The endpoints."""
-        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-        app.add_route("/", self._guard(self._describe), methods=["GET"])
-        app.add_route("/health", self._guard(self._health), methods=["GET"])
-        app.add_route("/metrics", self._guard(self._metrics), methods=["GET"])
-        app.add_route("/score", self._guard(self._score), methods=["POST"])
-        return _check_heads(app)
+        app = FastAPI(
+            docs_url=None,
+            redoc_url=None,
+            openapi_url=None,
+            redirect_slashes=False,  # to wherever the header Host says
+            exception_handlers={404: _refuse_path, 405: _refuse_method},
+        )
+        app.add_route("/", _guard(self._describe), methods=["GET"])
+        app.add_route("/health", _guard(self._health), methods=["GET"])
+        app.add_route("/metrics", _guard(self._metrics), methods=["GET"])
+        app.add_route("/score", _guard(self._score), methods=["POST"])
+        return Gate(app, self._token, self._count)
 
-    def _guard(self, answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        async def guarded(request: Request) -> Response:
-            try:
-                self._check_sender(request)
-                response = await answer(request)
-            except RequestRefused as error:
-                response = error.response()
-            except ClientDisconnect:
-                response = Response(status_code=499)  # which nobody reads
-            if request.url.path == "/score":
-                self._answers[response.status_code] += 1
-            return response
-
-        return guarded
-
-    def _check_sender(self, request: Request) -> None:
-        if self._token is None:
-            # only a browser says so, for a page: which can send here what its user's machine reaches, and nobody else does
-            if "origin" in request.headers:
-                said = "web pages may not ask without a token; serve with --token-env NAME, or leave out the header Origin"
-                raise RequestRefused(403, said, unread=True)
-            return
-        given = request.headers.get("authorization", "")
-        if not secrets.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
-            said = "the token is wrong" if given else "a token is required: Authorization: Bearer TOKEN"
-            raise RequestRefused(401, said, unread=True)
+    def _count(self, path: str, status: int) -> None:
+        if path == "/score":
+            self._answers[status] += 1
 
     async def _describe(self, request: Request) -> Response:
         return PlainTextResponse(f"{self.name}: {self._about}\n\n{format.__doc__}")
@@ -166,7 +146,7 @@ class Service:
                             scores = await asyncio.wrap_future(self._scoring.submit(self._compute, samples))
         finally:
             self._inside -= 1
-        return Response(format.encode_scores(scores), media_type="application/json")
+        return Response(format.encode_scores(scores, self.name), media_type="application/json")
 
     def _wait(self) -> int:
         """Seconds after which there may be room, as far as can be told."""
@@ -204,20 +184,28 @@ class Service:
         return self._scoring.submit(revive)
 
 
-def _check_heads(app: ASGIApp) -> ASGIApp:
-    """``app``, which is not asked where headers are large, or where a request does not end in one place: RFC 9112, 6.1."""
+def _guard(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    async def guarded(request: Request) -> Response:
+        try:
+            return await answer(request)
+        except RequestRefused as error:
+            return error.response()
+        except ClientDisconnect:
+            return Response(status_code=499)  # which nobody reads
 
-    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
-        headers = scope.get("headers", ())
-        refusal = None
-        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in headers}:
-            said = "a request has a Content-Length or a Transfer-Encoding; send one of them"
-            refusal = RequestRefused(400, said, unread=True)
-        elif sum(len(name) + len(value) for name, value in headers) > HEADERS:
-            refusal = RequestRefused(431, f"the headers are larger than {HEADERS // 2**10} KiB", unread=True)
-        await (app if refusal is None else refusal.response())(scope, receive, send)
+    return guarded
 
-    return checked
+
+async def _refuse_path(request: Request, error: Exception) -> Response:
+    said = "there is no such path; there are GET /, GET /health, GET /metrics and POST /score"
+    return RequestRefused(404, said, unread=True).response()
+
+
+async def _refuse_method(request: Request, error: Exception) -> Response:
+    said = "no such method here; there are GET /, GET /health, GET /metrics and POST /score"
+    response = RequestRefused(405, said, unread=True).response()
+    response.headers.update(getattr(error, "headers", None) or {})
+    return response
 
 
 async def _raise_if_disconnected(request: Request) -> None:

@@ -17,8 +17,9 @@ MEDIUM is {"part": name, "type": TYPE}, and TYPE is one of
                               [F, C, H, W] for a video; the last axis goes fastest, the low byte comes first
 All media of a request have one shape. FILE is {"part": name, "suffix": ".png"}; several samples may name one part.
 
-The answer is JSON, {"scores": [a number a sample, in order]}, higher is better; or, with a status other than 200,
-{"error": "one sentence"}. Groups that a reward compares must be whole, unless GET /health says that it is pointwise.
+The answer is JSON, {"scores": [a number a sample, in order], "reward": name}, higher is better, where "reward" is that of
+GET /health and may lack; or, with a status other than 200, {"error": "one sentence"}. Groups that a reward compares must
+be whole, unless GET /health says that it is pointwise.
 """
 
 from __future__ import annotations
@@ -100,6 +101,8 @@ def decode_request(parts: Mapping[str, bytes | memoryview], folder: Path, max_pi
         request = Request.model_validate_json(bytes(parts["request"]))
     except ValidationError as error:
         first = error.errors()[0]
+        if "recursion limit" in first["msg"]:
+            raise WireError("request: its JSON is nested too deep; flatten the metadata") from error
         where = ".".join(str(part) for part in first["loc"])
         raise WireError(f"request{'.' if where else ''}{where}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
     room = PixelBudget(max_pixels)
@@ -143,18 +146,24 @@ def _part(parts: Mapping[str, bytes | memoryview], name: str) -> bytes | memoryv
     return parts[name]
 
 
-def encode_scores(scores: Tensor) -> bytes:
-    """The body that carries ``scores`` [B]."""
-    return json.dumps({"scores": scores.tolist()}).encode()
+def encode_scores(scores: Tensor, reward: str) -> bytes:
+    """The body that carries ``scores`` [B] of ``reward``."""
+    return json.dumps({"scores": scores.tolist(), "reward": reward}).encode()
 
 
-def decode_scores(body: bytes, count: int) -> Tensor:
-    """[count], float32 where that holds all of them exactly, else float64. WireError: the answer holds something else."""
+def decode_scores(body: bytes, count: int, reward: str | None = None) -> Tensor:
+    """[count], float32 where that holds all of them exactly, else float64.
+
+    WireError: the answer holds something else, or says that it is of another reward than ``reward``.
+    """
     try:
         answer = parse_json(body)
     except Refused as error:
         raise WireError(f"answered no JSON: {excerpt(body)}") from error
     scores = answer.get("scores") if isinstance(answer, dict) else None
+    said = answer.get("reward") if isinstance(answer, dict) else None
+    if reward is not None and said is not None and said != reward:
+        raise WireError(f"serves {excerpt(str(said))} now, and {reward!r} before; see what was started there")
     if not isinstance(scores, list):
         raise WireError(f"answered no list of scores: {excerpt(body)}")
     if len(scores) != count:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from flowfactory.data.media import FRAME_RATE, import_pyav, to_pixels, to_uint8
@@ -118,7 +118,7 @@ def _decode_picture(medium: Medium, content: bytes | memoryview, room: PixelBudg
     except WireError:
         raise
     except Exception as error:  # Pillow raises whatever a decoder stumbles over
-        raise WireError(f"no {kind} that can be read: {error}") from error
+        raise WireError(f"no {kind} that can be read{_reason(error)}") from error
     return array if array.ndim == 3 else array[..., None]
 
 
@@ -130,7 +130,12 @@ def count_pixels(name: str, content: bytes | memoryview, room: PixelBudget) -> N
     except WireError:
         raise
     except Exception as error:
-        raise WireError(f"part {name!r}: no picture that can be read: {error}") from error
+        raise WireError(f"part {name!r}: no picture that can be read{_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What Pillow says of it, unless that is the address of what was to be read."""
+    return "" if isinstance(error, UnidentifiedImageError) else f": {error}"
 
 
 def _decode_video(medium: Medium, content: bytes | memoryview, room: PixelBudget) -> NDArray[np.uint8]:
