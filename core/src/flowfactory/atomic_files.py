@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import secrets
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 WRITING = ".writing"
 """How the name of a file ends that is not whole yet."""
@@ -45,6 +47,11 @@ def write_atomically(path: Path, text: str) -> None:
     """Write ``text`` in UTF-8 to ``path``, at once. OSError: as :func:`replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json_atomically(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON to ``path``, at once. OSError: as :func:`replacing`."""
+    write_atomically(path, json.dumps(value, indent=1) + "\n")
 
 
 def probe(folder: Path) -> None:

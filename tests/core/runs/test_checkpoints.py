@@ -69,6 +69,30 @@ def owner(run: Run, folder: Path, keep_last: int | None = None, say: Callable[[s
     return Checkpoints(folder, Ranks(), run.config.model_copy(update={"output": output}), say)
 
 
+@pytest.mark.parametrize("asked", [1, 2, 3, 4, 5])
+def test_nothing_appears_or_is_deleted_once_the_run_directory_is_lost(prepared: Prepared, tmp_path: Path, asked: int) -> None:
+    run, folder = prepared(), tmp_path / "checkpoints"
+    before: dict[Path, bytes] = {}
+    count = 0
+
+    def require() -> None:
+        nonlocal count
+        count += 1
+        if count == asked:  # another run begins
+            shutil.rmtree(folder, ignore_errors=True)
+            save(owner(run, folder), run, 2)
+            (folder / ".writing-000002").mkdir()
+            (folder / ".writing-000002/rank-00000.safetensors").write_bytes(b"half of it")
+            before.update({path: path.read_bytes() for path in folder.rglob("*") if path.is_file()})
+        if count >= asked:
+            raise RunError("lost")
+
+    checkpoints = Checkpoints(folder, Ranks(), run.config, require=require)
+    with pytest.raises(RunError, match=r"^lost$"):
+        save(checkpoints, run, 2)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 def save(checkpoints: Checkpoints, run: Run, *iterations: int) -> list[tuple[int, Path]]:
     """What comes to be whole of ``iterations``, whose weights are their numbers."""
     found = []

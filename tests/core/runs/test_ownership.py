@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,7 +48,6 @@ class Observer:
     @hookimpl
     def run_failed(self, run: RunInfo, error: BaseException) -> None:
         self.ends.append(error)
-        assert (run.directory / LOCK).exists()
         self.at_end()
 
 
@@ -94,9 +94,12 @@ def test_however_a_run_ends_observers_the_report_and_the_lock_hear_of_it(load: L
     observer, second = Observer(act), Observer()
     config = load({"output": {"trackers": ["tensorboard"]}, "training": {"iterations": 5}})
     directory = RunDirectory(config.output.dir)
+    locked: list[bool] = []
+    observer.at_end = lambda: locked.append((directory.path / LOCK).exists())
     with pytest.raises(kind) as raised:
         train(config, observers=[observer, second], say=lambda _: None)
     assert observer.ends == second.ends == [raised.value]
+    assert locked == [True]
     end = end_of(directory)
     assert end["how"] == told
     assert end["sentence"].startswith(sentence)
@@ -108,6 +111,44 @@ def test_however_a_run_ends_observers_the_report_and_the_lock_hear_of_it(load: L
     assert [event.step for event in events.Scalars("loss")] == [1, 2]
     assert not [thread for thread in threading.enumerate() if thread.name in ("run lock", "report")]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("checkpoint_every", [2, 3], ids=["before a checkpoint", "before an iteration"])
+def test_a_run_whose_directory_was_moved_away_leaves_alone_what_another_makes_in_its_place(
+    load: Load, tmp_path: Path, checkpoint_every: int
+) -> None:
+    changes = {"output": {"trackers": ["tensorboard"], "checkpoint_every": checkpoint_every}, "evaluation": {"every": 1}}
+    config = load(changes | {"training": {"iterations": 6}})
+    made: dict[Path, bytes] = {}
+
+    def replace() -> None:
+        config.output.dir.rename(tmp_path / "moved")
+        train(load(changes), say=lambda _: None)
+        made.update(files(config.output.dir))
+
+    observer, said = Observer(replace), list[str]()
+    told = rf"^{config.output.dir} was taken over by another run, which has ended; this run leaves it alone$"
+    with pytest.raises(RunError, match=told):
+        train(config, observers=[observer], say=said.append)
+    assert files(config.output.dir) == made
+    assert [record["iteration"] for record in RunDirectory(config.output.dir).records(pytest.fail)] == [0, 1, 2, 3]
+    assert not [sentence for sentence in said if "run_failed" in sentence]
+
+
+@pytest.mark.parametrize("checkpoint_every", [2, 3], ids=["before a checkpoint", "before an iteration"])
+def test_a_run_directory_that_is_gone_costs_one_line(load: Load, checkpoint_every: int) -> None:
+    changes = {"output": {"trackers": ["tensorboard"], "checkpoint_every": checkpoint_every}, "evaluation": {"every": 1}}
+    config, said = load(changes), list[str]()
+    observer = Observer(lambda: shutil.rmtree(config.output.dir))
+    told = rf"^{config.output.dir} is gone; leave a run directory where it is until its run has ended$"
+    with pytest.raises(RunError, match=told):
+        train(config, observers=[observer], say=said.append)
+    assert not config.output.dir.exists()
+    assert not [sentence for sentence in said if "run_failed" in sentence]
 
 
 def test_a_run_that_is_resumed_to_its_end_has_finished(load: Load) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flowfactory.atomic_files import remove_leftovers, write_atomically
+from flowfactory.atomic_files import remove_leftovers, write_atomically, write_json_atomically
 from flowfactory.config import loading, yaml
 from flowfactory.config.schema import RunConfig
 from flowfactory.config.text_files import decode
@@ -18,6 +17,7 @@ from flowfactory.data.media import write_media
 from flowfactory.errors import UserError
 from flowfactory.runs import metrics_file, trust
 from flowfactory.runs.checkpoints import lookup
+from flowfactory.runs.facts import FACTS
 from flowfactory.runs.resume import config_changes, fixed_config
 from flowfactory.types import Say
 from flowfactory.untrusted_files import Refused, leads_into, read_bytes, read_json
@@ -33,7 +33,7 @@ class RunDirectory:
         self.path = path
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
-        self.facts = path / "run.json"
+        self.facts = path / FACTS
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
         self.report = path / "report.html"
@@ -135,7 +135,7 @@ class RunDirectory:
         for i, (medium, prompt) in enumerate(zip(media, prompts, strict=True)):
             file = write_media(medium, folder / f"{i:03d}", frame_rate)
             index.append({"file": file.name, "prompt": prompt, "scores": {k: float(v[i]) for k, v in scores.items()}})
-        write_atomically(folder / "index.json", to_json(index))
+        write_json_atomically(folder / "index.json", index)
 
     def drawn(self) -> Path:
         """Where ``sample`` writes to. UserError: a link leads out of this directory there."""
@@ -169,8 +169,3 @@ def _sample(item: Any, folder: Path) -> dict[str, Any] | None:
             return {"prompt": prompt, "scores": told, "path": folder / file}
         case _:
             return None
-
-
-def to_json(value: object) -> str:
-    """``value`` as a file's text."""
-    return json.dumps(value, indent=1) + "\n"

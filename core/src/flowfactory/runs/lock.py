@@ -19,6 +19,7 @@ from pathlib import Path
 
 from flowfactory.atomic_files import WRITING, remove_old, replacing
 from flowfactory.errors import RunError, UserError
+from flowfactory.runs.facts import FACTS, is_under_way
 from flowfactory.runs.holder import Holder
 from flowfactory.types import Say
 from flowfactory.untrusted_files import Refused, read_bytes
@@ -36,6 +37,10 @@ NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EM
 LARGEST = 2**16
 
 
+class DirectoryLost(RunError):
+    """A run's directory is another run's now, or gone."""
+
+
 class RunLock:
     """A run directory's lock, which this process holds, or the process that started it."""
 
@@ -50,13 +55,31 @@ class RunLock:
         return _token(self._content)
 
     def require(self) -> None:
-        """RunError: somebody else has the run directory now. A lock that cannot be read is nobody's."""
+        """DirectoryLost: the run that began under this lock does not have the run directory any more."""
+        if told := self.lost():
+            raise DirectoryLost(told)
+
+    def lost(self) -> str | None:
+        """Why the run that began under this lock does not have the run directory any more; None: it has.
+
+        A lock that cannot be read is nobody's. Without one run.json tells: a lock that somebody deleted is made anew, and what
+        another run leaves behind that has ended says that it was there.
+        """
+        folder = self._path.parent
         try:
             there = _read(self._path)
         except UserError:
-            return
-        if there is not None and there != self._content:
-            raise RunError(f"{self._path.parent} was taken over by {_describe(there)}; this run leaves it alone")
+            return None
+        if there == self._content or (there is None and self._is_under_way()):
+            return None
+        if there is not None:
+            return f"{folder} was taken over by {_describe(there)}; this run leaves it alone"
+        if not folder.exists():
+            return f"{folder} is gone; leave a run directory where it is until its run has ended"
+        return f"{folder} was taken over by another run, which has ended; this run leaves it alone"
+
+    def _is_under_way(self) -> bool:
+        return is_under_way(self._path.with_name(FACTS), self.token)
 
     def _beat(self) -> None:
         while not self._done.wait(HEARTBEAT_SECONDS):
@@ -64,7 +87,7 @@ class RunLock:
                 there = _read(self._path)
                 if there == self._content:
                     os.utime(self._path)
-                elif there is None:  # somebody deleted it
+                elif there is None and self._is_under_way():  # somebody deleted it
                     _create(self._path, self._content)
 
     def start(self) -> None:

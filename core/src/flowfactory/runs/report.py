@@ -51,7 +51,7 @@ def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], say: Say
     }
     config = _read(directory.config, LARGEST_CONFIG, lambda content: content.decode("utf-8", "replace"), "", say)
     sections = [
-        _ending(read_facts(directory)),
+        _ending(read_facts(directory.facts)),
         _warnings(records, _aggregate(config)),
         _scores(held),
         _combined_chart(rewards, held),
