@@ -33,6 +33,8 @@ SILENT_SECONDS = 30.0
 ABANDONED_SECONDS = 600.0
 """Age of the last heartbeat, after which nobody waits for another: more than two clocks differ by."""
 TAKEN = ".taken"
+MOST_CLAIMS = 20
+"""Of processes, each of which was killed while it took over from the one before."""
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
 LARGEST = 2**16
 
@@ -145,6 +147,8 @@ def _take(path: Path, content: bytes, say: Say) -> None:
         last, file, passed = first, path, []
         # whoever takes over what was left behind claims it first; the claim of one that was killed meanwhile is claimed in turn
         while (claimant := _read(claim := path.with_name(f".{_token(last)}{TAKEN}"))) is not None:
+            if len(passed) == MOST_CLAIMS:
+                raise _cannot_be_taken(path)
             passed.append(claim)
             last, file = claimant, claim
         if _has_ended(file, last, say) and _create(claim, content):
@@ -157,7 +161,11 @@ def _take(path: Path, content: bytes, say: Say) -> None:
                 used.unlink(missing_ok=True)
             if mine:
                 return
-    raise UserError(f"{path}: cannot be taken; delete it if nobody runs there")
+    raise _cannot_be_taken(path)
+
+
+def _cannot_be_taken(path: Path) -> UserError:
+    return UserError(f"{path}: cannot be taken; delete it if nobody runs there")
 
 
 def _has_ended(path: Path, content: bytes, say: Say) -> bool:
