@@ -41,8 +41,10 @@ class RunDirectory:
     def open(self, config: RunConfig, resume: bool) -> None:
         """Make the directory, or take up the run in it.
 
-        UserError: it holds a run and ``resume`` is off, or the run in it was made with another config or other prompts.
+        UserError: it holds a run and ``resume`` is off, the run in it was made with another config or other prompts, or samples
+        would be written elsewhere.
         """
+        self._require_samples_within()
         if self.config.exists() and self._begun():
             if not resume:
                 raise UserError(f"{self.path} already holds a run; continue it with --resume, or choose another --out")
@@ -54,6 +56,11 @@ class RunDirectory:
             write_atomically(self.config, yaml.dump(config))
         except OSError as error:
             raise UserError(f"output.dir: {self.path} cannot be written to: {error.strerror}") from error
+
+    def _require_samples_within(self) -> None:
+        for folder in (self.samples, *self.samples.glob("[0-9]*")):
+            if not leads_into(folder, self.path):
+                raise UserError(f"{folder} leads out of {self.path}; put the whole run directory there, or link that")
 
     def _begun(self) -> bool:
         """Whether there is something to lose: a run that failed before its first update is not in the way of the next."""
