@@ -45,7 +45,7 @@ class RunDirectory:
         would be written elsewhere.
         """
         self._require_samples_within()
-        if self.config.exists() and self._begun():
+        if self.config.exists() and self.has_begun():
             if not resume:
                 raise UserError(f"{self.path} already holds a run; continue it with --resume, or choose another --out")
             self._require_same_config(config)
@@ -62,7 +62,7 @@ class RunDirectory:
             if not leads_into(folder, self.path):
                 raise UserError(f"{folder} leads out of {self.path}; put the whole run directory there, or link that")
 
-    def _begun(self) -> bool:
+    def has_begun(self) -> bool:
         """Whether there is something to lose: a run that failed before its first update is not in the way of the next."""
         return metrics_file.has_begun(self.metrics) or bool(lookup.list_checkpoints(self.checkpoints))
 

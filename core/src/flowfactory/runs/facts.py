@@ -12,15 +12,20 @@ from flowfactory.untrusted_files import Refused, read_json
 
 FACTS = "run.json"
 UNDER_WAY, END = "under_way", "end"
-"""Keys: the token of the lock under which the run began that has not ended, and how the last one ended."""
+"""Keys: the token of the lock under which the run began that has not ended; how the one ended that made the last metrics."""
 LARGEST = 2**20
 
 
 def begin(path: Path, token: str) -> None:
-    """Write down that a run is under way. OSError: it cannot be."""
+    """Write down that a run is under way; how the one before ended stays until :func:`go_on`. OSError: it cannot be."""
+    write_json_atomically(path, {**read_facts(path), UNDER_WAY: token})
+
+
+def go_on(path: Path) -> None:
+    """Forget how the run before ended, whose metrics are about to be added to or taken away. OSError: it cannot be written."""
     facts = read_facts(path)
-    facts.pop(END, None)
-    write_json_atomically(path, {**facts, UNDER_WAY: token})
+    if facts.pop(END, None) is not None:
+        write_json_atomically(path, facts)
 
 
 def add_facts(path: Path, facts: Mapping[str, Any]) -> None:
@@ -53,9 +58,13 @@ def is_under_way(path: Path, token: str) -> bool:
 
 
 def record_end(path: Path, how: str, sentence: str = "") -> None:
-    """Write down that the run ended, ``finished``, ``stopped`` or ``failed`` as ``how`` says. OSError: it cannot be."""
+    """Write down that the run ended, ``finished``, ``stopped`` or ``failed`` as ``how`` says. OSError: it cannot be.
+
+    One that did not finish, and did not :func:`go_on` either, leaves what is known of the one before.
+    """
     facts = read_facts(path)
     facts.pop(UNDER_WAY, None)
     time = datetime.now().astimezone().isoformat(" ", "seconds")
-    facts[END] = {"how": how, "time": time, **({"sentence": sentence} if sentence else {})}
+    if how == "finished" or not isinstance(facts.get(END), dict):
+        facts[END] = {"how": how, "time": time, **({"sentence": sentence} if sentence else {})}
     write_json_atomically(path, facts)

@@ -18,7 +18,7 @@ from flowfactory.rewards.warnings import dominance_warning, dominant_reward
 from flowfactory.runs import trust
 from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory
-from flowfactory.runs.facts import add_facts, begin
+from flowfactory.runs.facts import add_facts, begin, go_on
 from flowfactory.runs.flat_iterations import FlatIterations, count_flat
 from flowfactory.runs.lock import DirectoryLost, RunLock
 from flowfactory.runs.metrics_file import UNREADABLE
@@ -80,6 +80,8 @@ def _opened(directory: RunDirectory, config: RunConfig, resume: bool, ranks: Ran
                 lock = stack.enter_context(own(directory, say))
                 directory.open(config, resume)
                 begin(directory.facts, lock.token)
+                if not directory.has_begun():
+                    go_on(directory.facts)
             except (UserError, OSError) as error:
                 problem = error
         told = ranks.broadcast(problem and _describe_opening(directory, problem))
@@ -153,12 +155,14 @@ def _resume(
     if done is not None:
         say(f"resumed after iteration {done} from {directory.checkpoints / f'{done:06d}'}")
         if run.ranks.leads:
-            directory.records(say)  # which says what cannot be read
+            if any(record["iteration"] > done for record in directory.records(say)):  # which says what cannot be read
+                go_on(directory.facts)
             _rewind(directory, done, say)
         return done
     if resume:
         say("nothing to resume from: starting at the first iteration")
     if run.ranks.leads:
+        go_on(directory.facts)
         _rewind(directory, -1, say)
         add_facts(directory.facts, {"versions": versions()})
     _record(run, directory, require, 0, {}, say)
@@ -234,6 +238,7 @@ def _record(
         say(f"held-out score after iteration {number}, {len(result.prompts)} pictures: {told or 'no reward applies to them'}")
     require()
     if run.ranks.leads:
+        go_on(directory.facts)
         directory.append({"iteration": number, **metrics})
     run.assembly.hooks.iteration_finished(number, metrics)
 
