@@ -80,7 +80,7 @@ ENDS = {
     "RunError": (fail(RunError("the loss is not finite")), RunError, "failed", "the loss is not finite; "),
     "UserError": (fail(UserError("no such colour")), UserError, "failed", "no such colour"),
     "any exception": (fail(KeyError("x")), KeyError, "failed", "'x'"),
-    "SystemExit": (fail(SystemExit(0)), RunError, "failed", "observer 1: "),
+    "SystemExit": (fail(SystemExit(0)), RunError, "failed", "observer 0: Observer.iteration_finished ("),
     "Ctrl+C": (send(signal.SIGINT), Interrupted, "stopped", "stopped after iteration 2; continue with --resume"),
     "SIGTERM": (send(signal.SIGTERM), Interrupted, "stopped", "stopped after iteration 2; continue with --resume"),
     "Ctrl+C twice": (send(signal.SIGINT, signal.SIGINT), Interrupted, "stopped", "stopped at once; "),
