@@ -110,8 +110,12 @@ def disk_fault(error: BaseException, what: object = "what is written") -> str | 
     fault = system_error(error)
     if fault is None or fault.errno not in DISK_FAULTS:
         return None
-    advice = "make room" if fault.errno in NO_ROOM else "see that it can be written to"
-    return f"{fault.filename or what} cannot be written ({os.strerror(fault.errno)}); {advice}"
+    return f"{fault.filename or what} cannot be written ({os.strerror(fault.errno)}); {remedy(fault)}"
+
+
+def remedy(fault: OSError) -> str:
+    """What to do where something cannot be written."""
+    return "make room" if fault.errno in NO_ROOM else "see that it can be written to"
 
 
 def _temporary_name(parent: Path) -> Path:

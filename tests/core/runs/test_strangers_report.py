@@ -333,7 +333,7 @@ def test_odd_prompts_and_scores_are_text(run: RunDirectory, invoke: Invoke) -> N
 def test_what_a_terminal_obeys_is_escaped_in_a_report(run: RunDirectory, invoke: Invoke) -> None:
     odd = "a\x1b[31mb\x9bc\rd\u202ee\ud800"
     shown = r"a\x1b[31mb\x9bc\rd\u202ee\ud800"
-    run.config.write_text(f"# red \x1b[31m\nadvantages: {{aggregate: sum}}\n")
+    run.config.write_text("# red \x1b[31m\nadvantages: {aggregate: sum}\n")
     run.facts.write_text(json.dumps({"end": {"how": "failed", "sentence": odd}, "versions": {"torch": odd}}))
     for path in run.samples.rglob("index.json"):
         path.write_text(json.dumps([{"file": "000.png", "prompt": odd, "scores": {odd: 0.5}}]))

@@ -42,20 +42,19 @@ class RunDirectory:
         """Make the directory, or take up the run in it.
 
         UserError: it holds a run and ``resume`` is off, the run in it was made with another config or other prompts, or samples
-        would be written elsewhere.
+        would be written elsewhere. OSError: it cannot be written to.
         """
         self._require_samples_within()
         if self.config.exists() and self.has_begun():
+            # before --resume is advised, which is none where they are of another version
+            before = lookup.saved_fixed_config(self.checkpoints)
             if not resume:
                 raise UserError(f"{self.path} already holds a run; continue it with --resume, or choose another --out")
-            self._require_same_config(config)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            for folder in (self.path, *self.samples.glob("[0-9]*")):
-                remove_leftovers(folder)
-            write_atomically(self.config, yaml.dump(config))
-        except OSError as error:
-            raise UserError(f"output.dir: {self.path} cannot be written to: {error.strerror}") from error
+            self._require_same_config(config, before)
+        self.path.mkdir(parents=True, exist_ok=True)
+        for folder in (self.path, *self.samples.glob("[0-9]*")):
+            remove_leftovers(folder)
+        write_atomically(self.config, yaml.dump(config))
 
     def _require_samples_within(self) -> None:
         for folder in (self.samples, *self.samples.glob("[0-9]*")):
@@ -97,9 +96,9 @@ class RunDirectory:
             raise UserError(f"{self.config} cannot be read: {error.strerror}") from error
         return loading.parse(decode(content, self.config.name), self.config.name)
 
-    def _require_same_config(self, config: RunConfig) -> None:
+    def _require_same_config(self, config: RunConfig, saved: dict[str, Any] | None) -> None:
         # what a checkpoint says counts, since the config beside it may have been edited
-        before = lookup.saved_fixed_config(self.checkpoints) or fixed_config(self._config_with(config.plugins))
+        before = saved or fixed_config(self._config_with(config.plugins))
         if changed := config_changes(before, fixed_config(config)):
             told = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
             raise UserError(f"{self.path} was run with another config: {told}; resume with the same, or choose another --out")

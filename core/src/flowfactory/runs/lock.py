@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from flowfactory.atomic_files import WRITING, remove_old, replacing
+from flowfactory.atomic_files import WRITING, remedy, remove_old, replacing
 from flowfactory.errors import RunError, UserError
 from flowfactory.runs.facts import FACTS, is_under_way
 from flowfactory.runs.holder import Holder
@@ -119,7 +119,7 @@ def held(folder: Path, say: Say) -> Iterator[RunLock]:
         folder.mkdir(parents=True, exist_ok=True)
         _take(folder / LOCK, content, say)
     except OSError as error:
-        raise UserError(f"output.dir: {folder} cannot be written to: {error.strerror}") from error
+        raise UserError(describe_unwritable(folder, error)) from error
     lock = RunLock(folder, content, own=True)
     try:
         lock.start()
@@ -127,6 +127,11 @@ def held(folder: Path, say: Say) -> Iterator[RunLock]:
         yield lock
     finally:
         lock.release()
+
+
+def describe_unwritable(folder: Path, error: OSError) -> str:
+    """The sentence about a run directory in which nothing can be written."""
+    return f"output.dir: {folder} cannot be written to: {error.strerror}; {remedy(error)}, or choose another --out"
 
 
 def _join(folder: Path) -> RunLock | None:

@@ -20,7 +20,7 @@ from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.facts import add_facts, begin, go_on
 from flowfactory.runs.flat_iterations import FlatIterations, count_flat
-from flowfactory.runs.lock import DirectoryLost, RunLock
+from flowfactory.runs.lock import DirectoryLost, RunLock, describe_unwritable
 from flowfactory.runs.metrics_file import UNREADABLE
 from flowfactory.runs.ownership import own
 from flowfactory.runs.score_format import format_score
@@ -96,7 +96,7 @@ def _opened(directory: RunDirectory, config: RunConfig, resume: bool, ranks: Ran
 
 def _describe_opening(directory: RunDirectory, problem: Exception) -> str:
     if isinstance(problem, OSError):
-        return f"output.dir: {directory.path} cannot be written to: {problem.strerror}"
+        return describe_unwritable(directory.path, problem)
     return str(problem)
 
 
