@@ -149,7 +149,8 @@ def _take(path: Path, content: bytes, say: Say) -> None:
         first = _read(path)
         if first is None:  # released meanwhile
             continue
-        last, file, passed = first, path, []
+        passed: list[Path] = []
+        last, file = first, path
         # whoever takes over what was left behind claims it first; the claim of one that was killed meanwhile is claimed in turn
         while (claimant := _read(claim := path.with_name(f".{_token(last)}{TAKEN}"))) is not None:
             if len(passed) == MOST_CLAIMS:

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
+import torch
+
 from flowfactory.atomic_files import disk_fault
 from flowfactory.config.idle_keys import idle_keys
 from flowfactory.config.schema import RunConfig
 from flowfactory.distributed.hangup import SIGHUP, stop_signals
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.errors import Interrupted, RunError, UserError
+from flowfactory.flow.noise import generator
 from flowfactory.rewards.warnings import dominance_warning, dominant_reward
 from flowfactory.runs import trust
 from flowfactory.runs.checkpoints.save import Checkpoints
@@ -49,6 +52,8 @@ def train(
     say = say if ranks.leads else _silent
     with _stops_at_once(ranks), _opened(directory, config, resume, ranks, say) as lock:
         with _translated(directory, lock):
+            # for plugins that draw from torch's own generator, whose state a checkpoint holds
+            torch.manual_seed(generator("torch", config.seed, ranks.rank).initial_seed())
             run = prepare_run(config, observers, say, ranks=ranks)
             if ranks.rank < config.distributed.count_reward_ranks(ranks.count):
                 run.assembly.prepare_rewards(run.policy.device)
