@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import secrets
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 WRITING = ".writing"
 """How the name of a file ends that is not whole yet."""
@@ -45,6 +47,11 @@ def write_atomically(path: Path, text: str) -> None:
     """Write ``text`` in UTF-8 to ``path``, at once. OSError: as :func:`replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json_atomically(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON to ``path``, at once. OSError: as :func:`replacing`."""
+    write_atomically(path, json.dumps(value, indent=1) + "\n")
 
 
 def probe(folder: Path) -> None:
@@ -103,8 +110,12 @@ def disk_fault(error: BaseException, what: object = "what is written") -> str | 
     fault = system_error(error)
     if fault is None or fault.errno not in DISK_FAULTS:
         return None
-    advice = "make room" if fault.errno in NO_ROOM else "see that it can be written to"
-    return f"{fault.filename or what} cannot be written ({os.strerror(fault.errno)}); {advice}"
+    return f"{fault.filename or what} cannot be written ({os.strerror(fault.errno)}); {remedy(fault)}"
+
+
+def remedy(fault: OSError) -> str:
+    """What to do where something cannot be written."""
+    return "make room" if fault.errno in NO_ROOM else "see that it can be written to"
 
 
 def _temporary_name(parent: Path) -> Path:

@@ -266,6 +266,39 @@ def test_nobody_ends_the_process_as_if_the_run_were_done() -> None:
             ask()
 
 
+class Watches:
+    def __init__(self, ends: bool = False) -> None:
+        self.ends = ends
+
+    @hookimpl
+    def iteration_finished(self, iteration: int) -> None:
+        if self.ends:
+            sys.exit(0)
+
+    @hookimpl
+    def run_finished(self) -> None:
+        self.iteration_finished(0)
+
+
+class Around:
+    @hookimpl(wrapper=True)
+    def iteration_finished(self, iteration: int) -> Any:
+        return (yield)
+
+
+@pytest.mark.parametrize("ending", [0, 1, 2])
+def test_of_several_observers_the_one_that_ends_the_process_is_named(ending: int) -> None:
+    observers = {f"observer {i}": Watches(ends=i == ending) for i in range(3)}
+    hooks = Hooks(make_manager({**observers, "tracker": Around()}))
+    for ask, name in (
+        (lambda: hooks.iteration_finished(1, {}), "iteration_finished"),
+        (lambda: hooks.run_finished(ANY), "run_finished"),
+    ):
+        told = rf"^observer {ending}: Watches\.{name} \(test_mistakes\.py line \d+\): SystemExit: 0 \("
+        with pytest.raises(RunError, match=told):
+            ask()
+
+
 class MarkedOutside:
     @hookimpl
     @classmethod

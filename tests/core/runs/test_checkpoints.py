@@ -47,6 +47,7 @@ StartedRun = tuple[tuple[Any, ...], RunDirectory, subprocess.Popen[str]]
 SLOW = {"rewards": {"bright": {"name": "bright", "seconds": 0.08}}, "training": {"iterations": 9}}
 MODELS: list[dict[str, Any]] = [{"name": "net", "train": "full"}, {"name": "net"}]
 BOTH = pytest.mark.parametrize("model", MODELS, ids=["full", "lora"])
+OLDER = "use the version that wrote it, or start a new run in another --out"
 
 
 @pytest.fixture
@@ -67,6 +68,30 @@ def wait_for(directory: RunDirectory, iteration: int, process: subprocess.Popen[
 def owner(run: Run, folder: Path, keep_last: int | None = None, say: Callable[[str], None] = lambda _: None) -> Checkpoints:
     output = run.config.output.model_copy(update={"keep_last": keep_last})
     return Checkpoints(folder, Ranks(), run.config.model_copy(update={"output": output}), say)
+
+
+@pytest.mark.parametrize("asked", [1, 2, 3, 4, 5])
+def test_nothing_appears_or_is_deleted_once_the_run_directory_is_lost(prepared: Prepared, tmp_path: Path, asked: int) -> None:
+    run, folder = prepared(), tmp_path / "checkpoints"
+    before: dict[Path, bytes] = {}
+    count = 0
+
+    def require() -> None:
+        nonlocal count
+        count += 1
+        if count == asked:  # another run begins
+            shutil.rmtree(folder, ignore_errors=True)
+            save(owner(run, folder), run, 2)
+            (folder / ".writing-000002").mkdir()
+            (folder / ".writing-000002/rank-00000.safetensors").write_bytes(b"half of it")
+            before.update({path: path.read_bytes() for path in folder.rglob("*") if path.is_file()})
+        if count >= asked:
+            raise RunError("lost")
+
+    checkpoints = Checkpoints(folder, Ranks(), run.config, require=require)
+    with pytest.raises(RunError, match=r"^lost$"):
+        save(checkpoints, run, 2)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def save(checkpoints: Checkpoints, run: Run, *iterations: int) -> list[tuple[int, Path]]:
@@ -419,13 +444,16 @@ def test_other_versions_checkpoints_are_refused_with_a_sentence(prepared: Prepar
     (old / "checkpoint.json").write_text('{"iteration": 2}')
     (old / "training.pt").write_bytes(b"")
     for attempt in (lambda: owner(run, old.parent).restore(run.policy, run.learner), lambda: lookup.find(old.parent)):
-        with pytest.raises(UserError, match="000002 is of an older version, which wrote one file; start a new run"):
+        with pytest.raises(UserError, match="000002 is of an older version, which wrote one file; use the version that wrote"):
             attempt()
     save(owner(run, tmp_path / "new"), run, 2)
     manifest = tmp_path / "new/000002/checkpoint.json"
     written = manifest.read_text()
     for number, told in (
-        (1, "an older version (format 1, this one reads 2); start a new run in another --out"),
+        (
+            1,
+            "an older version (format 1, this one reads 2); use the version that wrote it, or start a new run in another --out",
+        ),
         (3, "a newer version (format 3, this one reads 2); update flowfactory"),
     ):
         manifest.write_text(written.replace('"format": 2', f'"format": {number}'))
@@ -436,6 +464,20 @@ def test_other_versions_checkpoints_are_refused_with_a_sentence(prepared: Prepar
     manifest.write_text(json.dumps({"format": 2, "checksum": checksum(content), **content}))
     with pytest.raises(UserError, match=r"newer version: its checkpoint\.json says 'compressed' too; update flowfactory$"):
         lookup.find(tmp_path / "new")
+
+
+@pytest.mark.parametrize("resume", [(), ("--resume",)], ids=["new", "resume"])
+def test_a_run_in_another_versions_run_directory_says_at_once_what_helps(
+    trained: Trained, invoke: Invoke, tmp_path: Path, resume: tuple[str, ...]
+) -> None:
+    directory = trained()
+    manifest = directory.checkpoints / "000003/checkpoint.json"
+    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 1'))
+    code, _, err = invoke("run", tmp_path / "config.yaml", "--out", directory.path, *resume)
+    told = (
+        "of an older version (format 1, this one reads 2); use the version that wrote it, or start a new run in another --out"
+    )
+    assert (code, err) == (2, f"error: {manifest.parent} is {told}\n")
 
 
 def test_a_checkpoint_of_other_weights_is_refused(trained: Trained, invoke: Invoke, prepared: Prepared) -> None:

@@ -106,7 +106,8 @@ def test_a_disk_that_is_full_from_the_start_is_a_mistake_of_one_line(config_file
     script = 'head -c 1M /dev/zero > "$0/filler" 2> "$0/../ignored"; exec "$@"'
     before = [*on_small_disk(tmp_path / "disk", "64k"), "sh", "-c", script, str(tmp_path / "disk")]
     done = run(before, *FLOWFACTORY, "run", config_file(), "--out", tmp_path / "disk/run")
-    told = f"error: output.dir: {tmp_path / 'disk/run'} cannot be written to: No space left on device\n"
+    told = f"error: output.dir: {tmp_path / 'disk/run'} cannot be written to: No space left on device; "
+    told += "make room, or choose another --out\n"
     assert (done.returncode, done.stderr) == (2, told)
 
 
@@ -157,7 +158,8 @@ def test_what_reads_a_run_directory_says_in_one_line_that_it_cannot_write_there(
         f"error: {page} cannot be written: Read-only file system; write the page elsewhere with --out FILE",
         f"error: {run_path}/samples/drawn cannot be written to: Read-only file system; choose another folder with --out",
         f"error: {run_path}/exported cannot be written: Read-only file system; choose another folder",
-        f"error: output.dir: {run_path} cannot be written to: Read-only file system",
+        f"error: output.dir: {run_path} cannot be written to: Read-only file system; "
+        "see that it can be written to, or choose another --out",
     ]
     assert done.stdout.splitlines() == [
         *("code 2", str(tmp_path / "page.html"), "code 0", "code 2"),

@@ -11,13 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flowfactory.errors import RunError, UserError
-from flowfactory.runs import lock
+from flowfactory.runs import facts, lock
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.holder import Holder
 from flowfactory.runs.lock import LOCK, held
@@ -138,6 +139,24 @@ def test_a_claim_whose_process_was_killed_while_taking_over_is_taken_over_too(tm
         assert [path.name for path in tmp_path.iterdir()] == [LOCK]
 
 
+@pytest.mark.parametrize("chain", ["circle of one", "circle of two", "long"])
+def test_claims_without_an_end_cost_one_line(tmp_path: Path, chain: str) -> None:
+    gone = ended_process()
+    first = leave(tmp_path, pid=gone)
+    others = [replace(Holder.this_process(tmp_path), pid=gone).as_json() for _ in range(1000)]
+    contents = {"circle of one": [first, first], "circle of two": [first, others[0], first], "long": [first, *others]}[chain]
+    for before, content in pairwise(contents):
+        (tmp_path / f".{lock._token(before)}{lock.TAKEN}").write_bytes(content)
+    told = rf"^{tmp_path / LOCK}: cannot be taken; delete it if nobody runs there$"
+    began = time.monotonic()
+    with pytest.raises(UserError, match=told), held(tmp_path, pytest.fail):
+        pass
+    assert time.monotonic() - began < 5
+    (tmp_path / LOCK).unlink()
+    with held(tmp_path, pytest.fail):
+        pass
+
+
 def test_a_process_that_cannot_be_looked_at_lives_as_long_as_its_heart_beats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,7 +194,8 @@ def test_nobody_waits_for_what_was_left_elsewhere_long_ago(tmp_path: Path) -> No
 
 def test_the_holders_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.05)
-    with held(tmp_path, print):
+    with held(tmp_path, print) as mine:
+        facts.begin(tmp_path / facts.FACTS, mine.token)
         seen = set()
         until = time.monotonic() + 10
         while len(seen) < 3 and time.monotonic() < until:
@@ -198,11 +218,65 @@ def test_a_copy_of_a_run_directory_in_use_is_free(tmp_path: Path) -> None:
 
 def test_a_run_that_lost_its_directory_ends(tmp_path: Path) -> None:
     with held(tmp_path, print) as mine:
+        facts.begin(tmp_path / facts.FACTS, mine.token)
         mine.require()
         other = leave(tmp_path, host="node7", pid=5)
         with pytest.raises(RunError, match=rf"^{tmp_path} was taken over by process 5 on node7, since .*"):
             mine.require()
     assert (tmp_path / LOCK).read_bytes() == other  # which is not ours to remove
+
+
+def test_what_another_run_leaves_behind_tells_a_deleted_lock_from_a_lost_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.02)
+    folder = tmp_path / "run"
+    with held(folder, print) as mine:
+        facts.begin(folder / facts.FACTS, mine.token)
+        (folder / LOCK).unlink()
+        mine.require()  # somebody deleted it
+        facts.record_end(folder / facts.FACTS, "finished")  # as a run does that has it meanwhile
+        time.sleep(0.1)
+        (folder / LOCK).unlink(missing_ok=True)
+        time.sleep(0.1)
+        assert not (folder / LOCK).exists()
+        with pytest.raises(RunError, match=rf"^{folder} was taken over by another run, which has ended; this run leaves"):
+            mine.require()
+        shutil.rmtree(folder)
+        with pytest.raises(RunError, match=rf"^{folder} is gone; leave a run directory where it is until its run has ended$"):
+            mine.require()
+    assert not folder.exists()
+
+
+def test_a_run_that_wakes_up_when_another_has_finished_in_its_directory_ends_and_changes_nothing(
+    config_file: Callable[..., Path], start: Start, tmp_path: Path
+) -> None:
+    path, out = config_file(SLOW | {"output": {"trackers": ["tensorboard"], "checkpoint_every": 1}}), tmp_path / "run"
+    elsewhere = ["unshare", "-rpf", "--mount-proc"]
+    if subprocess.run([*elsewhere, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no process namespaces here")
+    asleep = start("run", path, "--out", out)
+    wait_for_checkpoint(asleep, out)
+    asleep.send_signal(signal.SIGSTOP)
+    try:
+        long_ago = time.time() - 3600
+        os.utime(out / LOCK, (long_ago, long_ago))
+        command = [*elsewhere, sys.executable, "-m", "flowfactory", "run", path, "--out", out, "--resume"]
+        subprocess.run(command, capture_output=True, check=True)
+        before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    finally:
+        asleep.send_signal(signal.SIGCONT)
+    _, err = asleep.communicate(timeout=60)
+    told = f"stopped: {out} was taken over by another run, which has ended; this run leaves it alone\n"
+    assert (asleep.returncode, err) == (1, told)
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+    assert [record["iteration"] for record in RunDirectory(out).records(pytest.fail)] == [*range(7)]
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], out: Path) -> None:
+    until = time.monotonic() + 60
+    while not (out / "checkpoints").is_dir() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("nowhere")], ids=["fifo", "folder", "link"])
@@ -218,9 +292,7 @@ def test_a_second_run_is_refused_and_a_killed_ones_lock_is_not_in_the_way(
     path, out = config_file(SLOW), tmp_path / "run"
     first = start("run", path, "--out", out)
     directory = RunDirectory(out)
-    until = time.monotonic() + 60
-    while not directory.checkpoints.is_dir() and first.poll() is None and time.monotonic() < until:
-        time.sleep(0.02)
+    wait_for_checkpoint(first, out)
     first.send_signal(signal.SIGSTOP)
     try:
         before = [file.read_bytes() for file in (directory.config, directory.metrics, directory.facts)]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +25,21 @@ from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.lock import LOCK
 from flowfactory.runs.report import write_report
 from flowfactory.runs.train import train
-from flowfactory.types import RunInfo
+from flowfactory.types import RunInfo, SamplingPlan
 
 Load = Callable[..., RunConfig]
 
 
 class Observer:
-    """Does ``act`` after the second iteration, and remembers how the run ended."""
+    """Does ``act`` after iteration ``at``, and remembers how the run ended."""
 
-    def __init__(self, act: Callable[[], None] = lambda: None, at_end: Callable[[], None] = lambda: None) -> None:
-        self.act, self.at_end = act, at_end
+    def __init__(self, act: Callable[[], None] = lambda: None, at_end: Callable[[], None] = lambda: None, at: int = 2) -> None:
+        self.act, self.at_end, self.at = act, at_end, at
         self.ends: list[Any] = []
 
     @hookimpl(trylast=True)  # when the tracker has heard of it
     def iteration_finished(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        if iteration == 2:
+        if iteration == self.at:
             self.act()
 
     @hookimpl
@@ -47,7 +49,6 @@ class Observer:
     @hookimpl
     def run_failed(self, run: RunInfo, error: BaseException) -> None:
         self.ends.append(error)
-        assert (run.directory / LOCK).exists()
         self.at_end()
 
 
@@ -79,7 +80,7 @@ ENDS = {
     "RunError": (fail(RunError("the loss is not finite")), RunError, "failed", "the loss is not finite; "),
     "UserError": (fail(UserError("no such colour")), UserError, "failed", "no such colour"),
     "any exception": (fail(KeyError("x")), KeyError, "failed", "'x'"),
-    "SystemExit": (fail(SystemExit(0)), RunError, "failed", "observer 1: "),
+    "SystemExit": (fail(SystemExit(0)), RunError, "failed", "observer 0: Observer.iteration_finished ("),
     "Ctrl+C": (send(signal.SIGINT), Interrupted, "stopped", "stopped after iteration 2; continue with --resume"),
     "SIGTERM": (send(signal.SIGTERM), Interrupted, "stopped", "stopped after iteration 2; continue with --resume"),
     "Ctrl+C twice": (send(signal.SIGINT, signal.SIGINT), Interrupted, "stopped", "stopped at once; "),
@@ -94,9 +95,12 @@ def test_however_a_run_ends_observers_the_report_and_the_lock_hear_of_it(load: L
     observer, second = Observer(act), Observer()
     config = load({"output": {"trackers": ["tensorboard"]}, "training": {"iterations": 5}})
     directory = RunDirectory(config.output.dir)
+    locked: list[bool] = []
+    observer.at_end = lambda: locked.append((directory.path / LOCK).exists())
     with pytest.raises(kind) as raised:
         train(config, observers=[observer, second], say=lambda _: None)
     assert observer.ends == second.ends == [raised.value]
+    assert locked == [True]
     end = end_of(directory)
     assert end["how"] == told
     assert end["sentence"].startswith(sentence)
@@ -108,6 +112,100 @@ def test_however_a_run_ends_observers_the_report_and_the_lock_hear_of_it(load: L
     assert [event.step for event in events.Scalars("loss")] == [1, 2]
     assert not [thread for thread in threading.enumerate() if thread.name in ("run lock", "report")]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("checkpoint_every", [2, 3], ids=["before a checkpoint", "before an iteration"])
+def test_a_run_whose_directory_was_moved_away_leaves_alone_what_another_makes_in_its_place(
+    load: Load, tmp_path: Path, checkpoint_every: int
+) -> None:
+    changes = {"output": {"trackers": ["tensorboard"], "checkpoint_every": checkpoint_every}, "evaluation": {"every": 1}}
+    config = load(changes | {"training": {"iterations": 6}})
+    made: dict[Path, bytes] = {}
+
+    def replace() -> None:
+        config.output.dir.rename(tmp_path / "moved")
+        train(load(changes), say=lambda _: None)
+        made.update(files(config.output.dir))
+
+    observer, said = Observer(replace), list[str]()
+    told = rf"^{config.output.dir} was taken over by another run, which has ended; this run leaves it alone$"
+    with pytest.raises(RunError, match=told):
+        train(config, observers=[observer], say=said.append)
+    assert files(config.output.dir) == made
+    assert [record["iteration"] for record in RunDirectory(config.output.dir).records(pytest.fail)] == [0, 1, 2, 3]
+    assert not [sentence for sentence in said if "run_failed" in sentence]
+
+
+@pytest.mark.parametrize("checkpoint_every", [2, 3], ids=["before a checkpoint", "before an iteration"])
+def test_a_run_directory_that_is_gone_costs_one_line(load: Load, checkpoint_every: int) -> None:
+    changes = {"output": {"trackers": ["tensorboard"], "checkpoint_every": checkpoint_every}, "evaluation": {"every": 1}}
+    config, said = load(changes), list[str]()
+    observer = Observer(lambda: shutil.rmtree(config.output.dir))
+    told = rf"^{config.output.dir} is gone; leave a run directory where it is until its run has ended$"
+    with pytest.raises(RunError, match=told):
+        train(config, observers=[observer], say=said.append)
+    assert not config.output.dir.exists()
+    assert not [sentence for sentence in said if "run_failed" in sentence]
+
+
+@pytest.mark.parametrize(
+    ("before", "stage"),
+    [("finished", "load"), ("finished", "first iteration"), ("stopped", "first iteration"), ("failed", "load")],
+)
+def test_a_resume_that_makes_no_iteration_leaves_the_end_that_the_metrics_have(load: Load, before: str, stage: str) -> None:
+    config = load()
+    acts = {"finished": send(), "stopped": send(signal.SIGTERM), "failed": fail(ZeroDivisionError("the end"))}
+    with nullcontext() if before == "finished" else pytest.raises((Interrupted, ZeroDivisionError)):
+        train(config, observers=[Observer(acts[before])], say=lambda _: None)
+    directory = RunDirectory(config.output.dir)
+    end, figures = end_of(directory), directory.metrics.read_bytes()
+    page = write_report(directory).read_text()
+    assert end["how"] == before
+    more = load({"training": {"iterations": 4}})
+    with pytest.raises(RunError, match="the server is down"):
+        train(more, resume=True, observers=[Down(stage)], say=lambda _: None)
+    assert end_of(directory) == end
+    assert directory.metrics.read_bytes() == figures
+    assert ("The run failed" in directory.report.read_text()) == ("The run failed" in page) == (before == "failed")
+    with pytest.raises(ZeroDivisionError):
+        train(more, resume=True, observers=[Observer(at=4, act=fail(ZeroDivisionError("later")))], say=lambda _: None)
+    assert end_of(directory)["sentence"] == "later"
+
+
+def test_an_end_does_not_stay_where_the_metrics_it_was_about_are_taken_away(load: Load, trained: Load) -> None:
+    directory = trained()
+    shutil.rmtree(directory.checkpoints / "000003")
+    with pytest.raises(RunError, match="the server is down"):
+        train(load(), resume=True, observers=[Down("first iteration")], say=lambda _: None)
+    assert [record["iteration"] for record in directory.records()] == [0, 1, 2]
+    assert end_of(directory)["how"] == "failed"
+
+
+def test_of_runs_that_come_to_nothing_the_last_is_told(load: Load) -> None:
+    for told in ("one", "two"):
+        with pytest.raises(RunError, match=told):
+            train(load(), observers=[Down("load", told)], say=lambda _: None)
+        assert json.loads(RunDirectory(load().output.dir).facts.read_text())["end"]["sentence"].startswith(told)
+
+
+class Down:
+    """Fails at a ``stage`` of a run, before an iteration of it is done."""
+
+    def __init__(self, stage: str, told: str = "the server is down") -> None:
+        self.stage, self.told = stage, told
+
+    @hookimpl
+    def run_started(self, run: RunInfo) -> None:
+        if self.stage == "load":
+            raise RunError(self.told)
+
+    @hookimpl
+    def plan(self, iteration: int, plan: SamplingPlan) -> SamplingPlan:
+        raise RunError(self.told)
 
 
 def test_a_run_that_is_resumed_to_its_end_has_finished(load: Load) -> None:

@@ -311,7 +311,8 @@ def test_what_is_out_of_range_is_cut_to_it(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_to_is_refused(config_file: Callable[..., Path], invoke: Invoke, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code, _, err = invoke("run", config_file(), "--out", tmp_path / "file/run")
-    assert (code, err) == (2, f"error: output.dir: {tmp_path / 'file/run'} cannot be written to: Not a directory\n")
+    told = "cannot be written to: Not a directory; see that it can be written to, or choose another --out"
+    assert (code, err) == (2, f"error: output.dir: {tmp_path / 'file/run'} {told}\n")
 
 
 def test_what_should_be_looked_at_first_is_on_the_page(directory: RunDirectory, tmp_path: Path) -> None:

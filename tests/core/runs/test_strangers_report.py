@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
+from flowfactory.control_characters import has_controls
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.embedded_media import encode_picture_anew, encode_video_anew
 from flowfactory.runs.report import write_report
@@ -326,8 +327,25 @@ def test_odd_prompts_and_scores_are_text(run: RunDirectory, invoke: Invoke) -> N
     scores = {MARK: 1.0, "text": MARK, "nothing": None, "infinite": float("inf"), "\ud800": 0.5}
     path.write_text(json.dumps([{"file": "000.png", "prompt": f"'>{MARK}\ud800", "scores": scores}]))
     page, _ = report(run, invoke)
-    assert f"'>{MARK}?" in page.text
+    assert f"'>{MARK}\\ud800" in page.text
     assert len(page.media) == 2
+
+
+def test_what_a_terminal_obeys_is_escaped_in_a_report(run: RunDirectory, invoke: Invoke) -> None:
+    odd = "a\x1b[31mb\x9bc\rd\u202ee\ud800"
+    shown = r"a\x1b[31mb\x9bc\rd\u202ee\ud800"
+    run.config.write_text("# red \x1b[31m\nadvantages: {aggregate: sum}\n")
+    run.facts.write_text(json.dumps({"end": {"how": "failed", "sentence": odd}, "versions": {"torch": odd}}))
+    for path in run.samples.rglob("index.json"):
+        path.write_text(json.dumps([{"file": "000.png", "prompt": odd, "scores": {odd: 0.5}}]))
+    with run.metrics.open("a") as file:
+        file.write(json.dumps({"iteration": 4, f"reward/{odd}/mean": 0.5}) + "\n")
+    report(run, invoke)
+    text = run.report.read_bytes().decode()
+    assert not has_controls(text.replace("\n", ""))
+    assert f"The run failed: {shown}" in text
+    assert text.count(shown) >= 4
+    assert r"# red \x1b[31m" in text
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,31 @@ def nudge(run: Run) -> None:
     run.policy.mark_changed()
 
 
+class Draws:
+    """Draws from torch's own generator, after each iteration."""
+
+    def __init__(self) -> None:
+        self.drawn: list[float] = []
+
+    @hookimpl
+    def iteration_finished(self, iteration: int) -> None:
+        self.drawn.append(float(torch.rand(())))
+
+
+def test_torchs_own_generator_is_seeded_by_the_seed_and_goes_on_when_resumed(load: Callable[..., RunConfig]) -> None:
+    def draw(out: str, resume: bool = False, **changes: Any) -> list[float]:
+        torch.rand(3)  # as other work in the same process does
+        observer = Draws()
+        train(load({**changes, "output": {"checkpoint_every": 1}}, out), resume, [observer], lambda _: None)
+        return observer.drawn
+
+    one = draw("one", training={"iterations": 4})
+    assert draw("two", training={"iterations": 4}) == one
+    assert not {*draw("other", seed=8)} & {*one}
+    assert draw("two in parts", training={"iterations": 2}) == one[:3]
+    assert draw("two in parts", resume=True, training={"iterations": 4}) == one[3:]
+
+
 def test_training_twice_gives_the_same_figures_and_weights(trained: Trained, figures: Figures) -> None:
     one, two = trained({"model": FULL}, out="one"), trained({"model": FULL}, out="two")
     assert figures(one) == figures(two)

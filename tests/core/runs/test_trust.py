@@ -489,3 +489,48 @@ def test_checkpoints_on_another_disk_are_read_and_samples_elsewhere_are_not_writ
     assert (code, err) == (2, f"error: {link}/samples/drawn leads out of {link}; choose where to write with --out\n")
     assert invoke("sample", link, "red", "--out", tmp_path / "drawn")[0] == 0
     assert invoke("eval", link)[0] == 0
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["samples", "samples/000003"])
+@pytest.mark.parametrize("resume", [(), ("--resume",)], ids=["new", "resume"])
+def test_a_run_writes_no_samples_through_a_link_out_of_its_directory(
+    load: Callable[..., RunConfig], trained: Trained, invoke: Invoke, tmp_path: Path, name: str, resume: tuple[str, ...]
+) -> None:
+    run, theirs = RunDirectory(load().output.dir) if not resume else trained(), tmp_path / "theirs"
+    link = run.path / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(link, ignore_errors=True)
+    link.symlink_to(theirs)
+    for folder in (theirs, theirs / "000001"):
+        folder.mkdir()
+        old = folder / ".0123456789abcdef.writing"
+        old.touch()
+        os.utime(old, (0, 0))
+    before = files(tmp_path)
+    code, _, err = invoke("run", tmp_path / "config.yaml", "--out", run.path, "--set", "training.iterations=4", *resume)
+    told = f"error: {link} leads out of {run.path}; put the whole run directory there, or link that\n"
+    assert (code, err) == (2, told)
+    assert files(tmp_path) == before
+    moved = run.path.rename(tmp_path / "moved")
+    (moved / name).unlink()
+    run.path.symlink_to(moved)
+    assert invoke("run", tmp_path / "config.yaml", "--out", run.path, "--set", "training.iterations=4", *resume)[0] == 0
+
+
+def test_a_resumed_run_replaces_links_in_place_of_its_files(trained: Trained, invoke: Invoke, tmp_path: Path) -> None:
+    run, theirs = trained(), tmp_path / "theirs"
+    theirs.mkdir()
+    shutil.rmtree(run.checkpoints / "000003")  # so that its samples are written once more
+    run.report.touch()
+    names = ["config.yaml", "metrics.jsonl", "run.json", "report.html", "samples/000003/000.png", "samples/000003/index.json"]
+    for number, name in enumerate(names):
+        (run.path / name).rename(theirs / str(number))
+        (run.path / name).symlink_to(theirs / str(number))
+    before = files(theirs)
+    assert invoke("run", tmp_path / "config.yaml", "--out", run.path, "--resume")[0] == 0
+    assert files(theirs) == before
+    assert not [name for name in names if (run.path / name).is_symlink()]

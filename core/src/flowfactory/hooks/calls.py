@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -110,7 +112,7 @@ class Hooks:
         try:
             yield
         except SystemExit as error:
-            raise RunError(f"{self._places(hook)}: {describe_exception(error)}; raise an error instead") from error
+            raise RunError(f"{self._places(hook, error)}: {describe_exception(error)}; raise an error instead") from error
 
     def _expect(self, hook: str, answer: Any, wanted: Any, verb: str) -> Any:
         """``answer``, which is a ``wanted``. UserError: it is something else."""
@@ -120,10 +122,19 @@ class Hooks:
         advice = _ADVICE.get(hook, f"return a flowfactory.{wanted.__name__}")
         raise UserError(f"{self._places(hook)} {verb} {got}; {advice}")
 
-    def _places(self, hook: str) -> str:
-        """Who answers: ``model: Glow.sample (glow.py line 12)``, and the wrappers around it."""
+    def _places(self, hook: str, error: BaseException | None = None) -> str:
+        """Who answers: ``model: Glow.sample (glow.py line 12)``, and the wrappers around it; just who raised ``error``."""
         found = getattr(self._hook, hook).get_hookimpls()
+        for frame, _ in walk_tb(error.__traceback__ if error else None):  # the innermost is last
+            found = [one for one in getattr(self._hook, hook).get_hookimpls() if _is_call(frame, one.function)] or found
         return " within ".join(f"{one.plugin_name}: {place_of(one.function)}" for one in found)
+
+
+def _is_call(frame: FrameType, function: Any) -> bool:
+    """Whether ``frame`` is that of ``function``, of the object that it is a method of: several may have one class."""
+    owner = getattr(function, "__self__", None)
+    mine = owner is None or any(value is owner for value in frame.f_locals.values())
+    return mine and frame.f_code is getattr(function, "__code__", None)
 
 
 _DONE = object()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flowfactory.atomic_files import remove_leftovers, write_atomically
+from flowfactory.atomic_files import remove_leftovers, write_atomically, write_json_atomically
 from flowfactory.config import loading, yaml
 from flowfactory.config.schema import RunConfig
 from flowfactory.config.text_files import decode
@@ -18,6 +17,7 @@ from flowfactory.data.media import write_media
 from flowfactory.errors import UserError
 from flowfactory.runs import metrics_file, trust
 from flowfactory.runs.checkpoints import lookup
+from flowfactory.runs.facts import FACTS
 from flowfactory.runs.resume import config_changes, fixed_config
 from flowfactory.types import Say
 from flowfactory.untrusted_files import Refused, leads_into, read_bytes, read_json
@@ -36,7 +36,7 @@ class RunDirectory:
         self.path = path
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
-        self.facts = path / "run.json"
+        self.facts = path / FACTS
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
         self.report = path / "report.html"
@@ -44,21 +44,27 @@ class RunDirectory:
     def open(self, config: RunConfig, resume: bool) -> None:
         """Make the directory, or take up the run in it.
 
-        UserError: it holds a run and ``resume`` is off, or the run in it was made with another config or other prompts.
+        UserError: it holds a run and ``resume`` is off, the run in it was made with another config or other prompts, or samples
+        would be written elsewhere. OSError: it cannot be written to.
         """
-        if self.config.exists() and self._begun():
+        self._require_samples_within()
+        if self.config.exists() and self.has_begun():
+            # before --resume is advised, which is none where they are of another version
+            before = lookup.saved_fixed_config(self.checkpoints)
             if not resume:
                 raise UserError(f"{self.path} already holds a run; continue it with --resume, or choose another --out")
-            self._require_same_config(config)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            for folder in (self.path, *self.samples.glob("[0-9]*")):
-                remove_leftovers(folder)
-            write_atomically(self.config, yaml.dump(config))
-        except OSError as error:
-            raise UserError(f"output.dir: {self.path} cannot be written to: {error.strerror}") from error
+            self._require_same_config(config, before)
+        self.path.mkdir(parents=True, exist_ok=True)
+        for folder in (self.path, *self.samples.glob("[0-9]*")):
+            remove_leftovers(folder)
+        write_atomically(self.config, yaml.dump(config))
 
-    def _begun(self) -> bool:
+    def _require_samples_within(self) -> None:
+        for folder in (self.samples, *self.samples.glob("[0-9]*")):
+            if not leads_into(folder, self.path):
+                raise UserError(f"{folder} leads out of {self.path}; put the whole run directory there, or link that")
+
+    def has_begun(self) -> bool:
         """Whether there is something to lose: a run that failed before its first update is not in the way of the next."""
         return metrics_file.has_begun(self.metrics) or bool(lookup.list_checkpoints(self.checkpoints))
 
@@ -95,9 +101,9 @@ class RunDirectory:
             raise UserError(f"{self.config} cannot be read: {error.strerror}") from error
         return loading.parse(decode(content, self.config.name), self.config.name)
 
-    def _require_same_config(self, config: RunConfig) -> None:
+    def _require_same_config(self, config: RunConfig, saved: dict[str, Any] | None) -> None:
         # what a checkpoint says counts, since the config beside it may have been edited
-        before = lookup.saved_fixed_config(self.checkpoints) or fixed_config(self._config_with(config.plugins))
+        before = saved or fixed_config(self._config_with(config.plugins))
         if changed := config_changes(before, fixed_config(config)):
             told = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
             raise UserError(f"{self.path} was run with another config: {told}; resume with the same, or choose another --out")
@@ -140,7 +146,7 @@ class RunDirectory:
         for i, (medium, prompt) in enumerate(zip(media, prompts, strict=True)):
             file = write_media(medium, folder / f"{i:03d}", frame_rate)
             index.append({"file": file.name, "prompt": prompt, "scores": {k: float(v[i]) for k, v in scores.items()}})
-        write_atomically(folder / "index.json", to_json(index))
+        write_json_atomically(folder / "index.json", index)
 
     def drawn(self) -> Path:
         """Where ``sample`` writes to. UserError: a link leads out of this directory there."""
@@ -174,8 +180,3 @@ def _sample(item: Any, folder: Path) -> dict[str, Any] | None:
             return {"prompt": prompt, "scores": told, "path": folder / file}
         case _:
             return None
-
-
-def to_json(value: object) -> str:
-    """``value`` as a file's text."""
-    return json.dumps(value, indent=1) + "\n"

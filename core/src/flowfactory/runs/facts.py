@@ -4,34 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from flowfactory.atomic_files import write_atomically
-from flowfactory.runs.directory import RunDirectory, to_json
-from flowfactory.runs.lock import RunLock
+from flowfactory.atomic_files import write_json_atomically
 from flowfactory.untrusted_files import Refused, read_json
 
+FACTS = "run.json"
 UNDER_WAY, END = "under_way", "end"
-"""Keys: the lock under which the run began that has not ended, and how the last one ended."""
+"""Keys: the token of the lock under which the run began that has not ended; how the one ended that made the last metrics."""
 LARGEST = 2**20
 
 
-def begin(directory: RunDirectory, lock: RunLock) -> None:
-    """Write down that a run is under way. OSError: it cannot be."""
-    facts = read_facts(directory)
-    facts.pop(END, None)
-    write_atomically(directory.facts, to_json({**facts, UNDER_WAY: lock.token}))
+def begin(path: Path, token: str) -> None:
+    """Write down that a run is under way; how the one before ended stays until :func:`go_on`. OSError: it cannot be."""
+    write_json_atomically(path, {**read_facts(path), UNDER_WAY: token})
 
 
-def add_facts(directory: RunDirectory, facts: Mapping[str, Any]) -> None:
+def go_on(path: Path) -> None:
+    """Forget how the run before ended, whose metrics are about to be added to or taken away. OSError: it cannot be written."""
+    facts = read_facts(path)
+    if facts.pop(END, None) is not None:
+        write_json_atomically(path, facts)
+
+
+def add_facts(path: Path, facts: Mapping[str, Any]) -> None:
     """Write ``facts`` to run.json, beside what is there. OSError: they cannot be."""
-    write_atomically(directory.facts, to_json({**read_facts(directory), **facts}))
+    write_json_atomically(path, {**read_facts(path), **facts})
 
 
-def read_facts(directory: RunDirectory) -> dict[str, Any]:
+def read_facts(path: Path) -> dict[str, Any]:
     """What is in run.json, nothing where that cannot be read."""
     try:
-        found = read_json(directory.facts, LARGEST)
+        found = read_json(path, LARGEST)
     except (OSError, Refused):
         return {}
     return found if isinstance(found, dict) else {}
@@ -47,15 +52,19 @@ def ending_sentence(facts: Mapping[str, Any]) -> str | None:
     return None
 
 
-def is_under_way(directory: RunDirectory, lock: RunLock) -> bool:
-    """Whether the run that began under ``lock`` has not ended."""
-    return read_facts(directory).get(UNDER_WAY) == lock.token
+def is_under_way(path: Path, token: str) -> bool:
+    """Whether the run that began under the lock with ``token`` has not ended, and no other has begun since."""
+    return read_facts(path).get(UNDER_WAY) == token
 
 
-def record_end(directory: RunDirectory, how: str, sentence: str = "") -> None:
-    """Write down that the run ended, ``finished``, ``stopped`` or ``failed`` as ``how`` says. OSError: it cannot be."""
-    facts = read_facts(directory)
+def record_end(path: Path, how: str, sentence: str = "") -> None:
+    """Write down that the run ended, ``finished``, ``stopped`` or ``failed`` as ``how`` says. OSError: it cannot be.
+
+    One that did not finish, and did not :func:`go_on` either, leaves what is known of the one before.
+    """
+    facts = read_facts(path)
     facts.pop(UNDER_WAY, None)
     time = datetime.now().astimezone().isoformat(" ", "seconds")
-    facts[END] = {"how": how, "time": time, **({"sentence": sentence} if sentence else {})}
-    write_atomically(directory.facts, to_json(facts))
+    if how == "finished" or not isinstance(facts.get(END), dict):
+        facts[END] = {"how": how, "time": time, **({"sentence": sentence} if sentence else {})}
+    write_json_atomically(path, facts)

@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from flowfactory.atomic_files import WRITING, remove_old, replacing
+from flowfactory.atomic_files import WRITING, remedy, remove_old, replacing
 from flowfactory.errors import RunError, UserError
+from flowfactory.runs.facts import FACTS, is_under_way
 from flowfactory.runs.holder import Holder
 from flowfactory.types import Say
 from flowfactory.untrusted_files import Refused, read_bytes
@@ -32,8 +33,14 @@ SILENT_SECONDS = 30.0
 ABANDONED_SECONDS = 600.0
 """Age of the last heartbeat, after which nobody waits for another: more than two clocks differ by."""
 TAKEN = ".taken"
+MOST_CLAIMS = 20
+"""Of processes, each of which was killed while it took over from the one before."""
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
 LARGEST = 2**16
+
+
+class DirectoryLost(RunError):
+    """A run's directory is another run's now, or gone."""
 
 
 class RunLock:
@@ -50,13 +57,31 @@ class RunLock:
         return _token(self._content)
 
     def require(self) -> None:
-        """RunError: somebody else has the run directory now. A lock that cannot be read is nobody's."""
+        """DirectoryLost: the run that began under this lock does not have the run directory any more."""
+        if told := self.lost():
+            raise DirectoryLost(told)
+
+    def lost(self) -> str | None:
+        """Why the run that began under this lock does not have the run directory any more; None: it has.
+
+        A lock that cannot be read is nobody's. Without one run.json tells: a lock that somebody deleted is made anew, and what
+        another run leaves behind that has ended says that it was there.
+        """
+        folder = self._path.parent
         try:
             there = _read(self._path)
         except UserError:
-            return
-        if there is not None and there != self._content:
-            raise RunError(f"{self._path.parent} was taken over by {_describe(there)}; this run leaves it alone")
+            return None
+        if there == self._content or (there is None and self._is_under_way()):
+            return None
+        if there is not None:
+            return f"{folder} was taken over by {_describe(there)}; this run leaves it alone"
+        if not folder.exists():
+            return f"{folder} is gone; leave a run directory where it is until its run has ended"
+        return f"{folder} was taken over by another run, which has ended; this run leaves it alone"
+
+    def _is_under_way(self) -> bool:
+        return is_under_way(self._path.with_name(FACTS), self.token)
 
     def _beat(self) -> None:
         while not self._done.wait(HEARTBEAT_SECONDS):
@@ -64,7 +89,7 @@ class RunLock:
                 there = _read(self._path)
                 if there == self._content:
                     os.utime(self._path)
-                elif there is None:  # somebody deleted it
+                elif there is None and self._is_under_way():  # somebody deleted it
                     _create(self._path, self._content)
 
     def start(self) -> None:
@@ -94,7 +119,7 @@ def held(folder: Path, say: Say) -> Iterator[RunLock]:
         folder.mkdir(parents=True, exist_ok=True)
         _take(folder / LOCK, content, say)
     except OSError as error:
-        raise UserError(f"output.dir: {folder} cannot be written to: {error.strerror}") from error
+        raise UserError(describe_unwritable(folder, error)) from error
     lock = RunLock(folder, content, own=True)
     try:
         lock.start()
@@ -102,6 +127,11 @@ def held(folder: Path, say: Say) -> Iterator[RunLock]:
         yield lock
     finally:
         lock.release()
+
+
+def describe_unwritable(folder: Path, error: OSError) -> str:
+    """The sentence about a run directory in which nothing can be written."""
+    return f"output.dir: {folder} cannot be written to: {error.strerror}; {remedy(error)}, or choose another --out"
 
 
 def _join(folder: Path) -> RunLock | None:
@@ -119,9 +149,12 @@ def _take(path: Path, content: bytes, say: Say) -> None:
         first = _read(path)
         if first is None:  # released meanwhile
             continue
-        last, file, passed = first, path, []
+        passed: list[Path] = []
+        last, file = first, path
         # whoever takes over what was left behind claims it first; the claim of one that was killed meanwhile is claimed in turn
         while (claimant := _read(claim := path.with_name(f".{_token(last)}{TAKEN}"))) is not None:
+            if len(passed) == MOST_CLAIMS:
+                raise _cannot_be_taken(path)
             passed.append(claim)
             last, file = claimant, claim
         if _has_ended(file, last, say) and _create(claim, content):
@@ -134,7 +167,11 @@ def _take(path: Path, content: bytes, say: Say) -> None:
                 used.unlink(missing_ok=True)
             if mine:
                 return
-    raise UserError(f"{path}: cannot be taken; delete it if nobody runs there")
+    raise _cannot_be_taken(path)
+
+
+def _cannot_be_taken(path: Path) -> UserError:
+    return UserError(f"{path}: cannot be taken; delete it if nobody runs there")
 
 
 def _has_ended(path: Path, content: bytes, say: Say) -> bool:

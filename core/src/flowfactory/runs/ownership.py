@@ -27,12 +27,12 @@ def own(directory: RunDirectory, say: Say) -> Iterator[RunLock]:
         try:
             yield lock
         except BaseException as error:
-            if lock.own and is_under_way(directory, lock):
+            if lock.own and is_under_way(directory.facts, lock.token) and not lock.lost():
                 _conclude(directory, error)
             raise
-        if is_under_way(directory, lock):
+        if is_under_way(directory.facts, lock.token):
             try:
-                record_end(directory, "finished")
+                record_end(directory.facts, "finished")
             except OSError as error:  # all that counts is saved
                 say(f"warning: {directory.facts} cannot be written ({error.strerror}); that the run has finished is not in it")
 
@@ -42,7 +42,7 @@ def _conclude(directory: RunDirectory, error: BaseException) -> None:
     how = "stopped" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
     sentence = next(iter(str(error).splitlines()), "") or type(error).__name__
     with suppress(Exception):
-        record_end(directory, how, sentence)
+        record_end(directory.facts, how, sentence)
     # in a thread that is left behind where a disk hangs
     thread = threading.Thread(target=_write_report, args=(directory,), name="report", daemon=True)
     thread.start()

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from flowfactory.atomic_files import write_atomically
 from flowfactory.config.yaml import parse_yaml
+from flowfactory.control_characters import own_lines
 from flowfactory.errors import UserError
 from flowfactory.rewards.warnings import dominance_warning, dominant_reward, hacking_warnings
 from flowfactory.runs.charts import COLOURS, Points, Style, chart, scale_to_unit
@@ -34,9 +35,8 @@ def write_report(directory: RunDirectory, say: Say = lambda _: None, out: Path |
     OSError: the page cannot be written.
     """
     text = page(directory, directory.records(say), say)
-    # half a character, as JSON can hold one, is none in a file
     path = out or directory.report
-    write_atomically(path, text.encode("utf-8", "replace").decode())
+    write_atomically(path, own_lines(text))  # without what a terminal obeys, which may print it, or a file cannot hold
     return path
 
 
@@ -51,7 +51,7 @@ def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], say: Say
     }
     config = _read(directory.config, LARGEST_CONFIG, lambda content: content.decode("utf-8", "replace"), "", say)
     sections = [
-        _ending(read_facts(directory)),
+        _ending(read_facts(directory.facts)),
         _warnings(records, _aggregate(config)),
         _scores(held),
         _combined_chart(rewards, held),

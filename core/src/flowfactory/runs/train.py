@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
+
+import torch
 
 from flowfactory.atomic_files import disk_fault
 from flowfactory.config.idle_keys import idle_keys
@@ -14,13 +16,14 @@ from flowfactory.config.schema import RunConfig
 from flowfactory.distributed.hangup import SIGHUP, stop_signals
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.errors import Interrupted, RunError, UserError
+from flowfactory.flow.noise import generator
 from flowfactory.rewards.warnings import dominance_warning, dominant_reward
 from flowfactory.runs import trust
 from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory
-from flowfactory.runs.facts import add_facts, begin
+from flowfactory.runs.facts import add_facts, begin, go_on
 from flowfactory.runs.flat_iterations import FlatIterations, count_flat
-from flowfactory.runs.lock import RunLock
+from flowfactory.runs.lock import DirectoryLost, RunLock, describe_unwritable
 from flowfactory.runs.metrics_file import UNREADABLE
 from flowfactory.runs.ownership import own
 from flowfactory.runs.score_format import format_score
@@ -48,15 +51,20 @@ def train(
     directory = RunDirectory(config.output.dir)
     say = say if ranks.leads else _silent
     with _stops_at_once(ranks), _opened(directory, config, resume, ranks, say) as lock:
-        with _translated(directory):
+        with _translated(directory, lock):
+            # for plugins that draw from torch's own generator, whose state a checkpoint holds
+            torch.manual_seed(generator("torch", config.seed, ranks.rank).initial_seed())
             run = prepare_run(config, observers, say, ranks=ranks)
             if ranks.rank < config.distributed.count_reward_ranks(ranks.count):
                 run.assembly.prepare_rewards(run.policy.device)
         hooks = run.assembly.hooks
         try:
-            with _translated(directory):
+            with _translated(directory, lock):
+                require = lock.require if lock else _nothing
+                require()
                 hooks.run_started(run.info, run.policy)
-                _train(run, directory, lock, resume, say)
+                _train(run, directory, lock, require, resume, say)
+                require()
                 hooks.run_finished(run.info)
         except BaseException as error:
             hooks.run_failed(run.info, error, say)
@@ -76,7 +84,9 @@ def _opened(directory: RunDirectory, config: RunConfig, resume: bool, ranks: Ran
             try:
                 lock = stack.enter_context(own(directory, say))
                 directory.open(config, resume)
-                begin(directory, lock)
+                begin(directory.facts, lock.token)
+                if not directory.has_begun():
+                    go_on(directory.facts)
             except (UserError, OSError) as error:
                 problem = error
         told = ranks.broadcast(problem and _describe_opening(directory, problem))
@@ -91,31 +101,46 @@ def _opened(directory: RunDirectory, config: RunConfig, resume: bool, ranks: Ran
 
 def _describe_opening(directory: RunDirectory, problem: Exception) -> str:
     if isinstance(problem, OSError):
-        return f"output.dir: {directory.path} cannot be written to: {problem.strerror}"
+        return describe_unwritable(directory.path, problem)
     return str(problem)
 
 
 @contextmanager
-def _translated(directory: RunDirectory) -> Iterator[None]:
-    """Interrupted: within it the run was stopped at once. RunError: a file cannot be written; the disk is full, or gone."""
+def _translated(directory: RunDirectory, lock: RunLock | None) -> Iterator[None]:
+    """Interrupted: within it the run was stopped at once. RunError: a file cannot be written; the disk is full, or gone.
+
+    DirectoryLost: whatever else came of it, the run directory is not this run's any more.
+    """
     try:
         yield
-    except (UserError, RunError, Interrupted):
+    except Interrupted:
         raise
     except KeyboardInterrupt as error:
         raise Interrupted("stopped at once; what was saved before is as it was, continue with --resume") from error
     except Exception as error:
+        if lock and (lost := lock.lost()):
+            raise DirectoryLost(lost) from error
+        if isinstance(error, UserError | RunError):
+            raise
         if told := disk_fault(error, f"a file of {directory.path}"):
             raise RunError(f"{told}, and continue with --resume") from error
         raise
 
 
-def _train(run: Run, directory: RunDirectory, lock: RunLock | None, resume: bool, say: Say) -> None:
-    checkpoints = Checkpoints(directory.checkpoints, run.ranks, run.config, say)
-    done = _resume(run, directory, checkpoints, resume, say)
+def _nothing() -> None:
+    """What ranks other than the leading one ask of the lock."""
+
+
+def _train(
+    run: Run, directory: RunDirectory, lock: RunLock | None, require: Callable[[], None], resume: bool, say: Say
+) -> None:
+    checkpoints = Checkpoints(directory.checkpoints, run.ranks, run.config, say, require)
+    done = _resume(run, directory, checkpoints, require, resume, say)
     try:
-        with _translated(directory):
-            _iterations(run, directory, lock, checkpoints, done, say)
+        with _translated(directory, lock):
+            _iterations(run, directory, checkpoints, require, done, say)
+    except DirectoryLost:
+        raise
     except RunError as error:
         last = checkpoints.latest
         where = f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
@@ -126,21 +151,26 @@ def _silent(sentence: str) -> None:
     """What ranks other than the leading one say."""
 
 
-def _resume(run: Run, directory: RunDirectory, checkpoints: Checkpoints, resume: bool, say: Say) -> int:
+def _resume(
+    run: Run, directory: RunDirectory, checkpoints: Checkpoints, require: Callable[[], None], resume: bool, say: Say
+) -> int:
     """The iteration that is done, after the last whole checkpoint where there is one to resume from."""
     done = checkpoints.restore(run.policy, run.learner) if resume else None
+    require()
     if done is not None:
         say(f"resumed after iteration {done} from {directory.checkpoints / f'{done:06d}'}")
         if run.ranks.leads:
-            directory.records(say)  # which says what cannot be read
+            if any(record["iteration"] > done for record in directory.records(say)):  # which says what cannot be read
+                go_on(directory.facts)
             _rewind(directory, done, say)
         return done
     if resume:
         say("nothing to resume from: starting at the first iteration")
     if run.ranks.leads:
+        go_on(directory.facts)
         _rewind(directory, -1, say)
-        add_facts(directory, {"versions": versions()})
-    _record(run, directory, 0, {}, say)
+        add_facts(directory.facts, {"versions": versions()})
+    _record(run, directory, require, 0, {}, say)
     return 0
 
 
@@ -150,7 +180,9 @@ def _rewind(directory: RunDirectory, iteration: int, say: Say) -> None:
         say(f"warning: {lines} moved from {directory.metrics.name} to {directory.metrics.with_name(UNREADABLE)}")
 
 
-def _iterations(run: Run, directory: RunDirectory, lock: RunLock | None, checkpoints: Checkpoints, done: int, say: Say) -> None:
+def _iterations(
+    run: Run, directory: RunDirectory, checkpoints: Checkpoints, require: Callable[[], None], done: int, say: Say
+) -> None:
     config = run.config
     hooks = run.assembly.hooks
 
@@ -166,12 +198,10 @@ def _iterations(run: Run, directory: RunDirectory, lock: RunLock | None, checkpo
             if (label := dominant_reward(metrics)) and label not in warned:
                 warned.add(label)
                 say(f"warning: in iteration {number} {dominance_warning(label, metrics, config.advantages.aggregate)}")
-            if lock:
-                lock.require()
             last = number == config.training.iterations
             flat_for_long = flat.add(number, metrics)  # which warns, in the last iteration too
             too_long = None if last else flat_for_long
-            _record(run, directory, number, metrics, say, last)
+            _record(run, directory, require, number, metrics, say, last)
             interrupted = run.ranks.any(asked.is_set()) and not last  # a signal does not reach all ranks at once
             stopping = interrupted or too_long is not None
             saved = checkpoints.poll()
@@ -188,7 +218,15 @@ def _iterations(run: Run, directory: RunDirectory, lock: RunLock | None, checkpo
                 raise Interrupted(f"stopped after iteration {number}; continue with --resume")
 
 
-def _record(run: Run, directory: RunDirectory, number: int, metrics: dict[str, float], say: Say, last: bool = False) -> None:
+def _record(
+    run: Run,
+    directory: RunDirectory,
+    require: Callable[[], None],
+    number: int,
+    metrics: dict[str, float],
+    say: Say,
+    last: bool = False,
+) -> None:
     """Evaluate when it is time, write the iteration's record, tell the observers."""
     config = run.config.evaluation
     if run.heldout and (number == 0 or last or (config.every and number % config.every == 0)):
@@ -198,11 +236,14 @@ def _record(run: Run, directory: RunDirectory, number: int, metrics: dict[str, f
         kept = slice(len(result.media))
         scores = {label: score[kept] for label, score in result.scores.items()}
         if run.ranks.leads:
+            require()
             directory.write_samples(number, result.media, result.prompts[kept], scores, run.sampler.frame_rate)
         means = {label: figures.get(f"eval/{label}/mean") for label in result.scores}
         told = ", ".join(f"{label} {format_score(mean)}" for label, mean in means.items() if mean is not None)
         say(f"held-out score after iteration {number}, {len(result.prompts)} pictures: {told or 'no reward applies to them'}")
+    require()
     if run.ranks.leads:
+        go_on(directory.facts)
         directory.append({"iteration": number, **metrics})
     run.assembly.hooks.iteration_finished(number, metrics)
 

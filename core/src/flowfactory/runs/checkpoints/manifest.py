@@ -20,6 +20,7 @@ from flowfactory.untrusted_files import Refused, read_json
 
 MANIFEST = "checkpoint.json"
 FORMAT = 2
+OLDER = "use the version that wrote it, or start a new run in another --out"
 LARGEST, LARGEST_NUMBER = 4 * 2**20, 2**63
 """Bytes of the manifest, which has a hundred for each of thousands of shards; and what no number in it reaches."""
 OWN_ROOM = 2**24
@@ -86,12 +87,12 @@ def _read(folder: Path) -> dict[str, Any]:
         raise Damaged(f"{MANIFEST} is not what was written")
     known = content.pop("format", None)
     if known is None and (folder / "training.pt").exists():
-        raise UserError(f"{folder} is of an older version, which wrote one file; start a new run in another --out")
+        raise UserError(f"{folder} is of an older version, which wrote one file; {OLDER}")
     if type(known) is not int or not 0 < known < LARGEST_NUMBER:
         raise Damaged(f"{MANIFEST} is not what was written")
     if known < FORMAT:
         told = f"of an older version (format {known}, this one reads {FORMAT})"
-        raise UserError(f"{folder} is {told}; start a new run in another --out")
+        raise UserError(f"{folder} is {told}; {OLDER}")
     if known > FORMAT:
         raise UserError(f"{folder} is of a newer version (format {known}, this one reads {FORMAT}); update flowfactory")
     if content.pop("checksum", None) != checksum(content):

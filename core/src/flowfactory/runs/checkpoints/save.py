@@ -76,12 +76,20 @@ class _PendingCheckpoint:
 class Checkpoints:
     """Owner of a run's ``folder`` of checkpoints: at most one is being written, while training goes on.
 
-    Every rank calls every method, with a ``folder`` that all of them see. ``say`` hears of damaged checkpoints. Methods that
+    Every rank calls every method, with a ``folder`` that all of them see. ``say`` hears of damaged checkpoints, and
+    ``require`` raises a RunError where the run directory is another run's now: nothing is touched there then. Methods that
     return a list return the iteration and the path of what has come to be whole.
     """
 
-    def __init__(self, folder: Path, ranks: Ranks, config: RunConfig, say: Say = lambda _: None) -> None:
-        self._folder, self._ranks, self._say = folder, ranks, say
+    def __init__(
+        self,
+        folder: Path,
+        ranks: Ranks,
+        config: RunConfig,
+        say: Say = lambda _: None,
+        require: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._folder, self._ranks, self._say, self._require = folder, ranks, say, require
         self._keep_last = config.output.keep_last
         self._fixed = fixed_config(config) if ranks.leads else {}
         self._shard = 1 if ranks.mesh is None else ranks.mesh["shard"].size()
@@ -126,6 +134,7 @@ class Checkpoints:
                 problem = f"{name} is no state of a generator"
                 raise UserError(f"{path} is damaged: {problem}; choose another checkpoint, or delete it") from error
         self._last = path
+        self._require()
         if self._ranks.leads:  # which a run of which nothing is left to do would never come to
             self._remove_leftovers()
             self._remove_older(manifest.iteration)
@@ -152,7 +161,7 @@ class Checkpoints:
             self._together(number, lambda: policy.save_trained(folder))
         staged = _stage(planner, plan.mine)
         given_up = threading.Event()
-        part = _in_thread(lambda: _write_part(folder, ranks.rank, staged))
+        part = _in_thread(lambda: _write_part(folder, ranks.rank, staged, self._require))
         whole = _in_thread(lambda: self._complete(number, folder, part, given_up)) if ranks.leads else None
         self._writing = _PendingCheckpoint(number, part, whole, given_up)
         return saved
@@ -167,6 +176,7 @@ class Checkpoints:
         return _WritePlan(asked, plans[self._ranks.rank], _count_bytes(metadata))
 
     def _make(self, folder: Path) -> None:
+        self._require()
         self._remove_leftovers()
         folder.mkdir(parents=True)
 
@@ -210,6 +220,7 @@ class Checkpoints:
         # by way of files, since ranks may talk to one another in one thread only
         ranks = range(self._ranks.count)
         files = {shard_name(rank): _read_part(temporary / f"{PART}{rank}", given_up) for rank in ranks}
+        self._require()
         for path in sorted(temporary.rglob("*"), reverse=True):
             flush_to_disk(path)
             name = path.relative_to(temporary).as_posix()
@@ -217,6 +228,7 @@ class Checkpoints:
                 files[name] = file_record(path)
         Manifest(number, self._ranks.count, self._shard, self._fixed, files).write(temporary)
         flush_to_disk(temporary)
+        self._require()
         if final.exists():  # the same iteration again, after an older one was resumed
             _remove(final)
         os.rename(temporary, final)
@@ -251,7 +263,9 @@ class Checkpoints:
             if self._writing.whole is not None:
                 self._writing.whole.exception()  # waits, so that nothing comes back after it was deleted
         if self._ranks.leads:
-            shutil.rmtree(self._folder / f"{WRITING}{number:06d}", ignore_errors=True)
+            with suppress(RunError):
+                self._require()
+                shutil.rmtree(self._folder / f"{WRITING}{number:06d}", ignore_errors=True)
 
     def _describe_problem(self, number: int, problem: Exception) -> str:
         cause = system_error(problem)
@@ -300,9 +314,11 @@ def _stage(planner: DefaultSavePlanner, plan: SavePlan) -> list[Rows]:
     return staged
 
 
-def _write_part(folder: Path, rank: int, staged: list[Rows]) -> None:
+def _write_part(folder: Path, rank: int, staged: list[Rows], require: Callable[[], None]) -> None:
     """Write this rank's shard, and then what it is for the leading rank to read."""
+    require()
     stored = write_shard(folder / shard_name(rank), staged)
+    require()
     write_atomically(folder / f"{PART}{rank}", json.dumps(stored))
 
 
