@@ -104,8 +104,9 @@ def measure(pids: list[int], iteration: int, temporary: Path, run: Path) -> Figu
             memory += int(status.get("RssAnon", "0 kB").split()[0]) * 1024
             threads += int(status["Threads"])
             descriptors += len(os.listdir(f"/proc/{pid}/fd"))
-    files = [path for path in run.rglob("*") if path.is_file() and "samples" not in path.parts]
-    return Figures(iteration, memory, descriptors, threads, len(pids), len([*temporary.rglob("*")]), len(files))
+    left = sum(len(folders) + len(files) for _, folders, files in os.walk(temporary))  # which passes over what goes meanwhile
+    kept = sum(len(files) for folder, _, files in os.walk(run) if "samples" not in Path(folder).parts)
+    return Figures(iteration, memory, descriptors, threads, len(pids), left, kept)
 
 
 def held(pid: int, iteration: int, temporary: Path, run: Path) -> Figures:

@@ -383,7 +383,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing": (lambda folder: (folder / "checkpoint-0.safetensors").unlink(), r"checkpoint-0\.safetensors is missing"),
     "short": (lambda folder: shorten(folder / "checkpoint-0.safetensors"), r"checkpoint-0\.safetensors has \d+ bytes, not \d+"),
     "flipped": (lambda folder: flip(folder / "checkpoint-0.safetensors"), r"checkpoint-0\.safetensors is not what was written"),
-    "header": (lambda folder: flip(folder / "checkpoint-0.safetensors", 0.01), r"checkpoint-0\.safetensors is not what was"),
+    "header": (
+        lambda f: flip(f / "checkpoint-0.safetensors", 0.01),
+        r"checkpoint-0\.safetensors (has no header of|is not what)",
+    ),
     "adapters": (lambda f: flip(f / "pytorch_lora_weights.safetensors", 0.99), "pytorch_lora_weights.safetensors is not what"),
     "torn": (tear, r"checkpoint\.json is no JSON \("),
     "altered": (alter, r"checkpoint\.json is not what was written"),
