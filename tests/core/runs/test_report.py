@@ -89,7 +89,7 @@ def test_config_and_versions_are_on_the_page(directory: RunDirectory) -> None:
     page = reported(directory)
     assert directory.config.read_text() in page.text
     versions = json.loads(directory.facts.read_text())["versions"]
-    assert versions["torch"] == torch.__version__
+    assert versions["torch"].partition("+")[0] == torch.__version__.partition("+")[0]  # a package may not tell its build
     assert {"flowfactory", "torch", "peft", "numpy"} <= set(versions)
     assert all(f"{name}{version}" in page.text for name, version in versions.items())
 
