@@ -405,6 +405,6 @@ def test_asking_what_there_is_loads_nothing_heavy(arguments: list[str], monkeypa
         assert heavy == []
         assert done.stdout
         seconds.append(user)
-        if user < 0.5:
+        if user < 1:
             break
-    assert min(seconds) < 0.5
+    assert min(seconds) < 1  # a third of it is usual, and a machine may be slower; torch alone takes several
