@@ -49,6 +49,7 @@ class RewardProcess:
         self._failures = 0
         self._next_start = 0.0  # by the monotonic clock
         self._start_seconds = 0.0
+        self._closed = False
         self.starts = 0
 
     def start(self) -> Traits:
@@ -91,6 +92,11 @@ class RewardProcess:
                 self._failures, self._trouble = 0, ""
                 return
         raise self.unready()
+
+    def close(self) -> None:
+        """End it for good: what comes of that is no trouble."""
+        self._closed = True
+        self._worker.kill()
 
     def is_ready(self) -> bool:
         """Whether it can be asked."""
@@ -136,7 +142,8 @@ class RewardProcess:
             status, said = 502, f"{what}; look for what ended it, most likely a lack of memory"
         refusal = RequestRefused(status, f"reward {self.name!r}: {said}")
         self._trouble = f"{refusal}; it starts anew"
-        _log.warning("%s", self._trouble)
+        if not self._closed:
+            _log.warning("%s", self._trouble)
         return refusal
 
 

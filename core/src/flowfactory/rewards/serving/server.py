@@ -49,4 +49,7 @@ def serve(
         raise port_in_use(host, port) from error
     scheme = "https" if tls is not None else "http"
     say(f"serving {service.name} at {scheme}://{f'[{host}]' if ':' in host else host}:{port}")
-    server.run(sockets=[listener])
+    try:
+        server.run(sockets=[listener])
+    finally:
+        service.close()

@@ -71,6 +71,10 @@ class Service:
         self._samples = self._bytes = 0
         self._seconds = 0.0
 
+    def close(self) -> None:
+        """End the reward's process; nobody asks any more."""
+        self._reward.close()
+
     def app(self) -> ASGIApp:
         """The endpoints."""
         app = FastAPI(
