@@ -29,7 +29,7 @@ def replacing(path: Path, private: bool = False) -> Iterator[Path]:
     Nobody can foresee its name. ``private``: nobody else may read it, before and after. OSError: the folder or the disk does
     not take it, which may also be a library's word; it names ``path``.
     """
-    temporary = _temporary_name(path.parent)
+    temporary = temporary_name(path.parent)
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))
     try:
         yield temporary
@@ -56,7 +56,7 @@ def write_json_atomically(path: Path, value: Any) -> None:
 
 def probe(folder: Path) -> None:
     """OSError: no file can be made in ``folder``."""
-    path = _temporary_name(folder)
+    path = temporary_name(folder)
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     path.unlink()
 
@@ -66,7 +66,7 @@ def make_temporary_folder(parent: Path) -> Path:
 
     OSError: ``parent`` does not take it.
     """
-    temporary = _temporary_name(parent)
+    temporary = temporary_name(parent)
     temporary.mkdir(0o700)
     return temporary
 
@@ -118,5 +118,6 @@ def remedy(fault: OSError) -> str:
     return "make room" if fault.errno in NO_ROOM else "see that it can be written to"
 
 
-def _temporary_name(parent: Path) -> Path:
+def temporary_name(parent: Path) -> Path:
+    """A name in ``parent`` that nobody can foresee, of what :func:`remove_leftovers` deletes once it is old."""
     return parent / f".{secrets.token_hex(8)}{WRITING}"

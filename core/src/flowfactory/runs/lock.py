@@ -10,14 +10,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import secrets
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from flowfactory.atomic_files import WRITING, remedy, remove_old, replacing
+from flowfactory.atomic_files import remedy, remove_old, replacing, temporary_name
 from flowfactory.errors import RunError, UserError
 from flowfactory.runs.facts import FACTS, is_under_way
 from flowfactory.runs.holder import Holder
@@ -204,7 +203,7 @@ def _describe(content: bytes) -> str:
 
 def _create(path: Path, content: bytes) -> bool:
     """Whether the file came to be, with its content, by this call. OSError: it cannot be written."""
-    temporary = path.with_name(f".{secrets.token_hex(8)}{WRITING}")
+    temporary = temporary_name(path.parent)
     _write_new(temporary, content)
     try:
         os.link(temporary, path)
@@ -257,7 +256,7 @@ def _heartbeat(path: Path) -> int | None:
 
 def _file_system_time(folder: Path) -> int:
     """What a file that is made now has as its time, in ns."""
-    path = folder / f".{secrets.token_hex(8)}{WRITING}"
+    path = temporary_name(folder)
     _write_new(path, b"")
     try:
         return path.stat().st_mtime_ns
