@@ -10,6 +10,7 @@ from flowfactory.errors import Interrupted
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.facts import is_under_way, record_end
 from flowfactory.runs.lock import RunLock, held
+from flowfactory.runs.metrics_file import read_lines
 from flowfactory.runs.report import write_report
 from flowfactory.types import Say
 
@@ -51,5 +52,5 @@ def _conclude(directory: RunDirectory, error: BaseException) -> None:
 
 def _write_report(directory: RunDirectory) -> None:
     with suppress(Exception):
-        if directory.records():
+        if any(line.record for line in read_lines(directory.metrics)):
             write_report(directory)

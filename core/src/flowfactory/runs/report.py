@@ -13,17 +13,16 @@ from flowfactory.config.yaml import parse_yaml
 from flowfactory.control_characters import own_lines
 from flowfactory.errors import UserError
 from flowfactory.rewards.warnings import dominance_warning, dominant_reward, hacking_warnings
+from flowfactory.runs import facts
 from flowfactory.runs.charts import COLOURS, Points, Style, chart, scale_to_unit
 from flowfactory.runs.directory import LARGEST_CONFIG, RunDirectory
 from flowfactory.runs.embedded_media import data_url
-from flowfactory.runs.facts import ending_sentence, read_facts
 from flowfactory.runs.score_format import format_score
 from flowfactory.types import Say
 from flowfactory.untrusted_files import Refused, parse_json, read_bytes
 
 T = TypeVar("T")
 
-LARGEST_FACTS = 2**20
 MOST_CHARTS, MOST_PAIRS, MOST_MEDIA = 200, 1000, 256 * 2**20
 """Of a section; of pictures; and characters of all pictures and videos of a page."""
 
@@ -51,7 +50,7 @@ def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], say: Say
     }
     config = _read(directory.config, LARGEST_CONFIG, lambda content: content.decode("utf-8", "replace"), "", say)
     sections = [
-        _ending(read_facts(directory.facts)),
+        _ending(facts.read_facts(directory.facts)),
         _warnings(records, _aggregate(config)),
         _scores(held),
         _combined_chart(rewards, held),
@@ -59,7 +58,7 @@ def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], say: Say
     sections += [_charts("Reward while training", rewards), _charts("Held-out score", held)]
     sections += [_pictures(directory, records, say), _charts("Diagnostics", diagnostics)]
     absent: dict[str, str] = {}
-    known = _read(directory.facts, LARGEST_FACTS, _versions, absent, say)
+    known = _read(directory.facts, facts.LARGEST, _versions, absent, say)
     versions = "".join(f"<tr><td>{html.escape(k)}<td>{html.escape(v)}" for k, v in known.items())
     name = html.escape(directory.path.name)
     return (
@@ -141,9 +140,9 @@ def _aggregate(config: str) -> str:
             return "sum"
 
 
-def _ending(facts: Mapping[str, Any]) -> str:
+def _ending(found: Mapping[str, Any]) -> str:
     """How the run ended, where it is not done."""
-    told = ending_sentence(facts)
+    told = facts.ending_sentence(found)
     return f"<p class=warnings>{html.escape(told)}</p>" if told else ""
 
 
