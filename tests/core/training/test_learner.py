@@ -178,13 +178,6 @@ def test_weights_and_moments_that_overflow_are_named(weight: float, moment: floa
         learner.check_weights()
 
 
-@pytest.mark.parametrize("options", [{"lr": 1e39}, {"lr": 1e38}])
-def test_a_rate_beyond_float32_is_an_error(options: dict[str, float]) -> None:
-    line, learner = made(options)
-    with pytest.raises(RunError, match=r"^a step at a learning rate of .* is more than float32 holds; lower "):
-        learner.step([Loss(line.a * X + line.b)], UpdateMetrics())
-
-
 def test_gradients_whose_norm_alone_overflows_are_an_error() -> None:
     line, learner = made()
     with pytest.raises(RunError, match=r"^the gradient's norm is more than float32 holds, though every part"):

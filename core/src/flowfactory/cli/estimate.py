@@ -23,6 +23,7 @@ def estimate(
     from rich.console import Console
 
     from flowfactory.config import loading as configs
+    from flowfactory.config.precision import with_precision
     from flowfactory.runs.estimate import estimate as estimates
     from flowfactory.runs.estimate import result, table
 
@@ -35,6 +36,7 @@ def estimate(
     cuda = card is not None or resolved.device.startswith("cuda") or (resolved.device == "auto" and here)
     if card is None and cuda and here:
         card = torch.cuda.get_device_properties(0).total_memory / result.GIB
+    resolved = with_precision(resolved, cuda)
     found = estimates.estimate(resolved, nproc, cuda)
     Console(markup=False, emoji=False).print(table.table(found))
     if card is not None:

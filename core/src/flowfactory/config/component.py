@@ -103,6 +103,10 @@ class ModelConfig(ComponentConfig):
     train: Training = Field(LoraTraining(), description="'full', or {lora: {rank, alpha, targets}}")
     quantize: Literal["nf4", "int8"] | None = Field(None, description="how the frozen weights below adapters are stored")
 
+    def untrainable(self) -> str | None:
+        """Why nothing can be trained with these options, though drawing can, and what to do; None where it can."""
+        return None
+
     def picture_error(self, width: int, height: int) -> str | None:
         """Why a prompt's picture of so many pixels cannot be encoded, in words that follow its path; None when it can be."""
         return None

@@ -101,7 +101,13 @@ class TrainingConfig(Strict):
         ge=1,
         description="iterations in a row without a difference in any group after which the run stops; null: never",
     )
-    precision: Literal["float32", "bf16"] = Field("float32", description="what the transformer computes in")
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto", description="what the transformer computes in; auto: bf16 on CUDA, float32 on a CPU"
+    )
+    matmul: Literal["highest", "high"] = Field(
+        "highest",
+        description="products of float32 matrices; high: rounded as TF32 where the device has it, and far faster there",
+    )
     kept_on: Literal["device", "host"] = Field("device", description="where averages and references of weights are kept")
     activation_checkpointing: Annotated[str, Field(pattern=r"^(none|blocks|every-[1-9][0-9]*)$")] = Field(
         "none",

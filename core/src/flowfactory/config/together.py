@@ -28,7 +28,9 @@ def check_together(config: RunConfig, whole: bool = True, unread: Collection[str
     used = [
         (place, part) for place, part in _components(config, whole) if not place.startswith(tuple(f"{key}." for key in unread))
     ]
-    for check in (*CHECKS, *(_component_check(place, part, whole) for place, part in used)):
+    trains = "prompts.train" not in unread
+    checks = (*CHECKS, *((_trainable,) if trains else ()))
+    for check in (*checks, *(_component_check(place, part, whole) for place, part in used)):
         try:
             yield from (Finding("", sentence) for sentence in check(config))
         except (AttributeError, TypeError):
@@ -96,6 +98,11 @@ def _quantized(config: RunConfig) -> Iterator[str]:
         yield "model.quantize: weights that train cannot be quantised; train {lora: {}}, or leave it out"
     elif lacking := bitsandbytes.quantization_unavailable(config.model.quantize):
         yield lacking
+
+
+def _trainable(config: RunConfig) -> Iterator[str]:
+    if reason := config.model.untrainable():
+        yield reason
 
 
 def _own_sampler(config: RunConfig) -> Iterator[str]:

@@ -18,11 +18,13 @@ from torch import Tensor
 
 from flowfactory import flow
 from flowfactory.canvas import Canvas
+from flowfactory.config.attention import Attention, attention_unavailable, attention_untrainable
 from flowfactory.config.component import LoraTraining, ModelConfig
 from flowfactory.config.paths import CheckpointPath
 from flowfactory.discovery.installed_version import installed_version
 from flowfactory.discovery.specs import hookimpl
 from flowfactory.errors import UserError
+from flowfactory.models.attention import use_attention
 from flowfactory.models.checkpoint_files import reading
 from flowfactory.models.on_meta import check_lora_targets
 from flowfactory.models.pretrained import Pretrained
@@ -163,7 +165,7 @@ class FamilyConfig(ModelConfig):
     family: ClassVar[Family]
 
     path: CheckpointPath = Field(description="a diffusers folder or a hub id")
-    free_to_change = ("decode_batch_size", "tiling", "encoders_on", "decoder_on")
+    free_to_change = ("decode_batch_size", "tiling", "encoders_on", "decoder_on", "attention")
 
     variant: str | None = Field(
         None,
@@ -174,6 +176,9 @@ class FamilyConfig(ModelConfig):
         None, ge=1, le=100_000, description="decoded at once; as many as are drawn when left out"
     )
     tiling: bool = Field(False, description="decode in tiles, which takes less memory for large sizes")
+    attention: Attention = Field(
+        "auto", description="what computes the transformer's attention; auto: what PyTorch chooses; sage, flash3: to draw alone"
+    )
     encoders_on: Literal["device", "host"] = Field("device", description="where prompts are encoded, once, by the first rank")
     decoder_on: Literal["device", "host"] = Field("device", description="where the VAE is, and what was drawn is decoded")
 
@@ -191,6 +196,8 @@ class FamilyConfig(ModelConfig):
 
     def check(self, run: RunConfig) -> None:
         """The checkpoint is whole, sizes and numbers of frames can be drawn, and guidance means something."""
+        if reason := attention_unavailable(self.attention, run, masked=bool(self.family.padded)):
+            raise ValueError(reason)
         self.check_checkpoint()
         with reading(f"model.path: the configs of {self.path}", ValueError):
             grid = self.family.grid(self.checkpoint)
@@ -219,6 +226,9 @@ class FamilyConfig(ModelConfig):
             raise ValueError(f"{section}.guidance {guidance:g}: this checkpoint is distilled and takes none; leave it out")
         if guidance < 1:
             raise ValueError(f"{section}.guidance {guidance:g}: guidance begins at 1, where it is off; write 1, or more")
+
+    def untrainable(self) -> str | None:
+        return attention_untrainable(self.attention)
 
     def takes_negatives(self) -> bool:
         return self.family.guided(self.checkpoint)
@@ -252,19 +262,22 @@ class FamilyModel:
         pipeline = self._checkpoint.open(kept, self._dtypes(kept, trained if self._config.train == "full" else ()))
         self._parts = Parts(pipeline, self._config, runtime.device, runtime.agree)
         _freeze([pipeline.vae], self._device(self._config.decoder_on))
+        if self._device(self._config.decoder_on).type == "cuda":
+            channels_last(pipeline.vae)
+        transformers = {name: module for name in family.transformers if (module := getattr(pipeline, name, None)) is not None}
+        use_attention(transformers.values(), self._config.attention)
         if self._config.tiling:
             if not hasattr(pipeline.vae, "enable_tiling"):
                 raise UserError(f"model.tiling: {type(pipeline.vae).__name__} cannot decode in tiles; leave it out")
             pipeline.vae.enable_tiling()
-        frozen = [name for name in family.transformers if name not in trained]
         return Trainable(
-            modules={name: getattr(pipeline, name) for name in trained},
+            modules={name: transformers[name] for name in trained},
             training=self._config.train,
             lora_targets=family.lora_targets,
             blocks=family.blocks,
             encoding=self._encoding(),
             guided=family.guided(self._checkpoint),
-            frozen={name: module for name in frozen if (module := getattr(pipeline, name, None)) is not None},
+            frozen={name: module for name, module in transformers.items() if name not in trained},
             unread=family.unread(self._parts),
             negative_media=family.negative_media,
             canvas_matters=family.canvas_matters,
@@ -373,3 +386,11 @@ def _freeze(modules: Iterable[object], device: torch.device) -> None:
     for module in modules:
         if isinstance(module, torch.nn.Module):  # a tokenizer is not
             module.requires_grad_(False).eval().to(device)
+
+
+def channels_last(module: torch.nn.Module) -> None:
+    """Store the kernels of convolutions, and so what comes of them, channels last, as CUDA's fast kernels read them."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in module.parameters():
+        if parameter.dim() in formats:
+            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.dim()])

@@ -12,8 +12,10 @@ import torch
 
 from flowfactory.atomic_files import disk_fault
 from flowfactory.config.idle_keys import idle_keys
+from flowfactory.config.precision import with_precision
 from flowfactory.config.schema import RunConfig
 from flowfactory.distributed.hangup import SIGHUP, stop_signals
+from flowfactory.distributed.mesh import resolve_device
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.errors import Interrupted, RunError, UserError
 from flowfactory.flow.noise import generator
@@ -48,6 +50,8 @@ def train(
     UserError: somebody else does, or it holds another run. RunError: something is off with the training; the sentence names the
     last checkpoint. Interrupted: asked to stop; the iteration under way was finished and saved first, if asked once.
     """
+    # saved as it is, so that whoever resumes, samples or exports elsewhere computes in the same
+    config = with_precision(config, resolve_device(config.device, ranks.local).type == "cuda")
     directory = RunDirectory(config.output.dir)
     say = say if ranks.leads else _silent
     with _stops_at_once(ranks), _opened(directory, config, resume, ranks, say) as lock:

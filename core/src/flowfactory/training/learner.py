@@ -53,19 +53,10 @@ class Learner:
         if gradients:
             torch._foreach_mul_(gradients, torch.clamp(self._config.max_grad_norm / (norm + 1e-6), max=1.0))
         self.rate = optimizers.learning_rate(self._config, self._steps)
-        self._step_optimizer()
+        self._optimizer.step(self.rate)
         self._policy.mark_changed()
         self._steps += 1
         return float(norm)
-
-    def _step_optimizer(self) -> None:
-        try:
-            self._optimizer.step(self.rate)
-        except RuntimeError as error:
-            if "overflow" not in str(error):
-                raise
-            told = f"a step at a learning rate of {self.rate:g} is more than float32 holds"
-            raise RunError(f"{told}; lower training.optimizer.lr") from error
 
     def _reduce_gradients(self) -> list[Tensor]:
         """This rank's part of the gradients, summed over all ranks' losses."""

@@ -206,7 +206,8 @@ class _ParameterState:
         elif key in self._scales:
             self._scales[key].copy_(value.flatten()[: len(self._scales[key])])
         else:  # PyTorch counts in a tensor, bitsandbytes in a number
-            self._kept["step"] = value.clone() if isinstance(self._kept["step"], Tensor) else int(value)
+            step = self._kept["step"]
+            self._kept["step"] = value.to(step, copy=True) if isinstance(step, Tensor) else int(value)
 
 
 def _shards(parameter: Tensor) -> int:
@@ -216,8 +217,8 @@ def _shards(parameter: Tensor) -> int:
 
 
 def _adamw(config: OptimizerConfig, views: Sequence[Tensor]) -> torch.optim.Optimizer:
-    optimizer = torch.optim.AdamW(views, **config.model_dump(exclude={"name"}))
+    optimizer = torch.optim.AdamW(views, **config.model_dump(exclude={"name"}), fused=True)
     for view in views:  # what its first step would make, before there is a gradient
         moments = {name: torch.zeros_like(view) for name in MOMENTS["adamw"]}
-        optimizer.state[view] = {"step": torch.tensor(0.0), **moments}
+        optimizer.state[view] = {"step": torch.zeros((), device=view.device), **moments}
     return optimizer

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from flowfactory.config.idle_keys import idle_keys_of_prompts
+from flowfactory.config.precision import with_precision
 from flowfactory.config.schema import RunConfig, reward_weight
 from flowfactory.data import prompts
 from flowfactory.data.cache_folder import CacheFolder
@@ -19,7 +22,7 @@ from flowfactory.training.assembly import Assembly
 from flowfactory.training.learner import Learner
 from flowfactory.training.plans import EVALUATION, SAMPLING
 from flowfactory.training.sampler import Sampler
-from flowfactory.types import DTYPES, Prompt, RunInfo, Runtime, Say
+from flowfactory.types import DTYPES, Prompt, RunInfo, Runtime, Say, Trainable
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,18 @@ def prepare_prompts(
     return train, heldout
 
 
+LARGE = 100_000_000
+"""Weights of a transformer whose speed is worth a word."""
+
+
+def slow_products(config: RunConfig, trainable: Trainable) -> str | None:
+    """A sentence about float32 without TF32, where a large transformer computes so on CUDA; None where none does."""
+    count = sum(parameter.numel() for module in trainable.modules.values() for parameter in module.parameters())
+    if count < LARGE or config.training.precision != "float32" or config.training.matmul == "high":
+        return None
+    return "training.precision: float32 is about ten times slower than bf16 on CUDA; write bf16, or training.matmul: high"
+
+
 def prepare_run(
     config: RunConfig,
     observers: Sequence[object] = (),
@@ -74,8 +89,10 @@ def prepare_run(
     Where it is to have ``scores``, rewards that hold no weights are prepared first: a server that is not there is told soon.
     What does not train reads no prompts to train on, and without ``scores`` none at all.
     """
-    assembly = Assembly(config, observers, trackers and ranks.leads)
     device = resolve_device(config.device, ranks.local)
+    config = with_precision(config, device.type == "cuda")
+    torch.set_float32_matmul_precision(config.training.matmul)  # of this process: backward passes run beyond any context
+    assembly = Assembly(config, observers, trackers and ranks.leads)
     folder = CacheFolder.from_environment(say)
     train, heldout = prepare_prompts(config, trains, scores)
     for sentence in idle_keys_of_prompts(config, [*train, *heldout]):
@@ -88,6 +105,8 @@ def prepare_run(
         config.model.check(config)  # again: what a hub id names may only now be on this machine
     except ValueError as error:
         raise UserError(f"model: {error}") from error
+    if trains and device.type == "cuda" and (told := slow_products(config, trainable)):
+        say(f"warning: {told}")
     blocks.check_names([*trainable.modules.values(), *trainable.frozen.values()], trainable.blocks)
     host = config.training.kept_on == "host"
     policy = Policy(trainable, assembly.hooks.log_prob, device, precision, config.seed, host, config.model.quantize)
