@@ -388,6 +388,42 @@ def test_int8_behaves_under_autocast_as_a_linear_layer() -> None:
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_stored_layers_answer_in_the_dtype_of_autocast_as_linear_layers_do(kind: str) -> None:
+    """A norm gives them float32, and what they add to is to stay small."""
+    layer = quantised(kind, BFLOAT16).get_submodule("first.0.up")
+    given = torch.randn(2, WIDTH)
+    with torch.autocast("cpu", BFLOAT16):
+        found = layer(given)
+    assert found.dtype == BFLOAT16
+    assert torch.equal(found, layer(given.to(BFLOAT16)))
+    assert layer(given).dtype == FLOAT32
+
+
+class Casts(TorchDispatchMode):
+    """How often a tensor becomes one of another dtype."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function is torch.ops.aten._to_copy.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_an_adapter_does_not_cast_to_float32_what_autocast_casts_back() -> None:
+    module = adapted(Whole().to(BFLOAT16))
+    layer, given = module.get_submodule("first.0.up"), torch.randn(2, WIDTH, dtype=BFLOAT16)
+    counts, found = {}, {}
+    for casts_inputs in (True, False):
+        layer.cast_input_dtype_enabled = casts_inputs  # type: ignore[assignment]
+        with torch.autocast("cpu", BFLOAT16), Casts() as casts:
+            found[casts_inputs] = layer(given)
+        counts[casts_inputs] = casts.count
+    assert torch.equal(found[True], found[False])
+    assert counts == {True: 4, False: 2}  # the adapter's two weights remain
+    assert not adapted(Whole()).get_submodule("first.0.up").cast_input_dtype_enabled
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_no_unpacked_weight_lives_until_the_backward(kind: str) -> None:
     layer = quantised(kind).get_submodule("first.0.up")
     given = torch.randn(2, WIDTH, requires_grad=True)

@@ -50,7 +50,10 @@ def add_adapters(module: nn.Module, config: LoraConfig, targets: Sequence[str], 
             inject_adapter_in_model(peft_config, module, ADAPTER)
         except ValueError as error:  # peft's own words for targets that match nothing
             raise RunError(_no_layer(module, wanted)) from error
-    found = [name for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)]
+    adapted = {name: layer for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)}
+    for layer in adapted.values():  # to float32 and, by autocast, back again: the same numbers, and three times the traffic
+        layer.cast_input_dtype_enabled = False
+    found = list(adapted)
     if not found:
         raise RunError(_no_layer(module, wanted))
     for name, parameter in module.named_parameters():

@@ -18,6 +18,7 @@ from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.distributed.sharding import as_shard, full_tensor, local_shard, non_finite, unsharded
 from flowfactory.errors import RunError
 from flowfactory.policy import blocks, lora, quantization
+from flowfactory.policy.float32_islands import keep_in_float32
 from flowfactory.types import Evaluation, Step, Trainable
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ class Policy:
         for module in self.modules.values():
             blocks.checkpoint_blocks(module, self._blocks, training.activation_checkpointing)
         for module in (*self.modules.values(), *self._frozen.values()):
+            if self._precision != torch.float32:
+                keep_in_float32(module)
             if training.compile:
                 blocks.compile_blocks(module, self._blocks)
             if ranks.mesh is None:

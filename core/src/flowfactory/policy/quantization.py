@@ -56,7 +56,14 @@ def _nf4(layer: nn.Linear, dtype: torch.dtype, device: torch.device) -> nn.Linea
         made.bias = nn.Parameter(layer.bias.detach().to(dtype), requires_grad=False)
     # on such processors it would repack the weights in eval mode for kernels that have no gradient
     made.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    made.register_forward_pre_hook(_as_autocast)
     return made.to(device).to(home)
+
+
+def _as_autocast(layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a linear layer does under autocast; bitsandbytes' answers in the dtype of its input, float32 after a norm."""
+    kind = given[0].device.type
+    return (given[0].to(torch.get_autocast_dtype(kind)),) if torch.is_autocast_enabled(kind) else given
 
 
 class Int8Linear(nn.Linear):
