@@ -22,6 +22,8 @@ def idle_keys(config: RunConfig) -> Iterator[str]:
         if decay is not None:
             yield from _average(f"{place}.ema", decay, config.training.iterations)
     yield from _guidance(config)
+    if not config.training.autocast and config.training.precision == "float32":
+        yield "training.autocast does nothing under precision float32, where nothing is rounded; leave it out"
     if config.prompts.video_fps == "keep" and not config.model.takes.video[1]:
         yield "prompts.video_fps does nothing with this model, which takes no video; leave it out"
     for label, reward in config.evaluation.rewards.items():

@@ -104,6 +104,11 @@ class TrainingConfig(Strict):
     precision: Literal["auto", "float32", "bf16"] = Field(
         "auto", description="what the transformer computes in; auto: bf16 on CUDA, float32 on a CPU"
     )
+    autocast: bool = Field(
+        True,
+        description="whether norms and the like choose float32 themselves under bf16; false: a LoRA run computes in bf16 "
+        "throughout, as the pipelines of diffusers do",
+    )
     matmul: Literal["highest", "high"] = Field(
         "highest",
         description="products of float32 matrices; high: rounded as TF32 where the device has it, and far faster there",

@@ -100,6 +100,12 @@ def _quantized(config: RunConfig) -> Iterator[str]:
         yield lacking
 
 
+def _autocast(config: RunConfig) -> Iterator[str]:
+    if not config.training.autocast and config.model.train == "full":
+        told = "weights that train are float32, which autocast alone rounds"
+        yield f"training.autocast: false: {told}; train {{lora: {{}}}}, or leave it out"
+
+
 def _trainable(config: RunConfig) -> Iterator[str]:
     if reason := config.model.untrainable():
         yield reason
@@ -139,6 +145,7 @@ CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _pictures,
     _updates,
     _quantized,
+    _autocast,
     _own_sampler,
     _recomputed,
     _optimizer,

@@ -19,6 +19,7 @@ from flowfactory.distributed.sharding import as_shard, full_tensor, local_shard,
 from flowfactory.errors import RunError
 from flowfactory.policy import blocks, lora, quantization
 from flowfactory.policy.float32_islands import keep_in_float32
+from flowfactory.policy.without_autocast import compute_in
 from flowfactory.types import Evaluation, Step, Trainable
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Policy:
         self._evaluate, self._drops_graphs = evaluate, False
         self.device, self._precision = device, precision
         self._blocks = trainable.blocks
-        self._ranks, self._whole_to_sample = ALONE, False
+        self._ranks, self._whole_to_sample, self._autocast = ALONE, False, True
         self.lora = trainable.training != "full"
         if quantize:
             for module in (*self.modules.values(), *self._frozen.values()):
@@ -100,12 +101,14 @@ class Policy:
 
         UserError: the model has no blocks for what is asked of them, or cannot be divided.
         """
-        self._ranks, self._whole_to_sample = ranks, whole_to_sample
+        self._ranks, self._whole_to_sample, self._autocast = ranks, whole_to_sample, training.autocast
         for module in self.modules.values():
             blocks.checkpoint_blocks(module, self._blocks, training.activation_checkpointing)
         for module in (*self.modules.values(), *self._frozen.values()):
             if self._precision != torch.float32:
                 keep_in_float32(module)
+                if not training.autocast:
+                    compute_in(module, self._precision)
             if training.compile:
                 blocks.compile_blocks(module, self._blocks)
             if ranks.mesh is None:
@@ -140,7 +143,7 @@ class Policy:
 
     def precision(self) -> AbstractContextManager[object]:
         """The context every forward runs in, sampling and training alike."""
-        if self._precision == torch.float32:
+        if self._precision == torch.float32 or not self._autocast:
             return nullcontext()
         return torch.autocast(self.device.type, self._precision)
 
