@@ -8,22 +8,13 @@ same lengths. The figures are estimates: benchmarks/estimate.py tells how near s
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from diffusers import (
-    AutoencoderKL,
-    AutoencoderKLWan,
-    FlowMatchEulerDiscreteScheduler,
-    FluxTransformer2DModel,
-    UniPCMultistepScheduler,
-    WanTransformer3DModel,
-)
+from released import RELEASES, write_configs
 from report import argument_parser, write_results
 from transformers import CLIPTextConfig, T5Config, UMT5Config
 
@@ -31,63 +22,27 @@ from flowfactory.config import loading as configs
 from flowfactory.runs.estimate.estimate import estimate
 from flowfactory.runs.estimate.result import GIB
 from flowfactory.runs.estimate.table import verdict
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "shared"))
 from flowfactory.testing.tiny_checkpoints import clip_tokenizer, t5_tokenizer
 
 XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "feed_forward_proj": "gated-gelu"}
-FLUX_SCHEDULE = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "shift": 3.0}
-FLUX_VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "layers_per_block": 2,
-    "latent_channels": 16,
-    "scaling_factor": 0.3611,
-    "shift_factor": 0.1159,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-}
 
 
 def flux(folder: Path) -> None:
     """FLUX.1-dev: 19 double and 38 single blocks of width 3072, T5-XXL and CLIP-L."""
-    parts = {
-        "scheduler": FlowMatchEulerDiscreteScheduler(**FLUX_SCHEDULE),
-        "vae": _bare(AutoencoderKL, **FLUX_VAE),
-        "text_encoder": CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12),
-        "tokenizer": clip_tokenizer(77),
-        "text_encoder_2": T5Config(vocab_size=32128, **XXL),
-        "tokenizer_2": t5_tokenizer(512),
-        "transformer": _bare(FluxTransformer2DModel, guidance_embeds=True),
-    }
-    _write(folder, "FluxPipeline", parts, {"text_encoder": "CLIPTextModel", "text_encoder_2": "T5EncoderModel"})
+    clip = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    encoders = {"text_encoder": clip, "text_encoder_2": T5Config(vocab_size=32128, **XXL)}
+    _write(folder, "FLUX.1-dev", {**encoders, "tokenizer": clip_tokenizer(77, 49408), "tokenizer_2": t5_tokenizer(512, 32128)})
 
 
 def wan(folder: Path) -> None:
     """Wan2.1-T2V-14B: 40 blocks of width 5120, UMT5-XXL."""
-    parts = {
-        "scheduler": UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
-        "vae": _bare(AutoencoderKLWan),
-        "text_encoder": UMT5Config(vocab_size=256384, **XXL),
-        "tokenizer": t5_tokenizer(512),
-        "transformer": _bare(WanTransformer3DModel),
-    }
-    _write(folder, "WanPipeline", parts, {"text_encoder": "UMT5EncoderModel"})
+    _write(folder, "Wan2.1-14B", {"text_encoder": UMT5Config(vocab_size=256384, **XXL), "tokenizer": t5_tokenizer(512, 256384)})
 
 
-def _bare(kind: Any, **options: Any) -> Any:
-    with torch.device("meta"):
-        return kind(**options)
-
-
-def _write(folder: Path, pipeline: str, parts: dict[str, Any], encoders: dict[str, str]) -> None:
-    index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": "0.35.0"}
-    for name, part in parts.items():
-        of_diffusers = hasattr(part, "save_config")
-        (part.save_config if of_diffusers else part.save_pretrained)(folder / name)
-        index[name] = ["diffusers" if of_diffusers else "transformers", encoders.get(name, type(part).__name__)]
-    (folder / "model_index.json").write_text(json.dumps(index))
+def _write(folder: Path, name: str, encoders: dict[str, Any]) -> None:
+    write_configs(folder, RELEASES[name])
+    for part, config in encoders.items():
+        config.save_pretrained(folder / part)
 
 
 CHECKPOINTS = {"flux1": flux, "wan-t2v": wan}
@@ -111,6 +66,13 @@ CASES: dict[str, dict[str, Any]] = {
         "sampling": {**PICTURE, "batch_size": 8},
         "training": {**SPARING, "batch_size": 8},
     },
+    "FLUX.1-dev, LoRA, 1024 x 1024, one 80 GB card": {
+        "ranks": 1,
+        "card": 80,
+        "model": {"name": "flux1", "train": LORA, "decode_batch_size": 1},
+        "sampling": {**PICTURE, "size": [1024, 1024], "batch_size": 4},
+        "training": {**SPARING, "batch_size": 4},
+    },
     "FLUX.1-dev, full, eight 80 GB cards": {
         "ranks": 8,
         "card": 80,
@@ -132,6 +94,14 @@ CASES: dict[str, dict[str, Any]] = {
         "sampling": {**VIDEO, "batch_size": 1},
         "training": {**SPARING, "batch_size": 1},
     },
+    "Wan2.1-T2V-14B, LoRA, 720 x 1280, eight 80 GB cards": {
+        "ranks": 8,
+        "card": 80,
+        "model": {"name": "wan-t2v", "train": LORA, "decode_batch_size": 1},
+        "sampling": {**VIDEO, "size": [720, 1280], "batch_size": 1},
+        "training": {**SPARING, "batch_size": 1},
+        "distributed": {"context": 8},
+    },
 }
 
 
@@ -145,6 +115,7 @@ def foretold(case: dict[str, Any], folder: Path) -> dict[str, Any]:
         "prompts": {"train": str(folder / "prompts.txt")},
         "sampling": {**case["sampling"], "dynamics": {"name": "flow-sde", "sde_steps": [1, 2, 3], "num_sde_steps": 1}},
         "training": case["training"],
+        "distributed": case.get("distributed", {}),
         "output": {"dir": str(folder / "run")},
     }
     path = folder / "config.yaml"
@@ -152,7 +123,7 @@ def foretold(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     config = configs.load(path)
     found = estimate(config, case["ranks"], cuda=True)
     return {
-        "settings": {key: case[key] for key in ("model", "sampling", "training", "ranks")},
+        "settings": {key: case[key] for key in ("model", "sampling", "training", "distributed", "ranks") if key in case},
         "gib": {
             "parts": {name: [round(size / GIB, 2) for size in (part.device, part.host)] for name, part in found.parts.items()},
             "phases": {name: round(size / GIB, 2) for name, size in found.phases.items()},

@@ -64,19 +64,21 @@ def _merge_pair(piece: Sequence[str], left: str, right: str) -> list[str]:
     return result
 
 
-def clip_tokenizer(length: int = 32) -> CLIPTokenizer:
-    """Each of WORDS is one token."""
+def clip_tokenizer(length: int = 32, count: int = 0) -> CLIPTokenizer:
+    """Each of WORDS is one token. Of at least ``count`` tokens, some of which no text has."""
     vocabulary, merges = byte_pairs(WORDS, "</w>")
+    vocabulary |= {f"<{n}>": n for n in range(len(vocabulary), count - 2)}
     for special in ("<|startoftext|>", "<|endoftext|>"):  # CLIP pools at the highest id
         vocabulary[special] = len(vocabulary)
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
 
 
-def t5_tokenizer(length: int = 32) -> T5Tokenizer:
-    """Each of WORDS is one token; for T5 and UMT5."""
+def t5_tokenizer(length: int = 32, count: int = 0) -> T5Tokenizer:
+    """Each of WORDS is one token; for T5 and UMT5. Of at least ``count`` tokens, some of which no text has."""
     scores = {"<pad>": 0.0, "</s>": 0.0, "<unk>": 0.0, "▁": -2.0}
     scores |= dict.fromkeys(string.ascii_letters + string.digits + string.punctuation, -4.0)
     scores |= {f"▁{word}": -1.0 for word in WORDS if len(word) > 1}
+    scores |= {f"<{n}>": -20.0 for n in range(len(scores), count)}
     return T5Tokenizer(vocab=list(scores.items()), extra_ids=0, additional_special_tokens=None, model_max_length=length)
 
 
