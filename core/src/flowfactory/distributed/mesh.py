@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
-from torch.distributed.device_mesh import init_device_mesh
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 from flowfactory.distributed.ranks import Ranks
 from flowfactory.errors import UserError
@@ -45,10 +47,22 @@ def resolve_device(name: str, local: int = 0) -> torch.device:
 
 def make_ranks(config: RunConfig, rank: int, count: int, local: int) -> Ranks:
     """The ranks of the group that this process is in, dividing weights as the config says. UserError: they cannot."""
-    replicate, shard = mesh_sizes(config.distributed, count)
-    offload, mesh = config.distributed.offload, None
-    if shard > 1 or offload:
-        device = resolve_device(config.device, local).type
-        mesh = init_device_mesh(device, (replicate, shard), mesh_dim_names=("replicate", "shard"))
-        mesh = mesh["shard"] if replicate == 1 else mesh
-    return Ranks(rank, count, local, mesh, offload)
+    chosen = config.distributed
+    replicate, shard = mesh_sizes(chosen, count)
+    if shard == 1 and not chosen.offload:
+        return Ranks(rank, count, local)
+    device = resolve_device(config.device, local).type
+    together = torch.arange(count).reshape(replicate, shard)
+    # groups of our own making: those of init_device_mesh have torch's time-out, whatever the config says
+    timeout = timedelta(minutes=chosen.timeout)
+    group = _own_group(together, timeout)
+    mesh = DeviceMesh.from_group(group, device, mesh_dim_names=("shard",))
+    return Ranks(rank, count, local, mesh, chosen.offload, _own_group(together.T, timeout) if replicate > 1 else None)
+
+
+def _own_group(rows: torch.Tensor, timeout: timedelta) -> dist.ProcessGroup:
+    """The process group of this rank's row of ``rows``, which every rank makes together; of all where there is one row."""
+    if len(rows) == 1 and dist.group.WORLD is not None:
+        return dist.group.WORLD
+    own, _ = dist.new_subgroups_by_enumeration(rows.tolist(), timeout=timeout)
+    return own
