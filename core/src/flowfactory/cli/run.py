@@ -34,7 +34,7 @@ def run(
     nnodes: Annotated[int, typer.Option(metavar="N", help="On how many nodes this command is given.")] = 1,
     node_rank: Annotated[int | None, typer.Option(metavar="N", help="Which of them this is, from 0.")] = None,
     rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where node 0 waits for the others.")] = None,
-    max_restarts: Annotated[int, typer.Option(metavar="N", help="How often to start again when a rank dies.")] = 3,
+    max_restarts: Annotated[int, typer.Option(metavar="N", help="How often to start again when ranks die or are lost.")] = 3,
 ) -> None:
     """Train as CONFIG says."""
     from flowfactory.config import loading, yaml

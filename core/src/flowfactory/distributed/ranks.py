@@ -72,7 +72,7 @@ class Ranks:
             self.gather(None)  # on the host, whatever the device
 
     def agree(self, kinds: Sequence[K]) -> Sequence[K]:
-        """``kinds`` where ranks run on their own; those of all ranks of a copy, in one order, where a forward is their joint work."""
+        """``kinds`` where ranks run on their own; those of all ranks of a copy, in one order, where it takes all to run."""
         if self.mesh is None or self.mesh.size() == 1:
             return kinds
         group = self.mesh.get_group()
