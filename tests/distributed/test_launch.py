@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -310,7 +311,7 @@ def test_real_lacks_of_host_memory_are_known() -> None:
 
 def test_a_lack_of_memory_counts_before_what_it_brings_about() -> None:
     def chained(*errors: Exception) -> Exception:
-        for error, cause in zip(errors, errors[1:], strict=False):
+        for error, cause in itertools.pairwise(errors):
             error.__cause__ = cause
         return errors[0]
 
