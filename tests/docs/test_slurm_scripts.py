@@ -31,7 +31,8 @@ nodes, tasks = (int(os.environ[name]) for name in ("SLURM_NNODES", "TASKS_PER_NO
 for node in range(nodes):
     for task in range(tasks):
         place = {{"NODEID": node, "LOCALID": task, "PROCID": node * tasks + task, "STEP_ID": 0}}
-        place |= {{"STEP_NUM_TASKS": nodes * tasks, "STEP_TASKS_PER_NODE": f"{{tasks}}(x{{nodes}})", "STEP_NODELIST": os.environ["SLURM_JOB_NODELIST"]}}
+        place |= {{"STEP_NUM_TASKS": nodes * tasks}}
+        place |= {{"STEP_TASKS_PER_NODE": f"{{tasks}}(x{{nodes}})", "STEP_NODELIST": os.environ["SLURM_JOB_NODELIST"]}}
         own = {{f"SLURM_{{name}}": str(value) for name, value in place.items()}}
         subprocess.run(command, env=os.environ | own, check=True)
 """
