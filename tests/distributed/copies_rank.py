@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from flowfactory.config.component import LoraTraining
 from flowfactory.config.schema import DistributedConfig, TrainingConfig
+from flowfactory.distributed.mesh import Room, settle
 from flowfactory.distributed.process_group import join_process_group
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.distributed.sharding import full_tensor
@@ -100,6 +101,23 @@ def compare(kind: str, ranks: Ranks, collectives: Collectives) -> dict[str, Any]
     }
 
 
+def settled(ranks: Ranks) -> dict[str, Any]:
+    """What auto comes to on two nodes with two ranks each, where whole weights fit one card of 10 bytes and not one of 9."""
+    asked: list[tuple[int, int]] = []
+
+    def find_room(count: int, card: int) -> Room:
+        asked.append((count, card))
+        return Room(card > 9, f"a card has {card}")
+
+    said: list[str] = []
+    here = Ranks(ranks.rank, ranks.count, ranks.rank % 2)
+    found = [
+        settle(DistributedConfig.model_validate({}), here, 2, 10 - (ranks.rank == small), find_room, said.append)
+        for small in (3, None)
+    ]
+    return {"sizes": [(chosen.replicate, chosen.shard) for chosen in found], "asked": asked, "said": said}
+
+
 def main() -> None:
     torch.set_num_threads(1)
     collectives = Collectives()
@@ -111,6 +129,7 @@ def main() -> None:
         groups = (ranks.mesh.get_group(), ranks.replicas)
         found: dict[str, Any] = {kind: compare(kind, ranks, collectives) for kind in KINDS}
         found["minutes"] = [group._get_backend(torch.device("cpu")).options._timeout.total_seconds() / 60 for group in groups]
+        found["settled"] = settled(ranks)
         found["members"] = [dist.get_process_group_ranks(group) for group in groups]
         every = ranks.gather(found)
         if ranks.leads:

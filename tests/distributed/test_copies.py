@@ -43,3 +43,15 @@ def test_copies_exchange_their_gradients_once_an_update_of_three_micro_batches(f
 def test_the_groups_of_a_mesh_wait_as_long_as_the_config_says(found: list[dict[str, Any]]) -> None:
     assert [rank["members"] for rank in found] == [[[0, 1], [0, 2]], [[0, 1], [1, 3]], [[2, 3], [0, 2]], [[2, 3], [1, 3]]]
     assert [rank["minutes"] for rank in found] == [[7, 7]] * 4
+
+
+def test_all_ranks_come_to_what_the_leading_one_finds_for_the_smallest_card(found: list[dict[str, Any]]) -> None:
+    assert [rank["settled"]["sizes"] for rank in found] == [[[2, 2], [4, 1]]] * 4
+    assert [rank["settled"]["asked"] for rank in found] == [[[4, 9], [4, 10]], [], [], []]
+    assert [rank["settled"]["said"] for rank in found] == [
+        [
+            "distributed.shard: auto is 2, weights are divided over the ranks of a node, in 2 copies: a card has 9",
+            "distributed.shard: auto is 1, each rank holds whole weights: a card has 10",
+        ],
+        *[[]] * 3,
+    ]

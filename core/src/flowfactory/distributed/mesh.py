@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from flowfactory.distributed.ranks import Ranks
 from flowfactory.errors import UserError
+from flowfactory.types import Say
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import DistributedConfig, RunConfig
@@ -29,6 +32,64 @@ def mesh_sizes(config: DistributedConfig, count: int) -> tuple[int, int]:
             f"rank{'s' if count > 1 else ''}; their product must be that, and 'auto' is what is left"
         )
     return replicate, shard
+
+
+@dataclass(frozen=True)
+class Room:
+    """Whether whole weights fit on a rank's card beside everything else, and half a sentence that says why."""
+
+    enough: bool
+    why: str
+
+
+def is_to_choose(config: DistributedConfig, device: str, count: int) -> bool:
+    """Whether it is left to us how many of ``count`` ranks divide the weights: on a CPU, all do."""
+    automatic = config.shard == config.replicate == "auto"
+    return automatic and device == "cuda" and count > 1 and not config.offload
+
+
+def choose_sizes(nodes: Sequence[int], whole_fit: bool) -> tuple[int, int]:
+    """(replicate, shard) for ``nodes`` with so many ranks each.
+
+    Whole weights where they fit, so that no forward waits for a block. Else a copy a node, whose ranks are close to one
+    another; but one copy of all ranks where nodes have different numbers of them, or one each.
+    """
+    count = sum(nodes)
+    if whole_fit:
+        return count, 1
+    if len(set(nodes)) == 1 and nodes[0] > 1:
+        return len(nodes), nodes[0]
+    return 1, count
+
+
+def describe_choice(nodes: Sequence[int], shard: int, why: str) -> str:
+    """The sentence about what :func:`choose_sizes` chose."""
+    if shard == 1:
+        return f"distributed.shard: auto is 1, each rank holds whole weights: {why}"
+    uneven = f"; nodes have {', '.join(map(str, nodes))} ranks, so none has a copy of its own" if len(set(nodes)) > 1 else ""
+    copies = f" of a node, in {sum(nodes) // shard} copies" if shard < sum(nodes) else ""
+    return f"distributed.shard: auto is {shard}, weights are divided over the ranks{copies}{uneven}: {why}"
+
+
+def settle(
+    config: DistributedConfig, ranks: Ranks, here: int, card: int, find_room: Callable[[int, int], Room], say: Say
+) -> DistributedConfig:
+    """``config`` with numbers in place of auto, where :func:`is_to_choose`.
+
+    ``here``: how many ranks this node has; ``card``: bytes of this rank's card.
+    ``find_room`` is asked on the leading rank alone, with the number of ranks and the bytes of the smallest card. A joint work
+    of the ranks.
+    """
+    told = ranks.gather((ranks.local, here, card))
+    nodes = [size for local, size, _ in told if local == 0]
+    if sum(nodes) != ranks.count:  # a launcher that numbers places otherwise
+        nodes = [ranks.count]
+    room = ranks.broadcast(find_room(ranks.count, min(size for *_, size in told)) if ranks.leads else None)
+    assert room is not None
+    replicate, shard = choose_sizes(nodes, room.enough)
+    if ranks.leads:
+        say(describe_choice(nodes, shard, room.why))
+    return config.model_copy(update={"replicate": replicate, "shard": shard})
 
 
 def resolve_device(name: str, local: int = 0) -> torch.device:
