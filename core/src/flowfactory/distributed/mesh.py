@@ -125,5 +125,6 @@ def _own_group(rows: torch.Tensor, timeout: timedelta) -> dist.ProcessGroup:
     """The process group of this rank's row of ``rows``, which every rank makes together; of all where there is one row."""
     if len(rows) == 1 and dist.group.WORLD is not None:
         return dist.group.WORLD
-    own, _ = dist.new_subgroups_by_enumeration(rows.tolist(), timeout=timeout)
+    own: dist.ProcessGroup
+    own, _ = dist.new_subgroups_by_enumeration(rows.tolist(), timeout=timeout)  # type: ignore[no-untyped-call]
     return own
