@@ -69,6 +69,24 @@ def die_at_first() -> None:
         deaf()
 
 
+def fail_at_first() -> None:
+    """As FAULTS says; the other rank hears nothing."""
+    import torch
+    import torch.distributed as dist
+
+    faults = {
+        "device": lambda: torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might"),
+        "lost": lambda: dist.DistBackendError("NCCL error: remote process exited or there was a network error"),
+        "memory": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    }
+    trace(f"attempt-{ATTEMPT}", str(ranks_environment.is_restart()))
+    if ATTEMPT == 0:
+        if RANK == 1:
+            wait_for("attempt-0-0")
+            raise faults[sys.argv[3]]()
+        deaf()
+
+
 def die() -> None:
     trace(f"attempt-{ATTEMPT}")
     if RANK == 1:

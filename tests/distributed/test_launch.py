@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -225,6 +226,7 @@ def test_an_error_of_its_own_counts_before_what_follows_from_it(order: int) -> N
         Outcome("unexpected", 2, time=4),
         Outcome("died", 3, time=2),
         Outcome("done", 4, time=0),
+        Outcome("device", 5, time=2.5),
     ][::order]
     assert Outcome.decisive(ends).rank == 1
     assert Outcome.decisive([end for end in ends if end.rank not in (1, 2)]).rank == 3
@@ -241,6 +243,82 @@ def test_an_error_that_a_lost_rank_caused_is_known_through_what_wraps_it() -> No
         assert outcome.to_outcome(error, 2).kind == "lost"
     assert outcome.to_outcome(RunError("no gradient"), 2).kind == "run"
     assert outcome.to_outcome(RuntimeError("no gradient"), 2).kind == "unexpected"
+
+
+CUDA_ADVICE = "\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1\nCompile with TORCH_USE_CUDA_DSA to enable assertions.\n"
+NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, {}, NCCL version 2.29.3\n{}\nLast error:\n{}"
+
+
+def backend(what: str, kind: str, last: str) -> Exception:
+    import torch.distributed as dist
+
+    return dist.DistBackendError(NCCL.format(what, kind, last))
+
+
+def cuda(told: str) -> Exception:
+    import torch
+
+    return torch.AcceleratorError(f"CUDA error: {told}{CUDA_ADVICE}")
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: cuda("uncorrectable ECC error encountered"), "device"),
+        (lambda: cuda("unspecified launch failure"), "device"),
+        (lambda: cuda("an illegal memory access was encountered"), "device"),
+        (lambda: cuda("CUDA-capable device(s) is/are busy or unavailable"), "device"),
+        (lambda: cuda("Invalid access of peer GPU memory over nvlink or a hardware error"), "device"),
+        (lambda: RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`"), "device"),
+        (lambda: backend("remote process exited or there was a network error", "ncclRemoteError", ""), "lost"),
+        (lambda: backend("unhandled system error", "ncclSystemError", "socketPollConnect: connection refused"), "lost"),
+        (lambda: backend("unhandled cuda error", "ncclUnhandledCudaError", "Cuda failure 'uncorrectable ECC'"), "lost"),
+        (lambda: backend("unhandled cuda error", "ncclUnhandledCudaError", "Cuda failure 2 'out of memory'"), "memory"),
+        (lambda: cuda("out of memory"), "memory"),
+        (lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "memory"),
+        (lambda: __import__("torch").OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "memory"),
+        (lambda: MemoryError(), "memory"),
+        (lambda: backend("invalid usage", "ncclInvalidUsage", "Duplicate GPU detected : rank 1 and rank 0"), "unexpected"),
+        (lambda: cuda("device-side assert triggered"), "unexpected"),
+        (lambda: cuda("invalid configuration argument"), "unexpected"),
+        (lambda: cuda("no kernel image is available for execution on the device"), "unexpected"),
+        (lambda: RuntimeError("the judge answered: CUDA error: unspecified launch failure"), "unexpected"),
+        (lambda: ValueError("CUDA error: unspecified launch failure"), "unexpected"),
+        (lambda: RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "unexpected"),
+        (lambda: RunError("the reward's server is out of memory"), "run"),
+        (lambda: RunError("the reward's server said: Connection closed by peer"), "run"),
+        (lambda: UserError("CUDA error: unspecified launch failure"), "user"),
+    ],
+)
+def test_what_need_not_happen_again_is_told_from_mistakes(make: Callable[[], Exception], kind: str) -> None:
+    found = outcome.to_outcome(make(), 2)
+    assert found.kind == kind
+    assert (kind in outcome.RESTARTED) == (kind in ("device", "lost"))
+    assert "TORCH_USE_CUDA_DSA" not in found.message
+
+
+def test_real_lacks_of_host_memory_are_known() -> None:
+    import torch
+
+    for hungry in (lambda: torch.empty(2**58, dtype=torch.uint8), lambda: bytearray(2**62)):
+        with pytest.raises((RuntimeError, MemoryError)) as raised:
+            hungry()
+        found = outcome.to_outcome(raised.value, 1)
+        assert found.kind == "memory"
+        assert found.message.startswith("rank 1 ran out of memory: ")
+        assert found.message.endswith("flowfactory estimate tells what would help")
+
+
+def test_a_lack_of_memory_counts_before_what_it_brings_about() -> None:
+    def chained(*errors: Exception) -> Exception:
+        for error, cause in itertools.pairwise(errors):
+            error.__cause__ = cause
+        return errors[0]
+
+    lost = backend("remote process exited or there was a network error", "ncclRemoteError", "")
+    assert outcome.fault(chained(RunError("no gradient"), lost, cuda("unspecified launch failure"))) == "device"
+    assert outcome.fault(chained(ValueError("a plugin's"), cuda("unspecified launch failure"), MemoryError())) == "memory"
+    assert outcome.fault(chained(ValueError("a plugin's"), KeyError("x"))) is None
 
 
 def surroundings() -> tuple[object, ...]:
@@ -351,6 +429,29 @@ def test_ranks_that_die_again_and_again_end_the_run(start: Callable[..., list[st
     assert len([*tmp_path.glob("attempt-*-1")]) == 2
 
 
+@pytest.mark.parametrize("kind", ["device", pytest.param("lost", marks=pytest.mark.distributed)])
+def test_all_ranks_start_again_when_a_device_fails_or_others_are_lost(
+    kind: str, start: Callable[..., list[str]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (said,) = start("fail_at_first", kind, max_restarts=2)
+    told = {"device": "had a fault of its device: CUDA error: uncorrectable ECC", "lost": "lost the other ranks"}
+    assert said.startswith(f"rank 1 {told[kind]}")
+    assert said.endswith("all ranks start again from the last checkpoint, restart 1 of 2")
+    assert "Traceback" not in capfd.readouterr().err
+    assert [(tmp_path / f"attempt-1-{rank}").read_text() for rank in (0, 1)] == ["True", "True"]
+
+
+def test_ranks_whose_device_fails_again_and_again_end_the_run(start: Callable[..., list[str]]) -> None:
+    with pytest.raises(RunError, match=r"^rank 1 had a fault of its device: CUDA error: .*; continue with --resume$"):
+        start("fail_at_first", "device", max_restarts=0)
+
+
+def test_ranks_without_memory_do_not_start_again(start: Callable[..., list[str]], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"^rank 1 ran out of memory: CUDA out of memory.*; flowfactory estimate tells"):
+        start("fail_at_first", "memory", max_restarts=2)
+    assert not [*tmp_path.glob("attempt-1-*")]
+
+
 def test_a_rank_that_is_done_and_then_falls_over_is_done(start: Callable[..., list[str]]) -> None:
     assert start("end_badly_when_done", max_restarts=0) == []
 
@@ -429,6 +530,18 @@ def test_two_nodes_with_one_number_are_refused(port: int) -> None:
     with pytest.raises(UserError, match=r"^--node-rank 1: another node has it already"):
         NodeRendezvous(Launch(1, 3, 1, f"127.0.0.1:{port}"), StopRequests())
     assert len(nodes) == 2  # and the store with them
+
+
+def test_a_node_that_does_not_come_back_ends_the_others_soon(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "RETURN_SECONDS", 0.3)
+    launches = [Launch(1, 3, node, f"127.0.0.1:{port}") for node in range(3)]
+    nodes = [NodeRendezvous(launch, StopRequests()) for launch in launches]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda node: node.meet(0), nodes))
+    with pytest.raises(
+        RunError, match=r"^nodes 1, 2 did not come back within 0 seconds; start all 3 nodes again, with --resume$"
+    ):
+        nodes[0].meet(1)
 
 
 @pytest.mark.distributed

@@ -1,9 +1,13 @@
-"""A rank: trains every config of a file in turn, and leaves the weights of each behind. together.py CONFIGS.json OUT"""
+"""A rank: trains every config of a file in turn, and leaves the weights of each behind. together.py CONFIGS.json OUT
+
+What is computed in bf16 has the dtypes that CUDA's autocast gives.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -14,6 +18,7 @@ from flowfactory.config.loading import validate
 from flowfactory.distributed.mesh import make_ranks
 from flowfactory.distributed.process_group import join_process_group
 from flowfactory.distributed.sharding import full_tensor, local_shard
+from flowfactory.runs.estimate.stand_ins import cuda_autocast
 from flowfactory.runs.train import train
 
 
@@ -35,7 +40,8 @@ def main() -> None:
         for config in configs:
             ranks = make_ranks(config, group.rank, group.count, group.local)
             last = Last()
-            train(config, observers=[last], say=lambda sentence: None, ranks=ranks)
+            with cuda_autocast() if config.training.precision == "bf16" else nullcontext():
+                train(config, observers=[last], say=lambda sentence: None, ranks=ranks)
             parameters = last.policy.parameters
             shard = 1 if ranks.mesh is None else ranks.mesh["shard"].size()
             assert all(local_shard(p).shape[0] < p.shape[0] for p in parameters.values() if p.shape[0] > shard > 1), (

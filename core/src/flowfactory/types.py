@@ -50,22 +50,40 @@ class Prompt:
         return (*self.images, *(path for path in (self.video, self.audio) if path is not None))
 
 
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+"""The names of what the model made of a prompt, in order, and the shape of each."""
+
+
+def shapes_of(entry: Mapping[str, Tensor]) -> Shapes:
+    """The shapes of what the model made of one prompt."""
+    return tuple((name, tuple(entry[name].shape)) for name in sorted(entry))
+
+
 @dataclass(frozen=True)
 class Conditions:
     """What the model's ``encode`` made, one mapping per sample; opaque to everyone but the model.
 
-    The samples of a prompt share one mapping. ``negative`` is there when guidance needs it.
+    The samples of a prompt share one mapping. ``negative`` is there when guidance needs it. ``shapes``: what there is among
+    all ranks' conditions and negative ones of the plan that these are part of; empty where nobody told.
     """
 
     entries: tuple[Mapping[str, Tensor], ...]
     negative: Conditions | None = None
+    shapes: frozenset[Shapes] = frozenset()
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def rows(self, index: Index) -> Conditions:
         """The conditions of the samples ``index``."""
-        return Conditions(tuple(self.entries[i] for i in index), self.negative and self.negative.rows(index))
+        negative = self.negative and self.negative.rows(index)
+        return Conditions(tuple(self.entries[i] for i in index), negative, self.shapes)
+
+    def own_shapes(self) -> frozenset[Shapes]:
+        """What there is among these and the negative ones."""
+        mine = {id(entry): entry for entry in self.entries}.values()
+        found = frozenset(map(shapes_of, mine))
+        return found | self.negative.own_shapes() if self.negative else found
 
     def stack(self, key: str) -> Tensor:
         """The tensors called ``key`` as one batch [B, ...]."""
@@ -273,6 +291,10 @@ Answer = Mapping[str, Tensor | Future[Tensor]]
 """What a reward answers: {label: scores [B]}, a value of which may be on its way."""
 
 
+Agree = Callable[[Sequence[Hashable]], Sequence[Hashable]]
+"""From the kinds of forward that a rank needs to those that all ranks go through together."""
+
+
 def as_they_are(kinds: Sequence[Hashable]) -> Sequence[Hashable]:
     """The kinds of forward of a model whose weights are whole where it runs."""
     return kinds
@@ -287,7 +309,7 @@ class Runtime:
 
     device: torch.device
     dtype: torch.dtype
-    agree: Callable[[Sequence[Hashable]], Sequence[Hashable]] = as_they_are
+    agree: Agree = as_they_are
 
 
 @dataclass(frozen=True)

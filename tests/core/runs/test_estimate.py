@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flowfactory.config.schema import RunConfig
 from flowfactory.runs.estimate.estimate import estimate
+from flowfactory.runs.estimate.reckoning import RESTING
 from flowfactory.runs.estimate.result import GIB, RESERVE, Estimate, Part
 from flowfactory.runs.estimate.storage_counter import StorageCounter
 from flowfactory.runs.estimate.table import remedies, verdict
@@ -104,6 +105,21 @@ def test_what_rests_in_host_memory_is_no_load_of_the_device(load: Load) -> None:
     for name in ("weights", "gradients", "optimizer"):
         assert offloaded.parts[name] == Part(0, device.parts[name].device)
     assert offloaded.phases["learn"] < device.phases["learn"]
+
+
+def test_gradients_are_there_while_an_update_is_computed_and_in_no_other_phase(load: Load) -> None:
+    found = estimate(load(FULL), cuda=True)
+    resting = sum(part.device for name, part in found.parts.items() if name in RESTING)
+    assert found.parts["gradients"].device == NET
+    assert found.phases["save"] == resting
+    assert found.phases["sample"] == resting + found.parts["samples"].device + found.parts["drawing"].device
+    assert found.phases["learn"] >= resting + found.parts["samples"].device + NET
+
+
+def test_gradients_of_copies_that_several_ranks_share_are_summed_in_one_piece(load: Load) -> None:
+    one, two = (estimate(load({**FULL, "distributed": {"shard": 2}}), ranks) for ranks in (2, 4))
+    more = two.parts["communication"].device - one.parts["communication"].device
+    assert more == NET / 2
 
 
 def test_larger_batches_take_more_activations_and_no_more_samples(load: Load) -> None:

@@ -50,7 +50,7 @@ def squared(line: Line, x: Tensor) -> Tensor:
 def test_unequal_pieces_give_the_mean_of_one_batch(pieces: list[int]) -> None:
     line, learner = made()
     gathered = UpdateMetrics()
-    norm = learner.step((Loss(squared(line, x)) for x in torch.split(X, pieces)), gathered)
+    norm = learner.backward((Loss(squared(line, x)) for x in torch.split(X, pieces)), gathered)
 
     a, b = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.5, -0.25))
     loss = (a * X.double() + b).square().mean()
@@ -60,6 +60,7 @@ def test_unequal_pieces_give_the_mean_of_one_batch(pieces: list[int]) -> None:
     )
     assert norm == pytest.approx(math.hypot(*map(float, expected)), rel=1e-5)
     assert gathered.metrics() == {"loss": pytest.approx(float(loss.detach()), rel=1e-6)}
+    learner.apply()
     # AdamW's first step is the learning rate against the sign of the gradient
     assert float(line.a.detach()) == pytest.approx(0.5 - 0.1 * math.copysign(1, float(expected[0])), abs=1e-5)
     assert float(line.b.detach()) == pytest.approx(-0.25 - 0.1 * math.copysign(1, float(expected[1])), abs=1e-5)
@@ -91,6 +92,20 @@ def test_gradients_do_not_pile_up_from_step_to_step() -> None:
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-6)
 
 
+def test_a_step_leaves_no_gradient_behind() -> None:
+    line, learner = made()
+    bytes_held: list[int] = []
+    parameters = (line.a, line.b)
+
+    def held() -> int:
+        return sum(p.grad.untyped_storage().nbytes() for p in parameters if p.grad is not None)
+
+    step = learner._optimizer.step
+    learner._optimizer.step = lambda rate: (bytes_held.append(held()), step(rate))[1]  # type: ignore[method-assign]
+    learner.step([Loss(squared(line, X))], UpdateMetrics())
+    assert (bytes_held, held()) == ([8], 0)
+
+
 def test_one_graph_is_alive_at_a_time() -> None:
     line, learner = made()
     freed = []
@@ -109,7 +124,7 @@ def test_one_graph_is_alive_at_a_time() -> None:
 
 def test_the_norm_is_told_before_clipping_and_the_gradient_is_clipped() -> None:
     line, learner = made(max_grad_norm=0.5)
-    norm = learner.step([Loss(squared(line, X))], UpdateMetrics())
+    norm = learner.backward([Loss(squared(line, X))], UpdateMetrics())
     clipped = math.hypot(*(float(p.grad) for p in (line.a, line.b) if p.grad is not None))
     assert norm > 1
     assert clipped == pytest.approx(0.5, rel=1e-4)

@@ -12,6 +12,7 @@ from flowfactory.atomic_files import disk_fault
 from flowfactory.cli import cache, estimate, export, plugins, report, run, sample, serve
 from flowfactory.cli.output import contain_libraries, rank_prefix, warn
 from flowfactory.cli.usage import usage_error
+from flowfactory.distributed.cuda_allocator import let_segments_grow
 from flowfactory.distributed.environment import read_environment
 from flowfactory.distributed.hangup import outlive_readers
 from flowfactory.distributed.outcome import to_outcome
@@ -71,6 +72,7 @@ def main() -> None:
     A rank says to the process that started it how it ended, and that one speaks for all.
     """
     _quieten()
+    let_segments_grow(os.environ)
     contain_libraries()
     outlive_readers()
     if is_supervised():

@@ -6,13 +6,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flowfactory.cli.options import Plugins, Sets, typed_path
-from flowfactory.cli.output import show, warn
+from flowfactory.cli.output import say, show, warn
 from flowfactory.distributed import environment, launch
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def run(
     nnodes: Annotated[int, typer.Option(metavar="N", help="On how many nodes this command is given.")] = 1,
     node_rank: Annotated[int | None, typer.Option(metavar="N", help="Which of them this is, from 0.")] = None,
     rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where node 0 waits for the others.")] = None,
-    max_restarts: Annotated[int, typer.Option(metavar="N", help="How often to start again when a rank dies.")] = 3,
+    max_restarts: Annotated[int, typer.Option(metavar="N", help="How often to start again when ranks die or are lost.")] = 3,
 ) -> None:
     """Train as CONFIG says."""
     from flowfactory.config import loading, yaml
@@ -89,10 +90,11 @@ def _train(config: RunConfig, resume: bool) -> None:
     from rich.console import Console
 
     from flowfactory.distributed.process_group import join_process_group
+    from flowfactory.runs.estimate.room import find_room
     from flowfactory.runs.terminal import Terminal
     from flowfactory.runs.train import train
 
-    with join_process_group(config) as ranks:
+    with join_process_group(config, partial(find_room, config, say), say) as ranks:
         if not ranks.leads:
             train(config, resume, ranks=ranks)
             return

@@ -145,7 +145,9 @@ class DistributedConfig(Strict):
     """How the ranks of a run hold its weights; ``flowfactory run --nproc N`` starts the ranks."""
 
     shard: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        "auto", description="ranks that hold one copy of the weights together; 1: each rank a whole one; auto: all"
+        "auto",
+        description="ranks that hold one copy of the weights together; 1: each rank a whole one; auto: 1 where that fits "
+        "each GPU, else those of a node; on a CPU all",
     )
     replicate: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         "auto", description="such copies; auto: what shard leaves"

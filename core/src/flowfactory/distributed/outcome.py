@@ -12,8 +12,42 @@ from dataclasses import asdict, dataclass, replace
 from flowfactory.control_characters import escape_controls, foreign_lines
 from flowfactory.errors import Interrupted, RunError, UserError
 
-KINDS = {"user": 0, "run": 0, "unexpected": 0, "interrupted": 1, "stopped": 2, "died": 3, "lost": 4, "done": 5}
+KINDS = {
+    "user": 0,
+    "run": 0,
+    "unexpected": 0,
+    "memory": 0,
+    "interrupted": 1,
+    "stopped": 2,
+    "died": 3,
+    "device": 3,
+    "lost": 4,
+    "done": 5,
+}
 """How a rank can end, and what counts when ranks end differently: what cannot be a consequence of how another one ended."""
+RESTARTED = frozenset({"died", "device", "lost"})
+"""What is nobody's mistake, and need not happen again."""
+
+DEVICE_ERRORS = ("CUDA error: ", "CUDA driver error: ", "cuDNN error: ", "HIP error: ")
+"""How torch begins what a driver or its libraries told it, where it raises a plain RuntimeError."""
+DEVICE_FAULTS = (
+    "uncorrectable",  # memory (Xid 48, 63, 64, 94, 95) or NVLink (Xid 74)
+    "ecc error",
+    "xid",
+    "hardware",
+    "unspecified launch failure",  # Xid 13, 43
+    "illegal memory access",  # Xid 31
+    "illegal instruction",
+    "launch timed out",
+    "unknown error",
+    "busy or unavailable",  # fallen off the bus: Xid 79
+    "_status_execution_failed",
+    "_status_internal_error",
+)
+"""What such an error says where the device is at fault, or a kernel once: not a mistake in what it was asked to do."""
+MEMORY_FAULTS = ("out of memory", "can't allocate memory", "_status_alloc_failed")
+MISUSES = ("ncclinvalidusage", "ncclinvalidargument", "duplicate gpu")
+"""What NCCL says of a mistake in how ranks were started."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +95,13 @@ def to_outcome(error: BaseException | None, rank: int) -> Outcome:
     """What ``error`` means when ``rank`` ends by it; None is that it is done."""
     if error is None:
         outcome = Outcome("done")
-    elif _is_lost(error):
+    elif (kind := fault(error)) == "lost":
         outcome = Outcome("lost", message=f"rank {rank} lost the other ranks or waited too long for them: {_first_line(error)}")
+    elif kind == "device":
+        outcome = Outcome("device", message=f"rank {rank} had a fault of its device: {_first_line(error)}")
+    elif kind == "memory":
+        told = f"rank {rank} ran out of memory: {_first_line(error)}"
+        outcome = Outcome("memory", message=f"{told}; flowfactory estimate tells what would help")
     elif isinstance(error, Interrupted | UserError | RunError):
         kinds = {Interrupted: "interrupted", UserError: "user", RunError: "run"}
         # a line each, which :meth:`Outcome.conclude` takes apart
@@ -70,8 +109,8 @@ def to_outcome(error: BaseException | None, rank: int) -> Outcome:
         outcome = Outcome(next(kind for type_, kind in kinds.items() if isinstance(error, type_)), message=message)
     else:
         outcome = Outcome("unexpected", message=f"rank {rank} raised {type(error).__name__}: {_first_line(error)}")
-    told = error is not None and outcome.kind in ("unexpected", "lost")
-    details = "".join(traceback.format_exception(error)) if told else ""
+    shown = error is not None and outcome.kind in ("unexpected", "memory", "device", "lost")
+    details = "".join(traceback.format_exception(error)) if shown else ""
     return replace(outcome, rank=rank, details=details, time=time.time())
 
 
@@ -79,13 +118,35 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "no message")
 
 
-def _is_lost(error: BaseException | None) -> bool:
-    """Whether it comes of what another rank did; gloo raises plain RuntimeErrors, which begin with the name of its file."""
-    distributed = sys.modules.get("torch.distributed")
+def fault(error: BaseException | None) -> str | None:
+    """What ``error``, or what it comes of, is: a lack of "memory", of the "device", that others were "lost"; else None.
+
+    A lack of memory counts before a fault of the device, and that before a loss, which either may bring about. Judged by the
+    types that torch raises, and where those are plain RuntimeErrors, as gloo's and older ones of CUDA are, by how it words
+    them: what a plugin raises itself is none of these, whatever it says.
+    """
+    found = set()
     while error is not None:
-        if distributed is not None and isinstance(error, distributed.DistError):
-            return True
-        if type(error) is RuntimeError and "/gloo/" in str(error):
-            return True
+        found.add(_fault_of_one(error))
         error = error.__cause__ or error.__context__
-    return False
+    return next((kind for kind in ("memory", "device", "lost") if kind in found), None)
+
+
+def _fault_of_one(error: BaseException) -> str | None:
+    if isinstance(error, MemoryError):
+        return "memory"
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    text = str(error)
+    told, plain = text.lower(), type(error) is RuntimeError
+    if isinstance(error, torch.distributed.DistError) or (plain and "/gloo/" in text):
+        if any(words in told for words in MEMORY_FAULTS):
+            return "memory"
+        return None if any(words in told for words in MISUSES) else "lost"
+    of_device = isinstance(error, torch.AcceleratorError) or (plain and text.startswith(DEVICE_ERRORS))
+    of_host = plain and text.startswith("[enforce fail at alloc_cpu")
+    if isinstance(error, torch.OutOfMemoryError) or ((of_device or of_host) and any(words in told for words in MEMORY_FAULTS)):
+        return "memory"
+    # the first line alone: those behind it are torch's advice
+    return "device" if of_device and any(words in _first_line(error).lower() for words in DEVICE_FAULTS) else None

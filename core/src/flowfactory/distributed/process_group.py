@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -12,17 +12,25 @@ import torch
 import torch.distributed as dist
 
 from flowfactory.distributed import environment
-from flowfactory.distributed.mesh import make_ranks, mesh_sizes, resolve_device
+from flowfactory.distributed.mesh import Room, is_to_choose, make_ranks, mesh_sizes, resolve_device, settle
 from flowfactory.distributed.ranks import ALONE, Ranks
+from flowfactory.types import Say
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
 
 
+def _no_room(count: int, card: int) -> Room:
+    return Room(False, "whether whole ones fit was not asked")
+
+
 @contextmanager
-def join_process_group(config: RunConfig) -> Iterator[Ranks]:
+def join_process_group(
+    config: RunConfig, find_room: Callable[[int, int], Room] = _no_room, say: Say = lambda _: None
+) -> Iterator[Ranks]:
     """This process's place in the group that was started, alone where none was.
 
+    ``find_room`` and ``say``: see :func:`~flowfactory.distributed.mesh.settle`.
     UserError: the ranks cannot be divided as the config says, or there is no device for each.
     """
     found, chosen = environment.read_environment(os.environ), config.distributed
@@ -42,7 +50,12 @@ def join_process_group(config: RunConfig) -> Iterator[Ranks]:
         dist.init_process_group(backend, timeout=timeout)
     else:  # off-loading is fully_shard's, which wants a group even of one
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)  # type: ignore[attr-defined]
-    ranks = make_ranks(config, found.rank if found else 0, count, local)
+    rank = found.rank if found else 0
+    if found and is_to_choose(chosen, device.type, count):
+        card = torch.cuda.get_device_properties(device).total_memory
+        chosen = settle(chosen, Ranks(rank, count, local), found.local_world_size, card, find_room, say)
+        config = config.model_copy(update={"distributed": chosen})
+    ranks = make_ranks(config, rank, count, local)
     yield ranks
     ranks.barrier()  # a rank that leaves early takes the connections of the others with it
     dist.destroy_process_group()

@@ -24,7 +24,8 @@ K = TypeVar("K", bound=Hashable)
 class Ranks:
     """This process's place among ``count``; alone, it does all the work and every exchange is with itself.
 
-    ``mesh`` has the dimensions replicate and shard, or shard alone; None where every rank holds whole weights.
+    ``mesh`` are the ranks that hold one copy of the weights together; None where every rank holds whole weights.
+    ``replicas`` are those that hold the same part of other copies; None where there are none, or all hold whole weights.
     ``local`` counts the ranks of this machine.
     """
 
@@ -33,6 +34,12 @@ class Ranks:
     local: int = 0
     mesh: DeviceMesh | None = None
     offload: bool = False
+    replicas: dist.ProcessGroup | None = None
+
+    @property
+    def copies(self) -> int:
+        """How many copies of the weights there are, each of one rank or of several."""
+        return self.count if self.mesh is None else self.count // self.mesh.size()
 
     @property
     def leads(self) -> bool:
@@ -65,34 +72,39 @@ class Ranks:
             self.gather(None)  # on the host, whatever the device
 
     def agree(self, kinds: Sequence[K]) -> Sequence[K]:
-        """``kinds`` where ranks run on their own; the kinds of all ranks in one order where a forward is a joint work."""
-        if self.mesh is None or self.count == 1:
+        """``kinds`` where ranks run on their own; those of all ranks of a copy, in one order, where it takes all to run."""
+        if self.mesh is None or self.mesh.size() == 1:
             return kinds
+        group = self.mesh.get_group()
         own = sorted(kinds, key=repr)
         digest = hashlib.blake2b(repr(own).encode(), digest_size=7).digest()
         mine = torch.tensor([int.from_bytes(digest, "little")])
-        digests = [torch.empty_like(mine) for _ in range(self.count)]
-        dist.all_gather(digests, mine)
+        digests = [torch.empty_like(mine) for _ in range(self.mesh.size())]
+        dist.all_gather(digests, mine, group=group)
         if all(torch.equal(other, mine) for other in digests):
             return own
-        return sorted(set().union(*self.gather(own)), key=repr)
+        found: list[list[K]] = [own] * self.mesh.size()
+        dist.all_gather_object(found, own, group=group)
+        return sorted(set().union(*found), key=repr)
 
     def sum_in_place(self, tensors: Sequence[Tensor]) -> None:
-        """Make of each of ``tensors`` the sum over the ranks, in place."""
-        if self.count == 1 or not tensors:
+        """Make of each of ``tensors``, this rank's part of what is shared as weights are, the sum over all copies, in place."""
+        if self.copies == 1 or not tensors:
             return
         for same in _by_dtype(tensors):
             flat = torch.cat([tensor.flatten() for tensor in same])
-            dist.all_reduce(flat)
+            if self.mesh is not None:
+                flat = flat.to(self.mesh.device_type)  # what is off-loaded travels between devices all the same
+            dist.all_reduce(flat, group=self.replicas)
             torch._foreach_copy_(same, [part.view_as(own) for own, part in zip(same, _parts(flat, same), strict=True)])
 
     def norm(self, tensors: Sequence[Tensor]) -> Tensor:
         """The L2 norm of ``tensors``, of which each rank gives its own shards where weights are sharded."""
         own = torch.nn.utils.get_total_norm(tensors)
-        if self.mesh is None or self.mesh["shard"].size() == 1:
+        if self.mesh is None or self.mesh.size() == 1:
             return own
         squared = own.double().square()
-        dist.all_reduce(squared, group=self.mesh["shard"].get_group())
+        dist.all_reduce(squared, group=self.mesh.get_group())
         return squared.sqrt().to(own.dtype)
 
     def exchange(self, tensor: Tensor, held: Rows, wanted: Rows) -> Tensor:

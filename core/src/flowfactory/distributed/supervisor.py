@@ -4,7 +4,8 @@ torch's ``elastic_launch`` was tried instead, in torch 2.13 with ``@record`` and
 is here because of it.
 
 - It starts all ranks again whatever ended one: a rank that raised did so once more for every restart. ``Supervisor.run`` starts
-  them again after a death alone. ``@record`` leaves a traceback, not whether the error is the user's: hence ``outcome.py``.
+  them again only after what need not happen again. ``@record`` leaves a traceback, not whether the error is the user's or the
+  device's: hence ``outcome.py``.
 - When one rank fails, it sends the others SIGTERM, which asks ours to save, and kills them 30 seconds later whatever its
   ``shutdown_timeout``. Ranks that wait for the failed one take all of that, at every restart. ``_kill`` waits for nothing.
 - What a rank started lives on if the rank itself has ended. ``_kill`` ends the process group of every rank.
@@ -43,7 +44,7 @@ from torch.distributed import DistError, HashStore, PrefixStore, Store, TCPStore
 from flowfactory.distributed.environment import RESTART_COUNT, RankEnvironment
 from flowfactory.distributed.hangup import SIGHUP, stop_signals
 from flowfactory.distributed.launch import Launch
-from flowfactory.distributed.outcome import Outcome
+from flowfactory.distributed.outcome import RESTARTED, Outcome
 from flowfactory.distributed.rank_process import OUTCOMES, PARENT, outcome_path
 from flowfactory.errors import Interrupted, RunError, UserError
 from flowfactory.temporary_folders import temporary_folder
@@ -58,6 +59,8 @@ FAILED_NODES_SECONDS = 30.0
 """For the other nodes to say how they ended, when it was not well."""
 ALL_NODES_SECONDS = 900.0
 """For all nodes to come, and to leave."""
+RETURN_SECONDS = 120.0
+"""For all nodes to come again: those that are still there have ended their ranks, and heard of one another, sooner."""
 KILL_SECONDS = 30.0
 """For the system to end a killed rank: one that hangs in a driver is left behind."""
 
@@ -110,23 +113,24 @@ class NodeRendezvous:
             except DistError as error:
                 if self.node == 0:
                     raise UserError(f"--rendezvous {self._address}:{port}: cannot be opened here: {error}") from error
-                self._pause(deadline, f"--rendezvous {self._address}:{port}: no node with --node-rank 0 is to be reached there")
+                told = f"--rendezvous {self._address}:{port}: no node with --node-rank 0 is to be reached there"
+                self._pause(deadline, UserError(f"{told} after {ALL_NODES_SECONDS / 60:.0f} minutes; start all nodes together"))
         store.set_timeout(timedelta(seconds=60))
         if store.add(f"node-{self.node}", 1) > 1:
             raise UserError(f"--node-rank {self.node}: another node has it already; give each its own")
         return store
 
-    def _pause(self, deadline: float, problem: str) -> None:
+    def _pause(self, deadline: float, late: Exception) -> None:
         if self._requests.count:
             raise Interrupted("stopped before the ranks were started")
         if time.monotonic() > deadline:
-            raise UserError(f"{problem} after {ALL_NODES_SECONDS / 60:.0f} minutes; start all nodes together")
+            raise late
         time.sleep(POLL_SECONDS)
 
     def meet(self, attempt: int) -> list[RankEnvironment]:
         """The places of this node's ranks in ``attempt``, once all nodes are here.
 
-        UserError: they do not come. Interrupted: asked to stop before they did.
+        UserError: they do not come. RunError: not for another attempt. Interrupted: asked to stop before they did.
         """
         self._store = store = PrefixStore(f"attempt-{attempt}", self._base)
         port = 0
@@ -134,9 +138,9 @@ class NodeRendezvous:
             self._rank_store = rank_store = TCPStore(self._address, 0, is_master=True, wait_for_workers=False)
             port = rank_store.port
         store.set(f"here-{self.node}", json.dumps([self._local_world_size, self._address, port]))
-        deadline = time.monotonic() + ALL_NODES_SECONDS
-        while not store.check([f"here-{node}" for node in range(self._nodes)]):
-            self._pause(deadline, f"--nnodes {self._nodes}: not all of them are there")
+        deadline = time.monotonic() + (RETURN_SECONDS if attempt else ALL_NODES_SECONDS)
+        while missing := [str(node) for node in range(self._nodes) if not store.check([f"here-{node}"])]:
+            self._pause(deadline, _describe_missing(missing, self._nodes, attempt))
         counts, addresses, ports = zip(*(json.loads(store.get(f"here-{node}")) for node in range(self._nodes)), strict=True)
         count, first = counts[self.node], sum(counts[: self.node])
         return [RankEnvironment(first + i, sum(counts), i, count, addresses[0], ports[0]) for i in range(count)]
@@ -169,7 +173,8 @@ class NodeRendezvous:
 class Supervisor:
     """Runs ``command`` as every rank of one node, with ``variables`` in the environment.
 
-    A rank that raises ends all. One that dies is reason to start all again. A stop lets all finish what they do.
+    A rank that raises ends all. One that dies, whose device fails or that loses others is reason to start all again. A stop
+    lets all finish what they do.
     """
 
     command: Sequence[str]
@@ -183,12 +188,12 @@ class Supervisor:
     def run(self) -> Outcome:
         """How the last attempt ended on all nodes.
 
-        UserError, Interrupted: the nodes did not meet. DistError: the first one went away.
+        UserError, RunError, Interrupted: the nodes did not meet. DistError: the first one went away.
         """
         most, attempt = self.max_restarts, 0
         while True:
             outcome = self.rendezvous.agree(self._run_attempt(attempt))
-            if outcome.kind != "died" or self.requests.count:
+            if outcome.kind not in RESTARTED or self.requests.count:
                 return outcome
             if attempt == most:
                 told = f"after {most} restart{'s' if most > 1 else ''}; " if most else ""
@@ -257,6 +262,14 @@ class Supervisor:
         return Outcome("died", rank, f"rank {rank} {_describe_exit(code)}", time=time.time())
 
 
+def _describe_missing(missing: Sequence[str], nodes: int, attempt: int) -> Exception:
+    if attempt:
+        told = f"node{'s' if len(missing) > 1 else ''} {', '.join(missing)} did not come back"
+        return RunError(f"{told} within {RETURN_SECONDS:.0f} seconds; start all {nodes} nodes again, with --resume")
+    told = f"--nnodes {nodes}: not all of them are there after {ALL_NODES_SECONDS / 60:.0f} minutes (not {', '.join(missing)})"
+    return UserError(f"{told}; start all nodes together")
+
+
 def _describe_exit(code: int) -> str:
     if code > 0:
         return f"ended with exit code {code} and said nothing"
@@ -280,8 +293,8 @@ def start(command: Sequence[str], launch: Launch, say: Say, variables: Mapping[s
     ``variables`` are set for the ranks alone.
 
     The end of a run is raised as in one process: UserError, RunError, Interrupted. A rank that raises ends all of them. One
-    that dies is reason to start all again, with TORCHELASTIC_RESTART_COUNT above 0. The first Ctrl+C, SIGTERM or SIGHUP
-    is passed on to every rank as one SIGTERM; the second ends them at once.
+    that dies, whose device fails or that loses the others is reason to start all again, with TORCHELASTIC_RESTART_COUNT above
+    0. The first Ctrl+C, SIGTERM or SIGHUP is passed on to every rank as one SIGTERM; the second ends them at once.
     UserError too: the nodes do not meet. Interrupted: asked to stop before they did. RunError: a node went away.
     """
     requests = StopRequests()

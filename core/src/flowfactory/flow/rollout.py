@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowfactory.errors import UserError
 from flowfactory.flow.noise import noise
-from flowfactory.types import Conditions, Evaluation, Index, SamplingPlan, Step, Velocity, as_they_are
+from flowfactory.types import Agree, Conditions, Evaluation, Index, SamplingPlan, Step, Velocity, as_they_are
 
 
 def expand_sigma(sigma: Tensor, latents: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def euler(velocity: Tensor, latents: Tensor, sigma: Tensor, next_sigma: Tensor) 
 def forward_by_kind(
     kinds: Sequence[Hashable],
     velocity: Callable[[Index, Hashable], Tensor],
-    agree: Callable[[Sequence[Hashable]], Sequence[Hashable]] = as_they_are,
+    agree: Agree = as_they_are,
 ) -> Tensor:
     """[B, ...] in the order of the samples, from ``velocity(rows, kind)`` of those whose ``kinds`` are equal.
 
@@ -55,6 +55,17 @@ def forward_by_kind(
         if kind not in parts:  # part of the graph, so that all ranks go through it backwards too
             joint = joint + 0 * found[kind].sum()
     return joint
+
+
+def ask_once(agree: Agree) -> Agree:
+    """``agree`` for forwards that all need the same kinds: the answer of the first."""
+    answers: list[Sequence[Hashable]] = []
+
+    def answer(kinds: Sequence[Hashable]) -> Sequence[Hashable]:
+        answers.extend([] if answers else [agree(kinds)])
+        return answers[0]
+
+    return answer
 
 
 def evaluate(velocity: Tensor, step: Step) -> Evaluation:

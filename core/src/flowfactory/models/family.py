@@ -10,6 +10,7 @@ import gc
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -24,6 +25,7 @@ from flowfactory.config.paths import CheckpointPath
 from flowfactory.discovery.installed_version import installed_version
 from flowfactory.discovery.specs import hookimpl
 from flowfactory.errors import UserError
+from flowfactory.flow.rollout import ask_once
 from flowfactory.models.attention import use_attention
 from flowfactory.models.checkpoint_files import reading
 from flowfactory.models.on_meta import check_lora_targets
@@ -31,16 +33,19 @@ from flowfactory.models.pretrained import Pretrained
 from flowfactory.models.resolution import Grid
 from flowfactory.models.tokenizers import using_template
 from flowfactory.types import (
+    Agree,
     Conditions,
     Evaluation,
     Index,
     Prompt,
     Runtime,
     SamplingPlan,
+    Shapes,
     Step,
     Trainable,
     Trajectory,
     as_they_are,
+    shapes_of,
 )
 
 if TYPE_CHECKING:
@@ -55,13 +60,14 @@ Entry = Mapping[str, Tensor]
 class Parts:
     """What the functions of a family work on: the pipeline with the parts that are open, the model's options, the device.
 
-    ``agree``: see :class:`~flowfactory.types.Runtime`.
+    ``agree``: see :class:`~flowfactory.types.Runtime`; for kinds that follow from sigma. While samples are drawn it asks
+    nobody: all ranks are at one sigma.
     """
 
     pipeline: Any
     options: Any
     device: torch.device
-    agree: Callable[[Sequence[Hashable]], Sequence[Hashable]] = as_they_are
+    agree: Agree = as_they_are
 
 
 def linear_guidance(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: Tensor) -> Tensor:
@@ -335,7 +341,8 @@ class FamilyModel:
         sigmas = family.sigmas(parts, plan.steps, plan.canvas).float().cpu()
         flow.check_sigmas(sigmas, plan.steps, FIRST_SIGMA if family.start is start_from_noise else 0)
         start = family.start(parts, noise, sigmas[0], conditions)
-        latents, steps = flow.rollout(self.velocity, start, sigmas, conditions, plan)
+        drawing = partial(self._velocity, replace(parts, agree=as_they_are), ask_once(parts.agree))
+        latents, steps = flow.rollout(drawing, start, sigmas, conditions, plan)
         return Trajectory(self.decode(latents), latents, sigmas, steps)
 
     @hookimpl
@@ -348,6 +355,13 @@ class FamilyModel:
 
         Samples whose conditions have other shapes have forwards of their own, unless the family pads.
         """
+        return self._velocity(self._parts, self._parts.agree, latents, sigma, conditions, guidance)
+
+    def _velocity(
+        self, parts: Parts, agree: Agree, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float
+    ) -> Tensor:
+        if len({self._kind(shapes) for shapes in conditions.shapes}) == 1:
+            agree = as_they_are  # no rank has another kind, whichever samples it has
         negative = conditions.negative if guidance > 1 else None
         if negative is not None:
             conditions = Conditions(negative.entries + conditions.entries)
@@ -356,19 +370,21 @@ class FamilyModel:
 
         def forward(rows: Index, kind: Hashable) -> Tensor:
             if len(rows) == len(joint):
-                return self._family.velocity(self._parts, joint, sigma, conditions, guidance)
+                return self._family.velocity(parts, joint, sigma, conditions, guidance)
             chosen = torch.tensor(list(rows), device=joint.device)
-            return self._family.velocity(self._parts, joint[chosen], sigma[chosen], conditions.rows(rows), guidance)
+            return self._family.velocity(parts, joint[chosen], sigma[chosen], conditions.rows(rows), guidance)
 
-        velocity = flow.forward_by_kind([self._kind(entry) for entry in conditions.entries], forward, self._parts.agree)
+        kinds = [self._kind(shapes_of(entry)) for entry in conditions.entries]
+        velocity = flow.forward_by_kind(kinds, forward, agree)
         if negative is None:
             return velocity
         without, given = velocity.chunk(2)
-        return self._family.guide(self._parts, given, without, guidance, sigma[: len(given)])
+        return self._family.guide(parts, given, without, guidance, sigma[: len(given)])
 
-    def _kind(self, entry: Entry) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    def _kind(self, shapes: Shapes) -> Shapes:
+        """What conditions of ``shapes`` can share a forward with: themselves, whatever is padded."""
         padded = self._family.padded
-        return tuple((name, tuple(entry[name].shape[name in padded :])) for name in sorted(entry))
+        return tuple((name, shape[name in padded :]) for name, shape in shapes)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Media [B, ...], float32; in [0, 1] up to what the decoder overshoots."""

@@ -105,9 +105,10 @@ class Learning:
         learner = Learner(self.policy, config)
         for _ in range(steps):
             gathered = UpdateMetrics()
-            norm = learner.step(self.hooks.update(self.experience, self.policy), gathered)
-        found = [self.policy.parameters[f"transformer.{name}"].grad for name in ("p", "q")]
-        gradient = torch.stack([torch.zeros(()) if part is None else part for part in found]).double()
+            norm = learner.backward(self.hooks.update(self.experience, self.policy), gathered)
+            found = [self.policy.parameters[f"transformer.{name}"].grad for name in ("p", "q")]
+            gradient = torch.stack([torch.zeros(()) if part is None else part for part in found]).double()
+            learner.apply()
         return Update(gradient, norm, gathered.metrics())
 
 

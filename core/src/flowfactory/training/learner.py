@@ -31,10 +31,18 @@ class Learner:
     def step(self, losses: Iterable[Loss], metrics: UpdateMetrics) -> float:
         """The gradient's norm, after one optimizer step along the mean of all ``losses``; their metrics go to ``metrics``.
 
-        The losses are those of all ranks, each of which yields its own. RunError: a loss or the gradient is not finite, or
-        nothing was yielded. No step is skipped in silence.
+        As :meth:`backward` and :meth:`apply`. No step is skipped in silence.
         """
-        self._optimizer.zero_grad()
+        norm = self.backward(losses, metrics)
+        self.apply()
+        return norm
+
+    def backward(self, losses: Iterable[Loss], metrics: UpdateMetrics) -> float:
+        """The gradient's norm before it is clipped; the gradient of the mean of all ``losses`` is left in the parameters.
+
+        The losses are those of all ranks, each of which yields its own. RunError: a loss or the gradient is not finite, or
+        nothing was yielded.
+        """
         before = metrics.count
         for loss in losses:
             metrics.add(loss)
@@ -52,23 +60,32 @@ class Learner:
             raise RunError(self._describe_non_finite())
         if gradients:
             torch._foreach_mul_(gradients, torch.clamp(self._config.max_grad_norm / (norm + 1e-6), max=1.0))
-        self.rate = optimizers.learning_rate(self._config, self._steps)
-        self._optimizer.step(self.rate)
-        self._policy.mark_changed()
-        self._steps += 1
         return float(norm)
 
+    def apply(self) -> None:
+        """One optimizer step along the gradient, which is freed."""
+        self.rate = optimizers.learning_rate(self._config, self._steps)
+        self._optimizer.step(self.rate)
+        self._optimizer.zero_grad()  # now, so that whatever comes next has its memory
+        self._policy.mark_changed()
+        self._steps += 1
+
     def _reduce_gradients(self) -> list[Tensor]:
-        """This rank's part of the gradients, summed over all ranks' losses."""
-        if self._ranks.mesh is None and self._ranks.count > 1:
+        """This rank's part of the gradients, summed over all ranks' losses.
+
+        Those of the ranks that hold one copy of the weights together are summed by every backward; copies are added up here,
+        once an update.
+        """
+        if self._ranks.copies > 1:
             # a transformer may have had samples on some ranks alone; one that had none on any is to have no gradient
             reached = [p.grad is not None for p in self._parameters.values()]
             anywhere = [any(flags) for flags in zip(*self._ranks.gather(reached), strict=True)]
             for parameter, wanted in zip(self._parameters.values(), anywhere, strict=True):
                 if wanted and parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-            self._ranks.sum_in_place([p.grad for p in self._parameters.values() if p.grad is not None])
-        return [local_shard(p.grad) for p in self._parameters.values() if p.grad is not None]
+        gradients = [local_shard(p.grad) for p in self._parameters.values() if p.grad is not None]
+        self._ranks.sum_in_place(gradients)
+        return gradients
 
     def _describe_non_finite(self) -> str:
         """Which weights have a gradient that is not finite on some rank, or that only the norm of all is not."""

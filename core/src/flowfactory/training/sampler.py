@@ -87,9 +87,13 @@ class Sampler:
             condition_checks.check_negatives(encoded(compared), encoded([self._opposite(prompt) for prompt in compared]))
 
     def conditions(self, prompts: Sequence[Prompt], guidance: float, canvas: Canvas) -> Conditions:
-        """The conditions of ``prompts``, with the negative prompts' where ``guidance`` needs them."""
+        """The conditions of ``prompts``, with the negative prompts' where ``guidance`` needs them. A joint work."""
         guided = self._trainable.guided and guidance > 1
-        return self._cache.conditions(prompts, canvas, [self._opposite(prompt) for prompt in prompts] if guided else None)
+        found = self._cache.conditions(prompts, canvas, [self._opposite(prompt) for prompt in prompts] if guided else None)
+        if self._ranks.mesh is None:
+            return found
+        # told once, so that forwards, which take all ranks of a copy, need not ask each time who has what
+        return replace(found, shapes=frozenset().union(*self._ranks.gather(found.own_shapes())))
 
     def _opposite(self, prompt: Prompt) -> Prompt:
         text = self._negative if prompt.negative is None else prompt.negative

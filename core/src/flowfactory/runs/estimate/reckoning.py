@@ -54,7 +54,7 @@ class Reckoning:
         # on CUDA AdamW's step makes one tensor beside each weight, else two beside one of them
         whole_step = cuda and config.training.optimizer.name == "adamw" and not chosen.offload
         self._stepping = self._gradients if whole_step else 2 * weights.largest / shard
-        self._flat = self._gradients if ranks > 1 and not self._divided else 0  # all-reduced as one
+        self._flat = self._gradients if ranks > shard else 0  # those of all copies are summed as one
         self._texts = (traced.train + traced.heldout + traced.guided) * traced.conditions
         self._encodes_here, self._decodes_here = (
             not cuda or getattr(config.model, key, "device") == "device" for key in ("encoders_on", "decoder_on")
@@ -119,25 +119,25 @@ class Reckoning:
         traced, cuda = self._traced, self._cuda
         held = {name: part.device for name, part in resting.items()}
         always = sum(held[name] for name in RESTING)
-        between = always + held["gradients"]
         learned = max(traced.activations, held["gradients"] + self._flat, held["gradients"] + self._stepping)
         encoding = self._encodes_here * (traced.decoder + traced.encoders + traced.encoding)
         return {
             "read": 0 if cuda else traced.weights.read + traced.decoder,
             "encode": encoding + (not cuda) * (self._texts + self._undivided),
-            "sample": between + held["samples"] + self._to_draw + traced.drawn,
-            "decode": between + held["samples"] + self._decodes_here * traced.decoded,
-            "evaluate": between + self._to_draw + traced.evaluated if traced.heldout else 0,
+            "sample": always + held["samples"] + self._to_draw + traced.drawn,
+            "decode": always + held["samples"] + self._decodes_here * traced.decoded,
+            "evaluate": always + self._to_draw + traced.evaluated if traced.heldout else 0,
             "learn": always + held["samples"] + self._to_learn + learned,
-            "save": between + (0 if cuda else self._copy),
+            "save": always + (0 if cuda else self._copy),
         }
 
     def _host(self, resting: Mapping[str, Part]) -> float:
         """The most in host memory, where the device is another."""
         traced = self._traced
         encoding = 0 if self._encodes_here else traced.encoders + traced.encoding
-        saving = sum(part.host for part in resting.values()) + self._copy
-        return max(traced.weights.read, self._undivided + self._texts + encoding, saving) if self._cuda else 0
+        learning = sum(part.host for part in resting.values())
+        saving = learning - resting["gradients"].host + self._copy
+        return max(traced.weights.read, self._undivided + self._texts + encoding, learning, saving) if self._cuda else 0
 
     def _passing(self, gradients: int) -> dict[str, Part]:
         """What is there in some phases only; ``gradients`` are the device's, which the activations were counted with."""
