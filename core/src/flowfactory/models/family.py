@@ -10,7 +10,7 @@ import gc
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -39,6 +39,7 @@ from flowfactory.types import (
     Trainable,
     Trajectory,
     as_they_are,
+    take,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ if TYPE_CHECKING:
 
 ENCODE_BATCH = 32
 FIRST_SIGMA = 0.99  # of what starts from pure noise: schedulers that begin a little below 1 are released
+MOST_KEPT = 64  # prompts may bring pictures of any size
 Entry = Mapping[str, Tensor]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,16 @@ class Parts:
     options: Any
     device: torch.device
     agree: Callable[[Sequence[Hashable]], Sequence[Hashable]] = as_they_are
+    _kept: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What ``make`` returned the first time: for tensors that ``key``, such as shapes, decides, and each forward needs."""
+        if key not in self._kept:
+            if len(self._kept) >= MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = make()
+        found: T = self._kept[key]
+        return found
 
 
 def linear_guidance(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: Tensor) -> Tensor:
@@ -344,8 +357,8 @@ class FamilyModel:
         def forward(rows: Index, kind: Hashable) -> Tensor:
             if len(rows) == len(joint):
                 return self._family.velocity(self._parts, joint, sigma, conditions, guidance)
-            chosen = torch.tensor(list(rows), device=joint.device)
-            return self._family.velocity(self._parts, joint[chosen], sigma[chosen], conditions.rows(rows), guidance)
+            chosen, times = take(joint, rows), take(sigma, rows)
+            return self._family.velocity(self._parts, chosen, times, conditions.rows(rows), guidance)
 
         velocity = flow.forward_by_kind([self._kind(entry) for entry in conditions.entries], forward, self._parts.agree)
         if negative is None:
