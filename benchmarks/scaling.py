@@ -54,7 +54,7 @@ def main() -> None:
             work = {"calls": [w.calls for w in counted], "elements": [w.elements for w in counted], "cpu_seconds": least}
             slopes = {kind: growing_work.slope(sizes, figures) for kind, figures in work.items()}
             rows[what] = {"sizes": sizes, **work, "slopes": slopes}
-            print(f"{what:<11}" + "  ".join(f"{kind} {power:.2f}" for kind, power in slopes.items()))
+            print(f"{what:<13}" + "  ".join(f"{kind} {power:.2f}" for kind, power in slopes.items()))
     write_results(arguments.out / "scaling.json", {"rows": rows, "machine": machine(), "versions": versions()})
 
 
