@@ -17,12 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from flowfactory.canvas import Canvas
+from flowfactory.device_copies import send
 
 Index = Sequence[int]
 Say = Callable[[str], None]
 """Prints one line."""
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 """What a config calls them."""
+
+
+def take(tensor: Tensor, index: Index) -> Tensor:
+    """The samples ``index`` of ``tensor`` [B, ...]; a view of them where they stand together."""
+    if isinstance(index, range) and index.step == 1:
+        return tensor[index.start : index.stop]
+    return tensor[send(torch.tensor(list(index), dtype=torch.int64), tensor.device)]
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ class Conditions:
     def pad(self, key: str) -> tuple[Tensor, Tensor]:
         """The tensors called ``key`` [L_i, ...] as one batch [B, L, ...] with zeros behind, and what of it is theirs [B, L]."""
         tensors = [entry[key] for entry in self.entries]
-        lengths = torch.tensor([len(tensor) for tensor in tensors], device=tensors[0].device)
+        lengths = send(torch.tensor([len(tensor) for tensor in tensors]), tensors[0].device)
         batch = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
         return batch, torch.arange(batch.shape[1], device=batch.device) < lengths[:, None]
 
@@ -180,7 +188,7 @@ class Step:
 
     def rows(self, index: Index) -> Step:
         """The step of the samples ``index``."""
-        return self.map(lambda tensor: tensor[index], self.conditions.rows(index))
+        return self.map(lambda tensor: take(tensor, index), self.conditions.rows(index))
 
     def to(self, device: torch.device) -> Step:
         """The step with its tensors on ``device``; conditions stay where they are."""
@@ -262,7 +270,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Samples:
-    """What a reward sees. Groups are whole; members of a group stand together.
+    """What a reward sees. Members of a group stand together, and groups are whole but for a reward that is pointwise.
 
     media in [0, 1], [B, C, H, W] or [B, F, C, H, W]; prompts, B texts; groups [B], int64; metadata, B mappings; sources,
     the B prompts with the pictures and videos they bring; frame_rate, frames a second where media move.

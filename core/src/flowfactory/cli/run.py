@@ -117,7 +117,8 @@ def _print_summary(directory: RunDirectory, say: Callable[[str], None]) -> None:
         first, last = evaluated[0], evaluated[-1]
         for key in (key for key in last if key.startswith("eval/") and key.endswith("/mean") and key in first):
             label = key.split("/")[1]
-            say(f"held-out {label}: {format_score(first[key])} before, {format_score(last[key])} after")
+            when = f"after iteration {first['iteration']}" if first["iteration"] else "before"
+            say(f"held-out {label}: {format_score(first[key])} {when}, {format_score(last[key])} after")
     for sentence in hacking_warnings(records):
         say(f"warning: {sentence}")
     try:

@@ -86,7 +86,8 @@ def _heldout(config: RunConfig) -> Iterator[str]:
     if config.prompts.heldout is not None:
         return
     fields = EvaluationConfig.model_fields
-    for key in ("every", "members", "size", "frames", "steps", "guidance", "batch_size", "ema", "pictures", "rewards"):
+    keys = ("at_start", "every", "members", "size", "frames", "steps", "guidance", "batch_size", "ema", "pictures", "rewards")
+    for key in keys:
         if getattr(config.evaluation, key) != fields[key].default:
             yield f"evaluation.{key} does nothing without held-out prompts; name their file in prompts.heldout"
 
@@ -100,7 +101,8 @@ def _beyond_the_run(config: RunConfig) -> Iterator[str]:
             "set it lower"
         )
     if config.prompts.heldout is not None and every > training.iterations:
-        yield f"evaluation.every {every} is more than the {training.iterations} iterations; it evaluates before and after alone"
+        when = "before and after" if config.evaluation.at_start else "after"
+        yield f"evaluation.every {every} is more than the {training.iterations} iterations; it evaluates {when} alone"
     saved = config.output.checkpoint_every
     if saved > training.iterations and saved != type(config.output).model_fields["checkpoint_every"].default:
         yield f"output.checkpoint_every {saved} is more than the {training.iterations} iterations; one is saved at the end"

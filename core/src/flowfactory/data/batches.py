@@ -35,7 +35,8 @@ class Batch:
 
 def split_whole_groups(batch: Batch, size: int) -> Iterator[range]:
     """The samples of ``batch`` in pieces of whole groups, as many as ``size`` samples allow and at least one."""
-    starts = [0, *(i for i in range(1, len(batch.keys)) if batch.groups[i] != batch.groups[i - 1]), len(batch.keys)]
+    groups = batch.groups.tolist()
+    starts = [0, *(i for i in range(1, len(groups)) if groups[i] != groups[i - 1]), len(groups)]
     first = 0
     for i in range(1, len(starts)):
         if i == len(starts) - 1 or starts[i + 1] - starts[first] > size:

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from flowfactory.device_copies import send
+from flowfactory.distributed.exchange import Holders, plan_exchange, run_exchange
 from flowfactory.distributed.partition import Rows
 from flowfactory.errors import UserError
 
@@ -107,29 +109,23 @@ class Ranks:
         dist.all_reduce(squared, group=self.mesh.get_group())
         return squared.sqrt().to(own.dtype)
 
-    def exchange(self, tensor: Tensor, held: Rows, wanted: Rows) -> Tensor:
-        """The samples ``wanted[rank]`` [n, ...], where ``tensor`` holds the samples ``held[rank]`` of this rank, in order.
+    def exchange(self, tensors: Sequence[Tensor], holders: Holders, wanted: Rows) -> list[Tensor]:
+        """Of each of ``tensors`` the samples ``wanted[rank]`` [n, ...], where it holds the samples ``holders.held[rank]``.
 
-        Every rank calls it with the same ``held`` and ``wanted``. What several ranks hold comes from the first of them.
+        Every rank calls it with the same ``holders`` and ``wanted``. What several ranks hold comes from the first of them.
         """
-        holder: dict[int, tuple[int, int]] = {}
-        for rank, rows in enumerate(held):
-            for place, row in enumerate(rows):
-                holder.setdefault(row, (rank, place))
-        mine = wanted[self.rank]
-        if self.count == 1:
-            return tensor[[holder[row][1] for row in mine]]
-        leaves = [[holder[row][1] for row in rows if holder[row][0] == self.rank] for rows in wanted]
-        sources = [holder[row][0] for row in mine]
-        arrives = sorted(range(len(mine)), key=sources.__getitem__)  # rank after rank
-        size = tensor[:1].numel() * tensor.element_size()
-        order = [place for places in leaves for place in places]
-        # as bytes: gloo does not know every dtype
-        sent = tensor[order].contiguous().view(-1).view(torch.uint8)
-        got = sent.new_empty(len(mine) * size)
-        comes = [sources.count(rank) * size for rank in range(self.count)]
-        dist.all_to_all_single(got, sent, comes, [len(places) * size for places in leaves])
-        return got.view(tensor.dtype).view(len(mine), *tensor.shape[1:])[torch.tensor(arrives).argsort()]
+        plan = plan_exchange(holders, wanted, self.rank)
+        found: list[Tensor | None] = [None] * len(tensors)
+        for device in dict.fromkeys(tensor.device for tensor in tensors):
+            same = [i for i, tensor in enumerate(tensors) if tensor.device == device]
+            if self.count == 1:
+                index = send(torch.tensor(plan.places, dtype=torch.int64), device)
+                moved = [tensors[i].index_select(0, index) for i in same]
+            else:
+                moved = run_exchange(plan, [tensors[i] for i in same])
+            for i, tensor in zip(same, moved, strict=True):
+                found[i] = tensor
+        return [tensor for tensor in found if tensor is not None]
 
     def shard_module(self, module: nn.Module, blocks: Sequence[nn.Module], dtype: torch.dtype) -> None:
         """Divide the weights of ``module`` over the ranks, its ``blocks`` one by one; forwards compute in ``dtype``.

@@ -74,8 +74,9 @@ class RunSpecs:
 
     @hookspec
     def compute_reward(self, samples: Samples) -> Mapping[str, Tensor | Future[Tensor]]:  # type: ignore[empty-body]
-        """``{label: score [B]}``, higher is better. Every reward; groups are whole. A value may be a future.
+        """``{label: score [B]}``, higher is better. Every reward. A value may be a future.
 
+        Groups are whole, unless the reward has ``pointwise = True``: it scores each sample by itself.
         A failure must raise: it is an error of the run, never a reward of zero.
         """
 
@@ -98,7 +99,10 @@ class RunSpecs:
 
     @hookspec
     def iteration_finished(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        """``iteration`` counts from 1; 0 carries the evaluation before training. Anyone."""
+        """``iteration`` counts from 1; 0 carries the evaluation before training. Anyone.
+
+        That comes once the first iteration's samples are drawn and checked.
+        """
 
     @hookspec
     def checkpoint_saved(self, iteration: int, path: Path) -> None:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -46,6 +46,7 @@ from flowfactory.types import (
     Trajectory,
     as_they_are,
     shapes_of,
+    take,
 )
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ if TYPE_CHECKING:
 
 ENCODE_BATCH = 32
 FIRST_SIGMA = 0.99  # of what starts from pure noise: schedulers that begin a little below 1 are released
+MOST_KEPT = 64  # prompts may bring pictures of any size
 Entry = Mapping[str, Tensor]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,16 @@ class Parts:
     options: Any
     device: torch.device
     agree: Agree = as_they_are
+    _kept: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What ``make`` returned the first time: for tensors that ``key``, such as shapes, decides, and each forward needs."""
+        if key not in self._kept:
+            if len(self._kept) >= MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = make()
+        found: T = self._kept[key]
+        return found
 
 
 def linear_guidance(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: Tensor) -> Tensor:
@@ -371,8 +384,8 @@ class FamilyModel:
         def forward(rows: Index, kind: Hashable) -> Tensor:
             if len(rows) == len(joint):
                 return self._family.velocity(parts, joint, sigma, conditions, guidance)
-            chosen = torch.tensor(list(rows), device=joint.device)
-            return self._family.velocity(parts, joint[chosen], sigma[chosen], conditions.rows(rows), guidance)
+            chosen, times = take(joint, rows), take(sigma, rows)
+            return self._family.velocity(parts, chosen, times, conditions.rows(rows), guidance)
 
         kinds = [self._kind(shapes_of(entry)) for entry in conditions.entries]
         velocity = flow.forward_by_kind(kinds, forward, agree)

@@ -126,7 +126,10 @@ class Reckoning:
             "encode": encoding + (not cuda) * (self._texts + self._undivided),
             "sample": always + held["samples"] + self._to_draw + traced.drawn,
             "decode": always + held["samples"] + self._decodes_here * traced.decoded,
-            "evaluate": always + self._to_draw + traced.evaluated if traced.heldout else 0,
+            # before the first update, beside the samples that it learns from
+            "evaluate": always + self._to_draw + traced.evaluated + self._config.evaluation.at_start * held["samples"]
+            if traced.heldout
+            else 0,
             "learn": always + held["samples"] + self._to_learn + learned,
             "save": always + (0 if cuda else self._copy),
         }

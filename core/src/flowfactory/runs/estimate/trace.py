@@ -143,7 +143,12 @@ class Trace:
         # a trajectory's steps share their latents until several are joined
         each = (sum(map(tensor_bytes, tensors)) if several else _storage_bytes(tensors)) / traced
         medium = tensor_bytes(drawn.media) / traced
-        shown = together * self._ranks if config.distributed.reward_ranks == "first" else together
+        if config.distributed.reward_ranks == "first":
+            shown = together * self._ranks
+        elif run.assembly.rewards.pointwise:
+            shown = 0  # where they were drawn
+        else:
+            shown = together + (sampling.group_size if self._ranks > 1 else 0)  # a group that waits for the other ranks
         copies = together * (2 if together > sampling.batch_size else 1) + shown
         rest = mine * each
         decoding = max(decoded + (together - traced) * medium, copies * medium)
