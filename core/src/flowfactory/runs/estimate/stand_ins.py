@@ -32,9 +32,9 @@ class Weightless:
     def __call__(self) -> Iterator[None]:
         whole: dict[str, Any] = {"fetch": Pretrained.fetch, "load": Pretrained.load}
 
-        def load(checkpoint: Pretrained, kind: Any, folder: Path, name: str, dtype: torch.dtype) -> Any:
+        def load(checkpoint: Pretrained, kind: Any, folder: Path, name: str, dtype: torch.dtype, stays: bool = False) -> Any:
             if not issubclass(kind, nn.Module):
-                return whole["load"](checkpoint, kind, folder, name, dtype)
+                return whole["load"](checkpoint, kind, folder, name, dtype, stays)
             with reading(f"{name} of {checkpoint.path}"):
                 self.opened[name] = _without_weights(kind, folder / name, dtype)
             return self.opened[name]
