@@ -181,14 +181,10 @@ def test_two_ranks_hold_blocks_and_half_of_the_weights(tmp_path: Path) -> None:
 
 def test_a_machine_needs_room_for_the_files_once_and_a_rank_for_a_block(tmp_path: Path) -> None:
     file = next((FOLDER / "pipeline" / "transformer").glob("*.safetensors")).stat().st_size
-    one, two, four = (estimate(tiny(tmp_path, "full"), ranks, cuda=True) for ranks in (1, 2, 4))
-    weights = one.parts["weights"].device
-    assert two.phases["read"] == 0
-    saved = [4 * weights / ranks for ranks in (1, 2, 4)]  # weights, two moments and what is copied of them
-    for found, most in zip((one, two, four), saved, strict=True):
-        assert found.ranks * found.host < found.machine + file
-        assert found.host <= max(most, weights / 2) + found.parts["conditions"].host, "no rank has all of them"
-    assert four.machine < 4 * weights
+    one, four = (estimate(tiny(tmp_path), ranks, cuda=True) for ranks in (1, 4))
+    assert one.phases["read"] == 0
+    assert four.host < one.parts["weights"].device, "no rank has all of them"
+    assert file < four.machine <= file + 4 * four.host
 
 
 def test_the_command_tells_of_a_bundled_example(flowfactory: Callable[..., subprocess.CompletedProcess[str]]) -> None:

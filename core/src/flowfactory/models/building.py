@@ -46,7 +46,7 @@ def build_unfilled(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
         return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
     config, before = kind.load_config(folder), torch.get_default_dtype()
-    registered = register_module_parameter_registration_hook(bare)
+    registered = register_module_parameter_registration_hook(bare)  # type: ignore[arg-type]
     torch.set_default_dtype(dtype)
     try:
         module: nn.Module = kind.from_config(config)
