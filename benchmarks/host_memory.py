@@ -6,12 +6,12 @@ Checkpoints are of FLUX's shape: 19 double and 38 single blocks, in several safe
 them `--gb` gigabytes. Ranks are processes that exchange through gloo and do all that `flowfactory run` does until the weights
 are in place; the host is their device, so shards are host memory too.
 
-Counted is PSS, from /proc/PID/smaps_rollup of every rank, every few milliseconds: memory of a rank's own, and of each page that
-processes share its part, so that the sum counts such a page once. Pages of a file that no process maps any longer are the
-system's cache and not counted. Subtracted is `baseline`: what the same ranks held after they had done the same with a
-checkpoint of kilobytes, which is libraries and heap; what of the heap was free then is used again, so that a peak may be a few
-hundredths too low. `own` and `mapped` are the parts of the peak that no file is behind, and
-that one is; `files` are the bytes of the transformer's files, and `resting` those of its weights once they are in place.
+Counted is PSS, from /proc/PID/smaps_rollup of every rank: memory of a rank's own, and of each page that processes share its
+part, so that the sum counts such a page once; `samples` times, as often as the machine lets it. Pages of a file that no
+process maps any longer are the system's cache and not counted. Subtracted is `baseline`: what the same ranks held after they
+had done the same with a checkpoint of kilobytes, which is libraries and heap; what of the heap was free then is used again,
+so that a peak may be a few hundredths too low. `own` and `mapped` are the parts of the peak that no file is behind, and that
+one is; `files` are the bytes of the transformer's files, and `resting` those of its weights once they are in place.
 """
 
 from __future__ import annotations
