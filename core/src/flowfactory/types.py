@@ -308,16 +308,26 @@ def as_they_are(kinds: Sequence[Hashable]) -> Sequence[Hashable]:
     return kinds
 
 
+def alone(work: Callable[[bool], Any]) -> Any:
+    """What ``work`` gives where there is one rank."""
+    return work(True)
+
+
 @dataclass(frozen=True)
 class Runtime:
     """Where a model is to run, and the dtype its frozen weights are stored in.
 
     ``agree``: the kinds of forward that all ranks go through together, of those that it needs; for ``flow.forward_by_kind``.
+    ``places``: whether what ``load`` returns goes through :func:`flowfactory.stored_weights.place` before it runs, so that
+    weights may stay in their files. ``in_turn(work)``, which all ranks call: what ``work(True)`` gives on the first rank of a
+    machine, then ``work(False)`` on its others, which find what the first one downloaded.
     """
 
     device: torch.device
     dtype: torch.dtype
     agree: Agree = as_they_are
+    places: bool = False
+    in_turn: Callable[[Callable[[bool], Any]], Any] = alone
 
 
 @dataclass(frozen=True)

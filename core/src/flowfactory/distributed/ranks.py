@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import time
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from flowfactory import stored_weights
 from flowfactory.device_copies import send
 from flowfactory.distributed.exchange import Holders, plan_exchange, run_exchange
 from flowfactory.distributed.partition import Rows
-from flowfactory.errors import UserError
+from flowfactory.errors import RunError, UserError
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
+WAIT = 0.1  # seconds between two looks at the store
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,29 @@ class Ranks:
         """Wait until every rank is here."""
         if self.count > 1:
             self.gather(None)  # on the host, whatever the device
+
+    def in_turn(self, work: Callable[[bool], T]) -> T:
+        """What ``work(True)`` gives on the first rank of each machine and, once these are done, ``work(False)`` on the others.
+
+        All ranks call it, and wait for as long as it takes. UserError, RunError: it failed on some rank.
+        """
+        if self.count == 1:
+            return work(True)
+        key = self.broadcast(f"flowfactory/in_turn/{uuid4().hex}")
+        first = [rank for rank, local in enumerate(self.gather(self.local)) if local == 0]
+        failure: Exception | None = None
+        for mine in (True, False):
+            if mine is (self.local == 0):
+                try:
+                    result = work(mine)
+                except (UserError, RunError) as error:
+                    failure = error
+            if mine:
+                _meet(key, self.rank, first)
+            for told in self.gather(failure):  # the others would wait for what never comes
+                if told is not None:
+                    raise told
+        return result
 
     def agree(self, kinds: Sequence[K]) -> Sequence[K]:
         """``kinds`` where ranks run on their own; those of all ranks of a copy, in one order, where it takes all to run."""
@@ -144,6 +171,7 @@ class Ranks:
         precision = MixedPrecisionPolicy(half, torch.float32 if half else None, cast_forward_inputs=False)
         try:
             for part in (*blocks, module):
+                stored_weights.place(part)  # copied into shards at once: no rank has more whole than a block
                 # the root too, which would otherwise stay whole after a forward without gradients
                 fully_shard(part, mesh=self.mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=True)
         except ValueError as error:
@@ -155,6 +183,16 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def _meet(key: str, rank: int, awaited: Sequence[int]) -> None:
+    """Be known at ``key`` to have come here, and wait until all ranks ``awaited`` have."""
+    # on the store, since a collective gives up after distributed.timeout, and downloads take longer
+    store = dist.distributed_c10d._get_default_store()
+    store.set(f"{key}/{rank}", "here")
+    wanted = [f"{key}/{other}" for other in awaited]
+    while not store.check(wanted):
+        time.sleep(WAIT)
 
 
 def _by_dtype(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -269,16 +269,11 @@ class FamilyModel:
     def load(self, runtime: Runtime) -> Trainable:
         """The transformers in host memory, with the VAE and the scheduler beside them."""
         family, self._dtype = self._family, runtime.dtype
-        try:
-            self._config.check_targets()  # before any weight is read, also of what is on the hub
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        there = [name for name, there in self._checkpoint.parts.items() if there]
-        kept = [name for name in there if name not in family.encoders]
-        trained = family.trained_transformers(self._checkpoint, self._config)
-        self._checkpoint.require((*family.needed, *trained))
+        kept, trained = runtime.in_turn(self._fetch)
         # weights that train are the master weights, and must not be rounded on the way in
-        pipeline = self._checkpoint.open(kept, self._dtypes(kept, trained if self._config.train == "full" else ()))
+        dtypes = self._dtypes(kept, trained if self._config.train == "full" else ())
+        staying = {*trained, *family.transformers} if runtime.places else ()
+        pipeline = self._checkpoint.open(kept, dtypes, staying)
         self._parts = Parts(pipeline, self._config, runtime.device, runtime.agree)
         _freeze([pipeline.vae], self._device(self._config.decoder_on))
         if self._device(self._config.decoder_on).type == "cuda":
@@ -302,6 +297,24 @@ class FamilyModel:
             canvas_matters=family.canvas_matters,
             frame_rate=family.frame_rate(self._parts),
         )
+
+    def _fetch(self, online: bool) -> tuple[list[str], tuple[str, ...]]:
+        """The parts beside the encoders, now on this machine, and those that train. UserError: they are not what is needed."""
+        family, checkpoint = self._family, self._checkpoint
+        with checkpoint.asking_the_hub(online):
+            if online:  # before any weight is read, also of what is on the hub
+                self._check_targets()
+            kept = [name for name, there in checkpoint.parts.items() if there and name not in family.encoders]
+            trained = family.trained_transformers(checkpoint, self._config)
+            checkpoint.require((*family.needed, *trained))
+            checkpoint.fetch(kept)
+        return kept, trained
+
+    def _check_targets(self) -> None:
+        try:
+            self._config.check_targets()
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     def _device(self, place: str) -> torch.device:
         return torch.device("cpu") if place == "host" else self._parts.device

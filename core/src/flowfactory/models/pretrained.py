@@ -42,6 +42,7 @@ class Pretrained:
         unused: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         self.path, self._pipelines, self._variant, self._unused = path, pipelines, variant, unused or {}
+        self._online, self._fetched = True, dict[frozenset[str], Path]()
 
     @cached_property
     def _class(self) -> Any:
@@ -54,7 +55,7 @@ class Pretrained:
         if Path(self.path).is_dir():
             self.config("")  # says more about a folder that is none
         with reading(f"model.path: {self.path}"):
-            index, commit = self._class.load_config(self.path, return_commit_hash=True)
+            index, commit = self._class.load_config(self.path, return_commit_hash=True, local_files_only=not self._online)
         self._check_class(index)
         return index, commit
 
@@ -146,11 +147,15 @@ class Pretrained:
             )
         return library, kind
 
-    def open(self, names: Collection[str], dtypes: Mapping[str, torch.dtype], **given: Any) -> Any:
+    def open(
+        self, names: Collection[str], dtypes: Mapping[str, torch.dtype], staying: Collection[str] = (), **given: Any
+    ) -> Any:
         """The pipeline with the parts ``names`` in host memory, ``given`` in their place, and None for all others.
 
-        ``dtypes`` are by part, with one for "default". UserError: a part is not there, damaged, not what its config says, or
-        needs a library that is not installed; a tokenizer does not go with its encoder.
+        ``dtypes`` are by part, with one for "default". The weights of the parts ``staying`` stay in their files, where they
+        can, until :func:`flowfactory.stored_weights.place`.
+        UserError: a part is not there, damaged, not what its config says, or needs a library that is not installed; a tokenizer
+        does not go with its encoder.
         """
         from diffusers.utils import logging
 
@@ -163,7 +168,9 @@ class Pretrained:
             kinds = {name: self._kind(name) for name in read}
             for name in read:
                 self._check_part(self.settings, folder, name) if (folder / name).is_dir() else check_files(folder / name)
-            made = {name: self.load(kinds[name], folder, name, dtypes.get(name, dtypes["default"])) for name in read}
+            made = {}
+            for name in read:
+                made[name] = self.load(kinds[name], folder, name, dtypes.get(name, dtypes["default"]), name in staying)
             for name, encoder in made.items():
                 if name.startswith("text_encoder"):
                     self._fit_tokenizers(made, name, encoder)
@@ -185,17 +192,33 @@ class Pretrained:
         """The folder on this machine with the parts ``names``, downloaded where ``path`` is a hub id."""
         if Path(self.path).is_dir():
             return Path(self.path)
-        others = {name: None for name in self.parts if name not in names}
-        with reading(self.path):
-            return Path(self._class.download(self.path, variant=self._variant, **others))
+        wanted = frozenset(names)
+        if wanted not in self._fetched:
+            others = {name: None for name in self.parts if name not in wanted}
+            with reading(self.path):
+                found = self._class.download(self.path, variant=self._variant, local_files_only=not self._online, **others)
+            self._fetched[wanted] = Path(found)
+        return self._fetched[wanted]
 
-    def load(self, kind: Any, folder: Path, name: str, dtype: torch.dtype) -> Any:
-        """The part ``name`` of class ``kind`` below ``folder``, with its weights in ``dtype``."""
+    @contextmanager
+    def asking_the_hub(self, online: bool) -> Iterator[None]:
+        """Within it the hub is asked if ``online``; else what was downloaded before is taken as it is."""
+        self._online = online
+        try:
+            yield
+        finally:
+            self._online = True
+
+    def load(self, kind: Any, folder: Path, name: str, dtype: torch.dtype, stays: bool = False) -> Any:
+        """The part ``name`` of class ``kind`` below ``folder``, with its weights in ``dtype``.
+
+        stays: whether they stay in their files, where they can, until :func:`flowfactory.stored_weights.place`.
+        """
         from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
         path, source = folder / name, f"{name} of {self.path}"
         if issubclass(kind, nn.Module):
-            return load_module(kind, path, source, self._unused.get(name, ()), self._variant_of(path), dtype=dtype)
+            return load_module(kind, path, source, self._unused.get(name, ()), self._variant_of(path), stays, dtype=dtype)
         if issubclass(kind, PreTrainedTokenizerBase | ProcessorMixin):
             return load_tokenizer(kind, path, source)
         known = type(kind).__name__ == "DummyObject" or SETTINGS & {base.__name__ for base in kind.__mro__}

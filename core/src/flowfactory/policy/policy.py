@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from flowfactory import stored_weights
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.distributed.sharding import as_shard, full_tensor, local_shard, non_finite, unsharded
 from flowfactory.errors import RunError
@@ -111,10 +112,14 @@ class Policy:
                     compute_in(module, self._precision)
             if training.compile:
                 blocks.compile_blocks(module, self._blocks)
+            found = blocks.find_blocks(module, self._blocks)
             if ranks.mesh is None:
-                module.to(self.device)
+                # in host memory they stay in their files; elsewhere there is never more of a copy here than a block
+                for part in (module,) if self.device.type == "cpu" else (*found, module):
+                    stored_weights.place(part)
+                    part.to(self.device)
             else:
-                ranks.shard_module(module, blocks.find_blocks(module, self._blocks), self._precision)
+                ranks.shard_module(module, found, self._precision)
 
     @property
     def has_experts(self) -> bool:

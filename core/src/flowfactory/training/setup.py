@@ -100,7 +100,7 @@ def prepare_run(
     if scores and ranks.rank < config.distributed.count_reward_ranks(ranks.count):
         assembly.prepare_rewards(device, weights=False)
     precision = DTYPES[config.training.precision]
-    trainable = assembly.hooks.load(Runtime(device, precision, ranks.agree))
+    trainable = assembly.hooks.load(Runtime(device, precision, ranks.agree, places=True, in_turn=ranks.in_turn))
     try:
         config.model.check(config)  # again: what a hub id names may only now be on this machine
     except ValueError as error:

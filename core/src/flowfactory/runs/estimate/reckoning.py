@@ -68,6 +68,7 @@ class Reckoning:
             parts={name: part for name, part in parts.items() if part.device or part.host},
             phases={name: round(size) for name, size in self._phases(resting).items()},
             host=round(self._host(resting)),
+            machine=round(self._machine(resting)),
             cuda=self._cuda,
             ranks=self._ranks,
             unknown=unknown,
@@ -109,11 +110,6 @@ class Reckoning:
         """What a checkpoint copies of what trains."""
         return self._gradients + self._kept + self._moments
 
-    @property
-    def _undivided(self) -> float:
-        """Weights before they are distributed, when every rank has all of them."""
-        return self._traced.weights.stored + self._traced.weights.alone
-
     def _phases(self, resting: Mapping[str, Part]) -> dict[str, float]:
         """The most that the device holds at once in each phase."""
         traced, cuda = self._traced, self._cuda
@@ -123,7 +119,7 @@ class Reckoning:
         encoding = self._encodes_here * (traced.decoder + traced.encoders + traced.encoding)
         return {
             "read": 0 if cuda else traced.weights.read + traced.decoder,
-            "encode": encoding + (not cuda) * (self._texts + self._undivided),
+            "encode": encoding + (not cuda) * (self._texts + traced.weights.early),
             "sample": always + held["samples"] + self._to_draw + traced.drawn,
             "decode": always + held["samples"] + self._decodes_here * traced.decoded,
             # before the first update, beside the samples that it learns from
@@ -134,13 +130,24 @@ class Reckoning:
             "save": always + (0 if cuda else self._copy),
         }
 
+    @property
+    def _placing(self) -> float:
+        """What a rank has in host memory, where the device is another, while weights are placed a block at a time."""
+        weights = self._traced.weights
+        whole = self._own if self._config.distributed.offload else 0
+        return max(weights.read, weights.early + weights.block + whole + self._texts)
+
     def _host(self, resting: Mapping[str, Part]) -> float:
-        """The most in host memory, where the device is another."""
+        """The most of its own that a rank has in host memory, where the device is another."""
         traced = self._traced
         encoding = 0 if self._encodes_here else traced.encoders + traced.encoding
         learning = sum(part.host for part in resting.values())
         saving = learning - resting["gradients"].host + self._copy
-        return max(traced.weights.read, self._undivided + self._texts + encoding, learning, saving) if self._cuda else 0
+        return max(self._placing, traced.weights.early + self._texts + encoding, learning, saving) if self._cuda else 0
+
+    def _machine(self, resting: Mapping[str, Part]) -> float:
+        """The most in host memory of a machine with all ranks, which share the files that weights are placed from."""
+        return max(self._ranks * self._host(resting), self._ranks * self._placing + self._traced.weights.files) * self._cuda
 
     def _passing(self, gradients: int) -> dict[str, Part]:
         """What is there in some phases only; ``gradients`` are the device's, which the activations were counted with."""

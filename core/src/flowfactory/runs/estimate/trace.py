@@ -65,11 +65,11 @@ class Trace:
         cpu, precision = torch.device("cpu"), DTYPES[config.training.precision]
         assembly = Assembly(config, trackers=False)
         train, heldout = prepare_prompts(config)
-        trainable = assembly.hooks.load(Runtime(cpu, precision))
+        trainable = assembly.hooks.load(Runtime(cpu, precision, places=True))
         packed = quantized_ids(trainable, config.model.quantize)
         with torch.device("meta"):  # adapters too are to have no bytes
             policy = Policy(trainable, assembly.hooks.log_prob, cpu, precision, config.seed)
-        self._weights = Weights.of(trainable, policy, packed, config)
+        self._weights = Weights.of(trainable, policy, packed, config, opened.staying)
         transformers = {*map(id, trainable.modules.values()), *map(id, trainable.frozen.values())}
         self._decoder = sum(module_bytes(module) for module in opened.opened.values() if id(module) not in transformers)
         there = set(opened.opened)
