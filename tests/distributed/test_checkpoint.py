@@ -142,8 +142,9 @@ def test_other_numbers_of_ranks_resume_to_the_same(case: str, count: int, runs: 
 def test_every_rank_writes_its_own_part_of_what_is_divided(runs: Path) -> None:
     read = manifest.Manifest.read(runs / "full-whole/checkpoints/000004")
     assert (read.ranks, read.shard) == (2, 2)
-    sizes = [read.files[f"checkpoint-{rank}.safetensors"].bytes for rank in (0, 1)]
-    assert max(sizes) < 0.6 * sum(sizes)
+    for role in ("weights", "training"):
+        sizes = [read.files[f"checkpoint-{role}-{rank}.safetensors"].bytes for rank in (0, 1)]
+        assert max(sizes) < 0.6 * sum(sizes)
 
 
 def test_ranks_agree_to_pass_over_what_one_of_them_finds_damaged(runs: Path) -> None:
@@ -171,7 +172,7 @@ def test_ranks_killed_while_a_checkpoint_is_written_leave_the_previous_one(start
     folder = tmp_path / "run/checkpoints"
     try:
         # the first rank's part is there, the other's never will be
-        written = folder / ".writing-000002/checkpoint-0.safetensors"
+        written = folder / ".writing-000002/checkpoint-weights-0.safetensors"
         while len(list((tmp_path / "run").glob("under-way-*"))) < 2 or not written.exists():
             assert process.poll() is None, process.communicate()[1][-4000:]
             assert time.monotonic() < deadline

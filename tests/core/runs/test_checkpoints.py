@@ -30,7 +30,8 @@ from flowfactory.runs.checkpoints import load, lookup
 from flowfactory.runs.checkpoints import save as saving
 from flowfactory.runs.checkpoints.manifest import Manifest
 from flowfactory.runs.checkpoints.save import Checkpoints
-from flowfactory.runs.checkpoints.shards import shard_name, write_shard
+from flowfactory.runs.checkpoints.roles import WEIGHTS, shard_name
+from flowfactory.runs.checkpoints.shards import write_shard
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.resume import checksum, fixed_config
 from flowfactory.training.iteration import iterate
@@ -234,7 +235,7 @@ def test_a_manifest_says_what_is_there_and_what_may_not_change(
     save(owner(run, tmp_path), run, 4)
     folder = tmp_path / "000004"
     content = json.loads((folder / "checkpoint.json").read_text())
-    assert (content["format"], content["iteration"], content["ranks"], content["shard"]) == (2, 4, 1, 1)
+    assert (content["format"], content["iteration"], content["ranks"], content["shard"]) == (3, 4, 1, 1)
     there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     assert set(content["files"]) == set(there) - {"checkpoint.json"}
     assert ("pytorch_lora_weights.safetensors" in there) == (model["name"] == "net" and "train" not in model)
@@ -454,17 +455,17 @@ def test_other_versions_checkpoints_are_refused_with_a_sentence(prepared: Prepar
     written = manifest.read_text()
     for number, told in (
         (
-            1,
-            "an older version (format 1, this one reads 2); use the version that wrote it, or start a new run in another --out",
+            2,
+            "an older version (format 2, this one reads 3); use the version that wrote it, or start a new run in another --out",
         ),
-        (3, "a newer version (format 3, this one reads 2); update flowfactory"),
+        (4, "a newer version (format 4, this one reads 3); update flowfactory"),
     ):
-        manifest.write_text(written.replace('"format": 2', f'"format": {number}'))
+        manifest.write_text(written.replace('"format": 3', f'"format": {number}'))
         with pytest.raises(UserError, match=re.escape(f"000002 is of {told}") + "$"):
             lookup.find(tmp_path / "new")
     content = {**json.loads(written), "compressed": True}
     del content["format"], content["checksum"]
-    manifest.write_text(json.dumps({"format": 2, "checksum": checksum(content), **content}))
+    manifest.write_text(json.dumps({"format": 3, "checksum": checksum(content), **content}))
     with pytest.raises(UserError, match=r"newer version: its checkpoint\.json says 'compressed' too; update flowfactory$"):
         lookup.find(tmp_path / "new")
 
@@ -475,10 +476,10 @@ def test_a_run_in_another_versions_run_directory_says_at_once_what_helps(
 ) -> None:
     directory = trained()
     manifest = directory.checkpoints / "000003/checkpoint.json"
-    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 1'))
+    manifest.write_text(manifest.read_text().replace('"format": 3', '"format": 2'))
     code, _, err = invoke("run", tmp_path / "config.yaml", "--out", directory.path, *resume)
     told = (
-        "of an older version (format 1, this one reads 2); use the version that wrote it, or start a new run in another --out"
+        "of an older version (format 2, this one reads 3); use the version that wrote it, or start a new run in another --out"
     )
     assert (code, err) == (2, f"error: {manifest.parent} is {told}\n")
 
@@ -498,7 +499,7 @@ def test_state_that_does_not_fit_the_ranks_is_refused_before_anything_is_loaded(
     run = prepared({"model": wide, "training": {"optimizer": {"name": "adamw8bit"}}})
     save(owner(run, folder), run, 1)
     written = Manifest.read(folder / "000001")
-    others = {name: write_shard(folder / "000001" / name, []) for name in map(shard_name, range(1, 7))}
+    others = {name: write_shard(folder / "000001" / name, []) for name in (shard_name(WEIGHTS, rank) for rank in range(1, 7))}
     replace(written, ranks=7, shard=7, files={**written.files, **others}).write(folder / "000001")
     fill(run, 5.0)
     with pytest.raises(UserError, match=r"000001: training\.optimizer: the 8-bit state .* resume with distributed\.shard: 7"):
