@@ -24,6 +24,7 @@ Load = Callable[..., RunConfig]
 Trained = Callable[..., RunDirectory]
 Invoke = Callable[..., tuple[int, str, str]]
 MODELS: list[dict[str, Any]] = [{"name": "net", "train": "full"}, {"name": "net"}]
+EVERY = {"checkpoint_every": 1, "keep_last": 9}
 BOTH = pytest.mark.parametrize("model", MODELS, ids=["full", "lora"])
 
 
@@ -64,9 +65,7 @@ class Spoiler:
 
 @BOTH
 def test_averages_are_looked_at_too_and_earlier_checkpoints_stay(model: dict[str, Any], load: Load, tmp_path: Path) -> None:
-    config = load(
-        {"model": model, "evaluation": {"ema": "constant"}, "training": {"iterations": 4}, "output": {"checkpoint_every": 1}}
-    )
+    config = load({"model": model, "evaluation": {"ema": "constant"}, "training": {"iterations": 4}, "output": EVERY})
     last = tmp_path / "run/checkpoints/000001"
     with pytest.raises(RunError, match=rf"^the update left kept/evaluation/transformer\..* the last checkpoint is {last}$"):
         train(config, observers=[Spoiler(2)], say=lambda _: None)
@@ -107,7 +106,7 @@ def test_what_a_command_does_not_ask_for_need_not_be_finite_nor_there(
     directory, _ = spoil("kept/slow/", trained, prepared)
     (directory.checkpoints / "000004/checkpoint-training-0.safetensors").unlink()
     first, rest = arguments(command, directory, tmp_path)
-    code, out, err = invoke(command, first, *rest, "--checkpoint", "4")
+    code, _, err = invoke(command, first, *rest, "--checkpoint", "4")
     assert (code, err) == (0, "")
 
 

@@ -150,7 +150,14 @@ def test_a_shard_that_is_something_else_is_refused_by_every_command(
     "content",
     [
         *(payload.pickled(Path("ran")), b"", b"[1]", b'[1, "a", 2]', b'["1", "a"]', b"[" * 4000, b"1" * 5000),
-        *(b'{"bytes": 1}', b'{"a": [1]}', b'{"a": ["1", "a"]}', b'{"a": [-1, "a"]}', b'{"../a": [1, "a"]}', b'{"/a": [1, "a"]}'),
+        *(
+            b'{"bytes": 1}',
+            b'{"a": [1]}',
+            b'{"a": ["1", "a"]}',
+            b'{"a": [-1, "a"]}',
+            b'{"../a": [1, "a"]}',
+            b'{"/a": [1, "a"]}',
+        ),
     ],
 )
 def test_what_a_rank_tells_another_is_no_program_either(content: bytes, tmp_path: Path) -> None:
