@@ -20,7 +20,7 @@ MAX_SHARD_SIZE = "10GB"
 
 
 def write_whole(
-    module: StoredModule, folder: Path, dtype: torch.dtype, exact: Sequence[str], max_shard_size: str | None
+    module: StoredModule, folder: Path, dtype: torch.dtype, exact: Sequence[str], max_shard_size: int | str | None
 ) -> list[Path]:
     """Write ``module`` in ``dtype`` into a folder of its name; its files, relative to ``folder``.
 
