@@ -63,7 +63,7 @@ def _peft_config(rank: int, alpha: float, targets: Iterable[str]) -> PeftConfig:
 
     return PeftConfig(
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_alpha=alpha,
         target_modules=list(targets),
         lora_dropout=0.0,
         init_lora_weights="gaussian",

@@ -301,13 +301,12 @@ class Policy:
         """
         if self.lora and not self._unread:
             return {}
-        trained, found = self.parameters, {}
+        trained = self.parameters
+        found: dict[str, Tensor] = {}
         for name, module in self.modules.items():
-            if self.lora:
-                inside = ((key, parameter) for key, parameter in module.named_parameters() if lora.exported_name(key))
-            else:
-                inside = iter(module.state_dict().items())
-            found |= {f"frozen/{name}.{key}": own.detach() for key, own in inside if f"{name}.{key}" not in trained}
+            inside: dict[str, Tensor] = dict(module.named_parameters()) if self.lora else module.state_dict()
+            wanted = (key for key in inside if f"{name}.{key}" not in trained and (not self.lora or lora.exported_name(key)))
+            found |= {f"frozen/{name}.{key}": inside[key].detach() for key in wanted}
         return found
 
     @property

@@ -70,7 +70,8 @@ def write_tensors(file: Path, entries: Sequence[Entry], numbers: Iterable[Tensor
     text += b" " * (-len(text) % 8)
     digest = new_digest()
     with file.open("xb") as opened:
-        for piece in chain((len(text).to_bytes(8, "little"), text), _pieces(numbers)):
+        head: list[bytes | memoryview] = [len(text).to_bytes(8, "little"), text]
+        for piece in chain(head, _pieces(numbers)):
             digest.update(piece)
             opened.write(piece)
         assert opened.tell() == 8 + len(text) + end, "other numbers than were said"
