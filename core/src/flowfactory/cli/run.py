@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowfactory.cli.options import Plugins, Sets, typed_path
+from flowfactory.cli.options import Nproc, Plugins, Sets, typed_path
 from flowfactory.cli.output import say, show, warn
 from flowfactory.distributed import environment, launch
 
@@ -31,7 +31,7 @@ def run(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the run directory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the resolved config; read no weights.")] = False,
-    nproc: Annotated[int | None, typer.Option(metavar="N", help="Start N ranks on this node, one a GPU.")] = None,
+    nproc: Nproc = None,
     nnodes: Annotated[int, typer.Option(metavar="N", help="On how many nodes this command is given.")] = 1,
     node_rank: Annotated[int | None, typer.Option(metavar="N", help="Which of them this is, from 0.")] = None,
     rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where node 0 waits for the others.")] = None,

@@ -168,7 +168,9 @@ class OutputConfig(Strict):
 
     dir: LocalPath = Path("runs/run")
     checkpoint_every: int = Field(20, ge=1, le=10_000_000, description="iterations")
-    keep_last: int | None = Field(None, ge=1, le=10_000_000, description="checkpoints that are kept; all when left out")
+    keep_last: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
+        "auto", description="checkpoints that are kept; auto: 2 with train: full, all with LoRA; null: all"
+    )
     trackers: tuple[SerializeAsAny[ComponentConfig], ...] = ()
 
 

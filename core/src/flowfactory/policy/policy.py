@@ -7,16 +7,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flowfactory import stored_weights
 from flowfactory.distributed.ranks import ALONE, Ranks
-from flowfactory.distributed.sharding import as_shard, full_tensor, local_shard, non_finite, unsharded
+from flowfactory.distributed.sharding import as_shard, local_shard, non_finite, unsharded
 from flowfactory.errors import RunError
 from flowfactory.policy import blocks, lora, quantization
 from flowfactory.policy.float32_islands import keep_in_float32
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
     from flowfactory.config.schema import TrainingConfig
 
 REFERENCE = "reference"
-FULL = "diffusion_pytorch_model.safetensors"
 CONFIGURED = ("sampling", "evaluation")
 """The averages that the config itself can ask for."""
 
@@ -66,13 +63,14 @@ class Policy:
         seed: int = 0,
         host: bool = False,
         quantize: str | None = None,
+        trains: bool = True,
     ) -> None:
         self.modules = dict(trainable.modules)
         self._frozen = dict(trainable.frozen)
         self.adapted: list[str] = []
         self._evaluate, self._drops_graphs = evaluate, False
         self.device, self._precision = device, precision
-        self._blocks = trainable.blocks
+        self._blocks, self._unread = trainable.blocks, trainable.unread
         self._ranks, self._whole_to_sample, self._autocast = ALONE, False, True
         self.lora = trainable.training != "full"
         if quantize:
@@ -84,7 +82,10 @@ class Policy:
                 self.adapted += [full for layer in found if not (full := f"{name}.{layer}").startswith(trainable.unread)]
             else:
                 module.requires_grad_(True)
-                module.float()  # master weights; the forward is autocast to the precision
+                if trains:
+                    module.float()  # master weights; the forward is autocast to the precision
+                else:
+                    blocks.round_layers(module, precision)
             for key, parameter in module.named_parameters():
                 if f"{name}.{key}".startswith(trainable.unread):
                     parameter.requires_grad_(False)
@@ -96,6 +97,8 @@ class Policy:
         self._kept_on = torch.device("cpu") if host else device
         self._versions = count()
         self._start = self._version = next(self._versions)
+        self._trains = trains
+        self._read_kept: Callable[[str], dict[str, Tensor]] | None = None
 
     def distribute(self, ranks: Ranks, training: TrainingConfig, whole_to_sample: bool = False) -> None:
         """Bring the weights to where the run has them: on its device, and divided where ``ranks`` share them.
@@ -203,7 +206,9 @@ class Policy:
             self.keep(REFERENCE)
 
     def keep(self, name: str) -> None:
-        """Copy the present weights under ``name``."""
+        """Copy the present weights under ``name``; where nothing trains they are read when they are used."""
+        if not self._trains:
+            return
         copies = {key: own.to(self._kept_on, copy=True) for key, own in self._present().items()}
         self._kept[name] = _Kept(self._version, copies)
 
@@ -270,6 +275,9 @@ class Policy:
             self._copy(present)
 
     def _find(self, name: str) -> _Kept:
+        if name not in self._kept and self._read_kept is not None:
+            weights = {key: own.to(self._kept_on) for key, own in self._read_kept(name).items()}
+            self._kept[name] = _Kept(next(self._versions), weights)
         if name not in self._kept:
             raise RunError(f"no weights are kept as {name!r}; keep or average them when the run starts")
         return self._kept[name]
@@ -297,6 +305,32 @@ class Policy:
             state |= {f"kept/{name}/{key}": as_shard(own, parameters[key]) for key, own in kept.weights.items()}
         return state
 
+    def frozen_state(self) -> dict[str, Tensor]:
+        """``frozen/<name>``: what files of the trained modules have beside :meth:`state`, sharded as it is.
+
+        That is, buffers and weights that do not train of modules that train whole, and adapters that do not train.
+        """
+        if self.lora and not self._unread:
+            return {}
+        trained = self.parameters
+        found: dict[str, Tensor] = {}
+        for name, module in self.modules.items():
+            inside: dict[str, Tensor] = dict(module.named_parameters()) if self.lora else module.state_dict()
+            wanted = (key for key in inside if f"{name}.{key}" not in trained and (not self.lora or lora.exported_name(key)))
+            found |= {f"frozen/{name}.{key}": inside[key].detach() for key in wanted}
+        return found
+
+    @property
+    def adapters(self) -> dict[str, lora.Adapters | None]:
+        """What was put on each of the trained modules; None: it trains whole."""
+        return {name: lora.adapters_of(module) if self.lora else None for name, module in self.modules.items()}
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether there is a copy of weights kept as the reference, and they are those that training started from."""
+        kept = self._kept.get(REFERENCE)
+        return kept is not None and bool(kept.weights) and kept.version == self._start
+
     def non_finite(self, others: Mapping[str, Tensor] | None = None) -> list[str]:
         """The names in :meth:`state` and ``others`` under which some rank has a number that is not finite; joint work."""
         told = self._ranks.gather(non_finite({**self.state(), **(others or {})}))
@@ -309,34 +343,27 @@ class Policy:
             if name not in self._kept:
                 self.keep(name)
 
-    def mark_restored(self) -> None:
-        """To be called when :meth:`state` was written in place."""
+    def mark_restored(self, from_start: bool = False) -> None:
+        """To be called when :meth:`state` was written in place; ``from_start``: the reference with what training began with."""
         self.mark_changed()
         for kept in self._kept.values():
             if kept.weights:
                 kept.version = self._version_of(kept.weights)
+        if from_start:
+            self._start = self._kept[REFERENCE].version
         for name in self._averages.keys() - self._kept.keys():  # one that the saved run had not begins with its weights
             self.keep(name)
 
-    def save_trained(self, folder: Path) -> None:
-        """Write the present weights as diffusers loads them; a joint work of the ranks, of which the leading one writes."""
-        leads = self._ranks.leads
-        if self.lora:
-            lora.save_adapters(self.modules, folder, leads)
-            return
-        for name, module in self.modules.items():
-            state = {}
-            for key, value in module.state_dict().items():
-                tensor = full_tensor(value.detach())
-                if leads:
-                    state[key] = tensor.cpu().contiguous()
-            if not leads:
-                continue
-            (folder / name).mkdir()
-            save_file(state, folder / name / FULL, metadata={"format": "pt"})
-            write_config = getattr(module, "save_config", None)  # diffusers reads weights with their config beside them
-            if write_config is not None:
-                write_config(folder / name)
+    def mark_read(self, name: str | None, read_kept: Callable[[str], dict[str, Tensor]]) -> None:
+        """To be called when the present weights, of what does not train, were written in place.
+
+        They are also those kept as ``name``. What is kept under other names is had from ``read_kept``, once it is used.
+        """
+        self.mark_changed()
+        self._kept = {key: kept for key, kept in self._kept.items() if not kept.weights}
+        if name is not None:
+            self._kept[name] = _Kept(self._version, {})
+        self._read_kept = read_kept
 
     def _version_of(self, weights: Mapping[str, Tensor]) -> int:
         """The present version if ``weights`` are the present ones, so that a resumed run knows it too; else a new one."""

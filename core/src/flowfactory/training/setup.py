@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -33,7 +34,6 @@ class Run:
     assembly: Assembly
     policy: Policy
     sampler: Sampler
-    learner: Learner
     train: Sequence[Prompt]
     heldout: Sequence[Prompt]
     ranks: Ranks = ALONE
@@ -42,6 +42,11 @@ class Run:
     def info(self) -> RunInfo:
         """What observers are told."""
         return RunInfo(self.config.output.dir, self.config, self.config.training.iterations)
+
+    @cached_property
+    def learner(self) -> Learner:
+        """The owner of the optimizer, made when it is first asked for: what draws alone has none, nor its moments."""
+        return Learner(self.policy, self.config.training, self.ranks)
 
 
 def prepare_prompts(
@@ -87,7 +92,7 @@ def prepare_run(
     """Components assembled, prompts read and encoded, weights where the ranks are to have them.
 
     Where it is to have ``scores``, rewards that hold no weights are prepared first: a server that is not there is told soon.
-    What does not train reads no prompts to train on, and without ``scores`` none at all.
+    What does not train reads no prompts to train on, and without ``scores`` none at all; its weights have the run's precision.
     """
     device = resolve_device(config.device, ranks.local)
     config = with_precision(config, device.type == "cuda")
@@ -109,7 +114,7 @@ def prepare_run(
         say(f"warning: {told}")
     blocks.check_names([*trainable.modules.values(), *trainable.frozen.values()], trainable.blocks)
     host = config.training.kept_on == "host"
-    policy = Policy(trainable, assembly.hooks.log_prob, device, precision, config.seed, host, config.model.quantize)
+    policy = Policy(trainable, assembly.hooks.log_prob, device, precision, config.seed, host, config.model.quantize, trains)
     cache = EncodeCache(assembly.hooks.encode, trainable.encoding, folder, device, trainable.canvas_matters)
     on_host = config.sampling.keep_on == "host"
     sampler = Sampler(assembly.hooks, policy, cache, trainable, config.prompts.negative, on_host, ranks)
@@ -122,4 +127,4 @@ def prepare_run(
     for name, decay in ((SAMPLING, config.sampling.ema), (EVALUATION, config.evaluation.ema)):
         if decay is not None:
             policy.track_ema(name, decay)
-    return Run(config, assembly, policy, sampler, Learner(policy, config.training, ranks), train, heldout, ranks)
+    return Run(config, assembly, policy, sampler, train, heldout, ranks)

@@ -94,7 +94,7 @@ class Trace:
         for name, decay in ((SAMPLING, config.sampling.ema), (EVALUATION, config.evaluation.ema)):
             if decay is not None:
                 policy.track_ema(name, decay)
-        self._run = Run(config, assembly, policy, sampler, cast(Any, None), train, heldout)  # nothing here steps
+        self._run = Run(config, assembly, policy, sampler, train, heldout)  # nothing here steps
         assembly.hooks.run_started(self._run.info, policy)
         self._kept = len({key.split("/")[1] for key in policy.state() if key.startswith("kept/")}) * self._weights.trained
         policy.mark_changed()  # from here on kept weights are others
