@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
     from flowfactory.runs.directory import RunDirectory
     from flowfactory.training.setup import Run
+    from flowfactory.types import Prompt
 
 
 def sample(
@@ -62,7 +63,7 @@ def sample(
     check_media(wanted, config.model.takes, getattr(config.model, "name", "model"))
     check_files(wanted, config.model, config.evaluation.canvas(config.sampling).frames)
     folder = _make_folder(out or where.drawn())
-    restored, _ = _restore(where, config, checkpoint, scores=False)
+    restored, _ = _restore(where, config, checkpoint, scores=False, drawn=wanted)
     drawn = evaluate(restored.sampler, restored.assembly, restored.config, wanted, count, score=False).media
     number = 0
     for medium in drawn:
@@ -107,12 +108,14 @@ def evaluate_run(
     show_json({"checkpoint": str(path), **result.metrics()})
 
 
-def _restore(where: RunDirectory, config: RunConfig, iteration: int | None, scores: bool = True) -> tuple[Run, Path]:
+def _restore(
+    where: RunDirectory, config: RunConfig, iteration: int | None, scores: bool = True, drawn: Sequence[Prompt] = ()
+) -> tuple[Run, Path]:
     from flowfactory.runs.checkpoints import load, lookup
     from flowfactory.training.setup import prepare_run
 
     path = lookup.find(where.checkpoints, iteration, warn)
-    restored = prepare_run(config, say=_pass_on_warnings, trackers=False, scores=scores, trains=False)
+    restored = prepare_run(config, say=_pass_on_warnings, trackers=False, scores=scores, trains=False, drawn=drawn)
     restored.assembly.hooks.run_started(restored.info, restored.policy)
     load.load(path, restored.policy)
     return restored, path

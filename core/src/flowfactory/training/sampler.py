@@ -13,7 +13,6 @@ from flowfactory.data import condition_checks
 from flowfactory.data.batches import Batch
 from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.distributed.ranks import ALONE, Ranks
-from flowfactory.errors import RunError, UserError
 from flowfactory.hooks.calls import Hooks
 from flowfactory.policy.policy import Policy
 from flowfactory.types import Conditions, Prompt, Samples, SamplingPlan, Step, Trainable, Trajectory
@@ -50,26 +49,21 @@ class Sampler:
     def prepare(self, wanted: Iterable[tuple[Prompt, Canvas]]) -> int:
         """Have all that drawing each prompt on its canvas may need encoded; returns how many prompts had to be.
 
-        The encoders are loaded once, or once a canvas where it matters, by the leading rank; the others find its work on the
-        disk. Where machines share none the first rank of each does it again, and where it cannot be written to every rank.
-        UserError, RunError: a prompt cannot be encoded, on whichever rank; or what came of it is not finite.
+        The encoders are loaded once, or once a canvas where it matters, by each rank that encodes a part; nothing is held that
+        the disk takes. UserError, RunError: a prompt cannot be encoded, on whichever rank; or what came of it is not finite.
         """
         by_canvas: dict[Canvas, list[Prompt]] = {}
+        texts: set[tuple[Canvas, str]] = set()
         for prompt, canvas in wanted:
             same = canvas if self._trainable.canvas_matters else next(iter(by_canvas), canvas)
-            by_canvas.setdefault(same, []).extend([prompt, *([self._opposite(prompt)] if self._trainable.guided else [])])
-        encoded = 0
-        for mine in (self._ranks.leads, self._ranks.local == 0, True) if self._ranks.count > 1 else (True,):
-            failure: Exception | None = None
-            if mine:
-                try:
-                    encoded += sum(self._cache.prepare(prompts, canvas) for canvas, prompts in by_canvas.items())
-                except (UserError, RunError) as error:
-                    failure = error
-            for told in self._ranks.gather(failure):  # the others would wait for what never comes
-                if told is not None:
-                    raise told
-        return encoded
+            together = by_canvas.setdefault(same, [])
+            together.append(prompt)
+            if self._trainable.guided:
+                opposite = self._opposite(prompt)
+                if self._trainable.negative_media or (same, opposite.text) not in texts:  # a text alone once is enough
+                    texts.add((same, opposite.text))
+                    together.append(opposite)
+        return self._cache.prepare_all([(prompts, canvas) for canvas, prompts in by_canvas.items()])
 
     def check_conditions(self, wanted: Sequence[tuple[Prompt, Canvas]]) -> None:
         """RunError: other prompts, of those ``wanted``, have no other conditions, or negative ones none of their own."""
@@ -87,9 +81,19 @@ class Sampler:
             condition_checks.check_negatives(encoded(compared), encoded([self._opposite(prompt) for prompt in compared]))
 
     def conditions(self, prompts: Sequence[Prompt], guidance: float, canvas: Canvas) -> Conditions:
-        """The conditions of ``prompts``, with the negative prompts' where ``guidance`` needs them."""
+        """The conditions of ``prompts``, with the negative prompts' where ``guidance`` needs them.
+
+        A joint work of the ranks.
+        """
+        return self._cache.conditions(prompts, canvas, self._negatives(prompts, guidance))
+
+    def read_ahead(self, prompts: Sequence[Prompt], guidance: float, canvas: Canvas) -> None:
+        """Begin to read from the disk what :meth:`conditions` will be asked for."""
+        self._cache.read_ahead(prompts, canvas, self._negatives(prompts, guidance))
+
+    def _negatives(self, prompts: Sequence[Prompt], guidance: float) -> list[Prompt] | None:
         guided = self._trainable.guided and guidance > 1
-        return self._cache.conditions(prompts, canvas, [self._opposite(prompt) for prompt in prompts] if guided else None)
+        return [self._opposite(prompt) for prompt in prompts] if guided else None
 
     def _opposite(self, prompt: Prompt) -> Prompt:
         text = self._negative if prompt.negative is None else prompt.negative

@@ -18,7 +18,8 @@ class Traced:
     """Bytes of one rank as a trace found them, weights before they are divided over ranks.
 
     kept: weights beside the present ones. decoder, encoders: their weights; encoding: what encoding takes beside them.
-    conditions: of one prompt, in the mean, of ``train`` training and ``heldout`` held-out prompts; ``guided`` adds one.
+    conditions: of one prompt, in the mean, of ``train`` training and ``heldout`` held-out prompts; ``guided`` adds one. Those
+    of an iteration and of the next are held.
     drawn: the most while forwards run; decoded: the most while media are decoded and scored; samples: what rests of an
     iteration's. evaluated: the most while held-out prompts are drawn. activations: the most while losses are
     back-propagated, gradients among it.
@@ -55,7 +56,7 @@ class Reckoning:
         whole_step = cuda and config.training.optimizer.name == "adamw" and not chosen.offload
         self._stepping = self._gradients if whole_step else 2 * weights.largest / shard
         self._flat = self._gradients if ranks > 1 and not self._divided else 0  # all-reduced as one
-        self._texts = (traced.train + traced.heldout + traced.guided) * traced.conditions
+        self._texts = (min(traced.train, config.sampling.groups) + traced.guided) * traced.conditions  # of an iteration
         self._encodes_here, self._decodes_here = (
             not cuda or getattr(config.model, key, "device") == "device" for key in ("encoders_on", "decoder_on")
         )
@@ -85,8 +86,8 @@ class Reckoning:
             "samples": (traced.samples, config.sampling.keep_on == "host"),
         }
         parts = {name: part_on(not (cuda and on_host), size) for name, (size, on_host) in rests.items()}
-        at_once = (min(traced.train, config.sampling.groups) + traced.guided) * traced.conditions
-        parts["conditions"] = Part(round(at_once), round(self._texts)) if cuda else Part(round(self._texts))
+        held = round(2 * self._texts)  # and of the one ahead
+        parts["conditions"] = Part(round(self._texts), held) if cuda else Part(held)
         parts["decoder"] = part_on(self._decodes_here, traced.decoder)
         parts["rewards"], unknown = reward_weight_bytes(config, cuda)
         return parts, unknown
@@ -124,7 +125,7 @@ class Reckoning:
         encoding = self._encodes_here * (traced.decoder + traced.encoders + traced.encoding)
         return {
             "read": 0 if cuda else traced.weights.read + traced.decoder,
-            "encode": encoding + (not cuda) * (self._texts + self._undivided),
+            "encode": encoding + (not cuda) * self._undivided,
             "sample": between + held["samples"] + self._to_draw + traced.drawn,
             "decode": between + held["samples"] + self._decodes_here * traced.decoded,
             "evaluate": between + self._to_draw + traced.evaluated if traced.heldout else 0,
@@ -137,7 +138,7 @@ class Reckoning:
         traced = self._traced
         encoding = 0 if self._encodes_here else traced.encoders + traced.encoding
         saving = sum(part.host for part in resting.values()) + self._copy
-        return max(traced.weights.read, self._undivided + self._texts + encoding, saving) if self._cuda else 0
+        return max(traced.weights.read, self._undivided + encoding, saving) if self._cuda else 0
 
     def _passing(self, gradients: int) -> dict[str, Part]:
         """What is there in some phases only; ``gradients`` are the device's, which the activations were counted with."""
