@@ -68,6 +68,7 @@ def _wait(store: PrefixStore, count: int, watch: Callable[[int], None]) -> list[
         working = [rank for rank in range(count) if not store.check([str(rank)])]
         done = store.add("done", 0)
         if not working:
+            watch(done)
             return [pickle.loads(store.get(str(rank))) for rank in range(count)]
         if (done, working) != before:
             before, since = (done, working), time.monotonic()
