@@ -342,9 +342,10 @@ def _scan(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _is_file(file: os.DirEntry[str]) -> bool:
-    with suppress(OSError):  # a link that goes round
+    try:
         return file.is_file()
-    return False
+    except OSError:  # of a link that goes round
+        return False
 
 
 def _in_use(path: Path) -> bool:

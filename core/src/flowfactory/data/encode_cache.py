@@ -60,7 +60,8 @@ class EncodeCache:
         ranks: Ranks = ALONE,
         tell: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        self._encode, self._encoding = encode, encoding
+        self._encode = encode
+        self._digest = hashlib.sha256(json.dumps([installed_version("flowfactory"), encoding]).encode())
         self._folder = folder
         self._device = torch.device(device)
         self._canvas_matters = canvas_matters
@@ -104,7 +105,7 @@ class EncodeCache:
     def entries(self, prompts: Sequence[Prompt], canvas: Canvas) -> list[Entry]:
         """The entry of each prompt, in host memory."""
         self._hold(list(prompts), canvas)
-        return [self._held[self._key(prompt, canvas)] for prompt in prompts]
+        return [self._held[self.key(prompt, canvas)] for prompt in prompts]
 
     def conditions(self, prompts: Sequence[Prompt], canvas: Canvas, negative: Sequence[Prompt] | None = None) -> Conditions:
         """The conditions of ``prompts``, one entry each, and of the ``negative`` prompt of each."""
@@ -112,7 +113,7 @@ class EncodeCache:
         arrived: dict[str, Entry] = {}
 
         def entries(wanted: Sequence[Prompt]) -> tuple[Entry, ...]:
-            keys = [self._key(prompt, canvas) for prompt in wanted]
+            keys = [self.key(prompt, canvas) for prompt in wanted]
             for key in keys:
                 if key not in arrived:
                     arrived[key] = self._to_device(self._held[key])
@@ -142,7 +143,7 @@ class EncodeCache:
         self._held = {key: entry for key, entry in found.items() if entry is not None}
         if len(self._held) == len(found):
             return []
-        places = {self._key(prompt, canvas): place for place, prompt in enumerate(prompts)}
+        places = {self.key(prompt, canvas): place for place, prompt in enumerate(prompts)}
         return sorted(place for key, place in places.items() if key not in self._held)
 
     def _restore(self, prompts: list[Prompt], canvas: Canvas, told: Sequence[list[int]]) -> None:
@@ -162,7 +163,7 @@ class EncodeCache:
         """The places of the ``prompts`` whose entries are not there, each once; ``needed`` has the keys of all afterwards."""
         places: dict[str, int] = {}
         for place, prompt in enumerate(prompts):
-            places.setdefault(self._key(prompt, canvas), place)
+            places.setdefault(self.key(prompt, canvas), place)
         there = self._folder.find(places)
         needed.update(places)
         return [place for key, place in places.items() if key not in there and key not in self._unwritten]
@@ -218,7 +219,7 @@ class EncodeCache:
             for count, (place, prompt, entry) in enumerate(entries, 1):
                 check_finite(prompt, entry)
                 kept = {name: tensor.cpu().contiguous() for name, tensor in entry.items()}
-                content, key = pack(kept), self._key(prompt, canvas)
+                content, key = pack(kept), self.key(prompt, canvas)
                 if not self._folder.write(key, content) or hold:
                     self._unwritten[key] = kept
                     held.append(place)
@@ -233,7 +234,7 @@ class EncodeCache:
 
     def _read_all(self, prompts: Sequence[Prompt], canvas: Canvas, held: dict[str, Entry]) -> dict[str, Entry | None]:
         """By key, the entry of each prompt, None where there is none. Runs in a thread, too."""
-        keys = dict.fromkeys(self._key(prompt, canvas) for prompt in prompts)
+        keys = dict.fromkeys(self.key(prompt, canvas) for prompt in prompts)
         return {key: held.get(key) or self._unwritten.get(key) or self._read(key) for key in keys}
 
     def _read(self, key: str) -> Entry | None:
@@ -252,16 +253,17 @@ class EncodeCache:
             return entry
         return {name: tensor.to(self._device) for name, tensor in entry.items()}
 
-    def _key(self, prompt: Prompt, canvas: Canvas) -> str:
+    def key(self, prompt: Prompt, canvas: Canvas) -> str:
+        """What the entry of ``prompt`` is called: 40 digits that everything changes that changes its tensors."""
         parts = [
-            installed_version("flowfactory"),
-            self._encoding,
             prompt.text,
-            json.dumps(prompt.metadata, sort_keys=True, default=str),
+            prompt.metadata and json.dumps(prompt.metadata, sort_keys=True, default=str),
             prompt.images and [PICTURES_READ, *(file_digest(path) for path in prompt.images)],
             prompt.video and [VIDEOS_READ, installed_version("av"), prompt.video_fps, file_digest(prompt.video)],
             prompt.audio and file_digest(prompt.audio),
             canvas if self._canvas_matters else None,
             prompt.is_negative,
         ]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
+        digest = self._digest.copy()
+        digest.update(json.dumps(parts).encode())
+        return digest.hexdigest()[:40]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from flowfactory.canvas import Canvas
 from flowfactory.data import condition_checks
 from flowfactory.data.batches import Batch
-from flowfactory.data.encode_cache import EncodeCache
+from flowfactory.data.encode_cache import EncodeCache, Wanted
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.hooks.calls import Hooks
 from flowfactory.policy.policy import Policy
@@ -46,31 +46,42 @@ class Sampler:
         """Frames a second of what the model draws; None for pictures."""
         return self._trainable.frame_rate
 
-    def prepare(self, wanted: Iterable[tuple[Prompt, Canvas]]) -> int:
-        """Have all that drawing each prompt on its canvas may need encoded; returns how many prompts had to be.
+    def prepare(self, wanted: Wanted) -> int:
+        """Have all that drawing the prompts, each on its canvas, may need encoded; returns how many prompts had to be.
 
         The encoders are loaded once, or once a canvas where it matters, by each rank that encodes a part; nothing is held that
         the disk takes. UserError, RunError: a prompt cannot be encoded, on whichever rank; or what came of it is not finite.
         """
-        by_canvas: dict[Canvas, list[Prompt]] = {}
-        texts: set[tuple[Canvas, str]] = set()
-        for prompt, canvas in wanted:
-            same = canvas if self._trainable.canvas_matters else next(iter(by_canvas), canvas)
-            together = by_canvas.setdefault(same, [])
-            together.append(prompt)
-            if self._trainable.guided:
-                opposite = self._opposite(prompt)
-                if self._trainable.negative_media or (same, opposite.text) not in texts:  # a text alone once is enough
-                    texts.add((same, opposite.text))
-                    together.append(opposite)
-        return self._cache.prepare_all([(prompts, canvas) for canvas, prompts in by_canvas.items()])
+        return self._cache.prepare_all([(self._with_opposites(prompts), canvas) for prompts, canvas in self._by_canvas(wanted)])
 
-    def check_conditions(self, wanted: Sequence[tuple[Prompt, Canvas]]) -> None:
+    def _by_canvas(self, wanted: Wanted) -> Wanted:
+        """The prompts ``wanted`` together where they are encoded alike, which all are on the first canvas if none matters."""
+        found: dict[Canvas, list[Prompt]] = {}
+        for prompts, canvas in wanted:
+            if prompts:
+                same = canvas if self._trainable.canvas_matters else next(iter(found), canvas)
+                found.setdefault(same, []).extend(prompts)
+        return [(prompts, canvas) for canvas, prompts in found.items()]
+
+    def _with_opposites(self, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+        """Each of ``prompts`` with its negative prompt behind it, if there is one; of texts alone each once."""
+        if not self._trainable.guided:
+            return prompts
+        found, texts = [], set()
+        for prompt in prompts:
+            found.append(prompt)
+            opposite = self._opposite(prompt)
+            if self._trainable.negative_media or opposite.text not in texts:
+                texts.add(opposite.text)
+                found.append(opposite)
+        return found
+
+    def check_conditions(self, wanted: Wanted) -> None:
         """RunError: other prompts, of those ``wanted``, have no other conditions, or negative ones none of their own."""
-        if not wanted:
+        together = self._by_canvas(wanted)
+        if not together:
             return
-        canvas = wanted[0][1]
-        alike = [prompt for prompt, other in wanted if other == canvas or not self._trainable.canvas_matters]
+        alike, canvas = together[0]
         compared = condition_checks.choose_compared(alike)
 
         def encoded(prompts: list[Prompt]) -> list[condition_checks.Encoded]:

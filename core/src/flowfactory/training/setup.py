@@ -100,8 +100,8 @@ def prepare_run(
     on_host = config.sampling.keep_on == "host"
     sampler = Sampler(assembly.hooks, policy, cache, trainable, config.prompts.negative, on_host, ranks)
     heldout_canvas = config.evaluation.canvas(config.sampling)
-    wanted = [*((prompt, config.sampling.canvas) for prompt in train), *((prompt, heldout_canvas) for prompt in heldout)]
-    encoded = sampler.prepare([*wanted, *((prompt, heldout_canvas) for prompt in drawn)])
+    wanted = [(train, config.sampling.canvas), (heldout, heldout_canvas)]
+    encoded = sampler.prepare([*wanted, (drawn, heldout_canvas)])
     sampler.check_conditions(wanted)
     say(f"{len(train)} training and {len(heldout)} held-out prompts, {encoded} encoded now, the rest from the cache")
     policy.distribute(ranks, config.training, config.distributed.gather_to_sample)
