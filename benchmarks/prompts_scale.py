@@ -5,7 +5,7 @@
 The model has two parameters, so that what is measured is what prompts cost. Each start is a process of its own, in alternating
 rounds, from the config to weights in place, followed by three iterations; all prompts are in the cache by then. Seconds and
 megabytes are beyond the imports; those of the prompts themselves, as the file has them, are measured alone. The cache is filled
-with one prompt's entry under the names of all, which encoding would take minutes for. Writes prompts_scale.json, prints a table.
+with one prompt's entry under the names of all, which encoding would take minutes for. Writes prompts_scale.json.
 """
 
 import argparse
@@ -117,8 +117,7 @@ def main() -> None:
         folder = Path(name)
         few, many = write_config(folder / "few", FEW), write_config(folder / "many", arguments.prompts)
         os.environ["FLOWFACTORY_CACHE"] = str(folder / "cache")
-        for path in (few, many):
-            fill(path)
+        fill(many)  # whose first prompts are the few
         write_config(folder / "warm", FEW)
         measured(few)  # which encodes those of the folder that it imports with
         rounds = [{"few": measured(few), "many": measured(many)} for _ in range(arguments.rounds)]
