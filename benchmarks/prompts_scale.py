@@ -84,9 +84,11 @@ def fill(path: Path) -> None:
 
     config, folder = validate(json.loads(path.read_text())), CacheFolder.from_environment()
     prompts, canvas = read_prompts(config.prompts.train), config.sampling.canvas
-    cache = EncodeCache(lambda some, _: [{"length": torch.tensor(1.0)}] * len(some), "two-parameter", folder)
-    cache.prepare(prompts[:1], canvas)
-    (entry,) = (file.path for file in folder.entries())
+    cache = EncodeCache(
+        lambda some, _: [{"length": torch.tensor(float(prompt.index))} for prompt in some], "two-parameter", folder
+    )
+    cache.prepare(prompts[:FEW], canvas)  # which are compared when a run starts
+    entry = folder.entries()[0].path
     for start in range(0, len(prompts), LINKS):
         shutil.copyfile(entry, source := path.with_name(f"{start}"))
         for prompt in prompts[start : start + LINKS]:

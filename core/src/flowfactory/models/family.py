@@ -280,12 +280,10 @@ class FamilyModel:
     def _device(self, place: str) -> torch.device:
         return torch.device("cpu") if place == "host" else self._parts.device
 
-    def _dtypes(
-        self, names: Iterable[str], whole: Iterable[str] = (), default: torch.dtype | None = None
-    ) -> dict[str, torch.dtype]:
-        """Of the parts ``names``: what the run's frozen weights have, but float32 of ``whole`` and of what the family says."""
+    def _dtypes(self, names: Iterable[str], default: torch.dtype, whole: Iterable[str] = ()) -> dict[str, torch.dtype]:
+        """Of the parts ``names``: ``default``, but float32 of ``whole`` and of what the family says."""
         exact = {*whole, *self._family.float32}
-        return {"default": default or self._dtype} | {name: torch.float32 for name in names if name in exact}
+        return {"default": default} | {name: torch.float32 for name in names if name in exact}
 
     @property
     def _encoders_in(self) -> torch.dtype:
