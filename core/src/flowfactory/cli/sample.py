@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from flowfactory.distributed.ranks import Ranks
     from flowfactory.runs.directory import RunDirectory
     from flowfactory.training.setup import Run
+    from flowfactory.types import Prompt
 
 
 def sample(
@@ -69,7 +70,7 @@ def sample(
     if start_ranks(nproc, config.device):
         return
     with join_process_group(config) as ranks:
-        run, _ = _restore(where, config, checkpoint, ranks, scores=False)
+        run, _ = _restore(where, config, checkpoint, ranks, scores=False, drawn=wanted)
         drawn = evaluate(run.sampler, run.assembly, run.config, wanted, count, score=False, ranks=ranks).media
     number = 0
     for medium in drawn:
@@ -125,7 +126,12 @@ def evaluate_run(
 
 
 def _restore(
-    where: RunDirectory, config: RunConfig, iteration: int | None, ranks: Ranks, scores: bool = True
+    where: RunDirectory,
+    config: RunConfig,
+    iteration: int | None,
+    ranks: Ranks,
+    scores: bool = True,
+    drawn: Sequence[Prompt] = (),
 ) -> tuple[Run, Path]:
     """A run that draws with the weights that evaluations do, and its checkpoint, of which nothing else is read."""
     from flowfactory.runs.checkpoints import load, lookup
@@ -137,7 +143,7 @@ def _restore(
     roles = [WEIGHTS, *([] if average is None else [kept_role(average)])]
     path = lookup.find(where.checkpoints, iteration, warn if ranks.leads else _silent, roles, ranks)
     tell = _pass_on_warnings if ranks.leads else _silent
-    restored = prepare_run(config, say=tell, trackers=False, ranks=ranks, scores=scores, trains=False)
+    restored = prepare_run(config, say=tell, trackers=False, ranks=ranks, scores=scores, trains=False, drawn=drawn)
     load.load_to_draw(path, restored.policy, average)
     restored.assembly.hooks.run_started(restored.info, restored.policy)
     return restored, path

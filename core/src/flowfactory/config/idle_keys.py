@@ -50,9 +50,10 @@ def idle_keys_of_prompts(config: RunConfig, prompts: Sequence[Prompt]) -> Iterat
     """One sentence for each key of prompt files that does nothing beside the config, or hardly what was meant."""
     if count := sum(bool(prompt.negative) for prompt in prompts):
         yield from (f"'negative_prompt' of {count} of the prompts does nothing {why}" for why in _without_negatives(config))
+    with_more = [prompt for prompt in prompts if prompt.metadata]
     for name, (key, kind) in MEANT.items():
         wanted = config.model.takes_negatives() if kind == "negative" else getattr(config.model.takes, kind)[1] > 0
-        count = sum(not getattr(prompt, kind) and name in map(plain, prompt.metadata) for prompt in prompts)
+        count = sum(not getattr(prompt, kind) and name in map(plain, prompt.metadata) for prompt in with_more)
         if wanted and count:
             yield f"{name!r} of {count} of the prompts is metadata, which rewards alone see; did you mean {key!r}?"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -65,5 +66,6 @@ def prompts_of_iteration(prompts: Sequence[Prompt], iteration: int, groups: int,
     return result
 
 
+@lru_cache(2)  # an iteration may end one epoch and begin the next
 def _epoch_order(count: int, epoch: int, seed: int) -> list[int]:
     return torch.randperm(count, generator=generator("prompts", seed, epoch)).tolist()

@@ -72,6 +72,10 @@ class Hooks:
                 raise UserError(f"{values}; give one value a sample, [b], and leave the mean to core")
             yield loss
 
+    def prompts_encoded(self, done: int, total: int) -> None:
+        """See RunSpecs.prompts_encoded."""
+        self._call("prompts_encoded", done=done, total=total)
+
     def run_started(self, run: RunInfo, policy: Policy) -> None:
         """See RunSpecs.run_started."""
         self._call("run_started", run=run, policy=policy)

@@ -94,6 +94,13 @@ class RunSpecs:
         """
 
     @hookspec
+    def prompts_encoded(self, done: int, total: int) -> None:
+        """So many of the ``total`` prompts that the cache lacks are encoded, on all ranks. Anyone; the leading rank alone.
+
+        Comes before ``run_started``, as often as a prompt is done and at times between.
+        """
+
+    @hookspec
     def run_started(self, run: RunInfo, policy: Policy) -> None:
         """Weights are in place, nothing has been sampled. Anyone."""
 

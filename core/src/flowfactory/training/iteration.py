@@ -23,11 +23,12 @@ from flowfactory.training.update import update
 def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     """The samples of an iteration: sample, reward, advantage."""
     config, ranks = run.config, run.ranks
-    batch = batches.make_batch(
-        batches.prompts_of_iteration(run.train, iteration, config.sampling.groups, config.seed), config.sampling.group_size
-    )
+    batch = _batch(run, iteration)
     plan = sampling_plan(run.assembly, config, iteration, batch.keys)
-    known = run.sampler.conditions(batch.prompts, max(plan.guidance, plan.teacher_guidance), plan.canvas)
+    guidance = max(plan.guidance, plan.teacher_guidance)
+    known = run.sampler.conditions(batch.prompts, guidance, plan.canvas)
+    if iteration + 1 < config.training.iterations:
+        run.sampler.read_ahead(_batch(run, iteration + 1).prompts, guidance, plan.canvas)
     judging = Judging(
         run.assembly.rewards, batch, ranks, config.distributed.count_reward_ranks(ranks.count), run.sampler.frame_rate
     )
@@ -61,6 +62,13 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
         device=run.policy.device,
     )
     return Rollouts(experience, ranks, held, trajectory.overshoot)
+
+
+def _batch(run: Run, iteration: int) -> batches.Batch:
+    sampling = run.config.sampling
+    return batches.make_batch(
+        batches.prompts_of_iteration(run.train, iteration, sampling.groups, run.config.seed), sampling.group_size
+    )
 
 
 def reward_weights(config: RunConfig) -> dict[str, float]:

@@ -16,6 +16,7 @@ from flowfactory.data.cache_folder import CacheFolder
 from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.distributed.mesh import resolve_device
 from flowfactory.distributed.ranks import ALONE, Ranks
+from flowfactory.distributed.threads import use_host_threads
 from flowfactory.errors import UserError
 from flowfactory.policy import blocks
 from flowfactory.policy.policy import Policy
@@ -88,16 +89,19 @@ def prepare_run(
     ranks: Ranks = ALONE,
     scores: bool = True,
     trains: bool = True,
+    drawn: Sequence[Prompt] = (),
 ) -> Run:
     """Components assembled, prompts read and encoded, weights where the ranks are to have them.
 
     Where it is to have ``scores``, rewards that hold no weights are prepared first: a server that is not there is told soon.
     What does not train reads no prompts to train on, and without ``scores`` none at all; its weights have the run's precision.
+    ``drawn`` are to be drawn as held-out ones are, and are encoded with the others.
     """
     device = resolve_device(config.device, ranks.local)
     config = with_precision(config, device.type == "cuda")
     torch.set_float32_matmul_precision(config.training.matmul)  # of this process: backward passes run beyond any context
     assembly = Assembly(config, observers, trackers and ranks.leads)
+    use_host_threads(device)
     folder = CacheFolder.from_environment(say)
     train, heldout = prepare_prompts(config, trains, scores)
     for sentence in idle_keys_of_prompts(config, [*train, *heldout]):
@@ -115,12 +119,13 @@ def prepare_run(
     blocks.check_names([*trainable.modules.values(), *trainable.frozen.values()], trainable.blocks)
     host = config.training.kept_on == "host"
     policy = Policy(trainable, assembly.hooks.log_prob, device, precision, config.seed, host, config.model.quantize, trains)
-    cache = EncodeCache(assembly.hooks.encode, trainable.encoding, folder, device, trainable.canvas_matters)
+    tell = assembly.hooks.prompts_encoded if ranks.leads else _tell_nobody
+    cache = EncodeCache(assembly.hooks.encode, trainable.encoding, folder, device, trainable.canvas_matters, ranks, tell)
     on_host = config.sampling.keep_on == "host"
     sampler = Sampler(assembly.hooks, policy, cache, trainable, config.prompts.negative, on_host, ranks)
     heldout_canvas = config.evaluation.canvas(config.sampling)
-    wanted = [*((prompt, config.sampling.canvas) for prompt in train), *((prompt, heldout_canvas) for prompt in heldout)]
-    encoded = sampler.prepare(wanted)
+    wanted = [(train, config.sampling.canvas), (heldout, heldout_canvas)]
+    encoded = sampler.prepare([*wanted, (drawn, heldout_canvas)])
     sampler.check_conditions(wanted)
     say(f"{len(train)} training and {len(heldout)} held-out prompts, {encoded} encoded now, the rest from the cache")
     policy.distribute(ranks, config.training, config.distributed.gather_to_sample)
@@ -128,3 +133,7 @@ def prepare_run(
         if decay is not None:
             policy.track_ema(name, decay)
     return Run(config, assembly, policy, sampler, train, heldout, ranks)
+
+
+def _tell_nobody(done: int, total: int) -> None:
+    """How far encoding is, on ranks other than the leading one."""

@@ -111,8 +111,11 @@ class TracedConditions:
         self._encode = encode
         self._known: dict[Canvas, list[Mapping[str, Tensor]]] = {}
 
-    def prepare(self, wanted: Sequence[Prompt], canvas: Canvas) -> int:
-        """Encode ``wanted`` for ``canvas``."""
+    def prepare_all(self, wanted: Sequence[tuple[Sequence[Prompt], Canvas]]) -> int:
+        """Encode the prompts ``wanted``, each for its canvas."""
+        return sum(self._prepare(prompts, canvas) for prompts, canvas in wanted)
+
+    def _prepare(self, wanted: Sequence[Prompt], canvas: Canvas) -> int:
         different = list(dict.fromkeys((prompt.text, prompt.media) for prompt in wanted))
         first = {(prompt.text, prompt.media): prompt for prompt in wanted}
         self._known[canvas] = list(self._encode([first[key] for key in different], canvas))

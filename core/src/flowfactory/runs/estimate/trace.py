@@ -77,8 +77,8 @@ class Trace:
         known = cast(Any, self._known)
         sampler = Sampler(assembly.hooks, policy, known, trainable, config.prompts.negative, inspects=False)
         start = counter.begin()
-        first = [(prompt, config.sampling.canvas) for prompt in train[:ENCODED]]
-        sampler.prepare([*first, *((prompt, config.evaluation.canvas(config.sampling)) for prompt in heldout[:ENCODED])])
+        held = (heldout[:ENCODED], config.evaluation.canvas(config.sampling))
+        sampler.prepare([(train[:ENCODED], config.sampling.canvas), held])
         self._encoding = counter.lap() - start
         self._encoders = sum(module_bytes(module) for name, module in opened.opened.items() if name not in there)
         if shard > 1 and precision != torch.float32:  # as fully_shard gives them to the forward
