@@ -14,6 +14,7 @@ import typer
 from flowfactory.cli.options import Plugins, Sets, typed_path
 from flowfactory.cli.output import show, warn
 from flowfactory.distributed import environment, launch
+from flowfactory.postponed_imports import without_collections
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
@@ -86,11 +87,12 @@ def _owned_by_first_node(config: RunConfig, wanted: launch.Launch) -> Iterator[d
 
 
 def _train(config: RunConfig, resume: bool) -> None:
-    from rich.console import Console
+    with without_collections():
+        from rich.console import Console
 
-    from flowfactory.distributed.process_group import join_process_group
-    from flowfactory.runs.terminal import Terminal
-    from flowfactory.runs.train import train
+        from flowfactory.distributed.process_group import join_process_group
+        from flowfactory.runs.terminal import Terminal
+        from flowfactory.runs.train import train
 
     with join_process_group(config) as ranks:
         if not ranks.leads:

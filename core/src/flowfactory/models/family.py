@@ -24,6 +24,7 @@ from flowfactory.discovery.installed_version import installed_version
 from flowfactory.discovery.specs import hookimpl
 from flowfactory.errors import UserError
 from flowfactory.models.checkpoint_files import reading
+from flowfactory.models.library_imports import without_peft
 from flowfactory.models.on_meta import check_lora_targets
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.models.resolution import Grid
@@ -347,7 +348,8 @@ class FamilyModel:
             chosen = torch.tensor(list(rows), device=joint.device)
             return self._family.velocity(self._parts, joint[chosen], sigma[chosen], conditions.rows(rows), guidance)
 
-        velocity = flow.forward_by_kind([self._kind(entry) for entry in conditions.entries], forward, self._parts.agree)
+        with without_peft():
+            velocity = flow.forward_by_kind([self._kind(entry) for entry in conditions.entries], forward, self._parts.agree)
         if negative is None:
             return velocity
         without, given = velocity.chunk(2)

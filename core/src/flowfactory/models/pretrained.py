@@ -9,18 +9,20 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from torch import nn
 
+from flowfactory.discovery.installed_version import installed_version
 from flowfactory.errors import UserError
 from flowfactory.models.checkpoint_files import check_file, check_files, read_settings, reading, variants, weight_files
+from flowfactory.models.library_imports import library_class, only_diffusers, reads_text
 from flowfactory.models.loading_report import load_module
 from flowfactory.models.scheduler_settings import check_scheduler
 from flowfactory.models.tokenizers import check_vocabulary, check_vocabulary_files, limit_length, load_tokenizer
+from flowfactory.postponed_imports import settle_imports
 
 LIBRARIES = ("diffusers", "transformers")
 INDEX = "model_index.json"
@@ -45,9 +47,7 @@ class Pretrained:
 
     @cached_property
     def _class(self) -> Any:
-        import diffusers
-
-        return getattr(diffusers, self._pipelines[0])
+        return library_class("diffusers", self._pipelines[0])
 
     @cached_property
     def _index(self) -> tuple[dict[str, Any], str | None]:
@@ -107,11 +107,14 @@ class Pretrained:
 
     def _check_encoders(self) -> None:
         """UserError: a text encoder is of another class than the pipeline calls."""
-        for name, wanted in get_type_hints(self._class.__init__).items():
+        for name, wanted in inspect.get_annotations(self._class.__init__, eval_str=True).items():
             if not name.startswith("text_encoder") or not self.parts.get(name):
                 continue
+            # by name first: to look at the class itself imports transformers, which a run whose prompts are cached does without
+            if self._class_name(self.settings, name) == ("transformers", getattr(wanted, "__name__", "")):
+                continue
             kind = self._kind(name)
-            if isinstance(wanted, type) and not issubclass(kind, wanted):
+            if not issubclass(kind, wanted):
                 told = f"is of the class {kind.__name__}, and a {self._class.__name__} has a {wanted.__name__}"
                 raise UserError(f"{name} of {self.path} {told}; get {INDEX} again")
 
@@ -169,7 +172,8 @@ class Pretrained:
                     self._fit_tokenizers(made, name, encoder)
         known = inspect.signature(self._class).parameters
         settings = {name: value for name, value in self.settings.items() if name in known and not isinstance(value, list)}
-        pipeline = self._class(**settings | dict.fromkeys(there) | given | made)
+        with only_diffusers():
+            pipeline = self._class(**settings | dict.fromkeys(there) | given | made)
         pipeline.register_to_config(_name_or_path=self.path)
         return pipeline
 
@@ -187,16 +191,15 @@ class Pretrained:
             return Path(self.path)
         others = {name: None for name in self.parts if name not in names}
         with reading(self.path):
+            settle_imports("diffusers", "transformers")  # it puts names of files together
             return Path(self._class.download(self.path, variant=self._variant, **others))
 
     def load(self, kind: Any, folder: Path, name: str, dtype: torch.dtype) -> Any:
         """The part ``name`` of class ``kind`` below ``folder``, with its weights in ``dtype``."""
-        from transformers import PreTrainedTokenizerBase, ProcessorMixin
-
         path, source = folder / name, f"{name} of {self.path}"
         if issubclass(kind, nn.Module):
             return load_module(kind, path, source, self._unused.get(name, ()), self._variant_of(path), dtype=dtype)
-        if issubclass(kind, PreTrainedTokenizerBase | ProcessorMixin):
+        if reads_text(kind):
             return load_tokenizer(kind, path, source)
         known = type(kind).__name__ == "DummyObject" or SETTINGS & {base.__name__ for base in kind.__mro__}
         if not known:  # such as a pipeline, or what chooses a class by the files; a dummy names the library that it lacks
@@ -207,10 +210,9 @@ class Pretrained:
     def _kind(self, name: str) -> Any:
         library, named = self._class_name(self.settings, name)
         with reading(f"{name} of {self.path}"):
-            kind = getattr(import_module(library), named, None)
+            kind = library_class(library, named)
         if not isinstance(kind, type) or not hasattr(kind, "from_pretrained"):
-            version = import_module(library).__version__
-            lacking = f"is of the class {named}, which {library} {version} lacks"
+            lacking = f"is of the class {named}, which {library} {installed_version(library)} lacks"
             raise UserError(f"{name} of {self.path} {lacking}; install one that has it")
         return kind
 
