@@ -17,11 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from report import argument_parser, machine, write_results
+
 os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tests" / "shared"))
-
-from report import argument_parser, machine, write_results
 
 REFERENCE = """
 import sys, torch
@@ -42,16 +41,18 @@ sys.exit("no forward")
 RUN = """
 import os, sys
 
-import torch
-from torch.nn.modules.module import register_module_forward_hook
+from flowfactory.cli import main, run
 
-def leave(module, *_):
-    if type(module).__name__ == "FluxTransformer2DModel":
-        os._exit(0)
+train = run._train
 
-register_module_forward_hook(leave)
-from flowfactory.cli.main import main
-main()
+def train_to_the_first_forward(*given):
+    from torch.nn.modules.module import register_module_forward_hook
+
+    register_module_forward_hook(lambda module, *_: os._exit(0) if type(module).__name__ == "FluxTransformer2DModel" else None)
+    train(*given)
+
+run._train = train_to_the_first_forward
+main.main()
 sys.exit("no forward")
 """
 
@@ -95,7 +96,7 @@ def prepare(folder: Path) -> None:
     (folder / "run.yaml").write_text(CONFIG)
     (folder / "prompts.txt").write_text("a cat\na photo of a red circle\na dog\nrain\n")
     make = "import sys; from pathlib import Path; from tiny_flux import flux1; flux1(Path(sys.argv[1]))"
-    shared = [sys.path[-1], os.environ.get("PYTHONPATH", "")]
+    shared = [str(ROOT / "tests" / "shared"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, shared))}
     subprocess.run([sys.executable, "-c", make, str(folder / "checkpoint")], env=environment, check=True)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
@@ -29,15 +29,24 @@ def without_collections() -> Iterator[None]:
             gc.enable()
 
 
+EVERYWHERE = ("Tensor", "nn", "functional", "device", "dtype")
+"""What every release of PyTorch has."""
+
+
 @contextmanager
-def postponed_imports(*packages: str) -> Iterator[None]:
+def postponed_imports(*packages: str, importers: Collection[str] = ()) -> Iterator[None]:
     """Within it ``packages`` are imported by name alone, and in truth as soon as something of theirs is used, then or later.
+
+    Errors are never postponed: the interpreter compares what is raised with the class itself.
 
     Nothing is an instance of a class whose package nobody has imported, so that asking for that imports nothing. A package
     that is imported already is left as it is, and one that is not installed is not found. Afterwards, whoever imports one of
     them gets it as ever.
+
+    Names that are not there are told when they are used. With ``importers``, packages whose names are right, all others are
+    told at once: what they import by name is looked at then, but for what is there EVERYWHERE.
     """
-    finder = _Finder(packages)
+    finder = _Finder(packages, importers)
     sys.meta_path.insert(0, finder)
     try:
         with without_collections():
@@ -48,7 +57,7 @@ def postponed_imports(*packages: str) -> Iterator[None]:
 
 
 def settle_imports(library: str, package: str) -> None:
-    """Put what modules of ``library`` postponed of ``package`` into its place: for who looks at classes rather than uses them."""
+    """Put what modules of ``library`` postponed of ``package`` into its place, for who looks at classes without using them."""
     owners = [module for name, module in list(sys.modules.items()) if name.split(".")[0] == library]
     for owner in owners:
         for name, value in list(vars(owner).items()):
@@ -78,8 +87,15 @@ class _StandIn(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name not in ("__version__", "__all__"):
-            raise AttributeError(name)  # such as __file__, which the import system asks for
+            raise AttributeError(name)
+        if name.endswith("Error") or self._is_looked_at(name, sys._getframe(1).f_globals.get("__name__", "")):
+            return getattr(self.real(), name)
         return _Postponed(self.__name__, name)
+
+    def _is_looked_at(self, name: str, importer: str) -> bool:
+        importers = getattr(self.__loader__, "importers", ())
+        # the import system looks first whether the name is that of a submodule
+        return bool(importers) and name not in EVERYWHERE and importer.split(".")[0] not in (*importers, "importlib")
 
     def real(self) -> ModuleType:
         return _import(self.__name__)
@@ -108,7 +124,7 @@ class _Postponed:
         return self._names[-1]
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") or name.endswith("Error"):
             return getattr(self.real(), name)
         return _Postponed(self._module, *self._names, name)
 
@@ -119,10 +135,10 @@ class _Postponed:
         return (self.real(),)
 
     def __instancecheck__(self, instance: object) -> bool:
-        return _is_imported(self._module) and isinstance(instance, self.real())
+        return _is_imported(self._module.split(".")[0]) and isinstance(instance, self.real())
 
     def __subclasscheck__(self, kind: type) -> bool:
-        return _is_imported(self._module) and issubclass(kind, self.real())
+        return _is_imported(self._module.split(".")[0]) and issubclass(kind, self.real())
 
     def __or__(self, other: Any) -> Any:
         return self.real() | other
@@ -131,21 +147,23 @@ class _Postponed:
         return other | self.real()
 
     def __eq__(self, other: object) -> bool:
-        return bool(self.real() == (other.real() if isinstance(other, _Postponed) else other))
+        if type(other) is _Postponed:
+            return (self._module, self._names) == (other._module, other._names)
+        return bool(self.real() == other)
 
     def __hash__(self) -> int:
-        return hash(self.real())
+        return hash((self._module, self._names))  # typing keeps what it has made of classes by their hash
 
 
 class _Finder(MetaPathFinder, Loader):
     """Finds the ``packages``, and what is within them, and executes nothing."""
 
-    def __init__(self, packages: Sequence[str]) -> None:
-        self._packages = frozenset(packages)
+    def __init__(self, packages: Sequence[str], importers: Collection[str]) -> None:
+        self._packages, self.importers = frozenset(packages), importers
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        root = name.split(".")[0]
-        if root not in self._packages or _is_imported(root):
+        meant = next((package for package in self._packages if f"{name}.".startswith(f"{package}.")), None)
+        if meant is None or _is_imported(meant):
             return None
         others = (finder.find_spec(name, path, target) for finder in sys.meta_path if not isinstance(finder, _Finder))
         real = next((spec for spec in others if spec is not None), None)
@@ -159,7 +177,8 @@ class _Finder(MetaPathFinder, Loader):
         return _StandIn(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        pass
+        if module.__spec__ and module.__spec__.origin:
+            module.__file__ = module.__spec__.origin
 
 
 def _import(name: str) -> ModuleType:
@@ -181,5 +200,5 @@ def _forget_stand_ins(root: str | None = None) -> None:
 
 
 def _is_imported(name: str) -> bool:
-    module = sys.modules.get(name.split(".")[0])
+    module = sys.modules.get(name)
     return module is not None and not isinstance(module, _StandIn)

@@ -234,8 +234,8 @@ class FamilyModel:
     def __init__(self, config: FamilyConfig) -> None:
         self._config, self._family = config, config.family
         self._checkpoint = config.checkpoint
-        self._parts = Parts(None, config, torch.device("cpu"))
-        self._dtype = torch.float32
+        self._parts: Parts  # from load on
+        self._dtype: torch.dtype
 
     @hookimpl
     def load(self, runtime: Runtime) -> Trainable:

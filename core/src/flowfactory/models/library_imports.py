@@ -18,6 +18,7 @@ def only_diffusers() -> AbstractContextManager[None]:
 
 def library_class(library: str, name: str) -> Any:
     """What ``library``, diffusers or transformers, has under ``name``; None where it has nothing."""
+    import_module("torch._C")  # a library is never to be imported over a PyTorch that is postponed
     if library == "diffusers":
         with only_diffusers():
             return getattr(import_module(library), name, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ from flowfactory.postponed_imports import settle_imports
 
 LIBRARIES = ("diffusers", "transformers")
 INDEX = "model_index.json"
+ANY_MODEL = "PreTrainedModel"
+MODELS = re.compile(r".+(Model|For[A-Z]\w+)")
+"""How transformers calls its models, all of which are an ANY_MODEL."""
 SETTINGS = {"SchedulerMixin", "ImageProcessingMixin", "FeatureExtractionMixin"}
 """What parts of a pipeline are that are no modules and no tokenizers: none of these runs code in its folder."""
 
@@ -107,16 +111,23 @@ class Pretrained:
 
     def _check_encoders(self) -> None:
         """UserError: a text encoder is of another class than the pipeline calls."""
-        for name, wanted in inspect.get_annotations(self._class.__init__, eval_str=True).items():
-            if not name.startswith("text_encoder") or not self.parts.get(name):
-                continue
-            # by name first: to look at the class itself imports transformers, which a run whose prompts are cached does without
-            if self._class_name(self.settings, name) == ("transformers", getattr(wanted, "__name__", "")):
-                continue
-            kind = self._kind(name)
-            if not issubclass(kind, wanted):
-                told = f"is of the class {kind.__name__}, and a {self._class.__name__} has a {wanted.__name__}"
-                raise UserError(f"{name} of {self.path} {told}; get {INDEX} again")
+        for name in (name for name, there in self.parts.items() if there and name.startswith("text_encoder")):
+            # by name where that says enough: to look at a class imports transformers, which only encoding takes
+            library, kind = self._class_name(self.settings, name)
+            wanted = getattr(self._annotations.get(name), "__name__", "")
+            if library != "transformers" or (kind != wanted and not (wanted == ANY_MODEL and MODELS.fullmatch(kind))):
+                self._check_encoder(name, self._kind(name))
+
+    def _check_encoder(self, name: str, kind: type) -> None:
+        wanted = self._annotations.get(name)
+        if isinstance(wanted, type) and not issubclass(kind, wanted):
+            told = f"is of the class {kind.__name__}, and a {self._class.__name__} has a {wanted.__name__}"
+            raise UserError(f"{name} of {self.path} {told}; get {INDEX} again")
+
+    @property
+    def _annotations(self) -> Mapping[str, Any]:
+        """What the pipeline's class says of each part; of transformers its classes once one of them was looked at."""
+        return inspect.get_annotations(self._class.__init__, eval_str=True)
 
     def _check_names(self, index: Mapping[str, Any], needed: Collection[str]) -> None:
         read = [name for name, part in index.items() if name.startswith("text_encoder") and part not in (None, [None, None])]
@@ -164,6 +175,8 @@ class Pretrained:
         with said_of_the_path():
             folder = self.fetch(read)
             kinds = {name: self._kind(name) for name in read}
+            for name, kind in kinds.items():
+                self._check_encoder(name, kind) if name.startswith("text_encoder") else None
             for name in read:
                 self._check_part(self.settings, folder, name) if (folder / name).is_dir() else check_files(folder / name)
             made = {name: self.load(kinds[name], folder, name, dtypes.get(name, dtypes["default"])) for name in read}
@@ -204,7 +217,7 @@ class Pretrained:
         known = type(kind).__name__ == "DummyObject" or SETTINGS & {base.__name__ for base in kind.__mro__}
         if not known:  # such as a pipeline, or what chooses a class by the files; a dummy names the library that it lacks
             raise UserError(f"{source} is of the class {kind.__name__}, which is no part of a pipeline; get {INDEX} again")
-        with reading(source):
+        with reading(source), only_diffusers():
             return kind.from_pretrained(path)
 
     def _kind(self, name: str) -> Any:
