@@ -121,7 +121,7 @@ class _Postponed:
 
     @property
     def __name__(self) -> str:
-        return self._names[-1]
+        return str(self._names[-1])
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name.endswith("Error"):
