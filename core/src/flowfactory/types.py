@@ -295,7 +295,7 @@ class Samples:
         )
 
 
-Answer = Mapping[str, Tensor | Future[Tensor]]
+Answer = Mapping[str, "Tensor | Future[Tensor]"]
 """What a reward answers: {label: scores [B]}, a value of which may be on its way."""
 
 

@@ -27,7 +27,7 @@ from flowfactory.rewards.shared_models import load_shared
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.iteration import collect_rollouts
 from flowfactory.training.metrics import Timer
-from flowfactory.training.setup import prepare_prompts
+from flowfactory.training.prompts import prepare_prompts
 from flowfactory.types import Samples
 
 Load = Callable[..., RunConfig]

@@ -29,6 +29,7 @@ from flowfactory.flow.rollout import ask_once
 from flowfactory.models.attention import use_attention
 from flowfactory.models.checkpoint_files import reading
 from flowfactory.models.encoder_dtype import choose_encoder_dtype, round_entry
+from flowfactory.models.library_imports import without_peft
 from flowfactory.models.on_meta import check_lora_targets
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.models.resolution import Grid
@@ -268,8 +269,8 @@ class FamilyModel:
     def __init__(self, config: FamilyConfig) -> None:
         self._config, self._family = config, config.family
         self._checkpoint = config.checkpoint
-        self._parts = Parts(None, config, torch.device("cpu"))
-        self._dtype = torch.float32
+        self._parts: Parts  # from load on
+        self._dtype: torch.dtype
 
     @hookimpl
     def load(self, runtime: Runtime) -> Trainable:
@@ -415,7 +416,8 @@ class FamilyModel:
             return self._family.velocity(parts, chosen, times, conditions.rows(rows), guidance)
 
         kinds = [self._kind(shapes_of(entry)) for entry in conditions.entries]
-        velocity = flow.forward_by_kind(kinds, forward, agree)
+        with without_peft():
+            velocity = flow.forward_by_kind(kinds, forward, agree)
         if negative is None:
             return velocity
         without, given = velocity.chunk(2)

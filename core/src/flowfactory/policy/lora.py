@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfactory.errors import RunError
+from flowfactory.postponed_imports import postponed_imports
 
 if TYPE_CHECKING:
     from peft import LoraConfig as PeftConfig
@@ -30,6 +31,12 @@ def add_adapters(module: nn.Module, config: LoraConfig, targets: Sequence[str], 
     The adapters are float32 whatever the layer's dtype, and their start depends on ``seed`` alone.
     RunError: no layer's name ends in a target.
     """
+    # peft would import bitsandbytes to find out that no layer is one of its, and with transformers losses that take SciPy
+    with postponed_imports("bitsandbytes", "scipy"):
+        return _add_adapters(module, config, targets, seed)
+
+
+def _add_adapters(module: nn.Module, config: LoraConfig, targets: Sequence[str], seed: int) -> list[str]:
     from peft import inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -16,9 +16,10 @@ from flowfactory import stored_weights
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.distributed.sharding import as_shard, local_shard, non_finite, unsharded
 from flowfactory.errors import RunError
-from flowfactory.policy import blocks, lora, quantization
+from flowfactory.policy import blocks, lora
 from flowfactory.policy.float32_islands import keep_in_float32
 from flowfactory.policy.without_autocast import compute_in
+from flowfactory.policy.without_gradients import without_gradients
 from flowfactory.types import Evaluation, Step, Trainable
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class Policy:
         self._ranks, self._whole_to_sample, self._autocast = ALONE, False, True
         self.lora = trainable.training != "full"
         if quantize:
+            from flowfactory.policy import quantization  # whose layers are PyTorch's, which checking a config does without
+
             for module in (*self.modules.values(), *self._frozen.values()):
                 quantization.quantize_blocks(module, trainable.blocks, quantize, precision, device)
         for name, module in self.modules.items():
@@ -229,7 +232,7 @@ class Policy:
         for name, decay in self._averages.items():
             self.update_ema(name, decay(iteration))
 
-    @torch.no_grad()
+    @without_gradients
     def update_ema(self, name: str, decay: float) -> None:
         """Kept ``name`` becomes ``decay`` of itself and the rest of the present weights."""
         kept, present = self._find(name), self._present()
@@ -282,7 +285,7 @@ class Policy:
             raise RunError(f"no weights are kept as {name!r}; keep or average them when the run starts")
         return self._kept[name]
 
-    @torch.no_grad()
+    @without_gradients
     def _copy(self, weights: Mapping[str, Tensor]) -> None:
         # by value: assigning .data moves nothing under FSDP2, which keeps its own view of the shards
         present = self._present()

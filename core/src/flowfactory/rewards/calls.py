@@ -37,9 +37,12 @@ class RewardComponent:
         """See RunSpecs.prepare_reward."""
         self._manager.hook.prepare_reward(device=device)
 
-    @torch.no_grad()
     def compute(self, samples: Samples) -> Answer:
         """See RunSpecs.compute_reward."""
+        with torch.no_grad():
+            return self._compute(samples)
+
+    def _compute(self, samples: Samples) -> Answer:
         before = self._version(samples)
         answers: list[Answer] = self._manager.hook.compute_reward(samples=samples)
         if self._version(samples) != before:

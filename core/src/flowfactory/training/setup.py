@@ -10,8 +10,7 @@ import torch
 
 from flowfactory.config.idle_keys import idle_keys_of_prompts
 from flowfactory.config.precision import with_precision
-from flowfactory.config.schema import RunConfig, reward_weight
-from flowfactory.data import prompts
+from flowfactory.config.schema import RunConfig
 from flowfactory.data.cache_folder import CacheFolder
 from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.distributed.mesh import resolve_device
@@ -23,6 +22,7 @@ from flowfactory.policy.policy import Policy
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.learner import Learner
 from flowfactory.training.plans import EVALUATION, SAMPLING
+from flowfactory.training.prompts import prepare_prompts
 from flowfactory.training.sampler import Sampler
 from flowfactory.types import DTYPES, Prompt, RunInfo, Runtime, Say, Trainable
 
@@ -48,25 +48,6 @@ class Run:
     def learner(self) -> Learner:
         """The owner of the optimizer, made when it is first asked for: what draws alone has none, nor its moments."""
         return Learner(self.policy, self.config.training, self.ranks)
-
-
-def prepare_prompts(
-    config: RunConfig, trains: bool = True, scores: bool = True
-) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-    """The training prompts, none unless it ``trains``, and the held-out ones, none where it neither trains nor ``scores``.
-
-    UserError: they are not what the model takes.
-    """
-    wanted = config.prompts
-    train = prompts.read_prompts(wanted.train, wanted.video_fps) if trains else ()
-    heldout = prompts.read_prompts(wanted.heldout, wanted.video_fps) if wanted.heldout and (trains or scores) else ()
-    prompts.check_media([*train, *heldout], config.model.takes, getattr(config.model, "name", "model"))
-    prompts.check_files(train, config.model, config.sampling.canvas.frames)
-    prompts.check_files(heldout, config.model, config.evaluation.canvas(config.sampling).frames)
-    labels, learned = [*config.rewards, *config.evaluation.rewards], {x for x, r in config.rewards.items() if reward_weight(r)}
-    prompts.check_reward_labels(train, labels, learned)
-    prompts.check_reward_labels(heldout, labels)
-    return train, heldout
 
 
 LARGE = 100_000_000

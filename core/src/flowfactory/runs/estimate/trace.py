@@ -25,9 +25,10 @@ from flowfactory.training.assembly import Assembly
 from flowfactory.training.evaluation import evaluate
 from flowfactory.training.plans import EVALUATION, SAMPLING, sampling_plan
 from flowfactory.training.preflight import gradients_flow
+from flowfactory.training.prompts import prepare_prompts
 from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.sampler import Sampler
-from flowfactory.training.setup import Run, prepare_prompts
+from flowfactory.training.setup import Run
 from flowfactory.training.update import losses
 from flowfactory.types import DTYPES, Runtime, Trajectory
 
