@@ -14,7 +14,7 @@ def find_mates(folder: CacheFolder, ranks: Ranks) -> list[int]:
     if ranks.count == 1:
         return [ranks.rank]
     mark = folder.leave_mark()
-    names = ranks.gather(mark and mark.name)
+    names = ranks.gather(None if mark is None else mark.name)
     seen = {rank for rank, name in enumerate(names) if name is not None and folder.has_mark(name)}
     sights = ranks.gather(seen)
     if mark is not None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from torch.distributed import PrefixStore, distributed_c10d
+from torch.distributed import PrefixStore, distributed_c10d  # type: ignore[attr-defined]
 
 from flowfactory.distributed.ranks import Ranks
 from flowfactory.errors import RunError, UserError
@@ -52,7 +52,7 @@ def do_apart(ranks: Ranks, work: Callable[[Advance], T], watch: Callable[[int], 
         ended = (None, error)
     except _FailedElsewhere:
         pass
-    store.set(str(ranks.rank), pickle.dumps(ended))
+    store.set(str(ranks.rank), pickle.dumps(ended))  # type: ignore[arg-type]
     told = _wait(store, ranks.count, watch)
     for _, failure in told:
         if failure is not None:
@@ -62,7 +62,7 @@ def do_apart(ranks: Ranks, work: Callable[[Advance], T], watch: Callable[[int], 
 
 def _wait(store: PrefixStore, count: int, watch: Callable[[int], None]) -> list[tuple[Any, Exception | None]]:
     """How each rank ended. RunError: for as long as the store waits, none has done anything."""
-    patience = store.timeout.total_seconds()
+    patience = store.timeout.total_seconds()  # type: ignore[attr-defined]
     before, since = None, time.monotonic()
     while True:
         working = [rank for rank in range(count) if not store.check([str(rank)])]

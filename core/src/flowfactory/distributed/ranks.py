@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import torch
@@ -154,9 +155,16 @@ class Ranks:
                 found[i] = tensor
         return [tensor for tensor in found if tensor is not None]
 
-    def shard_module(self, module: nn.Module, blocks: Sequence[nn.Module], dtype: torch.dtype) -> None:
-        """Divide the weights of ``module`` over the ranks, its ``blocks`` one by one; forwards compute in ``dtype``.
+    def shard_module(
+        self,
+        module: nn.Module,
+        blocks: Sequence[nn.Module],
+        dtype: torch.dtype | None = None,
+        exact: Callable[[str], bool] = lambda name: False,
+    ) -> None:
+        """Divide the weights of ``module`` over the ranks, its ``blocks`` one by one.
 
+        Forwards get weights in ``dtype``, but for those whose names are ``exact``, and all as they are where it is None.
         UserError: it cannot be divided.
         """
         from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -166,14 +174,22 @@ class Ranks:
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         on_cuda = self.mesh.device_type == "cuda"
         offload = CPUOffloadPolicy(pin_memory=on_cuda) if self.offload else OffloadPolicy()
-        half = None if dtype == torch.float32 else dtype
         # inputs stay as they are, as without sharding: times would lose digits, and autocast rounds what may be rounded
-        precision = MixedPrecisionPolicy(half, torch.float32 if half else None, cast_forward_inputs=False)
+        as_they_are = MixedPrecisionPolicy(cast_forward_inputs=False)
+        rounded = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False) if dtype else as_they_are
+        # the root too, which would otherwise stay whole after a forward without gradients
+        shard: Any = partial(fully_shard, mesh=self.mesh, offload_policy=offload, reshard_after_forward=True)
         try:
             for part in (*blocks, module):
                 stored_weights.place(part)  # copied into shards at once: no rank has more whole than a block
-                # the root too, which would otherwise stay whole after a forward without gradients
-                fully_shard(part, mesh=self.mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=True)
+                kept = {id(parameter) for name, parameter in module.named_parameters() if dtype and exact(name)}
+                if not any(id(parameter) in kept for parameter in part.parameters()):
+                    shard(part, mp_policy=rounded)
+                    continue
+                # weights that travel together have one dtype, so what stays exact travels for itself
+                if others := [*_parts_without(part, kept)]:
+                    shard(others, mp_policy=rounded)
+                shard(part, mp_policy=as_they_are)
         except ValueError as error:
             raise UserError(f"distributed.shard: {' '.join(str(error).split())}; set it to 1 for this model") from error
         for part in module.modules():
@@ -193,6 +209,20 @@ def _meet(key: str, rank: int, awaited: Sequence[int]) -> None:
     wanted = [f"{key}/{other}" for other in awaited]
     while not store.check(wanted):
         time.sleep(WAIT)
+
+
+def _parts_without(part: nn.Module, kept: Collection[int]) -> Iterator[nn.Module]:
+    """The largest modules inside ``part`` that have weights, none of which is ``kept`` by its id, and that nobody divided."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for child in part.children():
+        if isinstance(child, FSDPModule) or not any(True for _ in child.parameters()):
+            continue
+        holds = any(id(parameter) in kept for parameter in child.parameters())
+        if holds or isinstance(child, nn.ModuleList | nn.ModuleDict):  # which have no forward of their own
+            yield from _parts_without(child, kept)
+        else:
+            yield child
 
 
 def _by_dtype(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

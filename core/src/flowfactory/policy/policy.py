@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +18,7 @@ from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.distributed.sharding import as_shard, local_shard, non_finite, unsharded
 from flowfactory.errors import RunError
 from flowfactory.policy import blocks, lora
-from flowfactory.policy.float32_islands import keep_in_float32
+from flowfactory.policy.float32_islands import is_island, keep_in_float32
 from flowfactory.policy.without_autocast import compute_in
 from flowfactory.policy.without_gradients import without_gradients
 from flowfactory.types import Evaluation, Step, Trainable
@@ -111,7 +112,7 @@ class Policy:
         self._ranks, self._whole_to_sample, self._autocast = ranks, whole_to_sample, training.autocast
         for module in self.modules.values():
             blocks.checkpoint_blocks(module, self._blocks, training.activation_checkpointing)
-        for module in (*self.modules.values(), *self._frozen.values()):
+        for name, module in {**self.modules, **self._frozen}.items():
             if self._precision != torch.float32:
                 keep_in_float32(module)
                 if not training.autocast:
@@ -125,7 +126,9 @@ class Policy:
                     stored_weights.place(part)
                     part.to(self.device)
             else:
-                ranks.shard_module(module, found, self._precision)
+                # what is frozen is stored in the precision already, and adapters are small
+                rounded = None if self.lora or name in self._frozen or self._precision == torch.float32 else self._precision
+                ranks.shard_module(module, found, rounded, partial(is_island, module))
 
     @property
     def has_experts(self) -> bool:

@@ -101,7 +101,7 @@ class Terminal:
             console=self._console,
             speed_estimate_period=STEADY,
         )
-        self._bar.add_task("", total=total, completed=completed, **fields)
+        self._bar.add_task("", total=total, completed=completed, **fields)  # type: ignore[arg-type]
         self._bar.start()
 
     def close(self) -> None:

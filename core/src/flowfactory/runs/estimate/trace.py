@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from flowfactory.data import batches
 from flowfactory.distributed.ranks import ALONE
 from flowfactory.experience import Experience
+from flowfactory.policy.float32_islands import is_island
 from flowfactory.policy.policy import Policy
 from flowfactory.runs.estimate.fake_tensors import to_fake
 from flowfactory.runs.estimate.reckoning import Traced
@@ -83,8 +84,10 @@ class Trace:
         self._encoding = counter.lap() - start
         self._encoders = sum(module_bytes(module) for name, module in opened.opened.items() if name not in there)
         if shard > 1 and precision != torch.float32:  # as fully_shard gives them to the forward
-            for module in policy.modules.values():
-                module.to(precision)
+            for module in () if policy.lora else policy.modules.values():
+                for name, parameter in module.named_parameters():
+                    if not is_island(module, name):
+                        parameter.data = parameter.data.to(precision)
         policy.distribute(ALONE, config.training.model_copy(update={"compile": False}))
         for module in (*trainable.modules.values(), *trainable.frozen.values()):
             replace_tensors(module, lambda tensor: to_fake(tensor, fake))  # what a model brings with its numbers

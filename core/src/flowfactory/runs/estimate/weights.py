@@ -70,7 +70,8 @@ class Weights:
             return _storage_of_quantized(parameter, kind if id(parameter) in packed else None)
 
         def gathered(parameter: Tensor) -> float:
-            cast_down = parameter.is_floating_point() and id(parameter) not in packed and compute != torch.float32
+            rounded = parameter.requires_grad and not policy.lora and compute != torch.float32
+            cast_down = rounded and parameter.is_floating_point() and id(parameter) not in packed
             return parameter.numel() * compute.itemsize if cast_down else stored(parameter)
 
         named = {**policy.modules, **trainable.frozen}
