@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,15 +27,26 @@ FILE = "pytorch_lora_weights.safetensors"
 FIRST = "transformer"
 
 
-def add_adapters(module: nn.Module, config: LoraConfig, targets: Sequence[str], seed: int) -> list[str]:
+@dataclass
+class Merging:
+    """Whether adapters may be added to the weights where that rounds them. Shared by the layers of a policy."""
+
+    allowed: bool = False
+
+
+def add_adapters(
+    module: nn.Module, config: LoraConfig, targets: Sequence[str], seed: int, merging: Merging | None = None
+) -> list[str]:
     """The names of the layers that got an adapter; the rest of ``module`` is frozen.
 
-    The adapters are float32 whatever the layer's dtype, and their start depends on ``seed`` alone.
-    RunError: no layer's name ends in a target.
+    The adapters are float32 whatever the layer's dtype, and their start depends on ``seed`` alone. ``merging`` tells them
+    when they may be merged; never where it is left out. RunError: no layer's name ends in a target.
     """
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
+
+    from flowfactory.policy.adapted_linear import adapt_linear_layers
 
     module.requires_grad_(False)
     wanted = list(targets if config.targets is None else config.targets)
@@ -57,6 +69,7 @@ def add_adapters(module: nn.Module, config: LoraConfig, targets: Sequence[str], 
         if "lora_" in name:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
+    adapt_linear_layers(module, merging or Merging())
     # what diffusers' own add_adapter leaves behind, and its save and fuse methods look for
     module.peft_config = {ADAPTER: peft_config}  # type: ignore[assignment]
     module._hf_peft_config_loaded = True  # type: ignore[assignment]

@@ -75,7 +75,8 @@ class Trace:
         there = set(opened.opened)
         self._known = TracedConditions(assembly.hooks.encode)
         known = cast(Any, self._known)
-        sampler = Sampler(assembly.hooks, policy, known, trainable, config.prompts.negative, inspects=False)
+        merges = config.sampling.merge_adapters == "auto"
+        sampler = Sampler(assembly.hooks, policy, known, trainable, config.prompts.negative, inspects=False, merges=merges)
         start = counter.begin()
         first = [(prompt, config.sampling.canvas) for prompt in train[:ENCODED]]
         sampler.prepare([*first, *((prompt, config.evaluation.canvas(config.sampling)) for prompt in heldout[:ENCODED])])
