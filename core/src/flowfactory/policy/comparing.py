@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 import torch
@@ -34,6 +34,8 @@ class Ahead:
 
     device: torch.device | None = None
     held: deque[tuple[torch.Size, dict[Place, Evaluation]]] = field(default_factory=deque)
+    bytes: int = 0
+    """Of all that was held."""
 
     def hold(self, number: int, step: Step, found: Mapping[Place, Evaluation]) -> None:
         """Hold what was ``found`` for comparison ``number``, which is at ``step``."""
@@ -42,7 +44,9 @@ class Ahead:
         shape, known = self.held[number]
         if shape != step.latents.shape:
             raise RunError(OTHERS)
-        known |= {place: to_device(evaluation.detach(), self.device) for place, evaluation in found.items()}
+        for place, evaluation in found.items():
+            known[place] = to_device(evaluation.detach(), self.device)
+            self.bytes += sum(tensor.nbytes for tensor in _tensors(evaluation))
 
     def take(self, step: Step) -> dict[Place, Evaluation]:
         """What is held for the next comparison, which is at ``step``, on its device."""
@@ -64,5 +68,11 @@ def to_device(evaluation: Evaluation, device: torch.device | None) -> Evaluation
     """The evaluation on ``device``; as it is where none is given."""
     if device is None:
         return evaluation
+    names = (each.name for each in fields(evaluation))
+    tensors = {name: value.to(device) for name in names if (value := getattr(evaluation, name)) is not None}
+    return replace(evaluation, **tensors)
+
+
+def _tensors(evaluation: Evaluation) -> Iterator[torch.Tensor]:
     values = (getattr(evaluation, each.name) for each in fields(evaluation))
-    return Evaluation(*(None if value is None else value.to(device) for value in values))  # type: ignore[arg-type]
+    return (value for value in values if value is not None)

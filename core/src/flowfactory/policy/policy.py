@@ -207,6 +207,11 @@ class Policy:
         finally:
             self._ahead = Ahead()
 
+    @property
+    def bytes_ahead(self) -> int:
+        """Within :meth:`comparing`, how much what was evaluated first takes together."""
+        return self._ahead.bytes
+
     def _evaluate_ahead(self, name: str, comparisons: Comparisons) -> None:
         present, version = self._version, self._find(name).version
         with torch.no_grad(), self.using(name):
