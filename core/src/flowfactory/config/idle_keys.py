@@ -22,6 +22,9 @@ def idle_keys(config: RunConfig) -> Iterator[str]:
         if decay is not None:
             yield from _average(f"{place}.ema", decay, config.training.iterations)
     yield from _guidance(config)
+    if config.sampling.merge_adapters == "never" and (config.model.train == "full" or config.training.precision == "float32"):
+        why = "with model.train: full, which has no adapters" if config.model.train == "full" else "in float32, which is exact"
+        yield f"sampling.merge_adapters does nothing {why}; leave it out"
     if config.prompts.video_fps == "keep" and not config.model.takes.video[1]:
         yield "prompts.video_fps does nothing with this model, which takes no video; leave it out"
     for label, reward in config.evaluation.rewards.items():
