@@ -62,7 +62,7 @@ class Policy:
         self._frozen = dict(trainable.frozen)
         self.adapted: list[str] = []
         self._merging = lora.Merging()
-        self._trained: dict[str, nn.Parameter] | None = None
+        self._named: dict[str, nn.Parameter] = {}
         self._ahead = Ahead()
         self._evaluate, self._drops_graphs = evaluate, False
         self.device, self._precision = device, precision
@@ -106,7 +106,7 @@ class Policy:
                 module.to(self.device)
             else:
                 ranks.shard_module(module, blocks.find_blocks(module, self._blocks), self._precision)
-        self._trained = None  # shards have taken the place of the parameters
+        self._named = {}  # shards have taken the place of the parameters
 
     @property
     def has_experts(self) -> bool:
@@ -117,14 +117,13 @@ class Policy:
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name."""
         # found once: to go through the modules of a large transformer takes as long as a short forward
-        if self._trained is None:
-            self._trained = {
+        if not self._named:
+            self._named = {
                 f"{name}.{key}": parameter
                 for name, module in self.modules.items()
                 for key, parameter in module.named_parameters()
-                if parameter.requires_grad
             }
-        return self._trained
+        return {key: parameter for key, parameter in self._named.items() if parameter.requires_grad}
 
     @contextmanager
     def sampling_weights(self, name: str | None) -> Iterator[None]:
