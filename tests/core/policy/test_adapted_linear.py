@@ -10,17 +10,18 @@ from torch import Tensor, nn
 from flowfactory.config.component import LoraConfig
 from flowfactory.policy import lora
 from flowfactory.policy.adapted_linear import AdaptedLinear
+from flowfactory.policy.merging import Merging
 from flowfactory.policy.quantization import Int8Linear
 
-Make = Callable[..., tuple[AdaptedLinear, lora.Merging]]
+Make = Callable[..., tuple[AdaptedLinear, Merging]]
 IN, OUT = 12, 20
 
 
 @pytest.fixture
 def make() -> Make:
-    def made(dtype: torch.dtype = torch.float32, bias: bool = True) -> tuple[AdaptedLinear, lora.Merging]:
+    def made(dtype: torch.dtype = torch.float32, bias: bool = True) -> tuple[AdaptedLinear, Merging]:
         torch.manual_seed(0)
-        merging, module = lora.Merging(), nn.Sequential(nn.Linear(IN, OUT, bias=bias).to(dtype))
+        merging, module = Merging(), nn.Sequential(nn.Linear(IN, OUT, bias=bias).to(dtype))
         lora.add_adapters(module, LoraConfig(rank=3, alpha=7.5), ("0",), 1, merging)
         layer = module[0]
         assert isinstance(layer, AdaptedLinear)

@@ -73,9 +73,14 @@ class Hooks:
                 raise UserError(f"{values}; give one value a sample, [b], and leave the mean to core")
             yield loss
 
+    @property
+    def names_comparisons(self) -> bool:
+        """Whether the algorithm says what its updates compare."""
+        return bool(self._hook.comparisons.get_hookimpls())
+
     def comparisons(self, experience: Experience) -> Iterator[Comparison]:
         """See RunSpecs.comparisons; none where no algorithm names them."""
-        if not self._hook.comparisons.get_hookimpls():
+        if not self.names_comparisons:
             return
         for asked in self._ask("comparisons", Iterable, experience=experience):
             step, kept = self._expect("comparisons", asked, tuple, "yielded")

@@ -14,7 +14,7 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from flowfactory.policy.lora import Merging
+from flowfactory.policy.merging import Merging
 
 
 class AdaptedLinear(PeftLinear):  # type: ignore[misc]

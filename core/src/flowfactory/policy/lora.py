@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from flowfactory.distributed.sharding import full_tensor
 from flowfactory.errors import RunError
+from flowfactory.policy.merging import Merging
 
 if TYPE_CHECKING:
     from peft import LoraConfig as PeftConfig
@@ -25,13 +25,6 @@ if TYPE_CHECKING:
 ADAPTER = "default"
 FILE = "pytorch_lora_weights.safetensors"
 FIRST = "transformer"
-
-
-@dataclass
-class Merging:
-    """Whether adapters may be added to the weights where that rounds them. Shared by the layers of a policy."""
-
-    allowed: bool = False
 
 
 def add_adapters(

@@ -19,6 +19,7 @@ from flowfactory.distributed.sharding import as_shard, full_tensor, local_shard,
 from flowfactory.errors import RunError
 from flowfactory.policy import blocks, lora, quantization
 from flowfactory.policy.comparing import OTHERS, Ahead, At, Comparisons, Place
+from flowfactory.policy.merging import Merging
 from flowfactory.types import Evaluation, Step, Trainable
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Policy:
         self.modules = dict(trainable.modules)
         self._frozen = dict(trainable.frozen)
         self.adapted: list[str] = []
-        self._merging = lora.Merging()
+        self._merging = Merging()
         self._named: dict[str, nn.Parameter] = {}
         self._ahead = Ahead()
         self._evaluate, self._drops_graphs = evaluate, False
@@ -193,9 +194,8 @@ class Policy:
         gone through once for each. Nothing is where they name none that differ from the present ones. RunError: others come.
         """
         first = next(iter(comparisons()), None)
-        weights = {} if first is None else {self._find(at.weights).version: at.weights for at in first[1].values()}
-        if first is not None and all(self.is_present(at, first[0]) for at in first[1].values()):
-            weights = {}
+        others = [] if first is None else [at.weights for at in first[1].values() if not self.is_present(at, first[0])]
+        weights = {self._find(name).version: name for name in others}
         self._ahead = Ahead(device)
         try:
             for name in weights.values():

@@ -36,7 +36,8 @@ def losses(run: Run, rollouts: Rollouts, rows: Sequence[int], epoch: int) -> Ite
     hooks, policy = run.assembly.hooks, run.policy
 
     def comparisons() -> Iterator[Comparison]:
-        for piece, _ in rollouts.micro_batches(units, size, epoch):
+        # without names nothing is asked for, nor exchanged among the ranks
+        for piece, _ in rollouts.micro_batches(units, size, epoch) if hooks.names_comparisons else ():
             yield from hooks.comparisons(piece)
 
     with policy.comparing(comparisons, rollouts.experience.latents.device):
