@@ -46,7 +46,8 @@ class AdaptedLinear(PeftLinear):  # type: ignore[misc]
     def _pays(self, x: Tensor) -> bool:
         """Whether x [..., in] has so many rows that one sum of [out, in] costs less than a product with A and B for each."""
         rows, inputs, outputs = x.numel() // self.in_features, int(self.in_features), int(self.out_features)
-        return rows * (inputs + outputs) > inputs * outputs
+        pays: bool = rows * (inputs + outputs) > inputs * outputs
+        return pays
 
 
 def adapt_linear_layers(module: nn.Module, merging: Merging) -> None:
