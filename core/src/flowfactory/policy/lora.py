@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfactory.errors import RunError
+from flowfactory.policy.merging import Merging
 from flowfactory.postponed_imports import postponed_imports
 
 if TYPE_CHECKING:
@@ -25,20 +26,26 @@ FIRST = "transformer"
 """The pipeline's first transformer; and what diffusers wants before each name, whichever transformer it loads them into."""
 
 
-def add_adapters(module: nn.Module, config: LoraConfig, targets: Sequence[str], seed: int) -> list[str]:
+def add_adapters(
+    module: nn.Module, config: LoraConfig, targets: Sequence[str], seed: int, merging: Merging | None = None
+) -> list[str]:
     """The names of the layers that got an adapter; the rest of ``module`` is frozen.
 
-    The adapters are float32 whatever the layer's dtype, and their start depends on ``seed`` alone.
-    RunError: no layer's name ends in a target.
+    The adapters are float32 whatever the layer's dtype, and their start depends on ``seed`` alone. ``merging`` tells them
+    when they may be merged; never where it is left out. RunError: no layer's name ends in a target.
     """
     # peft would import bitsandbytes to find out that no layer is one of its, and with transformers losses that take SciPy
     with postponed_imports("bitsandbytes", "scipy"):
-        return _add_adapters(module, config, targets, seed)
+        return _add_adapters(module, config, targets, seed, merging)
 
 
-def _add_adapters(module: nn.Module, config: LoraConfig, targets: Sequence[str], seed: int) -> list[str]:
+def _add_adapters(
+    module: nn.Module, config: LoraConfig, targets: Sequence[str], seed: int, merging: Merging | None
+) -> list[str]:
     from peft import inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
+
+    from flowfactory.policy.adapted_linear import adapt_linear_layers
 
     module.requires_grad_(False)
     wanted = list(targets if config.targets is None else config.targets)
@@ -62,6 +69,7 @@ def _add_adapters(module: nn.Module, config: LoraConfig, targets: Sequence[str],
         if "lora_" in name:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
+    adapt_linear_layers(module, merging or Merging())
     # what diffusers' own add_adapter leaves behind, and its save and fuse methods look for
     module.peft_config = {ADAPTER: peft_config}  # type: ignore[assignment]
     module._hf_peft_config_loaded = True  # type: ignore[assignment]

@@ -103,7 +103,8 @@ def prepare_run(
     tell = assembly.hooks.prompts_encoded if ranks.leads else _tell_nobody
     cache = EncodeCache(assembly.hooks.encode, trainable.encoding, folder, device, trainable.canvas_matters, ranks, tell)
     on_host = config.sampling.keep_on == "host"
-    sampler = Sampler(assembly.hooks, policy, cache, trainable, config.prompts.negative, on_host, ranks)
+    merges = config.sampling.merge_adapters == "auto"
+    sampler = Sampler(assembly.hooks, policy, cache, trainable, config.prompts.negative, on_host, ranks, merges=merges)
     heldout_canvas = config.evaluation.canvas(config.sampling)
     wanted = [(train, config.sampling.canvas), (heldout, heldout_canvas)]
     encoded = sampler.prepare([*wanted, (drawn, heldout_canvas)])
