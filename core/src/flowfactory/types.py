@@ -71,11 +71,16 @@ class Conditions:
         """The tensors called ``key`` as one batch [B, ...]."""
         return torch.stack([entry[key] for entry in self.entries])
 
-    def pad(self, key: str) -> tuple[Tensor, Tensor]:
-        """The tensors called ``key`` [L_i, ...] as one batch [B, L, ...] with zeros behind, and what of it is theirs [B, L]."""
+    def pad(self, key: str, multiple: int = 1) -> tuple[Tensor, Tensor]:
+        """The tensors called ``key`` [L_i, ...] as one batch [B, L, ...] with zeros behind, and what of it is theirs [B, L].
+
+        L is the length of the longest, and of more where that is no ``multiple``.
+        """
         tensors = [entry[key] for entry in self.entries]
         lengths = torch.tensor([len(tensor) for tensor in tensors], device=tensors[0].device)
         batch = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+        if missing := -batch.shape[1] % multiple:
+            batch = torch.cat([batch, batch.new_zeros(len(batch), missing, *batch.shape[2:])], dim=1)
         return batch, torch.arange(batch.shape[1], device=batch.device) < lengths[:, None]
 
 
@@ -283,11 +288,13 @@ class Runtime:
     """Where a model is to run, and the dtype its frozen weights are stored in.
 
     ``agree``: the kinds of forward that all ranks go through together, of those that it needs; for ``flow.forward_by_kind``.
+    ``context``: the ranks that share a forward, which is to have a multiple of as many tokens.
     """
 
     device: torch.device
     dtype: torch.dtype
     agree: Callable[[Sequence[Hashable]], Sequence[Hashable]] = as_they_are
+    context: int = 1
 
 
 @dataclass(frozen=True)

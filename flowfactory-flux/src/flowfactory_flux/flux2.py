@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt, Takes, UserError, models
-from flowfactory.models import Entry, Family, FamilyConfig, Parts
+from flowfactory.models import Entry, Family, FamilyConfig, Grid, Parts
 from flowfactory_flux.common import embed_guidance, embeds_guidance, grid, never_guided
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ class Flux2Config(FamilyConfig):
     known_as: ClassVar[tuple[str, ...]] = ("flux.2", "flux-2", "flux2-dev", "flux.2-dev")
 
     family: ClassVar[Family] = FLUX2
+    context_parallel = True
     takes: ClassVar[Takes] = Takes(images=(0, 10))
 
     max_sequence_length: int = Field(512, ge=1, le=100_000, description="tokens of the text encoder")
@@ -165,3 +166,8 @@ class Flux2Config(FamilyConfig):
         _, tokenizer = self.checkpoint.config("").get("tokenizer", (None, None))
         if tokenizer == "PixtralProcessor" and find_spec("torchvision") is None:
             raise ValueError("model: the tokenizer of this checkpoint needs torchvision; pip install 'flowfactory-flux[flux2]'")
+
+    def check_context(self, run: RunConfig, grid: Grid) -> None:
+        """As every family's, and the tokens of text can be divided too."""
+        super().check_context(run, grid)
+        models.check_text(run.distributed.context, "max_sequence_length", self.max_sequence_length)

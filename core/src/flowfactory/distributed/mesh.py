@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
+from flowfactory.distributed.context import make_context
 from flowfactory.distributed.ranks import Ranks
 from flowfactory.errors import UserError
 
@@ -51,4 +52,4 @@ def make_ranks(config: RunConfig, rank: int, count: int, local: int) -> Ranks:
         device = resolve_device(config.device, local).type
         mesh = init_device_mesh(device, (replicate, shard), mesh_dim_names=("replicate", "shard"))
         mesh = mesh["shard"] if replicate == 1 else mesh
-    return Ranks(rank, count, local, mesh, offload)
+    return Ranks(rank, count, local, mesh, offload, make_context(config.distributed, rank, count))

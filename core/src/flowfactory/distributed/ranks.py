@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from flowfactory.distributed.context import Context
 from flowfactory.distributed.partition import Rows
 from flowfactory.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -25,7 +29,8 @@ class Ranks:
     """This process's place among ``count``; alone, it does all the work and every exchange is with itself.
 
     ``mesh`` has the dimensions replicate and shard, or shard alone; None where every rank holds whole weights.
-    ``local`` counts the ranks of this machine.
+    ``local`` counts the ranks of this machine. ``context``: those that share each forward of the same samples, see
+    :attr:`workers`. ``group``: the ranks that are counted here; all where it is None.
     """
 
     rank: int = 0
@@ -33,6 +38,25 @@ class Ranks:
     local: int = 0
     mesh: DeviceMesh | None = None
     offload: bool = False
+    context: Context | None = None
+    group: ProcessGroup | None = None
+
+    @property
+    def workers(self) -> Ranks:
+        """The ranks that samples are dealt to: one of each context, of the same place in it as this one.
+
+        All places of a context do the same, so that whatever comes of it decides nothing for one of them alone. They share
+        neither ``context`` nor the word: ``leads`` is for all ranks together.
+        """
+        if self.context is None:
+            return self
+        size = self.context.count
+        return replace(self, rank=self.rank // size, count=self.count // size, context=None, group=self.context.across)
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this rank does what its context is to do once, such as to have samples scored."""
+        return self.context is None or self.context.rank == 0
 
     @property
     def leads(self) -> bool:
@@ -44,7 +68,7 @@ class Ranks:
         if self.count == 1:
             return [value]
         found: list[T] = [value] * self.count
-        dist.all_gather_object(found, value)
+        dist.all_gather_object(found, value, group=self.group)
         return found
 
     def broadcast(self, value: T) -> T:
@@ -52,7 +76,7 @@ class Ranks:
         if self.count == 1:
             return value
         found = [value]
-        dist.broadcast_object_list(found, src=0)
+        dist.broadcast_object_list(found, group=self.group, group_src=0)
         return found[0]
 
     def any(self, flag: bool) -> bool:
@@ -72,7 +96,7 @@ class Ranks:
         digest = hashlib.blake2b(repr(own).encode(), digest_size=7).digest()
         mine = torch.tensor([int.from_bytes(digest, "little")])
         digests = [torch.empty_like(mine) for _ in range(self.count)]
-        dist.all_gather(digests, mine)
+        dist.all_gather(digests, mine, group=self.group)
         if all(torch.equal(other, mine) for other in digests):
             return own
         return sorted(set().union(*self.gather(own)), key=repr)
@@ -83,7 +107,7 @@ class Ranks:
             return
         for same in _by_dtype(tensors):
             flat = torch.cat([tensor.flatten() for tensor in same])
-            dist.all_reduce(flat)
+            dist.all_reduce(flat, group=self.group)
             torch._foreach_copy_(same, [part.view_as(own) for own, part in zip(same, _parts(flat, same), strict=True)])
 
     def norm(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -116,7 +140,7 @@ class Ranks:
         sent = tensor[order].contiguous().view(-1).view(torch.uint8)
         got = sent.new_empty(len(mine) * size)
         comes = [sources.count(rank) * size for rank in range(self.count)]
-        dist.all_to_all_single(got, sent, comes, [len(places) * size for places in leaves])
+        dist.all_to_all_single(got, sent, comes, [len(places) * size for places in leaves], group=self.group)
         return got.view(tensor.dtype).view(len(mine), *tensor.shape[1:])[torch.tensor(arrives).argsort()]
 
     def shard_module(self, module: nn.Module, blocks: Sequence[nn.Module], dtype: torch.dtype) -> None:

@@ -24,6 +24,7 @@ from flowfactory.discovery.installed_version import installed_version
 from flowfactory.discovery.specs import hookimpl
 from flowfactory.errors import UserError
 from flowfactory.models.checkpoint_files import reading
+from flowfactory.models.context_checks import check_canvases, check_heads
 from flowfactory.models.on_meta import check_lora_targets
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.models.resolution import Grid
@@ -53,13 +54,14 @@ Entry = Mapping[str, Tensor]
 class Parts:
     """What the functions of a family work on: the pipeline with the parts that are open, the model's options, the device.
 
-    ``agree``: see :class:`~flowfactory.types.Runtime`.
+    ``agree``, ``context``: see :class:`~flowfactory.types.Runtime`.
     """
 
     pipeline: Any
     options: Any
     device: torch.device
     agree: Callable[[Sequence[Hashable]], Sequence[Hashable]] = as_they_are
+    context: int = 1
 
 
 def linear_guidance(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: Tensor) -> Tensor:
@@ -199,11 +201,19 @@ class FamilyConfig(ModelConfig):
         grid.check("evaluation", evaluation.size, evaluation.frames)
         if grid.stride is not None and run.sampling.frames is None:
             raise ValueError(f"sampling.frames is missing: this model draws videos of 1 + a multiple of {grid.stride} frames")
+        if run.distributed.context > 1 and self.context_parallel:
+            self.check_context(run, grid)
         if self.checkpoint.config(""):
             self.check_targets()
         for section, guidance in (("sampling", run.sampling.guidance), ("evaluation", evaluation.guidance)):
             if guidance is not None:
                 self.check_guidance(section, guidance)
+
+    def check_context(self, run: RunConfig, grid: Grid) -> None:
+        """Raise ValueError where heads or tokens cannot be divided over the ranks that share a forward. Reads configs alone."""
+        known = {name: self.checkpoint.config(name).get("num_attention_heads") for name in self.family.transformers}
+        check_heads(run.distributed.context, {name: heads for name, heads in known.items() if heads})
+        check_canvases(run, grid)
 
     def check_targets(self) -> None:
         """Raise ValueError where ``train`` names a LoRA target that no layer has. Reads configs, no weights."""
@@ -250,7 +260,7 @@ class FamilyModel:
         self._checkpoint.require((*family.needed, *trained))
         # weights that train are the master weights, and must not be rounded on the way in
         pipeline = self._checkpoint.open(kept, self._dtypes(kept, trained if self._config.train == "full" else ()))
-        self._parts = Parts(pipeline, self._config, runtime.device, runtime.agree)
+        self._parts = Parts(pipeline, self._config, runtime.device, runtime.agree, runtime.context)
         _freeze([pipeline.vae], self._device(self._config.decoder_on))
         if self._config.tiling:
             if not hasattr(pipeline.vae, "enable_tiling"):

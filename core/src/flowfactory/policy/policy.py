@@ -102,6 +102,11 @@ class Policy:
         self._ranks, self._whole_to_sample = ranks, whole_to_sample
         for module in self.modules.values():
             blocks.checkpoint_blocks(module, self._blocks, training.activation_checkpointing)
+        if ranks.context is not None:
+            from flowfactory.policy.context_parallel import divide_tokens
+
+            for module in (*self.modules.values(), *self._frozen.values()):
+                divide_tokens(module, ranks.context)
         for module in (*self.modules.values(), *self._frozen.values()):
             if training.compile:
                 blocks.compile_blocks(module, self._blocks)

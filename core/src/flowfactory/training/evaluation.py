@@ -55,14 +55,15 @@ def evaluate(
     plan = evaluation_plan(assembly, config, batch.keys)
     batch_size = chosen.batch_size or sampling.batch_size
     kept, started, left = [], [], len(batch.keys) if keep is None else keep
-    for rows in split_whole_groups(batch, batch_size * ranks.count):
+    workers = ranks.workers
+    for rows in split_whole_groups(batch, batch_size * workers.count):
         part = batch.rows(rows)
         conditions = sampler.conditions(part.prompts, plan.guidance, plan.canvas)
         drawn = roll_out(sampler, part, conditions, plan.rows(rows), batch_size, ranks)
         if score:
-            reward_ranks = config.distributed.count_reward_ranks(ranks.count)
+            reward_ranks = config.distributed.count_reward_ranks(workers.count)
             started.append(score_on_ranks(assembly.evaluation_rewards, drawn, part, ranks, reward_ranks, sampler.frame_rate))
         first = range(min(left, len(rows)))
-        kept.append(ranks.exchange(drawn.trajectory.media, drawn.held, [first, *[()] * (ranks.count - 1)]).cpu())
+        kept.append(workers.exchange(drawn.trajectory.media, drawn.held, [first, *[()] * (workers.count - 1)]).cpu())
         left -= len(first)
     return EvaluationResult(torch.cat(kept), batch.texts, gather_scores(started, ranks) if score else {})

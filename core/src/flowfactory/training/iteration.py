@@ -21,19 +21,19 @@ from flowfactory.training.update import update
 
 def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     """The samples of an iteration: sample, reward, advantage."""
-    config, ranks = run.config, run.ranks
+    config, ranks, workers = run.config, run.ranks, run.ranks.workers
     batch = batches.make_batch(
         batches.prompts_of_iteration(run.train, iteration, config.sampling.groups, config.seed), config.sampling.group_size
     )
     plan = sampling_plan(run.assembly, config, iteration, batch.keys)
     known = run.sampler.conditions(batch.prompts, max(plan.guidance, plan.teacher_guidance), plan.canvas)
     pieces, started, batch_size = [], [], config.sampling.batch_size
-    held: list[list[int]] = [[] for _ in range(ranks.count)]
-    for rows in batches.split_whole_groups(batch, batch_size * ranks.count):
+    held: list[list[int]] = [[] for _ in range(workers.count)]
+    for rows in batches.split_whole_groups(batch, batch_size * workers.count):
         with timer("sample"):
             drawn = roll_out(run.sampler, batch.rows(rows), known.rows(rows), plan.rows(rows), batch_size, ranks)
         with timer("reward"):
-            reward_ranks = config.distributed.count_reward_ranks(ranks.count)
+            reward_ranks = config.distributed.count_reward_ranks(workers.count)
             started.append(
                 score_on_ranks(run.assembly.rewards, drawn, batch.rows(rows), ranks, reward_ranks, run.sampler.frame_rate)
             )
@@ -42,7 +42,7 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
         held = [[*before, *(rows[i] for i in now)] for before, now in zip(held, drawn.held, strict=True)]
     with timer("reward"):
         rewards = gather_scores(started, ranks)
-    trajectory = concatenate(pieces, known.rows(held[ranks.rank]))
+    trajectory = concatenate(pieces, known.rows(held[workers.rank]))
     chosen = config.advantages
     advantage = advantages(rewards, reward_weights(config), batch.groups, chosen.aggregate, chosen.spread, chosen.clip)
     experience = Experience(
@@ -83,7 +83,7 @@ def iterate(run: Run, iteration: int, check: Callable[[Rollouts], None] | None =
     deviation = rollouts.sampling_deviation
     return {
         **statistics.reward_metrics(rewards, supplied, groups),
-        **update_metrics.metrics(run.ranks),
+        **update_metrics.metrics(run.ranks.workers),
         **({} if deviation is None else {"ratio/sampling_deviation": deviation}),
         "grad_norm": sum(norms) / len(norms),
         "lr": run.learner.rate,

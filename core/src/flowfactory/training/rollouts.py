@@ -34,8 +34,8 @@ def roll_out(
     UserError: what was drawn is not of the form that ``plan`` asks for. RunError: it is not finite on some rank. A joint
     work of the ranks.
     """
-    held = split_with_padding(range(len(plan.keys)), ranks.count)
-    mine = held[ranks.rank]
+    held = split_with_padding(range(len(plan.keys)), ranks.workers.count)
+    mine = held[ranks.workers.rank]
     own = conditions.rows(mine)
     drawn = sampler.draw(own, plan.rows(mine), batch_size)
     if sampler.inspects:
@@ -66,10 +66,10 @@ class Rollouts:
 
     def redistribute(self, wanted: Rows, epoch: int = 0) -> Experience:
         """The samples ``wanted[rank]``, whole, from where they are; a joint work of the ranks."""
-        mine, whole = list(wanted[self.ranks.rank]), self.experience
+        mine, whole = list(wanted[self.ranks.workers.rank]), self.experience
 
         def moved(tensor: Tensor) -> Tensor:
-            return self.ranks.exchange(tensor, self._held, wanted)
+            return self.ranks.workers.exchange(tensor, self._held, wanted)
 
         conditions = whole.conditions.rows(mine)
         return replace(
@@ -96,17 +96,18 @@ class Rollouts:
         if kept is None or fresh is None:
             return
         there = {row for rows in shown for row in rows}
-        places = [place for place, row in enumerate(self._held[self.ranks.rank]) if row in there]
+        places = [place for place, row in enumerate(self._held[self.ranks.workers.rank]) if row in there]
         wanted = [[row for row in rows if row in there] for rows in self._held]
-        kept[places] = self.ranks.exchange(fresh.to(kept.device), shown, wanted)
+        kept[places] = self.ranks.workers.exchange(fresh.to(kept.device), shown, wanted)
 
     def rounds(self, units: Sequence[Sequence[int]], size: int) -> Iterator[tuple[Rows, bool]]:
         """The samples that each rank works on, at most ``size`` of ``units`` at once, and whether this one's count.
 
         Every rank gets as many; one that has nothing left works on another's, whose losses then count for nothing.
         """
-        for wanted in assign_rounds(units, size, self.ranks.count):
-            yield [rows or wanted[0] for rows in wanted], bool(wanted[self.ranks.rank])
+        workers = self.ranks.workers
+        for wanted in assign_rounds(units, size, workers.count):
+            yield [rows or wanted[0] for rows in wanted], bool(wanted[workers.rank])
 
     def micro_batches(self, units: Sequence[Sequence[int]], size: int, epoch: int = 0) -> Iterator[tuple[Experience, bool]]:
         """This rank's pieces of ``units``, and whether they count: the samples of :meth:`rounds`."""
@@ -119,8 +120,12 @@ def score_on_ranks(
 ) -> PendingScores | None:
     """The scores, on their way, of this rank's part of the whole groups in ``batch``, which ``drawn`` are the media of.
 
-    The first ``reward_ranks`` ranks see groups, each other ones; None where this one sees none. A joint work of the ranks.
+    The first ``reward_ranks`` workers see groups, each other ones, and one rank of each; None where this one sees none. A joint
+    work of the ranks.
     """
+    if not ranks.speaks:
+        return None
+    ranks = ranks.workers
     groups = rows_by_group(range(len(batch.keys)), batch.groups)
     wanted = [*split_evenly(groups, reward_ranks), *[[]] * (ranks.count - reward_ranks)]
     media = ranks.exchange(drawn.trajectory.media, drawn.held, wanted)

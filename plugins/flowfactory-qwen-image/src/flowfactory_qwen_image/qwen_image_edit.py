@@ -73,6 +73,7 @@ class QwenImageEditConfig(FamilyConfig):
     known_as = ("qwen-edit", "qwenimageedit", "qwen-image-edit-2509", "qwen-image-edit-2511")
 
     family: ClassVar[Family] = QWEN_IMAGE_EDIT
+    context_parallel = True
     takes: ClassVar[Takes] = Takes(images=(1, float("inf")))
 
     vae_area: int = Field(1024 * 1024, ge=32 * 32, le=8192 * 8192, description="pixels of a picture as the transformer gets it")

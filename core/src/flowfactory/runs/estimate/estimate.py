@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from flowfactory.distributed.context import check_count
 from flowfactory.distributed.mesh import mesh_sizes
 from flowfactory.runs.estimate.reckoning import Reckoning
 from flowfactory.runs.estimate.result import Estimate
@@ -29,6 +30,7 @@ def estimate(config: RunConfig, ranks: int = 1, cuda: bool = False) -> Estimate:
     UserError: the config of a part is not to be had, or the ranks cannot be divided as the config says.
     """
     _, shard = mesh_sizes(config.distributed, ranks)
+    check_count(config.distributed, ranks)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     counter, opened = StorageCounter(fake), Weightless()
     with opened(), counter, cuda_autocast() if cuda else nullcontext():
