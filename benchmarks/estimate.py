@@ -54,6 +54,8 @@ CASES = {
     "tiny, full, NFT, two ranks": case("tiny", "full", NFT, ranks=2),
     "FLUX, full, GRPO, two ranks": case("flux1", "full", GRPO, ranks=2),
     "FLUX, LoRA, GRPO, two ranks": case("flux1", LORA, GRPO, ranks=2),
+    "FLUX, LoRA, GRPO, two ranks that share forwards": case("flux1", LORA, GRPO, ranks=2, context=2),
+    "FLUX, full, NFT, two ranks that share forwards, whole weights": case("flux1", "full", NFT, ranks=2, context=2, shard=1),
 }
 
 
@@ -75,6 +77,7 @@ def config(chosen: dict[str, Any], folder: Path) -> Path:
         "prompts": {"train": "prompts.txt", "heldout": "prompts.txt"},
         "sampling": {**sampling, "steps": 4, "dynamics": dynamics},
         "training": {"iterations": 2, "batch_size": sampling["batch_size"], **training},
+        "distributed": {key: chosen[key] for key in ("context", "shard") if key in chosen},
         "output": {"dir": str(folder / "run")},
         "device": "cpu",
     }

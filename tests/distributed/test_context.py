@@ -18,7 +18,9 @@ FOUR = [
 ]
 
 
-def compared(environment: dict[str, str], folder: Path, count: int, cases: list[tuple[str, str, int]]) -> list[dict[str, float]]:
+def compared(
+    environment: dict[str, str], folder: Path, count: int, cases: list[tuple[str, str, int]]
+) -> list[dict[str, float]]:
     command = torchrun(count, Path(__file__).with_name("context_rank.py"), folder / "found.json", json.dumps(cases))
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]

@@ -72,7 +72,7 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
         "qwen-image",
         "full",
         GRPO | {"kl": 0.01},
-        {"sampling": {"guidance": 4.0, "group_size": 3}, "distributed": {"context": 2}},
+        {"sampling": {"size": [32, 32], "guidance": 4.0, "group_size": 3}, "distributed": {"context": 2}},
     ),
     "divided video": (
         "wan-t2v",

@@ -96,7 +96,7 @@ def _share(chosen: str | None) -> None:
 
 
 def _sharing(attend: Attention) -> Attention:
-    """``attend``, also for divided tokens: with some of the heads to all tokens, where a rank has some tokens with all heads."""
+    """``attend``, also for divided tokens: a rank that has some tokens of all heads attends to all tokens with some heads."""
 
     @wraps(attend)
     def attention(*args: Any, **given: Any) -> Tensor:
