@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -159,6 +160,13 @@ class Flux2Config(FamilyConfig):
         if min(width, height) >= SHORTEST and max(width, height) <= LONGEST * min(width, height):
             return None
         return f"{width} x {height} pixels: take one of at least {SHORTEST} x {SHORTEST}, up to {LONGEST} times as long as wide"
+
+    def picture_tokens(self, width: int, height: int) -> int:
+        token = self.family.grid(self.checkpoint).multiple
+        if width * height > self.picture_area:
+            scale = math.sqrt(self.picture_area / (width * height))  # as Flux2ImageProcessor does
+            width, height = int(width * scale), int(height * scale)
+        return (width // token) * (height // token)
 
     def check(self, run: RunConfig) -> None:
         """As every family's, and the tokenizer can be opened."""

@@ -110,6 +110,10 @@ class ModelConfig(ComponentConfig):
         """Why a prompt's picture of so many pixels cannot be encoded, in words that follow its path; None when it can be."""
         return None
 
+    def picture_tokens(self, width: int, height: int) -> int:
+        """How many tokens a prompt's picture of so many pixels adds to those of what is drawn, in one forward with them."""
+        return 0
+
     def takes_negatives(self) -> bool:
         """Whether guidance above 1 asks for a negative prompt, as far as files on this machine tell."""
         return True

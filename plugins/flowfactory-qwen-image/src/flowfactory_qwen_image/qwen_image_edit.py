@@ -88,6 +88,11 @@ class QwenImageEditConfig(FamilyConfig):
                 return f"{width} x {height} pixels are too thin for an area of {area} pixels; crop it"
         return None
 
+    def picture_tokens(self, width: int, height: int) -> int:
+        token = self.family.grid(self.checkpoint).multiple
+        sides = (round(math.sqrt(self.vae_area * ratio) / 32) * 32 for ratio in (width / height, height / width))
+        return math.prod(side // token for side in sides)
+
     def check(self, run: RunConfig) -> None:
         """As every family's, and the schedule has as many steps as it needs."""
         super().check(run)
