@@ -75,8 +75,8 @@ def make_context(config: DistributedConfig, rank: int, count: int) -> Context | 
     timeout = timedelta(minutes=config.timeout)
     neighbours = [list(range(start, start + size)) for start in range(0, count, size)]
     columns = [list(range(place, count, size)) for place in range(size)]
-    within, _ = dist.new_subgroups_by_enumeration(neighbours, timeout=timeout)
-    across, _ = dist.new_subgroups_by_enumeration(columns, timeout=timeout)
+    within, _ = dist.new_subgroups_by_enumeration(neighbours, timeout=timeout)  # type: ignore[no-untyped-call]
+    across, _ = dist.new_subgroups_by_enumeration(columns, timeout=timeout)  # type: ignore[no-untyped-call]
     return Context(rank % size, size, within, across)
 
 
@@ -86,7 +86,7 @@ def gather_tokens(tensor: Tensor, dim: int, context: Context) -> Tensor:
     Each rank computes the whole loss of it, of which its own part alone goes back: the gradients of weights that some tokens
     pass through are those of these tokens, and are to be summed over the ranks.
     """
-    found: Tensor = _Gather.apply(tensor, context)
+    found: Tensor = _Gather.apply(tensor, context)  # type: ignore[no-untyped-call]
     return torch.cat(found.unbind(), dim)
 
 
@@ -99,7 +99,7 @@ def tokens_to_heads(tensor: Tensor, context: Context) -> Tensor:
     if heads % context.count:
         raise UserError(f"distributed.context {context.count} does not divide the {heads} heads of the transformer")
     parts = tensor.view(batch, tokens, context.count, heads // context.count, size).permute(2, 0, 1, 3, 4)
-    found: Tensor = _Swap.apply(parts, context)
+    found: Tensor = _Swap.apply(parts, context)  # type: ignore[no-untyped-call]
     return found.permute(1, 0, 2, 3, 4).reshape(batch, context.count * tokens, -1, size)
 
 
@@ -107,7 +107,7 @@ def heads_to_tokens(tensor: Tensor, context: Context) -> Tensor:
     """[B, tokens / n, heads, D] of [B, tokens, heads / n, D]: what :func:`tokens_to_heads` did, undone."""
     batch, tokens, heads, size = tensor.shape
     parts = tensor.reshape(batch, context.count, tokens // context.count, heads, size).transpose(0, 1)
-    found: Tensor = _Swap.apply(parts, context)
+    found: Tensor = _Swap.apply(parts, context)  # type: ignore[no-untyped-call]
     return found.permute(1, 2, 0, 3, 4).reshape(batch, tokens // context.count, -1, size)
 
 
