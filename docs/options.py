@@ -62,6 +62,7 @@ UNITS = {
     "OutputConfig.keep_last": "checkpoints",
     "DistributedConfig.shard": "ranks",
     "DistributedConfig.replicate": "copies",
+    "DistributedConfig.context": "ranks",
     "DistributedConfig.timeout": "minutes",
     "RunConfig.seed": "",
     "SDEConfig.sde_steps": "steps, from 0",

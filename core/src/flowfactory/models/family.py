@@ -28,6 +28,7 @@ from flowfactory.errors import UserError
 from flowfactory.flow.rollout import ask_once
 from flowfactory.models.attention import use_attention
 from flowfactory.models.checkpoint_files import reading
+from flowfactory.models.context_checks import check_canvases, check_heads
 from flowfactory.models.encoder_dtype import choose_encoder_dtype, round_entry
 from flowfactory.models.library_imports import without_peft
 from flowfactory.models.on_meta import check_lora_targets
@@ -66,13 +67,14 @@ class Parts:
     """What the functions of a family work on: the pipeline with the parts that are open, the model's options, the device.
 
     ``agree``: see :class:`~flowfactory.types.Runtime`; for kinds that follow from sigma. While samples are drawn it asks
-    nobody: all ranks are at one sigma.
+    nobody: all ranks are at one sigma. ``context``: see there, too.
     """
 
     pipeline: Any
     options: Any
     device: torch.device
     agree: Agree = as_they_are
+    context: int = 1
     _kept: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -232,11 +234,19 @@ class FamilyConfig(ModelConfig):
         grid.check("evaluation", evaluation.size, evaluation.frames)
         if grid.stride is not None and run.sampling.frames is None:
             raise ValueError(f"sampling.frames is missing: this model draws videos of 1 + a multiple of {grid.stride} frames")
+        if run.distributed.context > 1 and self.context_parallel:
+            self.check_context(run, grid)
         if self.checkpoint.config(""):
             self.check_targets()
         for section, guidance in (("sampling", run.sampling.guidance), ("evaluation", evaluation.guidance)):
             if guidance is not None:
                 self.check_guidance(section, guidance)
+
+    def check_context(self, run: RunConfig, grid: Grid) -> None:
+        """Raise ValueError where heads or tokens cannot be divided over the ranks that share a forward. Reads configs alone."""
+        known = {name: self.checkpoint.config(name).get("num_attention_heads") for name in self.family.transformers}
+        check_heads(run.distributed.context, {name: heads for name, heads in known.items() if heads})
+        check_canvases(run, grid)
 
     def check_targets(self) -> None:
         """Raise ValueError where ``train`` names a LoRA target that no layer has. Reads configs, no weights."""
@@ -281,7 +291,7 @@ class FamilyModel:
         dtypes = self._dtypes(kept, self._dtype, trained if self._config.train == "full" else ())
         staying = {*trained, *family.transformers} if runtime.places else ()
         pipeline = self._checkpoint.open(kept, dtypes, staying)
-        self._parts = Parts(pipeline, self._config, runtime.device, runtime.agree)
+        self._parts = Parts(pipeline, self._config, runtime.device, runtime.agree, runtime.context)
         _freeze([pipeline.vae], self._device(self._config.decoder_on))
         if self._device(self._config.decoder_on).type == "cuda":
             channels_last(pipeline.vae)

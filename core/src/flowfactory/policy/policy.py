@@ -115,6 +115,10 @@ class Policy:
                 keep_in_float32(module)
                 if not training.autocast:
                     compute_in(module, self._precision)
+            if ranks.context is not None:
+                from flowfactory.policy.context_parallel import divide_tokens  # whose hooks are diffusers'
+
+                divide_tokens(module, ranks.context)
             if training.compile:
                 blocks.compile_blocks(module, self._blocks)
             found = blocks.find_blocks(module, self._blocks)

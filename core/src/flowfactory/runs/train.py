@@ -57,9 +57,9 @@ def train(
     with _stops_at_once(ranks), _opened(directory, config, resume, ranks, say) as lock:
         with _translated(directory, lock):
             # for plugins that draw from torch's own generator, whose state a checkpoint holds
-            torch.manual_seed(generator("torch", config.seed, ranks.rank).initial_seed())
+            torch.manual_seed(generator("torch", config.seed, ranks.workers.rank).initial_seed())
             run = prepare_run(config, observers, say, ranks=ranks)
-            if ranks.rank < config.distributed.count_reward_ranks(ranks.count):
+            if ranks.speaks and ranks.workers.rank < config.distributed.count_reward_ranks(ranks.workers.count):
                 run.assembly.prepare_rewards(run.policy.device)
         hooks = run.assembly.hooks
         try:
