@@ -23,7 +23,7 @@ from flowfactory.config.optimizers import Optimizer
 from flowfactory.discovery.discover import discover
 from flowfactory.flow.dynamics import Slide
 from flowfactory.flow.timesteps import Timesteps
-from flowfactory.models.family import FamilyConfig
+from flowfactory.models.family_model import FamilyConfig
 
 UNITS = {
     "LoraConfig.rank": "dimensions",
