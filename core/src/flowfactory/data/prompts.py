@@ -156,7 +156,10 @@ def check_files(prompts: Sequence[Prompt], model: ModelConfig, frames: int) -> N
 
 def check_picture_tokens(prompts: Sequence[Prompt], model: ModelConfig, context: int) -> None:
     """UserError: the tokens that the pictures of a prompt add to a forward cannot be divided over ``context`` ranks."""
-    known = {path: model.picture_tokens(*check_picture(path, False)) for prompt in prompts for path in prompt.images}
+    if context == 1:
+        return
+    paths = dict.fromkeys(path for prompt in prompts for path in prompt.images)
+    known = {path: model.picture_tokens(*check_picture(path, False)) for path in paths}
     for prompt in prompts:
         if (tokens := sum(known[path] for path in prompt.images)) % context:
             raise UserError(

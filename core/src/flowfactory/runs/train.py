@@ -32,6 +32,7 @@ from flowfactory.runs.score_format import format_score
 from flowfactory.runs.versions import versions
 from flowfactory.training.evaluation import evaluate
 from flowfactory.training.iteration import iterate
+from flowfactory.training.judging import judges_here
 from flowfactory.training.preflight import preflight
 from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.setup import Run, prepare_run
@@ -59,7 +60,7 @@ def train(
             # for plugins that draw from torch's own generator, whose state a checkpoint holds
             torch.manual_seed(generator("torch", config.seed, ranks.workers.rank).initial_seed())
             run = prepare_run(config, observers, say, ranks=ranks)
-            if ranks.speaks and ranks.workers.rank < config.distributed.count_reward_ranks(ranks.workers.count):
+            if judges_here(config.distributed, ranks):
                 run.assembly.prepare_rewards(run.policy.device)
         hooks = run.assembly.hooks
         try:

@@ -8,6 +8,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from flowfactory.config.schema import DistributedConfig
 from flowfactory.data.batches import Batch
 from flowfactory.distributed.exchange import Holders
 from flowfactory.distributed.partition import deal
@@ -121,6 +122,11 @@ class Table:
         chosen = [row for held, _ in now for row in held]
         pieces = [shown for held, shown in now if held]
         return chosen, pieces[0] if len(pieces) == 1 else torch.cat(pieces) if pieces else media[:0]
+
+
+def judges_here(config: DistributedConfig, ranks: Ranks) -> bool:
+    """Whether this rank computes rewards."""
+    return ranks.speaks and ranks.workers.rank < config.count_reward_ranks(ranks.workers.count)
 
 
 def count_due(dealt: int, groups: int, judges: int) -> int:

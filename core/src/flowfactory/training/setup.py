@@ -20,6 +20,7 @@ from flowfactory.errors import UserError
 from flowfactory.policy import blocks
 from flowfactory.policy.policy import Policy
 from flowfactory.training.assembly import Assembly
+from flowfactory.training.judging import judges_here
 from flowfactory.training.learner import Learner
 from flowfactory.training.plans import EVALUATION, SAMPLING
 from flowfactory.training.prompts import prepare_prompts
@@ -87,7 +88,7 @@ def prepare_run(
     train, heldout = prepare_prompts(config, trains, scores)
     for sentence in idle_keys_of_prompts(config, [*train, *heldout]):
         say(f"warning: {sentence}")
-    if scores and ranks.speaks and ranks.workers.rank < config.distributed.count_reward_ranks(ranks.workers.count):
+    if scores and judges_here(config.distributed, ranks):
         assembly.prepare_rewards(device, weights=False)
     precision = DTYPES[config.training.precision]
     context = ranks.context.count if ranks.context else 1
