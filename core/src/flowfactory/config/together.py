@@ -121,7 +121,7 @@ def _context(config: RunConfig) -> Iterator[str]:
         known = join_or(sorted(_models_with_context())) or "none that is installed"
         name = getattr(config.model, "name", "this one")
         yield f"distributed.context {context}: model {name} cannot divide its tokens; set it to 1, or take {known}"
-    if config.training.compile:
+    if config.training.compile is True:
         yield f"distributed.context {context}: blocks of divided tokens are not compiled; leave training.compile out"
 
 
