@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from flowfactory import hookimpl
 from flowfactory.canvas import Canvas
-from flowfactory.models.family import FamilyModel
+from flowfactory.models.family_model import FamilyModel
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.types import Prompt
 
