@@ -152,4 +152,4 @@ def test_position_ids_are_made_once_for_all_forwards(flux: Flux, variant: str, m
     monkeypatch.setattr(pipeline, name, staticmethod(counted))
     made.draw(2)
     made.draw(1)
-    assert len(calls) == 1
+    assert len(calls) <= 1  # none where another test has drawn with this model before

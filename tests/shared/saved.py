@@ -61,4 +61,5 @@ def save_trained(policy: Policy, folder: Path) -> None:
         for module in modules:
             write_whole(module, folder, torch.float32, (), "10GB")
             trained = policy.modules[module.name]
-            trained.save_config(folder / module.name)  # type: ignore[operator]
+            if hasattr(trained, "save_config"):  # of diffusers, which reads weights with it beside them
+                trained.save_config(folder / module.name)  # type: ignore[operator]

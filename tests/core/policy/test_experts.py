@@ -54,7 +54,7 @@ def test_the_frozen_one_draws_too_and_stays_as_it_is(prepared: Callable[..., Run
     frozen = run.policy._frozen["transformer"]
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
     assert all(name.startswith("transformer_2.") for name in run.policy.parameters)
-    saved.save(run.policy, tmp_path)
+    saved.save_trained(run.policy, tmp_path)
     assert [path.name for path in tmp_path.glob("transformer*")] == ["transformer_2"]
 
 

@@ -290,7 +290,7 @@ def test_alpha_over_rank_is_multiplied_into_what_is_saved_and_not_into_what_trai
 
 def test_full_weights_are_saved_where_diffusers_reads_them(prepared: Prepared, tmp_path: Path) -> None:
     policy = prepared({"model": MODELS["full"]}).policy
-    saved.save(policy, tmp_path)
+    saved.save_trained(policy, tmp_path)
     state = load_file(tmp_path / "transformer/diffusion_pytorch_model.safetensors")
     assert same(state, dict(policy.modules["transformer"].state_dict()))
 

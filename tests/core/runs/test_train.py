@@ -388,7 +388,7 @@ AVERAGE = {"name": "linear", "start": 0, "end": 1, "iterations": 4}  # keeps 0, 
 
 
 def test_the_held_out_score_is_that_of_the_averaged_weights(trained: Trained, prepared: Prepared) -> None:
-    directory = trained({"evaluation": {"every": 1, "ema": AVERAGE}, "output": {"checkpoint_every": 1}})
+    directory = trained({"evaluation": {"every": 1, "ema": AVERAGE}, "output": {"checkpoint_every": 1, "keep_last": 9}})
     average = {"p": 0.1, "q": 0.2}
     for iteration, decay in ((1, 0.0), (2, 0.25), (3, 0.5)):
         present = {name: float(weight.double()) for name, weight in weights(directory, iteration).items()}

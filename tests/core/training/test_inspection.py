@@ -90,7 +90,7 @@ def test_conditions_that_are_not_finite_name_the_prompt_and_are_not_kept(trained
     told = "the model's encode made 'embeds' that is not finite, for the prompt 'yellow'; look at the weights and the dtype of"
     for _ in range(2):
         assert refusal(trained, change, RunError).startswith(told)
-    assert len(list((tmp_path / "cache" / "conditions").iterdir())) == 3  # of the prompts before it
+    assert len(list((tmp_path / "cache" / "conditions").glob("??/*"))) == 3  # of the prompts before it
 
 
 @pytest.mark.parametrize(
