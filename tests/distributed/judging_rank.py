@@ -1,4 +1,4 @@
-"""A rank that judges: made-up media, in rounds, by rewards of all kinds. judging_rank.py OUT; leaves what came of it there."""
+"""A rank that judges made-up media, in rounds, by rewards of all kinds: judging_rank.py OUT CONTEXT, which writes into OUT."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flowfactory import ComponentConfig, Prompt, Samples, hookimpl
+from flowfactory.config.schema import DistributedConfig
 from flowfactory.data.batches import make_batch, split_whole_groups
+from flowfactory.distributed.context import make_context
 from flowfactory.distributed.partition import split_with_padding
 from flowfactory.distributed.ranks import Ranks
 from flowfactory.rewards import Rewards
@@ -76,9 +78,10 @@ def judge(ranks: Ranks, judges: int) -> tuple[dict[str, Tensor], dict[str, int]]
     batch = make_batch(PROMPTS, MEMBERS)
     everything = torch.rand(len(batch.keys), 3, 5, 5, generator=torch.Generator().manual_seed(0))
     judging = Judging(rewards, batch, ranks, judges, None)
-    for rows in split_whole_groups(batch, BATCH_SIZE * ranks.count):
-        held = split_with_padding(range(len(rows)), ranks.count)
-        media = everything[[rows[i] for i in held[ranks.rank]]]
+    workers = ranks.workers
+    for rows in split_whole_groups(batch, BATCH_SIZE * workers.count):
+        held = split_with_padding(range(len(rows)), workers.count)
+        media = everything[[rows[i] for i in held[workers.rank]]]
         judging.add(RankRollout(Trajectory(media, media, torch.zeros(2)), held), rows)
     scores = judging.scores()
     managers = {executor.label: executor._component._component for executor in rewards._executors}
@@ -89,8 +92,9 @@ def main() -> None:
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count > 1:
         dist.init_process_group("gloo")
-    ranks = Ranks(int(os.environ.get("RANK", "0")), count)
-    found = {judges: judge(ranks, judges) for judges in {1, count}}
+    rank = int(os.environ.get("RANK", "0"))
+    ranks = Ranks(rank, count, context=make_context(DistributedConfig(context=int(sys.argv[2])), rank, count))
+    found = {judges: judge(ranks, judges) for judges in {1, ranks.workers.count}}
     torch.save(found, Path(sys.argv[1]) / f"{count}-{ranks.rank}.pt")
     if count > 1:
         dist.destroy_process_group()

@@ -19,7 +19,7 @@ def test_three_ranks_give_the_scores_of_one_to_the_bit_and_share_the_work(enviro
     assert alone == {"place": 36, "light": 40, "aside": 36, "bright": 36}, "a reward judged what is not its own, or twice"
     assert list(expected) == ["place", "light", "aside", "bright"]
     done = subprocess.run(
-        torchrun(3, SCRIPT, tmp_path), env=environment, capture_output=True, text=True, timeout=240, check=False
+        torchrun(3, SCRIPT, tmp_path, 1), env=environment, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
     told = [torch.load(tmp_path / f"3-{rank}.pt") for rank in range(3)]
@@ -38,3 +38,20 @@ def test_three_ranks_give_the_scores_of_one_to_the_bit_and_share_the_work(enviro
         for label in ("light", "bright"):
             assert sum(share[label] for share in shares) == alone[label]
             assert max(share[label] for share in shares) <= 16
+
+
+def test_of_ranks_that_share_forwards_one_judges_and_all_get_the_scores(environment: dict[str, str], tmp_path: Path) -> None:
+    expected, alone = runpy.run_path(str(SCRIPT))["judge"](ALONE, 1)
+    done = subprocess.run(
+        torchrun(4, SCRIPT, tmp_path, 2), env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    told = [torch.load(tmp_path / f"4-{rank}.pt") for rank in range(4)]
+    for judges in (1, 2):
+        for scores, _ in (found[judges] for found in told):
+            assert list(scores) == list(expected)
+            assert all(torch.equal(scores[label].nan_to_num(-1), expected[label].nan_to_num(-1)) for label in expected)
+        shares = [found[judges][1] for found in told]
+        assert shares[1] == shares[3] == dict.fromkeys(alone, 0)
+        assert {label: sum(share[label] for share in shares) for label in alone} == alone
+        assert all(any(shares[rank].values()) for rank in (0, 2)[:judges])

@@ -210,7 +210,8 @@ def test_ranks_that_share_forwards_share_their_activations_and_draw_the_same(tmp
     assert pairs["samples"].device == alone["samples"].device / 2
     # all but modulations, and what is exchanged
     assert 0.5 < shared["activations"].device / alone["activations"].device < 0.6
-    assert pairs["activations"] == shared["activations"]
+    # of half of the samples the velocities of the old weights wait for the step
+    assert 0.97 < pairs["activations"].device / shared["activations"].device < 1
     assert shared["drawing"].device < 0.75 * alone["drawing"].device
     assert shared["weights"] == alone["weights"]
     with pytest.raises(UserError, match=r"^distributed\.context 2 does not divide 3 ranks"):
