@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from flowfactory.config.paths import CheckpointPath, LocalPath
     from flowfactory.config.schema import RunConfig
     from flowfactory.experience import Experience, Loss
-    from flowfactory.policy.policy import At, Policy
+    from flowfactory.policy.comparing import At
+    from flowfactory.policy.policy import Policy
     from flowfactory.types import (
         Conditions,
         Evaluation,
@@ -42,7 +43,8 @@ _HOMES = {
     "config.component": ("AlgorithmConfig", "ComponentConfig", "Device", "DynamicsConfig", "ModelConfig", "Takes"),
     "config.schema": ("RunConfig",),
     "experience": ("Experience", "Loss"),
-    "policy.policy": ("At", "Policy"),
+    "policy.comparing": ("At",),
+    "policy.policy": ("Policy",),
 }
 
 __all__ = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -137,6 +138,7 @@ class SamplingPlan:
 
     ``iteration`` counts from 0; the fixed noise of held-out prompts has HELD_OUT. ``means``: recorded steps carry the mean
     they were drawn from. ``weights``: the name of the kept weights that draw, None for the present ones.
+    ``unrecorded``: the context of forwards of steps that are not recorded, whose rounding nothing is compared with.
     ``teacher_guidance``: the largest guidance that an algorithm will ask of weights beside those that draw, so that the
     conditions bring what it needs. ``storage``: the dtype that latents have between steps, None for that of the noise.
     """
@@ -154,6 +156,7 @@ class SamplingPlan:
     weights: str | None = None
     teacher_guidance: float = 1.0
     storage: torch.dtype | None = None
+    unrecorded: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def rows(self, index: Index) -> SamplingPlan:
         """The plan of the samples ``index``."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from flowfactory import flow, testing
+from flowfactory import Policy, flow, testing
 from flowfactory.flow.dynamics import CPSConfig, FlowSDEConfig
 from flowfactory.testing import ODE
 from flowfactory_nft.nft import NFTConfig
@@ -26,6 +26,17 @@ def test_a_run_passes_preflight_and_reports_its_metrics(tmp_path: Path) -> None:
         assert record["optimality"] == pytest.approx(0.5, abs=1e-6)
         assert record["old_distance"] > 0, "the second update of an iteration is off the old policy"
         assert record["kl"] > 0
+
+
+def test_the_old_policy_is_swapped_in_once_an_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swaps, forwards = list[None](), list[bool]()
+    swapped, evaluate = Policy._swapped, Policy.evaluate
+    monkeypatch.setattr(Policy, "_swapped", lambda *given: (swaps.append(None), swapped(*given))[1])
+    monkeypatch.setattr(Policy, "evaluate", lambda *given: (forwards.append(torch.is_grad_enabled()), evaluate(*given))[1])
+    trained = testing.train(nft(tmp_path, old={"name": "constant", "decay": 0.0}))
+    iterations = len(trained.records)
+    assert forwards.count(False) >= 4 * iterations, "an update has several micro-batches, and each two times"
+    assert len(swaps) == iterations, "the first update of an iteration is at the old policy, the second is not"
 
 
 @pytest.mark.parametrize(("decay", "lags"), [(0.0, [False, False, False]), (0.5, [False, True, True])])

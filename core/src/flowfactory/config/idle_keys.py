@@ -24,6 +24,9 @@ def idle_keys(config: RunConfig) -> Iterator[str]:
     yield from _guidance(config)
     if not config.training.autocast and config.training.precision == "float32":
         yield "training.autocast does nothing under precision float32, where nothing is rounded; leave it out"
+    if config.sampling.merge_adapters == "never" and (config.model.train == "full" or config.training.precision == "float32"):
+        why = "with model.train: full, which has no adapters" if config.model.train == "full" else "in float32, which is exact"
+        yield f"sampling.merge_adapters does nothing {why}; leave it out"
     if config.prompts.video_fps == "keep" and not config.model.takes.video[1]:
         yield "prompts.video_fps does nothing with this model, which takes no video; leave it out"
     for label, reward in config.evaluation.rewards.items():

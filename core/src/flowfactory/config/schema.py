@@ -58,6 +58,11 @@ class SamplingConfig(Strict):
     ema: Decay | None = Field(None, description="draw with an average of the weights, which moves as this says")
     keep_on: Literal["device", "host"] = Field("device", description="where samples rest until learned from")
     keep_as: Literal["float32", "bf16"] = Field("float32", description="the dtype of latents between steps")
+    merge_adapters: Literal["auto", "never"] = Field(
+        "auto",
+        description="auto: steps that are not recorded, and evaluations, are drawn with adapters added to the weights, which "
+        "is faster; in bf16 it rounds the sum; never: as training computes them",
+    )
     dynamics: SerializeAsAny[DynamicsConfig]
 
     @property

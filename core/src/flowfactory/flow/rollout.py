@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 
@@ -104,6 +105,7 @@ def rollout(
 ) -> tuple[Tensor, tuple[Step, ...]]:
     """Clean latents [B, ...] and the recorded steps, from noise ``start`` [B, ...] along ``sigmas`` [steps + 1].
 
+    Recorded steps are computed as training computes them, the others within ``plan.unrecorded``.
     Steps in ``plan.stochastic`` follow ``plan.dynamics``, the others the ODE, and are recorded without next latents.
     Latents keep the dtype of ``plan.storage``, else of ``start``, and are rounded to it before their log-density is taken, so
     that replay sees what sampling saw.
@@ -112,7 +114,8 @@ def rollout(
     for i, (now, then) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
         sigma = torch.full((len(latents),), now, device=latents.device)
         next_sigma = torch.full((len(latents),), then, device=latents.device)
-        v = velocity(latents, sigma, conditions, plan.guidance)
+        with nullcontext() if i in plan.recorded else plan.unrecorded():
+            v = velocity(latents, sigma, conditions, plan.guidance)
         if v.shape != latents.shape:  # which arithmetic would broadcast
             raise UserError(f"model: its velocity has shape {list(v.shape)} where its latents have {list(latents.shape)}")
         x, s, s_next = latents.float(), expand_sigma(sigma, latents), expand_sigma(next_sigma, latents)

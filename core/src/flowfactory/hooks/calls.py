@@ -20,6 +20,7 @@ from flowfactory.experience import Experience, Loss
 from flowfactory.types import Conditions, Evaluation, Prompt, RunInfo, Runtime, SamplingPlan, Say, Step, Trainable, Trajectory
 
 if TYPE_CHECKING:
+    from flowfactory.policy.comparing import Comparison
     from flowfactory.policy.policy import Policy
 
 
@@ -71,6 +72,19 @@ class Hooks:
                 values = f"{self._places('update')} yielded a Loss with values {list(loss.values.shape)}"
                 raise UserError(f"{values}; give one value a sample, [b], and leave the mean to core")
             yield loss
+
+    @property
+    def names_comparisons(self) -> bool:
+        """Whether the algorithm says what its updates compare."""
+        return bool(self._hook.comparisons.get_hookimpls())
+
+    def comparisons(self, experience: Experience) -> Iterator[Comparison]:
+        """See RunSpecs.comparisons; none where no algorithm names them."""
+        if not self.names_comparisons:
+            return
+        for asked in self._ask("comparisons", Iterable, experience=experience):
+            step, kept = self._expect("comparisons", asked, tuple, "yielded")
+            yield step, kept
 
     def run_started(self, run: RunInfo, policy: Policy) -> None:
         """See RunSpecs.run_started."""
@@ -142,4 +156,5 @@ _ADVICE = {
     "encode": "yield one mapping of tensors a prompt",
     "update": "yield one flowfactory.Loss after the other",
     "plan": "return the plan",
+    "comparisons": "yield a step and what is compared there, one pair for each call of policy.compare",
 }

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from flowfactory.canvas import Canvas
     from flowfactory.experience import Experience, Loss
+    from flowfactory.policy.comparing import Comparison
     from flowfactory.policy.policy import Policy
     from flowfactory.types import (
         Conditions,
@@ -90,6 +91,14 @@ class RunSpecs:
         Core back-propagates each loss before it asks for the next, so only one graph is alive; when it has asked for every
         piece it divides by the number of samples, clips and steps. A piece fits one forward, or is one whole group where the
         algorithm compares the members of a group. Pieces of as many samples yield as many losses, so that ranks keep step.
+        """
+
+    @hookspec(firstresult=True)
+    def comparisons(self, experience: Experience) -> Iterable[Comparison]:  # type: ignore[empty-body]
+        """What ``update`` will ask of ``policy.compare`` for ``experience``: steps with what is compared there, in order.
+
+        Algorithm, optional. With it, kept weights are swapped in once for all pieces of an optimizer step; without, for each
+        comparison.
         """
 
     @hookspec

@@ -1,6 +1,19 @@
 """The weights of a run: trained, kept and averaged; adapters, and what is done to a transformer's blocks."""
 
 from flowfactory.config.ema import Constant, Cosine, Decay, Linear, PiecewiseLinear, Power, WarmupCosine
-from flowfactory.policy.policy import REFERENCE, At, Policy
+from flowfactory.policy.comparing import At, Comparison
+from flowfactory.policy.policy import REFERENCE, Policy
 
-__all__ = ["REFERENCE", "At", "Constant", "Cosine", "Decay", "Linear", "PiecewiseLinear", "Policy", "Power", "WarmupCosine"]
+__all__ = [
+    "REFERENCE",
+    "At",
+    "Comparison",
+    "Constant",
+    "Cosine",
+    "Decay",
+    "Linear",
+    "PiecewiseLinear",
+    "Policy",
+    "Power",
+    "WarmupCosine",
+]

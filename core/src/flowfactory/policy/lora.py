@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from flowfactory.distributed.sharding import full_tensor
 from flowfactory.errors import RunError
+from flowfactory.policy.merging import Merging
 
 if TYPE_CHECKING:
     from peft import LoraConfig as PeftConfig
@@ -26,15 +27,19 @@ FILE = "pytorch_lora_weights.safetensors"
 FIRST = "transformer"
 
 
-def add_adapters(module: nn.Module, config: LoraConfig, targets: Sequence[str], seed: int) -> list[str]:
+def add_adapters(
+    module: nn.Module, config: LoraConfig, targets: Sequence[str], seed: int, merging: Merging | None = None
+) -> list[str]:
     """The names of the layers that got an adapter; the rest of ``module`` is frozen.
 
-    The adapters are float32 whatever the layer's dtype, and their start depends on ``seed`` alone.
-    RunError: no layer's name ends in a target.
+    The adapters are float32 whatever the layer's dtype, and their start depends on ``seed`` alone. ``merging`` tells them
+    when they may be merged; never where it is left out. RunError: no layer's name ends in a target.
     """
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
+
+    from flowfactory.policy.adapted_linear import adapt_linear_layers
 
     module.requires_grad_(False)
     wanted = list(targets if config.targets is None else config.targets)
@@ -60,6 +65,7 @@ def add_adapters(module: nn.Module, config: LoraConfig, targets: Sequence[str], 
         if "lora_" in name:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
+    adapt_linear_layers(module, merging or Merging())
     # what diffusers' own add_adapter leaves behind, and its save and fuse methods look for
     module.peft_config = {ADAPTER: peft_config}  # type: ignore[assignment]
     module._hf_peft_config_loaded = True  # type: ignore[assignment]

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -20,6 +20,8 @@ from flowfactory.errors import RunError
 from flowfactory.policy import blocks, lora, quantization
 from flowfactory.policy.float32_islands import keep_in_float32
 from flowfactory.policy.without_autocast import compute_in
+from flowfactory.policy.comparing import OTHERS, Ahead, At, Comparisons, Place
+from flowfactory.policy.merging import Merging
 from flowfactory.types import Evaluation, Step, Trainable
 
 if TYPE_CHECKING:
@@ -32,13 +34,6 @@ CONFIGURED = ("sampling", "evaluation")
 
 Schedule = Callable[[int], float]
 """``decay(iteration)``: see :mod:`flowfactory.config.ema`."""
-
-
-class At(NamedTuple):
-    """Where to evaluate beside the present weights: kept ``weights``, under ``guidance`` or the step's own."""
-
-    weights: str
-    guidance: float | None = None
 
 
 @dataclass
@@ -69,6 +64,9 @@ class Policy:
         self.modules = dict(trainable.modules)
         self._frozen = dict(trainable.frozen)
         self.adapted: list[str] = []
+        self._merging = Merging()
+        self._named: dict[str, nn.Parameter] = {}
+        self._ahead = Ahead()
         self._evaluate, self._drops_graphs = evaluate, False
         self.device, self._precision = device, precision
         self._blocks = trainable.blocks
@@ -79,7 +77,7 @@ class Policy:
                 quantization.quantize_blocks(module, trainable.blocks, quantize, precision, device)
         for name, module in self.modules.items():
             if self.lora:
-                found = lora.add_adapters(module, trainable.training.lora, trainable.lora_targets, seed)
+                found = lora.add_adapters(module, trainable.training.lora, trainable.lora_targets, seed, self._merging)
                 self.adapted += [full for layer in found if not (full := f"{name}.{layer}").startswith(trainable.unread)]
             else:
                 module.requires_grad_(True)
@@ -115,6 +113,7 @@ class Policy:
                 module.to(self.device)
             else:
                 ranks.shard_module(module, blocks.find_blocks(module, self._blocks), self._precision)
+        self._named = {}  # shards have taken the place of the parameters
 
     @property
     def has_experts(self) -> bool:
@@ -124,12 +123,14 @@ class Policy:
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name."""
-        return {
-            f"{name}.{key}": parameter
-            for name, module in self.modules.items()
-            for key, parameter in module.named_parameters()
-            if parameter.requires_grad
-        }
+        # found once: to go through the modules of a large transformer takes as long as a short forward
+        if not self._named:
+            self._named = {
+                f"{name}.{key}": parameter
+                for name, module in self.modules.items()
+                for key, parameter in module.named_parameters()
+            }
+        return {key: parameter for key, parameter in self._named.items() if parameter.requires_grad}
 
     @contextmanager
     def sampling_weights(self, name: str | None) -> Iterator[None]:
@@ -140,6 +141,18 @@ class Policy:
                     yield
             else:
                 yield
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Within it adapters may be added to the weights where that rounds them, for forwards without gradients.
+
+        In float32 they always are, which is exact up to the rounding of any product: see :mod:`.adapted_linear`.
+        """
+        before, self._merging.allowed = self._merging.allowed, True
+        try:
+            yield
+        finally:
+            self._merging.allowed = before
 
     def precision(self) -> AbstractContextManager[object]:
         """The context every forward runs in, sampling and training alike."""
@@ -168,7 +181,7 @@ class Policy:
 
         Nothing is evaluated twice: weights that are the present ones, or one another, share a forward.
         """
-        found: dict[tuple[int, float], Evaluation] = {}
+        found = self._ahead.take(step) if kept else {}
         # the kept ones first: weights are swapped by value, which a graph would not survive
         for at in kept.values():
             place = self._place(at, step)
@@ -179,11 +192,44 @@ class Policy:
         found[self._version, step.guidance] = present.detach()
         return present, {key: found[self._place(at, step)] for key, at in kept.items()}
 
+    @contextmanager
+    def comparing(self, comparisons: Comparisons, device: torch.device | None = None) -> Iterator[None]:
+        """Within it the ``comparisons`` are made, in their order, and nothing else is compared.
+
+        What they ask of kept weights is evaluated first, each weights' part under one swap, and rests on ``device``; they are
+        gone through once for each. Nothing is where they name none that differ from the present ones. RunError: others come.
+        """
+        first = next(iter(comparisons()), None)
+        others = [] if first is None else [at.weights for at in first[1].values() if not self.is_present(at, first[0])]
+        weights = {self._find(name).version: name for name in others}
+        self._ahead = Ahead(device)
+        try:
+            for name in weights.values():
+                self._evaluate_ahead(name, comparisons)
+            yield
+            if self._ahead.held:
+                raise RunError(OTHERS)
+        finally:
+            self._ahead = Ahead()
+
+    @property
+    def bytes_ahead(self) -> int:
+        """Within :meth:`comparing`, how much what was evaluated first takes together."""
+        return self._ahead.bytes
+
+    def _evaluate_ahead(self, name: str, comparisons: Comparisons) -> None:
+        present, version = self._version, self._find(name).version
+        with torch.no_grad(), self.using(name):
+            for number, (step, kept) in enumerate(asked for asked in comparisons() if asked[1]):
+                places = {self._place(at, step) for at in kept.values()} - {(present, step.guidance)}
+                mine = sorted(place for place in places if place[0] == version)
+                self._ahead.hold(number, step, {place: self.evaluate(replace(step, guidance=place[1])) for place in mine})
+
     def is_present(self, at: At, step: Step) -> bool:
         """Whether ``at`` gives at ``step`` what the present weights give."""
         return self._place(at, step) == (self._version, step.guidance)
 
-    def _place(self, at: At, step: Step) -> tuple[int, float]:
+    def _place(self, at: At, step: Step) -> Place:
         return self._find(at.weights).version, step.guidance if at.guidance is None else at.guidance
 
     def mark_changed(self) -> None:

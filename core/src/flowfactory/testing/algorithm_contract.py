@@ -30,7 +30,7 @@ def check_algorithm(
     """The mean reward of each iteration on a two-parameter flow, after the algorithm has kept its contract.
 
     Losses are [b], finite and differentiable; they reach every weight; the experience is left as it was; and ``iterations``
-    iterations with a reward for bright pictures raise the reward.
+    iterations with a reward for bright pictures raise the reward. Where it names its comparisons they are those of its update.
     """
     try:
         history = _learn(config, iterations, lr, dynamics)
@@ -56,6 +56,8 @@ def _learn(config: AlgorithmConfig, iterations: int, lr: float, dynamics: Dynami
         history.append(reward)
         if iteration == 0:
             _check_losses(hooks, experience, made.policy)
+        if iteration == 1:  # the weights have moved away from those that are kept
+            _check_comparisons(hooks, experience, made.policy)
         learner.step(hooks.update(experience, made.policy), UpdateMetrics())
         made.policy.iteration_finished(iteration)
     return history
@@ -98,3 +100,11 @@ def _check_losses(hooks: Hooks, experience: Experience, policy: Policy) -> None:
     assert count, "update yielded no loss"
     after = [experience.latents, experience.advantages, *(step.latents for step in experience.steps)]
     assert all(map(torch.equal, before, after)), "update changed the experience it was given"
+
+
+def _check_comparisons(hooks: Hooks, experience: Experience, policy: Policy) -> None:
+    alone = [loss.values.detach() for loss in hooks.update(experience, policy)]
+    with policy.comparing(lambda: hooks.comparisons(experience)):
+        ahead = [loss.values.detach() for loss in hooks.update(experience, policy)]
+    assert len(alone) == len(ahead)
+    assert all(map(torch.equal, alone, ahead)), "comparisons names other steps than update compares"

@@ -23,7 +23,7 @@ class Sampler:
     """Draws what a plan says; what was drawn rests on the device, or in host memory where ``host`` says so.
 
     ``negative`` is the negative prompt of prompts that have none of their own. ``inspects``: whether what is drawn has numbers
-    to be looked at, which fake tensors have not.
+    to be looked at, which fake tensors have not. ``merges``: whether adapters may be merged where nothing is recorded.
     """
 
     def __init__(
@@ -36,11 +36,12 @@ class Sampler:
         host: bool = False,
         ranks: Ranks = ALONE,
         inspects: bool = True,
+        merges: bool = True,
     ) -> None:
         self._hooks, self._policy, self._cache = hooks, policy, cache
         self._trainable, self._negative = trainable, negative
         self._rests_on = torch.device("cpu") if host else None
-        self._ranks, self.inspects = ranks, inspects
+        self._ranks, self.inspects, self._merges = ranks, inspects, merges
 
     @property
     def frame_rate(self) -> float | None:
@@ -104,6 +105,8 @@ class Sampler:
     def draw(self, conditions: Conditions, plan: SamplingPlan, batch_size: int) -> Trajectory:
         """The trajectory of all samples of ``plan``, drawn at most ``batch_size`` at once, with the weights it names."""
         pieces = []
+        if self._merges:
+            plan = replace(plan, unrecorded=self._policy.merged)
         with self._policy.sampling_weights(plan.weights):
             for start in range(0, len(plan.keys), batch_size):
                 index = range(start, min(start + batch_size, len(plan.keys)))

@@ -112,7 +112,8 @@ def prepare_run(
     policy = Policy(trainable, assembly.hooks.log_prob, device, precision, config.seed, host, config.model.quantize)
     cache = EncodeCache(assembly.hooks.encode, trainable.encoding, folder, device, trainable.canvas_matters)
     on_host = config.sampling.keep_on == "host"
-    sampler = Sampler(assembly.hooks, policy, cache, trainable, config.prompts.negative, on_host, ranks)
+    merges = config.sampling.merge_adapters == "auto"
+    sampler = Sampler(assembly.hooks, policy, cache, trainable, config.prompts.negative, on_host, ranks, merges=merges)
     heldout_canvas = config.evaluation.canvas(config.sampling)
     wanted = [*((prompt, config.sampling.canvas) for prompt in train), *((prompt, heldout_canvas) for prompt in heldout)]
     encoded = sampler.prepare(wanted)

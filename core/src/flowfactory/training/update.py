@@ -10,6 +10,7 @@ from torch import Tensor
 from flowfactory.config.component import AlgorithmConfig
 from flowfactory.experience import Experience, Loss
 from flowfactory.flow.noise import generator
+from flowfactory.policy.comparing import Comparison
 from flowfactory.rl.groups import rows_by_group
 from flowfactory.training.metrics import UpdateMetrics
 from flowfactory.training.rollouts import Rollouts
@@ -32,9 +33,17 @@ def update(run: Run, rollouts: Rollouts, iteration: int, metrics: UpdateMetrics)
 def losses(run: Run, rollouts: Rollouts, rows: Sequence[int], epoch: int) -> Iterator[Loss]:
     """The losses of the samples ``rows``, this rank's part of them, as many on every rank."""
     units, size = micro_batch_units(rows, rollouts.experience, run.config.algorithm)
-    for piece, counts in rollouts.micro_batches(units, size, epoch):
-        for loss in run.assembly.hooks.update(piece, run.policy):
-            yield loss if counts else loss.empty()
+    hooks, policy = run.assembly.hooks, run.policy
+
+    def comparisons() -> Iterator[Comparison]:
+        # without names nothing is asked for, nor exchanged among the ranks
+        for piece, _ in rollouts.micro_batches(units, size, epoch) if hooks.names_comparisons else ():
+            yield from hooks.comparisons(piece)
+
+    with policy.comparing(comparisons, rollouts.experience.latents.device):
+        for piece, counts in rollouts.micro_batches(units, size, epoch):
+            for loss in hooks.update(piece, policy):
+                yield loss if counts else loss.empty()
 
 
 def split_updates(groups: Tensor, updates: int, seed: int, iteration: int, epoch: int) -> Iterator[list[int]]:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from flowfactory import At, Experience, Loss, Policy, hookimpl
 from flowfactory.flow import NoisedBatch, TimestepsConfig, noised_micro_batches
-from flowfactory.policy import REFERENCE, Constant, Decay, Power
+from flowfactory.policy import REFERENCE, Comparison, Constant, Decay, Power
 from flowfactory.rl import clipped_surrogate, is_clipped, squared_error, velocity_kl
 
 if TYPE_CHECKING:
@@ -66,6 +66,12 @@ class AWM:
             policy.keep_reference()
         if self._config.ema_kl:
             policy.track_ema(EMA, self._config.ema)
+
+    @hookimpl
+    def comparisons(self, experience: Experience) -> Iterator[Comparison]:
+        """What is compared at each place."""
+        for at in noised_micro_batches(experience, self._config.timesteps):
+            yield at.step, self._kept
 
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:

@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.flow import NoisedBatch, TimestepsConfig, noised_batches
-from flowfactory.policy import REFERENCE, Decay, PiecewiseLinear
+from flowfactory.policy import REFERENCE, Comparison, Decay, PiecewiseLinear
 from flowfactory.rl import group_max, group_sum, optimality, squared_error, velocity_kl
 
 if TYPE_CHECKING:
@@ -88,6 +88,13 @@ class CRD:
         """The sampling snapshot draws; the conditions bring what the reference's guidance needs."""
         guidance = self._config.kl_guidance if self._config.kl else None
         return replace(plan, weights=SAMPLING, teacher_guidance=max(plan.teacher_guidance, guidance or 1.0))
+
+    @hookimpl
+    def comparisons(self, experience: Experience) -> Iterator[Comparison]:
+        """What is compared at each place."""
+        for groups in experience.group_batches():
+            for at in noised_batches(groups, self._config.timesteps):
+                yield from ((piece.step, {**self._old, **self._kl}) for piece in at.micro_batches())
 
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:

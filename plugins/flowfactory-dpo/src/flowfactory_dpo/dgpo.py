@@ -10,7 +10,7 @@ from pydantic import Field
 
 from flowfactory import At, Evaluation, Experience, Loss, Policy, hookimpl
 from flowfactory.flow import NoisedBatch, noised_batches
-from flowfactory.policy import REFERENCE
+from flowfactory.policy import REFERENCE, Comparison
 from flowfactory.rl import group_sum, squared_error, velocity_kl
 from flowfactory_dpo.reference import ReferenceAlgorithm, ReferenceConfig
 
@@ -45,6 +45,13 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
         super().run_started(policy)
         if self._config.kl:
             policy.keep_reference()
+
+    @hookimpl
+    def comparisons(self, experience: Experience) -> Iterator[Comparison]:
+        """What is compared at each place."""
+        for groups in experience.group_batches():
+            for at in noised_batches(groups, self._config.timesteps, shared=True):
+                yield from ((piece.step, {"reference": self._reference, **self._kl}) for piece in at.micro_batches())
 
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:

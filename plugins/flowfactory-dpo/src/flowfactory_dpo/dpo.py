@@ -11,6 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from flowfactory import Experience, Loss, Policy, hookimpl
 from flowfactory.flow import NoisedBatch, noised_batches
+from flowfactory.policy import Comparison
 from flowfactory.rl import squared_error
 from flowfactory_dpo.reference import ReferenceAlgorithm, ReferenceConfig
 
@@ -44,14 +45,23 @@ class DPO(ReferenceAlgorithm[DPOConfig]):
     """One loss a pair and training time."""
 
     @hookimpl
+    def comparisons(self, experience: Experience) -> Iterator[Comparison]:
+        """What is compared at each place."""
+        return ((at.step, {"reference": self._reference}) for at in self.places(experience))
+
+    @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
         """-log sigmoid(-beta/2 [(e_w - e_w,ref) - (e_l - e_l,ref)]) of each pair at each time, arXiv:2311.12908, eq. 14."""
+        for at in self.places(experience):
+            yield self.loss(at, policy)
+
+    def places(self, experience: Experience) -> Iterator[NoisedBatch]:
+        """As many pairs as fit one forward at each of their times: the best of each group, then the worst."""
         best, worst = best_and_worst(experience)
         pairs = max(1, experience.batch_size // 2)
         for start in range(0, len(best), pairs):
             arms = experience.rows(best[start : start + pairs] + worst[start : start + pairs])
-            for at in noised_batches(arms, self._config.timesteps, shared=True):
-                yield self.loss(at, policy)
+            yield from noised_batches(arms, self._config.timesteps, shared=True)
 
     def loss(self, at: NoisedBatch, policy: Policy) -> Loss:
         """The losses of the pairs in ``at``: for each of its times the best of all pairs, then the worst."""

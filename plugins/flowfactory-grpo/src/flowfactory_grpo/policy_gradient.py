@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import AlgorithmConfig, At, Evaluation, Experience, Loss, Policy, SamplingPlan, Step, hookimpl
-from flowfactory.policy import REFERENCE
+from flowfactory.policy import REFERENCE, Comparison
 from flowfactory.rl import clipped_surrogate, is_clipped, mean_kl, velocity_kl
 
 if TYPE_CHECKING:
@@ -70,6 +70,11 @@ class PolicyGradient:
     def plan(self, plan: SamplingPlan) -> SamplingPlan:
         """Record just the stochastic steps: they are all that is trained on."""
         return replace(plan, recorded=plan.stochastic, means=self._means)
+
+    @hookimpl
+    def comparisons(self, experience: Experience) -> Iterator[Comparison]:
+        """The reference of each recorded step, if the KL needs one."""
+        return ((step, self._kept) for _, step in experience.replay())
 
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from flowfactory import At, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.flow import NoisedBatch, TimestepsConfig, expand_sigma, noised_micro_batches
-from flowfactory.policy import REFERENCE, Decay, PiecewiseLinear
+from flowfactory.policy import REFERENCE, Comparison, Decay, PiecewiseLinear
 from flowfactory.rl import optimality, squared_error, velocity_kl
 
 if TYPE_CHECKING:
@@ -57,6 +57,12 @@ class NFT:
     def plan(self, plan: SamplingPlan) -> SamplingPlan:
         """The old policy draws."""
         return replace(plan, weights=OLD)
+
+    @hookimpl
+    def comparisons(self, experience: Experience) -> Iterator[Comparison]:
+        """What is compared at each place."""
+        for at in noised_micro_batches(experience, self._config.timesteps):
+            yield at.step, self._kept
 
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:

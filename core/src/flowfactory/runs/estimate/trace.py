@@ -75,7 +75,8 @@ class Trace:
         there = set(opened.opened)
         self._known = TracedConditions(assembly.hooks.encode)
         known = cast(Any, self._known)
-        sampler = Sampler(assembly.hooks, policy, known, trainable, config.prompts.negative, inspects=False)
+        merges = config.sampling.merge_adapters == "auto"
+        sampler = Sampler(assembly.hooks, policy, known, trainable, config.prompts.negative, inspects=False, merges=merges)
         start = counter.begin()
         first = [(prompt, config.sampling.canvas) for prompt in train[:ENCODED]]
         sampler.prepare([*first, *((prompt, config.evaluation.canvas(config.sampling)) for prompt in heldout[:ENCODED])])
@@ -179,12 +180,14 @@ class Trace:
             rows = min(math.ceil(share / size), 2 * together) * size
         experience = self._experience(range(min(rows, len(self._batch.keys))))
         rollouts = Rollouts(experience)
-        start, terms = counter.begin(), False
+        start, terms, ahead = counter.begin(), False, 0.0
         for loss in islice(losses(run, rollouts, range(len(experience)), 0), LOSSES):
-            terms = bool(loss.terms)
+            terms, ahead = bool(loss.terms), run.policy.bytes_ahead
             if loss.values.requires_grad:
                 loss.values.sum().backward()  # type: ignore[no-untyped-call]
         learned = counter.lap() - start
+        if not (self._cuda and config.sampling.keep_on == "host"):  # where samples rest
+            learned += ahead * (share - len(experience)) / len(experience)
         if not terms:
             return learned
         del loss  # with its graph; preflight keeps another for the terms, beside their gradients
