@@ -45,7 +45,9 @@ class AdaptedLinear(PeftLinear):  # type: ignore[misc]
 
     def _pays(self, x: Tensor) -> bool:
         """Whether x [..., in] has so many rows that one sum of [out, in] costs less than a product with A and B for each."""
-        return x.numel() // self.in_features * (self.in_features + self.out_features) > self.in_features * self.out_features
+        rows, inputs, outputs = x.numel() // self.in_features, int(self.in_features), int(self.out_features)
+        pays: bool = rows * (inputs + outputs) > inputs * outputs
+        return pays
 
 
 def adapt_linear_layers(module: nn.Module, merging: Merging) -> None:
@@ -55,8 +57,8 @@ def adapt_linear_layers(module: nn.Module, merging: Merging) -> None:
     """
     for layer in module.modules():
         if type(layer) is PeftLinear and type(layer.base_layer) is nn.Linear:
-            layer.__class__ = AdaptedLinear
-            layer.merging = merging
+            adapted: Any = layer
+            adapted.__class__, adapted.merging = AdaptedLinear, merging
 
 
 def _add(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
