@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from report import argument_parser, machine, write_results
+from report import argument_parser, machine, resident, write_results
 
 from flowfactory.config.loading import validate
 from flowfactory.runs.versions import versions
@@ -95,13 +95,6 @@ def settings(folder: Path, count: int) -> dict[str, Any]:
         "plugins": [FILE],
         "device": "cpu",
     }
-
-
-def resident(which: str) -> float:
-    """Megabytes of this process, VmRSS now or VmHWM at most."""
-    # not getrusage: its maximum is the parent's where that was larger
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(which)) / 1024
 
 
 def start(config: Path) -> None:

@@ -23,6 +23,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def resident(which: str) -> float:
+    """Megabytes of this process, VmRSS now or VmHWM at most."""
+    # not getrusage: its maximum is the parent's where that was larger
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(which)) / 1024
+
+
 def argument_parser(text: str | None, seeds: Sequence[int] = ()) -> argparse.ArgumentParser:
     """A parser that shows ``text`` as it stands, with ``--out``, the folder of the figures, and ``--seeds`` where there are."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -13,6 +13,7 @@ from diffusers import FluxPipeline
 from families import nudge
 from family_cases import CASES, prompts
 from safetensors.torch import load_file
+from saved import save_trained
 from torch import Tensor, nn
 
 from flowfactory import Evaluation, Prompt, Step, Trainable, hookimpl
@@ -179,7 +180,7 @@ def test_adapters_of_stored_weights_load_into_the_plain_pipeline(
 ) -> None:
     stored = made("flux1", lambda module, names: quantization.quantize_blocks(module, names, kind, FLOAT32))
     nudge(stored)
-    stored.policy.save_trained(tmp_path)
+    save_trained(stored.policy, tmp_path)
     written = load_file(tmp_path / "pytorch_lora_weights.safetensors")
     assert len(written) == len(stored.policy.parameters)
     assert all("lora_" in name for name in written)

@@ -177,7 +177,14 @@ def test_two_ranks_hold_blocks_and_half_of_the_weights(tmp_path: Path) -> None:
     assert 2 * shared.parts["weights"].device == alone.parts["weights"].device
     communication = shared.parts["communication"].device
     assert alone.parts["weights"].device / 3 < communication < 2 * alone.parts["weights"].device
-    assert estimate(run, 2, cuda=True).host >= alone.parts["weights"].device, "each rank reads the whole checkpoint first"
+
+
+def test_a_machine_needs_room_for_the_files_once_and_a_rank_for_a_block(tmp_path: Path) -> None:
+    file = next((FOLDER / "pipeline" / "transformer").glob("*.safetensors")).stat().st_size
+    one, four = (estimate(tiny(tmp_path), ranks, cuda=True) for ranks in (1, 4))
+    assert one.phases["read"] == 0
+    assert four.host < one.parts["weights"].device, "no rank has all of them"
+    assert file < four.machine <= file + 4 * four.host
 
 
 def test_the_command_tells_of_a_bundled_example(flowfactory: Callable[..., subprocess.CompletedProcess[str]]) -> None:

@@ -30,7 +30,8 @@ from flowfactory.config.yaml import parse_yaml
 from flowfactory.discovery.catalogue import Catalogue
 from flowfactory.discovery.discover import discover
 from flowfactory.errors import RunError, UserError
-from flowfactory.training.setup import prepare_prompts, prepare_run
+from flowfactory.training.prompts import prepare_prompts
+from flowfactory.training.setup import prepare_run
 
 ENTRIES: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("wrong_configs.yaml").read_text(encoding="utf-8"))
 BASE: dict[str, Any] = {

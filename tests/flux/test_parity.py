@@ -136,3 +136,20 @@ def test_a_batch_of_different_prompts_is_its_rows_drawn_alone(flux: Flux, varian
     alone = draw_one_by_one(made)
     assert relative_difference(whole.latents, alone.latents) < 1e-5
     assert relative_difference(whole.media, alone.media) < 1e-5
+
+
+@pytest.mark.parametrize("variant", ["dev", "flux2"])
+def test_position_ids_are_made_once_for_all_forwards(flux: Flux, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = flux.model(variant, flux.prompts(variant, *PROMPTS), steps=3)
+    pipeline = type(flux.pipeline(variant))
+    name = "_prepare_latent_ids" if variant == "flux2" else "_prepare_latent_image_ids"
+    original, calls = getattr(pipeline, name), list[int]()
+
+    def counted(*given: Any, **options: Any) -> Any:
+        calls.append(1)
+        return original(*given, **options)
+
+    monkeypatch.setattr(pipeline, name, staticmethod(counted))
+    made.draw(2)
+    made.draw(1)
+    assert len(calls) == 1

@@ -16,6 +16,7 @@ from diffusers.loaders.single_file_utils import (
 )
 from families import LORA, nudge, relative_difference
 from flux_family import EVERY, TOKENS, Flux, drawn_by, initial_noise, make_config
+from saved import save_trained
 
 from flowfactory import Step
 from flowfactory.flow.dynamics import ODE
@@ -75,7 +76,7 @@ def test_diffusers_loads_the_adapters_and_draws_the_same(flux: Flux, tmp_path: P
     nudge(made)
     ours = made.draw(2).latents
     assert relative_difference(ours, fresh) > 1e-2, "the adapters change nothing that could be compared"
-    made.policy.save_trained(tmp_path)
+    save_trained(made.policy, tmp_path)
     pipeline.load_lora_weights(tmp_path)
     assert relative_difference(ours, drawn_by(pipeline, made, max_sequence_length=TOKENS[variant])[0]) < 1e-5
     pipeline.fuse_lora()
@@ -122,7 +123,7 @@ def test_diffusers_loads_the_fully_trained_transformer(flux: Flux, tmp_path: Pat
     nudge(made)
     ours = made.draw(2).latents
     assert relative_difference(ours, before) > 1e-2, "training changed nothing that could be compared"
-    made.policy.save_trained(tmp_path)
+    save_trained(made.policy, tmp_path)
     pipeline = flux.fresh_pipeline(variant)
     pipeline.transformer = kind.from_pretrained(tmp_path / "transformer")
     loaded = pipeline.transformer.state_dict()

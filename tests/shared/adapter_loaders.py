@@ -10,10 +10,11 @@ import comfyui
 from families import relative_difference
 from peft import PeftModel
 from safetensors.torch import load_file
+from saved import stored
 from torch import Tensor
 
 from flowfactory import Policy
-from flowfactory.runs.export.adapters import write_adapters
+from flowfactory.runs.export.adapters import write_formatted
 from flowfactory.runs.export.origin import find_origin
 
 FORMATS = {"diffusers": "diffusers", "a state dict": "diffusers", "comfyui": "comfyui", "peft": "peft"}
@@ -35,7 +36,8 @@ def check_every_loader(
     for loader, form in FORMATS.items():
         out = folder / loader
         out.mkdir()
-        files = write_adapters(policy, out, form, model, find_origin(model), "adapters")
+        with stored(policy) as modules:
+            files = write_formatted(modules, out, form, model, find_origin(model), "adapters")
         pipeline = open_pipeline()
         assert relative_difference(ours, draw(pipeline)) > 1e-2, "the adapters change nothing that could be compared"
         for name, file in zip(policy.modules, files, strict=True):

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from peft.tuners.lora import Linear
 from safetensors.torch import load_file
+from saved import stored
 from torch import Tensor, nn
 
 from flowfactory import Policy
-from flowfactory.runs.export.adapters import write_adapters
+from flowfactory.runs.export.adapters import write_formatted
 from flowfactory.runs.export.origin import find_origin
 
 
@@ -248,7 +249,8 @@ def check_against_diffusers(weights: Mapping[str, Tensor], model: str, convert: 
 
 def check_names(policy: Policy, model: Any, kind: str, fresh: nn.Module, folder: Path) -> None:
     """ComfyUI adds to each layer of ``fresh``, the transformer as it was, what its adapter in ``policy`` adds."""
-    (file,) = write_adapters(policy, folder, "comfyui", model, find_origin(model), "adapters")
+    with stored(policy) as modules:
+        (file,) = write_formatted(modules, folder, "comfyui", model, find_origin(model), "adapters")
     load(folder / file, fresh, kind)
     (trained,) = policy.modules.values()
     changed = linear_weights(fresh)

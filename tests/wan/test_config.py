@@ -19,7 +19,7 @@ from flowfactory.config.loading import validate
 from flowfactory.data.prompts import check_files, check_media
 from flowfactory.testing import bench
 from flowfactory.testing.two_parameter import FILE
-from flowfactory.training.setup import prepare_prompts
+from flowfactory.training.prompts import prepare_prompts
 
 PLUGINS = [FILE, policy_gradient.__file__]
 

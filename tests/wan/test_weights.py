@@ -15,13 +15,14 @@ from diffusers import WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from families import LORA, nudge, open_bench, relative_difference
 from safetensors.torch import load_file
+from saved import save_trained, stored
 from wan_pipelines import CONFIGS, EVERY, SIZES, draw_reference, open_pipeline
 
 from flowfactory import Step, flow
 from flowfactory.config.loading import validate
 from flowfactory.flow.dynamics import ODE
 from flowfactory.policy.policy import REFERENCE
-from flowfactory.runs.export.adapters import write_adapters
+from flowfactory.runs.export.adapters import write_formatted
 from flowfactory.runs.export.card import Exported, make_card
 from flowfactory.runs.export.origin import find_origin
 from flowfactory.testing import Bench, bench, check_model
@@ -101,7 +102,7 @@ def test_diffusers_loads_the_adapters_and_draws_the_same(
     made = fresh(task, kind)
     nudge(made)
     ours = made.draw(1).latents
-    made.policy.save_trained(tmp_path)
+    save_trained(made.policy, tmp_path)
     pipeline = open_pipeline(task, checkpoint(task, kind))
     assert relative_difference(ours, theirs(pipeline, made, task)) > 1e-2, "the adapters change nothing that could be compared"
     pipeline.load_lora_weights(tmp_path)
@@ -140,7 +141,8 @@ def test_the_code_of_a_card_loads_both_experts(
     run = validate(raw | {"model": {"name": "wan-t2v", "path": str(folder), "train": LORA}})
     origin, out = find_origin(run.model), tmp_path / "out"
     out.mkdir()
-    files = write_adapters(made.policy, out, form, run.model, origin, "unused")
+    with stored(made.policy) as modules:
+        files = write_formatted(modules, out, form, run.model, origin, "unused")
     exported = Exported(1, None, form, dict(zip(made.policy.modules, files, strict=True)))
     (out / "README.md").write_text(make_card("run", [], run, origin, exported))
     assert cards.head(out)["pipeline_tag"] == "text-to-video"
@@ -170,7 +172,7 @@ def test_the_expert_that_trains_is_saved_alone_and_handed_over(
     assert set(made.policy.modules) == {trained}
     nudge(made)
     ours = made.draw(1).latents
-    made.policy.save_trained(tmp_path)
+    save_trained(made.policy, tmp_path)
     second = trained == "transformer_2"
     folder = tmp_path / "transformer_2" if second else tmp_path
     assert sorted(tmp_path.rglob("*.safetensors")) == [folder / "pytorch_lora_weights.safetensors"]
@@ -185,7 +187,7 @@ def test_diffusers_loads_fully_trained_transformers(fresh: Any, checkpoint: Any,
     made = fresh(task, kind, "full")
     nudge(made)
     ours = made.draw(1).latents
-    made.policy.save_trained(tmp_path)
+    save_trained(made.policy, tmp_path)
     pipeline = open_pipeline(task, checkpoint(task, kind))
     assert relative_difference(ours, theirs(pipeline, made, task)) > 1e-2, "training changed nothing that could be compared"
     for name in made.policy.modules:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowfactory.errors import RunError
-from flowfactory.types import Conditions, Index, SamplingPlan, Step
+from flowfactory.types import Conditions, Index, SamplingPlan, Step, take
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Experience:
     def _alone(self, index: Index) -> Experience:
         return replace(
             self,
-            latents=self.latents[index],
+            latents=take(self.latents, index),
             steps=(),
             conditions=self.conditions.rows(index),
             plan=self.plan.rows(index),
-            rewards={label: reward[index] for label, reward in self.rewards.items()},
-            advantages=self.advantages[index],
-            groups=self.groups[index],
+            rewards={label: take(reward, index) for label, reward in self.rewards.items()},
+            advantages=take(self.advantages, index),
+            groups=take(self.groups, index),
         )
 
     def micro_batches(self) -> Iterator[Experience]:
@@ -74,8 +74,9 @@ class Experience:
     def group_batches(self) -> Iterator[Experience]:
         """Pieces that hold whole groups: as many as ``batch_size`` samples allow, and one where a group alone is larger."""
         rows: list[int] = []
-        for group in torch.unique(self.groups):
-            members = (self.groups == group).nonzero().flatten().tolist()
+        sizes = torch.unique(self.groups, return_counts=True)[1].tolist()
+        for part in torch.split(self.groups.argsort(stable=True), sizes):
+            members = part.tolist()
             if rows and len(rows) + len(members) > self.batch_size:
                 yield self.rows(rows).to_device()
                 rows = []

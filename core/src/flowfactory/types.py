@@ -18,12 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from flowfactory.canvas import Canvas
+from flowfactory.device_copies import send
 
 Index = Sequence[int]
 Say = Callable[[str], None]
 """Prints one line."""
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 """What a config calls them."""
+
+
+def take(tensor: Tensor, index: Index) -> Tensor:
+    """The samples ``index`` of ``tensor`` [B, ...]; a view of them where they stand together."""
+    if isinstance(index, range) and index.step == 1:
+        return tensor[index.start : index.stop]
+    return tensor[send(torch.tensor(list(index), dtype=torch.int64), tensor.device)]
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ class Conditions:
     def pad(self, key: str) -> tuple[Tensor, Tensor]:
         """The tensors called ``key`` [L_i, ...] as one batch [B, L, ...] with zeros behind, and what of it is theirs [B, L]."""
         tensors = [entry[key] for entry in self.entries]
-        lengths = torch.tensor([len(tensor) for tensor in tensors], device=tensors[0].device)
+        lengths = send(torch.tensor([len(tensor) for tensor in tensors]), tensors[0].device)
         batch = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
         return batch, torch.arange(batch.shape[1], device=batch.device) < lengths[:, None]
 
@@ -183,7 +191,7 @@ class Step:
 
     def rows(self, index: Index) -> Step:
         """The step of the samples ``index``."""
-        return self.map(lambda tensor: tensor[index], self.conditions.rows(index))
+        return self.map(lambda tensor: take(tensor, index), self.conditions.rows(index))
 
     def to(self, device: torch.device) -> Step:
         """The step with its tensors on ``device``; conditions stay where they are."""
@@ -265,7 +273,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Samples:
-    """What a reward sees. Groups are whole; members of a group stand together.
+    """What a reward sees. Members of a group stand together, and groups are whole but for a reward that is pointwise.
 
     media in [0, 1], [B, C, H, W] or [B, F, C, H, W]; prompts, B texts; groups [B], int64; metadata, B mappings; sources,
     the B prompts with the pictures and videos they bring; frame_rate, frames a second where media move.
@@ -290,7 +298,7 @@ class Samples:
         )
 
 
-Answer = Mapping[str, Tensor | Future[Tensor]]
+Answer = Mapping[str, "Tensor | Future[Tensor]"]
 """What a reward answers: {label: scores [B]}, a value of which may be on its way."""
 
 
@@ -303,16 +311,26 @@ def as_they_are(kinds: Sequence[Hashable]) -> Sequence[Hashable]:
     return kinds
 
 
+def alone(work: Callable[[bool], Any]) -> Any:
+    """What ``work`` gives where there is one rank."""
+    return work(True)
+
+
 @dataclass(frozen=True)
 class Runtime:
     """Where a model is to run, and the dtype its frozen weights are stored in.
 
     ``agree``: the kinds of forward that all ranks go through together, of those that it needs; for ``flow.forward_by_kind``.
+    ``places``: whether what ``load`` returns goes through :func:`flowfactory.stored_weights.place` before it runs, so that
+    weights may stay in their files. ``in_turn(work)``, which all ranks call: what ``work(True)`` gives on the first rank of a
+    machine, then ``work(False)`` on its others, which find what the first one downloaded.
     """
 
     device: torch.device
     dtype: torch.dtype
     agree: Agree = as_they_are
+    places: bool = False
+    in_turn: Callable[[Callable[[bool], Any]], Any] = alone
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Condition
         pooled_projections=conditions.stack("pooled"),
         encoder_hidden_states=embeds,
         txt_ids=torch.zeros(embeds.shape[1], 3, device=embeds.device),
-        img_ids=torch.cat([position_ids(parts, field, place) for place, field in enumerate(fields)]),
+        img_ids=position_ids(parts, fields),
         return_dict=False,
     )[0]
     height, width = latents.shape[-2:]
@@ -56,12 +56,20 @@ def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Condition
     return unpacked
 
 
-def position_ids(parts: Parts, field: Tensor, place: int) -> Tensor:
-    """[tokens, 3] of latents [B, C, H, W]: its ``place`` in the sequence, 0 for what is drawn; then row and column."""
-    _, _, height, width = field.shape
-    ids: Tensor = parts.pipeline._prepare_latent_image_ids(0, height // 2, width // 2, field.device, torch.float32)
-    ids[:, 0] = place
-    return ids
+def position_ids(parts: Parts, fields: Sequence[Tensor]) -> Tensor:
+    """[tokens, 3] of latents [B, C, H, W]: their place among ``fields``, 0 for what is drawn; then row and column."""
+    device = fields[0].device
+    sizes = tuple((field.shape[-2] // 2, field.shape[-1] // 2) for field in fields)
+
+    def make() -> Tensor:
+        found: list[Tensor] = []
+        for place, (height, width) in enumerate(sizes):
+            ids = parts.pipeline._prepare_latent_image_ids(0, height, width, device, torch.float32)
+            ids[:, 0] = place
+            found.append(ids)
+        return torch.cat(found)
+
+    return parts.once(("position ids", sizes, device), make)
 
 
 FLUX1 = Family(

@@ -90,20 +90,41 @@ def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Condition
     """[B, C, H, W], from the tokens of the latents with those of the pictures behind them."""
     pipeline, embeds = parts.pipeline, conditions.stack("embeds")
     drawn, pictures = latents.to(embeds.dtype), models.stack_images(conditions)
-    positions = [pipeline._prepare_latent_ids(drawn[:1])]
-    if pictures:
-        positions.append(pipeline._prepare_image_ids([field[:1] for field in pictures]))
     found = pipeline.transformer(
         hidden_states=torch.cat([pipeline._pack_latents(field) for field in (drawn, *pictures)], dim=1),
         timestep=sigma,
         guidance=embed_guidance(parts, latents, guidance),
         encoder_hidden_states=embeds,
-        txt_ids=pipeline._prepare_text_ids(embeds[:1]).to(embeds.device),
-        img_ids=torch.cat(positions, dim=1).to(embeds.device),
+        txt_ids=text_ids(parts, embeds),
+        img_ids=position_ids(parts, drawn, pictures),
         return_dict=False,
     )[0]
     of_drawn: Tensor = found[:, : drawn[0, 0].numel()]
     return of_drawn.transpose(1, 2).reshape(latents.shape)
+
+
+def text_ids(parts: Parts, embeds: Tensor) -> Tensor:
+    """[1, L, 4] of embeds [B, L, D]."""
+
+    def make() -> Tensor:
+        found: Tensor = parts.pipeline._prepare_text_ids(embeds[:1]).to(embeds.device)
+        return found
+
+    return parts.once(("text ids", embeds.shape[1], embeds.device), make)
+
+
+def position_ids(parts: Parts, drawn: Tensor, pictures: list[Tensor]) -> Tensor:
+    """[1, tokens, 4] of latents [B, C, H, W]: those that are drawn, then the pictures'."""
+    pipeline = parts.pipeline
+
+    def make() -> Tensor:
+        positions = [pipeline._prepare_latent_ids(drawn[:1])]
+        if pictures:
+            positions.append(pipeline._prepare_image_ids([field[:1] for field in pictures]))
+        return torch.cat(positions, dim=1).to(drawn.device)
+
+    sizes = tuple(field.shape[-2:] for field in (drawn, *pictures))
+    return parts.once(("position ids", sizes, drawn.device), make)
 
 
 def decode(parts: Parts, latents: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ class JpegSizeConfig(ComponentConfig):
 class JpegSize:
     """Each picture by itself."""
 
+    pointwise = True
+
     def __init__(self, label: str, config: JpegSizeConfig) -> None:
         self.label, self._config = label, config
         self._sign = -1.0 if config.prefer == "small" else 1.0

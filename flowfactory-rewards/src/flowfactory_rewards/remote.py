@@ -59,7 +59,7 @@ class Remote:
     def __init__(self, label: str, config: RemoteConfig) -> None:
         self.label, self._config = label, config
         self._client: Client | None = None
-        self._pointwise = False
+        self.pointwise = False  # until every server says so
         self._max_request = 0
         self._reward = ""
 
@@ -74,7 +74,7 @@ class Remote:
                     f"{self._config.url[0]} serves {told[0].reward!r} and {url} {each.reward!r}; all must serve one reward"
                 )
         self._reward = told[0].reward
-        self._pointwise = all(each.pointwise for each in told)
+        self.pointwise = all(each.pointwise for each in told)
         self._max_request = min(each.max_request for each in told)
 
     @hookimpl
@@ -84,7 +84,7 @@ class Remote:
             self.prepare_reward(samples.media.device)
         assert self._client is not None
         rows = list(range(len(samples.prompts)))
-        units = [[row] for row in rows] if self._pointwise else rows_by_group(rows, samples.groups)
+        units = [[row] for row in rows] if self.pointwise else rows_by_group(rows, samples.groups)
         batches = pack_batches(units, self._config.batch_size)
         found = self._client.run_all([partial(self._request_scores, samples, batch) for batch in batches])
         together = torch.cat(found)

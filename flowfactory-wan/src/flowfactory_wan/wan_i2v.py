@@ -76,6 +76,7 @@ WAN_I2V = replace(
     encode=encode,
     velocity=velocity,
     encoded_with=("vae",),
+    exact=frozenset({"condition"}),
     optional=("image_encoder", "image_processor"),
     float32=("vae", "image_encoder"),
     negative_media=True,

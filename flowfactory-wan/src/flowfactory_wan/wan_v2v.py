@@ -57,6 +57,7 @@ WAN_V2V = replace(
     transformers=(HIGH,),
     experts=("",),
     encoded_with=("vae",),
+    exact=frozenset({"video"}),
     not_encoded=("strength",),
     canvas_matters=True,
 )

@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> CacheFolder:
     for number, days in enumerate((0, 10, 40)):
         key = f"{number:040x}"
         found.write(key, b"x" * 1000)
-        os.utime(found.path / f"{key}.safetensors", times=(time.time() - days * DAY,) * 2)
+        os.utime(found.path / key[:2] / f"{key}.safetensors", times=(time.time() - days * DAY,) * 2)
     return found
 
 
@@ -64,7 +64,7 @@ def test_clearing_deletes_all_entries_and_nothing_else(folder: CacheFolder, invo
     for path in others:
         path.touch()
     assert invoke("cache", "clear", "--yes") == (0, f"deleted 3 entries (3.0 KB) in {folder.path}\n", "")
-    assert sorted(folder.path.iterdir()) == others[1:]
+    assert sorted(path for path in folder.path.rglob("*") if path.is_file()) == others[1:]
     assert others[0].exists()
 
 

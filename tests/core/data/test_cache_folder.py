@@ -33,7 +33,7 @@ def age(path: Path, seconds: float) -> None:
 
 
 def file_of(folder: CacheFolder, key: str) -> Path:
-    return folder.path / f"{key}.safetensors"
+    return folder.path / key[:2] / f"{key}.safetensors"
 
 
 @contextmanager
@@ -117,7 +117,8 @@ def test_what_is_made_is_its_owners_alone(tmp_path: Path, bits: int) -> None:
     folder = CacheFolder(tmp_path / "new")
     with umask(bits):
         folder.write(KEYS[0], b"x")
-    assert [mode(path) for path in (folder.root, folder.path, file_of(folder, KEYS[0]))] == [0o700, 0o700, 0o600]
+    file = file_of(folder, KEYS[0])
+    assert [mode(path) for path in (folder.root, folder.path, file.parent, file)] == [0o700, 0o700, 0o700, 0o600]
 
 
 @pytest.mark.parametrize("bits", [0o000, 0o077])
@@ -129,7 +130,8 @@ def test_an_entry_is_for_whom_a_folder_is_that_was_there(tmp_path: Path, given: 
     tmp_path.chmod(given)
     with umask(bits):
         folder.write(KEYS[0], b"x")
-    assert (mode(folder.path), mode(file_of(folder, KEYS[0]))) == (given, entry)
+    file = file_of(folder, KEYS[0])
+    assert (mode(folder.path), mode(file.parent), mode(file)) == (given, given, entry)
     tmp_path.chmod(0o700)
 
 
@@ -221,7 +223,7 @@ def test_a_folder_in_an_entrys_place_stays_and_is_told_of(tmp_path: Path) -> Non
         "that is encoded each time; delete it, or choose another folder with FLOWFACTORY_CACHE"
     ]
     assert folder.read(KEYS[1]) == b"y"
-    assert len(list(folder.path.iterdir())) == 2
+    assert len(list(file_of(folder, KEYS[0]).parent.iterdir())) == 2
 
 
 def test_anothers_entry_in_a_shared_folder_is_left_out_alone() -> None:
@@ -315,10 +317,10 @@ def test_only_what_is_ours_goes(tmp_path: Path) -> None:
     for path in kept:
         path.write_bytes(b"x" * 100)
     link = file_of(folder, KEYS[0])
+    folder.write(KEYS[1], b"x")
     link.symlink_to(tmp_path / "thesis.tex")
     (folder.path / f"{KEYS[2]}.safetensors").mkdir()
-    folder.write(KEYS[1], b"x")
-    for path in (*kept, link, *folder.path.iterdir()):
+    for path in (*kept, link, *folder.path.rglob("*")):
         age(path, 90_000)
     folder.evict()
     folder.remove_leftovers()
@@ -332,7 +334,7 @@ def test_a_write_that_was_killed_leaves_what_goes_after_a_day(tmp_path: Path) ->
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, timeout=60)
     assert killed.returncode == -signal.SIGKILL
     folder = CacheFolder(tmp_path)
-    (left,) = folder.path.iterdir()
+    (left,) = file_of(folder, KEYS[0]).parent.iterdir()
     assert mode(left) == 0o600
     assert folder.read("0" * 40) is None
     former = folder.path / f".{'a' * 40}.k3j_w0q8"  # as an earlier version named them
@@ -342,7 +344,7 @@ def test_a_write_that_was_killed_leaves_what_goes_after_a_day(tmp_path: Path) ->
     for path in folder.leftovers():
         age(path, 90_000)
     folder.remove_leftovers()
-    assert list(folder.path.iterdir()) == []
+    assert [path for path in folder.path.rglob("*") if path.is_file()] == []
 
 
 def test_several_processes_write_the_same_entries_and_each_is_whole(tmp_path: Path) -> None:
@@ -370,7 +372,7 @@ def test_a_disk_that_takes_no_more_is_told_of_once(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert len(told) == 1
-    assert list(folder.path.iterdir()) == []
+    assert [path for path in folder.path.rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize(("given", "warned"), [(0o777, True), (0o1777, True), (0o775, False), (0o755, False), (0o700, False)])
@@ -382,7 +384,7 @@ def test_a_folder_that_anyone_can_change_is_warned_of(given: int, warned: bool, 
     CacheFolder.from_environment(told.append)
     expected = (
         f"warning: everyone on this machine can change the cache {tmp_path / 'cache'}, and with it what is trained on; "
-        f"run chmod o-w {tmp_path / 'cache'}, or choose another folder with FLOWFACTORY_CACHE"
+        f"run chmod -R o-w {tmp_path / 'cache'}, or choose another folder with FLOWFACTORY_CACHE"
     )
     assert told == ([expected] if warned else [])
 

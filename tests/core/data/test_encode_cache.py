@@ -3,7 +3,10 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from flowfactory.atomic_files import make_temporary_folder
 from flowfactory.canvas import Canvas
 from flowfactory.data.cache_folder import CacheFolder
 from flowfactory.data.encode_cache import EncodeCache
+from flowfactory.errors import RunError, UserError
 from flowfactory.models import checkpoint_identity
 from flowfactory.types import Conditions, Prompt
 
@@ -57,7 +61,7 @@ Made = Callable[..., tuple[EncodeCache, Encoder]]
 
 
 def files(folder: Path) -> list[Path]:
-    return sorted((folder / "conditions").iterdir())
+    return sorted((folder / "conditions").glob("*/*"))
 
 
 def test_each_distinct_prompt_is_encoded_once(made: Made, tmp_path: Path) -> None:
@@ -96,9 +100,9 @@ def test_an_entry_that_cannot_be_read_is_made_again(damage: Callable[[bytes], by
     whole = path.read_bytes()
     path.write_bytes(damage(whole))
     cache, encoder = made()
-    assert cache.prepare([Prompt("bb")], CANVAS) == 1
-    assert encoder.asked == ["bb"]
+    cache.prepare([Prompt("bb")], CANVAS)
     assert torch.equal(cache.conditions([Prompt("bb")], CANVAS).entries[0]["length"], torch.tensor(2))
+    assert encoder.asked == ["bb"]
     assert path.read_bytes() == whole
 
 
@@ -177,7 +181,7 @@ def test_an_entry_with_another_bit_is_made_again(made: Made, tmp_path: Path) -> 
     path.write_bytes(flip(whole))
     assert load_file(path), "safetensors alone does not notice"
     cache, encoder = made()
-    assert cache.prepare([Prompt("bb")], CANVAS) == 1
+    cache.conditions([Prompt("bb")], CANVAS)
     assert encoder.asked == ["bb"]
     assert path.read_bytes() == whole
 
@@ -252,7 +256,7 @@ def test_what_takes_hours_to_encode_is_there_for_the_other_ranks(tmp_path: Path)
     def encode(prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Mapping[str, Tensor]]:
         for entry in Encoder()(prompts, canvas):
             yield entry
-            for path in (tmp_path / "conditions").glob("*.safetensors"):
+            for path in files(tmp_path):
                 os.utime(path, times=(time.time() - 7200,) * 2)
             evict_all(tmp_path)
 
@@ -268,21 +272,21 @@ def test_what_was_found_is_there_for_the_other_ranks_however_old(tmp_path: Path)
     EncodeCache(Encoder(), "m", CacheFolder(tmp_path)).prepare(PROMPTS, CANVAS)
     for path in files(tmp_path):
         os.utime(path, times=(time.time() - 10**6,) * 2)
-    assert EncodeCache(Encoder(), "m", CacheFolder(tmp_path)).prepare(PROMPTS, CANVAS) == 0
+    found = EncodeCache(Encoder(), "m", CacheFolder(tmp_path))
+    assert found.prepare(PROMPTS, CANVAS) == 0
     evict_all(tmp_path)
     assert EncodeCache(Encoder(), "m", CacheFolder(tmp_path)).prepare(PROMPTS, CANVAS) == 0
 
 
 def test_prompts_beyond_the_limit_are_kept_for_the_next_run_and_told_of(tmp_path: Path) -> None:
     told: list[str] = []
-    old = EncodeCache(Encoder(), "m", CacheFolder(tmp_path))
-    old.prepare([Prompt("old")], CANVAS)
+    EncodeCache(Encoder(), "m", CacheFolder(tmp_path)).prepare([Prompt("old")], CANVAS)
     os.utime(files(tmp_path)[0], times=(time.time() - 7200,) * 2)
     assert EncodeCache(Encoder(), "m", CacheFolder(tmp_path, 10, told.append)).prepare(PROMPTS, CANVAS) == 3
     assert len(told) == 1
     assert "FLOWFACTORY_CACHE_SIZE" in told[0]
     assert EncodeCache(Encoder(), "m", CacheFolder(tmp_path, 10, told.append)).prepare(PROMPTS, CANVAS) == 0
-    assert len(told) == 1
+    assert told == [told[0]] * 2
     assert len(files(tmp_path)) == 3
 
 
@@ -320,10 +324,144 @@ def test_a_planted_entry_executes_nothing(made: Made, tmp_path: Path) -> None:
     (path,) = files(tmp_path)
     for content in (pickle.dumps(Payload(touched)), torch_bytes(Payload(touched))):
         path.write_bytes(content)
-        assert made()[0].prepare([Prompt("a")], CANVAS) == 1
+        cache, encoder = made()
+        cache.conditions([Prompt("a")], CANVAS)
+        assert encoder.asked == ["a"]
         assert not touched.exists()
 
 
 def torch_bytes(value: object) -> bytes:
     torch.save(value, file := io.BytesIO())
     return file.getvalue()
+
+
+class Counting(CacheFolder):
+    """Notes which keys are read, and in which thread."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.keys: list[str] = []
+        self.threads: set[str] = set()
+
+    def read(self, key: str) -> bytes | None:
+        self.keys.append(key)
+        self.threads.add(threading.current_thread().name.partition("_")[0])
+        return super().read(key)
+
+
+MANY = [Prompt(f"prompt {number}", number) for number in range(300)]
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> tuple[EncodeCache, Counting]:
+    """A cache that has all of MANY on the disk, and its folder."""
+    EncodeCache(Encoder(), "m", CacheFolder(tmp_path)).prepare(MANY, CANVAS)
+    folder = Counting(tmp_path)
+    cache = EncodeCache(Encoder(), "m", folder)
+    assert cache.prepare(MANY, CANVAS) == 0
+    return cache, folder
+
+
+def test_a_start_reads_no_entry_and_drawing_reads_its_own(counted: tuple[EncodeCache, Counting]) -> None:
+    cache, folder = counted
+    assert folder.keys == []
+    cache.conditions(MANY[:5] * 4, CANVAS, [Prompt("prompt 7")] * 20)
+    assert len(folder.keys) == len(set(folder.keys)) == 6
+    cache.conditions(MANY[3:8], CANVAS)  # of which three are held
+    assert len(folder.keys) == 8
+
+
+def test_what_was_drawn_before_is_held_no_more(counted: tuple[EncodeCache, Counting]) -> None:
+    cache, _ = counted
+    seen = []
+    for start in range(0, 300, 10):
+        known = cache.conditions(MANY[start : start + 10], CANVAS)
+        cache.read_ahead(MANY[start + 10 : start + 20], CANVAS)
+        seen += [weakref.ref(entry["embeds"]) for entry in known.entries]
+        del known
+        assert sum(tensor() is not None for tensor in seen) <= 10
+
+
+def test_what_is_read_ahead_is_not_read_again_whatever_comes_between(counted: tuple[EncodeCache, Counting]) -> None:
+    cache, folder = counted
+    cache.read_ahead(MANY[:10], CANVAS)
+    cache.conditions(MANY[20:25], CANVAS)
+    assert len(folder.keys) <= 15
+    known = cache.conditions(MANY[:10], CANVAS)
+    assert len(folder.keys) == len(set(folder.keys)) == 15
+    assert folder.threads == {"conditions", "MainThread"}
+    assert torch.equal(known.entries[3]["length"], torch.tensor(len("prompt 3")))
+
+
+def test_what_goes_wrong_ahead_is_told_when_it_is_asked_for(counted: tuple[EncodeCache, Counting], tmp_path: Path) -> None:
+    cache, _ = counted
+    picture = tmp_path / "gone.png"
+    cache.read_ahead([Prompt("a", images=(picture,))], CANVAS)
+    with pytest.raises(UserError, match=r"gone\.png: cannot be read"):
+        cache.conditions([Prompt("a", images=(picture,))], CANVAS)
+
+
+def test_what_went_while_it_was_read_ahead_is_encoded_again(tmp_path: Path) -> None:
+    encoder, told = Encoder(), []
+    cache = EncodeCache(encoder, "m", CacheFolder(tmp_path, say=told.append))
+    cache.prepare(MANY[:20], CANVAS)
+    for path in files(tmp_path)[:3]:
+        path.unlink()
+    cache.read_ahead(MANY[:20], CANVAS)
+    known = cache.conditions(MANY[:20], CANVAS)
+    assert len(encoder.asked) == 23
+    assert [int(entry["length"]) for entry in known.entries] == [len(prompt.text) for prompt in MANY[:20]]
+    lines = [line for line in told if "gone or damaged" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"warning: 3 entries of {tmp_path / 'conditions'} are gone or damaged, and encoded again; ")
+
+
+def test_encoders_that_do_not_fit_beside_the_rest_are_told_of(tmp_path: Path) -> None:
+    def encode(prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Mapping[str, Tensor]]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+        yield
+
+    with pytest.raises(RunError, match=r"encoders do not fit .*; set model.encoders_on to host, or continue with --resume"):
+        EncodeCache(encode, "m", CacheFolder(tmp_path)).conditions(PROMPTS, CANVAS)
+
+
+def test_how_large_it_will_be_is_told_while_it_is_encoded(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def encode(prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Mapping[str, Tensor]]:
+        for number, entry in enumerate(Encoder()(prompts, canvas)):
+            assert bool(told) == (number >= 16)
+            yield entry
+
+    EncodeCache(encode, "m", CacheFolder(tmp_path, say=told.append)).prepare(MANY, CANVAS)
+    assert len(told) == 1
+    assert re.match(
+        rf"encoding 300 prompts, which take about \d+\.\d KB in {tmp_path}/conditions, where \S+ .B are free", told[0]
+    )
+    size = sum(path.stat().st_size for path in files(tmp_path))
+    assert float(told[0].split("about ")[1].split()[0]) * 1000 == pytest.approx(size, rel=0.1)
+
+
+def test_a_lease_ends_with_who_has_it(tmp_path: Path) -> None:
+    cache = EncodeCache(Encoder(), "m", CacheFolder(tmp_path))
+    cache.prepare(PROMPTS, CANVAS)
+    for path in files(tmp_path):
+        os.utime(path, times=(time.time() - 7200,) * 2)
+    evict_all(tmp_path)
+    assert len(files(tmp_path)) == 3
+    del cache
+    evict_all(tmp_path)
+    assert files(tmp_path) == []
+    assert not [path for path in (tmp_path / "conditions").iterdir() if path.is_file()]
+
+
+def test_a_lease_that_was_not_renewed_for_a_day_is_a_killed_runs(tmp_path: Path) -> None:
+    cache = EncodeCache(Encoder(), "m", CacheFolder(tmp_path))
+    cache.prepare(PROMPTS, CANVAS)
+    (lease,) = (path for path in (tmp_path / "conditions").iterdir() if path.is_file())
+    for path in (*files(tmp_path), lease):
+        os.utime(path, times=(time.time() - 90_000,) * 2)
+    evict_all(tmp_path)
+    assert files(tmp_path) == []
+    assert not lease.exists()
+    assert len(cache.conditions(PROMPTS, CANVAS)) == 4

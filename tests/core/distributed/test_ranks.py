@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flowfactory.config.schema import DistributedConfig
+from flowfactory.distributed.exchange import Holders
 from flowfactory.distributed.mesh import mesh_sizes
 from flowfactory.distributed.partition import assign_rounds, split_with_padding
 from flowfactory.distributed.ranks import ALONE
@@ -76,7 +77,8 @@ def test_a_process_alone_is_all_there_is() -> None:
     assert ALONE.any(True)
     assert not ALONE.any(False)
     assert ALONE.agree(["b", "a"]) == ["b", "a"]
-    assert torch.equal(ALONE.exchange(values, [[10, 11, 12, 13]], [[12, 10, 12]]), values[[2, 0, 2]])
+    (found,) = ALONE.exchange([values], Holders([[10, 11, 12, 13]]), [[12, 10, 12]])
+    assert torch.equal(found, values[[2, 0, 2]])
     ALONE.sum_in_place([values])
     assert torch.equal(values, torch.arange(12.0).reshape(4, 3))
     gradients = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])]

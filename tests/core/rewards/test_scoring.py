@@ -27,7 +27,7 @@ from flowfactory.rewards.shared_models import load_shared
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.iteration import collect_rollouts
 from flowfactory.training.metrics import Timer
-from flowfactory.training.setup import prepare_prompts
+from flowfactory.training.prompts import prepare_prompts
 from flowfactory.types import Samples
 
 Load = Callable[..., RunConfig]
@@ -106,12 +106,14 @@ def test_no_digit_of_a_score_is_lost_on_its_way(dtype: torch.dtype, workers: int
 def test_pieces_without_a_score_do_not_decide_how_finely_the_others_are_rounded() -> None:
     nowhere = torch.full((2,), torch.nan)
     half = torch.tensor([0.5, 0.25], dtype=torch.bfloat16)
-    found = merge_scores([{"a": half, "b": nowhere}, {"a": nowhere, "b": half.double()}])
+    pieces = [([2, 3], {"a": nowhere, "b": half.double()}), ([0, 1], {"a": half}), ([1, 0], {"b": nowhere})]
+    found = merge_scores(["b", "a"], 4, pieces)
+    assert list(found) == ["b", "a"], "in the order of the config"
     assert found["a"].dtype == torch.bfloat16
     assert found["b"].dtype == torch.float64
     assert found["a"][:2].tolist() == [0.5, 0.25]
     assert bool(found["a"][2:].isnan().all())
-    assert merge_scores([{"a": nowhere}, {"a": nowhere}])["a"].dtype == torch.float32
+    assert merge_scores(["a"], 4, [([0, 1], {"a": nowhere}), ([2, 3], {"a": nowhere})])["a"].dtype == torch.float32
 
 
 def test_one_component_may_answer_for_no_other() -> None:

@@ -24,6 +24,7 @@ Load = Callable[..., RunConfig]
 Trained = Callable[..., RunDirectory]
 Invoke = Callable[..., tuple[int, str, str]]
 MODELS: list[dict[str, Any]] = [{"name": "net", "train": "full"}, {"name": "net"}]
+EVERY = {"checkpoint_every": 1, "keep_last": 9}
 BOTH = pytest.mark.parametrize("model", MODELS, ids=["full", "lora"])
 
 
@@ -64,9 +65,7 @@ class Spoiler:
 
 @BOTH
 def test_averages_are_looked_at_too_and_earlier_checkpoints_stay(model: dict[str, Any], load: Load, tmp_path: Path) -> None:
-    config = load(
-        {"model": model, "evaluation": {"ema": "constant"}, "training": {"iterations": 4}, "output": {"checkpoint_every": 1}}
-    )
+    config = load({"model": model, "evaluation": {"ema": "constant"}, "training": {"iterations": 4}, "output": EVERY})
     last = tmp_path / "run/checkpoints/000001"
     with pytest.raises(RunError, match=rf"^the update left kept/evaluation/transformer\..* the last checkpoint is {last}$"):
         train(config, observers=[Spoiler(2)], say=lambda _: None)
@@ -78,14 +77,41 @@ def test_averages_are_looked_at_too_and_earlier_checkpoints_stay(model: dict[str
     assert files(directory) == ["000001", "000002", "000003", "000004"]
 
 
+COMMANDS = ("export", "sample", "eval", "run")
+
+
 @pytest.mark.parametrize(
-    ("place", "command"),
-    [(place, command) for place in ("present/", "kept/slow/") for command in ("export", "sample", "eval", "run")]
-    + [("optimizer/", "run")],
+    ("place", "command"), [("present/", command) for command in COMMANDS] + [("kept/slow/", "run"), ("optimizer/", "run")]
 )
 def test_a_checkpoint_with_numbers_that_are_not_finite_is_refused(
     place: str, command: str, trained: Trained, invoke: Invoke, prepared: Callable[..., Run], tmp_path: Path
 ) -> None:
+    directory, spoiled = spoil(place, trained, prepared)
+    first, rest = arguments(command, directory, tmp_path)
+    code, _, err = invoke(command, first, *rest)
+    assert code == 2
+    name, folder = spoiled.removeprefix("present/"), directory.checkpoints / "000004"
+    told = f"{folder} is damaged: {name} is not finite" if command == "export" else f"{folder}: {name} is not finite (1 of "
+    assert err.startswith(f"error: {told}")
+    assert err.endswith("; choose another checkpoint, or delete it\n")
+    assert not (tmp_path / "out").exists()
+    if command == "export":
+        assert invoke(command, first, *rest, "--checkpoint", "3")[0] == 0
+
+
+@pytest.mark.parametrize("command", ["export", "sample", "eval"])
+def test_what_a_command_does_not_ask_for_need_not_be_finite_nor_there(
+    command: str, trained: Trained, invoke: Invoke, prepared: Callable[..., Run], tmp_path: Path
+) -> None:
+    directory, _ = spoil("kept/slow/", trained, prepared)
+    (directory.checkpoints / "000004/checkpoint-training-0.safetensors").unlink()
+    first, rest = arguments(command, directory, tmp_path)
+    code, _, err = invoke(command, first, *rest, "--checkpoint", "4")
+    assert (code, err) == (0, "")
+
+
+def spoil(place: str, trained: Trained, prepared: Callable[..., Run]) -> tuple[RunDirectory, str]:
+    """A run whose newest checkpoint has, below ``place``, a tensor that is not finite; and the name of that."""
     changes = {"model": MODELS[0]}
     directory, run = trained(changes), prepared(changes)
     checkpoints = Checkpoints(directory.checkpoints, ALONE, run.config)
@@ -95,13 +121,10 @@ def test_a_checkpoint_with_numbers_that_are_not_finite_is_refused(
     state[spoiled].flatten()[-1] = -torch.inf
     checkpoints.save(4, run.policy, run.learner)  # as versions did that did not look
     checkpoints.finish()
+    return directory, spoiled
+
+
+def arguments(command: str, directory: RunDirectory, tmp_path: Path) -> tuple[Path, list[Any]]:
     rest: dict[str, list[Any]] = {"export": [tmp_path / "out"], "sample": ["a prompt"], "eval": [], "run": ["--resume"]}
-    first = tmp_path / "config.yaml" if command == "run" else directory.path
     options = ["--out", directory.path, "--set", "training.iterations=5"] if command == "run" else []
-    code, _, err = invoke(command, first, *rest[command], *options)
-    assert code == 2
-    assert err.startswith(f"error: {directory.checkpoints / '000004'}: {spoiled.removeprefix('present/')} is not finite (1 of ")
-    assert err.endswith("; choose another checkpoint, or delete it\n")
-    assert not (tmp_path / "out").exists()
-    if command == "export":
-        assert invoke(command, first, *rest[command], "--checkpoint", "3")[0] == 0
+    return tmp_path / "config.yaml" if command == "run" else directory.path, [*rest[command], *options]

@@ -181,6 +181,20 @@ def test_a_terminal_gets_a_bar_that_begins_where_the_run_does(load: Callable[...
     assert screen.getvalue().count("\x1b[?25h") == 1  # the cursor is given back
 
 
+def test_a_terminal_gets_a_bar_of_what_is_encoded_which_goes_at_the_end() -> None:
+    screen = io.StringIO()
+    terminal = Terminal(Console(file=screen, force_terminal=True, width=120))
+    for done in (1, 150, 300):
+        terminal.prompts_encoded(done, 300)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert "encoding" in shown
+    assert "300/300 prompts" in shown
+    assert screen.getvalue().count("\x1b[?25h") == 1
+    plain = io.StringIO()
+    Terminal(Console(file=plain)).prompts_encoded(1, 300)
+    assert plain.getvalue() == ""
+
+
 def test_report_makes_the_page_anew(directory: RunDirectory, invoke: Invoke) -> None:
     code, out, err = invoke("report", directory.path)
     assert (code, out, err) == (0, f"{directory.report}\n", "")

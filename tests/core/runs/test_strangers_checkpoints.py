@@ -37,7 +37,7 @@ Trained = Callable[..., RunDirectory]
 Invoke = Callable[..., tuple[int, str, str]]
 Prepared = Callable[..., Run]
 Content = dict[str, Any]
-SHARD = "checkpoint-0.safetensors"
+SHARD, OF_TRAINING = "checkpoint-weights-0.safetensors", "checkpoint-training-0.safetensors"
 
 
 def sealed(folder: Path, **changes: Any) -> None:
@@ -47,7 +47,7 @@ def sealed(folder: Path, **changes: Any) -> None:
         if "files" not in changes and (folder / name).is_file():
             content["files"][name] = file_record(folder / name)
     content = {key: value for key, value in content.items() if key not in ("format", "checksum") and value is not ...}
-    (folder / MANIFEST).write_text(json.dumps({"format": 2, "checksum": checksum(content), **content}))
+    (folder / MANIFEST).write_text(json.dumps({"format": 3, "checksum": checksum(content), **content}))
 
 
 @pytest.fixture
@@ -74,11 +74,11 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def rewrite(folder: Path, change: Callable[[list[Rows]], list[Rows]]) -> None:
+def rewrite(folder: Path, change: Callable[[list[Rows]], list[Rows]], shard: str = SHARD) -> None:
     """Another shard, of what was in it."""
-    held = own_rows(tensors(folder))
-    (folder / SHARD).unlink()
-    write_shard(folder / SHARD, change(held))
+    held = own_rows(load_file(folder / shard))
+    (folder / shard).unlink()
+    write_shard(folder / shard, change(held))
     sealed(folder)
 
 
@@ -148,7 +148,17 @@ def test_a_shard_that_is_something_else_is_refused_by_every_command(
 
 @pytest.mark.parametrize(
     "content",
-    [payload.pickled(Path("ran")), b"", b"[1]", b'[1, "a", 2]', b'["1", "a"]', b"[" * 4000, b"1" * 5000, b'{"bytes": 1}'],
+    [
+        *(payload.pickled(Path("ran")), b"", b"[1]", b'[1, "a", 2]', b'["1", "a"]', b"[" * 4000, b"1" * 5000),
+        *(
+            b'{"bytes": 1}',
+            b'{"a": [1]}',
+            b'{"a": ["1", "a"]}',
+            b'{"a": [-1, "a"]}',
+            b'{"../a": [1, "a"]}',
+            b'{"/a": [1, "a"]}',
+        ),
+    ],
 )
 def test_what_a_rank_tells_another_is_no_program_either(content: bytes, tmp_path: Path) -> None:
     (tmp_path / ".part-1").write_bytes(content)
@@ -225,7 +235,7 @@ TEXTS = {
     "format a fraction": ('{"format": 2.5}', "is not what was written"),
     "format enormous": ('{"format": 1' + "0" * 4000 + "}", "is not what was written"),
     "format negative": ('{"format": -3}', "is not what was written"),
-    "no checksum": ('{"format": 2}', "is not what was written"),
+    "no checksum": ('{"format": 3}', "is not what was written"),
     "a million lists": ("[" + "[]," * 22_000_000 + "[]]", "is larger than 4 MiB"),
 }
 
@@ -382,7 +392,7 @@ def test_a_file_without_content_is_not_read_for_hours(name: str, folder: Path) -
 
 
 def test_a_manifest_has_room_for_thousands_of_ranks(folder: Path) -> None:
-    files = {f"checkpoint-{rank}.safetensors": Stored(2**40, "0" * 32) for rank in range(20_000)}
+    files = {f"checkpoint-weights-{rank}.safetensors": Stored(2**40, "0" * 32) for rank in range(20_000)}
     Manifest(1, 20_000, 20_000, {"seed": 7}, files).write(folder)
     assert Manifest.read(folder).files == files
 
@@ -512,6 +522,6 @@ def test_a_state_that_is_none_of_a_generator_is_one_line(run: Run, saved: Path) 
     def spoil(part: Rows) -> Rows:
         return part._replace(tensor=torch.full_like(part.tensor, 255)) if part.name == "random/0" else part
 
-    rewrite(saved, lambda held: [spoil(part) for part in held])
+    rewrite(saved, lambda held: [spoil(part) for part in held], OF_TRAINING)
     with pytest.raises(UserError, match=r"000001 is damaged: random/0 is no state of a generator; .*delete it$"):
         Checkpoints(saved.parent, Ranks(), run.config).restore(run.policy, run.learner)

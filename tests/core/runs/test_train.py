@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,7 +17,7 @@ from torch import Tensor
 from flowfactory import flow, hookimpl
 from flowfactory.config.schema import RunConfig
 from flowfactory.distributed.mesh import resolve_device
-from flowfactory.errors import RunError, UserError
+from flowfactory.errors import Interrupted, RunError, UserError
 from flowfactory.experience import Experience
 from flowfactory.hooks.calls import Hooks
 from flowfactory.runs.checkpoints.save import Checkpoints
@@ -30,7 +31,7 @@ from flowfactory.training.preflight import preflight
 from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.setup import Run, prepare_run
 from flowfactory.training.update import split_updates
-from flowfactory.types import NoiseKey, RunInfo, Samples
+from flowfactory.types import HELD_OUT, NoiseKey, RunInfo, Samples, SamplingPlan
 
 Figures = Callable[[RunDirectory], list[dict[str, Any]]]
 Trained = Callable[..., RunDirectory]
@@ -198,6 +199,75 @@ def test_evaluation_comes_before_every_so_often_and_at_the_end(trained: Trained)
     for iteration in evaluated:
         assert len(directory.read_samples(iteration)) == 3
     assert directory.read_samples(1) == []
+
+
+def test_the_evaluation_before_training_is_of_weights_that_nothing_has_touched(trained: Trained, prepared: Prepared) -> None:
+    changes = {"model": FULL, "evaluation": {"ema": AVERAGE}}
+    run = prepared(changes)
+    untouched = evaluate(run.sampler, run.assembly, run.config, run.heldout).metrics()
+    first = trained(changes).records()[0]
+    assert first == {"iteration": 0, **untouched}
+
+
+class Order:
+    """What happens, in order; and what is done at the first held-out picture."""
+
+    def __init__(self, act: Callable[[], None] = lambda: None) -> None:
+        self.happened: list[str] = []
+        self._act = act
+
+    @hookimpl(wrapper=True)
+    def sample(self, plan: SamplingPlan) -> Any:
+        self.happened.append("evaluate" if plan.iteration == HELD_OUT else "draw")
+        if plan.iteration == HELD_OUT:
+            self._act()
+        return (yield)
+
+    @hookimpl
+    def iteration_finished(self, iteration: int) -> None:
+        self.happened.append(f"record {iteration}")
+
+    @hookimpl
+    def run_failed(self, error: BaseException) -> None:
+        self.happened.append(type(error).__name__)
+
+
+def test_the_first_pictures_are_checked_before_the_held_out_ones_are_drawn(load: Callable[..., RunConfig]) -> None:
+    seen = Order()
+    told: list[str] = []
+    train(load({"training": {"iterations": 1}}), observers=[seen], say=told.append)
+    assert seen.happened == ["draw", "draw", "evaluate", "record 0", "evaluate", "record 1"]
+    checks = [place for place, sentence in enumerate(told) if sentence.startswith("preflight: ")]
+    assert max(checks) < min(place for place, sentence in enumerate(told) if sentence.startswith("held-out score"))
+
+
+def test_what_preflight_refuses_has_cost_no_evaluation(load: Callable[..., RunConfig], tmp_path: Path) -> None:
+    seen = Order()
+    with pytest.raises(RunError, match=r"^preflight: rewards do not differ"):
+        train(load({"rewards": {"bright": {"name": "bright", "scale": 0}}}), observers=[seen], say=lambda _: None)
+    assert seen.happened == ["draw", "draw", "RunError"]
+    assert not RunDirectory(tmp_path / "run").records()
+    assert not (tmp_path / "run" / "samples").exists()
+
+
+def test_without_the_evaluation_at_the_start_all_else_is_the_same(trained: Trained, figures: Figures) -> None:
+    whole = figures(trained({"evaluation": {"every": 2}}, out="whole"))
+    directory = trained({"evaluation": {"every": 2, "at_start": False}})
+    rest = figures(directory)
+    assert rest[0] == {"iteration": 0}
+    assert rest[1:] == whole[1:]
+    assert "eval/bright/mean" in whole[0]
+    assert sorted(path.name for path in directory.samples.iterdir()) == ["000002", "000003"]
+
+
+def test_a_run_that_is_asked_to_stop_at_its_first_evaluation_stops_at_once(load: Callable[..., RunConfig]) -> None:
+    seen = Order(lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(Interrupted, match=r"^stopped at once; "):
+        train(load(), observers=[seen], say=lambda _: None)
+    assert seen.happened == ["draw", "draw", "evaluate", "Interrupted"]
+    again = Order()
+    train(load(), resume=True, observers=[again], say=lambda _: None)
+    assert again.happened[:4] == ["draw", "draw", "evaluate", "record 0"]
 
 
 def test_evaluation_may_have_other_rewards(trained: Trained) -> None:
@@ -499,13 +569,13 @@ def test_rewards_judge_whole_groups_as_they_are_drawn(batch_size: int, calls: in
     whole = collect_rollouts(prepared({"sampling": {"batch_size": 16}}), 0, Timer(torch.device("cpu"))).experience
     run = prepared({"sampling": {"batch_size": batch_size}})
     seen: list[Samples] = []
-    start = run.assembly.rewards.start
+    start = run.assembly.rewards.start_each
 
-    def watched(samples: Samples) -> Any:
-        seen.append(samples)
-        return start(samples)
+    def watched(questions: Any) -> Any:
+        seen.extend(samples for _, samples in questions)
+        return start(questions)
 
-    run.assembly.rewards.start = watched  # type: ignore[method-assign]
+    run.assembly.rewards.start_each = watched  # type: ignore[method-assign]
     experience = collect_rollouts(run, 0, Timer(torch.device("cpu"))).experience
     assert len(seen) == calls
     assert all(len(samples.groups) % 4 == 0 for samples in seen)

@@ -21,9 +21,8 @@ from flowfactory.training.setup import Run
 from flowfactory.types import Trajectory
 
 Change = dict[str, Any]
-DECODED = (
-    "the model drew media that are not finite for the prompt 'black' and 1 more of 2 samples, of latents that are; look at "
-)
+FIRST = "for the prompt 'green' and 7 more of 8 samples"  # of the first iteration
+DECODED = f"the model drew media that are not finite {FIRST}, of latents that are; look at "
 
 
 def faulty(fault: str | None, **options: Any) -> Change:
@@ -46,10 +45,10 @@ def test_a_model_without_a_fault_trains(trained: Callable[..., Any]) -> None:
 def test_the_step_and_the_prompt_of_latents_that_are_not_finite_are_told(
     trained: Callable[..., Any], fault: str, value: str
 ) -> None:
-    told = refusal(trained, faulty(fault, value=value, after=0.5, length=len("orange")))
+    told = refusal(trained, faulty(fault, value=value, after=0.5, length=len("yellow")))
     assert told == (
-        "the model drew latents that are not finite for the prompt 'orange', from step 3 of 4 on (sigma 0.5 to 0.25); "
-        "look at its transformer: the weights, and the dtype that training.precision gives them"
+        "the model drew latents that are not finite for the prompt 'yellow' and 3 more of 8 samples, from step 3 of 4 on "
+        "(sigma 0.5 to 0.25); look at its transformer: the weights, and the dtype that training.precision gives them"
     )
 
 
@@ -60,8 +59,7 @@ def test_the_first_and_the_last_step_are_told(trained: Callable[..., Any]) -> No
 
 def test_what_is_not_finite_before_the_first_step_is_told(trained: Callable[..., Any]) -> None:
     assert refusal(trained, faulty("start")) == (
-        "the model drew latents that are not finite for the prompt 'black' and 1 more of 2 samples, from before the first step "
-        "on; look at what it starts from"
+        f"the model drew latents that are not finite {FIRST}, from before the first step on; look at what it starts from"
     )
 
 
@@ -70,9 +68,10 @@ def test_a_decoder_that_is_not_finite_is_told_from_a_transformer(trained: Callab
     assert refusal(trained, faulty("media", value=value)) == DECODED + "its decoder: the weights of the VAE, and its dtype"
 
 
-def test_what_is_drawn_to_learn_from_is_looked_at_too(trained: Callable[..., Any]) -> None:
-    told = refusal(trained, faulty("media", length=len("blue")))  # none of the held-out prompts
-    assert told.startswith("the model drew media that are not finite for the prompt 'blue' and 3 more of ")
+def test_what_is_drawn_to_evaluate_is_looked_at_too(trained: Callable[..., Any]) -> None:
+    change = {**faulty("media", length=len("orange")), "prompts": {"train": "short.txt"}}
+    Path("short.txt").write_text("red\nblue\nwhite\n")
+    assert refusal(trained, change).startswith("the model drew media that are not finite for the prompt 'orange', of ")
 
 
 def test_sampling_and_evaluating_a_run_look_too(
@@ -101,11 +100,11 @@ def test_conditions_that_are_not_finite_name_the_prompt_and_are_not_kept(trained
         ("above-one", "model: its sigmas begin at 1.1; they must begin at 1, noise"),
         ("short", "model: its sigmas have shape [4] for 4 steps; return [5], with the 0 at the end"),
         ("rising", "model: its sigmas are [1.0, 0.5, 0.25, 0.75, 0.0]; each must be below the one before"),
-        ("broadcast", "model: its velocity has shape [2, 1, 4, 1] where its latents have [2, 1, 4, 4]"),
+        ("broadcast", "model: its velocity has shape [8, 1, 4, 1] where its latents have [8, 1, 4, 4]"),
         ("large", "model: it drew 8 x 4 pixels on a canvas of 4 x 4 pixels; "),
         ("moving", "model: it drew 3 frames of 4 x 4 pixels on a canvas of 4 x 4 pixels; "),
-        ("flat", "model: it drew media [2, 4, 4]; return [B, C, H, W], or [B, F, C, H, W]"),
-        ("single", "model: it drew media [1, 1, 4, 4] for 2 samples; return [2, ...]"),
+        ("flat", "model: it drew media [8, 4, 4]; return [B, C, H, W], or [B, F, C, H, W]"),
+        ("single", "model: it drew media [1, 1, 4, 4] for 8 samples; return [8, ...]"),
         ("blocks", "model: its blocks name 'LinearBlock', which is no class of its repeated blocks; there are none"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowfactory.config.schema import TrainingConfig
 from flowfactory.errors import RunError
@@ -197,6 +198,30 @@ def test_gradients_whose_norm_alone_overflows_are_an_error() -> None:
     line, learner = made()
     with pytest.raises(RunError, match=r"^the gradient's norm is more than float32 holds, though every part"):
         learner.step([Loss(1e30 * line.a * torch.ones(2) + line.b)], UpdateMetrics())
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often the host asks a tensor for its number, for which a device is waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_host_does_not_wait_for_the_device_once_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    for pieces in ([7], [1] * 7):
+        line, learner = made()
+        with Waits() as waits:
+            given = torch.split(X, pieces)
+            learner.step(
+                (Loss(y := squared(line, x), {"m": y}, {"e": y}, {"kl": y}, {"cut": y}) for x in given), UpdateMetrics()
+            )
+        counts.append(waits.count)
+    assert counts[1] - counts[0] <= 2 * 6, "two flags a loss, asked for at once"
+    assert counts[0] < 12
 
 
 def test_an_update_without_losses_is_refused() -> None:

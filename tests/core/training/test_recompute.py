@@ -165,8 +165,8 @@ def test_what_a_rank_holds_twice_is_written_twice(prepared: Prepared) -> None:
     experience = collect_rollouts(run, 0, Timer(CPU)).experience
     pool = Rollouts(experience, held=[[4, 2, 4, 7]])
     kept = torch.zeros(4)
-    pool.write_back(kept, torch.tensor([40.0, 20.0]), [[4, 2]])
+    pool.write_back([(kept, torch.tensor([40.0, 20.0]))], [[4, 2]])
     assert kept.tolist() == [40, 20, 40, 0]
-    pool.write_back(None, torch.ones(2), [[4, 2]])
-    pool.write_back(kept, torch.tensor([70.0]), [[7]])
+    pool.write_back([(None, torch.ones(2))], [[4, 2]])
+    pool.write_back([(kept, torch.tensor([70.0]))], [[7]])
     assert kept.tolist() == [40, 20, 40, 70]

@@ -22,7 +22,7 @@ from flowfactory.data.pictures import read_picture
 from flowfactory.data.prompts import check_media, read_prompts
 from flowfactory.runs.train import train
 from flowfactory.testing.two_parameter import FILE
-from flowfactory.training.setup import prepare_prompts
+from flowfactory.training.prompts import prepare_prompts
 from flowfactory_qwen_image.qwen_image import QwenImageConfig
 from flowfactory_qwen_image.qwen_image_edit import QwenImageEditConfig
 

@@ -14,6 +14,7 @@ import torch
 from adapter_loaders import check_every_loader
 from diffusers import QwenImageTransformer2DModel
 from families import LORA, nudge, open_bench, relative_difference
+from saved import save_trained
 from tiny_qwen_image import LATENTS
 
 from flowfactory import Prompt, Step, Trajectory, flow
@@ -97,7 +98,7 @@ def moved(config: Any, cache: Path, prompts: Any, tmp_path: Path) -> Callable[..
         made = open_bench(config(kind, *train), cache, prompts[kind], (32, 32), 3, guidance)
         nudge(made)
         ours = made.draw(2)
-        made.policy.save_trained(tmp_path)
+        save_trained(made.policy, tmp_path)
         return made, ours
 
     return make

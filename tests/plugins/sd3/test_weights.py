@@ -11,6 +11,7 @@ import torch
 from adapter_loaders import check_every_loader
 from diffusers import SD3Transformer2DModel
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+from saved import save_trained
 from torch import Tensor
 
 from flowfactory import Trajectory, flow
@@ -89,7 +90,7 @@ def test_diffusers_loads_the_adapters_and_draws_the_same(
     model = opened(folder, LORA)
     nudge(model)
     ours = model.draw(PROMPTS, guidance=guidance)
-    model.policy.save_trained(tmp_path)
+    save_trained(model.policy, tmp_path)
     pipeline = diffusers_pipeline(folder)
     assert apart(ours, theirs(pipeline, model, guidance)) > 1e-2, "the adapters change nothing that could be compared"
     pipeline.load_lora_weights(tmp_path)
@@ -149,7 +150,7 @@ def test_diffusers_loads_the_fully_trained_transformer(
     model = opened(checkpoint(), "full")
     nudge(model)
     ours = model.draw(PROMPTS, guidance=4.0)
-    model.policy.save_trained(tmp_path)
+    save_trained(model.policy, tmp_path)
     transformer = SD3Transformer2DModel.from_pretrained(tmp_path / "transformer")
     loaded = transformer.state_dict()
     trained = {name.removeprefix("transformer."): weight for name, weight in model.policy.parameters.items()}

@@ -12,6 +12,7 @@ from adapter_loaders import check_every_loader
 from diffusers import ZImageTransformer2DModel
 from diffusers.loaders.single_file_utils import convert_z_image_transformer_checkpoint_to_diffusers
 from families import LORA, nudge, relative_difference
+from saved import save_trained
 
 from flowfactory import Step, flow
 from flowfactory.flow.dynamics import ODE
@@ -49,7 +50,7 @@ def test_diffusers_loads_the_adapters_and_draws_the_same(
     assert relative_difference(made.draw(2).latents, drawn_by(pipeline, made)) < 1e-5, "fresh adapters change something"
     nudge(made)
     ours = made.draw(2).latents
-    made.policy.save_trained(tmp_path)
+    save_trained(made.policy, tmp_path)
     assert relative_difference(ours, drawn_by(pipeline, made)) > 1e-2, "the adapters change nothing that could be compared"
     pipeline.load_lora_weights(tmp_path)
     assert relative_difference(ours, drawn_by(pipeline, made)) < 1e-5
@@ -91,7 +92,7 @@ def test_diffusers_loads_the_fully_trained_transformer(
     made = bench_of(checkpoint(), PROMPTS, guidance=4.0)
     nudge(made)
     ours = made.draw(2).latents
-    made.policy.save_trained(tmp_path)
+    save_trained(made.policy, tmp_path)
     pipeline = pipeline_of(checkpoint())
     assert relative_difference(ours, drawn_by(pipeline, made)) > 1e-2, "training changed nothing that could be compared"
     pipeline.transformer = ZImageTransformer2DModel.from_pretrained(tmp_path / "transformer")

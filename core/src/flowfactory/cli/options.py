@@ -35,3 +35,4 @@ Trusted = Annotated[
     bool, typer.Option("--trust", help="Execute the plugins of RUN and ask its servers, though you have not trained with them.")
 ]
 Iteration = Annotated[int | None, typer.Option("--checkpoint", metavar="N", help="The iteration; the newest when left out.")]
+Nproc = Annotated[int | None, typer.Option("--nproc", metavar="N", help="Start N ranks on this node, one a GPU.")]

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowfactory.cli.options import Plugins, Sets, typed_path
+from flowfactory.cli.options import Nproc, Plugins, Sets, typed_path
 from flowfactory.cli.output import say, show, warn
 from flowfactory.distributed import environment, launch
+from flowfactory.postponed_imports import postponed_imports, without_collections
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
@@ -31,32 +32,23 @@ def run(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the run directory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the resolved config; read no weights.")] = False,
-    nproc: Annotated[int | None, typer.Option(metavar="N", help="Start N ranks on this node, one a GPU.")] = None,
+    nproc: Nproc = None,
     nnodes: Annotated[int, typer.Option(metavar="N", help="On how many nodes this command is given.")] = 1,
     node_rank: Annotated[int | None, typer.Option(metavar="N", help="Which of them this is, from 0.")] = None,
     rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where node 0 waits for the others.")] = None,
     max_restarts: Annotated[int, typer.Option(metavar="N", help="How often to start again when ranks die or are lost.")] = 3,
 ) -> None:
     """Train as CONFIG says."""
-    from flowfactory.config import loading, yaml
+    from flowfactory.config import loading
 
     wanted = launch.Launch(nproc, nnodes, node_rank, rendezvous, max_restarts)
     wanted.check(os.environ)
     resume = resume or environment.is_restart()
-    resolved = loading.load(config, sets or [], plugin or [], out)
     if dry_run:
-        from flowfactory.config.idle_keys import idle_keys, idle_keys_of_prompts
-        from flowfactory.training.assembly import Assembly
-        from flowfactory.training.setup import prepare_prompts
-
-        for sentence in idle_keys(resolved):
-            warn(f"warning: {sentence}")
-        Assembly(resolved)
-        train, heldout = prepare_prompts(resolved)
-        for sentence in idle_keys_of_prompts(resolved, [*train, *heldout]):
-            warn(f"warning: {sentence}")
-        show(yaml.dump(resolved).rstrip("\n"))
+        with postponed_imports("torch", "safetensors.torch", importers=("flowfactory",)):
+            _check(config, sets, plugin, out)
         return
+    resolved = loading.load(config, sets or [], plugin or [], out)
     if not wanted.starts_ranks:
         _train(resolved, resume)
         return
@@ -70,6 +62,23 @@ def run(
     command = [sys.executable, "-P", "-m", "flowfactory", "run", *options, "--", config]
     with _owned_by_first_node(resolved, wanted) as variables:
         start(command, wanted, warn, variables)
+
+
+def _check(config: str, sets: list[str] | None, plugin: list[Path] | None, out: Path | None) -> None:
+    """Show the resolved config. UserError: something is wrong with it, or with what it names, as far as configs tell."""
+    from flowfactory.config import loading, yaml
+    from flowfactory.config.idle_keys import idle_keys, idle_keys_of_prompts
+    from flowfactory.training.assembly import Assembly
+    from flowfactory.training.prompts import prepare_prompts
+
+    resolved = loading.load(config, sets or [], plugin or [], out)
+    for sentence in idle_keys(resolved):
+        warn(f"warning: {sentence}")
+    Assembly(resolved)
+    train, heldout = prepare_prompts(resolved)
+    for sentence in idle_keys_of_prompts(resolved, [*train, *heldout]):
+        warn(f"warning: {sentence}")
+    show(yaml.dump(resolved).rstrip("\n"))
 
 
 @contextmanager
@@ -87,12 +96,13 @@ def _owned_by_first_node(config: RunConfig, wanted: launch.Launch) -> Iterator[d
 
 
 def _train(config: RunConfig, resume: bool) -> None:
-    from rich.console import Console
+    with without_collections():
+        from rich.console import Console
 
-    from flowfactory.distributed.process_group import join_process_group
-    from flowfactory.runs.estimate.room import find_room
-    from flowfactory.runs.terminal import Terminal
-    from flowfactory.runs.train import train
+        from flowfactory.distributed.process_group import join_process_group
+        from flowfactory.runs.estimate.room import find_room
+        from flowfactory.runs.terminal import Terminal
+        from flowfactory.runs.train import train
 
     with join_process_group(config, partial(find_room, config, say), say) as ranks:
         if not ranks.leads:
@@ -117,7 +127,8 @@ def _print_summary(directory: RunDirectory, say: Callable[[str], None]) -> None:
         first, last = evaluated[0], evaluated[-1]
         for key in (key for key in last if key.startswith("eval/") and key.endswith("/mean") and key in first):
             label = key.split("/")[1]
-            say(f"held-out {label}: {format_score(first[key])} before, {format_score(last[key])} after")
+            when = f"after iteration {first['iteration']}" if first["iteration"] else "before"
+            say(f"held-out {label}: {format_score(first[key])} {when}, {format_score(last[key])} after")
     for sentence in hacking_warnings(records):
         say(f"warning: {sentence}")
     try:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowfactory.cli.options import Iteration, Plugins, RunFolder, Sets, Trusted, typed_path
+from flowfactory.cli.options import Iteration, Nproc, Plugins, RunFolder, Sets, Trusted, typed_path
 from flowfactory.cli.output import say, show_json, warn
+from flowfactory.cli.ranks import start_ranks
 from flowfactory.errors import UserError
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
+    from flowfactory.distributed.ranks import Ranks
     from flowfactory.runs.directory import RunDirectory
     from flowfactory.training.setup import Run
+    from flowfactory.types import Prompt
 
 
 def sample(
@@ -40,12 +43,14 @@ def sample(
     sets: Sets = None,
     plugin: Plugins = None,
     trusted: Trusted = False,
+    nproc: Nproc = None,
 ) -> None:
     """Draw PROMPTs with a run's weights."""
     from dataclasses import replace
 
     from flowfactory.data import media
     from flowfactory.data.prompts import check_files, check_media, read_prompts
+    from flowfactory.distributed.process_group import join_process_group
     from flowfactory.runs.directory import RunDirectory
     from flowfactory.training.evaluation import evaluate
     from flowfactory.types import Prompt
@@ -62,13 +67,16 @@ def sample(
     check_media(wanted, config.model.takes, getattr(config.model, "name", "model"))
     check_files(wanted, config.model, config.evaluation.canvas(config.sampling).frames)
     folder = _make_folder(out or where.drawn())
-    restored, _ = _restore(where, config, checkpoint, scores=False)
-    drawn = evaluate(restored.sampler, restored.assembly, restored.config, wanted, count, score=False).media
+    if start_ranks(nproc, config.device):
+        return
+    with join_process_group(config) as ranks:
+        run, _ = _restore(where, config, checkpoint, ranks, scores=False, drawn=wanted)
+        drawn = evaluate(run.sampler, run.assembly, run.config, wanted, count, score=False, ranks=ranks).media
     number = 0
     for medium in drawn:
         while any(folder.glob(f"{number:03d}.*")):
             number += 1
-        say(str(media.write_media(medium, folder / f"{number:03d}", restored.sampler.frame_rate)))
+        say(str(media.write_media(medium, folder / f"{number:03d}", run.sampler.frame_rate)))
 
 
 def _make_folder(folder: Path) -> Path:
@@ -92,30 +100,57 @@ def _require_files(paths: Iterable[Path]) -> None:
 
 
 def evaluate_run(
-    directory: RunFolder, checkpoint: Iteration = None, sets: Sets = None, plugin: Plugins = None, trusted: Trusted = False
+    directory: RunFolder,
+    checkpoint: Iteration = None,
+    sets: Sets = None,
+    plugin: Plugins = None,
+    trusted: Trusted = False,
+    nproc: Nproc = None,
 ) -> None:
     """Score a run's weights on its held-out prompts."""
+    from flowfactory.distributed.process_group import join_process_group
     from flowfactory.runs.directory import RunDirectory
     from flowfactory.training.evaluation import evaluate
 
     where = RunDirectory(directory)
     config = where.load_config(sets or [], plugin or [], trusted, scores=True)
-    restored, path = _restore(where, config, checkpoint)
-    if not restored.heldout:
+    if config.prompts.heldout is None:
         raise UserError(f"{directory}: prompts.heldout is not set; give one with --set prompts.heldout=FILE")
-    result = evaluate(restored.sampler, restored.assembly, restored.config, restored.heldout)
-    show_json({"checkpoint": str(path), **result.metrics()})
+    if start_ranks(nproc, config.device):
+        return
+    with join_process_group(config) as ranks:
+        run, path = _restore(where, config, checkpoint, ranks)
+        result = evaluate(run.sampler, run.assembly, run.config, run.heldout, keep=0, ranks=ranks)
+        if ranks.leads:
+            show_json({"checkpoint": str(path), **result.metrics()})
 
 
-def _restore(where: RunDirectory, config: RunConfig, iteration: int | None, scores: bool = True) -> tuple[Run, Path]:
+def _restore(
+    where: RunDirectory,
+    config: RunConfig,
+    iteration: int | None,
+    ranks: Ranks,
+    scores: bool = True,
+    drawn: Sequence[Prompt] = (),
+) -> tuple[Run, Path]:
+    """A run that draws with the weights that evaluations do, and its checkpoint, of which nothing else is read."""
     from flowfactory.runs.checkpoints import load, lookup
+    from flowfactory.runs.checkpoints.roles import WEIGHTS, kept_role
+    from flowfactory.training.plans import EVALUATION
     from flowfactory.training.setup import prepare_run
 
-    path = lookup.find(where.checkpoints, iteration, warn)
-    restored = prepare_run(config, say=_pass_on_warnings, trackers=False, scores=scores, trains=False)
+    average = EVALUATION if config.evaluation.ema else None
+    roles = [WEIGHTS, *([] if average is None else [kept_role(average)])]
+    path = lookup.find(where.checkpoints, iteration, warn if ranks.leads else _silent, roles, ranks)
+    tell = _pass_on_warnings if ranks.leads else _silent
+    restored = prepare_run(config, say=tell, trackers=False, ranks=ranks, scores=scores, trains=False, drawn=drawn)
+    load.load_to_draw(path, restored.policy, average)
     restored.assembly.hooks.run_started(restored.info, restored.policy)
-    load.load(path, restored.policy)
     return restored, path
+
+
+def _silent(sentence: str) -> None:
+    """What ranks other than the leading one say."""
 
 
 def _pass_on_warnings(sentence: str) -> None:

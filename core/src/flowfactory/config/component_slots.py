@@ -34,6 +34,7 @@ from flowfactory.discovery.catalogue import KINDS, Catalogue, Component
 from flowfactory.discovery.discover import discover
 from flowfactory.discovery.source_places import describe_exception, place_of
 from flowfactory.errors import UserError
+from flowfactory.postponed_imports import without_collections
 from flowfactory.suggestions import join_or
 
 BASES: Mapping[str, Any] = {
@@ -54,7 +55,8 @@ def config_class(component: Component) -> type[ComponentConfig]:
         if not (module and attribute):
             raise UserError(f"{origin} is registered as {spec!r}; write 'package.module:Class'")
         try:
-            spec = getattr(import_module(module), attribute)
+            with without_collections():
+                spec = getattr(import_module(module), attribute)
         except Exception as error:
             raise UserError(f"{origin} cannot be loaded: {describe_exception(error)}") from error
     if isinstance(spec, type) and issubclass(spec, base):

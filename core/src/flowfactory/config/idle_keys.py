@@ -53,9 +53,10 @@ def idle_keys_of_prompts(config: RunConfig, prompts: Sequence[Prompt]) -> Iterat
     """One sentence for each key of prompt files that does nothing beside the config, or hardly what was meant."""
     if count := sum(bool(prompt.negative) for prompt in prompts):
         yield from (f"'negative_prompt' of {count} of the prompts does nothing {why}" for why in _without_negatives(config))
+    with_more = [prompt for prompt in prompts if prompt.metadata]
     for name, (key, kind) in MEANT.items():
         wanted = config.model.takes_negatives() if kind == "negative" else getattr(config.model.takes, kind)[1] > 0
-        count = sum(not getattr(prompt, kind) and name in map(plain, prompt.metadata) for prompt in prompts)
+        count = sum(not getattr(prompt, kind) and name in map(plain, prompt.metadata) for prompt in with_more)
         if wanted and count:
             yield f"{name!r} of {count} of the prompts is metadata, which rewards alone see; did you mean {key!r}?"
 
@@ -89,7 +90,8 @@ def _heldout(config: RunConfig) -> Iterator[str]:
     if config.prompts.heldout is not None:
         return
     fields = EvaluationConfig.model_fields
-    for key in ("every", "members", "size", "frames", "steps", "guidance", "batch_size", "ema", "pictures", "rewards"):
+    keys = ("at_start", "every", "members", "size", "frames", "steps", "guidance", "batch_size", "ema", "pictures", "rewards")
+    for key in keys:
         if getattr(config.evaluation, key) != fields[key].default:
             yield f"evaluation.{key} does nothing without held-out prompts; name their file in prompts.heldout"
 
@@ -103,7 +105,8 @@ def _beyond_the_run(config: RunConfig) -> Iterator[str]:
             "set it lower"
         )
     if config.prompts.heldout is not None and every > training.iterations:
-        yield f"evaluation.every {every} is more than the {training.iterations} iterations; it evaluates before and after alone"
+        when = "before and after" if config.evaluation.at_start else "after"
+        yield f"evaluation.every {every} is more than the {training.iterations} iterations; it evaluates {when} alone"
     saved = config.output.checkpoint_every
     if saved > training.iterations and saved != type(config.output).model_fields["checkpoint_every"].default:
         yield f"output.checkpoint_every {saved} is more than the {training.iterations} iterations; one is saved at the end"

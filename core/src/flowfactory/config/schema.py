@@ -130,7 +130,8 @@ class TrainingConfig(Strict):
 class EvaluationConfig(Strict):
     """Held-out prompts with fixed noise, before training, every ``every`` iterations and at the end."""
 
-    every: int = Field(0, ge=0, le=10_000_000, description="iterations between evaluations; 0: only before and after")
+    at_start: bool = Field(True, description="whether the weights that training starts from are evaluated")
+    every: int = Field(0, ge=0, le=10_000_000, description="iterations between evaluations; 0: none between start and end")
     members: int = Field(1, ge=1, le=10_000, description="pictures a prompt")
     size: tuple[Side, Side] | None = Field(None, description="as in sampling when left out")
     frames: int | None = Field(None, ge=1, le=10_000, description="as in sampling when left out")
@@ -172,7 +173,9 @@ class OutputConfig(Strict):
 
     dir: LocalPath = Path("runs/run")
     checkpoint_every: int = Field(20, ge=1, le=10_000_000, description="iterations")
-    keep_last: int | None = Field(None, ge=1, le=10_000_000, description="checkpoints that are kept; all when left out")
+    keep_last: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
+        "auto", description="checkpoints that are kept; auto: 2 with train: full, all with LoRA; null: all"
+    )
     trackers: tuple[SerializeAsAny[ComponentConfig], ...] = ()
 
 

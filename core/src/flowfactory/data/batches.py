@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -35,7 +36,8 @@ class Batch:
 
 def split_whole_groups(batch: Batch, size: int) -> Iterator[range]:
     """The samples of ``batch`` in pieces of whole groups, as many as ``size`` samples allow and at least one."""
-    starts = [0, *(i for i in range(1, len(batch.keys)) if batch.groups[i] != batch.groups[i - 1]), len(batch.keys)]
+    groups = batch.groups.tolist()
+    starts = [0, *(i for i in range(1, len(groups)) if groups[i] != groups[i - 1]), len(groups)]
     first = 0
     for i in range(1, len(starts)):
         if i == len(starts) - 1 or starts[i + 1] - starts[first] > size:
@@ -64,5 +66,6 @@ def prompts_of_iteration(prompts: Sequence[Prompt], iteration: int, groups: int,
     return result
 
 
+@lru_cache(2)  # an iteration may end one epoch and begin the next
 def _epoch_order(count: int, epoch: int, seed: int) -> list[int]:
     return torch.randperm(count, generator=generator("prompts", seed, epoch)).tolist()

@@ -1,36 +1,53 @@
-"""The encode-once cache: each distinct prompt goes through the text encoders once, then rests on disk."""
+"""The encode-once cache: each distinct prompt goes through the text encoders once, then rests on disk until it is drawn."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
 
 from flowfactory.canvas import Canvas
 from flowfactory.data.cache_folder import CacheFolder
 from flowfactory.data.condition_checks import check_finite
+from flowfactory.data.entry_file import Entry, pack, unpack
 from flowfactory.data.media import file_digest
+from flowfactory.data.shared_disk import deal, find_mates
 from flowfactory.discovery.installed_version import installed_version
+from flowfactory.distributed.apart import Advance, do_apart
+from flowfactory.distributed.ranks import ALONE, Ranks
+from flowfactory.errors import RunError
 from flowfactory.types import Conditions, Prompt
 
-CHECKSUM = "checksum"
 PICTURES_READ, VIDEOS_READ = 2, 2
 """How often the way from a file to its pixels has changed: what was encoded before that is encoded again."""
-Entry = Mapping[str, Tensor]
+DEALT = 32
+"""Prompts that a rank encodes at least, if there are so many; a multiple of the batches of most models."""
+MEASURED = 16
+"""Entries after which it is known about how large all will be."""
 Encode = Callable[[Sequence[Prompt], Canvas], Iterable[Entry]]
+Wanted = Sequence[tuple[Sequence[Prompt], Canvas]]
+
+
+class _Ahead(NamedTuple):
+    """What is being read: the entries by key, None for those that are not there."""
+
+    prompts: list[Prompt]
+    canvas: Canvas
+    found: Future[dict[str, Entry | None]]
 
 
 class EncodeCache:
-    """Conditions of prompts: from memory, else from ``folder``, else from the model.
+    """Conditions of prompts: from ``folder``, else from the model.
 
-    ``encoding`` is everything beside the prompt that changes the tensors; the canvas does where ``canvas_matters``. They are
-    held in host memory, once per distinct prompt, and come on ``device``. An entry that is missing, or whose bytes are not
-    those that were written, is made again.
+    ``encoding`` is everything beside the prompt that changes the tensors; the canvas does where ``canvas_matters``. Host
+    memory has the entries that were asked for last, those that are read ahead, and those that the folder does not take; they
+    come on ``device``. An entry that is missing, or whose bytes are not those that were written, is made again. ``tell`` hears
+    how many prompts all ranks have encoded, and of how many. What prepares and what gives conditions is a joint work of
+    the ``ranks``.
     """
 
     def __init__(
@@ -40,106 +57,213 @@ class EncodeCache:
         folder: CacheFolder,
         device: torch.device | str = "cpu",
         canvas_matters: bool = False,
+        ranks: Ranks = ALONE,
+        tell: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        self._encode, self._encoding = encode, encoding
+        self._encode = encode
+        self._digest = hashlib.sha256(json.dumps([installed_version("flowfactory"), encoding]).encode())
         self._folder = folder
         self._device = torch.device(device)
         self._canvas_matters = canvas_matters
-        self._memory: dict[str, Entry] = {}
+        self._ranks, self._tell = ranks, tell
+        self._held: dict[str, Entry] = {}
+        self._unwritten: dict[str, Entry] = {}
+        self._ahead: _Ahead | None = None
+        self._reader: ThreadPoolExecutor | None = None
+        self._told_of_lost = False
 
-    def prepare(self, prompts: Iterable[Prompt], canvas: Canvas) -> int:
-        """Have the entries of all ``prompts`` in memory; returns how many had to be encoded. RunError: one is not finite."""
-        missing: dict[str, Prompt] = {}
-        held = len(self._memory)
-        for prompt in prompts:
-            key = self._key(prompt, canvas)
-            if key in self._memory or key in missing:
-                continue
-            entry = _unpack(self._folder.read(key))
-            if entry is None:
-                missing[key] = prompt
-            else:
-                self._memory[key] = entry
-        if missing:  # in one call, for which the encoders are loaded once
-            self._folder.remove_leftovers()
-            entries = self._encode(list(missing.values()), canvas)
-            for (key, prompt), entry in zip(missing.items(), entries, strict=True):
-                check_finite(prompt, entry)
-                self._memory[key] = {name: tensor.cpu().contiguous() for name, tensor in entry.items()}
-                self._folder.write(key, _pack(self._memory[key]))
-        if len(self._memory) > held:
-            self._note_use()
-        if missing:
-            self._folder.evict()
-        return len(missing)
+    def prepare(self, prompts: Sequence[Prompt], canvas: Canvas) -> int:
+        """As :meth:`prepare_all`, of one canvas."""
+        return self.prepare_all([(prompts, canvas)])
 
-    def _note_use(self) -> None:
-        """Have everything on the disk, just used: other ranks are about to read what took this one hours to encode."""
-        for key, entry in self._memory.items():
-            if not self._folder.note_use(key):  # another run made room meanwhile
-                self._folder.write(key, _pack(entry))
+    def prepare_all(self, wanted: Wanted) -> int:
+        """Have the entries of all prompts ``wanted`` in the folder; returns how many were not. Each rank encodes a part.
+
+        Looks at the names of what is there. Ranks that share no disk encode apart, and where nothing can be written each rank
+        holds all. UserError, RunError: on whichever rank, a file cannot be read; an entry is not finite; there is no room.
+        """
+        mates = find_mates(self._folder, self._ranks)
+        first = mates[0] == self._ranks.rank
+        needed: set[str] = set()
+
+        def look(advance: Advance) -> list[list[int]]:
+            return [self._find_missing(prompts, canvas, needed) for prompts, canvas in wanted] if first else []
+
+        listed = do_apart(self._ranks, look)
+        missing = listed[mates[0]]
+        if needed:
+            self._folder.need(needed)
+        total = sum(len(places) for one in listed for places in one)
+        if total:
+            self._encode_jointly(wanted, missing, mates, lambda done: self._tell(done, total))
+        if first:
+            self._folder.warn_of_limit(self._folder.estimate(needed))
+            if any(missing):
+                self._folder.evict()
+        return sum(map(len, missing))
 
     def entries(self, prompts: Sequence[Prompt], canvas: Canvas) -> list[Entry]:
         """The entry of each prompt, in host memory."""
-        self.prepare(prompts, canvas)
-        return [self._memory[self._key(prompt, canvas)] for prompt in prompts]
+        self._hold(list(prompts), canvas)
+        return [self._held[self.key(prompt, canvas)] for prompt in prompts]
 
     def conditions(self, prompts: Sequence[Prompt], canvas: Canvas, negative: Sequence[Prompt] | None = None) -> Conditions:
         """The conditions of ``prompts``, one entry each, and of the ``negative`` prompt of each."""
-        self.prepare([*prompts, *(negative or ())], canvas)
+        self._hold([*prompts, *(negative or ())], canvas)
         arrived: dict[str, Entry] = {}
 
         def entries(wanted: Sequence[Prompt]) -> tuple[Entry, ...]:
-            keys = [self._key(prompt, canvas) for prompt in wanted]
+            keys = [self.key(prompt, canvas) for prompt in wanted]
             for key in keys:
                 if key not in arrived:
-                    arrived[key] = self._to_device(self._memory[key])
+                    arrived[key] = self._to_device(self._held[key])
             return tuple(arrived[key] for key in keys)
 
         return Conditions(entries(prompts), None if negative is None else Conditions(entries(negative)))
+
+    def read_ahead(self, prompts: Sequence[Prompt], canvas: Canvas, negative: Sequence[Prompt] | None = None) -> None:
+        """Begin to read what :meth:`conditions` will be asked for next but for what comes between, in a thread."""
+        self._reader = self._reader or ThreadPoolExecutor(1, "conditions")
+        wanted = [*prompts, *(negative or ())]
+        self._ahead = _Ahead(wanted, canvas, self._reader.submit(self._read_all, wanted, canvas, self._held))
+
+    def _hold(self, prompts: list[Prompt], canvas: Canvas) -> None:
+        """Hold the entries of ``prompts`` and no others; those that are gone are encoded again."""
+        if self._ahead is not None and self._ahead[:2] == (prompts, canvas):
+            found, self._ahead = self._ahead.found.result(), None
+        else:
+            found = self._read_all(prompts, canvas, self._held)
+        lost = self._keep(found, prompts, canvas)
+        told = self._ranks.gather(lost)
+        if any(told):
+            self._restore(prompts, canvas, told)
+
+    def _keep(self, found: dict[str, Entry | None], prompts: Sequence[Prompt], canvas: Canvas) -> list[int]:
+        """Hold what was ``found``; returns the places of the ``prompts`` whose entries were not, each once."""
+        self._held = {key: entry for key, entry in found.items() if entry is not None}
+        if len(self._held) == len(found):
+            return []
+        places = {self.key(prompt, canvas): place for place, prompt in enumerate(prompts)}
+        return sorted(place for key, place in places.items() if key not in self._held)
+
+    def _restore(self, prompts: list[Prompt], canvas: Canvas, told: Sequence[list[int]]) -> None:
+        """Encode again what each rank has lost, ``told[rank]``."""
+        if not self._told_of_lost:
+            self._told_of_lost = True
+            self._folder.tell_of_lost(max(map(len, told)))
+        mates = find_mates(self._folder, self._ranks)
+        lost = sorted(set().union(*(told[mate] for mate in mates)))
+        self._encode_jointly([(prompts, canvas)], [lost], mates, lambda done: None)
+        left = self._keep(self._read_all(prompts, canvas, self._held), prompts, canvas)
+        if left:  # what another rank has written and this one cannot read
+            self._encode_places(prompts, canvas, left, lambda: None, hold=True)
+            self._keep(self._read_all(prompts, canvas, self._held), prompts, canvas)
+
+    def _find_missing(self, prompts: Sequence[Prompt], canvas: Canvas, needed: set[str]) -> list[int]:
+        """The places of the ``prompts`` whose entries are not there, each once; ``needed`` has the keys of all afterwards."""
+        places: dict[str, int] = {}
+        for place, prompt in enumerate(prompts):
+            places.setdefault(self.key(prompt, canvas), place)
+        there = self._folder.find(places)
+        needed.update(places)
+        return [place for key, place in places.items() if key not in there and key not in self._unwritten]
+
+    def _encode_jointly(
+        self, wanted: Wanted, missing: Sequence[list[int]], mates: list[int], watch: Callable[[int], None]
+    ) -> None:
+        """Encode what is ``missing`` of each of ``wanted`` for the ranks ``mates``, each of them its part.
+
+        Where the folder does not take an entry, each of them holds it.
+        """
+        rank = self._ranks.rank
+
+        def work(advance: Advance) -> list[list[int]]:
+            parts = [deal(places, mates.index(rank), len(mates), DEALT) for places in missing]
+            return [
+                self._encode_places(prompts, canvas, mine, advance, len(places) if rank == mates[0] else 0)
+                for (prompts, canvas), places, mine in zip(wanted, missing, parts, strict=True)
+            ]
+
+        held = do_apart(self._ranks, work, watch)
+        if self._ranks.count == 1 or not any(places for one in held for places in one):
+            return
+        lacking = [sorted(set().union(*(held[mate][n] for mate in mates if mate != rank))) for n in range(len(wanted))]
+        do_apart(
+            self._ranks,
+            lambda advance: [
+                self._encode_places(prompts, canvas, places, advance)
+                for (prompts, canvas), places in zip(wanted, lacking, strict=True)
+            ],
+        )
+
+    def _encode_places(
+        self,
+        prompts: Sequence[Prompt],
+        canvas: Canvas,
+        places: Sequence[int],
+        advance: Advance,
+        announced: int = 0,
+        hold: bool = False,
+    ) -> list[int]:
+        """Encode the ``prompts`` at ``places``, in one call, for which the encoders are loaded once.
+
+        Each is in the folder as soon as it is made; returns the places of those that it does not take, which are held, all
+        if they are to ``hold``. Where ``announced`` prompts are encoded in all, the folder is told how large they will be.
+        """
+        if not places:
+            return []
+        self._folder.remove_leftovers()
+        chosen, held, size = [prompts[place] for place in places], [], 0
+        try:
+            entries = zip(places, chosen, self._encode(chosen, canvas), strict=True)
+            for count, (place, prompt, entry) in enumerate(entries, 1):
+                check_finite(prompt, entry)
+                kept = {name: tensor.cpu().contiguous() for name, tensor in entry.items()}
+                content, key = pack(kept), self.key(prompt, canvas)
+                if not self._folder.write(key, content) or hold:
+                    self._unwritten[key] = kept
+                    held.append(place)
+                size += len(content)
+                if count == MEASURED and announced > count:
+                    self._folder.announce(announced, size * announced // count)
+                advance()
+        except torch.OutOfMemoryError as error:
+            told = "the encoders do not fit on the device beside what is there; set model.encoders_on to host"
+            raise RunError(f"{told}, or continue with --resume, which encodes before the transformer is there") from error
+        return held
+
+    def _read_all(self, prompts: Sequence[Prompt], canvas: Canvas, held: dict[str, Entry]) -> dict[str, Entry | None]:
+        """By key, the entry of each prompt, None where there is none. Runs in a thread, too."""
+        keys = dict.fromkeys(self.key(prompt, canvas) for prompt in prompts)
+        return {key: held.get(key) or self._unwritten.get(key) or self._read(key) for key in keys}
+
+    def _read(self, key: str) -> Entry | None:
+        content = self._folder.read(key)
+        if content is None:
+            return None
+        entry = unpack(content)
+        if entry is None:
+            self._folder.discard(key)  # so that whoever looks at names misses it
+        else:
+            self._folder.note_use(key)
+        return entry
 
     def _to_device(self, entry: Entry) -> Entry:
         if self._device.type == "cpu":
             return entry
         return {name: tensor.to(self._device) for name, tensor in entry.items()}
 
-    def _key(self, prompt: Prompt, canvas: Canvas) -> str:
+    def key(self, prompt: Prompt, canvas: Canvas) -> str:
+        """What the entry of ``prompt`` is called: 40 digits that everything changes that changes its tensors."""
         parts = [
-            installed_version("flowfactory"),
-            self._encoding,
             prompt.text,
-            json.dumps(prompt.metadata, sort_keys=True, default=str),
+            prompt.metadata and json.dumps(prompt.metadata, sort_keys=True, default=str),
             prompt.images and [PICTURES_READ, *(file_digest(path) for path in prompt.images)],
             prompt.video and [VIDEOS_READ, installed_version("av"), prompt.video_fps, file_digest(prompt.video)],
             prompt.audio and file_digest(prompt.audio),
             canvas if self._canvas_matters else None,
             prompt.is_negative,
         ]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
-
-
-def _pack(entry: Entry) -> bytes:
-    content: bytes = save(dict(entry), {CHECKSUM: _checksum(entry)})
-    return content
-
-
-def _unpack(content: bytes | None) -> Entry | None:
-    """The entry that was packed; None where there is none, or where it is not as it was."""
-    if content is None:
-        return None
-    try:
-        entry = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    except (SafetensorError, KeyError, ValueError):  # a key error: of a dtype that this torch has not
-        return None
-    return entry if header.get("__metadata__", {}).get(CHECKSUM) == _checksum(entry) else None
-
-
-def _checksum(entry: Entry) -> str:
-    """Of names, shapes, dtypes and bytes: safetensors itself notices a file cut short, not one with other bytes."""
-    found = hashlib.blake2b(digest_size=16)
-    for name in sorted(entry):
-        tensor = entry[name].contiguous()
-        found.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest = self._digest.copy()
+        digest.update(json.dumps(parts).encode())
+        return digest.hexdigest()[:40]

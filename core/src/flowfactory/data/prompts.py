@@ -159,7 +159,10 @@ def check_reward_labels(prompts: Sequence[Prompt], labels: Sequence[str], learne
 
     Nor may it say so of none that is ``learned`` from, where that is given.
     """
+    all_apply = bool(labels) and (learned is None or bool(learned))
     for prompt in prompts:
+        if all_apply and "rewards" not in prompt.metadata:
+            continue
         told = prompt.metadata.get("rewards", [*labels])
         where = f"prompts: {prompt.text[:60]!r}: 'rewards'"
         if not isinstance(told, list) or not told:

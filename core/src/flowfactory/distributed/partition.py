@@ -33,3 +33,11 @@ def split_with_padding(rows: Sequence[int], count: int) -> Rows:
     """``rows`` in ``count`` runs of one length; the last row is repeated where they do not come out even."""
     length = math.ceil(len(rows) / count)
     return [[rows[min(rank * length + i, len(rows) - 1)] for i in range(length)] for rank in range(count)]
+
+
+def deal(units: Sequence[Sequence[int]], count: int, before: int = 0) -> list[list[int]]:
+    """Whole ``units`` to ``count`` ranks in turn, of which ``before`` have had theirs: over all calls as even as they come."""
+    found: list[list[int]] = [[] for _ in range(count)]
+    for place, unit in enumerate(units, before):
+        found[place % count].extend(unit)
+    return found

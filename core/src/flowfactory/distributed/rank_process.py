@@ -16,6 +16,9 @@ OUTCOMES = "FLOWFACTORY_OUTCOMES"
 """Set for ranks that the supervisor started: the folder in which each says how it ended."""
 PARENT = "FLOWFACTORY_PARENT"
 """Set with it: the process that started the rank, and without which it is not to live."""
+THREADS = "OMP_NUM_THREADS"
+DEFAULT_THREADS = "FLOWFACTORY_DEFAULT_THREADS"
+"""Set for ranks whose number of threads is the supervisor's word and not the user's."""
 
 
 def is_supervised() -> bool:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import time
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from flowfactory import stored_weights
+from flowfactory.device_copies import send
+from flowfactory.distributed.exchange import Holders, plan_exchange, run_exchange
 from flowfactory.distributed.partition import Rows
-from flowfactory.errors import UserError
+from flowfactory.errors import RunError, UserError
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
+WAIT = 0.1  # seconds between two looks at the store
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,29 @@ class Ranks:
         if self.count > 1:
             self.gather(None)  # on the host, whatever the device
 
+    def in_turn(self, work: Callable[[bool], T]) -> T:
+        """What ``work(True)`` gives on the first rank of each machine and, once these are done, ``work(False)`` on the others.
+
+        All ranks call it, and wait for as long as it takes. UserError, RunError: it failed on some rank.
+        """
+        if self.count == 1:
+            return work(True)
+        key = self.broadcast(f"flowfactory/in_turn/{uuid4().hex}")
+        first = [rank for rank, local in enumerate(self.gather(self.local)) if local == 0]
+        failure: Exception | None = None
+        for mine in (True, False):
+            if mine is (self.local == 0):
+                try:
+                    result = work(mine)
+                except (UserError, RunError) as error:
+                    failure = error
+            if mine:
+                _meet(key, self.rank, first)
+            for told in self.gather(failure):  # the others would wait for what never comes
+                if told is not None:
+                    raise told
+        return result
+
     def agree(self, kinds: Sequence[K]) -> Sequence[K]:
         """``kinds`` where ranks run on their own; those of all ranks of a copy, in one order, where it takes all to run."""
         if self.mesh is None or self.mesh.size() == 1:
@@ -107,33 +137,34 @@ class Ranks:
         dist.all_reduce(squared, group=self.mesh.get_group())
         return squared.sqrt().to(own.dtype)
 
-    def exchange(self, tensor: Tensor, held: Rows, wanted: Rows) -> Tensor:
-        """The samples ``wanted[rank]`` [n, ...], where ``tensor`` holds the samples ``held[rank]`` of this rank, in order.
+    def exchange(self, tensors: Sequence[Tensor], holders: Holders, wanted: Rows) -> list[Tensor]:
+        """Of each of ``tensors`` the samples ``wanted[rank]`` [n, ...], where it holds the samples ``holders.held[rank]``.
 
-        Every rank calls it with the same ``held`` and ``wanted``. What several ranks hold comes from the first of them.
+        Every rank calls it with the same ``holders`` and ``wanted``. What several ranks hold comes from the first of them.
         """
-        holder: dict[int, tuple[int, int]] = {}
-        for rank, rows in enumerate(held):
-            for place, row in enumerate(rows):
-                holder.setdefault(row, (rank, place))
-        mine = wanted[self.rank]
-        if self.count == 1:
-            return tensor[[holder[row][1] for row in mine]]
-        leaves = [[holder[row][1] for row in rows if holder[row][0] == self.rank] for rows in wanted]
-        sources = [holder[row][0] for row in mine]
-        arrives = sorted(range(len(mine)), key=sources.__getitem__)  # rank after rank
-        size = tensor[:1].numel() * tensor.element_size()
-        order = [place for places in leaves for place in places]
-        # as bytes: gloo does not know every dtype
-        sent = tensor[order].contiguous().view(-1).view(torch.uint8)
-        got = sent.new_empty(len(mine) * size)
-        comes = [sources.count(rank) * size for rank in range(self.count)]
-        dist.all_to_all_single(got, sent, comes, [len(places) * size for places in leaves])
-        return got.view(tensor.dtype).view(len(mine), *tensor.shape[1:])[torch.tensor(arrives).argsort()]
+        plan = plan_exchange(holders, wanted, self.rank)
+        found: list[Tensor | None] = [None] * len(tensors)
+        for device in dict.fromkeys(tensor.device for tensor in tensors):
+            same = [i for i, tensor in enumerate(tensors) if tensor.device == device]
+            if self.count == 1:
+                index = send(torch.tensor(plan.places, dtype=torch.int64), device)
+                moved = [tensors[i].index_select(0, index) for i in same]
+            else:
+                moved = run_exchange(plan, [tensors[i] for i in same])
+            for i, tensor in zip(same, moved, strict=True):
+                found[i] = tensor
+        return [tensor for tensor in found if tensor is not None]
 
-    def shard_module(self, module: nn.Module, blocks: Sequence[nn.Module], dtype: torch.dtype) -> None:
-        """Divide the weights of ``module`` over the ranks, its ``blocks`` one by one; forwards compute in ``dtype``.
+    def shard_module(
+        self,
+        module: nn.Module,
+        blocks: Sequence[nn.Module],
+        dtype: torch.dtype | None = None,
+        exact: Callable[[str], bool] = lambda name: False,
+    ) -> None:
+        """Divide the weights of ``module`` over the ranks, its ``blocks`` one by one.
 
+        Forwards get weights in ``dtype``, but for those whose names are ``exact``, and all as they are where it is None.
         UserError: it cannot be divided.
         """
         from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -143,13 +174,22 @@ class Ranks:
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         on_cuda = self.mesh.device_type == "cuda"
         offload = CPUOffloadPolicy(pin_memory=on_cuda) if self.offload else OffloadPolicy()
-        half = None if dtype == torch.float32 else dtype
         # inputs stay as they are, as without sharding: times would lose digits, and autocast rounds what may be rounded
-        precision = MixedPrecisionPolicy(half, torch.float32 if half else None, cast_forward_inputs=False)
+        as_they_are = MixedPrecisionPolicy(cast_forward_inputs=False)
+        rounded = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False) if dtype else as_they_are
+        # the root too, which would otherwise stay whole after a forward without gradients
+        shard: Any = partial(fully_shard, mesh=self.mesh, offload_policy=offload, reshard_after_forward=True)
         try:
             for part in (*blocks, module):
-                # the root too, which would otherwise stay whole after a forward without gradients
-                fully_shard(part, mesh=self.mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=True)
+                stored_weights.place(part)  # copied into shards at once: no rank has more whole than a block
+                kept = {id(parameter) for name, parameter in module.named_parameters() if dtype and exact(name)}
+                if not any(id(parameter) in kept for parameter in part.parameters()):
+                    shard(part, mp_policy=rounded)
+                    continue
+                # weights that travel together have one dtype, so what stays exact travels for itself
+                if others := [*_parts_without(part, kept)]:
+                    shard(others, mp_policy=rounded)
+                shard(part, mp_policy=as_they_are)
         except ValueError as error:
             raise UserError(f"distributed.shard: {' '.join(str(error).split())}; set it to 1 for this model") from error
         for part in module.modules():
@@ -159,6 +199,30 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def _meet(key: str, rank: int, awaited: Sequence[int]) -> None:
+    """Be known at ``key`` to have come here, and wait until all ranks ``awaited`` have."""
+    # on the store, since a collective gives up after distributed.timeout, and downloads take longer
+    store = dist.distributed_c10d._get_default_store()
+    store.set(f"{key}/{rank}", "here")
+    wanted = [f"{key}/{other}" for other in awaited]
+    while not store.check(wanted):
+        time.sleep(WAIT)
+
+
+def _parts_without(part: nn.Module, kept: Collection[int]) -> Iterator[nn.Module]:
+    """The largest modules inside ``part`` that have weights, none of which is ``kept`` by its id, and that nobody divided."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for child in part.children():
+        if isinstance(child, FSDPModule) or not any(True for _ in child.parameters()):
+            continue
+        holds = any(id(parameter) in kept for parameter in child.parameters())
+        if holds or isinstance(child, nn.ModuleList | nn.ModuleDict):  # which have no forward of their own
+            yield from _parts_without(child, kept)
+        else:
+            yield child
 
 
 def _by_dtype(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

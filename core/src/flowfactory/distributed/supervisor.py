@@ -45,7 +45,7 @@ from flowfactory.distributed.environment import RESTART_COUNT, RankEnvironment
 from flowfactory.distributed.hangup import SIGHUP, stop_signals
 from flowfactory.distributed.launch import Launch
 from flowfactory.distributed.outcome import RESTARTED, Outcome
-from flowfactory.distributed.rank_process import OUTCOMES, PARENT, outcome_path
+from flowfactory.distributed.rank_process import DEFAULT_THREADS, OUTCOMES, PARENT, THREADS, outcome_path
 from flowfactory.errors import Interrupted, RunError, UserError
 from flowfactory.temporary_folders import temporary_folder
 from flowfactory.types import Say
@@ -213,8 +213,9 @@ class Supervisor:
             _kill(processes.values())
 
     def _start_rank(self, place: RankEnvironment, attempt: int) -> subprocess.Popen[bytes]:
-        defaults = {"OMP_NUM_THREADS": "1", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}  # as torchrun has it: ranks share the cores
-        given = {RESTART_COUNT: str(attempt), OUTCOMES: str(self.folder), PARENT: str(os.getpid())}
+        defaults = {THREADS: "1", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}  # as torchrun has it: ranks share the cores
+        chosen = {} if THREADS in os.environ | (self.variables or {}) else {DEFAULT_THREADS: "1"}
+        given = {**chosen, RESTART_COUNT: str(attempt), OUTCOMES: str(self.folder), PARENT: str(os.getpid())}
         given["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # else the first rank would open the store that is open already
         return subprocess.Popen(
             self.command,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowfactory.device_copies import send
 from flowfactory.types import NoiseKey, SamplingPlan
 
 INITIAL = -1
@@ -30,4 +31,4 @@ def noise(plan: SamplingPlan, shape: Sequence[int], step: int = INITIAL, device:
         source = generator("noise", plan.seed, plan.iteration, key.prompt, key.member, step)
         return torch.randn(tuple(shape), generator=source)
 
-    return torch.stack([draw(key) for key in plan.keys]).to(device)
+    return send(torch.stack([draw(key) for key in plan.keys]), device)

@@ -10,9 +10,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from flowfactory.device_copies import send
 from flowfactory.errors import UserError
 from flowfactory.flow.noise import noise
 from flowfactory.types import Agree, Conditions, Evaluation, Index, SamplingPlan, Step, Velocity, as_they_are
+
+LOG_ROOT_TAU = 0.5 * float(torch.log(torch.tensor(2 * torch.pi)))
+"""log(sqrt(2 pi)) as float32 has it."""
 
 
 def expand_sigma(sigma: Tensor, latents: Tensor) -> Tensor:
@@ -23,7 +27,7 @@ def expand_sigma(sigma: Tensor, latents: Tensor) -> Tensor:
 def log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Mean over the elements of a sample of the log-density of Normal(mean, std) at x: [B], float32."""
     error = (x.float() - mean) / std
-    density = -0.5 * error.square() - std.log() - 0.5 * torch.log(torch.tensor(2 * torch.pi, device=x.device))
+    density = -0.5 * error.square() - std.log() - LOG_ROOT_TAU
     return density.flatten(1).mean(1)
 
 
@@ -51,7 +55,8 @@ def forward_by_kind(
         return velocity(range(len(kinds)), order[0])
     found = {kind: velocity(parts.get(kind, [0]), kind) for kind in order}
     rows = [row for kind in order for row in parts.get(kind, ())]
-    joint = torch.cat([found[kind] for kind in order if kind in parts])[torch.tensor(rows).argsort()]
+    joint = torch.cat([found[kind] for kind in order if kind in parts])
+    joint = joint[send(torch.tensor(rows).argsort(), joint.device)]
     for kind in order:
         if kind not in parts:  # part of the graph, so that all ranks go through it backwards too
             joint = joint + 0 * found[kind].sum()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowfactory.config.component import AlgorithmConfig
 from flowfactory.config.strict import Strict, expand_name
+from flowfactory.device_copies import send
 from flowfactory.errors import RunError
 from flowfactory.experience import Experience
 from flowfactory.flow.noise import generator
@@ -180,14 +181,15 @@ def noised_batches(
         first = {int(group): key for group, key in reversed(list(zip(experience.groups, keys, strict=True)))}
         keys = tuple(NoiseKey(first[int(group)].prompt, -1 - int(group)) for group in experience.groups)
     schedule = experience.sigmas.float().cpu()
-    sigmas = torch.stack([timesteps.sigmas(schedule, _generator("times", experience, key)).float() for key in keys]).to(device)
+    sigmas = torch.stack([timesteps.sigmas(schedule, _generator("times", experience, key)).float() for key in keys])
+    sigmas = send(sigmas, device)
     shape = experience.latents.shape[1:]
     for start in range(0, timesteps.count, experience.timesteps_per_forward):
         chosen = range(start, min(start + experience.timesteps_per_forward, timesteps.count))
         samples = experience.rows([*range(len(experience))] * len(chosen))
         sigma = torch.cat([sigmas[:, j] for j in chosen])
         sources = [_generator(f"noise {j}", experience, key) for j in chosen for key in keys]
-        noise = torch.stack([torch.randn(shape, generator=source) for source in sources]).to(device)
+        noise = send(torch.stack([torch.randn(shape, generator=source) for source in sources]), device)
         clean, s = samples.latents.float(), expand_sigma(sigma, samples.latents)
         latents = ((1 - s) * clean + s * noise).to(experience.latents.dtype)
         step = Step(latents, sigma, samples.conditions, plan.guidance, plan.dynamics)

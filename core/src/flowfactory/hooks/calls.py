@@ -73,6 +73,10 @@ class Hooks:
                 raise UserError(f"{values}; give one value a sample, [b], and leave the mean to core")
             yield loss
 
+    def prompts_encoded(self, done: int, total: int) -> None:
+        """See RunSpecs.prompts_encoded."""
+        self._call("prompts_encoded", done=done, total=total)
+
     @property
     def names_comparisons(self) -> bool:
         """Whether the algorithm says what its updates compare."""

@@ -75,8 +75,9 @@ class RunSpecs:
 
     @hookspec
     def compute_reward(self, samples: Samples) -> Mapping[str, Tensor | Future[Tensor]]:  # type: ignore[empty-body]
-        """``{label: score [B]}``, higher is better. Every reward; groups are whole. A value may be a future.
+        """``{label: score [B]}``, higher is better. Every reward. A value may be a future.
 
+        Groups are whole, unless the reward has ``pointwise = True``: it scores each sample by itself.
         A failure must raise: it is an error of the run, never a reward of zero.
         """
 
@@ -102,12 +103,22 @@ class RunSpecs:
         """
 
     @hookspec
+    def prompts_encoded(self, done: int, total: int) -> None:
+        """So many of the ``total`` prompts that the cache lacks are encoded, on all ranks. Anyone; the leading rank alone.
+
+        Comes before ``run_started``, as often as a prompt is done and at times between.
+        """
+
+    @hookspec
     def run_started(self, run: RunInfo, policy: Policy) -> None:
         """Weights are in place, nothing has been sampled. Anyone."""
 
     @hookspec
     def iteration_finished(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        """``iteration`` counts from 1; 0 carries the evaluation before training. Anyone."""
+        """``iteration`` counts from 1; 0 carries the evaluation before training. Anyone.
+
+        That comes once the first iteration's samples are drawn and checked.
+        """
 
     @hookspec
     def checkpoint_saved(self, iteration: int, path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from flowfactory.errors import UserError
 from flowfactory.models.checkpoint_files import AGAIN, reading
@@ -32,6 +33,26 @@ def build_on_meta(kind: Any, source: str | Path, **where: str) -> nn.Module:
     config = read(source, **where)
     with torch.device("meta"):
         module: nn.Module = make(config)
+    return module
+
+
+def build_unfilled(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """The module of the class ``kind``, of diffusers, as the config in ``folder`` has it, with parameters on "meta".
+
+    Its buffers have their numbers, made as ``from_pretrained`` makes them where it is to round to ``dtype``.
+    """
+
+    def bare(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
+        return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    config, before = kind.load_config(folder), torch.get_default_dtype()
+    registered = register_module_parameter_registration_hook(bare)  # type: ignore[arg-type]
+    torch.set_default_dtype(dtype)
+    try:
+        module: nn.Module = kind.from_config(config)
+    finally:
+        torch.set_default_dtype(before)
+        registered.remove()
     return module
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -28,6 +28,8 @@ from flowfactory.errors import UserError
 from flowfactory.flow.rollout import ask_once
 from flowfactory.models.attention import use_attention
 from flowfactory.models.checkpoint_files import reading
+from flowfactory.models.encoder_dtype import choose_encoder_dtype, round_entry
+from flowfactory.models.library_imports import without_peft
 from flowfactory.models.on_meta import check_lora_targets
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.models.resolution import Grid
@@ -46,6 +48,7 @@ from flowfactory.types import (
     Trajectory,
     as_they_are,
     shapes_of,
+    take,
 )
 
 if TYPE_CHECKING:
@@ -53,7 +56,9 @@ if TYPE_CHECKING:
 
 ENCODE_BATCH = 32
 FIRST_SIGMA = 0.99  # of what starts from pure noise: schedulers that begin a little below 1 are released
+MOST_KEPT = 64  # prompts may bring pictures of any size
 Entry = Mapping[str, Tensor]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,16 @@ class Parts:
     options: Any
     device: torch.device
     agree: Agree = as_they_are
+    _kept: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What ``make`` returned the first time: for tensors that ``key``, such as shapes, decides, and each forward needs."""
+        if key not in self._kept:
+            if len(self._kept) >= MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = make()
+        found: T = self._kept[key]
+        return found
 
 
 def linear_guidance(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: Tensor) -> Tensor:
@@ -122,7 +137,8 @@ class Family:
     is there, the first that matches; none where ComfyUI has no such model. experts: what users call each of ``transformers``.
     optional: the parts among all these that a checkpoint need not have. unused: by part, patterns of names of weights
     that make no difference, see :func:`~flowfactory.models.refuse_gaps`.
-    chat_template: whether its tokenizer must have one. float32: parts that are never rounded.
+    chat_template: whether its tokenizer must have one. float32: parts that are never rounded; exact: what ``encode`` makes that
+    is not rounded to the run's dtype.
     unread, frame_rate, negative_media, canvas_matters: see Trainable.
     """
 
@@ -154,6 +170,7 @@ class Family:
     unused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     chat_template: bool = False
     float32: tuple[str, ...] = ()
+    exact: frozenset[str] = frozenset()
     frame_rate: Callable[[Parts], float | None] = no_frame_rate
     negative_media: bool = False
     canvas_matters: bool = False
@@ -185,7 +202,10 @@ class FamilyConfig(ModelConfig):
     attention: Attention = Field(
         "auto", description="what computes the transformer's attention; auto: what PyTorch chooses; sage, flash3: to draw alone"
     )
-    encoders_on: Literal["device", "host"] = Field("device", description="where prompts are encoded, once, by the first rank")
+    encoders_on: Literal["device", "host"] = Field("device", description="where prompts are encoded, each once")
+    encoders_in: Literal["auto", "float32", "bf16"] = Field(
+        "auto", description="the dtype of the text encoders; auto: bf16 on an accelerator, else the run's"
+    )
     decoder_on: Literal["device", "host"] = Field("device", description="where the VAE is, and what was drawn is decoded")
 
     @property
@@ -249,23 +269,18 @@ class FamilyModel:
     def __init__(self, config: FamilyConfig) -> None:
         self._config, self._family = config, config.family
         self._checkpoint = config.checkpoint
-        self._parts = Parts(None, config, torch.device("cpu"))
-        self._dtype = torch.float32
+        self._parts: Parts  # from load on
+        self._dtype: torch.dtype
 
     @hookimpl
     def load(self, runtime: Runtime) -> Trainable:
         """The transformers in host memory, with the VAE and the scheduler beside them."""
         family, self._dtype = self._family, runtime.dtype
-        try:
-            self._config.check_targets()  # before any weight is read, also of what is on the hub
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        there = [name for name, there in self._checkpoint.parts.items() if there]
-        kept = [name for name in there if name not in family.encoders]
-        trained = family.trained_transformers(self._checkpoint, self._config)
-        self._checkpoint.require((*family.needed, *trained))
+        kept, trained = runtime.in_turn(self._fetch)
         # weights that train are the master weights, and must not be rounded on the way in
-        pipeline = self._checkpoint.open(kept, self._dtypes(kept, trained if self._config.train == "full" else ()))
+        dtypes = self._dtypes(kept, self._dtype, trained if self._config.train == "full" else ())
+        staying = {*trained, *family.transformers} if runtime.places else ()
+        pipeline = self._checkpoint.open(kept, dtypes, staying)
         self._parts = Parts(pipeline, self._config, runtime.device, runtime.agree)
         _freeze([pipeline.vae], self._device(self._config.decoder_on))
         if self._device(self._config.decoder_on).type == "cuda":
@@ -290,13 +305,35 @@ class FamilyModel:
             frame_rate=family.frame_rate(self._parts),
         )
 
+    def _fetch(self, online: bool) -> tuple[list[str], tuple[str, ...]]:
+        """The parts beside the encoders, now on this machine, and those that train. UserError: they are not what is needed."""
+        family, checkpoint = self._family, self._checkpoint
+        with checkpoint.asking_the_hub(online):
+            if online:  # before any weight is read, also of what is on the hub
+                self._check_targets()
+            kept = [name for name, there in checkpoint.parts.items() if there and name not in family.encoders]
+            trained = family.trained_transformers(checkpoint, self._config)
+            checkpoint.require((*family.needed, *trained))
+            checkpoint.fetch(kept)
+        return kept, trained
+
+    def _check_targets(self) -> None:
+        try:
+            self._config.check_targets()
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
     def _device(self, place: str) -> torch.device:
         return torch.device("cpu") if place == "host" else self._parts.device
 
-    def _dtypes(self, names: Iterable[str], whole: Iterable[str] = ()) -> dict[str, torch.dtype]:
-        """Of the parts ``names``: what the run's frozen weights have, but float32 of ``whole`` and of what the family says."""
+    def _dtypes(self, names: Iterable[str], default: torch.dtype, whole: Iterable[str] = ()) -> dict[str, torch.dtype]:
+        """Of the parts ``names``: ``default``, but float32 of ``whole`` and of what the family says."""
         exact = {*whole, *self._family.float32}
-        return {"default": self._dtype} | {name: torch.float32 for name in names if name in exact}
+        return {"default": default} | {name: torch.float32 for name in names if name in exact}
+
+    @property
+    def _encoders_in(self) -> torch.dtype:
+        return choose_encoder_dtype(self._config.encoders_in, self._dtype, self._parts.device.type)
 
     def _encoding(self) -> str:
         """Everything beside the prompt that changes what ``encode`` makes."""
@@ -308,7 +345,8 @@ class FamilyModel:
         # torchvision, where it is installed, prepares pictures otherwise
         libraries = ("diffusers", "transformers", "pillow", "torchvision")
         versions = [installed_version(name) for name in (family.distribution, *libraries)]
-        return json.dumps([self._checkpoint.identity(names), family.pipelines[0], options, tiled, str(self._dtype), versions])
+        dtypes = [str(self._dtype), str(self._encoders_in)]
+        return json.dumps([self._checkpoint.identity(names), family.pipelines[0], options, tiled, dtypes, versions])
 
     @hookimpl
     def encode(self, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
@@ -316,18 +354,21 @@ class FamilyModel:
         family, loaded = self._family, self._parts.pipeline
         # beside the encoders, what encoding looks at: the VAE, and sizes in the transformer's config
         given = {name: getattr(loaded, name) for name in self._checkpoint.parts if name not in family.encoders}
-        pipeline = self._checkpoint.open(family.encoders, self._dtypes(family.encoders), **given)
+        dtypes = self._dtypes(family.encoders, self._encoders_in)
+        pipeline = self._checkpoint.open(family.encoders, dtypes, **given)
         if family.chat_template and not pipeline.tokenizer.chat_template:
             lacking = f"tokenizer of {self._checkpoint.path} has no chat template, which stands in chat_template.jinja"
             raise UserError(f"model.path: {lacking}; get it again, whole")
         parts = Parts(pipeline, self._config, self._device(self._config.encoders_on))
         _freeze([pipeline.vae, *(getattr(pipeline, name, None) for name in family.encoders)], parts.device)
-        for start in range(0, len(prompts), family.encode_batch):
-            with torch.no_grad(), using_template(f"model.path: tokenizer of {self._checkpoint.path}"):
-                entries = list(family.encode(parts, prompts[start : start + family.encode_batch], canvas))
-            # a row of a batch would keep the whole batch in memory
-            yield from ({name: tensor.clone() for name, tensor in entry.items()} for entry in entries)
-        _freeze([loaded.vae], self._device(self._config.decoder_on))
+        try:
+            for start in range(0, len(prompts), family.encode_batch):
+                with torch.no_grad(), using_template(f"model.path: tokenizer of {self._checkpoint.path}"):
+                    entries = list(family.encode(parts, prompts[start : start + family.encode_batch], canvas))
+                made_in, exact = self._encoders_in, family.exact
+                yield from (round_entry(entry, made_in, self._dtype, exact) for entry in entries)
+        finally:
+            _freeze([loaded.vae], self._device(self._config.decoder_on))
         del pipeline, parts, given
         gc.collect()
         if self._parts.device.type == "cuda":
@@ -371,11 +412,12 @@ class FamilyModel:
         def forward(rows: Index, kind: Hashable) -> Tensor:
             if len(rows) == len(joint):
                 return self._family.velocity(parts, joint, sigma, conditions, guidance)
-            chosen = torch.tensor(list(rows), device=joint.device)
-            return self._family.velocity(parts, joint[chosen], sigma[chosen], conditions.rows(rows), guidance)
+            chosen, times = take(joint, rows), take(sigma, rows)
+            return self._family.velocity(parts, chosen, times, conditions.rows(rows), guidance)
 
         kinds = [self._kind(shapes_of(entry)) for entry in conditions.entries]
-        velocity = flow.forward_by_kind(kinds, forward, agree)
+        with without_peft():
+            velocity = flow.forward_by_kind(kinds, forward, agree)
         if negative is None:
             return velocity
         without, given = velocity.chunk(2)

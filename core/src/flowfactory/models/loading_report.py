@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from flowfactory.errors import UserError
 from flowfactory.models.building import check_count
 from flowfactory.models.checkpoint_files import AGAIN, check_files, is_local, read_settings, reading, variants, weight_files
+from flowfactory.models.file_modules import can_stay, leave_in_files
+from flowfactory.stored_weights import read_stored
 
 REMEDY = "get the folder again, whole, or a config.json that goes with its weights"
 
@@ -23,32 +25,43 @@ untrained ones begin with some."""
 
 
 def load_module(
-    kind: Any, path: Path | str | None, source: str, unused: Collection[str] = (), variant: str | None = None, **options: Any
+    kind: Any,
+    path: Path | str | None,
+    source: str,
+    unused: Collection[str] = (),
+    variant: str | None = None,
+    stays: bool = False,
+    **options: Any,
 ) -> Any:
     """The module of class ``kind``, of diffusers or transformers, in the folder or hub id ``path``.
 
     Without a path, ``options`` have its ``config`` and its ``state_dict``, as transformers takes them.
-    source: what messages begin with. unused: see :func:`refuse_gaps`. options: of its ``from_pretrained``.
+    source: what messages begin with. unused: see :func:`refuse_gaps`. stays: whether its weights are to stay in their files
+    until :func:`flowfactory.stored_weights.place`, where they can. options: of its ``from_pretrained``.
     UserError: a file is damaged or not there, its weights are not those of the config beside them, or many are zeros.
     """
     local = Path(path) if path is not None and is_local(path) else None
-    packed = False
+    packed, files = False, []
     if local is not None:
         check_files(local, variant)
         settings = read_settings(local / "config.json")  # transformers makes do with its defaults
-        if not weight_files(local, variant):
+        files = weight_files(local, variant)
+        if not files:
             of_variant = "" if variant is None else f" of the variant {variant}"
             alone = "".join(f", and has those of the variant {found}" for found in variants(local)[:1])
             raise UserError(f"{source} has no weights{of_variant} in {path}{alone}; {AGAIN}")
         packed = "quantization_config" in settings
-        check_count(kind, local, source, weight_files(local, variant), packed)
+        check_count(kind, local, source, files, packed)
     options |= {} if variant is None else {"variant": variant}
     options |= {"trust_remote_code": False} if kind.__module__.startswith("transformers.") else {}  # which may ask the user
     # shapes that differ are told with the names, where the libraries' own errors name none or hide them in a table;
     # packed numbers have other shapes than the weights they stand for
     options |= {} if packed else {"ignore_mismatched_sizes": True}
     with reading(source), _reports_left_out():
-        module, told = kind.from_pretrained(path, output_loading_info=True, **options)
+        if stays and local is not None and not packed and can_stay(kind, files):
+            module, told = leave_in_files(kind, local, files, options["dtype"])
+        else:
+            module, told = kind.from_pretrained(path, output_loading_info=True, **options)
     refuse_gaps(source, module, told, unused)
     if getattr(module, "hf_quantizer", None) is None:
         _refuse_zeros(source, module, told["missing_keys"])
@@ -83,7 +96,8 @@ def refuse_gaps(source: str, module: nn.Module, told: Mapping[str, Any], unused:
 
 def _refuse_zeros(source: str, module: nn.Module, missing: Collection[str]) -> None:
     """UserError: of too many matrices that were read there are but zeros, as in a file that was not written to its end."""
-    read = {name: weight for name, weight in module.named_parameters() if name not in missing}
+    read: dict[str, Tensor] = {name: weight for name, weight in module.named_parameters() if name not in missing}
+    read |= {name: numbers for name, _, numbers in read_stored(module)}
     matrices = {name: weight for name, weight in read.items() if weight.dim() > 1 and min(weight.shape[:2]) > 1}
     zeros = [name for name, weight in matrices.items() if not _has_numbers(weight)]
     if len(zeros) > MOST_ZEROS * len(matrices):

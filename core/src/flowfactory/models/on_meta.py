@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib import import_module
 
 from torch import nn
 
 from flowfactory.models.building import build_on_meta
 from flowfactory.models.checkpoint_files import reading
+from flowfactory.models.library_imports import library_class
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.suggestions import did_you_mean
 
@@ -16,7 +16,7 @@ from flowfactory.suggestions import did_you_mean
 def _layers(checkpoint: Pretrained, name: str) -> set[str]:
     library, kind = checkpoint.settings[name]
     with reading(checkpoint.path):
-        module = build_on_meta(getattr(import_module(library), kind), checkpoint.path, subfolder=name)
+        module = build_on_meta(library_class(library, kind), checkpoint.path, subfolder=name)
     return {layer for layer, part in module.named_modules() if isinstance(part, nn.Linear)}
 
 

@@ -5,25 +5,31 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from torch import nn
 
+from flowfactory.discovery.installed_version import installed_version
 from flowfactory.errors import UserError
 from flowfactory.models.checkpoint_files import check_file, check_files, read_settings, reading, variants, weight_files
+from flowfactory.models.library_imports import library_class, only_diffusers, reads_text
 from flowfactory.models.loading_report import load_module
 from flowfactory.models.scheduler_settings import check_scheduler
 from flowfactory.models.tokenizers import check_vocabulary, check_vocabulary_files, limit_length, load_tokenizer
+from flowfactory.postponed_imports import settle_imports
 
 LIBRARIES = ("diffusers", "transformers")
 INDEX = "model_index.json"
+ANY_MODEL = "PreTrainedModel"
+MODELS = re.compile(r".+(Model|For[A-Z]\w+)")
+"""How transformers calls its models, all of which are an ANY_MODEL."""
 SETTINGS = {"SchedulerMixin", "ImageProcessingMixin", "FeatureExtractionMixin"}
 """What parts of a pipeline are that are no modules and no tokenizers: none of these runs code in its folder."""
 
@@ -42,19 +48,18 @@ class Pretrained:
         unused: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         self.path, self._pipelines, self._variant, self._unused = path, pipelines, variant, unused or {}
+        self._online, self._fetched = True, dict[frozenset[str], Path]()
 
     @cached_property
     def _class(self) -> Any:
-        import diffusers
-
-        return getattr(diffusers, self._pipelines[0])
+        return library_class("diffusers", self._pipelines[0])
 
     @cached_property
     def _index(self) -> tuple[dict[str, Any], str | None]:
         if Path(self.path).is_dir():
             self.config("")  # says more about a folder that is none
         with reading(f"model.path: {self.path}"):
-            index, commit = self._class.load_config(self.path, return_commit_hash=True)
+            index, commit = self._class.load_config(self.path, return_commit_hash=True, local_files_only=not self._online)
         self._check_class(index)
         return index, commit
 
@@ -107,13 +112,23 @@ class Pretrained:
 
     def _check_encoders(self) -> None:
         """UserError: a text encoder is of another class than the pipeline calls."""
-        for name, wanted in get_type_hints(self._class.__init__).items():
-            if not name.startswith("text_encoder") or not self.parts.get(name):
-                continue
-            kind = self._kind(name)
-            if isinstance(wanted, type) and not issubclass(kind, wanted):
-                told = f"is of the class {kind.__name__}, and a {self._class.__name__} has a {wanted.__name__}"
-                raise UserError(f"{name} of {self.path} {told}; get {INDEX} again")
+        for name in (name for name, there in self.parts.items() if there and name.startswith("text_encoder")):
+            # by name where that says enough: to look at a class imports transformers, which only encoding takes
+            library, kind = self._class_name(self.settings, name)
+            wanted = getattr(self._annotations.get(name), "__name__", "")
+            if library != "transformers" or (kind != wanted and not (wanted == ANY_MODEL and MODELS.fullmatch(kind))):
+                self._check_encoder(name, self._kind(name))
+
+    def _check_encoder(self, name: str, kind: type) -> None:
+        wanted = self._annotations.get(name)
+        if isinstance(wanted, type) and not issubclass(kind, wanted):
+            told = f"is of the class {kind.__name__}, and a {self._class.__name__} has a {wanted.__name__}"
+            raise UserError(f"{name} of {self.path} {told}; get {INDEX} again")
+
+    @property
+    def _annotations(self) -> Mapping[str, Any]:
+        """What the pipeline's class says of each part; of transformers its classes once one of them was looked at."""
+        return inspect.get_annotations(self._class.__init__, eval_str=True)
 
     def _check_names(self, index: Mapping[str, Any], needed: Collection[str]) -> None:
         read = [name for name, part in index.items() if name.startswith("text_encoder") and part not in (None, [None, None])]
@@ -146,11 +161,15 @@ class Pretrained:
             )
         return library, kind
 
-    def open(self, names: Collection[str], dtypes: Mapping[str, torch.dtype], **given: Any) -> Any:
+    def open(
+        self, names: Collection[str], dtypes: Mapping[str, torch.dtype], staying: Collection[str] = (), **given: Any
+    ) -> Any:
         """The pipeline with the parts ``names`` in host memory, ``given`` in their place, and None for all others.
 
-        ``dtypes`` are by part, with one for "default". UserError: a part is not there, damaged, not what its config says, or
-        needs a library that is not installed; a tokenizer does not go with its encoder.
+        ``dtypes`` are by part, with one for "default". The weights of the parts ``staying`` stay in their files, where they
+        can, until :func:`flowfactory.stored_weights.place`.
+        UserError: a part is not there, damaged, not what its config says, or needs a library that is not installed; a tokenizer
+        does not go with its encoder.
         """
         from diffusers.utils import logging
 
@@ -161,15 +180,20 @@ class Pretrained:
         with said_of_the_path():
             folder = self.fetch(read)
             kinds = {name: self._kind(name) for name in read}
+            for name, kind in kinds.items():
+                self._check_encoder(name, kind) if name.startswith("text_encoder") else None
             for name in read:
                 self._check_part(self.settings, folder, name) if (folder / name).is_dir() else check_files(folder / name)
-            made = {name: self.load(kinds[name], folder, name, dtypes.get(name, dtypes["default"])) for name in read}
+            made = {}
+            for name in read:
+                made[name] = self.load(kinds[name], folder, name, dtypes.get(name, dtypes["default"]), name in staying)
             for name, encoder in made.items():
                 if name.startswith("text_encoder"):
                     self._fit_tokenizers(made, name, encoder)
         known = inspect.signature(self._class).parameters
         settings = {name: value for name, value in self.settings.items() if name in known and not isinstance(value, list)}
-        pipeline = self._class(**settings | dict.fromkeys(there) | given | made)
+        with only_diffusers():
+            pipeline = self._class(**settings | dict.fromkeys(there) | given | made)
         pipeline.register_to_config(_name_or_path=self.path)
         return pipeline
 
@@ -185,32 +209,46 @@ class Pretrained:
         """The folder on this machine with the parts ``names``, downloaded where ``path`` is a hub id."""
         if Path(self.path).is_dir():
             return Path(self.path)
-        others = {name: None for name in self.parts if name not in names}
-        with reading(self.path):
-            return Path(self._class.download(self.path, variant=self._variant, **others))
+        wanted = frozenset(names)
+        if wanted not in self._fetched:
+            others = {name: None for name in self.parts if name not in wanted}
+            with reading(self.path):
+                settle_imports("diffusers", "transformers")  # it puts names of files together
+                found = self._class.download(self.path, variant=self._variant, local_files_only=not self._online, **others)
+            self._fetched[wanted] = Path(found)
+        return self._fetched[wanted]
 
-    def load(self, kind: Any, folder: Path, name: str, dtype: torch.dtype) -> Any:
-        """The part ``name`` of class ``kind`` below ``folder``, with its weights in ``dtype``."""
-        from transformers import PreTrainedTokenizerBase, ProcessorMixin
+    @contextmanager
+    def asking_the_hub(self, online: bool) -> Iterator[None]:
+        """Within it the hub is asked if ``online``; else what was downloaded before is taken as it is."""
+        self._online = online
+        try:
+            yield
+        finally:
+            self._online = True
 
+    def load(self, kind: Any, folder: Path, name: str, dtype: torch.dtype, stays: bool = False) -> Any:
+        """The part ``name`` of class ``kind`` below ``folder``, with its weights in ``dtype``.
+
+        stays: whether they stay in their files, where they can, until :func:`flowfactory.stored_weights.place`.
+        """
         path, source = folder / name, f"{name} of {self.path}"
         if issubclass(kind, nn.Module):
-            return load_module(kind, path, source, self._unused.get(name, ()), self._variant_of(path), dtype=dtype)
-        if issubclass(kind, PreTrainedTokenizerBase | ProcessorMixin):
+            return load_module(kind, path, source, self._unused.get(name, ()), self._variant_of(path), stays, dtype=dtype)
+        if reads_text(kind):
             return load_tokenizer(kind, path, source)
         known = type(kind).__name__ == "DummyObject" or SETTINGS & {base.__name__ for base in kind.__mro__}
         if not known:  # such as a pipeline, or what chooses a class by the files; a dummy names the library that it lacks
             raise UserError(f"{source} is of the class {kind.__name__}, which is no part of a pipeline; get {INDEX} again")
-        with reading(source):
+        with reading(source), only_diffusers():
             return kind.from_pretrained(path)
 
     def _kind(self, name: str) -> Any:
         library, named = self._class_name(self.settings, name)
         with reading(f"{name} of {self.path}"):
-            kind = getattr(import_module(library), named, None)
+            kind = library_class(library, named)
         if not isinstance(kind, type) or not hasattr(kind, "from_pretrained"):
-            version = import_module(library).__version__
-            lacking = f"is of the class {named}, which {library} {version} lacks"
+            lacking = f"is of the class {named}, which {library} {installed_version(library)} lacks"
             raise UserError(f"{name} of {self.path} {lacking}; install one that has it")
         return kind
 

@@ -83,6 +83,14 @@ def _recomputing(forward: Forward) -> Forward:
     return recomputing
 
 
+def round_layers(module: nn.Module, dtype: torch.dtype) -> None:
+    """Have ``module`` in float32 but for layers whose weights autocast rounds to ``dtype`` anyway, which are stored so."""
+    module.float()
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            layer.to(dtype)
+
+
 def _replace_forward(block: nn.Module, forward: Forward) -> None:
     block.forward = MethodType(forward, block)  # a method, so that a copy of the block runs its own weights
 

@@ -1,21 +1,19 @@
-"""Low-rank adapters: put on, switched off, saved as diffusers loads them."""
+"""Low-rank adapters: put on, switched off, and as other programs know them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from flowfactory.distributed.sharding import full_tensor
 from flowfactory.errors import RunError
 from flowfactory.policy.merging import Merging
+from flowfactory.postponed_imports import postponed_imports
 
 if TYPE_CHECKING:
     from peft import LoraConfig as PeftConfig
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
 ADAPTER = "default"
 FILE = "pytorch_lora_weights.safetensors"
 FIRST = "transformer"
+"""The pipeline's first transformer; and what diffusers wants before each name, whichever transformer it loads them into."""
 
 
 def add_adapters(
@@ -35,7 +34,14 @@ def add_adapters(
     The adapters are float32 whatever the layer's dtype, and their start depends on ``seed`` alone. ``merging`` tells them
     when they may be merged; never where it is left out. RunError: no layer's name ends in a target.
     """
-    from peft import LoraConfig as PeftConfig
+    # peft would import bitsandbytes to find out that no layer is one of its, and with transformers losses that take SciPy
+    with postponed_imports("bitsandbytes", "scipy"):
+        return _add_adapters(module, config, targets, seed, merging)
+
+
+def _add_adapters(
+    module: nn.Module, config: LoraConfig, targets: Sequence[str], seed: int, merging: Merging | None
+) -> list[str]:
     from peft import inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -46,9 +52,7 @@ def add_adapters(
     names = [name for name, _ in module.named_modules()]
     if unmatched := [t for t in config.targets or () if not any(name == t or name.endswith(f".{t}") for name in names)]:
         raise RunError(_no_layer(module, unmatched))
-    peft_config = PeftConfig(
-        r=config.rank, lora_alpha=config.alpha, target_modules=wanted, lora_dropout=0.0, init_lora_weights="gaussian"
-    )
+    peft_config = _peft_config(config.rank, config.alpha, wanted)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -70,6 +74,18 @@ def add_adapters(
     module.peft_config = {ADAPTER: peft_config}  # type: ignore[assignment]
     module._hf_peft_config_loaded = True  # type: ignore[assignment]
     return found
+
+
+def _peft_config(rank: int, alpha: float, targets: Iterable[str]) -> PeftConfig:
+    from peft import LoraConfig as PeftConfig
+
+    return PeftConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=list(targets),
+        lora_dropout=0.0,
+        init_lora_weights="gaussian",
+    )
 
 
 def _no_layer(module: nn.Module, targets: Sequence[str]) -> str:
@@ -103,45 +119,39 @@ def adapter_path(folder: Path, module: str) -> Path:
     return (folder if module == FIRST else folder / module) / FILE
 
 
-def folded_adapters(module: nn.Module) -> dict[str, Tensor]:
-    """``<layer>.lora_A.weight`` [rank, in] and ``<layer>.lora_B.weight`` [out, rank], in host memory.
+class Adapters(NamedTuple):
+    """What adapters of a module have to be told with: their rank and alpha, and endings of the names of their layers."""
 
-    Their product is what the adapter adds: alpha / rank is multiplied into lora_B, since not every loader reads it elsewhere.
-    Where they are sharded all ranks call it.
-    """
-    from peft import get_peft_model_state_dict
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
 
-    scales = {name: layer.scaling[ADAPTER] for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)}
-    found = {}
-    for key, value in get_peft_model_state_dict(module, adapter_name=ADAPTER).items():
-        layer, is_up, _ = key.rpartition(".lora_B.")
-        whole = full_tensor(value.detach()).cpu()
-        found[key] = (whole * scales[layer] if is_up else whole).contiguous()
-    return found
+    def folded_config(self) -> PeftConfig:
+        """What peft has to know of adapters that :meth:`fold` was called on: alpha is the rank."""
+        return _peft_config(self.rank, self.rank, self.targets)
 
+    def fold(self, name: str, factor: Tensor) -> Tensor:
+        """A ``factor``, named by :func:`exported_name`, so that the product of the two is what the adapter adds.
 
-def folded_config(module: nn.Module) -> PeftConfig:
-    """What peft has to know of :func:`folded_adapters`: alpha is the rank."""
-    trained: PeftConfig = module.peft_config[ADAPTER]  # type: ignore[index]
-    folded = copy(trained)
-    folded.lora_alpha = trained.r
-    return folded
+        alpha / rank is multiplied into lora_B, since not every loader reads it elsewhere.
+        """
+        return factor * (self.alpha / self.rank) if name.endswith(".lora_B.weight") else factor
 
 
-def save_adapters(modules: Mapping[str, nn.Module], folder: Path, leads: bool = True) -> None:
-    """Write the :func:`folded_adapters` as ``pipeline.load_lora_weights`` reads them, each module's at its path.
+def adapters_of(module: nn.Module) -> Adapters:
+    """What :func:`add_adapters` put on ``module``."""
+    config: PeftConfig = module.peft_config[ADAPTER]  # type: ignore[index]
+    return Adapters(config.r, float(config.lora_alpha), tuple(sorted(config.target_modules)))
 
-    Where they are sharded all ranks call it, and the one that ``leads`` writes.
-    """
-    # all of them first: a disk that fails the leading rank must not leave the others waiting for it
-    states = {name: folded_adapters(module) for name, module in modules.items()}
-    for name, state in states.items() if leads else ():
-        # diffusers wants this prefix for whichever transformer it loads them into
-        weights = {f"{FIRST}.{key}": value for key, value in state.items()}
-        config = folded_config(modules[name]).to_dict()
-        metadata = {f"{FIRST}.{key}": sorted(v) if isinstance(v, set) else v for key, v in config.items()}
-        header = {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, default=str, sort_keys=True)}
-        file = adapter_path(folder, name)
-        file.parent.mkdir(exist_ok=True)
-        save_file(weights, file, metadata=header)
+
+def exported_name(parameter: str) -> str | None:
+    """``<layer>.lora_A.weight`` [rank, in] or ``<layer>.lora_B.weight`` [out, rank]; None: ``parameter`` is no adapter's."""
+    layer, kind, _ = parameter.rpartition(f".{ADAPTER}.weight")
+    return f"{layer}.weight" if kind and layer.endswith((".lora_A", ".lora_B")) else None
+
+
+def adapter_header(adapters: Adapters) -> dict[str, str]:
+    """The metadata of the file that ``pipeline.load_lora_weights`` reads them from."""
+    config = adapters.folded_config().to_dict()
+    metadata = {f"{FIRST}.{key}": sorted(v) if isinstance(v, set) else v for key, v in config.items()}
+    return {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, default=str, sort_keys=True)}

@@ -6,29 +6,29 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from flowfactory import stored_weights
 from flowfactory.distributed.ranks import ALONE, Ranks
-from flowfactory.distributed.sharding import as_shard, full_tensor, local_shard, non_finite, unsharded
+from flowfactory.distributed.sharding import as_shard, local_shard, non_finite, unsharded
 from flowfactory.errors import RunError
-from flowfactory.policy import blocks, lora, quantization
-from flowfactory.policy.float32_islands import keep_in_float32
-from flowfactory.policy.without_autocast import compute_in
+from flowfactory.policy import blocks, lora
 from flowfactory.policy.comparing import OTHERS, Ahead, At, Comparisons, Place
+from flowfactory.policy.float32_islands import is_island, keep_in_float32
 from flowfactory.policy.merging import Merging
+from flowfactory.policy.without_autocast import compute_in
+from flowfactory.policy.without_gradients import without_gradients
 from flowfactory.types import Evaluation, Step, Trainable
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import TrainingConfig
 
 REFERENCE = "reference"
-FULL = "diffusion_pytorch_model.safetensors"
 CONFIGURED = ("sampling", "evaluation")
 """The averages that the config itself can ask for."""
 
@@ -60,6 +60,7 @@ class Policy:
         seed: int = 0,
         host: bool = False,
         quantize: str | None = None,
+        trains: bool = True,
     ) -> None:
         self.modules = dict(trainable.modules)
         self._frozen = dict(trainable.frozen)
@@ -69,10 +70,12 @@ class Policy:
         self._ahead = Ahead()
         self._evaluate, self._drops_graphs = evaluate, False
         self.device, self._precision = device, precision
-        self._blocks = trainable.blocks
+        self._blocks, self._unread = trainable.blocks, trainable.unread
         self._ranks, self._whole_to_sample, self._autocast = ALONE, False, True
         self.lora = trainable.training != "full"
         if quantize:
+            from flowfactory.policy import quantization  # whose layers are PyTorch's, which checking a config does without
+
             for module in (*self.modules.values(), *self._frozen.values()):
                 quantization.quantize_blocks(module, trainable.blocks, quantize, precision, device)
         for name, module in self.modules.items():
@@ -81,7 +84,10 @@ class Policy:
                 self.adapted += [full for layer in found if not (full := f"{name}.{layer}").startswith(trainable.unread)]
             else:
                 module.requires_grad_(True)
-                module.float()  # master weights; the forward is autocast to the precision
+                if trains:
+                    module.float()  # master weights; the forward is autocast to the precision
+                else:
+                    blocks.round_layers(module, precision)
             for key, parameter in module.named_parameters():
                 if f"{name}.{key}".startswith(trainable.unread):
                     parameter.requires_grad_(False)
@@ -93,6 +99,8 @@ class Policy:
         self._kept_on = torch.device("cpu") if host else device
         self._versions = count()
         self._start = self._version = next(self._versions)
+        self._trains = trains
+        self._read_kept: Callable[[str], dict[str, Tensor]] | None = None
 
     def distribute(self, ranks: Ranks, training: TrainingConfig, whole_to_sample: bool = False) -> None:
         """Bring the weights to where the run has them: on its device, and divided where ``ranks`` share them.
@@ -102,17 +110,23 @@ class Policy:
         self._ranks, self._whole_to_sample, self._autocast = ranks, whole_to_sample, training.autocast
         for module in self.modules.values():
             blocks.checkpoint_blocks(module, self._blocks, training.activation_checkpointing)
-        for module in (*self.modules.values(), *self._frozen.values()):
+        for name, module in {**self.modules, **self._frozen}.items():
             if self._precision != torch.float32:
                 keep_in_float32(module)
                 if not training.autocast:
                     compute_in(module, self._precision)
             if training.compile:
                 blocks.compile_blocks(module, self._blocks)
+            found = blocks.find_blocks(module, self._blocks)
             if ranks.mesh is None:
-                module.to(self.device)
+                # in host memory they stay in their files; elsewhere there is never more of a copy here than a block
+                for part in (module,) if self.device.type == "cpu" else (*found, module):
+                    stored_weights.place(part)
+                    part.to(self.device)
             else:
-                ranks.shard_module(module, blocks.find_blocks(module, self._blocks), self._precision)
+                # what is frozen is stored in the precision already, and adapters are small
+                rounded = None if self.lora or name in self._frozen or self._precision == torch.float32 else self._precision
+                ranks.shard_module(module, found, rounded, partial(is_island, module))
         self._named = {}  # shards have taken the place of the parameters
 
     @property
@@ -244,7 +258,9 @@ class Policy:
             self.keep(REFERENCE)
 
     def keep(self, name: str) -> None:
-        """Copy the present weights under ``name``."""
+        """Copy the present weights under ``name``; where nothing trains they are read when they are used."""
+        if not self._trains:
+            return
         copies = {key: own.to(self._kept_on, copy=True) for key, own in self._present().items()}
         self._kept[name] = _Kept(self._version, copies)
 
@@ -265,7 +281,7 @@ class Policy:
         for name, decay in self._averages.items():
             self.update_ema(name, decay(iteration))
 
-    @torch.no_grad()
+    @without_gradients
     def update_ema(self, name: str, decay: float) -> None:
         """Kept ``name`` becomes ``decay`` of itself and the rest of the present weights."""
         kept, present = self._find(name), self._present()
@@ -311,11 +327,14 @@ class Policy:
             self._copy(present)
 
     def _find(self, name: str) -> _Kept:
+        if name not in self._kept and self._read_kept is not None:
+            weights = {key: own.to(self._kept_on) for key, own in self._read_kept(name).items()}
+            self._kept[name] = _Kept(next(self._versions), weights)
         if name not in self._kept:
             raise RunError(f"no weights are kept as {name!r}; keep or average them when the run starts")
         return self._kept[name]
 
-    @torch.no_grad()
+    @without_gradients
     def _copy(self, weights: Mapping[str, Tensor]) -> None:
         # by value: assigning .data moves nothing under FSDP2, which keeps its own view of the shards
         present = self._present()
@@ -338,6 +357,32 @@ class Policy:
             state |= {f"kept/{name}/{key}": as_shard(own, parameters[key]) for key, own in kept.weights.items()}
         return state
 
+    def frozen_state(self) -> dict[str, Tensor]:
+        """``frozen/<name>``: what files of the trained modules have beside :meth:`state`, sharded as it is.
+
+        That is, buffers and weights that do not train of modules that train whole, and adapters that do not train.
+        """
+        if self.lora and not self._unread:
+            return {}
+        trained = self.parameters
+        found: dict[str, Tensor] = {}
+        for name, module in self.modules.items():
+            inside: dict[str, Tensor] = dict(module.named_parameters()) if self.lora else module.state_dict()
+            wanted = (key for key in inside if f"{name}.{key}" not in trained and (not self.lora or lora.exported_name(key)))
+            found |= {f"frozen/{name}.{key}": inside[key].detach() for key in wanted}
+        return found
+
+    @property
+    def adapters(self) -> dict[str, lora.Adapters | None]:
+        """What was put on each of the trained modules; None: it trains whole."""
+        return {name: lora.adapters_of(module) if self.lora else None for name, module in self.modules.items()}
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether there is a copy of weights kept as the reference, and they are those that training started from."""
+        kept = self._kept.get(REFERENCE)
+        return kept is not None and bool(kept.weights) and kept.version == self._start
+
     def non_finite(self, others: Mapping[str, Tensor] | None = None) -> list[str]:
         """The names in :meth:`state` and ``others`` under which some rank has a number that is not finite; joint work."""
         told = self._ranks.gather(non_finite({**self.state(), **(others or {})}))
@@ -350,34 +395,27 @@ class Policy:
             if name not in self._kept:
                 self.keep(name)
 
-    def mark_restored(self) -> None:
-        """To be called when :meth:`state` was written in place."""
+    def mark_restored(self, from_start: bool = False) -> None:
+        """To be called when :meth:`state` was written in place; ``from_start``: the reference with what training began with."""
         self.mark_changed()
         for kept in self._kept.values():
             if kept.weights:
                 kept.version = self._version_of(kept.weights)
+        if from_start:
+            self._start = self._kept[REFERENCE].version
         for name in self._averages.keys() - self._kept.keys():  # one that the saved run had not begins with its weights
             self.keep(name)
 
-    def save_trained(self, folder: Path) -> None:
-        """Write the present weights as diffusers loads them; a joint work of the ranks, of which the leading one writes."""
-        leads = self._ranks.leads
-        if self.lora:
-            lora.save_adapters(self.modules, folder, leads)
-            return
-        for name, module in self.modules.items():
-            state = {}
-            for key, value in module.state_dict().items():
-                tensor = full_tensor(value.detach())
-                if leads:
-                    state[key] = tensor.cpu().contiguous()
-            if not leads:
-                continue
-            (folder / name).mkdir()
-            save_file(state, folder / name / FULL, metadata={"format": "pt"})
-            write_config = getattr(module, "save_config", None)  # diffusers reads weights with their config beside them
-            if write_config is not None:
-                write_config(folder / name)
+    def mark_read(self, name: str | None, read_kept: Callable[[str], dict[str, Tensor]]) -> None:
+        """To be called when the present weights, of what does not train, were written in place.
+
+        They are also those kept as ``name``. What is kept under other names is had from ``read_kept``, once it is used.
+        """
+        self.mark_changed()
+        self._kept = {key: kept for key, kept in self._kept.items() if not kept.weights}
+        if name is not None:
+            self._kept[name] = _Kept(self._version, {})
+        self._read_kept = read_kept
 
     def _version_of(self, weights: Mapping[str, Tensor]) -> int:
         """The present version if ``weights`` are the present ones, so that a resumed run knows it too; else a new one."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowfactory import stored_weights
 from flowfactory.config.bitsandbytes import quantization_unavailable
 from flowfactory.errors import UserError
 from flowfactory.policy.blocks import require_blocks
@@ -34,6 +35,7 @@ def quantize_blocks(
         for inner, layer in list(block.named_modules()):
             # 8 weights of 4 bits, or 4 of 8, are an element of float32; rows end with an element
             if type(layer) is nn.Linear and layer.in_features % 8 == 0:
+                stored_weights.place(layer)
                 block.set_submodule(inner, stored(layer, dtype, torch.device(device)).train(layer.training))
                 found.append(f"{name}.{inner}")
     return found

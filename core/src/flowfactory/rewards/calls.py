@@ -18,24 +18,31 @@ from flowfactory.types import Answer, Samples
 class RewardComponent:
     """A reward under its label, computed where it is asked.
 
-    ``pointwise``, ``concurrent``: what its component says of itself.
+    ``concurrent``: what its component says of itself.
     """
 
     def __init__(self, label: str, config: ComponentConfig) -> None:
         component = build(config, label)
-        self._label = label
+        self._component, self._label = component, label
         self._manager = make_manager({label: component})
         require_hook(self._manager, label, "compute_reward")
-        self.pointwise = bool(getattr(component, "pointwise", False))
         self.concurrent = bool(getattr(component, "concurrent", False))
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether its component says, which it may once it is prepared, that it scores each sample by itself; in doubt not."""
+        return getattr(self._component, "pointwise", False) is True
 
     def prepare(self, device: torch.device) -> None:
         """See RunSpecs.prepare_reward."""
         self._manager.hook.prepare_reward(device=device)
 
-    @torch.no_grad()
     def compute(self, samples: Samples) -> Answer:
         """See RunSpecs.compute_reward."""
+        with torch.no_grad():
+            return self._compute(samples)
+
+    def _compute(self, samples: Samples) -> Answer:
         before = self._version(samples)
         answers: list[Answer] = self._manager.hook.compute_reward(samples=samples)
         if self._version(samples) != before:

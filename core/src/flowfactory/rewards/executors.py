@@ -45,7 +45,6 @@ class RewardExecutor:
         self.holds_weights = config.weights() != {}
         self._ready = False
         self._component = RewardComponent(label, config)
-        self.pointwise = self._component.pointwise
         self._timeout: float | None = getattr(config, "timeout", None)
         workers: int = getattr(config, "workers", 0)
         self._workers = WorkerProcesses(label, config, workers, plugins) if workers else None
@@ -54,6 +53,11 @@ class RewardExecutor:
         self.runs_concurrently = concurrent or bool(workers)
         # without a thread of its own, what never answers could not be given up
         self._thread = WorkerThread(label) if not workers and (concurrent or self._timeout is not None) else None
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether it scores each sample by itself."""
+        return self._component.pointwise
 
     def prepare(self, device: torch.device) -> None:
         """See RunSpecs.prepare_reward; once."""

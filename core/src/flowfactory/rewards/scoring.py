@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import reduce
@@ -33,6 +33,11 @@ class Rewards:
         return all(executor.pointwise for executor in self._executors)
 
     @property
+    def pointwise_labels(self) -> tuple[str, ...]:
+        """The labels of those that score each sample by itself."""
+        return tuple(executor.label for executor in self._executors if executor.pointwise)
+
+    @property
     def concurrent(self) -> bool:
         """Whether any of them is computed beside the thread that asks."""
         return any(executor.runs_concurrently for executor in self._executors)
@@ -48,11 +53,25 @@ class Rewards:
 
     def start(self, samples: Samples) -> PendingScores:
         """Ask all of them; what runs aside goes on after this returns. RunError: as :meth:`PendingScores.result`."""
-        self.prepare(samples.media.device)
-        # those that run aside first, so that they do while the others hold this thread up
-        order = sorted(self._executors, key=lambda executor: not executor.runs_concurrently)
-        asked = {executor.label: executor.submit(samples) for executor in order}
+        asked = {
+            label: pending.asked[label] for _, pending in self.start_each([(self.labels, samples)]) for label in pending.asked
+        }
         return PendingScores(len(samples.prompts), {label: asked[label] for label in self.labels})
+
+    def start_each(self, questions: Sequence[tuple[Collection[str], Samples]]) -> list[tuple[int, PendingScores]]:
+        """Ask of each of ``questions`` the rewards that it names; the place of each question, and one reward's scores.
+
+        RunError: as :meth:`PendingScores.result`.
+        """
+        named = [(i, each) for i, (labels, _) in enumerate(questions) for each in self._executors if each.label in labels]
+        # those that run aside first, so that they do while the others hold this thread up
+        named.sort(key=lambda pair: not pair[1].runs_concurrently)
+        found = []
+        for place, executor in named:
+            samples = questions[place][1]
+            self.prepare(samples.media.device)
+            found.append((place, PendingScores(len(samples.prompts), {executor.label: executor.submit(samples)})))
+        return found
 
     def __call__(self, samples: Samples) -> dict[str, Tensor]:
         """``{label: scores [B]}``; as :meth:`PendingScores.result`."""
@@ -83,10 +102,23 @@ class PendingScores:
         return scores
 
 
-def merge_scores(pieces: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """{label: scores [B]} of all ``pieces``, in order."""
-    found = {label: [piece[label] for piece in pieces] for label in pieces[0]}
-    return {label: torch.cat(scores).to(_joint_dtype(scores)) for label, scores in found.items()}
+def merge_scores(
+    labels: Sequence[str], count: int, pieces: Sequence[tuple[Sequence[int], Mapping[str, Tensor]]]
+) -> dict[str, Tensor]:
+    """{label: scores [count]} of ``labels``, of ``pieces``: each has the scores of some labels for the samples that it names.
+
+    NaN where no piece has any.
+    """
+    found: dict[str, list[tuple[Sequence[int], Tensor]]] = {label: [] for label in labels}
+    for rows, scores in pieces:
+        for label, some in scores.items():
+            found[label].append((rows, some))
+    merged = {}
+    for label, parts in found.items():
+        merged[label] = torch.full((count,), math.nan, dtype=_joint_dtype([scores for _, scores in parts]))
+        for rows, some in parts:
+            merged[label][torch.tensor(rows, dtype=torch.int64)] = some.to(merged[label].dtype)
+    return merged
 
 
 def _joint_dtype(pieces: Sequence[Tensor]) -> torch.dtype:

@@ -83,7 +83,8 @@ class WorkerProcess:
         """Its answer. UserError, RunError: as :meth:`wait_ready`."""
         assert self._end is not None
         media = np.ascontiguousarray(samples.media.detach().float().cpu().numpy())
-        rest = replace(samples, media=_NOTHING, groups=_NOTHING)
+        nothing = torch.empty(0)
+        rest = replace(samples, media=nothing, groups=nothing)
         with self._watched(seconds):
             if self._end.poll():  # what was there before its request is no answer to it
                 raise _died()
@@ -160,9 +161,6 @@ class WorkerProcess:
         finally:
             done.set()
             watcher.join()  # before anybody closes what it may shut
-
-
-_NOTHING = torch.empty(0)
 
 
 def _shut(end: Connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from flowfactory.errors import RunError
 from flowfactory.rl.groups import ROUNDINGS, center, group_max, group_std, root_mean_square
 
-ROUNDING = ROUNDINGS * torch.finfo(torch.float64).eps
+ROUNDING = ROUNDINGS * sys.float_info.epsilon
 
 
 def normalize(rewards: Tensor, groups: Tensor, spread: Literal["group", "global"] = "group") -> Tensor:

@@ -69,6 +69,6 @@ def _group_mean(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
 def rows_by_group(rows: Sequence[int], groups: Tensor) -> list[list[int]]:
     """``rows`` by their group, in the order in which the groups come; ``groups`` [B] are those of all samples."""
     found: dict[int, list[int]] = {}
-    for row in rows:
-        found.setdefault(int(groups[row]), []).append(row)
+    for row, group in zip(rows, groups[torch.tensor(list(rows), dtype=torch.int64)].tolist(), strict=True):
+        found.setdefault(group, []).append(row)
     return list(found.values())

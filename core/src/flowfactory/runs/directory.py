@@ -79,10 +79,11 @@ class RunDirectory:
         """The run's resolved config, for drawing or, with ``scores``, for scoring; its ``output.dir`` is this directory.
 
         What it trained with need not be on this machine: prompts, trackers, and rewards where nothing is scored.
-        ``plugins``, given by hand, stand in the place of those of the same names. UserError: this is no run directory, or
+        ``plugins``, given by hand, stand in the place of those of the same names. How ranks share the weights is not what
+        it was in training, but as ``overrides`` say. UserError: this is no run directory, or
         one that is not ``trusted`` would act as :mod:`flowfactory.runs.trust` does not let it.
         """
-        raw = self._read_config()
+        raw = {key: value for key, value in self._read_config().items() if key != "distributed"}  # of ranks that are gone
         listed = trust.replace_plugins(raw.get("plugins"), loading.check_given(plugins))
         approve = None if trusted else trust.check_plugin
         unread = UNREAD if scores else (*UNREAD, *OF_SCORING)

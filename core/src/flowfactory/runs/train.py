@@ -174,7 +174,6 @@ def _resume(
         go_on(directory.facts)
         _rewind(directory, -1, say)
         add_facts(directory.facts, {"versions": versions()})
-    _record(run, directory, require, 0, {}, say)
     return 0
 
 
@@ -190,15 +189,18 @@ def _iterations(
     config = run.config
     hooks = run.assembly.hooks
 
-    def check(rollouts: Rollouts) -> None:
+    def before_first_update(rollouts: Rollouts) -> None:
         for sentence in preflight(rollouts, run.policy, hooks, config, resumed=done > 0):
             say(f"preflight: {sentence}")
+        if done == 0:
+            with asked.suspended():  # nothing is there yet to be saved first
+                _record(run, directory, require, 0, {}, say)
 
     warned: set[str] = set()
     flat = FlatIterations(config, run.ranks.broadcast(count_flat(directory.records())), say)
     with stop_request(say) as asked:
         for number in range(done + 1, config.training.iterations + 1):
-            metrics = iterate(run, number - 1, check if number == done + 1 else None)
+            metrics = iterate(run, number - 1, before_first_update if number == done + 1 else None)
             if (label := dominant_reward(metrics)) and label not in warned:
                 warned.add(label)
                 say(f"warning: in iteration {number} {dominance_warning(label, metrics, config.advantages.aggregate)}")
@@ -233,7 +235,8 @@ def _record(
 ) -> None:
     """Evaluate when it is time, write the iteration's record, tell the observers."""
     config = run.config.evaluation
-    if run.heldout and (number == 0 or last or (config.every and number % config.every == 0)):
+    regular = config.every and number and number % config.every == 0
+    if run.heldout and (last or regular or (number == 0 and config.at_start)):
         result = evaluate(run.sampler, run.assembly, run.config, run.heldout, keep=config.pictures, ranks=run.ranks)
         figures = result.metrics()
         metrics = metrics | figures
@@ -272,25 +275,49 @@ def _stops_at_once(ranks: Ranks) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-@contextmanager
-def stop_request(say: Say) -> Iterator[threading.Event]:
+class StopRequest:
     """Set by the first Ctrl+C, SIGTERM or SIGHUP; the second one acts as always, but SIGHUP is only heard once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # only the main thread may set handlers
-        return
-    before = {number: signal.getsignal(number) for number in stop_signals()}
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        asked.set()
-        for which, handler in before.items():  # a terminal that is closed sends several
+    def __init__(self, say: Say) -> None:
+        self._say, self._asked = say, threading.Event()
+        heard = threading.current_thread() is threading.main_thread()  # which alone may set handlers
+        self._before = {number: signal.getsignal(number) for number in stop_signals()} if heard else {}
+
+    def is_set(self) -> bool:
+        """Whether somebody asked."""
+        return self._asked.is_set()
+
+    def listen(self) -> None:
+        """Hear of the signals from now on."""
+        for which in self._before:
+            signal.signal(which, self._ask)
+
+    def stop_listening(self) -> None:
+        """Have the signals act as they did before."""
+        for which, handler in self._before.items():
+            signal.signal(which, handler)
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Within it a signal acts as it did before."""
+        self.stop_listening()
+        yield
+        self.listen()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked.set()
+        for which, handler in self._before.items():  # a terminal that is closed sends several
             signal.signal(which, signal.SIG_IGN if which == SIGHUP else handler)
-        say("stopping after this iteration, which is saved; once more to stop at once")  # last: the second one may come before
+        # last: the second one may come before
+        self._say("stopping after this iteration, which is saved; once more to stop at once")
 
-    for which in before:
-        signal.signal(which, ask)
+
+@contextmanager
+def stop_request(say: Say) -> Iterator[StopRequest]:
+    """What was asked of this process within it."""
+    asked = StopRequest(say)
+    asked.listen()
     try:
         yield asked
     finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)
+        asked.stop_listening()

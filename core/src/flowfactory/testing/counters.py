@@ -56,10 +56,11 @@ class ForwardCount:
             self._phase = None
 
     @hookimpl
-    def iteration_finished(self) -> None:
-        """Begin anew."""
-        self.iterations.append(dict(self._rows))
-        self._rows.clear()
+    def iteration_finished(self, iteration: int) -> None:
+        """Begin anew; what was drawn and checked before the evaluation before training is the first iteration's."""
+        later = {phase: rows for phase, rows in self._rows.items() if iteration == 0 and phase != "evaluation"}
+        self.iterations.append({phase: rows for phase, rows in self._rows.items() if phase not in later})
+        self._rows = Counter(later)
 
     def _forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         rows = len(args[0] if args else next(iter(kwargs.values())))

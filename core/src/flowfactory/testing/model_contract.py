@@ -77,11 +77,11 @@ def _refusals_asserted() -> Iterator[None]:
 def _check_conditions(made: Bench) -> None:
     """Of each prompt and its negative one; and of the first with another text, beside the same pictures and videos."""
     different = list({prompt.index: prompt for prompt in made.batch.prompts}.values())
-    made.sampler.check_conditions([(prompt, made.plan.canvas) for prompt in different])
+    made.sampler.check_conditions([(different, made.plan.canvas)])
     first, texts = different[0], {prompt.text for prompt in different}
     if first.media or len(texts) == 1:
         other = next((text for text in texts if text != first.text), f"no {first.text} but two green triangles")
-        made.sampler.check_conditions([(prompt, made.plan.canvas) for prompt in (first, replace(first, text=other))])
+        made.sampler.check_conditions([((first, replace(first, text=other)), made.plan.canvas)])
 
 
 def _check_gradients(made: Bench, drawn: Trajectory) -> None:

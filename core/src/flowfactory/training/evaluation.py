@@ -10,10 +10,12 @@ from torch import Tensor
 
 from flowfactory.config.schema import RunConfig
 from flowfactory.data.batches import make_batch, split_whole_groups
+from flowfactory.distributed.exchange import Holders
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.training.assembly import Assembly
+from flowfactory.training.judging import Judging
 from flowfactory.training.plans import evaluation_plan
-from flowfactory.training.rollouts import gather_scores, roll_out, score_on_ranks
+from flowfactory.training.rollouts import roll_out
 from flowfactory.training.sampler import Sampler
 from flowfactory.types import Prompt
 
@@ -54,15 +56,17 @@ def evaluate(
     batch = make_batch(prompts, members or chosen.members)
     plan = evaluation_plan(assembly, config, batch.keys)
     batch_size = chosen.batch_size or sampling.batch_size
-    kept, started, left = [], [], len(batch.keys) if keep is None else keep
+    judges = config.distributed.count_reward_ranks(ranks.count)
+    judging = Judging(assembly.evaluation_rewards, batch, ranks, judges, sampler.frame_rate) if score else None
+    kept, left = [], len(batch.keys) if keep is None else keep
     for rows in split_whole_groups(batch, batch_size * ranks.count):
         part = batch.rows(rows)
         conditions = sampler.conditions(part.prompts, plan.guidance, plan.canvas)
         drawn = roll_out(sampler, part, conditions, plan.rows(rows), batch_size, ranks)
-        if score:
-            reward_ranks = config.distributed.count_reward_ranks(ranks.count)
-            started.append(score_on_ranks(assembly.evaluation_rewards, drawn, part, ranks, reward_ranks, sampler.frame_rate))
+        if judging:
+            judging.add(drawn, rows)
         first = range(min(left, len(rows)))
-        kept.append(ranks.exchange(drawn.trajectory.media, drawn.held, [first, *[()] * (ranks.count - 1)]).cpu())
+        shown = [first, *[()] * (ranks.count - 1)]
+        kept.append(ranks.exchange([drawn.trajectory.media], Holders(drawn.held), shown)[0].cpu())
         left -= len(first)
-    return EvaluationResult(torch.cat(kept), batch.texts, gather_scores(started, ranks) if score else {})
+    return EvaluationResult(torch.cat(kept), batch.texts, judging.scores() if judging else {})

@@ -10,10 +10,11 @@ from flowfactory.data import batches
 from flowfactory.experience import Experience
 from flowfactory.rewards import statistics
 from flowfactory.rl.advantages import advantages, reward_contributions
+from flowfactory.training.judging import Judging
 from flowfactory.training.metrics import Timer, UpdateMetrics, peak_memory
 from flowfactory.training.plans import sampling_plan
 from flowfactory.training.recompute import recompute_log_prob
-from flowfactory.training.rollouts import Rollouts, gather_scores, roll_out, score_on_ranks
+from flowfactory.training.rollouts import Rollouts, roll_out
 from flowfactory.training.sampler import concatenate
 from flowfactory.training.setup import Run
 from flowfactory.training.update import update
@@ -22,26 +23,28 @@ from flowfactory.training.update import update
 def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     """The samples of an iteration: sample, reward, advantage."""
     config, ranks = run.config, run.ranks
-    batch = batches.make_batch(
-        batches.prompts_of_iteration(run.train, iteration, config.sampling.groups, config.seed), config.sampling.group_size
-    )
+    batch = _batch(run, iteration)
     plan = sampling_plan(run.assembly, config, iteration, batch.keys)
-    known = run.sampler.conditions(batch.prompts, max(plan.guidance, plan.teacher_guidance), plan.canvas)
-    pieces, started, batch_size = [], [], config.sampling.batch_size
+    guidance = max(plan.guidance, plan.teacher_guidance)
+    known = run.sampler.conditions(batch.prompts, guidance, plan.canvas)
+    if iteration + 1 < config.training.iterations:
+        run.sampler.read_ahead(_batch(run, iteration + 1).prompts, guidance, plan.canvas)
+    judging = Judging(
+        run.assembly.rewards, batch, ranks, config.distributed.count_reward_ranks(ranks.count), run.sampler.frame_rate
+    )
+    pieces, batch_size = [], config.sampling.batch_size
     held: list[list[int]] = [[] for _ in range(ranks.count)]
     for rows in batches.split_whole_groups(batch, batch_size * ranks.count):
         with timer("sample"):
             drawn = roll_out(run.sampler, batch.rows(rows), known.rows(rows), plan.rows(rows), batch_size, ranks)
         with timer("reward"):
-            reward_ranks = config.distributed.count_reward_ranks(ranks.count)
-            started.append(
-                score_on_ranks(run.assembly.rewards, drawn, batch.rows(rows), ranks, reward_ranks, run.sampler.frame_rate)
-            )
+            judging.add(drawn, rows)
         # media are the largest there is, and are with their rewards; a view would keep them all the same
         pieces.append(replace(drawn.trajectory, media=drawn.trajectory.media[:0].clone()))
-        held = [[*before, *(rows[i] for i in now)] for before, now in zip(held, drawn.held, strict=True)]
+        for already, now in zip(held, drawn.held, strict=True):
+            already.extend(rows[i] for i in now)
     with timer("reward"):
-        rewards = gather_scores(started, ranks)
+        rewards = judging.scores()
     trajectory = concatenate(pieces, known.rows(held[ranks.rank]))
     chosen = config.advantages
     advantage = advantages(rewards, reward_weights(config), batch.groups, chosen.aggregate, chosen.spread, chosen.clip)
@@ -61,20 +64,27 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     return Rollouts(experience, ranks, held, trajectory.overshoot)
 
 
+def _batch(run: Run, iteration: int) -> batches.Batch:
+    sampling = run.config.sampling
+    return batches.make_batch(
+        batches.prompts_of_iteration(run.train, iteration, sampling.groups, run.config.seed), sampling.group_size
+    )
+
+
 def reward_weights(config: RunConfig) -> dict[str, float]:
     """{label: weight} of the training rewards."""
     return {label: reward_weight(reward) for label, reward in config.rewards.items()}
 
 
-def iterate(run: Run, iteration: int, check: Callable[[Rollouts], None] | None = None) -> dict[str, float]:
-    """The metrics of one iteration: sample, reward, advantage, update."""
+def iterate(run: Run, iteration: int, before_update: Callable[[Rollouts], None] | None = None) -> dict[str, float]:
+    """The metrics of one iteration: sample, reward, advantage, update; ``before_update`` sees what the update learns from."""
     timer, update_metrics = Timer(run.policy.device), UpdateMetrics()
     rollouts = collect_rollouts(run, iteration, timer)
     if run.config.training.recompute_log_prob:
         with timer("recompute"):
             rollouts = recompute_log_prob(rollouts, run.policy, run.config)
-    if check is not None:
-        check(rollouts)
+    if before_update is not None:
+        before_update(rollouts)
     with timer("update"):
         norms = update(run, rollouts, iteration, update_metrics)
         run.learner.check_weights()  # the gradients were finite, which does not make their step so

@@ -48,6 +48,7 @@ class Learner:
             metrics.add(loss)
             if loss.values.requires_grad or not self._policy.has_experts:  # samples may all be a frozen expert's
                 loss.values.sum().backward()  # type: ignore[no-untyped-call]
+        metrics.check_finite()
         count = sum(self._ranks.gather(metrics.count - before))
         if not count:
             raise RunError("the algorithm yielded no loss, so nothing would train")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.errors import RunError
@@ -18,29 +19,44 @@ from flowfactory.experience import Loss
 
 
 class UpdateMetrics:
-    """Means and maxima over the losses of an update."""
+    """Means and maxima over the losses of an update, kept where they were computed: no device is waited for on the way."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
-        self._maxima: dict[str, float] = {}
+        self._maxima: dict[str, Tensor] = {}
         self._cuts: set[str] = set()
+        self._unchecked: list[tuple[Tensor, list[str]]] = []  # whether a loss is finite and which of its terms are
 
     def add(self, loss: Loss) -> None:
-        """Take in one loss. RunError: it is not finite."""
+        """Take in one loss. RunError: it has no value a sample."""
         if loss.values.dim() != 1:
             raise RunError(f"a loss has shape {list(loss.values.shape)}; yield one value a sample, [b]")
-        if not loss.values.isfinite().all():
-            terms = [name for name, term in loss.terms.items() if not term.isfinite().all()]
-            raise RunError("the loss is not finite" + (f": its term {terms[0]!r} is not" if terms else ""))
+        sound = [value.detach().isfinite().all().to(loss.values.device) for value in (loss.values, *loss.terms.values())]
+        self._unchecked.append((torch.stack(sound), list(loss.terms)))
         self.count += len(loss.values)
         for name, value in {"loss": loss.values, **loss.terms, **loss.metrics, **loss.cuts}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach().double().sum())
+            total = value.detach().double().sum()
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
             self._counts[name] = self._counts.get(name, 0) + len(value)
         self._cuts |= set(loss.cuts)
         for name, value in loss.extremes.items():
-            self._maxima[name] = max(self._maxima.get(name, -math.inf), float(value.detach().max()))
+            most = value.detach().max().double()
+            # fmax: what is not a number is not the largest
+            self._maxima[name] = torch.fmax(self._maxima[name], most) if name in self._maxima else most
+
+    def check_finite(self) -> None:
+        """RunError: a loss that was taken in since the last time is not finite; names its term. Waits for the device once."""
+        taken, self._unchecked = self._unchecked, []
+        if not taken:
+            return
+        flags = iter(torch.cat([sound for sound, _ in taken]).tolist())
+        for _, names in taken:
+            whole, *terms = [next(flags) for _ in range(1 + len(names))]
+            if not whole:
+                bad = [name for name, sound in zip(names, terms, strict=True) if not sound]
+                raise RunError("the loss is not finite" + (f": its term {bad[0]!r} is not" if bad else ""))
 
     def finish_first_update(self) -> None:
         """Keep the cuts so far as those of the iteration's first update: of samples as they were drawn, or nearly so."""
@@ -52,7 +68,9 @@ class UpdateMetrics:
         """The mean of every metric, the maximum of every extreme, over all ranks."""
         sums, counts = defaultdict[str, float](float), defaultdict[str, int](int)
         maxima: dict[str, float] = {}
-        for others, samples, most in ranks.gather((self._sums, self._counts, self._maxima)):
+        own = {name: float(total) for name, total in self._sums.items()}
+        mine = {name: max(-math.inf, float(most)) for name, most in self._maxima.items()}
+        for others, samples, most in ranks.gather((own, self._counts, mine)):
             for name, total in others.items():
                 sums[name] += total
                 counts[name] += samples[name]

@@ -19,7 +19,7 @@ from flowfactory.flow import generator
 from flowfactory.hooks.calls import Hooks
 from flowfactory.policy.policy import Policy
 from flowfactory.rl.advantages import advantages
-from flowfactory.rl.groups import group_std
+from flowfactory.rl.groups import group_std, rows_by_group
 from flowfactory.training.inspection import check_range
 from flowfactory.training.recompute import replay_steps
 from flowfactory.training.rollouts import Rollouts
@@ -95,7 +95,7 @@ def rewards_differ(rewards: Mapping[str, Tensor], groups: Tensor, config: RunCon
         return Finding(
             False,
             f"rewards do not differ within any group ({near}), so "
-            "that nothing would be learned; look at the pictures in samples/, and at the reward",
+            "that nothing would be learned; look at the reward, and with flowfactory sample at the pictures",
         )
     weights, chosen = {label: reward_weight(config.rewards[label]) for label in learned}, config.advantages
     if not advantages(rewards, weights, groups, chosen.aggregate, chosen.spread).any():
@@ -246,10 +246,10 @@ def _steps_change(experience: Experience, hooks: Hooks, iterations: int = 50) ->
 
 def _largest_advantages(experience: Experience) -> list[int]:
     """The whole groups with the largest advantages, at least one and as many as fit a forward."""
-    loudness = {g: float(experience.advantages[experience.groups == g].abs().max()) for g in set(experience.groups.tolist())}
+    groups = rows_by_group(range(len(experience)), experience.groups)
+    size = experience.advantages.abs().tolist()
     chosen: list[int] = []
-    for group in sorted(loudness, key=lambda group: -loudness[group]):
-        rows = (experience.groups == group).nonzero().flatten().tolist()
+    for rows in sorted(groups, key=lambda rows: -max(size[row] for row in rows)):
         if chosen and len(chosen) + len(rows) > experience.batch_size:
             break
         chosen += rows

@@ -31,9 +31,12 @@ def recompute_log_prob(rollouts: Rollouts, policy: Policy, config: RunConfig) ->
         for rows in split_updates(experience.groups, training.updates, plan.seed, plan.iteration, epoch=0):
             for shown, _ in rollouts.rounds(*micro_batch_units(rows, experience, config.algorithm)):
                 again = replay_steps(rollouts.redistribute(shown), policy)
-                for log_prob, kept, step in zip(fresh, experience.steps, again, strict=True):
-                    rollouts.write_back(log_prob, step.log_prob, shown)
-                    rollouts.write_back(kept.mean, step.mean, shown)
+                pairs = [
+                    pair
+                    for log_prob, kept, step in zip(fresh, experience.steps, again, strict=True)
+                    for pair in ((log_prob, step.log_prob), (kept.mean, step.mean))
+                ]
+                rollouts.write_back(pairs, shown)
     apart = [float((torch.exp(now - then) - 1).abs().max()) for now, then in zip(fresh, sampled, strict=True)]
     steps = tuple(replace(step, log_prob=log_prob) for step, log_prob in zip(experience.steps, fresh, strict=True))
     deviation = max(rollouts.ranks.gather(max(apart, default=0.0)))

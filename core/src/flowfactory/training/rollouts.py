@@ -1,21 +1,21 @@
-"""The samples of an iteration on whichever rank they were drawn: scored in whole groups, redistributed to learn from."""
+"""The samples of an iteration on whichever rank they were drawn, and redistributed to learn from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import Tensor
 
 from flowfactory.data.batches import Batch
-from flowfactory.distributed.partition import Rows, assign_rounds, split_evenly, split_with_padding
+from flowfactory.distributed.exchange import Holders
+from flowfactory.distributed.partition import Rows, assign_rounds, split_with_padding
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.experience import Experience
-from flowfactory.rewards.scoring import PendingScores, Rewards, merge_scores
-from flowfactory.rl.groups import rows_by_group
 from flowfactory.training import inspection
-from flowfactory.training.sampler import Sampler, to_samples
-from flowfactory.types import Conditions, Index, SamplingPlan, Trajectory
+from flowfactory.training.sampler import Sampler
+from flowfactory.types import Conditions, Index, SamplingPlan, Step, Trajectory, take
 
 
 @dataclass(frozen=True)
@@ -67,38 +67,41 @@ class Rollouts:
     def redistribute(self, wanted: Rows, epoch: int = 0) -> Experience:
         """The samples ``wanted[rank]``, whole, from where they are; a joint work of the ranks."""
         mine, whole = list(wanted[self.ranks.rank]), self.experience
-
-        def moved(tensor: Tensor) -> Tensor:
-            return self.ranks.exchange(tensor, self._held, wanted)
-
+        found = iter(self.ranks.exchange([whole.latents, *_tensors(whole.steps)], self._holders, wanted))
         conditions = whole.conditions.rows(mine)
         return replace(
             whole,
-            latents=moved(whole.latents),
-            steps=tuple(step.map(moved, conditions) for step in whole.steps),
+            latents=next(found),
+            steps=tuple(step.map(lambda _: next(found), conditions) for step in whole.steps),
             conditions=conditions,
             plan=whole.plan.rows(mine),
             rewards={label: reward[mine] for label, reward in whole.rewards.items()},
-            advantages=whole.advantages[mine],
+            advantages=take(whole.advantages, mine),
             groups=whole.groups[mine],
             epoch=epoch,
         )
 
-    @property
-    def _held(self) -> Rows:
-        return self.held or [range(len(self.experience))]
+    @cached_property
+    def _holders(self) -> Holders:
+        return Holders(self.held or [range(len(self.experience))])
 
-    def write_back(self, kept: Tensor | None, fresh: Tensor | None, shown: Rows) -> None:
-        """Write ``fresh``, of the samples ``shown[rank]``, over what each rank holds of them, ``kept``; nothing where none is.
+    def write_back(self, pairs: Sequence[tuple[Tensor | None, Tensor | None]], shown: Rows) -> None:
+        """Write the second of each pair, of the samples ``shown[rank]``, over what each rank holds of them, the first.
 
-        A joint work of the ranks.
+        A pair of which one is None is passed over. A joint work of the ranks.
         """
-        if kept is None or fresh is None:
+        kept = [(old, new.to(old.device)) for old, new in pairs if old is not None and new is not None]
+        if not kept:
             return
-        there = {row for rows in shown for row in rows}
-        places = [place for place, row in enumerate(self._held[self.ranks.rank]) if row in there]
-        wanted = [[row for row in rows if row in there] for rows in self._held]
-        kept[places] = self.ranks.exchange(fresh.to(kept.device), shown, wanted)
+        wanted: list[list[int]] = [[] for _ in range(self.ranks.count)]
+        places: list[int] = []
+        for row in dict.fromkeys(row for rows in shown for row in rows):
+            for rank, place in self._holders.everywhere(row):
+                wanted[rank].append(row)
+                if rank == self.ranks.rank:
+                    places.append(place)
+        for (old, _), arrived in zip(kept, self.ranks.exchange([new for _, new in kept], Holders(shown), wanted), strict=True):
+            old[places] = arrived
 
     def rounds(self, units: Sequence[Sequence[int]], size: int) -> Iterator[tuple[Rows, bool]]:
         """The samples that each rank works on, at most ``size`` of ``units`` at once, and whether this one's count.
@@ -114,21 +117,14 @@ class Rollouts:
             yield self.redistribute(shown, epoch), counts
 
 
-def score_on_ranks(
-    rewards: Rewards, drawn: RankRollout, batch: Batch, ranks: Ranks, reward_ranks: int, frame_rate: float | None
-) -> PendingScores | None:
-    """The scores, on their way, of this rank's part of the whole groups in ``batch``, which ``drawn`` are the media of.
+def _tensors(steps: Sequence[Step]) -> list[Tensor]:
+    """Those of all ``steps``, in the order in which :meth:`~flowfactory.types.Step.map` changes them."""
+    found: list[Tensor] = []
 
-    The first ``reward_ranks`` ranks see groups, each other ones; None where this one sees none. A joint work of the ranks.
-    """
-    groups = rows_by_group(range(len(batch.keys)), batch.groups)
-    wanted = [*split_evenly(groups, reward_ranks), *[[]] * (ranks.count - reward_ranks)]
-    media = ranks.exchange(drawn.trajectory.media, drawn.held, wanted)
-    mine = wanted[ranks.rank]
-    return rewards.start(to_samples(media, batch.rows(mine), frame_rate)) if mine else None
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
 
-
-def gather_scores(started: Sequence[PendingScores | None], ranks: Ranks) -> dict[str, Tensor]:
-    """{label: scores [n]} of all that was started on all ranks, in order; waits for them. A joint work of the ranks."""
-    mine = [scoring.result() if scoring else {} for scoring in started]
-    return merge_scores([found for piece in zip(*ranks.gather(mine), strict=True) for found in piece if found])
+    for step in steps:
+        step.map(note, step.conditions)
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -11,9 +11,8 @@ from torch import Tensor
 from flowfactory.canvas import Canvas
 from flowfactory.data import condition_checks
 from flowfactory.data.batches import Batch
-from flowfactory.data.encode_cache import EncodeCache
+from flowfactory.data.encode_cache import EncodeCache, Wanted
 from flowfactory.distributed.ranks import ALONE, Ranks
-from flowfactory.errors import RunError, UserError
 from flowfactory.hooks.calls import Hooks
 from flowfactory.policy.policy import Policy
 from flowfactory.types import Conditions, Prompt, Samples, SamplingPlan, Step, Trainable, Trajectory
@@ -48,36 +47,42 @@ class Sampler:
         """Frames a second of what the model draws; None for pictures."""
         return self._trainable.frame_rate
 
-    def prepare(self, wanted: Iterable[tuple[Prompt, Canvas]]) -> int:
-        """Have all that drawing each prompt on its canvas may need encoded; returns how many prompts had to be.
+    def prepare(self, wanted: Wanted) -> int:
+        """Have all that drawing the prompts, each on its canvas, may need encoded; returns how many prompts had to be.
 
-        The encoders are loaded once, or once a canvas where it matters, by the leading rank; the others find its work on the
-        disk. Where machines share none the first rank of each does it again, and where it cannot be written to every rank.
-        UserError, RunError: a prompt cannot be encoded, on whichever rank; or what came of it is not finite.
+        The encoders are loaded once, or once a canvas where it matters, by each rank that encodes a part; nothing is held that
+        the disk takes. UserError, RunError: a prompt cannot be encoded, on whichever rank; or what came of it is not finite.
         """
-        by_canvas: dict[Canvas, list[Prompt]] = {}
-        for prompt, canvas in wanted:
-            same = canvas if self._trainable.canvas_matters else next(iter(by_canvas), canvas)
-            by_canvas.setdefault(same, []).extend([prompt, *([self._opposite(prompt)] if self._trainable.guided else [])])
-        encoded = 0
-        for mine in (self._ranks.leads, self._ranks.local == 0, True) if self._ranks.count > 1 else (True,):
-            failure: Exception | None = None
-            if mine:
-                try:
-                    encoded += sum(self._cache.prepare(prompts, canvas) for canvas, prompts in by_canvas.items())
-                except (UserError, RunError) as error:
-                    failure = error
-            for told in self._ranks.gather(failure):  # the others would wait for what never comes
-                if told is not None:
-                    raise told
-        return encoded
+        return self._cache.prepare_all([(self._with_opposites(prompts), canvas) for prompts, canvas in self._by_canvas(wanted)])
 
-    def check_conditions(self, wanted: Sequence[tuple[Prompt, Canvas]]) -> None:
+    def _by_canvas(self, wanted: Wanted) -> Wanted:
+        """The prompts ``wanted`` together where they are encoded alike, which all are on the first canvas if none matters."""
+        found: dict[Canvas, list[Prompt]] = {}
+        for prompts, canvas in wanted:
+            if prompts:
+                same = canvas if self._trainable.canvas_matters else next(iter(found), canvas)
+                found.setdefault(same, []).extend(prompts)
+        return [(prompts, canvas) for canvas, prompts in found.items()]
+
+    def _with_opposites(self, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+        """Each of ``prompts`` with its negative prompt behind it, if there is one; of texts alone each once."""
+        if not self._trainable.guided:
+            return prompts
+        found, texts = [], set()
+        for prompt in prompts:
+            found.append(prompt)
+            opposite = self._opposite(prompt)
+            if self._trainable.negative_media or opposite.text not in texts:
+                texts.add(opposite.text)
+                found.append(opposite)
+        return found
+
+    def check_conditions(self, wanted: Wanted) -> None:
         """RunError: other prompts, of those ``wanted``, have no other conditions, or negative ones none of their own."""
-        if not wanted:
+        together = self._by_canvas(wanted)
+        if not together:
             return
-        canvas = wanted[0][1]
-        alike = [prompt for prompt, other in wanted if other == canvas or not self._trainable.canvas_matters]
+        alike, canvas = together[0]
         compared = condition_checks.choose_compared(alike)
 
         def encoded(prompts: list[Prompt]) -> list[condition_checks.Encoded]:
@@ -88,13 +93,23 @@ class Sampler:
             condition_checks.check_negatives(encoded(compared), encoded([self._opposite(prompt) for prompt in compared]))
 
     def conditions(self, prompts: Sequence[Prompt], guidance: float, canvas: Canvas) -> Conditions:
-        """The conditions of ``prompts``, with the negative prompts' where ``guidance`` needs them. A joint work."""
-        guided = self._trainable.guided and guidance > 1
-        found = self._cache.conditions(prompts, canvas, [self._opposite(prompt) for prompt in prompts] if guided else None)
+        """The conditions of ``prompts``, with the negative prompts' where ``guidance`` needs them.
+
+        A joint work of the ranks.
+        """
+        found = self._cache.conditions(prompts, canvas, self._negatives(prompts, guidance))
         if self._ranks.mesh is None:
             return found
         # told once, so that forwards, which take all ranks of a copy, need not ask each time who has what
         return replace(found, shapes=frozenset().union(*self._ranks.gather(found.own_shapes())))
+
+    def read_ahead(self, prompts: Sequence[Prompt], guidance: float, canvas: Canvas) -> None:
+        """Begin to read from the disk what :meth:`conditions` will be asked for."""
+        self._cache.read_ahead(prompts, canvas, self._negatives(prompts, guidance))
+
+    def _negatives(self, prompts: Sequence[Prompt], guidance: float) -> list[Prompt] | None:
+        guided = self._trainable.guided and guidance > 1
+        return [self._opposite(prompt) for prompt in prompts] if guided else None
 
     def _opposite(self, prompt: Prompt) -> Prompt:
         text = self._negative if prompt.negative is None else prompt.negative

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from flowfactory.config.idle_keys import idle_keys_of_prompts
 from flowfactory.config.precision import with_precision
-from flowfactory.config.schema import RunConfig, reward_weight
-from flowfactory.data import prompts
+from flowfactory.config.schema import RunConfig
 from flowfactory.data.cache_folder import CacheFolder
 from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.distributed.mesh import resolve_device
 from flowfactory.distributed.ranks import ALONE, Ranks
+from flowfactory.distributed.threads import use_host_threads
 from flowfactory.errors import UserError
 from flowfactory.policy import blocks
 from flowfactory.policy.policy import Policy
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.learner import Learner
 from flowfactory.training.plans import EVALUATION, SAMPLING
+from flowfactory.training.prompts import prepare_prompts
 from flowfactory.training.sampler import Sampler
 from flowfactory.types import DTYPES, Prompt, RunInfo, Runtime, Say, Trainable
 
@@ -33,7 +35,6 @@ class Run:
     assembly: Assembly
     policy: Policy
     sampler: Sampler
-    learner: Learner
     train: Sequence[Prompt]
     heldout: Sequence[Prompt]
     ranks: Ranks = ALONE
@@ -43,24 +44,10 @@ class Run:
         """What observers are told."""
         return RunInfo(self.config.output.dir, self.config, self.config.training.iterations)
 
-
-def prepare_prompts(
-    config: RunConfig, trains: bool = True, scores: bool = True
-) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-    """The training prompts, none unless it ``trains``, and the held-out ones, none where it neither trains nor ``scores``.
-
-    UserError: they are not what the model takes.
-    """
-    wanted = config.prompts
-    train = prompts.read_prompts(wanted.train, wanted.video_fps) if trains else ()
-    heldout = prompts.read_prompts(wanted.heldout, wanted.video_fps) if wanted.heldout and (trains or scores) else ()
-    prompts.check_media([*train, *heldout], config.model.takes, getattr(config.model, "name", "model"))
-    prompts.check_files(train, config.model, config.sampling.canvas.frames)
-    prompts.check_files(heldout, config.model, config.evaluation.canvas(config.sampling).frames)
-    labels, learned = [*config.rewards, *config.evaluation.rewards], {x for x, r in config.rewards.items() if reward_weight(r)}
-    prompts.check_reward_labels(train, labels, learned)
-    prompts.check_reward_labels(heldout, labels)
-    return train, heldout
+    @cached_property
+    def learner(self) -> Learner:
+        """The owner of the optimizer, made when it is first asked for: what draws alone has none, nor its moments."""
+        return Learner(self.policy, self.config.training, self.ranks)
 
 
 LARGE = 100_000_000
@@ -83,16 +70,19 @@ def prepare_run(
     ranks: Ranks = ALONE,
     scores: bool = True,
     trains: bool = True,
+    drawn: Sequence[Prompt] = (),
 ) -> Run:
     """Components assembled, prompts read and encoded, weights where the ranks are to have them.
 
     Where it is to have ``scores``, rewards that hold no weights are prepared first: a server that is not there is told soon.
-    What does not train reads no prompts to train on, and without ``scores`` none at all.
+    What does not train reads no prompts to train on, and without ``scores`` none at all; its weights have the run's precision.
+    ``drawn`` are to be drawn as held-out ones are, and are encoded with the others.
     """
     device = resolve_device(config.device, ranks.local)
     config = with_precision(config, device.type == "cuda")
     torch.set_float32_matmul_precision(config.training.matmul)  # of this process: backward passes run beyond any context
     assembly = Assembly(config, observers, trackers and ranks.leads)
+    use_host_threads(device)
     folder = CacheFolder.from_environment(say)
     train, heldout = prepare_prompts(config, trains, scores)
     for sentence in idle_keys_of_prompts(config, [*train, *heldout]):
@@ -100,7 +90,7 @@ def prepare_run(
     if scores and ranks.rank < config.distributed.count_reward_ranks(ranks.count):
         assembly.prepare_rewards(device, weights=False)
     precision = DTYPES[config.training.precision]
-    trainable = assembly.hooks.load(Runtime(device, precision, ranks.agree))
+    trainable = assembly.hooks.load(Runtime(device, precision, ranks.agree, places=True, in_turn=ranks.in_turn))
     try:
         config.model.check(config)  # again: what a hub id names may only now be on this machine
     except ValueError as error:
@@ -109,18 +99,23 @@ def prepare_run(
         say(f"warning: {told}")
     blocks.check_names([*trainable.modules.values(), *trainable.frozen.values()], trainable.blocks)
     host = config.training.kept_on == "host"
-    policy = Policy(trainable, assembly.hooks.log_prob, device, precision, config.seed, host, config.model.quantize)
-    cache = EncodeCache(assembly.hooks.encode, trainable.encoding, folder, device, trainable.canvas_matters)
+    policy = Policy(trainable, assembly.hooks.log_prob, device, precision, config.seed, host, config.model.quantize, trains)
+    tell = assembly.hooks.prompts_encoded if ranks.leads else _tell_nobody
+    cache = EncodeCache(assembly.hooks.encode, trainable.encoding, folder, device, trainable.canvas_matters, ranks, tell)
     on_host = config.sampling.keep_on == "host"
     merges = config.sampling.merge_adapters == "auto"
     sampler = Sampler(assembly.hooks, policy, cache, trainable, config.prompts.negative, on_host, ranks, merges=merges)
     heldout_canvas = config.evaluation.canvas(config.sampling)
-    wanted = [*((prompt, config.sampling.canvas) for prompt in train), *((prompt, heldout_canvas) for prompt in heldout)]
-    encoded = sampler.prepare(wanted)
+    wanted = [(train, config.sampling.canvas), (heldout, heldout_canvas)]
+    encoded = sampler.prepare([*wanted, (drawn, heldout_canvas)])
     sampler.check_conditions(wanted)
     say(f"{len(train)} training and {len(heldout)} held-out prompts, {encoded} encoded now, the rest from the cache")
     policy.distribute(ranks, config.training, config.distributed.gather_to_sample)
     for name, decay in ((SAMPLING, config.sampling.ema), (EVALUATION, config.evaluation.ema)):
         if decay is not None:
             policy.track_ema(name, decay)
-    return Run(config, assembly, policy, sampler, Learner(policy, config.training, ranks), train, heldout, ranks)
+    return Run(config, assembly, policy, sampler, train, heldout, ranks)
+
+
+def _tell_nobody(done: int, total: int) -> None:
+    """How far encoding is, on ranks other than the leading one."""

@@ -52,10 +52,14 @@ def split_updates(groups: Tensor, updates: int, seed: int, iteration: int, epoch
     Groups stay whole where there are enough of them.
     """
     source = generator("shares", seed, iteration, epoch)
-    known = torch.unique(groups)
+    known, index = torch.unique(groups, return_inverse=True)
     if len(known) >= updates:
-        for part in known[torch.randperm(len(known), generator=source)].tensor_split(updates):
-            yield torch.isin(groups, part).nonzero().flatten().tolist()
+        parts = torch.randperm(len(known), generator=source).tensor_split(updates)
+        step = torch.empty(len(known), dtype=torch.int64)  # that learns from each group
+        step[torch.cat(parts)] = torch.arange(updates).repeat_interleave(torch.tensor([len(part) for part in parts]))
+        chosen = step[index]
+        for rows in torch.split(chosen.argsort(stable=True), torch.bincount(chosen, minlength=updates).tolist()):
+            yield rows.tolist()
     else:
         for rows in torch.randperm(len(groups), generator=source).tensor_split(updates):
             yield rows.sort().values.tolist()

@@ -78,11 +78,12 @@ class DPO(ReferenceAlgorithm[DPOConfig]):
 def best_and_worst(experience: Experience) -> tuple[list[int], list[int]]:
     """The rows of the best and of the worst sample of every group, in the same order."""
     best, worst = [], []
-    for group in torch.unique(experience.groups):
-        rows = (experience.groups == group).nonzero().flatten()
-        advantages = experience.advantages[rows]
-        best.append(int(rows[advantages.argmax()]))
-        worst.append(int(rows[advantages.argmin()]))
+    advantages = experience.advantages.tolist()
+    sizes = torch.unique(experience.groups, return_counts=True)[1].tolist()
+    for part in torch.split(experience.groups.argsort(stable=True), sizes):
+        rows = part.tolist()
+        best.append(max(rows, key=advantages.__getitem__))
+        worst.append(min(rows, key=advantages.__getitem__))
     return best, worst
 
 

@@ -24,12 +24,12 @@ LONGEST = 200  # times as long as wide, of a picture for the text encoder
 class EditCheckpoint(Pretrained):
     """A folder or a hub id, opened with or without torchvision."""
 
-    def load(self, kind: Any, folder: Path, name: str, dtype: torch.dtype) -> Any:
+    def load(self, kind: Any, folder: Path, name: str, dtype: torch.dtype, stays: bool = False) -> Any:
         if name == "processor":
             from flowfactory_qwen_image.picture_processor import PictureProcessor
 
             kind = PictureProcessor
-        return super().load(kind, folder, name, dtype)
+        return super().load(kind, folder, name, dtype, stays)
 
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:

@@ -47,6 +47,8 @@ def _read(prompt: Prompt) -> None:
 class Scene:
     """Scores [B] in [0, 1]; deterministic."""
 
+    pointwise = True
+
     def __init__(self, label: str, mode: Literal["strict", "partial"]) -> None:
         self._label, self._mode = label, mode
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from flowfactory.untrusted_files import Refused, parse_json
 
 LARGEST_REQUEST = 16 * 2**20
 """Bytes of the JSON, which takes many times as much memory once it is read."""
-LARGEST = torch.finfo(torch.float64).max
+LARGEST = sys.float_info.max
 
 
 def encode_request(samples: Samples, encoding: Encoding) -> list[Part]:

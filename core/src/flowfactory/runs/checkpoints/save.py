@@ -1,38 +1,39 @@
 """A run's checkpoints: written while training goes on, whole under their name or not there.
 
-Weights, kept weights and optimizer state are one mapping of names to tensors, of which every rank writes its own shard, as
-torch.distributed.checkpoint plans it. What is to be written is copied to host memory first, and a thread writes it. A manifest,
-``checkpoint.json``, names every file with its size and checksum, and a rename makes the whole of it appear.
+Weights, kept weights and optimizer state are one mapping of names to tensors. Every rank writes its own shards of them, a file
+for each role that tensors have, and what several ranks hold is written once. What is to be written is copied to host memory
+first, and a thread writes it. A manifest, ``checkpoint.json``, names every file with its size and checksum, and a rename makes
+the whole of it appear.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import SavePlan
 
 from flowfactory.atomic_files import NO_ROOM, system_error, write_atomically
 from flowfactory.errors import RunError, UserError
-from flowfactory.runs.checkpoints.files import Stored, file_record, flush_to_disk
+from flowfactory.policy.policy import REFERENCE
+from flowfactory.runs.checkpoints.files import Damaged, Stored, file_record, flush_to_disk
 from flowfactory.runs.checkpoints.load import load
-from flowfactory.runs.checkpoints.lookup import NUMBER, latest, list_checkpoints, newest_intact
-from flowfactory.runs.checkpoints.manifest import Manifest, find_damage
-from flowfactory.runs.checkpoints.shards import Rows, own_rows, rows_of, shard_name, write_shard
+from flowfactory.runs.checkpoints.lookup import NUMBER, find_damage_together, latest, list_checkpoints, newest_intact
+from flowfactory.runs.checkpoints.manifest import START, Manifest, check_files
+from flowfactory.runs.checkpoints.roles import WEIGHTS, kept_role, role_of, role_of_shard, shard_name
+from flowfactory.runs.checkpoints.shards import Rows, own_rows, read_index, write_shard
+from flowfactory.runs.checkpoints.staging import StagedShard, Staging
+from flowfactory.runs.checkpoints.stored_modules import stored_modules, write_adapters
+from flowfactory.runs.checkpoints.writers import Held, choose_writers, count_bytes, held
 from flowfactory.runs.resume import fixed_config
 from flowfactory.types import Say
 from flowfactory.untrusted_files import Refused, read_json
@@ -40,19 +41,25 @@ from flowfactory.untrusted_files import Refused, read_json
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
     from flowfactory.distributed.ranks import Ranks
+    from flowfactory.policy.lora import Adapters
     from flowfactory.policy.policy import Policy
     from flowfactory.training.learner import Learner
 
 WRITING, REMOVING, PART = ".writing-", ".removing-", ".part-"
+LONGEST_PART = 2**20
+"""Bytes of what a rank tells, which has a hundred for each of its files."""
+KEPT_OF_FULL = 2
+"""How many checkpoints of a run that trains whole modules are kept unless the config says otherwise: one may be damaged."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class _WritePlan:
-    """Who writes what: it depends on names, shapes and shards alone, and so is the same for every checkpoint of a run."""
+    """Who writes what: it depends on names, sizes and shards alone, and so is the same for one checkpoint after the other."""
 
-    asked: SavePlan
-    mine: SavePlan
+    held: list[Held]
+    """What this rank has, of which it writes the tensors ``mine``."""
+    mine: set[str]
     bytes: int
     """Of all tensors."""
 
@@ -63,7 +70,7 @@ class _PendingCheckpoint:
 
     number: int
     part: Future[None]
-    whole: Future[None] | None
+    whole: Future[dict[str, Stored]] | None
     given_up: threading.Event
 
     @property
@@ -91,6 +98,8 @@ class Checkpoints:
     ) -> None:
         self._folder, self._ranks, self._say, self._require = folder, ranks, say, require
         self._keep_last = config.output.keep_last
+        self._staging = Staging()
+        self._reference: dict[str, Stored] | None = None
         self._fixed = fixed_config(config) if ranks.leads else {}
         self._shard = 1 if ranks.mesh is None else ranks.mesh["shard"].size()
         self._last: Path | None = None
@@ -119,7 +128,7 @@ class Checkpoints:
         there = self._ranks.broadcast(list_checkpoints(self._folder))
         if not there:
             return None
-        path = newest_intact(there, self._damage, self._say)
+        path = newest_intact(there, lambda path: find_damage_together(path, self._ranks), self._say)
         manifest = Manifest.read(path)
         if problem := learner.resumable(manifest.shard, self._shard):
             raise UserError(f"{path}: {problem}")
@@ -133,16 +142,12 @@ class Checkpoints:
             except RuntimeError as error:
                 problem = f"{name} is no state of a generator"
                 raise UserError(f"{path} is damaged: {problem}; choose another checkpoint, or delete it") from error
-        self._last = path
+        self._last, self._reference = path, manifest.reference or None
         self._require()
         if self._ranks.leads:  # which a run of which nothing is left to do would never come to
             self._remove_leftovers()
-            self._remove_older(manifest.iteration)
+            self._remove_older(manifest.iteration, self._count_kept(policy))
         return manifest.iteration
-
-    def _damage(self, path: Path) -> str | None:
-        found = self._ranks.gather(find_damage(path, self._ranks.rank, self._ranks.count))
-        return next((problem for problem in found if problem), None)
 
     def save(self, number: int, policy: Policy, learner: Learner) -> list[tuple[int, Path]]:
         """Begin the checkpoint of iteration ``number``: all there is to write is copied to host memory when this returns.
@@ -151,29 +156,45 @@ class Checkpoints:
         """
         saved = self.finish()
         ranks, folder = self._ranks, self._folder / f"{WRITING}{number:06d}"
+        # weights that training started from do not change: one copy is there for all checkpoints
+        start = kept_role(REFERENCE) if policy.keeps_start else None
         random = {f"random/{ranks.rank}": torch.get_rng_state()}
-        planner = DefaultSavePlanner()
-        planner.set_up_planner({**policy.state(), **learner.state(), **random}, is_coordinator=ranks.leads)
-        plan = self._plan = self._make_plan(planner)
+        parts = own_rows({**policy.state(), **policy.frozen_state(), **learner.state(), **random})
+        if self._reference is not None:
+            parts = [part for part in parts if role_of(part.name) != start]
+        plan = self._plan = self._make_plan(held(parts))
         self._together(number, lambda: self._make(folder) if ranks.leads else None)
         self._together(number, lambda: self._check_shared_folder(folder))
-        if policy.lora:
-            self._together(number, lambda: policy.save_trained(folder))
-        staged = _stage(planner, plan.mine)
-        given_up = threading.Event()
+        staged = self._stage([part for part in parts if part.name in plan.mine], start)
+        reference = (self._reference or {}) if start else {}
+        manifest = Manifest(number, ranks.count, self._shard, self._fixed, {}, policy.adapters, reference)
+        given_up, kept = threading.Event(), self._count_kept(policy)
         part = _in_thread(lambda: _write_part(folder, ranks.rank, staged, self._require))
-        whole = _in_thread(lambda: self._complete(number, folder, part, given_up)) if ranks.leads else None
+        whole = _in_thread(lambda: self._complete(manifest, folder, part, given_up, kept)) if ranks.leads else None
         self._writing = _PendingCheckpoint(number, part, whole, given_up)
         return saved
 
-    def _make_plan(self, planner: DefaultSavePlanner) -> _WritePlan:
-        asked = planner.create_local_plan()
+    def _make_plan(self, mine: list[Held]) -> _WritePlan:
         known = self._plan
-        if not self._ranks.any(known is None or known.asked != asked) and known is not None:
+        if not self._ranks.any(known is None or known.held != mine) and known is not None:
             return known
-        # every rank comes to the same, since what it comes from is the same
-        plans, metadata = planner.create_global_plan(self._ranks.gather(asked))
-        return _WritePlan(asked, plans[self._ranks.rank], _count_bytes(metadata))
+        by_rank = self._ranks.gather(mine)
+        return _WritePlan(mine, choose_writers(by_rank)[self._ranks.rank], count_bytes(by_rank))
+
+    def _stage(self, parts: Sequence[Rows], start: str | None) -> dict[str, StagedShard]:
+        """By the names of files: copies in host memory of what this rank is to write."""
+        staged = {}
+        for role, own in _by_role(parts).items():
+            once = role == start
+            file = shard_name(role, self._ranks.rank)
+            staged[f"{START}/{file}" if once else file] = (Staging() if once else self._staging).stage(role, own)
+        return staged
+
+    def _count_kept(self, policy: Policy) -> int | None:
+        """How many checkpoints are kept; None: all."""
+        if self._keep_last == "auto":
+            return None if policy.lora else KEPT_OF_FULL
+        return self._keep_last
 
     def _make(self, folder: Path) -> None:
         self._require()
@@ -184,7 +205,7 @@ class Checkpoints:
         """Delete what a kill left half written or half deleted."""
         for prefix in (WRITING, REMOVING):
             for left in self._folder.glob(f"{prefix}*"):
-                if re.fullmatch(NUMBER, left.name.removeprefix(prefix)):
+                if re.fullmatch(f"{NUMBER}|{START}", left.name.removeprefix(prefix)):
                     shutil.rmtree(left)
 
     def _check_shared_folder(self, folder: Path) -> None:
@@ -207,39 +228,51 @@ class Checkpoints:
             return []
         try:
             self._together(writing.number, writing.part.result)
-            self._together(writing.number, lambda: writing.whole.result() if writing.whole else None)
+            reference = self._together(writing.number, lambda: writing.whole.result() if writing.whole else {})
         finally:
             self._writing = None
+        if self._reference is None and self._ranks.broadcast(bool(reference)):
+            self._reference = reference
         self._last = self._folder / f"{writing.number:06d}"
         return [(writing.number, self._last)]
 
-    def _complete(self, number: int, temporary: Path, own: Future[None], given_up: threading.Event) -> None:
-        """Make a checkpoint of all ranks' parts, when they are there. In a thread of the leading rank."""
+    def _complete(
+        self, manifest: Manifest, temporary: Path, own: Future[None], given_up: threading.Event, kept: int | None
+    ) -> dict[str, Stored]:
+        """Make a checkpoint of all ranks' parts, when they are there; its reference. In a thread of the leading rank."""
         own.result()
-        final = self._folder / f"{number:06d}"
-        # by way of files, since ranks may talk to one another in one thread only
-        ranks = range(self._ranks.count)
-        files = {shard_name(rank): _read_part(temporary / f"{PART}{rank}", given_up) for rank in ranks}
+        files: dict[str, Stored] = {}
+        for rank in range(manifest.ranks):  # by way of files, since ranks may talk to one another in one thread only
+            files |= _read_part(temporary / f"{PART}{rank}", given_up)
         self._require()
+        _write_adapters(manifest.modules, temporary, files)
         for path in sorted(temporary.rglob("*"), reverse=True):
             flush_to_disk(path)
             name = path.relative_to(temporary).as_posix()
             if path.is_file() and name not in files:
                 files[name] = file_record(path)
-        Manifest(number, self._ranks.count, self._shard, self._fixed, files).write(temporary)
+        if new := {name for name in files if name.startswith(f"{START}/")}:
+            manifest = replace(manifest, reference={name.removeprefix(f"{START}/"): files.pop(name) for name in sorted(new)})
+            self._require()
+            self._move(temporary / START, self._folder / START)
+        replace(manifest, files=files).write(temporary)
         flush_to_disk(temporary)
         self._require()
+        self._move(temporary, self._folder / f"{manifest.iteration:06d}")
+        self._remove_older(manifest.iteration, kept)
+        return manifest.reference
+
+    def _move(self, temporary: Path, final: Path) -> None:
         if final.exists():  # the same iteration again, after an older one was resumed
             _remove(final)
         os.rename(temporary, final)
         flush_to_disk(self._folder)
-        self._remove_older(number)
 
-    def _remove_older(self, number: int) -> None:
-        """Delete all but the last ``keep_last`` of the checkpoints up to iteration ``number``, which is whole."""
-        if self._keep_last is not None:
+    def _remove_older(self, number: int, kept: int | None) -> None:
+        """Delete all but the last ``kept`` of the checkpoints up to iteration ``number``, which is whole."""
+        if kept is not None:
             older = [path for path in list_checkpoints(self._folder) if int(path.name) <= number]
-            for path in older[: -self._keep_last]:
+            for path in older[:-kept]:
                 _remove(path)
 
     def _together(self, number: int, action: Callable[[], T]) -> T:
@@ -280,9 +313,25 @@ class Checkpoints:
 
 def save_weights(policy: Policy, folder: Path) -> None:
     """Write into ``folder`` a checkpoint of the weights of ``policy`` alone, at once; one process calls it."""
-    policy.save_trained(folder)
-    stored = write_shard(folder / shard_name(0), own_rows(policy.state()))
-    Manifest(0, 1, 1, {}, {shard_name(0): stored}).write(folder)
+    by_role = _by_role(own_rows({**policy.state(), **policy.frozen_state()}))
+    files = {(name := shard_name(role, 0)): write_shard(folder / name, parts) for role, parts in by_role.items()}
+    _write_adapters(policy.adapters, folder, files)
+    Manifest(0, 1, 1, {}, files, policy.adapters).write(folder)
+
+
+def _by_role(parts: Sequence[Rows]) -> dict[str, list[Rows]]:
+    """``parts`` by what they are there for; weights are always."""
+    found: dict[str, list[Rows]] = {WEIGHTS: []}
+    for part in parts:
+        found.setdefault(role_of(part.name), []).append(part)
+    return found
+
+
+def _write_adapters(modules: Mapping[str, Adapters | None], folder: Path, files: Mapping[str, Stored]) -> None:
+    """Write the adapters in the shards ``files`` for other programs, where there are any."""
+    if any(modules.values()):
+        weights = [folder / name for name in files if role_of_shard(name) == WEIGHTS]
+        write_adapters(stored_modules(modules, read_index(weights)), folder)
 
 
 def _in_thread(action: Callable[[], T]) -> Future[T]:
@@ -299,43 +348,30 @@ def _in_thread(action: Callable[[], T]) -> Future[T]:
     return future
 
 
-def _count_bytes(metadata: Metadata) -> int:
-    tensors = [entry for entry in metadata.state_dict_metadata.values() if isinstance(entry, TensorStorageMetadata)]
-    return sum(math.prod(entry.size) * entry.properties.dtype.itemsize for entry in tensors)
-
-
-def _stage(planner: DefaultSavePlanner, plan: SavePlan) -> list[Rows]:
-    """Copies in host memory of what this rank is to write."""
-    staged = []
-    for item in plan.items:
-        tensor = planner.resolve_data(item)
-        assert isinstance(tensor, Tensor)
-        staged.append(rows_of(item, tensor.detach().to("cpu", copy=True)))
-    return staged
-
-
-def _write_part(folder: Path, rank: int, staged: list[Rows], require: Callable[[], None]) -> None:
-    """Write this rank's shard, and then what it is for the leading rank to read."""
+def _write_part(folder: Path, rank: int, staged: Mapping[str, StagedShard], require: Callable[[], None]) -> None:
+    """Write this rank's shards, and then what they are for the leading rank to read."""
     require()
-    stored = write_shard(folder / shard_name(rank), staged)
+    told = {}
+    for name, shard in staged.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        told[name] = shard.write(folder / name)
     require()
-    write_atomically(folder / f"{PART}{rank}", json.dumps(stored))
+    write_atomically(folder / f"{PART}{rank}", json.dumps(told))
 
 
-def _read_part(path: Path, given_up: threading.Event) -> Stored:
+def _read_part(path: Path, given_up: threading.Event) -> dict[str, Stored]:
     """What :func:`_write_part` told, once it has; the file is gone then. RunError: it told nothing, or is given up."""
     while not path.exists():
         if given_up.wait(0.02) or not threading.main_thread().is_alive():
             raise RunError(f"{path} was given up")
     try:
-        told = read_json(path, 4096, path.parent)
+        told = check_files(read_json(path, LONGEST_PART, path.parent))
     except Refused as error:
         raise RunError(f"{path} {error}; see who else writes there") from error
+    except Damaged as error:
+        raise RunError(f"{path} is not what a rank writes; see who else writes there") from error
     path.unlink()
-    match told:
-        case [int(size), str(checksum)]:
-            return Stored(size, checksum)
-    raise RunError(f"{path} is not what a rank writes; see who else writes there")
+    return told
 
 
 def _remove(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The shards of a checkpoint: what each rank wrote, as a safetensors file whose header says which rows of which tensors it has.
+"""The shards of a checkpoint: what a rank wrote, as a safetensors file whose header says which rows of which tensors it has.
 
 A header is JSON, and the rest are the bytes of numbers: nothing in a shard can be executed. What a header says is checked
 against the size of its file before anything is made of it.
@@ -10,41 +10,26 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from io import BufferedReader
-from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import create_default_local_save_plan
-from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from flowfactory.distributed.sharding import local_shard
-from flowfactory.runs.checkpoints.files import Damaged, Stored, new_digest
+from flowfactory.runs.checkpoints.files import Damaged, Stored
+from flowfactory.runs.checkpoints.tensor_file import DTYPES, METADATA, Entry, bytes_of, in_order, write_tensors
 from flowfactory.untrusted_files import Refused, open_regular, parse_json
 
 LONGEST_HEADER = 64 * 2**20
 """In bytes; that of a shard with ten thousand tensors has two million."""
 LONGEST_NAME, MOST_DIMENSIONS = 1000, 16
-DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "C64": torch.complex64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
-"""As safetensors calls them."""
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-OWN, ROWS = "__metadata__", "rows"
+ROWS = "rows"
 
 
 class Rows(NamedTuple):
@@ -77,49 +62,41 @@ class StoredTensor(NamedTuple):
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
 
-def shard_name(rank: int) -> str:
-    """The file of what ``rank`` wrote; diffusers passes over files called so when it looks for adapters."""
-    return f"checkpoint-{rank}.safetensors"
-
-
-def rows_of(item: WriteItem, tensor: Tensor) -> Rows:
-    """The ``tensor`` that a plan of torch.distributed.checkpoint has this rank write, as rows."""
-    assert item.tensor_data is not None
-    offsets, size = item.tensor_data.chunk.offsets, item.tensor_data.size
-    assert not any(offsets[1:]), "weights are divided along their first dimension alone"
-    return Rows(item.index.fqn, tensor, offsets[0] if offsets else 0, size[0] if size else 1)
-
-
 def own_rows(state: Mapping[str, Tensor]) -> list[Rows]:
     """This rank's rows of the tensors in ``state``, sharing their memory."""
-    plan = create_default_local_save_plan(dict(state), True)
-    return [rows_of(item, local_shard(state[item.index.fqn].detach())) for item in plan.items]
+    return [_own_rows(name, tensor.detach()) for name, tensor in state.items()]
 
 
-def write_shard(file: Path, parts: Iterable[Rows]) -> Stored:
-    """Write tensors to a new ``file``, onto the disk; no copy of them all is made. OSError: it cannot be.
+def _own_rows(name: str, tensor: Tensor) -> Rows:
+    whole = tensor.shape[0] if tensor.dim() else 1
+    if not isinstance(tensor, DTensor):
+        return Rows(name, tensor, 0, whole)
+    return Rows(name, local_shard(tensor), _first_row(tuple(tensor.shape), tensor.device_mesh, tensor.placements), whole)
 
-    Not by safetensors itself, of which older releases copy all of them, and none tells the checksum.
-    """
-    ordered = sorted(parts, key=lambda part: (-part.tensor.itemsize, part.name))  # so each begins at a multiple of its itemsize
-    divided = {part.name: [part.first, part.whole] for part in ordered if len(_flat_rows(part.tensor)) != part.whole}
-    header: dict[str, Any] = {OWN: {ROWS: json.dumps(divided)}}
-    end = 0
-    for part in ordered:
-        start, end = end, end + part.tensor.nbytes
-        place = {"shape": [*part.tensor.shape], "data_offsets": [start, end]}
-        header[part.name] = {"dtype": NAMES[part.tensor.dtype], **place}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    head: list[bytes | memoryview] = [len(text).to_bytes(8, "little"), text]
-    digest = new_digest()
-    with file.open("xb") as opened:
-        for piece in chain(head, (_bytes_of(part.tensor) for part in ordered)):
-            digest.update(piece)
-            opened.write(piece)
-        opened.flush()
-        os.fsync(opened.fileno())
-        return Stored(opened.tell(), digest.hexdigest())
+
+@lru_cache(maxsize=4096)
+def _first_row(shape: tuple[int, ...], mesh: DeviceMesh, placements: tuple[Placement, ...]) -> int:
+    _, offsets = compute_local_shape_and_global_offset(shape, mesh, placements)
+    assert not any(offsets[1:]), "weights are divided along their first dimension alone"
+    return offsets[0] if offsets else 0
+
+
+def entry_of(rows: Rows) -> Entry:
+    """What a shard says of ``rows``, but for which of the whole they are."""
+    return Entry(rows.name, tuple(rows.tensor.shape), rows.tensor.dtype)
+
+
+def which_rows(parts: Iterable[Rows]) -> dict[str, str]:
+    """The metadata of a shard: the first row and the rows of the whole, where it has not all of them."""
+    divided = {part.name: [part.first, part.whole] for part in parts if len(_flat_rows(part.tensor)) != part.whole}
+    return {ROWS: json.dumps(divided)}
+
+
+def write_shard(file: Path, parts: Sequence[Rows]) -> Stored:
+    """Write tensors to a new ``file``, onto the disk; no copy of them all is made. OSError: it cannot be."""
+    tensors = {part.name: part.tensor for part in parts}
+    entries = in_order(map(entry_of, parts))
+    return write_tensors(file, entries, (tensors[entry.name] for entry in entries), which_rows(parts))
 
 
 def read_index(files: Sequence[Path]) -> dict[str, StoredTensor]:
@@ -161,11 +138,13 @@ def _read_part(opened: BufferedReader, rows: Rows, stored: StoredTensor, part: P
     if end <= start:
         return
     target = target[start - rows.first : end - rows.first]
-    read = torch.empty(target.shape, dtype=stored.dtype)
+    straight = target.device.type == "cpu" and target.is_contiguous() and target.dtype == stored.dtype
+    read = target if straight else torch.empty(target.shape, dtype=stored.dtype)
     opened.seek(part.offset + (start - part.first) * stored.row_bytes)
-    if opened.readinto(_bytes_of(read)) != read.nbytes:
+    if opened.readinto(bytes_of(read)) != read.nbytes:
         raise Damaged(f"{part.file.name} is cut off")
-    target.copy_(read)
+    if not straight:
+        target.copy_(read)
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:
@@ -179,7 +158,7 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
         text = opened.read(length)
     try:
         header = parse_json(text)
-        own = header.pop(OWN) if isinstance(header, dict) else None
+        own = header.pop(METADATA) if isinstance(header, dict) else None
         divided = parse_json(own[ROWS]) if isinstance(own, dict) and isinstance(own.get(ROWS), str) else None
     except (Refused, KeyError) as error:
         raise Damaged(f"{file.name} has no header of a checkpoint's") from error
@@ -239,7 +218,3 @@ def _open_shard(file: Path) -> BufferedReader:
 
 def _flat_rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.dim() else tensor.view(1)
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    return tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data

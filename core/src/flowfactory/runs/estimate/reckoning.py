@@ -18,7 +18,8 @@ class Traced:
     """Bytes of one rank as a trace found them, weights before they are divided over ranks.
 
     kept: weights beside the present ones. decoder, encoders: their weights; encoding: what encoding takes beside them.
-    conditions: of one prompt, in the mean, of ``train`` training and ``heldout`` held-out prompts; ``guided`` adds one.
+    conditions: of one prompt, in the mean, of ``train`` training and ``heldout`` held-out prompts; ``guided`` adds one. Those
+    of an iteration and of the next are held.
     drawn: the most while forwards run; decoded: the most while media are decoded and scored; samples: what rests of an
     iteration's. evaluated: the most while held-out prompts are drawn. activations: the most while losses are
     back-propagated, gradients among it.
@@ -55,7 +56,7 @@ class Reckoning:
         whole_step = cuda and config.training.optimizer.name == "adamw" and not chosen.offload
         self._stepping = self._gradients if whole_step else 2 * weights.largest / shard
         self._flat = self._gradients if ranks > shard else 0  # those of all copies are summed as one
-        self._texts = (traced.train + traced.heldout + traced.guided) * traced.conditions
+        self._texts = (min(traced.train, config.sampling.groups) + traced.guided) * traced.conditions  # of an iteration
         self._encodes_here, self._decodes_here = (
             not cuda or getattr(config.model, key, "device") == "device" for key in ("encoders_on", "decoder_on")
         )
@@ -68,6 +69,7 @@ class Reckoning:
             parts={name: part for name, part in parts.items() if part.device or part.host},
             phases={name: round(size) for name, size in self._phases(resting).items()},
             host=round(self._host(resting)),
+            machine=round(self._machine(resting)),
             cuda=self._cuda,
             ranks=self._ranks,
             unknown=unknown,
@@ -85,8 +87,8 @@ class Reckoning:
             "samples": (traced.samples, config.sampling.keep_on == "host"),
         }
         parts = {name: part_on(not (cuda and on_host), size) for name, (size, on_host) in rests.items()}
-        at_once = (min(traced.train, config.sampling.groups) + traced.guided) * traced.conditions
-        parts["conditions"] = Part(round(at_once), round(self._texts)) if cuda else Part(round(self._texts))
+        held = round(2 * self._texts)  # and of the one ahead
+        parts["conditions"] = Part(round(self._texts), held) if cuda else Part(held)
         parts["decoder"] = part_on(self._decodes_here, traced.decoder)
         parts["rewards"], unknown = reward_weight_bytes(config, cuda)
         return parts, unknown
@@ -109,11 +111,6 @@ class Reckoning:
         """What a checkpoint copies of what trains."""
         return self._gradients + self._kept + self._moments
 
-    @property
-    def _undivided(self) -> float:
-        """Weights before they are distributed, when every rank has all of them."""
-        return self._traced.weights.stored + self._traced.weights.alone
-
     def _phases(self, resting: Mapping[str, Part]) -> dict[str, float]:
         """The most that the device holds at once in each phase."""
         traced, cuda = self._traced, self._cuda
@@ -123,21 +120,35 @@ class Reckoning:
         encoding = self._encodes_here * (traced.decoder + traced.encoders + traced.encoding)
         return {
             "read": 0 if cuda else traced.weights.read + traced.decoder,
-            "encode": encoding + (not cuda) * (self._texts + self._undivided),
+            "encode": encoding + (not cuda) * traced.weights.early,
             "sample": always + held["samples"] + self._to_draw + traced.drawn,
             "decode": always + held["samples"] + self._decodes_here * traced.decoded,
-            "evaluate": always + self._to_draw + traced.evaluated if traced.heldout else 0,
+            # before the first update, beside the samples that it learns from
+            "evaluate": always + self._to_draw + traced.evaluated + self._config.evaluation.at_start * held["samples"]
+            if traced.heldout
+            else 0,
             "learn": always + held["samples"] + self._to_learn + learned,
             "save": always + (0 if cuda else self._copy),
         }
 
+    @property
+    def _placing(self) -> float:
+        """What a rank has in host memory, where the device is another, while weights are placed a block at a time."""
+        weights = self._traced.weights
+        whole = self._own if self._config.distributed.offload else 0
+        return max(weights.read, weights.early + weights.block + whole)
+
     def _host(self, resting: Mapping[str, Part]) -> float:
-        """The most in host memory, where the device is another."""
+        """The most of its own that a rank has in host memory, where the device is another."""
         traced = self._traced
         encoding = 0 if self._encodes_here else traced.encoders + traced.encoding
         learning = sum(part.host for part in resting.values())
         saving = learning - resting["gradients"].host + self._copy
-        return max(traced.weights.read, self._undivided + self._texts + encoding, learning, saving) if self._cuda else 0
+        return max(self._placing, traced.weights.early + encoding, learning, saving) if self._cuda else 0
+
+    def _machine(self, resting: Mapping[str, Part]) -> float:
+        """The most in host memory of a machine with all ranks, which share the files that weights are placed from."""
+        return max(self._ranks * self._host(resting), self._ranks * self._placing + self._traced.weights.files) * self._cuda
 
     def _passing(self, gradients: int) -> dict[str, Part]:
         """What is there in some phases only; ``gradients`` are the device's, which the activations were counted with."""

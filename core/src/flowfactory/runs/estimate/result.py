@@ -23,7 +23,8 @@ class Estimate:
     """Bytes of one rank, that with the most.
 
     parts: what holds them, by name. phases: the most that the device holds at once while a run reads weights, encodes prompts,
-    samples, decodes, evaluates, learns and saves. host: the most in host memory. Without ``cuda`` everything is the device's.
+    samples, decodes, evaluates, learns and saves. host: the most of its own in host memory. machine: the most that a machine
+    with all ranks has there, files that they share included. Without ``cuda`` everything is the device's, and both are 0.
     unknown: the labels of rewards that do not tell what they weigh.
     """
 
@@ -33,6 +34,7 @@ class Estimate:
     cuda: bool
     ranks: int
     unknown: tuple[str, ...] = ()
+    machine: int = 0
 
     @property
     def peak(self) -> int:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from flowfactory.canvas import Canvas
 from flowfactory.models.building import build_on_meta
-from flowfactory.models.checkpoint_files import check_file, reading
+from flowfactory.models.checkpoint_files import check_file, read_settings, reading
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.runs.estimate.storage_counter import StorageCounter
 from flowfactory.runs.estimate.weights import tensor_bytes
@@ -23,20 +23,26 @@ from flowfactory.types import Conditions, Prompt
 
 
 class Weightless:
-    """Within it checkpoints are opened without their weights: ``opened`` are the modules by their part's name, on "meta"."""
+    """Within it checkpoints are opened without their weights: ``opened`` are the modules by their part's name, on "meta".
+
+    ``staying`` are the bytes of the files of those that a run leaves there until it places them.
+    """
 
     def __init__(self) -> None:
         self.opened: dict[str, nn.Module] = {}
+        self.staying: dict[str, int] = {}
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         whole: dict[str, Any] = {"fetch": Pretrained.fetch, "load": Pretrained.load}
 
-        def load(checkpoint: Pretrained, kind: Any, folder: Path, name: str, dtype: torch.dtype) -> Any:
+        def load(checkpoint: Pretrained, kind: Any, folder: Path, name: str, dtype: torch.dtype, stays: bool = False) -> Any:
             if not issubclass(kind, nn.Module):
-                return whole["load"](checkpoint, kind, folder, name, dtype)
+                return whole["load"](checkpoint, kind, folder, name, dtype, stays)
             with reading(f"{name} of {checkpoint.path}"):
-                self.opened[name] = _without_weights(kind, folder / name, dtype)
+                self.opened[name] = module = _without_weights(kind, folder / name, dtype)
+                if stays:
+                    self.staying[name] = _bytes_in_files(folder / name) or sum(map(tensor_bytes, module.parameters()))
             return self.opened[name]
 
         for name, stand_in in (("fetch", _fetch_configs), ("load", load)):
@@ -57,6 +63,13 @@ def _fetch_configs(checkpoint: Pretrained, names: Collection[str]) -> Path:
     with reading(checkpoint.path):
         kinds = ("json", "txt", "model", "jinja")
         return Path(snapshot_download(checkpoint.path, allow_patterns=[f"{name}/*.{kind}" for name in names for kind in kinds]))
+
+
+def _bytes_in_files(folder: Path) -> int:
+    """Bytes of the weights in ``folder``, as their index or the files themselves say; 0 where neither is on this machine."""
+    indices = sorted(folder.glob("*.safetensors.index.json"))
+    told = [read_settings(index).get("metadata", {}).get("total_size", 0) for index in indices]
+    return int(max(told, default=0)) or sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def _without_weights(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -98,8 +111,11 @@ class TracedConditions:
         self._encode = encode
         self._known: dict[Canvas, list[Mapping[str, Tensor]]] = {}
 
-    def prepare(self, wanted: Sequence[Prompt], canvas: Canvas) -> int:
-        """Encode ``wanted`` for ``canvas``."""
+    def prepare_all(self, wanted: Sequence[tuple[Sequence[Prompt], Canvas]]) -> int:
+        """Encode the prompts ``wanted``, each for its canvas."""
+        return sum(self._prepare(prompts, canvas) for prompts, canvas in wanted)
+
+    def _prepare(self, wanted: Sequence[Prompt], canvas: Canvas) -> int:
         different = list(dict.fromkeys((prompt.text, prompt.media) for prompt in wanted))
         first = {(prompt.text, prompt.media): prompt for prompt in wanted}
         self._known[canvas] = list(self._encode([first[key] for key in different], canvas))

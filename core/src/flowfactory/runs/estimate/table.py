@@ -81,6 +81,8 @@ def table(found: Estimate) -> Table:
         rows.add_row(f"most at once: {name}", format_bytes(size))
     rows.add_section()
     rows.add_row("peak", format_bytes(found.peak), *((format_bytes(found.host),) if found.cuda else ()))
+    if found.cuda:
+        rows.add_row("host memory of a machine with all ranks", "", format_bytes(found.machine))
     return rows
 
 

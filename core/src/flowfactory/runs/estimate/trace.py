@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from flowfactory.data import batches
 from flowfactory.distributed.ranks import ALONE
 from flowfactory.experience import Experience
+from flowfactory.policy.float32_islands import is_island
 from flowfactory.policy.policy import Policy
 from flowfactory.runs.estimate.fake_tensors import to_fake
 from flowfactory.runs.estimate.reckoning import Traced
@@ -25,9 +26,10 @@ from flowfactory.training.assembly import Assembly
 from flowfactory.training.evaluation import evaluate
 from flowfactory.training.plans import EVALUATION, SAMPLING, sampling_plan
 from flowfactory.training.preflight import gradients_flow
+from flowfactory.training.prompts import prepare_prompts
 from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.sampler import Sampler
-from flowfactory.training.setup import Run, prepare_prompts
+from flowfactory.training.setup import Run
 from flowfactory.training.update import losses
 from flowfactory.types import DTYPES, Runtime, Trajectory
 
@@ -65,11 +67,11 @@ class Trace:
         cpu, precision = torch.device("cpu"), DTYPES[config.training.precision]
         assembly = Assembly(config, trackers=False)
         train, heldout = prepare_prompts(config)
-        trainable = assembly.hooks.load(Runtime(cpu, precision))
+        trainable = assembly.hooks.load(Runtime(cpu, precision, places=True))
         packed = quantized_ids(trainable, config.model.quantize)
         with torch.device("meta"):  # adapters too are to have no bytes
             policy = Policy(trainable, assembly.hooks.log_prob, cpu, precision, config.seed)
-        self._weights = Weights.of(trainable, policy, packed, config)
+        self._weights = Weights.of(trainable, policy, packed, config, opened.staying)
         transformers = {*map(id, trainable.modules.values()), *map(id, trainable.frozen.values())}
         self._decoder = sum(module_bytes(module) for module in opened.opened.values() if id(module) not in transformers)
         there = set(opened.opened)
@@ -78,13 +80,15 @@ class Trace:
         merges = config.sampling.merge_adapters == "auto"
         sampler = Sampler(assembly.hooks, policy, known, trainable, config.prompts.negative, inspects=False, merges=merges)
         start = counter.begin()
-        first = [(prompt, config.sampling.canvas) for prompt in train[:ENCODED]]
-        sampler.prepare([*first, *((prompt, config.evaluation.canvas(config.sampling)) for prompt in heldout[:ENCODED])])
+        held = (heldout[:ENCODED], config.evaluation.canvas(config.sampling))
+        sampler.prepare([(train[:ENCODED], config.sampling.canvas), held])
         self._encoding = counter.lap() - start
         self._encoders = sum(module_bytes(module) for name, module in opened.opened.items() if name not in there)
         if shard > 1 and precision != torch.float32:  # as fully_shard gives them to the forward
-            for module in policy.modules.values():
-                module.to(precision)
+            for module in () if policy.lora else policy.modules.values():
+                for name, parameter in module.named_parameters():
+                    if not is_island(module, name):
+                        parameter.data = parameter.data.to(precision)
         policy.distribute(ALONE, config.training.model_copy(update={"compile": False}))
         for module in (*trainable.modules.values(), *trainable.frozen.values()):
             replace_tensors(module, lambda tensor: to_fake(tensor, fake))  # what a model brings with its numbers
@@ -95,7 +99,7 @@ class Trace:
         for name, decay in ((SAMPLING, config.sampling.ema), (EVALUATION, config.evaluation.ema)):
             if decay is not None:
                 policy.track_ema(name, decay)
-        self._run = Run(config, assembly, policy, sampler, cast(Any, None), train, heldout)  # nothing here steps
+        self._run = Run(config, assembly, policy, sampler, train, heldout)  # nothing here steps
         assembly.hooks.run_started(self._run.info, policy)
         self._kept = len({key.split("/")[1] for key in policy.state() if key.startswith("kept/")}) * self._weights.trained
         policy.mark_changed()  # from here on kept weights are others
@@ -144,7 +148,12 @@ class Trace:
         # a trajectory's steps share their latents until several are joined
         each = (sum(map(tensor_bytes, tensors)) if several else _storage_bytes(tensors)) / traced
         medium = tensor_bytes(drawn.media) / traced
-        shown = together * self._ranks if config.distributed.reward_ranks == "first" else together
+        if config.distributed.reward_ranks == "first":
+            shown = together * self._ranks
+        elif run.assembly.rewards.pointwise:
+            shown = 0  # where they were drawn
+        else:
+            shown = together + (sampling.group_size if self._ranks > 1 else 0)  # a group that waits for the other ranks
         copies = together * (2 if together > sampling.batch_size else 1) + shown
         rest = mine * each
         decoding = max(decoded + (together - traced) * medium, copies * medium)

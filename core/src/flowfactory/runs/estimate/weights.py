@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,14 +33,18 @@ def _storage_of_quantized(tensor: Tensor, packed: str | None) -> float:
 class Weights:
     """Bytes of the transformers, and of what trains in them, before they are divided over ranks.
 
-    read: before any is quantised; stored: as they rest; alone: what of that no sharding divides. optimizer: its
-    state. largest: the largest tensor that trains. gathered: what a rank has whole while a forward goes through sharded
-    weights: a block that is used and one on its way, and what is in no block. reduced: the gradients of a block, as computed
-    and as they are added up. whole: everything, as sampling has it under ``gather_to_sample``. unpacked: the largest of the
-    quantised layers, as it computes.
+    files: of what stays in files until it is placed, once a machine; block: the most of it that a rank has as a copy meanwhile.
+    read: of all else, before any is quantised; early: what a rank has of all weights before they are divided. stored: as they
+    rest; alone: what of that no sharding divides. optimizer: its state. largest: the largest tensor that trains. gathered: what
+    a rank has whole while a forward goes through sharded weights: a block that is used and one on its way, and what is in no
+    block. reduced: the gradients of a block, as computed and as they are added up. whole: everything, as sampling has it under
+    ``gather_to_sample``. unpacked: the largest of the quantised layers, as it computes.
     """
 
+    files: int
+    block: int
     read: int
+    early: float
     stored: float
     alone: float
     trained: int
@@ -51,8 +56,13 @@ class Weights:
     unpacked: int
 
     @staticmethod
-    def of(trainable: Trainable, policy: Policy, packed: frozenset[int], config: RunConfig) -> Weights:
-        """Those of ``policy``, of whose weights ``packed``, by their id, will be stored as ``model.quantize`` says."""
+    def of(
+        trainable: Trainable, policy: Policy, packed: frozenset[int], config: RunConfig, staying: Mapping[str, int]
+    ) -> Weights:
+        """Those of ``policy``, of whose weights ``packed``, by their id, will be stored as ``model.quantize`` says.
+
+        staying: the bytes of the files that the modules of these names stay in.
+        """
         compute = DTYPES[config.training.precision]
         kind = config.model.quantize
 
@@ -60,12 +70,15 @@ class Weights:
             return _storage_of_quantized(parameter, kind if id(parameter) in packed else None)
 
         def gathered(parameter: Tensor) -> float:
-            cast_down = parameter.is_floating_point() and id(parameter) not in packed and compute != torch.float32
+            rounded = parameter.requires_grad and not policy.lora and compute != torch.float32
+            cast_down = rounded and parameter.is_floating_point() and id(parameter) not in packed
             return parameter.numel() * compute.itemsize if cast_down else stored(parameter)
 
-        modules = [*policy.modules.values(), *trainable.frozen.values()]
+        named = {**policy.modules, **trainable.frozen}
+        modules = [*named.values()]
         everything = [parameter for module in modules for parameter in module.parameters()]
         trained = list(policy.parameters.values())
+        late = {id(p) for name in staying if name in named for key, p in named[name].named_parameters() if "lora_" not in key}
         within = [[*block.parameters()] for module in modules for block in blocks.find_blocks(module, trainable.blocks)]
         inside = {id(parameter) for block in within for parameter in block}
         outside = [sum(gathered(p) for p in module.parameters() if id(p) not in inside) for module in modules]
@@ -75,10 +88,17 @@ class Weights:
             blocks_of_64 = parameter.numel() / 64  # each with a scale of 8 bits, and 256 of those with one of 32
             return blocks_of_64 * (1 + 4 / 256) if kind == "nf4" else len(parameter) * compute.itemsize
 
+        def copied(parameters: Iterable[Tensor]) -> int:
+            return sum(tensor_bytes(p) for p in parameters if id(p) in late - packed)
+
         small = [parameter for parameter in everything if id(parameter) in packed]
         computed = compute.itemsize * (2 if kind == "int8" else 1)  # the scaled beside the unscaled
+        rest = [parameter for parameter in everything if id(parameter) not in inside]
         return Weights(
-            read=sum(map(tensor_bytes, everything)),
+            files=sum(size for name, size in staying.items() if name in named),
+            block=max(map(copied, [*within, rest])),
+            read=sum(tensor_bytes(parameter) for parameter in everything if id(parameter) not in late),
+            early=sum(stored(p) for p in everything if id(p) not in late - packed) + sum(map(scales, small)),
             stored=sum(map(stored, everything)),
             alone=sum(map(scales, small)),
             trained=sum(map(tensor_bytes, trained)),

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from flowfactory.config.component import ModelConfig
 from flowfactory.errors import UserError
 from flowfactory.models.family import FamilyConfig
 from flowfactory.policy import lora
-from flowfactory.policy.policy import Policy
+from flowfactory.runs.checkpoints.stored_modules import StoredModule, write_adapters
+from flowfactory.runs.checkpoints.tensor_file import write_tensors
 from flowfactory.runs.export.origin import Origin
 
 DIFFUSERS, COMFYUI, PEFT = FORMATS = ("diffusers", "comfyui", "peft")
@@ -44,42 +42,51 @@ def choose_format(asked: str | None, model: ModelConfig, origin: Origin) -> str:
     return asked
 
 
-def write_adapters(policy: Policy, folder: Path, chosen: str, model: ModelConfig, origin: Origin, title: str) -> list[Path]:
-    """Write the present adapters of ``policy`` in the ``chosen`` format; the file of each module, relative to ``folder``.
+def write_formatted(
+    modules: Sequence[StoredModule], folder: Path, chosen: str, model: ModelConfig, origin: Origin, title: str
+) -> list[Path]:
+    """Write the adapters of ``modules`` in the ``chosen`` format; the file of each module, relative to ``folder``.
 
     ``title`` is the stem of ComfyUI's files, which lie in one folder with those of others. UserError: ComfyUI has no name for
     one of the layers.
     """
     if chosen == COMFYUI:
-        return _write_comfyui(policy, folder, model, title)
+        return _write_comfyui(modules, folder, model, title)
     if chosen == PEFT:
-        return [_write_peft(module, name, folder, origin) for name, module in policy.modules.items()]
-    lora.save_adapters(policy.modules, folder)
-    return [lora.adapter_path(folder, name).relative_to(folder) for name in policy.modules]
+        return [_write_peft(module, folder, origin) for module in modules]
+    return [file.relative_to(folder) for file in write_adapters(modules, folder)]
 
 
-def _write_comfyui(policy: Policy, folder: Path, model: ModelConfig, title: str) -> list[Path]:
+def _write_comfyui(modules: Sequence[StoredModule], folder: Path, model: ModelConfig, title: str) -> list[Path]:
     assert isinstance(model, FamilyConfig)
-    experts = dict(zip(model.family.transformers, model.family.experts, strict=True)) if policy.has_experts else {}
-    states = {
-        "_".join(filter(None, (title, experts.get(name)))) + ".safetensors": _rename(lora.folded_adapters(module), model)
-        for name, module in policy.modules.items()
-    }
-    for file, state in states.items():
-        save_file(state, folder / file, metadata={"format": "pt"})
-    return [Path(file) for file in states]
+    family, parts = model.family, model.checkpoint.parts
+    several = sum(bool(parts.get(name)) for name in family.transformers) > 1
+    experts = dict(zip(family.transformers, family.experts, strict=True)) if several else {}
+    files = []
+    for module in modules:
+        file = Path("_".join(filter(None, (title, experts.get(module.name)))) + ".safetensors")
+        _write(module, folder / file, lambda layer: _comfyui_layer(layer, model))
+        files.append(file)
+    return files
 
 
-def _rename(state: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
-    """``state`` by ComfyUI's names of the layers; it reads lora_A and lora_B, and takes alpha for the rank."""
+def _write(module: StoredModule, file: Path, rename: Callable[[str], str]) -> None:
+    """Write its adapters, whose layers are called as ``rename`` says."""
+    entries = module.folded_entries()
     renamed = {}
-    for key, value in state.items():
-        layer, factor = re.fullmatch(r"(.+)\.(lora_[AB]\.weight)", key).groups()  # type: ignore[union-attr]
-        name = comfyui_name(layer, _comfyui_names(model))
-        if name is None:
-            raise UserError(f"--format {COMFYUI}: ComfyUI has no name for {layer}; write --format {DIFFUSERS}")
-        renamed[f"{name}.{factor}"] = value
-    return renamed
+    for entry in entries:
+        layer, factor = re.fullmatch(r"(.+)\.(lora_[AB]\.weight)", entry.name).groups()  # type: ignore[union-attr]
+        renamed[entry.name] = f"{rename(layer)}.{factor}"
+    named = [entry._replace(name=renamed[entry.name]) for entry in entries]
+    write_tensors(file, named, module.folded(entries), {"format": "pt"})
+
+
+def _comfyui_layer(layer: str, model: ModelConfig) -> str:
+    """ComfyUI's name of ``layer``; it reads lora_A and lora_B, and takes alpha for the rank."""
+    name = comfyui_name(layer, _comfyui_names(model))
+    if name is None:
+        raise UserError(f"--format {COMFYUI}: ComfyUI has no name for {layer}; write --format {DIFFUSERS}")
+    return name
 
 
 def comfyui_name(layer: str, names: tuple[tuple[str, str], ...]) -> str | None:
@@ -94,13 +101,13 @@ def _comfyui_names(model: ModelConfig) -> tuple[tuple[str, str], ...]:
     return model.family.comfyui if isinstance(model, FamilyConfig) else ()
 
 
-def _write_peft(module: nn.Module, name: str, folder: Path, origin: Origin) -> Path:
-    """``PeftModel.from_pretrained`` of ``module`` reads it: of a second transformer in a folder of its own."""
-    place = lora.adapter_path(folder, name).parent
+def _write_peft(module: StoredModule, folder: Path, origin: Origin) -> Path:
+    """``PeftModel.from_pretrained`` of the module reads it: of a second transformer in a folder of its own."""
+    place = lora.adapter_path(folder, module.name).parent
     place.mkdir(exist_ok=True)
-    state = {f"base_model.model.{key}": value for key, value in lora.folded_adapters(module).items()}
-    save_file(state, place / PEFT_FILE, metadata={"format": "pt"})
-    config = lora.folded_config(module)
+    _write(module, place / PEFT_FILE, lambda layer: f"base_model.model.{layer}")
+    assert module.adapters is not None
+    config = module.adapters.folded_config()
     config.inference_mode = True
     config.base_model_name_or_path = origin.name if origin.hub else None
     config.save_pretrained(str(place))

@@ -7,21 +7,22 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 from flowfactory.atomic_files import disk_fault, make_temporary_folder, remove_leftovers, system_error
 from flowfactory.config.schema import RunConfig
 from flowfactory.errors import RunError, UserError
-from flowfactory.policy.policy import FULL, Policy
+from flowfactory.models.family import FamilyConfig
 from flowfactory.runs import trust
-from flowfactory.runs.checkpoints import load, lookup
+from flowfactory.runs.checkpoints import lookup
+from flowfactory.runs.checkpoints.load import reading
+from flowfactory.runs.checkpoints.roles import WEIGHTS, kept_role
+from flowfactory.runs.checkpoints.stored_modules import StoredModule, read_modules
 from flowfactory.runs.directory import RunDirectory
-from flowfactory.runs.export.adapters import choose_format, write_adapters
+from flowfactory.runs.export.adapters import choose_format, write_formatted
 from flowfactory.runs.export.card import Exported, write_card
-from flowfactory.runs.export.origin import find_origin
+from flowfactory.runs.export.origin import Origin, find_origin
 from flowfactory.runs.export.pipeline import complete_pipeline
-from flowfactory.training.assembly import Assembly
-from flowfactory.types import DTYPES, Runtime
+from flowfactory.runs.export.weights import MAX_SHARD_SIZE, write_whole
+from flowfactory.types import DTYPES
 
 
 def export(
@@ -34,6 +35,7 @@ def export(
     say: Callable[[str], None] = lambda _: None,
     plugins: Sequence[Path] = (),
     trusted: bool = False,
+    max_shard_size: str = MAX_SHARD_SIZE,
 ) -> Path:
     """Write ``out`` and return it: of a LoRA run the adapters, of a full one the whole pipeline; and a model card, README.md.
 
@@ -42,29 +44,30 @@ def export(
     renamed; ``say`` hears of damaged checkpoints that are passed over. ``plugins`` and ``trusted`` are as load_config of a run
     directory takes them; no link out of a model is followed that was neither trained with here nor is ``trusted``.
 
+    Weights go from the checkpoint's files to those in ``out`` one tensor after the other; a pipeline's are divided into files
+    of at most ``max_shard_size``. No model is made, and nothing else is read: neither moments nor other kept weights.
+
     UserError: ``out`` exists, there is no such checkpoint, nothing is kept under that name, or the model has nothing in that
-    format. RunError: the disk is full.
+    format. RunError: the disk is full, or the checkpoint is of another kind of training.
     """
     if out.exists():
         raise UserError(f"{out} already exists; choose another folder")
     config = directory.load_config(plugins=plugins, trusted=trusted)
     origin = find_origin(config.model)
     chosen = choose_format(form, config.model, origin)
-    saved = lookup.find(directory.checkpoints, iteration, say)
+    roles = [WEIGHTS, *([] if weights is None else [kept_role(weights)])]
+    saved = lookup.find(directory.checkpoints, iteration, say, roles)
     temporary = _make_beside(out.absolute())
     try:
-        policy = _restore(config, saved, weights)
-        with policy.using(weights):
+        with reading(saved):
+            modules = read_modules(saved, weights)
+            _require_same_training(saved, modules, config)
             if config.model.train == "full":
-                policy.save_trained(temporary)
-                files = [Path(name) / FULL for name in policy.modules]
+                follows = trusted or trust.is_known(trust.model_mark(str(getattr(config.model, "path", ""))))
+                files = _write_full(modules, temporary, config, origin, precision, follows, max_shard_size)
             else:
-                files = write_adapters(policy, temporary, chosen, config.model, origin, out.absolute().name)
-        if config.model.train == "full" and origin.pipeline:
-            dtype = DTYPES[precision or config.training.precision]
-            path: str = config.model.path  # type: ignore[attr-defined]
-            complete_pipeline(temporary, path, list(policy.modules), dtype, trusted or trust.is_known(trust.model_mark(path)))
-        exported = Exported(int(saved.name), weights, chosen, dict(zip(policy.modules, files, strict=True)))
+                files = write_formatted(modules, temporary, chosen, config.model, origin, out.absolute().name)
+        exported = Exported(int(saved.name), weights, chosen, dict(zip((m.name for m in modules), files, strict=True)))
         write_card(temporary, directory, config, origin, exported, say)
         temporary.chmod(0o755)
         os.rename(temporary, out)
@@ -77,6 +80,37 @@ def export(
     return out
 
 
+def _require_same_training(saved: Path, modules: Sequence[StoredModule], config: RunConfig) -> None:
+    """RunError: ``config`` trains something else than what there is of ``modules``."""
+    model = config.model
+    lora = None if model.train == "full" else model.train.lora
+    names = [module.name for module in modules]
+    if isinstance(model, FamilyConfig):
+        names += model.family.trained_transformers(model.checkpoint, model)
+    told = {module.name: module.adapters and (module.adapters.rank, module.adapters.alpha) for module in modules}
+    if other := next((name for name in names if told.get(name, ()) != (lora and (lora.rank, lora.alpha))), None):
+        raise RunError(f"{saved} holds other weights than the config trains: {other}; choose the run directory that it is of")
+
+
+def _write_full(
+    modules: Sequence[StoredModule],
+    folder: Path,
+    config: RunConfig,
+    origin: Origin,
+    precision: str | None,
+    follows_links: bool,
+    max_shard_size: str,
+) -> list[Path]:
+    """Write all weights of ``modules``, and the rest of the pipeline where they are of one; each module's first file."""
+    if not origin.pipeline:
+        # its loader is the plugin's, of which nobody knows that it takes anything but one file of what was trained
+        return [write_whole(module, folder, DTYPES[precision or "float32"], (), None)[0] for module in modules]
+    path: str = config.model.path  # type: ignore[attr-defined]
+    exact = complete_pipeline(folder, path, [module.name for module in modules], follows_links)
+    dtype = DTYPES[precision or config.training.precision]
+    return [write_whole(module, folder, dtype, exact[module.name], max_shard_size)[0] for module in modules]
+
+
 def _make_beside(out: Path) -> Path:
     """A new folder of a temporary name beside ``out``, without those of killed exports. UserError: there can be none."""
     try:
@@ -85,16 +119,3 @@ def _make_beside(out: Path) -> Path:
         return make_temporary_folder(out.parent)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}; choose another folder") from error
-
-
-def _restore(config: RunConfig, saved: Path, weights: str | None) -> Policy:
-    """The policy of a checkpoint, in host memory; no prompt is encoded for it."""
-    assembly = Assembly(config, trackers=False)
-    device = torch.device("cpu")
-    trainable = assembly.hooks.load(Runtime(device, torch.float32 if config.model.train == "full" else DTYPES["bf16"]))
-    policy = Policy(trainable, assembly.hooks.log_prob, device, seed=config.seed)
-    load.load(saved, policy)
-    if weights is not None and weights not in policy.kept:
-        known = ", ".join(policy.kept) or "none"
-        raise UserError(f"{saved} keeps no weights called {weights!r}; there is {known}")
-    return policy

@@ -4,39 +4,39 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import torch
 
 from flowfactory.errors import UserError
 from flowfactory.models.checkpoint_files import read_settings
 from flowfactory.runs.export.origin import INDEX, downloaded_from
 from flowfactory.untrusted_files import leads_into
 
+CONFIG = "config.json"
 LICENCES = ("LICENSE", "LICENCE", "NOTICE")
 
 
-def complete_pipeline(folder: Path, path: str, trained: list[str], dtype: torch.dtype, links: bool = True) -> None:
-    """Make a pipeline of ``folder``, which holds the ``trained`` transformers: the rest is copied from that at ``path``.
+def complete_pipeline(folder: Path, path: str, trained: Sequence[str], links: bool = True) -> dict[str, Sequence[str]]:
+    """Make a pipeline of ``folder`` but for the weights of the ``trained`` transformers, copied from that at ``path``.
 
-    A hub id's is where it was downloaded to. UserError: a part of it is no regular file or, where those are not to be
-    followed, one of its ``links`` leads out of it.
+    Returns of each of these the parts of names of what diffusers does not round. A hub id's pipeline is where it was downloaded
+    to. UserError: a part of it is no regular file or, where those are not to be followed, one of its ``links`` leads out of it.
     """
     import diffusers
 
     source = _local(path)
     index = read_settings(source / INDEX)
-    for name in trained:
-        kind = getattr(diffusers, index[name][1])
-        whole = kind.from_pretrained(folder / name, torch_dtype=dtype)
-        shutil.rmtree(folder / name)
-        whole.save_pretrained(folder / name)
+    kinds = {name: getattr(diffusers, str((index.get(name) or ["", ""])[-1]), None) for name in trained}
+    exact = {name: getattr(kind, "_keep_in_fp32_modules", None) or () for name, kind in kinds.items()}
     copied = [part for part in source.iterdir() if part.name not in trained and _belongs(part, index)]
+    copied += [source / name / CONFIG for name in trained]
     for file in (file for part in copied for file in _files(part)):
         _check_place(file, source, links)
     for part in copied:
-        (shutil.copytree if part.is_dir() else shutil.copy)(part, folder / part.name)
+        place = folder / part.relative_to(source)
+        place.parent.mkdir(exist_ok=True)
+        (shutil.copytree if part.is_dir() else shutil.copy)(part, place)
+    return exact
 
 
 def _belongs(part: Path, index: dict[str, object]) -> bool:

@@ -1,0 +1,41 @@
+"""A prompt's conditions as the bytes of a file, with a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+CHECKSUM = "checksum"
+Entry = Mapping[str, Tensor]
+
+
+def pack(entry: Entry) -> bytes:
+    """The bytes of a safetensors file of ``entry``, whose tensors are contiguous and in host memory."""
+    content: bytes = save(dict(entry), {CHECKSUM: _checksum(entry)})
+    return content
+
+
+def unpack(content: bytes) -> Entry | None:
+    """The entry that was packed; None where it is not as it was."""
+    try:
+        entry = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except (SafetensorError, KeyError, ValueError):  # a key error: of a dtype that this torch has not
+        return None
+    return entry if header.get("__metadata__", {}).get(CHECKSUM) == _checksum(entry) else None
+
+
+def _checksum(entry: Entry) -> str:
+    """Of names, shapes, dtypes and bytes: safetensors itself notices a file cut short, not one with other bytes."""
+    found = hashlib.blake2b(digest_size=16)
+    for name in sorted(entry):
+        tensor = entry[name].contiguous()
+        found.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -1,0 +1,204 @@
+"""Importing a large library without those that it imports for what is not asked of it here.
+
+diffusers imports transformers, peft and SciPy at the top of its modules, and peft bitsandbytes, which compiles kernels as it is
+imported. Together they take several seconds and hundreds of megabytes, and most starts of a run call none of them.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import FunctionType, ModuleType
+from typing import Any
+
+
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """Within it no garbage is looked for: an import makes a million objects that stay, and a fifth of its time went there."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+EVERYWHERE = ("Tensor", "nn", "functional", "device", "dtype")
+"""What every release of PyTorch has."""
+
+
+@contextmanager
+def postponed_imports(*packages: str, importers: Collection[str] = ()) -> Iterator[None]:
+    """Within it ``packages`` are imported by name alone, and in truth as soon as something of theirs is used, then or later.
+
+    Errors are never postponed: the interpreter compares what is raised with the class itself.
+
+    Nothing is an instance of a class whose package nobody has imported, so that asking for that imports nothing. A package
+    that is imported already is left as it is, and one that is not installed is not found. Afterwards, whoever imports one of
+    them gets it as ever.
+
+    Names that are not there are told when they are used. With ``importers``, packages whose names are right, all others are
+    told at once: what they import by name is looked at then, but for what is there EVERYWHERE.
+    """
+    finder = _Finder(packages, importers)
+    sys.meta_path.insert(0, finder)
+    try:
+        with without_collections():
+            yield
+    finally:
+        sys.meta_path.remove(finder)
+        _forget_stand_ins()
+
+
+def settle_imports(library: str, package: str) -> None:
+    """Put what modules of ``library`` postponed of ``package`` into its place, for who looks at classes without using them."""
+    owners = [module for name, module in list(sys.modules.items()) if name.split(".")[0] == library]
+    for owner in owners:
+        for name, value in list(vars(owner).items()):
+            if _is_postponed(value, package):
+                setattr(owner, name, value.real())
+            elif isinstance(value, type) and value.__module__ == owner.__name__:
+                for function in vars(value).values():
+                    _settle_annotations(function, package)
+
+
+def _settle_annotations(function: object, package: str) -> None:
+    if isinstance(function, FunctionType):
+        for name, value in function.__annotations__.items():
+            if _is_postponed(value, package):
+                function.__annotations__[name] = value.real()
+
+
+def _is_postponed(value: object, package: str) -> bool:
+    # by its type: to ask a lazy module of the library for its __class__ is to look at it
+    if type(value) is _Postponed:
+        return value._module.split(".")[0] == package  # type: ignore[no-any-return]
+    return type(value) is _StandIn and value.__name__.split(".")[0] == package
+
+
+class _StandIn(ModuleType):
+    """A module that was not executed. What is taken from it is postponed too."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name not in ("__version__", "__all__"):
+            raise AttributeError(name)
+        if name.endswith("Error") or self._is_looked_at(name, sys._getframe(1).f_globals.get("__name__", "")):
+            return getattr(self.real(), name)
+        return _Postponed(self.__name__, name)
+
+    def _is_looked_at(self, name: str, importer: str) -> bool:
+        importers = getattr(self.__loader__, "importers", ())
+        # the import system looks first whether the name is that of a submodule
+        return bool(importers) and name not in EVERYWHERE and importer.split(".")[0] not in (*importers, "importlib")
+
+    def real(self) -> ModuleType:
+        return _import(self.__name__)
+
+
+class _Postponed:
+    """Something of a module that was not executed: of the path ``names`` within it."""
+
+    def __init__(self, module: str, *names: str) -> None:
+        self.__dict__.update(_module=module, _names=names)
+
+    def real(self) -> Any:
+        try:
+            found: Any = _import(self._module)
+        except ImportError as error:
+            raise ImportError(f"{self._module}, which is needed now, cannot be imported: {error}") from error
+        for place, name in enumerate(self._names):
+            try:
+                found = getattr(found, name)
+            except AttributeError:  # a submodule that its package does not import itself
+                found = _import(".".join((self._module, *self._names[: place + 1])))
+        return found
+
+    @property
+    def __name__(self) -> str:
+        return str(self._names[-1])
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name.endswith("Error"):
+            return getattr(self.real(), name)
+        return _Postponed(self._module, *self._names, name)
+
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        return self.real()(*given, **options)
+
+    def __mro_entries__(self, bases: Sequence[object]) -> tuple[Any, ...]:
+        return (self.real(),)
+
+    def __instancecheck__(self, instance: object) -> bool:
+        return _is_imported(self._module.split(".")[0]) and isinstance(instance, self.real())
+
+    def __subclasscheck__(self, kind: type) -> bool:
+        return _is_imported(self._module.split(".")[0]) and issubclass(kind, self.real())
+
+    def __or__(self, other: Any) -> Any:
+        return self.real() | other
+
+    def __ror__(self, other: Any) -> Any:
+        return other | self.real()
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is _Postponed:
+            return (self._module, self._names) == (other._module, other._names)
+        return bool(self.real() == other)
+
+    def __hash__(self) -> int:
+        return hash((self._module, self._names))  # typing keeps what it has made of classes by their hash
+
+
+class _Finder(MetaPathFinder, Loader):
+    """Finds the ``packages``, and what is within them, and executes nothing."""
+
+    def __init__(self, packages: Sequence[str], importers: Collection[str]) -> None:
+        self._packages, self.importers = frozenset(packages), importers
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        meant = next((package for package in self._packages if f"{name}.".startswith(f"{package}.")), None)
+        if meant is None or _is_imported(meant):
+            return None
+        others = (finder.find_spec(name, path, target) for finder in sys.meta_path if not isinstance(finder, _Finder))
+        real = next((spec for spec in others if spec is not None), None)
+        if real is None:
+            return None
+        spec = ModuleSpec(name, self, origin=real.origin)
+        spec.submodule_search_locations = real.submodule_search_locations
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _StandIn(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ and module.__spec__.origin:
+            module.__file__ = module.__spec__.origin
+
+
+def _import(name: str) -> ModuleType:
+    """The module itself, with what stands in for it out of the way."""
+    _forget_stand_ins(name.split(".")[0])
+    finders = [finder for finder in sys.meta_path if isinstance(finder, _Finder)]
+    for finder in finders:
+        sys.meta_path.remove(finder)
+    try:
+        return import_module(name)
+    finally:
+        sys.meta_path[:0] = finders
+
+
+def _forget_stand_ins(root: str | None = None) -> None:
+    for name, module in list(sys.modules.items()):
+        if isinstance(module, _StandIn) and root in (None, name.split(".")[0]):
+            del sys.modules[name]
+
+
+def _is_imported(name: str) -> bool:
+    module = sys.modules.get(name)
+    return module is not None and not isinstance(module, _StandIn)
