@@ -97,6 +97,11 @@ class TrainingConfig(Strict):
         description="whether log-densities of recorded steps are computed again before an iteration's first update, in the "
         "micro-batches that are trained on, which makes the first ratio exactly one",
     )
+    keep_graphs: bool = Field(
+        False,
+        description="whether recorded steps are learned from through the forwards that drew them, which saves one forward each "
+        "and holds their graphs, of all pictures, until the update",
+    )
     optimizer: Optimizer = AdamWConfig.model_validate({})
     warmup: int = Field(0, ge=0, le=1_000_000_000, description="optimizer steps over which the learning rate rises linearly")
     decay: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate after the warm-up")

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from flowfactory.distributed.sharding import as_shard, local_shard, non_finite, 
 from flowfactory.errors import RunError
 from flowfactory.policy import blocks, lora
 from flowfactory.policy.comparing import OTHERS, Ahead, At, Comparisons, Place
+from flowfactory.policy.drawn_graphs import DrawnGraphs
 from flowfactory.policy.float32_islands import is_island, keep_in_float32
 from flowfactory.policy.merging import Merging
 from flowfactory.policy.without_autocast import compute_in
@@ -69,6 +70,7 @@ class Policy:
         self._named: dict[str, nn.Parameter] = {}
         self._ahead = Ahead()
         self._evaluate, self._drops_graphs = evaluate, False
+        self.drawn_graphs, self._takes_drawn = DrawnGraphs(), False
         self.device, self._precision = device, precision
         self._blocks, self._unread = trainable.blocks, trainable.unread
         self._ranks, self._whole_to_sample, self._autocast = ALONE, False, True
@@ -176,6 +178,8 @@ class Policy:
 
     def evaluate(self, step: Step) -> Evaluation:
         """One forward of the present weights at ``step``, differentiable."""
+        if self._takes_drawn and torch.is_grad_enabled() and (drawn := self.drawn_graphs.take(step)) is not None:
+            return drawn
         with self.precision():
             found = self._evaluate(step)
         return found.detach() if self._drops_graphs else found
@@ -189,6 +193,17 @@ class Policy:
             yield
         finally:
             self._drops_graphs = False
+
+    @contextmanager
+    def learning_from_drawn_graphs(self) -> Iterator[None]:
+        """Within it a step that is held with the graph that drew it is not computed again. RunError: some are left over."""
+        self._takes_drawn = True
+        try:
+            yield
+            self.drawn_graphs.check_empty()
+        finally:
+            self._takes_drawn = False
+            self.drawn_graphs.held.clear()
 
     def compare(self, step: Step, kept: Mapping[str, At]) -> tuple[Evaluation, dict[str, Evaluation]]:
         """The present weights at ``step``, differentiable, and each of ``kept`` there, detached, under its own key.
@@ -320,11 +335,14 @@ class Policy:
     @contextmanager
     def _swapped(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
         present = {key: own.clone() for key, own in self._present().items()}
-        self._copy(weights)
-        try:
-            yield
-        finally:
-            self._copy(present)
+        # graphs of drawn steps outlive a swap, after which every weight is what it was
+        counters: Any = torch.autograd._unsafe_preserve_version_counter  # type: ignore[attr-defined]
+        with counters(tuple(self._present().values())) if self.drawn_graphs.held else nullcontext():
+            self._copy(weights)
+            try:
+                yield
+            finally:
+                self._copy(present)
 
     def _find(self, name: str) -> _Kept:
         if name not in self._kept and self._read_kept is not None:

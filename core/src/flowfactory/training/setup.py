@@ -20,6 +20,7 @@ from flowfactory.errors import UserError
 from flowfactory.policy import blocks
 from flowfactory.policy.policy import Policy
 from flowfactory.training.assembly import Assembly
+from flowfactory.training.drawn_batches import check_drawn_batches
 from flowfactory.training.learner import Learner
 from flowfactory.training.plans import EVALUATION, SAMPLING
 from flowfactory.training.prompts import prepare_prompts
@@ -81,6 +82,8 @@ def prepare_run(
     device = resolve_device(config.device, ranks.local)
     config = with_precision(config, device.type == "cuda")
     torch.set_float32_matmul_precision(config.training.matmul)  # of this process: backward passes run beyond any context
+    if trains:
+        check_drawn_batches(config, ranks.count)
     assembly = Assembly(config, observers, trackers and ranks.leads)
     use_host_threads(device)
     folder = CacheFolder.from_environment(say)
