@@ -100,6 +100,9 @@ class ModelConfig(ComponentConfig):
     video_rate: ClassVar[float | None] = None
     """Frames a second that a prompt's video is read at, as many as are drawn; None where it is read in another way."""
 
+    caches_features: ClassVar[bool] = False
+    """Whether its ``sample`` heeds a plan's ``cache_threshold``."""
+
     train: Training = Field(LoraTraining(), description="'full', or {lora: {rank, alpha, targets}}")
     quantize: Literal["nf4", "int8"] | None = Field(None, description="how the frozen weights below adapters are stored")
 

@@ -15,6 +15,7 @@ from pydantic import (
 from flowfactory.canvas import Canvas
 from flowfactory.config.component import AlgorithmConfig, ComponentConfig, Device, DynamicsConfig, ModelConfig
 from flowfactory.config.ema import Decay
+from flowfactory.config.feature_caches import FeatureCache
 from flowfactory.config.optimizers import AdamWConfig, Optimizer
 from flowfactory.config.paths import LocalPath, file_error
 from flowfactory.config.strict import Strict
@@ -62,6 +63,15 @@ class SamplingConfig(Strict):
         "auto",
         description="auto: steps that are not recorded, and evaluations, are drawn with adapters added to the weights, which "
         "is faster; in bf16 it rounds the sum; never: as training computes them",
+    )
+    feature_cache: FeatureCache | None = Field(
+        None,
+        examples=[None, "first-block", {"name": "first-block", "threshold": 0.08}],
+        description="first-block: blocks of the transformer are left out while its first one changes little from step to step; "
+        "for algorithms that record no steps",
+    )
+    weights_as: Literal["nf4", "int8", "fp8"] | None = Field(
+        None, description="a second copy of the weights, stored so, draws; for algorithms that record no steps"
     )
     dynamics: SerializeAsAny[DynamicsConfig]
 

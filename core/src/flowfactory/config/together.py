@@ -9,6 +9,7 @@ from flowfactory.config import bitsandbytes
 from flowfactory.config.component import ComponentConfig
 from flowfactory.config.findings import Finding
 from flowfactory.config.schema import RunConfig, reward_weight
+from flowfactory.config.shortcuts import kept_graph_errors, shortcut_errors
 from flowfactory.discovery.source_places import describe_exception, place_of
 from flowfactory.errors import UserError
 
@@ -124,30 +125,6 @@ def _recomputed(config: RunConfig) -> Iterator[str]:
         )
 
 
-def _kept_graphs(config: RunConfig) -> Iterator[str]:
-    if not config.training.keep_graphs:
-        return
-    training, sampling, algorithm = config.training, config.sampling, config.algorithm
-    if not algorithm.trust_region:
-        name = getattr(algorithm, "name", "")
-        yield f"training.keep_graphs: algorithm {name} learns from no recorded step, whose forward could be kept; leave it out"
-        return
-    if algorithm.groupwise:
-        yield "training.keep_graphs: this algorithm compares the members of a group, in other forwards than drew them; leave it out"
-        return
-    wanted = {
-        "training.updates to 1": training.updates > 1,
-        "training.epochs to 1": training.epochs > 1,
-        "training.timesteps_per_forward to 1": training.timesteps_per_forward > 1,
-        "training.batch_size and sampling.batch_size to one number": training.batch_size != sampling.batch_size,
-        "training.recompute_log_prob to false": training.recompute_log_prob,
-        "sampling.ema to null": sampling.ema is not None,
-        "distributed.gather_to_sample to false": config.distributed.gather_to_sample,
-    }
-    if ways := [way for way, wrong in wanted.items() if wrong]:
-        yield f"training.keep_graphs learns once, through the very forwards that drew: set {', '.join(ways)}, or leave it out"
-
-
 def _optimizer(config: RunConfig) -> Iterator[str]:
     if reason := bitsandbytes.optimizer_unavailable(config.training.optimizer, config.device, config.distributed.offload):
         yield f"training.optimizer: {reason}"
@@ -172,7 +149,8 @@ CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _autocast,
     _own_sampler,
     _recomputed,
-    _kept_graphs,
+    kept_graph_errors,
+    shortcut_errors,
     _optimizer,
     _labels,
     _weights,

@@ -25,14 +25,14 @@ class DrawnGraphs:
         """UserError: nothing is held, though samples were drawn."""
         if not self.held:
             raise UserError(
-                "training.keep_graphs: this model's sample keeps no graph of recorded steps; draw by flowfactory.flow.rollout, or "
-                "leave the option out"
+                "training.keep_graphs: this model's sample keeps no graph of recorded steps; have it draw by "
+                "flowfactory.flow.rollout, or leave the option out"
             )
 
     def check_empty(self) -> None:
         """RunError: something is held still, which nothing learned from."""
         if self.held:
-            told = f"{len(self.held)} of the steps that were drawn with their graphs are not among those that the update learns from"
+            told = f"the update does not learn from {len(self.held)} of the steps that were drawn with their graphs"
             raise RunError(f"{told}; leave training.keep_graphs out")
 
     def take(self, step: Step) -> Evaluation | None:

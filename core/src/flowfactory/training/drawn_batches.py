@@ -19,9 +19,9 @@ def check_drawn_batches(config: RunConfig, ranks: int) -> None:
     sampling = config.sampling
     several = f" times {ranks} ranks" if ranks > 1 else ""
     raise UserError(
-        f"training.keep_graphs: {sampling.groups} groups of {sampling.group_size} pictures are drawn in other batches than they "
-        f"are learned from; choose batch_size so that it{several} is a multiple of sampling.group_size and divides the "
-        f"{sampling.groups * sampling.group_size} pictures, or leave it out"
+        f"training.keep_graphs: {sampling.groups} groups of {sampling.group_size} pictures are drawn in other batches than "
+        f"they are learned from; choose both batch_size so that it{several} is a multiple of sampling.group_size and divides "
+        f"the {sampling.groups * sampling.group_size} pictures, or leave it out"
     )
 
 
