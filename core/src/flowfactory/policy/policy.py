@@ -19,6 +19,7 @@ from flowfactory.distributed.sharding import as_shard, local_shard, non_finite, 
 from flowfactory.errors import RunError
 from flowfactory.policy import blocks, lora
 from flowfactory.policy.comparing import OTHERS, Ahead, At, Comparisons, Place
+from flowfactory.policy.drawing_layers import DrawingLayers
 from flowfactory.policy.drawn_graphs import DrawnGraphs
 from flowfactory.policy.float32_islands import is_island, keep_in_float32
 from flowfactory.policy.merging import Merging
@@ -72,9 +73,11 @@ class Policy:
         self._evaluate, self._drops_graphs = evaluate, False
         self.drawn_graphs, self._takes_drawn = DrawnGraphs(), False
         self.device, self._precision = device, precision
+        self.lora = trainable.training != "full"
+        drawing = [*((module, not self.lora) for module in self.modules.values()), *((m, False) for m in self._frozen.values())]
+        self._drawing_layers = DrawingLayers(drawing, trainable.blocks, precision, device)
         self._blocks, self._unread = trainable.blocks, trainable.unread
         self._ranks, self._whole_to_sample, self._autocast = ALONE, False, True
-        self.lora = trainable.training != "full"
         if quantize:
             from flowfactory.policy import quantization  # whose layers are PyTorch's, which checking a config does without
 
@@ -149,9 +152,12 @@ class Policy:
         return {key: parameter for key, parameter in self._named.items() if parameter.requires_grad}
 
     @contextmanager
-    def sampling_weights(self, name: str | None) -> Iterator[None]:
-        """Within it the weights are those kept as ``name``, as they are to draw: forwards have no gradients."""
-        with self.using(name), self.precision():
+    def sampling_weights(self, name: str | None, stored_as: str | None = None) -> Iterator[None]:
+        """Within it the weights are those kept as ``name``, as they are to draw: forwards have no gradients.
+
+        stored_as: a copy in fewer bits computes, see :class:`DrawingLayers`.
+        """
+        with self.using(name), self._drawing_layers.in_place(stored_as, self._version), self.precision():
             if self._whole_to_sample and self._ranks.mesh is not None:
                 with unsharded([*self.modules.values(), *self._frozen.values()]):
                     yield

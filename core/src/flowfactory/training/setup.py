@@ -84,6 +84,9 @@ def prepare_run(
     torch.set_float32_matmul_precision(config.training.matmul)  # of this process: backward passes run beyond any context
     if trains:
         check_drawn_batches(config, ranks.count)
+        if config.sampling.weights_as and ranks.mesh is not None:
+            divided = "weights are divided over the ranks, and a copy of them would be whole on each"
+            raise UserError(f"sampling.weights_as: {divided}; set distributed.shard to 1, or leave it out")
     assembly = Assembly(config, observers, trackers and ranks.leads)
     use_host_threads(device)
     folder = CacheFolder.from_environment(say)
