@@ -139,7 +139,11 @@ class TrainingConfig(Strict):
         examples=["none", "blocks", "every-2"],
         description="none, blocks (all of them) or every-2, every-3 …: blocks that are recomputed in the backward pass",
     )
-    compile: bool = Field(False, description="whether torch.compile makes the transformer's blocks faster")
+    compile: Literal["auto"] | bool = Field(
+        "auto",
+        description="whether torch.compile makes the transformer's blocks faster; auto: those of a large one that trains on "
+        "CUDA, unless preflight finds fault with it",
+    )
 
 
 class EvaluationConfig(Strict):

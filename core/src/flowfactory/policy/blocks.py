@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint as computed_again
 from flowfactory.errors import UserError
 
 Forward = Callable[..., Any]
+LARGE = 100_000_000
+"""Weights."""
 GRAPHS = 64
 """Of one class of blocks: with a gradient or without, adapters on or off, inputs that want one, sizes fixed or free."""
 
@@ -95,15 +97,40 @@ def _replace_forward(block: nn.Module, forward: Forward) -> None:
     block.forward = MethodType(forward, block)  # a method, so that a copy of the block runs its own weights
 
 
-def compile_blocks(module: nn.Module, names: Sequence[str]) -> None:
-    """Have torch compile each block, when it first runs. UserError: there are no blocks."""
+def compiles_by_default(module: nn.Module, names: Sequence[str], kind: str, trains: bool, able: bool) -> bool:
+    """Whether it is worth compiling the blocks of ``module`` on a device of ``kind``, where it ``trains`` or only draws.
+
+    able: whether there is a compiler for the device. A compiler takes a minute or so, which a small model does not win back.
+    """
+    return kind == "cuda" and trains and able and is_large([module]) and bool(find_blocks(module, names))
+
+
+def is_large(modules: Iterable[nn.Module]) -> bool:
+    """Whether ``modules`` together are so large that their speed is worth a word."""
+    return sum(parameter.numel() for module in modules for parameter in module.parameters()) >= LARGE
+
+
+def compile_blocks(module: nn.Module, names: Sequence[str], lenient: bool = False) -> Callable[[], None]:
+    """Have torch compile each block, when it first runs; what is returned undoes it. UserError: there are no blocks.
+
+    lenient: what cannot be compiled runs as it is, without a word.
+    """
     found = require_blocks(module, names, "training.compile")
     from torch._dynamo import config
 
     config.recompile_limit = max(config.recompile_limit, GRAPHS)
+    config.suppress_errors = lenient
+    plain: list[tuple[nn.Module, Forward]] = []
     for block in found:
         forward: Any = block.forward
+        plain.append((block, forward.__func__))
         _replace_forward(block, _compile(forward.__func__))
+
+    def undo() -> None:
+        for block, forward in plain:
+            _replace_forward(block, forward)
+
+    return undo
 
 
 @cache

@@ -70,6 +70,7 @@ class Policy:
         self._merging = Merging()
         self._named: dict[str, nn.Parameter] = {}
         self._ahead = Ahead()
+        self._compiled: list[Callable[[], None]] = []  # what undoes it, where nobody asked for it
         self._evaluate, self._drops_graphs = evaluate, False
         self.drawn_graphs, self._takes_drawn = DrawnGraphs(), False
         self.device, self._precision = device, precision
@@ -120,8 +121,10 @@ class Policy:
                 keep_in_float32(module)
                 if not training.autocast:
                     compute_in(module, self._precision)
-            if training.compile:
+            if training.compile is True:
                 blocks.compile_blocks(module, self._blocks)
+            elif training.compile == "auto" and self._compiles_by_default(module):
+                self._compiled.append(blocks.compile_blocks(module, self._blocks, lenient=True))
             found = blocks.find_blocks(module, self._blocks)
             if ranks.mesh is None:
                 # in host memory they stay in their files; elsewhere there is never more of a copy here than a block
@@ -133,6 +136,19 @@ class Policy:
                 rounded = None if self.lora or name in self._frozen or self._precision == torch.float32 else self._precision
                 ranks.shard_module(module, found, rounded, partial(is_island, module))
         self._named = {}  # shards have taken the place of the parameters
+
+    def _compiles_by_default(self, module: nn.Module) -> bool:
+        from torch.utils._triton import has_triton
+
+        return blocks.compiles_by_default(module, self._blocks, self.device.type, self._trains, has_triton())
+
+    def stop_compiling(self) -> bool:
+        """Run the blocks as they are from now on; whether they were compiled without having been asked for."""
+        undone = bool(self._compiled)
+        for undo in self._compiled:
+            undo()
+        self._compiled = []
+        return undone
 
     @property
     def has_experts(self) -> bool:

@@ -32,7 +32,7 @@ from flowfactory.runs.score_format import format_score
 from flowfactory.runs.versions import versions
 from flowfactory.training.evaluation import evaluate
 from flowfactory.training.iteration import iterate
-from flowfactory.training.preflight import preflight
+from flowfactory.training.preflight import PreflightError, preflight
 from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.setup import Run, prepare_run
 from flowfactory.types import Say
@@ -200,7 +200,14 @@ def _iterations(
     flat = FlatIterations(config, run.ranks.broadcast(count_flat(directory.records())), say)
     with stop_request(say) as asked:
         for number in range(done + 1, config.training.iterations + 1):
-            metrics = iterate(run, number - 1, before_first_update if number == done + 1 else None)
+            before_update = before_first_update if number == done + 1 else None
+            try:
+                metrics = iterate(run, number - 1, before_update)
+            except PreflightError as error:
+                if not run.policy.stop_compiling():
+                    raise
+                say(f"warning: {error}; once more without torch.compile, which training.compile: auto had chosen")
+                metrics = iterate(run, number - 1, before_update)
             if (label := dominant_reward(metrics)) and label not in warned:
                 warned.add(label)
                 say(f"warning: in iteration {number} {dominance_warning(label, metrics, config.advantages.aggregate)}")

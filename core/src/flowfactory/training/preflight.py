@@ -39,6 +39,10 @@ MISMATCH = (
 EPOCHS = 20
 
 
+class PreflightError(RunError):
+    """A check does not hold; nothing has been learned yet."""
+
+
 class Finding(NamedTuple):
     """One check: whether it holds, and the sentence about it."""
 
@@ -64,7 +68,7 @@ def preflight(rollouts: Rollouts, policy: Policy, hooks: Hooks, config: RunConfi
     )
     for finding in checks:
         if not finding.holds:
-            raise RunError(f"preflight: {finding.sentence}")
+            raise PreflightError(f"preflight: {finding.sentence}")
         yield finding.sentence
 
 

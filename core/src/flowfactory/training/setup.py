@@ -51,14 +51,13 @@ class Run:
         return Learner(self.policy, self.config.training, self.ranks)
 
 
-LARGE = 100_000_000
-"""Weights of a transformer whose speed is worth a word."""
-
-
 def slow_products(config: RunConfig, trainable: Trainable) -> str | None:
     """A sentence about float32 without TF32, where a large transformer computes so on CUDA; None where none does."""
-    count = sum(parameter.numel() for module in trainable.modules.values() for parameter in module.parameters())
-    if count < LARGE or config.training.precision != "float32" or config.training.matmul == "high":
+    if (
+        not blocks.is_large(trainable.modules.values())
+        or config.training.precision != "float32"
+        or config.training.matmul == "high"
+    ):
         return None
     return "training.precision: float32 is about ten times slower than bf16 on CUDA; write bf16, or training.matmul: high"
 
