@@ -19,7 +19,7 @@ def shortcut_errors(config: RunConfig) -> Iterator[str]:
         return
     if config.model.quantize:
         yield "sampling.weights_as: model.quantize stores the weights in few bits already; leave one of them out"
-    if config.training.compile:
+    if config.training.compile is True:
         yield "sampling.weights_as: training.compile is for blocks that keep their weights; leave one of them out"
     if lacking := bitsandbytes.quantization_unavailable(sampling.weights_as, "sampling.weights_as"):
         yield lacking

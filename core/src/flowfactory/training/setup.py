@@ -115,7 +115,9 @@ def prepare_run(
     encoded = sampler.prepare([*wanted, (drawn, heldout_canvas)])
     sampler.check_conditions(wanted)
     say(f"{len(train)} training and {len(heldout)} held-out prompts, {encoded} encoded now, the rest from the cache")
-    policy.distribute(ranks, config.training, config.distributed.gather_to_sample)
+    # compiled blocks are for weights that stay in their place
+    training = config.training.model_copy(update={"compile": False}) if config.sampling.weights_as else config.training
+    policy.distribute(ranks, training, config.distributed.gather_to_sample)
     for name, decay in ((SAMPLING, config.sampling.ema), (EVALUATION, config.evaluation.ema)):
         if decay is not None:
             policy.track_ema(name, decay)
