@@ -138,7 +138,5 @@ def test_batches_that_are_drawn_are_those_that_are_learned_from(
     if same:
         check_drawn_batches(config, ranks)
     else:
-        with pytest.raises(
-            UserError, match=r"training.keep_graphs: .* other batches than they are learned from; choose"
-        ):
+        with pytest.raises(UserError, match=r"training.keep_graphs: .* other batches than they are learned from; choose"):
             check_drawn_batches(config, ranks)

@@ -66,7 +66,7 @@ class SamplingConfig(Strict):
     )
     feature_cache: FeatureCache | None = Field(
         None,
-        examples=[None, "first-block", {"name": "first-block", "threshold": 0.08}],
+        examples=["first-block", "{name: first-block, threshold: 0.08}"],
         description="first-block: blocks of the transformer are left out while its first one changes little from step to step; "
         "for algorithms that record no steps",
     )

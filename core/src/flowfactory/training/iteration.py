@@ -26,6 +26,7 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     batch = _batch(run, iteration)
     plan = sampling_plan(run.assembly, config, iteration, batch.keys)
     if config.training.keep_graphs:
+        run.policy.drawn_graphs.held.clear()  # of an iteration that preflight has made begin again
         plan = replace(plan, keep_graph=run.policy.drawn_graphs.keep)
     guidance = max(plan.guidance, plan.teacher_guidance)
     known = run.sampler.conditions(batch.prompts, guidance, plan.canvas)
