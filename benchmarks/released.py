@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from flowfactory import hookimpl
 from flowfactory.canvas import Canvas
-from flowfactory.models.family import FamilyModel
+from flowfactory.models.family_model import FamilyModel
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.types import Prompt
 
@@ -238,7 +238,7 @@ def random_weights(release: Release, device: torch.device, tiny: bool = False, s
     def fetch(checkpoint: Pretrained, names: Sequence[str]) -> Path:
         return Path(checkpoint.path)
 
-    def load(checkpoint: Pretrained, kind: Any, folder: Path, name: str, dtype: torch.dtype) -> Any:
+    def load(checkpoint: Pretrained, kind: Any, folder: Path, name: str, dtype: torch.dtype, stays: bool = False) -> Any:
         if not issubclass(kind, nn.Module):
             return whole["load"](checkpoint, kind, folder, name, dtype)
         with init_empty_weights():  # tables of positions and the like are numbers that a class makes itself

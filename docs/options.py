@@ -24,7 +24,7 @@ from flowfactory.config.optimizers import Optimizer
 from flowfactory.discovery.discover import discover
 from flowfactory.flow.dynamics import Slide
 from flowfactory.flow.timesteps import Timesteps
-from flowfactory.models.family import FamilyConfig
+from flowfactory.models.family_model import FamilyConfig
 
 UNITS = {
     "LoraConfig.rank": "dimensions",
@@ -64,6 +64,7 @@ UNITS = {
     "OutputConfig.keep_last": "checkpoints",
     "DistributedConfig.shard": "ranks",
     "DistributedConfig.replicate": "copies",
+    "DistributedConfig.context": "ranks",
     "DistributedConfig.timeout": "minutes",
     "RunConfig.seed": "",
     "SDEConfig.sde_steps": "steps, from 0",

@@ -15,7 +15,7 @@ import torch
 from flowfactory.canvas import Canvas
 from flowfactory.config.loading import validate
 from flowfactory.flow.dynamics import ODE
-from flowfactory.models.family import FamilyModel
+from flowfactory.models.family_model import FamilyModel
 from flowfactory.testing.two_parameter import settings
 from flowfactory.types import Conditions, NoiseKey, Prompt, Runtime, SamplingPlan, Step
 

@@ -84,6 +84,28 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
         NFT,
         {"sampling": {"feature_cache": {"name": "first-block", "threshold": 0.5}, "steps": 6, "group_size": 3}},
     ),
+    # two ranks share each forward: tokens of a picture and of a text; of texts that are padded for it; and of a video
+    "divided": (
+        "flux1",
+        "full",
+        GRPO,
+        {"training": {"updates": 2, "activation_checkpointing": "blocks"}, "distributed": {"context": 2, "shard": 1}},
+    ),
+    "divided ragged": (
+        "qwen-image",
+        "full",
+        GRPO | {"kl": 0.01},
+        {"sampling": {"size": [32, 32], "guidance": 4.0, "group_size": 3}, "distributed": {"context": 2}},
+    ),
+    "divided video": (
+        "wan-t2v",
+        LORA,
+        NFT | {"kl": 0.1},
+        {
+            "sampling": {"size": [16, 32], "frames": 5, "guidance": 3.0},
+            "distributed": {"context": 2, "reward_ranks": "first", "gather_to_sample": True},
+        },
+    ),
     "whole experts": ("wan-t2v", "full", NFT, {"distributed": {"shard": 1}, "sampling": {"size": [16, 16], "frames": 1}}),
 }
 
@@ -91,8 +113,9 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
 # the rest on two ranks, and by nox -s distributed on three; a mesh of two by two on four
 PAIRS = [(name, count) for name in CASES for count in COUNTS[1:] if name not in BF16 and (name in BASIC or count == 2)]
 EXACT = [name for name in CASES if name not in BF16]
-LONGER = [(name, 3) for name in CASES if name not in (*BASIC, *BF16, "8-bit", "kept graphs")] + [
-    (name, 4) for name in ("lora-grpo", "full-nft", "experts")
+DIVIDED = [name for name in CASES if name.startswith("divided")]
+LONGER = [(name, 3) for name in CASES if name not in (*BASIC, *BF16, *DIVIDED, "8-bit", "kept graphs")] + [
+    (name, 4) for name in ("lora-grpo", "full-nft", "experts", "divided ragged", "divided video")
 ]
 every = pytest.mark.parametrize(
     ("name", "count"), [*PAIRS, *(pytest.param(*pair, marks=pytest.mark.distributed) for pair in LONGER)]
@@ -125,7 +148,8 @@ class Runs:
 
     def config(self, name: str, count: int, mesh: Mapping[str, int]) -> dict[str, Any]:
         raw = config(name, self.checkpoints, self.prompts, self.root / f"{name}-{count}")
-        return raw | {"distributed": raw.get("distributed", {}) | mesh}
+        chosen = raw.get("distributed", {}) | mesh
+        return raw | {"distributed": chosen if count > 1 else {**chosen, "context": 1}}
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_flux
 import torch
 from families import LORA
 from family_cases import CASES, GRPO, NFT, prompts, sections
@@ -16,7 +17,7 @@ from safetensors import safe_open
 from torch.profiler import ProfilerActivity, profile
 
 from flowfactory.config.loading import validate
-from flowfactory.config.schema import RunConfig
+from flowfactory.config.schema import DistributedConfig, RunConfig
 from flowfactory.errors import UserError
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.policy import quantization
@@ -198,3 +199,24 @@ def test_the_command_tells_of_a_bundled_example(flowfactory: Callable[..., subpr
     assert "it fits" in told
     told = flowfactory("estimate", "quickstart", "--set", "device=auto", "--card", "1.0").stdout
     assert "what would help" in told
+
+
+def test_ranks_that_share_forwards_share_their_activations_and_draw_the_same(tmp_path: Path) -> None:
+    tiny_flux.flux1(tmp_path / "flux1", dev=False)
+    model = {"name": "flux1", "path": str(tmp_path / "flux1"), "train": "full", "max_sequence_length": 128}
+    run = config(tmp_path, model, NFT, sampling={"size": [128, 128]})
+
+    def foretold(context: int, ranks: int) -> Any:
+        chosen = DistributedConfig.model_validate({"context": context, "shard": 1})
+        return estimate(run.model_copy(update={"distributed": chosen}), ranks).parts
+
+    alone, shared, pairs = foretold(1, 1), foretold(2, 2), foretold(2, 4)
+    assert shared["samples"] == alone["samples"]
+    assert pairs["samples"].device == alone["samples"].device / 2
+    # all but modulations, and what is exchanged
+    assert 0.5 < shared["activations"].device / alone["activations"].device < 0.6
+    assert pairs["activations"] == shared["activations"]
+    assert shared["drawing"].device < 0.75 * alone["drawing"].device
+    assert shared["weights"] == alone["weights"]
+    with pytest.raises(UserError, match=r"^distributed\.context 2 does not divide 3 ranks"):
+        foretold(2, 3)

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from flowfactory import Canvas, RunError, UserError
-from flowfactory.data.prompts import check_files
+from flowfactory.data.prompts import check_files, check_picture_tokens
 
 CLOSE = 5e-5  # of the largest: by 1e-5 other kernels round embeds with outliers otherwise, as those of FLUX.2
 TEXTS = ("a photo of a red circle", "", "cat", LONG)
@@ -50,6 +50,36 @@ def test_a_batch_of_prompts_is_encoded_as_one_by_one(flux: Flux, variant: str) -
         assert set(together[place]) == set(alone)
         for name, tensor in alone.items():
             assert relative_difference(together[place][name], tensor) < CLOSE
+
+
+@pytest.mark.parametrize("variant", TAKES_PICTURES)
+@pytest.mark.parametrize("size", [(70, 66), (67, 101), (130, 98), (400, 300)])
+def test_as_many_tokens_of_a_picture_are_foretold_as_are_encoded(
+    flux: Flux, variant: str, size: tuple[int, int], tmp_path: Path
+) -> None:
+    picture = tiny_flux.picture(tmp_path / "picture.png", size, seed=5)
+    small = {} if variant == "kontext" else {"picture_area": 64 * 96}
+    options = make_config(variant, flux.folder(variant), **small)
+    made = flux.model(variant, make_prompts("cat", images=[picture]), **small)
+    (entry,) = made.conditions.entries
+    patch = 2 if variant == "kontext" else 1
+    height, width = entry["image_0"].shape[-2:]
+    assert options.picture_tokens(*size) == (height // patch) * (width // patch)
+    assert options.picture_tokens(*size[::-1]) == options.picture_tokens(*size), "as it is when it is turned"
+
+
+@pytest.mark.parametrize(("context", "fits"), [(1, True), (2, True), (5, True), (3, False)])
+def test_pictures_whose_tokens_cannot_be_divided_are_refused(flux: Flux, context: int, fits: bool, tmp_path: Path) -> None:
+    picture = tiny_flux.picture(tmp_path / "picture.png", (80, 64), seed=5)
+    options, prompts = make_config("flux2", flux.folder("flux2")), make_prompts("cat", images=[picture])
+    assert options.picture_tokens(80, 64) == 20
+    if fits:
+        check_picture_tokens(prompts, options, context)
+    else:
+        with pytest.raises(
+            UserError, match=r"^the pictures of the prompt 'cat' are 20 tokens, which distributed\.context 3 does"
+        ):
+            check_picture_tokens(prompts, options, context)
 
 
 @pytest.mark.parametrize("variant", TAKES_PICTURES)

@@ -104,7 +104,7 @@ class Flux:
         brought = {"kontext": [(0,), (1,), (2,)]}.get(variant, [(), (0,), (1,), (2,), (0, 1), (1, 0), (0, 1, 2)])
         several = [self.bringing(*places, texts=("a red cat", "blue")) for places in brought if variant in TAKES_PICTURES]
         # most of what the tests ask for, for which the encoders are opened once
-        made.sampler.prepare((prompt, made.plan.canvas) for prompt in sum(several, self.prompts(variant, *TEXTS)))
+        made.sampler.prepare([(sum(several, self.prompts(variant, *TEXTS)), made.plan.canvas)])
         return made
 
     def mixed(self, variant: str) -> list[Prompt]:

@@ -98,11 +98,16 @@ class Conditions:
         """The tensors called ``key`` as one batch [B, ...]."""
         return torch.stack([entry[key] for entry in self.entries])
 
-    def pad(self, key: str) -> tuple[Tensor, Tensor]:
-        """The tensors called ``key`` [L_i, ...] as one batch [B, L, ...] with zeros behind, and what of it is theirs [B, L]."""
+    def pad(self, key: str, multiple: int = 1) -> tuple[Tensor, Tensor]:
+        """The tensors called ``key`` [L_i, ...] as one batch [B, L, ...] with zeros behind, and what of it is theirs [B, L].
+
+        L is the length of the longest, and of more where that is no ``multiple``.
+        """
         tensors = [entry[key] for entry in self.entries]
         lengths = send(torch.tensor([len(tensor) for tensor in tensors]), tensors[0].device)
         batch = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+        if missing := -batch.shape[1] % multiple:
+            batch = torch.cat([batch, batch.new_zeros(len(batch), missing, *batch.shape[2:])], dim=1)
         return batch, torch.arange(batch.shape[1], device=batch.device) < lengths[:, None]
 
 
@@ -330,6 +335,7 @@ class Runtime:
     ``places``: whether what ``load`` returns goes through :func:`flowfactory.stored_weights.place` before it runs, so that
     weights may stay in their files. ``in_turn(work)``, which all ranks call: what ``work(True)`` gives on the first rank of a
     machine, then ``work(False)`` on its others, which find what the first one downloaded.
+    ``context``: the ranks that share a forward, which is to have a multiple of as many tokens.
     """
 
     device: torch.device
@@ -337,6 +343,7 @@ class Runtime:
     agree: Agree = as_they_are
     places: bool = False
     in_turn: Callable[[Callable[[bool], Any]], Any] = alone
+    context: int = 1
 
 
 @dataclass(frozen=True)

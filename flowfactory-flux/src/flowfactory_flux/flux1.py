@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt, models
-from flowfactory.models import Entry, Family, FamilyConfig, Parts
+from flowfactory.models import Entry, Family, FamilyConfig, Grid, Parts
 from flowfactory_flux.common import embed_guidance, embeds_guidance, grid, never_guided
+
+if TYPE_CHECKING:
+    from flowfactory import RunConfig
 
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
@@ -107,5 +110,11 @@ class Flux1Config(FamilyConfig):
     )
 
     family: ClassVar[Family] = FLUX1
+    context_parallel = True
 
     max_sequence_length: int = Field(512, ge=1, le=512, description="tokens of the T5 encoder; schnell was made for 256")
+
+    def check_context(self, run: RunConfig, grid: Grid) -> None:
+        """As every family's, and the tokens of text can be divided too."""
+        super().check_context(run, grid)
+        models.check_text(run.distributed.context, "max_sequence_length", self.max_sequence_length)

@@ -24,19 +24,25 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
 
 def encode_image(parts: Parts, path: Path) -> Tensor:
     """Latents [C, H, W] of a picture in the size that FluxKontextPipeline gives it."""
-    from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
-
     pipeline, image = parts.pipeline, models.read_picture(path)
     if reason := parts.options.picture_error(*image.size):
         raise UserError(f"picture {path}: {reason}")
     processor = pipeline.image_processor
     height, width = processor.get_default_height_width(image)  # in whole tokens, before the ratio is taken too
     if parts.options.auto_resize:
-        ratio = width / height
-        _, width, height = min((abs(ratio - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS)
+        width, height = preferred_size(width, height)
     pixels = processor.preprocess(image, height, width)
     latents: Tensor = pipeline._encode_vae_image(pixels.to(parts.device, pipeline.vae.dtype), None)[0]
     return latents
+
+
+def preferred_size(width: int, height: int) -> tuple[int, int]:
+    """The width and height nearest in ratio among those that Kontext was trained on."""
+    from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
+
+    ratio = width / height
+    _, width, height = min((abs(ratio - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS)
+    return width, height
 
 
 FLUX1_KONTEXT = replace(FLUX1, pipelines=("FluxKontextPipeline",), encode=encode, encoded_with=("vae",))
@@ -60,3 +66,10 @@ class Flux1KontextConfig(Flux1Config):
         if min(width, height) < token:
             return f"{width} x {height} pixels are fewer than a token covers, {token} x {token}; take a larger one"
         return None
+
+    def picture_tokens(self, width: int, height: int) -> int:
+        token = self.family.grid(self.checkpoint).multiple
+        width, height = (side - side % token for side in (width, height))
+        if self.auto_resize:
+            width, height = preferred_size(width, height)
+        return (width // token) * (height // token)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt, Takes, UserError, models
-from flowfactory.models import Entry, Family, FamilyConfig, Parts
+from flowfactory.models import Entry, Family, FamilyConfig, Grid, Parts
 from flowfactory_flux.common import embed_guidance, embeds_guidance, grid, never_guided
 
 if TYPE_CHECKING:
@@ -168,6 +169,7 @@ class Flux2Config(FamilyConfig):
     known_as: ClassVar[tuple[str, ...]] = ("flux.2", "flux-2", "flux2-dev", "flux.2-dev")
 
     family: ClassVar[Family] = FLUX2
+    context_parallel = True
     takes: ClassVar[Takes] = Takes(images=(0, 10))
 
     max_sequence_length: int = Field(512, ge=1, le=100_000, description="tokens of the text encoder")
@@ -180,9 +182,21 @@ class Flux2Config(FamilyConfig):
             return None
         return f"{width} x {height} pixels: take one of at least {SHORTEST} x {SHORTEST}, up to {LONGEST} times as long as wide"
 
+    def picture_tokens(self, width: int, height: int) -> int:
+        token = self.family.grid(self.checkpoint).multiple
+        if width * height > self.picture_area:
+            scale = math.sqrt(self.picture_area / (width * height))  # as Flux2ImageProcessor does
+            width, height = int(width * scale), int(height * scale)
+        return (width // token) * (height // token)
+
     def check(self, run: RunConfig) -> None:
         """As every family's, and the tokenizer can be opened."""
         super().check(run)
         _, tokenizer = self.checkpoint.config("").get("tokenizer", (None, None))
         if tokenizer == "PixtralProcessor" and find_spec("torchvision") is None:
             raise ValueError("model: the tokenizer of this checkpoint needs torchvision; pip install 'flowfactory-flux[flux2]'")
+
+    def check_context(self, run: RunConfig, grid: Grid) -> None:
+        """As every family's, and the tokens of text can be divided too."""
+        super().check_context(run, grid)
+        models.check_text(run.distributed.context, "max_sequence_length", self.max_sequence_length)

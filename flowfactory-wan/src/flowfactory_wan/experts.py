@@ -65,6 +65,8 @@ def guide(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: 
 class WanConfig(FamilyConfig):
     """What the options of every Wan model share."""
 
+    context_parallel = True
+
     def check_checkpoint(self) -> None:
         """ValueError: as for every family; or the checkpoint, where it is on this machine, is none for this model."""
         super().check_checkpoint()

@@ -12,7 +12,7 @@ from torch import nn
 from flowfactory.config.attention import BACKENDS, attention_untrainable
 from flowfactory.errors import UserError
 from flowfactory.models.attention import use_attention
-from flowfactory.models.family import channels_last
+from flowfactory.models.family_model import channels_last
 from flowfactory.testing import tiny_checkpoints
 
 

@@ -157,3 +157,13 @@ def test_other_areas_are_not_served_from_the_cache(config: Any, pictures: dict[s
         assert made.entries == 1
         sizes.add((len(made.conditions.entries[0]["embeds"]), made.conditions.entries[0]["image_0"].shape))
     assert len(sizes) == 3
+
+
+@pytest.mark.parametrize("size", [(70, 66), (67, 101), (300, 130)])
+def test_as_many_tokens_of_a_picture_are_foretold_as_are_encoded(config: Any, size: tuple[int, int], tmp_path: Path) -> None:
+    options = config("edit-2509")
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", size, (200, 30, 30)).save(picture)
+    (entry,) = hooks_of(options).encode([Prompt("cat", images=(picture,))], CANVAS)
+    height, width = entry["image_0"].shape[-2:]
+    assert options.picture_tokens(*size) == (height // 2) * (width // 2)

@@ -49,7 +49,7 @@ def sample(
     from dataclasses import replace
 
     from flowfactory.data import media
-    from flowfactory.data.prompts import check_files, check_media, read_prompts
+    from flowfactory.data.prompts import check_files, check_media, check_picture_tokens, read_prompts
     from flowfactory.distributed.process_group import join_process_group
     from flowfactory.runs.directory import RunDirectory
     from flowfactory.training.evaluation import evaluate
@@ -66,6 +66,7 @@ def sample(
         raise UserError("nothing to draw: give a PROMPT, or a file with --prompts")
     check_media(wanted, config.model.takes, getattr(config.model, "name", "model"))
     check_files(wanted, config.model, config.evaluation.canvas(config.sampling).frames)
+    check_picture_tokens(wanted, config.model, config.distributed.context)
     folder = _make_folder(out or where.drawn())
     if start_ranks(nproc, config.device):
         return

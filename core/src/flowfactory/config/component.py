@@ -102,6 +102,8 @@ class ModelConfig(ComponentConfig):
 
     caches_features: ClassVar[bool] = False
     """Whether its ``sample`` heeds a plan's ``cache_threshold``."""
+    context_parallel: ClassVar[bool] = False
+    """Whether ranks can share its forwards, each a part of the tokens: ``_cp_plan`` of its transformers says how."""
 
     train: Training = Field(LoraTraining(), description="'full', or {lora: {rank, alpha, targets}}")
     quantize: Literal["nf4", "int8"] | None = Field(None, description="how the frozen weights below adapters are stored")
@@ -113,6 +115,10 @@ class ModelConfig(ComponentConfig):
     def picture_error(self, width: int, height: int) -> str | None:
         """Why a prompt's picture of so many pixels cannot be encoded, in words that follow its path; None when it can be."""
         return None
+
+    def picture_tokens(self, width: int, height: int) -> int:
+        """How many tokens a prompt's picture of so many pixels adds to those of what is drawn, in one forward with them."""
+        return 0
 
     def takes_negatives(self) -> bool:
         """Whether guidance above 1 asks for a negative prompt, as far as files on this machine tell."""

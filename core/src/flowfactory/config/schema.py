@@ -177,6 +177,13 @@ class DistributedConfig(Strict):
     replicate: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         "auto", description="such copies; auto: what shard leaves"
     )
+    context: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="ranks that share each forward, every one a part of its tokens, for long videos; shard divides the weights "
+        "over all ranks as before",
+    )
     offload: bool = Field(False, description="whether weights, gradients and optimizer state rest in host memory")
     gather_to_sample: bool = Field(False, description="whether weights stay whole while drawing, which takes more memory")
     reward_ranks: Literal["all", "first"] = Field("all", description="which ranks compute rewards")

@@ -15,6 +15,8 @@ def shortcut_errors(config: RunConfig) -> Iterator[str]:
         yield told
     if sampling.feature_cache is not None and not config.model.caches_features:
         yield "sampling.feature_cache: this model has no transformer of diffusers, whose blocks could be left out; leave it out"
+    if sampling.feature_cache is not None and config.distributed.context > 1:
+        yield "sampling.feature_cache: ranks of a distributed.context see a part of the tokens each; leave one of them out"
     if sampling.weights_as is None:
         return
     if config.model.quantize:
@@ -59,6 +61,7 @@ def kept_graph_errors(config: RunConfig) -> Iterator[str]:
         "training.recompute_log_prob to false": training.recompute_log_prob,
         "sampling.ema to null": sampling.ema is not None,
         "distributed.gather_to_sample to false": config.distributed.gather_to_sample,
+        "distributed.context to 1": config.distributed.context > 1,
     }
     if ways := [way for way, wrong in wanted.items() if wrong]:
         yield f"training.keep_graphs learns once, through the very forwards that drew: set {', '.join(ways)}, or leave it out"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 
 from flowfactory.config import bitsandbytes
 from flowfactory.config.component import ComponentConfig
@@ -12,6 +13,7 @@ from flowfactory.config.schema import RunConfig, reward_weight
 from flowfactory.config.shortcuts import kept_graph_errors, shortcut_errors
 from flowfactory.discovery.source_places import describe_exception, place_of
 from flowfactory.errors import UserError
+from flowfactory.suggestions import join_or
 
 PICTURES = 1_000_000
 """The most an iteration draws: what is known of each is held in memory."""
@@ -112,6 +114,29 @@ def _trainable(config: RunConfig) -> Iterator[str]:
         yield reason
 
 
+def _context(config: RunConfig) -> Iterator[str]:
+    context = config.distributed.context
+    if context == 1:
+        return
+    if not config.model.context_parallel:
+        known = join_or(sorted(_models_with_context())) or "none that is installed"
+        name = getattr(config.model, "name", "this one")
+        yield f"distributed.context {context}: model {name} cannot divide its tokens; set it to 1, or take {known}"
+    if config.training.compile is True:
+        yield f"distributed.context {context}: blocks of divided tokens are not compiled; leave training.compile out"
+
+
+def _models_with_context() -> Iterator[str]:
+    """The names of the installed models whose forwards ranks can share."""
+    from flowfactory.config.component_slots import config_class  # which imports the models: for a mistake alone
+    from flowfactory.discovery.discover import discover
+
+    for name, component in discover().components["model"].items():
+        with suppress(UserError):
+            if getattr(config_class(component), "context_parallel", False):
+                yield name
+
+
 def _own_sampler(config: RunConfig) -> Iterator[str]:
     if config.algorithm.own_sampler and config.sampling.ema is not None:
         yield "sampling.ema: this algorithm chooses itself which weights draw; leave it out"
@@ -147,6 +172,7 @@ CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _updates,
     _quantized,
     _autocast,
+    _context,
     _own_sampler,
     _recomputed,
     kept_graph_errors,

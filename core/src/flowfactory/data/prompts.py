@@ -154,6 +154,20 @@ def check_files(prompts: Sequence[Prompt], model: ModelConfig, frames: int) -> N
         check_video(video, frames if looked_into else 0, rate if looked_into and fps == "model" else None)
 
 
+def check_picture_tokens(prompts: Sequence[Prompt], model: ModelConfig, context: int) -> None:
+    """UserError: the tokens that the pictures of a prompt add to a forward cannot be divided over ``context`` ranks."""
+    if context == 1:
+        return
+    paths = dict.fromkeys(path for prompt in prompts for path in prompt.images)
+    known = {path: model.picture_tokens(*check_picture(path, False)) for path in paths}
+    for prompt in prompts:
+        if (tokens := sum(known[path] for path in prompt.images)) % context:
+            raise UserError(
+                f"the pictures of the prompt {prompt.text[:60]!r} are {tokens} tokens, which distributed.context {context} "
+                "does not divide; crop them to another shape, or set it lower"
+            )
+
+
 def check_reward_labels(prompts: Sequence[Prompt], labels: Sequence[str], learned: Collection[str] | None = None) -> None:
     """UserError: the metadata of a prompt says that other ``rewards`` than those of ``labels`` apply to it, or none.
 

@@ -66,8 +66,11 @@ def plan_exchange(holders: Holders, wanted: Rows, rank: int) -> Exchange:
     return Exchange([place for places in leaves for place in places], [len(places) for places in leaves], comes, order)
 
 
-def run_exchange(plan: Exchange, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Of each of ``tensors`` [n, ...], on one device, the samples that this rank wanted. One collective for all of them."""
+def run_exchange(plan: Exchange, tensors: Sequence[Tensor], group: dist.ProcessGroup | None = None) -> list[Tensor]:
+    """Of each of ``tensors`` [n, ...], on one device, the samples that this rank wanted. One collective for all of them.
+
+    ``group``: the ranks that the plan is for; all where it is None.
+    """
     device = tensors[0].device
     places, order = (send(torch.tensor(index, dtype=torch.int64), device) for index in (plan.places, plan.order))
     # as bytes: gloo does not know every dtype, and tensors of several go together
@@ -77,7 +80,7 @@ def run_exchange(plan: Exchange, tensors: Sequence[Tensor]) -> list[Tensor]:
     joint = sent[0] if len(sent) == 1 else torch.cat(sent, 1)
     size = joint.shape[1]
     got = joint.new_empty(len(plan.order) * size)
-    dist.all_to_all_single(got, joint.view(-1), [n * size for n in plan.comes], [n * size for n in plan.goes])
+    dist.all_to_all_single(got, joint.view(-1), [n * size for n in plan.comes], [n * size for n in plan.goes], group=group)
     sorted_ = got.view(len(plan.order), size).index_select(0, order)
     parts = [sorted_] if len(widths) == 1 else [part.contiguous() for part in torch.split(sorted_, widths, 1)]
     return [

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
+from flowfactory.distributed.context import make_context
 from flowfactory.distributed.ranks import Ranks
 from flowfactory.errors import UserError
 from flowfactory.types import Say
@@ -110,15 +111,17 @@ def make_ranks(config: RunConfig, rank: int, count: int, local: int) -> Ranks:
     """The ranks of the group that this process is in, dividing weights as the config says. UserError: they cannot."""
     chosen = config.distributed
     replicate, shard = mesh_sizes(chosen, count)
+    context = make_context(chosen, rank, count)
     if shard == 1 and not chosen.offload:
-        return Ranks(rank, count, local)
+        return Ranks(rank, count, local, context=context)
     device = resolve_device(config.device, local).type
     together = torch.arange(count).reshape(replicate, shard)
     # groups of our own making: those of init_device_mesh have torch's time-out, whatever the config says
     timeout = timedelta(minutes=chosen.timeout)
     group = _own_group(together, timeout)
     mesh = DeviceMesh.from_group(group, device, mesh_dim_names=("shard",))
-    return Ranks(rank, count, local, mesh, chosen.offload, _own_group(together.T, timeout) if replicate > 1 else None)
+    replicas = _own_group(together.T, timeout) if replicate > 1 else None
+    return Ranks(rank, count, local, mesh, chosen.offload, replicas, context)
 
 
 def _own_group(rows: torch.Tensor, timeout: timedelta) -> dist.ProcessGroup:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from flowfactory.distributed import environment
+from flowfactory.distributed.context import check_count
 from flowfactory.distributed.mesh import Room, is_to_choose, make_ranks, mesh_sizes, resolve_device, settle
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.types import Say
@@ -36,6 +37,7 @@ def join_process_group(
     found, chosen = environment.read_environment(os.environ), config.distributed
     count = found.world_size if found else 1
     mesh_sizes(chosen, count)  # before anything waits for anyone
+    check_count(chosen, count)
     if count == 1 and not chosen.offload:
         yield ALONE
         return

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from flowfactory import stored_weights
 from flowfactory.device_copies import send
+from flowfactory.distributed.context import Context
 from flowfactory.distributed.exchange import Holders, plan_exchange, run_exchange
 from flowfactory.distributed.partition import Rows
 from flowfactory.errors import RunError, UserError
@@ -33,7 +34,8 @@ class Ranks:
 
     ``mesh`` are the ranks that hold one copy of the weights together; None where every rank holds whole weights.
     ``replicas`` are those that hold the same part of other copies; None where there are none, or all hold whole weights.
-    ``local`` counts the ranks of this machine.
+    ``local`` counts the ranks of this machine. ``context``: those that share each forward of the same samples, see
+    :attr:`workers`. ``group``: the ranks that are counted here; all where it is None.
     """
 
     rank: int = 0
@@ -42,11 +44,30 @@ class Ranks:
     mesh: DeviceMesh | None = None
     offload: bool = False
     replicas: dist.ProcessGroup | None = None
+    context: Context | None = None
+    group: dist.ProcessGroup | None = None
 
     @property
     def copies(self) -> int:
         """How many copies of the weights there are, each of one rank or of several."""
         return self.count if self.mesh is None else self.count // self.mesh.size()
+
+    @property
+    def workers(self) -> Ranks:
+        """The ranks that samples are dealt to: one of each context, of the same place in it as this one.
+
+        All places of a context do the same, so that whatever comes of it decides nothing for one of them alone. They share
+        neither weights nor the word: gradients are summed, and ``leads`` says who prints, among all ranks together.
+        """
+        if self.context is None:
+            return self
+        size = self.context.count
+        return Ranks(self.rank // size, self.count // size, self.local, group=self.context.across)
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this rank does what its context is to do once, such as to have samples scored."""
+        return self.context is None or self.context.rank == 0
 
     @property
     def leads(self) -> bool:
@@ -58,7 +79,7 @@ class Ranks:
         if self.count == 1:
             return [value]
         found: list[T] = [value] * self.count
-        dist.all_gather_object(found, value)
+        dist.all_gather_object(found, value, group=self.group)
         return found
 
     def broadcast(self, value: T) -> T:
@@ -66,7 +87,7 @@ class Ranks:
         if self.count == 1:
             return value
         found = [value]
-        dist.broadcast_object_list(found, src=0)
+        dist.broadcast_object_list(found, group=self.group, group_src=0)
         return found[0]
 
     def any(self, flag: bool) -> bool:
@@ -150,7 +171,7 @@ class Ranks:
                 index = send(torch.tensor(plan.places, dtype=torch.int64), device)
                 moved = [tensors[i].index_select(0, index) for i in same]
             else:
-                moved = run_exchange(plan, [tensors[i] for i in same])
+                moved = run_exchange(plan, [tensors[i] for i in same], self.group)
             for i, tensor in zip(same, moved, strict=True):
                 found[i] = tensor
         return [tensor for tensor in found if tensor is not None]

@@ -3,7 +3,9 @@
 from flowfactory.data.pictures import read_picture
 from flowfactory.data.videos import read_video
 from flowfactory.models.checkpoint_files import check_file, check_files, check_settings, reading
-from flowfactory.models.family import Entry, Family, FamilyConfig, Parts, linear_guidance
+from flowfactory.models.context_checks import check_text
+from flowfactory.models.family import Entry, Family, Parts, linear_guidance
+from flowfactory.models.family_model import FamilyConfig
 from flowfactory.models.image_conditions import number_images, stack_images
 from flowfactory.models.latents import channel_statistics, decode_normalized, decode_scaled, latent_shape, packed_shape
 from flowfactory.models.loading_report import load_module, refuse_gaps
@@ -23,6 +25,7 @@ __all__ = [
     "check_file",
     "check_files",
     "check_settings",
+    "check_text",
     "check_vocabulary",
     "checkpoint_identity",
     "decode_normalized",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from flowfactory.canvas import Canvas
+
 
 class Grid(NamedTuple):
     """The canvases a model can draw on.
@@ -24,6 +26,11 @@ class Grid(NamedTuple):
     def frames(self, count: int) -> int:
         """The nearest number of frames."""
         return 1 if self.stride is None else 1 + round((count - 1) / self.stride) * self.stride
+
+    def tokens(self, canvas: Canvas) -> int:
+        """How many tokens a transformer sees of a canvas, where one covers what ``multiple`` does."""
+        frames = 1 if self.stride is None else 1 + (canvas.frames - 1) // self.stride
+        return (canvas.height // self.multiple) * (canvas.width // self.multiple) * frames
 
     def check(self, section: str, size: tuple[int, int] | None, frames: int | None) -> None:
         """ValueError: one sentence about a size or a number of frames that cannot be drawn, with the nearest that can."""

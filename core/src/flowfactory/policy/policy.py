@@ -121,6 +121,10 @@ class Policy:
                 keep_in_float32(module)
                 if not training.autocast:
                     compute_in(module, self._precision)
+            if ranks.context is not None:
+                from flowfactory.policy.context_parallel import divide_tokens  # whose hooks are diffusers'
+
+                divide_tokens(module, ranks.context)
             if training.compile is True:
                 blocks.compile_blocks(module, self._blocks)
             elif training.compile == "auto" and self._compiles_by_default(module):
@@ -138,6 +142,8 @@ class Policy:
         self._named = {}  # shards have taken the place of the parameters
 
     def _compiles_by_default(self, module: nn.Module) -> bool:
+        if self._ranks.context is not None:  # whose hooks part what the blocks are given
+            return False
         from torch.utils._triton import has_triton
 
         return blocks.compiles_by_default(module, self._blocks, self.device.type, self._trains, has_triton())

@@ -32,6 +32,7 @@ from flowfactory.runs.score_format import format_score
 from flowfactory.runs.versions import versions
 from flowfactory.training.evaluation import evaluate
 from flowfactory.training.iteration import iterate
+from flowfactory.training.judging import judges_here
 from flowfactory.training.preflight import PreflightError, preflight
 from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.setup import Run, prepare_run
@@ -57,9 +58,9 @@ def train(
     with _stops_at_once(ranks), _opened(directory, config, resume, ranks, say) as lock:
         with _translated(directory, lock):
             # for plugins that draw from torch's own generator, whose state a checkpoint holds
-            torch.manual_seed(generator("torch", config.seed, ranks.rank).initial_seed())
+            torch.manual_seed(generator("torch", config.seed, ranks.workers.rank).initial_seed())
             run = prepare_run(config, observers, say, ranks=ranks)
-            if ranks.rank < config.distributed.count_reward_ranks(ranks.count):
+            if judges_here(config.distributed, ranks):
                 run.assembly.prepare_rewards(run.policy.device)
         hooks = run.assembly.hooks
         try:

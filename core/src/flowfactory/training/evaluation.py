@@ -56,17 +56,18 @@ def evaluate(
     batch = make_batch(prompts, members or chosen.members)
     plan = evaluation_plan(assembly, config, batch.keys)
     batch_size = chosen.batch_size or sampling.batch_size
-    judges = config.distributed.count_reward_ranks(ranks.count)
+    workers = ranks.workers
+    judges = config.distributed.count_reward_ranks(workers.count)
     judging = Judging(assembly.evaluation_rewards, batch, ranks, judges, sampler.frame_rate) if score else None
     kept, left = [], len(batch.keys) if keep is None else keep
-    for rows in split_whole_groups(batch, batch_size * ranks.count):
+    for rows in split_whole_groups(batch, batch_size * workers.count):
         part = batch.rows(rows)
         conditions = sampler.conditions(part.prompts, plan.guidance, plan.canvas)
         drawn = roll_out(sampler, part, conditions, plan.rows(rows), batch_size, ranks)
         if judging:
             judging.add(drawn, rows)
         first = range(min(left, len(rows)))
-        shown = [first, *[()] * (ranks.count - 1)]
-        kept.append(ranks.exchange([drawn.trajectory.media], Holders(drawn.held), shown)[0].cpu())
+        shown = [first, *[()] * (workers.count - 1)]
+        kept.append(workers.exchange([drawn.trajectory.media], Holders(drawn.held), shown)[0].cpu())
         left -= len(first)
     return EvaluationResult(torch.cat(kept), batch.texts, judging.scores() if judging else {})

@@ -22,7 +22,7 @@ from flowfactory.training.update import update
 
 def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     """The samples of an iteration: sample, reward, advantage."""
-    config, ranks = run.config, run.ranks
+    config, ranks, workers = run.config, run.ranks, run.ranks.workers
     batch = _batch(run, iteration)
     plan = sampling_plan(run.assembly, config, iteration, batch.keys)
     if config.training.keep_graphs:
@@ -32,12 +32,11 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     known = run.sampler.conditions(batch.prompts, guidance, plan.canvas)
     if iteration + 1 < config.training.iterations:
         run.sampler.read_ahead(_batch(run, iteration + 1).prompts, guidance, plan.canvas)
-    judging = Judging(
-        run.assembly.rewards, batch, ranks, config.distributed.count_reward_ranks(ranks.count), run.sampler.frame_rate
-    )
+    judges = config.distributed.count_reward_ranks(workers.count)
+    judging = Judging(run.assembly.rewards, batch, ranks, judges, run.sampler.frame_rate)
     pieces, batch_size = [], config.sampling.batch_size
-    held: list[list[int]] = [[] for _ in range(ranks.count)]
-    for rows in batches.split_whole_groups(batch, batch_size * ranks.count):
+    held: list[list[int]] = [[] for _ in range(workers.count)]
+    for rows in batches.split_whole_groups(batch, batch_size * workers.count):
         with timer("sample"):
             drawn = roll_out(run.sampler, batch.rows(rows), known.rows(rows), plan.rows(rows), batch_size, ranks)
         with timer("reward"):
@@ -50,7 +49,7 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
         run.policy.drawn_graphs.check_drawn()
     with timer("reward"):
         rewards = judging.scores()
-    trajectory = concatenate(pieces, known.rows(held[ranks.rank]))
+    trajectory = concatenate(pieces, known.rows(held[workers.rank]))
     chosen = config.advantages
     advantage = advantages(rewards, reward_weights(config), batch.groups, chosen.aggregate, chosen.spread, chosen.clip)
     experience = Experience(
@@ -98,7 +97,7 @@ def iterate(run: Run, iteration: int, before_update: Callable[[Rollouts], None] 
     deviation = rollouts.sampling_deviation
     return {
         **statistics.reward_metrics(rewards, supplied, groups),
-        **update_metrics.metrics(run.ranks),
+        **update_metrics.metrics(run.ranks.workers),
         **({} if deviation is None else {"ratio/sampling_deviation": deviation}),
         "grad_norm": sum(norms) / len(norms),
         "lr": run.learner.rate,

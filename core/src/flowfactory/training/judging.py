@@ -8,6 +8,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from flowfactory.config.schema import DistributedConfig
 from flowfactory.data.batches import Batch
 from flowfactory.distributed.exchange import Holders
 from flowfactory.distributed.partition import deal
@@ -26,13 +27,15 @@ class Judging:
     A pointwise reward judges each sample on the rank that drew it, and no medium is exchanged. The groups that another reward
     applies to are dealt to the ranks in turn over all rounds, and wait there until every rank has one: then all judge at once,
     and a rank holds the media of one group more than it was given at the most. Where only the first ``judges`` ranks compute
-    rewards, everything is dealt to them.
+    rewards, everything is dealt to them. Of ranks that share forwards, which draw the same samples, one judges them.
     """
 
     def __init__(self, rewards: Rewards, batch: Batch, ranks: Ranks, judges: int, frame_rate: float | None) -> None:
         self._rewards, self._batch, self._ranks, self._frame_rate = rewards, batch, ranks, frame_rate
+        self._workers = ranks.workers
         self._started: list[tuple[list[int], PendingScores]] = []
-        everywhere = [set(labels) for labels in ranks.gather(rewards.pointwise_labels)] if judges == ranks.count else []
+        told = self._workers.gather(rewards.pointwise_labels) if judges == self._workers.count else []
+        everywhere = [set(labels) for labels in told]
         # a server may tell two ranks two things: then it judges groups
         self._pointwise = tuple(label for label in rewards.labels if everywhere and all(label in told for told in everywhere))
         groups = rows_by_group(range(len(batch.keys)), batch.groups)
@@ -41,12 +44,15 @@ class Judging:
             if label not in self._pointwise:
                 judged = [i for i, rows in enumerate(groups) if applies(label, batch.prompts[rows[0]].metadata)]
                 dealt.setdefault(tuple(judged), []).append(label)
-        self._tables = [Table(labels, [groups[i] for i in judged], judges, ranks) for judged, labels in dealt.items()]
+        self._tables = [Table(labels, [groups[i] for i in judged], judges, self._workers) for judged, labels in dealt.items()]
 
     def add(self, drawn: RankRollout, rows: Sequence[int]) -> None:
         """Have judged what was drawn of the samples ``rows``: whole groups, in the batch's order. A joint work of the ranks."""
+        if not self._ranks.speaks:
+            return
+        me = self._workers.rank
         media, holders = drawn.trajectory.media, Holders([[rows[i] for i in held] for held in drawn.held])
-        own = holders.own(self._ranks.rank)
+        own = holders.own(me)
         questions: list[tuple[Collection[str], list[int], Tensor]] = []
         if self._pointwise and own:
             alone = media if len(own) == len(media) else media[[place for _, place in own]]
@@ -55,11 +61,11 @@ class Judging:
         wanted = [table.deal(last) for table in self._tables]
         moved = [list(dict.fromkeys(row for mine in each for row in mine)) for each in zip(*wanted, strict=True)]
         if any(moved):
-            (arrived,) = self._ranks.exchange([media], holders, moved)
-            places = {row: place for place, row in enumerate(moved[self._ranks.rank])}
+            (arrived,) = self._workers.exchange([media], holders, moved)
+            places = {row: place for place, row in enumerate(moved[me])}
             for table, dealt in zip(self._tables, wanted, strict=True):
-                mine = dealt[self._ranks.rank]
-                alike = mine == moved[self._ranks.rank]
+                mine = dealt[me]
+                alike = mine == moved[me]
                 due, judged = table.take(mine, arrived if alike else arrived[[places[row] for row in mine]])
                 if due:
                     questions.append((table.labels, due, judged))
@@ -116,6 +122,11 @@ class Table:
         chosen = [row for held, _ in now for row in held]
         pieces = [shown for held, shown in now if held]
         return chosen, pieces[0] if len(pieces) == 1 else torch.cat(pieces) if pieces else media[:0]
+
+
+def judges_here(config: DistributedConfig, ranks: Ranks) -> bool:
+    """Whether this rank computes rewards."""
+    return ranks.speaks and ranks.workers.rank < config.count_reward_ranks(ranks.workers.count)
 
 
 def count_due(dealt: int, groups: int, judges: int) -> int:

@@ -49,7 +49,7 @@ class Learner:
             if loss.values.requires_grad or not self._policy.has_experts:  # samples may all be a frozen expert's
                 loss.values.sum().backward()  # type: ignore[no-untyped-call]
         metrics.check_finite()
-        count = sum(self._ranks.gather(metrics.count - before))
+        count = sum(self._ranks.workers.gather(metrics.count - before))
         if not count:
             raise RunError("the algorithm yielded no loss, so nothing would train")
         gradients = self._reduce_gradients()

@@ -20,6 +20,7 @@ def prepare_prompts(
     prompts.check_media([*train, *heldout], config.model.takes, getattr(config.model, "name", "model"))
     prompts.check_files(train, config.model, config.sampling.canvas.frames)
     prompts.check_files(heldout, config.model, config.evaluation.canvas(config.sampling).frames)
+    prompts.check_picture_tokens([*train, *heldout], config.model, config.distributed.context)
     labels, learned = [*config.rewards, *config.evaluation.rewards], {x for x, r in config.rewards.items() if reward_weight(r)}
     prompts.check_reward_labels(train, labels, learned)
     prompts.check_reward_labels(heldout, labels)

@@ -34,8 +34,8 @@ def roll_out(
     UserError: what was drawn is not of the form that ``plan`` asks for. RunError: it is not finite on some rank. A joint
     work of the ranks.
     """
-    held = split_with_padding(range(len(plan.keys)), ranks.count)
-    mine = held[ranks.rank]
+    held = split_with_padding(range(len(plan.keys)), ranks.workers.count)
+    mine = held[ranks.workers.rank]
     own = conditions.rows(mine)
     drawn = sampler.draw(own, plan.rows(mine), batch_size)
     if sampler.inspects:
@@ -66,8 +66,9 @@ class Rollouts:
 
     def redistribute(self, wanted: Rows, epoch: int = 0) -> Experience:
         """The samples ``wanted[rank]``, whole, from where they are; a joint work of the ranks."""
-        mine, whole = list(wanted[self.ranks.rank]), self.experience
-        found = iter(self.ranks.exchange([whole.latents, *_tensors(whole.steps)], self._holders, wanted))
+        workers, whole = self.ranks.workers, self.experience
+        mine = list(wanted[workers.rank])
+        found = iter(workers.exchange([whole.latents, *_tensors(whole.steps)], self._holders, wanted))
         conditions = whole.conditions.rows(mine)
         return replace(
             whole,
@@ -93,14 +94,15 @@ class Rollouts:
         kept = [(old, new.to(old.device)) for old, new in pairs if old is not None and new is not None]
         if not kept:
             return
-        wanted: list[list[int]] = [[] for _ in range(self.ranks.count)]
+        workers = self.ranks.workers
+        wanted: list[list[int]] = [[] for _ in range(workers.count)]
         places: list[int] = []
         for row in dict.fromkeys(row for rows in shown for row in rows):
             for rank, place in self._holders.everywhere(row):
                 wanted[rank].append(row)
-                if rank == self.ranks.rank:
+                if rank == workers.rank:
                     places.append(place)
-        for (old, _), arrived in zip(kept, self.ranks.exchange([new for _, new in kept], Holders(shown), wanted), strict=True):
+        for (old, _), arrived in zip(kept, workers.exchange([new for _, new in kept], Holders(shown), wanted), strict=True):
             old[places] = arrived
 
     def rounds(self, units: Sequence[Sequence[int]], size: int) -> Iterator[tuple[Rows, bool]]:
@@ -108,8 +110,9 @@ class Rollouts:
 
         Every rank gets as many; one that has nothing left works on another's, whose losses then count for nothing.
         """
-        for wanted in assign_rounds(units, size, self.ranks.count):
-            yield [rows or wanted[0] for rows in wanted], bool(wanted[self.ranks.rank])
+        workers = self.ranks.workers
+        for wanted in assign_rounds(units, size, workers.count):
+            yield [rows or wanted[0] for rows in wanted], bool(wanted[workers.rank])
 
     def micro_batches(self, units: Sequence[Sequence[int]], size: int, epoch: int = 0) -> Iterator[tuple[Experience, bool]]:
         """This rank's pieces of ``units``, and whether they count: the samples of :meth:`rounds`."""

@@ -21,6 +21,7 @@ from flowfactory.policy import blocks
 from flowfactory.policy.policy import Policy
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.drawn_batches import check_drawn_batches
+from flowfactory.training.judging import judges_here
 from flowfactory.training.learner import Learner
 from flowfactory.training.plans import EVALUATION, SAMPLING
 from flowfactory.training.prompts import prepare_prompts
@@ -92,10 +93,12 @@ def prepare_run(
     train, heldout = prepare_prompts(config, trains, scores)
     for sentence in idle_keys_of_prompts(config, [*train, *heldout]):
         say(f"warning: {sentence}")
-    if scores and ranks.rank < config.distributed.count_reward_ranks(ranks.count):
+    if scores and judges_here(config.distributed, ranks):
         assembly.prepare_rewards(device, weights=False)
     precision = DTYPES[config.training.precision]
-    trainable = assembly.hooks.load(Runtime(device, precision, ranks.agree, places=True, in_turn=ranks.in_turn))
+    context = ranks.context.count if ranks.context else 1
+    runtime = Runtime(device, precision, ranks.agree, places=True, in_turn=ranks.in_turn, context=context)
+    trainable = assembly.hooks.load(runtime)
     try:
         config.model.check(config)  # again: what a hub id names may only now be on this machine
     except ValueError as error:

@@ -50,7 +50,7 @@ def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
 def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
     """[B, C, H, W]. The conditions' latents of pictures, if any, follow those that are drawn."""
     pipeline = parts.pipeline
-    embeds, valid = conditions.pad("embeds")
+    embeds, valid = conditions.pad("embeds", parts.context)
     lengths = {len(entry["embeds"]) for entry in conditions.entries}
     pictures = [latents, *models.stack_images(conditions)]
     # the channels of a patch come out in the order of the pipeline's _pack_latents
@@ -62,7 +62,7 @@ def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Condition
         hidden_states=torch.cat([patch.flatten(2) for patch in patches], 2).transpose(1, 2),
         timestep=time,
         encoder_hidden_states=embeds,
-        encoder_hidden_states_mask=valid if len(lengths) > 1 else None,
+        encoder_hidden_states_mask=None if lengths == {embeds.shape[1]} else valid,
         img_shapes=[[(1, *patch.shape[-2:]) for patch in patches]] * len(latents),
         return_dict=False,
     )[0]
@@ -121,6 +121,7 @@ class QwenImageConfig(FamilyConfig):
     known_as = ("qwen", "qwenimage")
 
     family: ClassVar[Family] = QWEN_IMAGE
+    context_parallel = True
 
     max_sequence_length: int = Field(512, ge=1, le=1024, description="tokens of a prompt")
 

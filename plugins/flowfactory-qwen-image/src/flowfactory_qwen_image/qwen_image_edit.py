@@ -73,6 +73,7 @@ class QwenImageEditConfig(FamilyConfig):
     known_as = ("qwen-edit", "qwenimageedit", "qwen-image-edit-2509", "qwen-image-edit-2511")
 
     family: ClassVar[Family] = QWEN_IMAGE_EDIT
+    context_parallel = True
     takes: ClassVar[Takes] = Takes(images=(1, float("inf")))
 
     vae_area: int = Field(1024 * 1024, ge=32 * 32, le=8192 * 8192, description="pixels of a picture as the transformer gets it")
@@ -86,6 +87,11 @@ class QwenImageEditConfig(FamilyConfig):
             if not short or long > LONGEST * short:
                 return f"{width} x {height} pixels are too thin for an area of {area} pixels; crop it"
         return None
+
+    def picture_tokens(self, width: int, height: int) -> int:
+        token = self.family.grid(self.checkpoint).multiple
+        sides = (round(math.sqrt(self.vae_area * ratio) / 32) * 32 for ratio in (width / height, height / width))
+        return math.prod(side // token for side in sides)
 
     def check(self, run: RunConfig) -> None:
         """As every family's, and the schedule has as many steps as it needs."""

@@ -132,7 +132,9 @@ class Checkpoints:
         manifest = Manifest.read(path)
         if problem := learner.resumable(manifest.shard, self._shard):
             raise UserError(f"{path}: {problem}")
-        random = {f"random/{self._ranks.rank}": torch.get_rng_state()} if manifest.ranks == self._ranks.count else {}
+        context = self._ranks.context
+        first = self._ranks.rank - (context.rank if context else 0)  # ranks that share forwards are to draw the same
+        random = {f"random/{first}": torch.get_rng_state()} if manifest.ranks == self._ranks.count else {}
         training = learner.state()
         load(path, policy, {**training, **random})
         learner.load_state(training)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flowfactory.config.precision import with_precision
+from flowfactory.distributed.context import check_count
 from flowfactory.distributed.mesh import mesh_sizes
 from flowfactory.runs.estimate.reckoning import Reckoning
 from flowfactory.runs.estimate.result import Estimate
@@ -31,6 +32,7 @@ def estimate(config: RunConfig, ranks: int = 1, cuda: bool = False) -> Estimate:
     """
     config = with_precision(config, cuda)
     _, shard = mesh_sizes(config.distributed, ranks)
+    check_count(config.distributed, ranks)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     counter, opened = StorageCounter(fake), Weightless()
     with opened(), counter, cuda_autocast() if cuda else nullcontext():

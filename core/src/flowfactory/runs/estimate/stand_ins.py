@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from flowfactory.canvas import Canvas
+from flowfactory.distributed.context import Context
 from flowfactory.models.building import build_on_meta
 from flowfactory.models.checkpoint_files import check_file, read_settings, reading
 from flowfactory.models.pretrained import Pretrained
@@ -133,6 +135,17 @@ class TracedConditions:
         """Bytes of one prompt's, in the mean."""
         entries = [entry for known in self._known.values() for entry in known]
         return sum(tensor_bytes(tensor) for entry in entries for tensor in entry.values()) / max(1, len(entries))
+
+
+@dataclass(frozen=True)
+class OneOfContext(Context):
+    """The first of the ranks that share a forward, whose part of the tokens stands for that of each; nothing is exchanged."""
+
+    def swap(self, parts: Tensor) -> Tensor:
+        return torch.empty_like(parts.contiguous())
+
+    def collect(self, tensor: Tensor) -> Tensor:
+        return torch.stack([torch.empty_like(tensor) for _ in range(self.count)])
 
 
 @contextmanager

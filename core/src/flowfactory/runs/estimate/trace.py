@@ -13,13 +13,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flowfactory.data import batches
-from flowfactory.distributed.ranks import ALONE
+from flowfactory.distributed.ranks import Ranks
 from flowfactory.experience import Experience
 from flowfactory.policy.float32_islands import is_island
 from flowfactory.policy.policy import Policy
 from flowfactory.runs.estimate.fake_tensors import to_fake
 from flowfactory.runs.estimate.reckoning import Traced
-from flowfactory.runs.estimate.stand_ins import CachedForwards, TracedConditions, Weightless, replace_tensors
+from flowfactory.runs.estimate.stand_ins import CachedForwards, OneOfContext, TracedConditions, Weightless, replace_tensors
 from flowfactory.runs.estimate.storage_counter import StorageCounter
 from flowfactory.runs.estimate.weights import DrawingCopy, Weights, module_bytes, quantized_ids, tensor_bytes
 from flowfactory.training.assembly import Assembly
@@ -54,7 +54,7 @@ class DrawingBytes:
 
 
 class Trace:
-    """A run on fake tensors, of which one rank's share is looked at."""
+    """A run on fake tensors, of which one rank's share is looked at; ``ranks`` that share forwards draw the same samples."""
 
     def __init__(
         self,
@@ -66,12 +66,13 @@ class Trace:
         fake: FakeTensorMode,
         opened: Weightless,
     ) -> None:
-        self._config, self._ranks, self._shard, self._cuda = config, ranks, shard, cuda
+        context = config.distributed.context
+        self._config, self._ranks, self._shard, self._cuda = config, ranks // context, shard, cuda
         self._counter = counter
         cpu, precision = torch.device("cpu"), DTYPES[config.training.precision]
         assembly = Assembly(config, trackers=False)
         train, heldout = prepare_prompts(config)
-        trainable = assembly.hooks.load(Runtime(cpu, precision, places=True))
+        trainable = assembly.hooks.load(Runtime(cpu, precision, places=True, context=context))
         packed = quantized_ids(trainable, config.model.quantize)
         self._second = DrawingCopy.of(trainable, config)
         with torch.device("meta"):  # adapters too are to have no bytes
@@ -94,7 +95,8 @@ class Trace:
                 for name, parameter in module.named_parameters():
                     if not is_island(module, name):
                         parameter.data = parameter.data.to(precision)
-        policy.distribute(ALONE, config.training.model_copy(update={"compile": False}))
+        sharing = Ranks(context=OneOfContext(0, context)) if context > 1 else Ranks()
+        policy.distribute(sharing, config.training.model_copy(update={"compile": False}))
         for module in (*trainable.modules.values(), *trainable.frozen.values()):
             replace_tensors(module, lambda tensor: to_fake(tensor, fake))  # what a model brings with its numbers
         trained = sum(map(tensor_bytes, policy.parameters.values()))

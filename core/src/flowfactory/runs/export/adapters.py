@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flowfactory.config.component import ModelConfig
 from flowfactory.errors import UserError
-from flowfactory.models.family import FamilyConfig
+from flowfactory.models.family_model import FamilyConfig
 from flowfactory.policy import lora
 from flowfactory.runs.checkpoints.stored_modules import StoredModule, write_adapters
 from flowfactory.runs.checkpoints.tensor_file import write_tensors

@@ -10,7 +10,7 @@ from pathlib import Path
 from flowfactory.atomic_files import disk_fault, make_temporary_folder, remove_leftovers, system_error
 from flowfactory.config.schema import RunConfig
 from flowfactory.errors import RunError, UserError
-from flowfactory.models.family import FamilyConfig
+from flowfactory.models.family_model import FamilyConfig
 from flowfactory.runs import trust
 from flowfactory.runs.checkpoints import lookup
 from flowfactory.runs.checkpoints.load import reading
