@@ -157,7 +157,7 @@ class FamilyModel:
     def __init__(self, config: FamilyConfig) -> None:
         self._config, self._family = config, config.family
         self._checkpoint = config.checkpoint
-        self._transformers: dict[str, Any] = {}
+        self._transformers: dict[str, torch.nn.Module] = {}
         self._parts: Parts  # from load on
         self._dtype: torch.dtype
 
