@@ -19,6 +19,7 @@ from flowfactory.config import component_slots
 from flowfactory.config.component import ComponentConfig, LoraConfig, ModelConfig
 from flowfactory.config.component_slots import schema_type
 from flowfactory.config.ema import Decay
+from flowfactory.config.feature_caches import FirstBlockConfig
 from flowfactory.config.optimizers import Optimizer
 from flowfactory.discovery.discover import discover
 from flowfactory.flow.dynamics import Slide
@@ -35,6 +36,7 @@ UNITS = {
     "SamplingConfig.steps": "steps",
     "SamplingConfig.guidance": "factor",
     "SamplingConfig.batch_size": "pictures",
+    "FirstBlockConfig.threshold": "mean absolute change, relative",
     "AdvantagesConfig.clip": "standard deviations",
     "OptimizerConfig.lr": "factor",
     "OptimizerConfig.weight_decay": "times lr, per step",
@@ -183,7 +185,13 @@ DEFAULTS = {
 }
 """Defaults that are made while a config is loaded."""
 
-SHARED: dict[str, type[BaseModel]] = {"model": ModelConfig, "family": FamilyConfig, "lora": LoraConfig, "slide": Slide}
+SHARED: dict[str, type[BaseModel]] = {
+    "model": ModelConfig,
+    "family": FamilyConfig,
+    "lora": LoraConfig,
+    "slide": Slide,
+    "feature_cache": FirstBlockConfig,
+}
 """Classes that stand in no one place of a config."""
 
 UNIONS: dict[str, tuple[type[BaseModel], ...]] = {

@@ -70,6 +70,20 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
     # every rank has other batches than one rank alone, and in bf16 they are other numbers
     "bf16-lora": ("flux1", LORA, GRPO, HALF),
     "bf16-full": ("flux1", "full", GRPO, HALF),
+    # forwards with a graph are held beside others, and reference weights are swapped in meanwhile
+    "kept graphs": (
+        "flux1",
+        "full",
+        GRPO | {"kl": 0.01},
+        {"training": {"keep_graphs": True, "batch_size": 4}, "sampling": {"batch_size": 4}},
+    ),
+    # each rank leaves out blocks where its own samples allow it, of weights that all of them gather
+    "left out": (
+        "flux1",
+        LORA,
+        NFT,
+        {"sampling": {"feature_cache": {"name": "first-block", "threshold": 0.5}, "steps": 6, "group_size": 3}},
+    ),
     # two ranks share each forward: tokens of a picture and of a text; of texts that are padded for it; and of a video
     "divided": (
         "flux1",
@@ -100,7 +114,7 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
 PAIRS = [(name, count) for name in CASES for count in COUNTS[1:] if name not in BF16 and (name in BASIC or count == 2)]
 EXACT = [name for name in CASES if name not in BF16]
 DIVIDED = [name for name in CASES if name.startswith("divided")]
-LONGER = [(name, 3) for name in CASES if name not in (*BASIC, *BF16, *DIVIDED, "8-bit")] + [
+LONGER = [(name, 3) for name in CASES if name not in (*BASIC, *BF16, *DIVIDED, "8-bit", "kept graphs")] + [
     (name, 4) for name in ("lora-grpo", "full-nft", "experts", "divided ragged", "divided video")
 ]
 every = pytest.mark.parametrize(

@@ -68,8 +68,13 @@ def most_allocated(run: RunConfig) -> int:
 
 @pytest.mark.parametrize(
     ("train", "algorithm", "training"),
-    [(LORA, GRPO, {}), ("full", NFT, {}), ("full", {"name": "grpo", "kl": 0.1}, {"activation_checkpointing": "blocks"})],
-    ids=["lora-grpo", "full-nft", "full-grpo-kl-checkpointed"],
+    [
+        (LORA, GRPO, {}),
+        ("full", NFT, {}),
+        ("full", {"name": "grpo", "kl": 0.1}, {"activation_checkpointing": "blocks"}),
+        (LORA, GRPO, {"keep_graphs": True}),
+    ],
+    ids=["lora-grpo", "full-nft", "full-grpo-kl-checkpointed", "lora-grpo-kept-graphs"],
 )
 def test_a_run_of_the_tiny_generator_takes_what_is_foretold(
     train: Any, algorithm: dict[str, Any], training: dict[str, Any], tmp_path: Path

@@ -152,6 +152,9 @@ class SamplingPlan:
     ``iteration`` counts from 0; the fixed noise of held-out prompts has HELD_OUT. ``means``: recorded steps carry the mean
     they were drawn from. ``weights``: the name of the kept weights that draw, None for the present ones.
     ``unrecorded``: the context of forwards of steps that are not recorded, whose rounding nothing is compared with.
+    ``cache_threshold``: that of :mod:`flowfactory.models.feature_cache`, ``weights_as``: how the weights that draw are stored;
+    None for neither, and the weights as they are. ``keep_graph``: where given, recorded steps are drawn with a graph, and each
+    goes there with its evaluation.
     ``teacher_guidance``: the largest guidance that an algorithm will ask of weights beside those that draw, so that the
     conditions bring what it needs. ``storage``: the dtype that latents have between steps, None for that of the noise.
     """
@@ -170,6 +173,9 @@ class SamplingPlan:
     teacher_guidance: float = 1.0
     storage: torch.dtype | None = None
     unrecorded: Callable[[], AbstractContextManager[object]] = nullcontext
+    cache_threshold: float | None = None
+    weights_as: str | None = None
+    keep_graph: Callable[[Step, Evaluation], None] | None = None
 
     def rows(self, index: Index) -> SamplingPlan:
         """The plan of the samples ``index``."""

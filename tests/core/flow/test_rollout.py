@@ -275,3 +275,31 @@ def test_latents_rest_in_the_dtype_the_plan_says() -> None:
         assert (step.latents.dtype, step.next_latents.dtype) == (torch.bfloat16, torch.bfloat16)
         again = flow.evaluate(shrink(step.latents, step.sigma, step.conditions, 1.0), step)
         assert torch.equal(again.log_prob, step.log_prob), "replay does not see what sampling saw"
+
+
+def test_recorded_steps_are_drawn_with_a_graph_for_whoever_keeps_it_and_nobody_else() -> None:
+    weight = torch.tensor(0.3, requires_grad=True)
+
+    def scaled(latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
+        return weight * latents + 0.2 * flow.expand_sigma(sigma, latents)
+
+    plan = plan_with(stochastic=frozenset({0, 2}), recorded=frozenset({0, 2}))
+    start, sigmas = flow.noise(plan, SHAPE), torch.linspace(1, 0, 5)
+    kept: list[tuple[Step, Any]] = []
+    with torch.no_grad():
+        plain = flow.rollout(scaled, start, sigmas, conditions(len(KEYS)), plan)
+        latents, steps = flow.rollout(
+            scaled, start, sigmas, conditions(len(KEYS)), replace(plan, keep_graph=lambda *given: kept.append(given))
+        )
+    assert torch.equal(latents, plain[0])
+    assert [step.latents.data_ptr() for step, _ in kept] == [step.latents.data_ptr() for step in steps]
+    for step, other, (_, found) in zip(steps, plain[1], kept, strict=True):
+        assert step.log_prob is not None
+        assert other.log_prob is not None
+        assert not step.log_prob.requires_grad
+        assert torch.equal(step.log_prob, other.log_prob)
+        replayed = flow.evaluate(scaled(step.latents, step.sigma, step.conditions, 1.0), step)
+        assert replayed.log_prob is not None
+        gradients = [torch.autograd.grad(each.log_prob.sum(), weight)[0] for each in (found, replayed)]
+        assert torch.equal(*gradients)
+        assert float(gradients[0]) != 0

@@ -17,13 +17,13 @@ BLOCK = 256
 INSTALL = "pip install 'flowfactory[bitsandbytes]'"
 
 
-def quantization_unavailable(kind: str | None) -> str | None:
-    """Why weights cannot be stored as ``kind`` here, and what to do; None when they can."""
+def quantization_unavailable(kind: str | None, key: str = "model.quantize") -> str | None:
+    """Why weights cannot be stored as ``kind`` here, as ``key`` says, and what to do; None when they can."""
     if kind == "nf4":
         try:
             import_module("bitsandbytes")
         except ImportError as error:
-            return f"model.quantize: nf4 needs bitsandbytes ({error}); pip install 'flowfactory[bitsandbytes]', or choose int8"
+            return f"{key}: nf4 needs bitsandbytes ({error}); pip install 'flowfactory[bitsandbytes]', or choose int8"
     return None
 
 

@@ -100,6 +100,8 @@ class ModelConfig(ComponentConfig):
     video_rate: ClassVar[float | None] = None
     """Frames a second that a prompt's video is read at, as many as are drawn; None where it is read in another way."""
 
+    caches_features: ClassVar[bool] = False
+    """Whether its ``sample`` heeds a plan's ``cache_threshold``."""
     context_parallel: ClassVar[bool] = False
     """Whether ranks can share its forwards, each a part of the tokens: ``_cp_plan`` of its transformers says how."""
 

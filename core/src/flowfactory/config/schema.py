@@ -15,6 +15,7 @@ from pydantic import (
 from flowfactory.canvas import Canvas
 from flowfactory.config.component import AlgorithmConfig, ComponentConfig, Device, DynamicsConfig, ModelConfig
 from flowfactory.config.ema import Decay
+from flowfactory.config.feature_caches import FeatureCache
 from flowfactory.config.optimizers import AdamWConfig, Optimizer
 from flowfactory.config.paths import LocalPath, file_error
 from flowfactory.config.strict import Strict
@@ -63,6 +64,15 @@ class SamplingConfig(Strict):
         description="auto: steps that are not recorded, and evaluations, are drawn with adapters added to the weights, which "
         "is faster; in bf16 it rounds the sum; never: as training computes them",
     )
+    feature_cache: FeatureCache | None = Field(
+        None,
+        examples=["first-block", "{name: first-block, threshold: 0.08}"],
+        description="first-block: blocks of the transformer are left out while its first one changes little from step to step; "
+        "for algorithms that record no steps",
+    )
+    weights_as: Literal["nf4", "int8", "fp8"] | None = Field(
+        None, description="a second copy of the weights, stored so, draws; for algorithms that record no steps"
+    )
     dynamics: SerializeAsAny[DynamicsConfig]
 
     @property
@@ -96,6 +106,11 @@ class TrainingConfig(Strict):
         False,
         description="whether log-densities of recorded steps are computed again before an iteration's first update, in the "
         "micro-batches that are trained on, which makes the first ratio exactly one",
+    )
+    keep_graphs: bool = Field(
+        False,
+        description="whether recorded steps are learned from through the forwards that drew them, which saves one forward each "
+        "and holds their graphs, of all pictures, until the update",
     )
     optimizer: Optimizer = AdamWConfig.model_validate({})
     warmup: int = Field(0, ge=0, le=1_000_000_000, description="optimizer steps over which the learning rate rises linearly")

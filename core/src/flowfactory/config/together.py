@@ -10,6 +10,7 @@ from flowfactory.config import bitsandbytes
 from flowfactory.config.component import ComponentConfig
 from flowfactory.config.findings import Finding
 from flowfactory.config.schema import RunConfig, reward_weight
+from flowfactory.config.shortcuts import kept_graph_errors, shortcut_errors
 from flowfactory.discovery.source_places import describe_exception, place_of
 from flowfactory.errors import UserError
 from flowfactory.suggestions import join_or
@@ -174,6 +175,8 @@ CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _context,
     _own_sampler,
     _recomputed,
+    kept_graph_errors,
+    shortcut_errors,
     _optimizer,
     _labels,
     _weights,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 
@@ -110,7 +110,8 @@ def rollout(
 ) -> tuple[Tensor, tuple[Step, ...]]:
     """Clean latents [B, ...] and the recorded steps, from noise ``start`` [B, ...] along ``sigmas`` [steps + 1].
 
-    Recorded steps are computed as training computes them, the others within ``plan.unrecorded``.
+    Recorded steps are computed as training computes them, the others within ``plan.unrecorded``. What ``plan.keep_graph`` is
+    given has a graph, and what is returned then has none.
     Steps in ``plan.stochastic`` follow ``plan.dynamics``, the others the ODE, and are recorded without next latents.
     Latents keep the dtype of ``plan.storage``, else of ``start``, and are rounded to it before their log-density is taken, so
     that replay sees what sampling saw.
@@ -119,8 +120,9 @@ def rollout(
     for i, (now, then) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
         sigma = torch.full((len(latents),), now, device=latents.device)
         next_sigma = torch.full((len(latents),), then, device=latents.device)
-        with nullcontext() if i in plan.recorded else plan.unrecorded():
-            v = velocity(latents, sigma, conditions, plan.guidance)
+        with _forward(i, plan):
+            graph = velocity(latents, sigma, conditions, plan.guidance)
+        v = graph if plan.keep_graph is None else graph.detach()
         if v.shape != latents.shape:  # which arithmetic would broadcast
             raise UserError(f"model: its velocity has shape {list(v.shape)} where its latents have {list(latents.shape)}")
         x, s, s_next = latents.float(), expand_sigma(sigma, latents), expand_sigma(next_sigma, latents)
@@ -134,7 +136,29 @@ def rollout(
             step = Step(latents, sigma, conditions, plan.guidance, plan.dynamics)
             if i in plan.stochastic:
                 step = replace(step, next_sigma=next_sigma, next_latents=arrived)
-            drawn = evaluate(v, step)
+            drawn = evaluate(v, step) if plan.keep_graph is None else _keep_graph(graph, step, plan.keep_graph)
             steps.append(replace(step, log_prob=drawn.log_prob, mean=drawn.mean if plan.means else None))
         latents = arrived
     return latents, tuple(steps)
+
+
+@contextmanager
+def _forward(step: int, plan: SamplingPlan) -> Iterator[None]:
+    """Within it step number ``step`` of ``plan`` is computed."""
+    if step not in plan.recorded:
+        with plan.unrecorded():
+            yield
+    elif plan.keep_graph is None:
+        yield
+    else:
+        torch.clear_autocast_cache()  # weights that were cast for a forward without a graph would have none here
+        with torch.enable_grad():
+            yield
+
+
+def _keep_graph(velocity: Tensor, step: Step, keep: Callable[[Step, Evaluation], None]) -> Evaluation:
+    """The evaluation of ``step``, without the graph that ``keep`` gets it with."""
+    with torch.enable_grad():
+        found = evaluate(velocity, step)
+    keep(step, found)
+    return found.detach()

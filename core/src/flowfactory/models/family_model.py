@@ -31,6 +31,7 @@ from flowfactory.models.checkpoint_files import reading
 from flowfactory.models.context_checks import check_canvases, check_heads
 from flowfactory.models.encoder_dtype import choose_encoder_dtype, round_entry
 from flowfactory.models.family import Entry, Family, Parts, start_from_noise
+from flowfactory.models.feature_cache import Remembering, remember_nothing, use_feature_cache
 from flowfactory.models.library_imports import without_peft
 from flowfactory.models.on_meta import check_lora_targets
 from flowfactory.models.pretrained import Pretrained
@@ -61,6 +62,8 @@ FIRST_SIGMA = 0.99  # of what starts from pure noise: schedulers that begin a li
 
 class FamilyConfig(ModelConfig):
     """What the options of every model over a diffusers pipeline share."""
+
+    caches_features: ClassVar[bool] = True
 
     family: ClassVar[Family]
 
@@ -154,6 +157,7 @@ class FamilyModel:
     def __init__(self, config: FamilyConfig) -> None:
         self._config, self._family = config, config.family
         self._checkpoint = config.checkpoint
+        self._transformers: dict[str, torch.nn.Module] = {}
         self._parts: Parts  # from load on
         self._dtype: torch.dtype
 
@@ -171,6 +175,7 @@ class FamilyModel:
         if self._device(self._config.decoder_on).type == "cuda":
             channels_last(pipeline.vae)
         transformers = {name: module for name in family.transformers if (module := getattr(pipeline, name, None)) is not None}
+        self._transformers = transformers
         use_attention(transformers.values(), self._config.attention)
         if self._config.tiling:
             if not hasattr(pipeline.vae, "enable_tiling"):
@@ -267,8 +272,9 @@ class FamilyModel:
         sigmas = family.sigmas(parts, plan.steps, plan.canvas).float().cpu()
         flow.check_sigmas(sigmas, plan.steps, FIRST_SIGMA if family.start is start_from_noise else 0)
         start = family.start(parts, noise, sigmas[0], conditions)
-        drawing = partial(self._velocity, replace(parts, agree=as_they_are), ask_once(parts.agree))
-        latents, steps = flow.rollout(drawing, start, sigmas, conditions, plan)
+        with use_feature_cache(self._transformers.values(), plan.cache_threshold) as remembering:
+            drawing = partial(self._velocity, replace(parts, agree=as_they_are), ask_once(parts.agree), remembering)
+            latents, steps = flow.rollout(drawing, start, sigmas, conditions, plan)
         return Trajectory(self.decode(latents), latents, sigmas, steps)
 
     @hookimpl
@@ -281,10 +287,17 @@ class FamilyModel:
 
         Samples whose conditions have other shapes have forwards of their own, unless the family pads.
         """
-        return self._velocity(self._parts, self._parts.agree, latents, sigma, conditions, guidance)
+        return self._velocity(self._parts, self._parts.agree, remember_nothing, latents, sigma, conditions, guidance)
 
     def _velocity(
-        self, parts: Parts, agree: Agree, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float
+        self,
+        parts: Parts,
+        agree: Agree,
+        remembering: Remembering,
+        latents: Tensor,
+        sigma: Tensor,
+        conditions: Conditions,
+        guidance: float,
     ) -> Tensor:
         if len({self._kind(shapes) for shapes in conditions.shapes}) == 1:
             agree = as_they_are  # no rank has another kind, whichever samples it has
@@ -295,10 +308,11 @@ class FamilyModel:
         joint = latents
 
         def forward(rows: Index, kind: Hashable) -> Tensor:
-            if len(rows) == len(joint):
-                return self._family.velocity(parts, joint, sigma, conditions, guidance)
-            chosen, times = take(joint, rows), take(sigma, rows)
-            return self._family.velocity(parts, chosen, times, conditions.rows(rows), guidance)
+            with remembering(kind):
+                if len(rows) == len(joint):
+                    return self._family.velocity(parts, joint, sigma, conditions, guidance)
+                chosen, times = take(joint, rows), take(sigma, rows)
+                return self._family.velocity(parts, chosen, times, conditions.rows(rows), guidance)
 
         kinds = [self._kind(shapes_of(entry)) for entry in conditions.entries]
         with without_peft():

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from flowfactory.distributed.sharding import as_shard, local_shard, non_finite, 
 from flowfactory.errors import RunError
 from flowfactory.policy import blocks, lora
 from flowfactory.policy.comparing import OTHERS, Ahead, At, Comparisons, Place
+from flowfactory.policy.drawing_layers import DrawingLayers
+from flowfactory.policy.drawn_graphs import DrawnGraphs
 from flowfactory.policy.float32_islands import is_island, keep_in_float32
 from flowfactory.policy.merging import Merging
 from flowfactory.policy.without_autocast import compute_in
@@ -70,10 +72,13 @@ class Policy:
         self._ahead = Ahead()
         self._compiled: list[Callable[[], None]] = []  # what undoes it, where nobody asked for it
         self._evaluate, self._drops_graphs = evaluate, False
+        self.drawn_graphs, self._takes_drawn = DrawnGraphs(), False
         self.device, self._precision = device, precision
+        self.lora = trainable.training != "full"
+        drawing = [*((module, not self.lora) for module in self.modules.values()), *((m, False) for m in self._frozen.values())]
+        self._drawing_layers = DrawingLayers(drawing, trainable.blocks, precision, device)
         self._blocks, self._unread = trainable.blocks, trainable.unread
         self._ranks, self._whole_to_sample, self._autocast = ALONE, False, True
-        self.lora = trainable.training != "full"
         if quantize:
             from flowfactory.policy import quantization  # whose layers are PyTorch's, which checking a config does without
 
@@ -169,9 +174,12 @@ class Policy:
         return {key: parameter for key, parameter in self._named.items() if parameter.requires_grad}
 
     @contextmanager
-    def sampling_weights(self, name: str | None) -> Iterator[None]:
-        """Within it the weights are those kept as ``name``, as they are to draw: forwards have no gradients."""
-        with self.using(name), self.precision():
+    def sampling_weights(self, name: str | None, stored_as: str | None = None) -> Iterator[None]:
+        """Within it the weights are those kept as ``name``, as they are to draw: forwards have no gradients.
+
+        stored_as: a copy in fewer bits computes, see :class:`DrawingLayers`.
+        """
+        with self.using(name), self._drawing_layers.in_place(stored_as, self._version), self.precision():
             if self._whole_to_sample and self._ranks.mesh is not None:
                 with unsharded([*self.modules.values(), *self._frozen.values()]):
                     yield
@@ -198,6 +206,8 @@ class Policy:
 
     def evaluate(self, step: Step) -> Evaluation:
         """One forward of the present weights at ``step``, differentiable."""
+        if self._takes_drawn and torch.is_grad_enabled() and (drawn := self.drawn_graphs.take(step)) is not None:
+            return drawn
         with self.precision():
             found = self._evaluate(step)
         return found.detach() if self._drops_graphs else found
@@ -211,6 +221,17 @@ class Policy:
             yield
         finally:
             self._drops_graphs = False
+
+    @contextmanager
+    def learning_from_drawn_graphs(self) -> Iterator[None]:
+        """Within it a step that is held with the graph that drew it is not computed again. RunError: some are left over."""
+        self._takes_drawn = True
+        try:
+            yield
+            self.drawn_graphs.check_empty()
+        finally:
+            self._takes_drawn = False
+            self.drawn_graphs.held.clear()
 
     def compare(self, step: Step, kept: Mapping[str, At]) -> tuple[Evaluation, dict[str, Evaluation]]:
         """The present weights at ``step``, differentiable, and each of ``kept`` there, detached, under its own key.
@@ -342,11 +363,14 @@ class Policy:
     @contextmanager
     def _swapped(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
         present = {key: own.clone() for key, own in self._present().items()}
-        self._copy(weights)
-        try:
-            yield
-        finally:
-            self._copy(present)
+        # graphs of drawn steps outlive a swap, after which every weight is what it was
+        counters: Any = torch.autograd._unsafe_preserve_version_counter  # type: ignore[attr-defined]
+        with counters(tuple(self._present().values())) if self.drawn_graphs.held else nullcontext():
+            self._copy(weights)
+            try:
+                yield
+            finally:
+                self._copy(present)
 
     def _find(self, name: str) -> _Kept:
         if name not in self._kept and self._read_kept is not None:

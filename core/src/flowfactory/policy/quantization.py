@@ -1,4 +1,4 @@
-"""Frozen linear layers stored in 4 bits (nf4) or 8 (int8)."""
+"""Frozen linear layers stored in 4 bits (nf4) or 8 (int8, fp8)."""
 
 from __future__ import annotations
 
@@ -26,19 +26,35 @@ def quantize_blocks(
     """
     if lacking := quantization_unavailable(kind):
         raise UserError(lacking)
-    stored = {"nf4": _nf4, "int8": Int8Linear}[kind]
-    found = []
-    blocks = {id(block) for block in require_blocks(module, names, "model.quantize")}
-    for name, block in list(module.named_modules()):
+    found = find_layers(module, names, "model.quantize")
+    for name, layer in found.items():
+        stored_weights.place(layer)
+        module.set_submodule(name, store_layer(layer, kind, dtype, torch.device(device)))
+    return list(found)
+
+
+def find_layers(module: nn.Module, names: Sequence[str], key: str) -> dict[str, nn.Linear]:
+    """The linear layers in the blocks that can be stored in few bits, by name; ``key`` asks for it.
+
+    Not those of adapters, whose small steps would be lost. UserError: there are no blocks.
+    """
+    blocks = {id(block) for block in require_blocks(module, names, key)}
+    found = {}
+    for name, block in module.named_modules():
         if id(block) not in blocks:
             continue
-        for inner, layer in list(block.named_modules()):
+        for inner, layer in block.named_modules():
             # 8 weights of 4 bits, or 4 of 8, are an element of float32; rows end with an element
-            if type(layer) is nn.Linear and layer.in_features % 8 == 0:
-                stored_weights.place(layer)
-                block.set_submodule(inner, stored(layer, dtype, torch.device(device)).train(layer.training))
-                found.append(f"{name}.{inner}")
+            if type(layer) is nn.Linear and layer.in_features % 8 == 0 and "lora_" not in inner:
+                found[f"{name}.{inner}"] = layer
     return found
+
+
+def store_layer(layer: nn.Linear, kind: str, dtype: torch.dtype, device: torch.device) -> nn.Linear:
+    """A layer with the weight of ``layer`` stored as ``kind``, ``nf4``, ``int8`` or ``fp8``, which computes in ``dtype``."""
+    stored = {"nf4": _nf4, "int8": Int8Linear, "fp8": Fp8Linear}[kind]
+    made: nn.Linear = stored(layer, dtype, device).train(layer.training)
+    return made
 
 
 def _nf4(layer: nn.Linear, dtype: torch.dtype, device: torch.device) -> nn.Linear:
@@ -111,3 +127,52 @@ class _Int8(torch.autograd.Function):
 def _weight(stored: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """[out, in] of what :class:`Int8Linear` stores."""
     return stored.view(torch.int8).to(dtype) * scale.to(dtype)
+
+
+LARGEST = torch.finfo(torch.float8_e4m3fn).max
+
+
+class Fp8Linear(nn.Linear):
+    """A frozen linear layer to draw with, whose weight is float8_e4m3fn, each row with a scale of its own; no gradients.
+
+    weight [out, in]; scale [out, 1], float32. Where the device multiplies such numbers itself, what comes in is rounded to them
+    too, each row with a scale; else the weight is brought back first.
+    """
+
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        home, weight = layer.weight.device, layer.weight.detach().to(device, torch.float32)
+        rounded, scale = round_rows(weight)
+        self.weight = nn.Parameter(rounded.to(home), requires_grad=False)
+        self.scale = nn.Parameter(scale.to(home), requires_grad=False)
+        if layer.bias is not None:
+            self.bias = nn.Parameter(layer.bias.detach().to(dtype), requires_grad=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        kind = input.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        capability = torch.cuda.get_device_capability(input.device) if kind == "cuda" else None
+        if multiplies_fp8(kind, capability, dtype, self.in_features, self.out_features):
+            return multiply_rounded(input.to(dtype), self.weight, self.scale, bias)
+        return nn.functional.linear(input.to(dtype), (self.weight.float() * self.scale).to(dtype), bias)
+
+
+def multiplies_fp8(kind: str, capability: tuple[int, int] | None, dtype: torch.dtype, inputs: int, outputs: int) -> bool:
+    """Whether a device has products of float8 with a scale a row: CUDA from Hopper (9.0) on, for bf16 and multiples of 16."""
+    able = kind == "cuda" and capability is not None and capability >= (9, 0)
+    return able and dtype == torch.bfloat16 and inputs % 16 == 0 and outputs % 16 == 0
+
+
+def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """[n, m] in float8_e4m3fn, and the scale [n, 1], float32, that each row was divided by."""
+    scale = (rows.abs().amax(1, keepdim=True).float() / LARGEST).clamp_min(1e-30)
+    return (rows / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scale
+
+
+def multiply_rounded(input: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """``linear`` [..., out] of a float8 weight [out, in] with scale [out, 1]; rows of ``input`` [..., in] are rounded too."""
+    rounded, own = round_rows(input.reshape(-1, input.shape[-1]))
+    found = torch._scaled_mm(rounded, weight.t(), scale_a=own, scale_b=scale.t(), out_dtype=input.dtype)
+    found = found.reshape(*input.shape[:-1], len(weight))
+    return found if bias is None else found + bias

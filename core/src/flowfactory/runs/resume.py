@@ -19,7 +19,7 @@ FREE_TO_CHANGE = (
     # about memory and speed, and no number but for rounding
     *("distributed", "sampling.keep_on", "sampling.batch_size"),
     *("training.batch_size", "training.timesteps_per_forward", "training.kept_on"),
-    *("training.activation_checkpointing", "training.compile", "training.matmul"),
+    *("training.activation_checkpointing", "training.compile", "training.matmul", "training.keep_graphs"),
 )
 PROMPTS = ("prompts.train", "prompts.heldout")
 

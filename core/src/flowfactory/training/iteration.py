@@ -25,6 +25,9 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     config, ranks, workers = run.config, run.ranks, run.ranks.workers
     batch = _batch(run, iteration)
     plan = sampling_plan(run.assembly, config, iteration, batch.keys)
+    if config.training.keep_graphs:
+        run.policy.drawn_graphs.held.clear()  # of an iteration that preflight has made begin again
+        plan = replace(plan, keep_graph=run.policy.drawn_graphs.keep)
     guidance = max(plan.guidance, plan.teacher_guidance)
     known = run.sampler.conditions(batch.prompts, guidance, plan.canvas)
     if iteration + 1 < config.training.iterations:
@@ -42,6 +45,8 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
         pieces.append(replace(drawn.trajectory, media=drawn.trajectory.media[:0].clone()))
         for already, now in zip(held, drawn.held, strict=True):
             already.extend(rows[i] for i in now)
+    if config.training.keep_graphs:
+        run.policy.drawn_graphs.check_drawn()
     with timer("reward"):
         rewards = judging.scores()
     trajectory = concatenate(pieces, known.rows(held[workers.rank]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flowfactory.config.schema import RunConfig
+from flowfactory.config.shortcuts import records_steps
+from flowfactory.errors import UserError
 from flowfactory.flow.noise import generator
 from flowfactory.training.assembly import Assembly
 from flowfactory.types import DTYPES, HELD_OUT, NoiseKey, SamplingPlan
@@ -14,7 +16,10 @@ SAMPLING, EVALUATION = "sampling", "evaluation"
 
 
 def sampling_plan(assembly: Assembly, config: RunConfig, iteration: int, keys: Sequence[NoiseKey]) -> SamplingPlan:
-    """The iteration's plan: a function of the config and the iteration alone, then the algorithm's say."""
+    """The iteration's plan: a function of the config and the iteration alone, then the algorithm's say.
+
+    UserError: steps are recorded, and are to be drawn otherwise than they are learned from.
+    """
     sampling = config.sampling
     dynamics = assembly.dynamics
     plan = SamplingPlan(
@@ -28,8 +33,13 @@ def sampling_plan(assembly: Assembly, config: RunConfig, iteration: int, keys: S
         stochastic=dynamics.window(sampling.steps, iteration, generator("window", config.seed, iteration)),
         weights=SAMPLING if sampling.ema else None,
         storage=DTYPES[sampling.keep_as],
+        cache_threshold=None if sampling.feature_cache is None else sampling.feature_cache.threshold,
+        weights_as=sampling.weights_as,
     )
-    return assembly.hooks.plan(iteration, plan)
+    plan = assembly.hooks.plan(iteration, plan)
+    if plan.recorded and (told := records_steps(config)):
+        raise UserError(told)
+    return plan
 
 
 def evaluation_plan(assembly: Assembly, config: RunConfig, keys: Sequence[NoiseKey]) -> SamplingPlan:

@@ -122,7 +122,7 @@ class Sampler:
         pieces = []
         if self._merges:
             plan = replace(plan, unrecorded=self._policy.merged)
-        with self._policy.sampling_weights(plan.weights):
+        with self._policy.sampling_weights(plan.weights, plan.weights_as):
             for start in range(0, len(plan.keys), batch_size):
                 index = range(start, min(start + batch_size, len(plan.keys)))
                 piece = self._hooks.sample(conditions.rows(index), plan.rows(index))

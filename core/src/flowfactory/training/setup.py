@@ -20,6 +20,7 @@ from flowfactory.errors import UserError
 from flowfactory.policy import blocks
 from flowfactory.policy.policy import Policy
 from flowfactory.training.assembly import Assembly
+from flowfactory.training.drawn_batches import check_drawn_batches
 from flowfactory.training.judging import judges_here
 from flowfactory.training.learner import Learner
 from flowfactory.training.plans import EVALUATION, SAMPLING
@@ -81,6 +82,11 @@ def prepare_run(
     device = resolve_device(config.device, ranks.local)
     config = with_precision(config, device.type == "cuda")
     torch.set_float32_matmul_precision(config.training.matmul)  # of this process: backward passes run beyond any context
+    if trains:
+        check_drawn_batches(config, ranks.count)
+        if config.sampling.weights_as and ranks.mesh is not None:
+            divided = "weights are divided over the ranks, and a copy of them would be whole on each"
+            raise UserError(f"sampling.weights_as: {divided}; set distributed.shard to 1, or leave it out")
     assembly = Assembly(config, observers, trackers and ranks.leads)
     use_host_threads(device)
     folder = CacheFolder.from_environment(say)
@@ -112,7 +118,9 @@ def prepare_run(
     encoded = sampler.prepare([*wanted, (drawn, heldout_canvas)])
     sampler.check_conditions(wanted)
     say(f"{len(train)} training and {len(heldout)} held-out prompts, {encoded} encoded now, the rest from the cache")
-    policy.distribute(ranks, config.training, config.distributed.gather_to_sample)
+    # compiled blocks are for weights that stay in their place
+    training = config.training.model_copy(update={"compile": False}) if config.sampling.weights_as else config.training
+    policy.distribute(ranks, training, config.distributed.gather_to_sample)
     for name, decay in ((SAMPLING, config.sampling.ema), (EVALUATION, config.evaluation.ema)):
         if decay is not None:
             policy.track_ema(name, decay)

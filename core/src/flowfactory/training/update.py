@@ -40,7 +40,7 @@ def losses(run: Run, rollouts: Rollouts, rows: Sequence[int], epoch: int) -> Ite
         for piece, _ in rollouts.micro_batches(units, size, epoch) if hooks.names_comparisons else ():
             yield from hooks.comparisons(piece)
 
-    with policy.comparing(comparisons, rollouts.experience.latents.device):
+    with policy.comparing(comparisons, rollouts.experience.latents.device), policy.learning_from_drawn_graphs():
         for piece, counts in rollouts.micro_batches(units, size, epoch):
             for loss in hooks.update(piece, policy):
                 yield loss if counts else loss.empty()

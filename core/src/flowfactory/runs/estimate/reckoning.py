@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from flowfactory.config.schema import RunConfig
 from flowfactory.runs.estimate.result import Estimate, Part
-from flowfactory.runs.estimate.weights import Weights, part_on, reward_weight_bytes
+from flowfactory.runs.estimate.weights import DrawingCopy, Weights, part_on, reward_weight_bytes
 
-RESTING = ("weights", "optimizer", "references and averages", "conditions", "decoder", "rewards")
+RESTING = ("weights", "optimizer", "references and averages", "conditions", "decoder", "rewards", "weights that draw")
 """What is held in every phase after the weights are in place."""
 
 
@@ -21,8 +21,8 @@ class Traced:
     conditions: of one prompt, in the mean, of ``train`` training and ``heldout`` held-out prompts; ``guided`` adds one. Those
     of an iteration and of the next are held.
     drawn: the most while forwards run; decoded: the most while media are decoded and scored; samples: what rests of an
-    iteration's. evaluated: the most while held-out prompts are drawn. activations: the most while losses are
-    back-propagated, gradients among it.
+    iteration's; graphs: those that they are drawn with; copy: the weights that draw. evaluated: the most while held-out prompts
+    are drawn. activations: the most while losses are back-propagated, gradients among it.
     """
 
     weights: Weights
@@ -37,6 +37,8 @@ class Traced:
     drawn: float
     decoded: float
     samples: float
+    graphs: float
+    copy: DrawingCopy
     evaluated: float
     activations: float
 
@@ -89,6 +91,8 @@ class Reckoning:
         parts = {name: part_on(not (cuda and on_host), size) for name, (size, on_host) in rests.items()}
         held = round(2 * self._texts)  # and of the one ahead
         parts["conditions"] = Part(round(self._texts), held) if cuda else Part(held)
+        parts["kept graphs"] = Part(round(traced.graphs))
+        parts["weights that draw"] = Part(round(traced.copy.stored))
         parts["decoder"] = part_on(self._decodes_here, traced.decoder)
         parts["rewards"], unknown = reward_weight_bytes(config, cuda)
         return parts, unknown
@@ -98,7 +102,7 @@ class Reckoning:
         """Weights that are gathered or unpacked while drawing."""
         weights = self._traced.weights
         whole = weights.whole if self._config.distributed.gather_to_sample else weights.gathered
-        return (whole if self._divided else 0) + weights.unpacked
+        return (whole if self._divided else 0) + max(weights.unpacked, self._traced.copy.unpacked)
 
     @property
     def _to_learn(self) -> float:
@@ -116,18 +120,19 @@ class Reckoning:
         traced, cuda = self._traced, self._cuda
         held = {name: part.device for name, part in resting.items()}
         always = sum(held[name] for name in RESTING)
+        samples = held["samples"] + held["kept graphs"]
         learned = max(traced.activations, held["gradients"] + self._flat, held["gradients"] + self._stepping)
         encoding = self._encodes_here * (traced.decoder + traced.encoders + traced.encoding)
         return {
             "read": 0 if cuda else traced.weights.read + traced.decoder,
             "encode": encoding + (not cuda) * traced.weights.early,
-            "sample": always + held["samples"] + self._to_draw + traced.drawn,
-            "decode": always + held["samples"] + self._decodes_here * traced.decoded,
+            "sample": always + samples + self._to_draw + traced.drawn,
+            "decode": always + samples + self._decodes_here * traced.decoded,
             # before the first update, beside the samples that it learns from
-            "evaluate": always + self._to_draw + traced.evaluated + self._config.evaluation.at_start * held["samples"]
+            "evaluate": always + self._to_draw + traced.evaluated + self._config.evaluation.at_start * samples
             if traced.heldout
             else 0,
-            "learn": always + held["samples"] + self._to_learn + learned,
+            "learn": always + samples + self._to_learn + learned,
             "save": always + (0 if cuda else self._copy),
         }
 

@@ -48,6 +48,8 @@ def remedies(found: Estimate, config: RunConfig) -> list[str]:
         (True, whole * 3 / 4, "more ranks, which share the weights (--nproc)"),
         (training.optimizer.bits == 32, size("optimizer") * 3 / 4, "training.optimizer: adamw8bit"),
         (training.kept_on == "device", size("references and averages"), "training.kept_on: host"),
+        (training.keep_graphs, size("kept graphs"), "training.keep_graphs: false"),
+        (sampling.weights_as is not None, size("weights that draw"), "sampling.weights_as: null"),
         (sampling.keep_on == "device", size("samples"), "sampling.keep_on: host"),
         (training.precision == "float32", size("weights") / 2, "training.precision: bf16"),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,7 +21,7 @@ from flowfactory.runs.estimate.fake_tensors import to_fake
 from flowfactory.runs.estimate.reckoning import Traced
 from flowfactory.runs.estimate.stand_ins import CachedForwards, OneOfContext, TracedConditions, Weightless, replace_tensors
 from flowfactory.runs.estimate.storage_counter import StorageCounter
-from flowfactory.runs.estimate.weights import Weights, module_bytes, quantized_ids, tensor_bytes
+from flowfactory.runs.estimate.weights import DrawingCopy, Weights, module_bytes, quantized_ids, tensor_bytes
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.evaluation import evaluate
 from flowfactory.training.plans import EVALUATION, SAMPLING, sampling_plan
@@ -42,11 +42,15 @@ LOSSES = 2  # of an update that are traced: at the second, the gradients of the 
 
 @dataclass(frozen=True)
 class DrawingBytes:
-    """Bytes of a rank's drawing: the most while forwards run, the most while media are decoded and scored, and what rests."""
+    """Bytes of a rank's drawing: the most while forwards run, the most while media are decoded and scored, and what rests.
+
+    graphs: those that are kept, which are in none of the others.
+    """
 
     drawn: float
     decoded: float
     rest: float
+    graphs: float
 
 
 class Trace:
@@ -70,6 +74,7 @@ class Trace:
         train, heldout = prepare_prompts(config)
         trainable = assembly.hooks.load(Runtime(cpu, precision, places=True, context=context))
         packed = quantized_ids(trainable, config.model.quantize)
+        self._second = DrawingCopy.of(trainable, config)
         with torch.device("meta"):  # adapters too are to have no bytes
             policy = Policy(trainable, assembly.hooks.log_prob, cpu, precision, config.seed)
         self._weights = Weights.of(trainable, policy, packed, config, opened.staying)
@@ -124,6 +129,8 @@ class Trace:
             drawn=drawing.drawn,
             decoded=drawing.decoded,
             samples=drawing.rest,
+            graphs=drawing.graphs,
+            copy=self._second,
             evaluated=self._evaluate(),
             activations=self._learn(),
         )
@@ -134,7 +141,10 @@ class Trace:
         sampling = config.sampling
         wanted = batches.prompts_of_iteration(run.train, 0, sampling.groups, config.seed)
         batch = batches.make_batch(wanted, sampling.group_size)
-        plan = sampling_plan(run.assembly, config, 0, batch.keys)
+        # the copy that draws is counted apart
+        plan = replace(sampling_plan(run.assembly, config, 0, batch.keys), weights_as=None)
+        if config.training.keep_graphs:
+            plan = replace(plan, keep_graph=run.policy.drawn_graphs.keep)
         known = run.sampler.conditions(batch.prompts, max(plan.guidance, plan.teacher_guidance), plan.canvas)
         rounds = [len(rows) for rows in batches.split_whole_groups(batch, sampling.batch_size * self._ranks)]
         together = math.ceil(max(rounds) / self._ranks)
@@ -144,6 +154,10 @@ class Trace:
         start = counter.live
         drawn = run.sampler.draw(known.rows(range(traced)), plan.rows(range(traced)), sampling.batch_size)
         decoded = counter.lap() - start
+        graphs = counter.live
+        run.policy.drawn_graphs.held.clear()
+        graphs -= counter.live
+        decoded, drawing = decoded - graphs, max(0.0, self._forwards.peak - start - graphs)
         self._plan, self._trajectory, self._batch, self._conditions = plan, drawn, batch, known
         tensors = _tensors(drawn)
         several = mine > sampling.batch_size
@@ -161,7 +175,7 @@ class Trace:
         decoding = max(decoded + (together - traced) * medium, copies * medium)
         if len(rounds) > 1 and not (self._cuda and sampling.keep_on == "host"):
             decoding = max(decoding, rest)  # all rounds are joined beside what they were
-        return DrawingBytes(self._forwards.peak - start, decoding, rest)
+        return DrawingBytes(drawing, decoding, rest, mine * graphs / traced)
 
     def _evaluate(self) -> float:
         """A rank's drawing of held-out prompts, with what is kept of them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -111,13 +111,41 @@ class Weights:
         )
 
 
+@dataclass(frozen=True)
+class DrawingCopy:
+    """Bytes of the weights that ``sampling.weights_as`` draws with beside the others, and the most that one is unpacked to."""
+
+    stored: float = 0
+    unpacked: float = 0
+
+    @staticmethod
+    def of(trainable: Trainable, config: RunConfig) -> DrawingCopy:
+        """Of the linear layers that a policy would copy."""
+        kind = config.sampling.weights_as
+        if kind is None:
+            return DrawingCopy()
+        modules = (*trainable.modules.values(), *trainable.frozen.values())
+        layers = [layer for module in modules for layer in _packable(module, trainable.blocks)]
+        compute = DTYPES[config.training.precision].itemsize
+        weights = {"nf4": 0.5 + (1 + 4 / 256) / 64, "int8": 1.0, "fp8": 1.0}[kind]
+        scale = {"nf4": 0, "int8": compute, "fp8": 4}[kind]
+        once = {"nf4": compute, "int8": 2 * compute, "fp8": 4 + compute}[kind]  # the scaled beside the unscaled
+        return DrawingCopy(
+            stored=sum(weights * layer.weight.numel() + (scale + compute) * layer.out_features for layer in layers),
+            unpacked=max((once * layer.weight.numel() for layer in layers), default=0),
+        )
+
+
+def _packable(module: nn.Module, names: Sequence[str]) -> list[nn.Linear]:
+    """The linear layers in the blocks that can be stored in few bits."""
+    layers = [layer for block in blocks.find_blocks(module, names) for layer in block.modules()]
+    return [layer for layer in layers if type(layer) is nn.Linear and layer.in_features % 8 == 0]
+
+
 def quantized_ids(trainable: Trainable, kind: str | None) -> frozenset[int]:
     """The ids of the weights that ``quantize_blocks`` would pack."""
     modules = (*trainable.modules.values(), *trainable.frozen.values()) if kind else ()
-    layers = [
-        layer for module in modules for block in blocks.find_blocks(module, trainable.blocks) for layer in block.modules()
-    ]
-    return frozenset(id(layer.weight) for layer in layers if type(layer) is nn.Linear and layer.in_features % 8 == 0)
+    return frozenset(id(layer.weight) for module in modules for layer in _packable(module, trainable.blocks))
 
 
 def reward_weight_bytes(config: RunConfig, cuda: bool) -> tuple[Part, tuple[str, ...]]:
