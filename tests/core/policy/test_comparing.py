@@ -125,7 +125,7 @@ def test_the_modules_are_gone_through_once_for_all_swaps(line: Line, monkeypatch
     walks: list[None] = []
     walk = line.module.named_parameters
     monkeypatch.setattr(line.module, "named_parameters", lambda *a, **k: (walks.append(None), walk(*a, **k))[1])
-    line.policy._named = {}
+    line.policy._transformers._named = {}
     for name in ("a", "b", "c", "a"):
         with line.policy.using(name):
             pass

@@ -51,7 +51,7 @@ def test_one_whose_steps_come_in_other_iterations_is_no_mistake(load: Callable[.
 
 def test_the_frozen_one_draws_too_and_stays_as_it_is(prepared: Callable[..., Run], tmp_path: Path) -> None:
     run = prepared(settings(model={"only": "transformer_2"}, **window([2], 1)))
-    frozen = run.policy._frozen["transformer"]
+    frozen = run.policy._transformers.frozen["transformer"]
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
     assert all(name.startswith("transformer_2.") for name in run.policy.parameters)
     saved.save_trained(run.policy, tmp_path)
@@ -81,9 +81,9 @@ def test_adapters_of_each_are_saved_apart_and_come_back(prepared: Callable[..., 
 
 def test_the_frozen_one_goes_to_the_device_too(prepared: Callable[..., Run]) -> None:
     run = prepared(settings(model={"only": "transformer_2"}, **window([3], 1)))
-    run.policy.device = torch.device("meta")
+    run.policy._transformers._device = torch.device("meta")
     run.policy.distribute(run.ranks, run.config.training)
-    for module in (*run.policy.modules.values(), *run.policy._frozen.values()):
+    for module in (*run.policy.modules.values(), *run.policy._transformers.frozen.values()):
         assert {parameter.device.type for parameter in module.parameters()} == {"meta"}
 
 

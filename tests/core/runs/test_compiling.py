@@ -79,7 +79,7 @@ def miscompiled(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], list[str]]:
 
             module.forward = lambda x: plain(x) * (1.01 if torch.is_grad_enabled() else 1)  # type: ignore[method-assign]
             if not asked:
-                policy._compiled.append(undo)
+                policy._transformers._compiled.append(undo)
 
         monkeypatch.setattr(Policy, "distribute", compiling)
         return undone

@@ -133,7 +133,7 @@ def test_no_loss_is_found_out(run: Run) -> None:
 
 def test_a_weight_that_no_gradient_reaches_is_named(run: Run) -> None:
     run.policy.modules["transformer"].register_parameter("forgotten", torch.nn.Parameter(torch.ones(2)))
-    run.policy._named = {}  # which knows what it had
+    run.policy._transformers._named = {}  # which knows what it had
     sentence = refusal(run, lambda step, batch, policy: Loss(surrogate(step, batch, policy)))
     assert sentence == "1 of 5 trainable weights get no gradient, the first transformer.forgotten"
 

@@ -25,7 +25,8 @@ WEIGHTS = {
     "text": ("text_encoder/model.safetensors", "text_model.final_layer_norm.bias"),
 }
 LATENTS = (
-    r"latents that are not finite for the prompt 'a photo of a red circle' and 3 more of 4 samples, from step 1 of 3 on \(sigma 1 to 0\.\d+\)"
+    r"latents that are not finite for the prompt 'a photo of a red circle' and 3 more of 4 samples, "
+    r"from step 1 of 3 on \(sigma 1 to 0\.\d+\)"
 )
 
 
@@ -58,7 +59,8 @@ def train(path: Path, tmp_path: Path, **options: Any) -> None:
     [
         (
             "vae",
-            "media that are not finite for the prompt 'a photo of a red circle' and 3 more of 4 samples, of latents that are; look at its",
+            "media that are not finite for the prompt 'a photo of a red circle' and 3 more of 4 samples, of latents that are; "
+            "look at its",
         ),
         ("transformer", LATENTS),
         ("text", "encode made '(embeds|pooled)' that is not finite, for the prompt 'a cat'; look at the weights and the dtype"),

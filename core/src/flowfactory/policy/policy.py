@@ -6,24 +6,20 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from flowfactory import stored_weights
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.distributed.sharding import as_shard, local_shard, non_finite, unsharded
 from flowfactory.errors import RunError
-from flowfactory.policy import blocks, lora
+from flowfactory.policy import lora
 from flowfactory.policy.comparing import OTHERS, Ahead, At, Comparisons, Place
-from flowfactory.policy.drawing_layers import DrawingLayers
 from flowfactory.policy.drawn_graphs import DrawnGraphs
-from flowfactory.policy.float32_islands import is_island, keep_in_float32
 from flowfactory.policy.merging import Merging
-from flowfactory.policy.without_autocast import compute_in
+from flowfactory.policy.transformers import Transformers
 from flowfactory.policy.without_gradients import without_gradients
 from flowfactory.types import Evaluation, Step, Trainable
 
@@ -64,42 +60,14 @@ class Policy:
         quantize: str | None = None,
         trains: bool = True,
     ) -> None:
-        self.modules = dict(trainable.modules)
-        self._frozen = dict(trainable.frozen)
-        self.adapted: list[str] = []
         self._merging = Merging()
-        self._named: dict[str, nn.Parameter] = {}
+        self._transformers = Transformers(trainable, precision, seed, quantize, trains, device, self._merging)
+        self.modules, self.lora, self.adapted = self._transformers.modules, self._transformers.lora, self._transformers.adapted
         self._ahead = Ahead()
-        self._compiled: list[Callable[[], None]] = []  # what undoes it, where nobody asked for it
         self._evaluate, self._drops_graphs = evaluate, False
         self.drawn_graphs, self._takes_drawn = DrawnGraphs(), False
         self.device, self._precision = device, precision
-        self.lora = trainable.training != "full"
-        drawing = [*((module, not self.lora) for module in self.modules.values()), *((m, False) for m in self._frozen.values())]
-        self._drawing_layers = DrawingLayers(drawing, trainable.blocks, precision, device)
-        self._blocks, self._unread = trainable.blocks, trainable.unread
         self._ranks, self._whole_to_sample, self._autocast = ALONE, False, True
-        if quantize:
-            from flowfactory.policy import quantization  # whose layers are PyTorch's, which checking a config does without
-
-            for module in (*self.modules.values(), *self._frozen.values()):
-                quantization.quantize_blocks(module, trainable.blocks, quantize, precision, device)
-        for name, module in self.modules.items():
-            if self.lora:
-                found = lora.add_adapters(module, trainable.training.lora, trainable.lora_targets, seed, self._merging)
-                self.adapted += [full for layer in found if not (full := f"{name}.{layer}").startswith(trainable.unread)]
-            else:
-                module.requires_grad_(True)
-                if trains:
-                    module.float()  # master weights; the forward is autocast to the precision
-                else:
-                    blocks.round_layers(module, precision)
-            for key, parameter in module.named_parameters():
-                if f"{name}.{key}".startswith(trainable.unread):
-                    parameter.requires_grad_(False)
-            module.eval()  # dropout would make the ratio differ from one
-        for module in self._frozen.values():
-            module.requires_grad_(False).eval()
         self._kept: dict[str, _Kept] = {}
         self._averages: dict[str, Schedule] = {}
         self._kept_on = torch.device("cpu") if host else device
@@ -109,69 +77,23 @@ class Policy:
         self._read_kept: Callable[[str], dict[str, Tensor]] | None = None
 
     def distribute(self, ranks: Ranks, training: TrainingConfig, whole_to_sample: bool = False) -> None:
-        """Bring the weights to where the run has them: on its device, and divided where ``ranks`` share them.
-
-        UserError: the model has no blocks for what is asked of them, or cannot be divided.
-        """
+        """See :meth:`Transformers.distribute`."""
         self._ranks, self._whole_to_sample, self._autocast = ranks, whole_to_sample, training.autocast
-        for module in self.modules.values():
-            blocks.checkpoint_blocks(module, self._blocks, training.activation_checkpointing)
-        for name, module in {**self.modules, **self._frozen}.items():
-            if self._precision != torch.float32:
-                keep_in_float32(module)
-                if not training.autocast:
-                    compute_in(module, self._precision)
-            if ranks.context is not None:
-                from flowfactory.policy.context_parallel import divide_tokens  # whose hooks are diffusers'
-
-                divide_tokens(module, ranks.context)
-            if training.compile is True:
-                blocks.compile_blocks(module, self._blocks)
-            elif training.compile == "auto" and self._compiles_by_default(module):
-                self._compiled.append(blocks.compile_blocks(module, self._blocks, lenient=True))
-            found = blocks.find_blocks(module, self._blocks)
-            if ranks.mesh is None:
-                # in host memory they stay in their files; elsewhere there is never more of a copy here than a block
-                for part in (module,) if self.device.type == "cpu" else (*found, module):
-                    stored_weights.place(part)
-                    part.to(self.device)
-            else:
-                # what is frozen is stored in the precision already, and adapters are small
-                rounded = None if self.lora or name in self._frozen or self._precision == torch.float32 else self._precision
-                ranks.shard_module(module, found, rounded, partial(is_island, module))
-        self._named = {}  # shards have taken the place of the parameters
-
-    def _compiles_by_default(self, module: nn.Module) -> bool:
-        if self._ranks.context is not None:  # whose hooks part what the blocks are given
-            return False
-        from torch.utils._triton import has_triton
-
-        return blocks.compiles_by_default(module, self._blocks, self.device.type, self._trains, has_triton())
+        self._transformers.distribute(ranks, training)
 
     def stop_compiling(self) -> bool:
-        """Run the blocks as they are from now on; whether they were compiled without having been asked for."""
-        undone = bool(self._compiled)
-        for undo in self._compiled:
-            undo()
-        self._compiled = []
-        return undone
+        """See :meth:`Transformers.stop_compiling`."""
+        return self._transformers.stop_compiling()
 
     @property
     def has_experts(self) -> bool:
         """Whether there are several transformers, of which a sample goes through one."""
-        return len(self.modules) + len(self._frozen) > 1
+        return len(self._transformers.all) > 1
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name."""
-        # found once: to go through the modules of a large transformer takes as long as a short forward
-        if not self._named:
-            self._named = {
-                f"{name}.{key}": parameter
-                for name, module in self.modules.items()
-                for key, parameter in module.named_parameters()
-            }
-        return {key: parameter for key, parameter in self._named.items() if parameter.requires_grad}
+        return self._transformers.parameters
 
     @contextmanager
     def sampling_weights(self, name: str | None, stored_as: str | None = None) -> Iterator[None]:
@@ -179,9 +101,9 @@ class Policy:
 
         stored_as: a copy in fewer bits computes, see :class:`DrawingLayers`.
         """
-        with self.using(name), self._drawing_layers.in_place(stored_as, self._version), self.precision():
+        with self.using(name), self._transformers.drawing_layers.in_place(stored_as, self._version), self.precision():
             if self._whole_to_sample and self._ranks.mesh is not None:
-                with unsharded([*self.modules.values(), *self._frozen.values()]):
+                with unsharded([*self._transformers.all.values()]):
                     yield
             else:
                 yield
@@ -404,24 +326,13 @@ class Policy:
         return state
 
     def frozen_state(self) -> dict[str, Tensor]:
-        """``frozen/<name>``: what files of the trained modules have beside :meth:`state`, sharded as it is.
-
-        That is, buffers and weights that do not train of modules that train whole, and adapters that do not train.
-        """
-        if self.lora and not self._unread:
-            return {}
-        trained = self.parameters
-        found: dict[str, Tensor] = {}
-        for name, module in self.modules.items():
-            inside: dict[str, Tensor] = dict(module.named_parameters()) if self.lora else module.state_dict()
-            wanted = (key for key in inside if f"{name}.{key}" not in trained and (not self.lora or lora.exported_name(key)))
-            found |= {f"frozen/{name}.{key}": inside[key].detach() for key in wanted}
-        return found
+        """See :meth:`Transformers.frozen_state`."""
+        return self._transformers.frozen_state()
 
     @property
     def adapters(self) -> dict[str, lora.Adapters | None]:
         """What was put on each of the trained modules; None: it trains whole."""
-        return {name: lora.adapters_of(module) if self.lora else None for name, module in self.modules.items()}
+        return self._transformers.adapters
 
     @property
     def keeps_start(self) -> bool:
