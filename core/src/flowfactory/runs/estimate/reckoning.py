@@ -22,8 +22,8 @@ class Traced:
     conditions: of one prompt, in the mean, of ``train`` training and ``heldout`` held-out prompts; ``guided`` adds one. Those
     of an iteration and of the next are held.
     drawn: the most while forwards run; decoded: the most while media are decoded and scored; samples: what rests of an
-    iteration's. evaluated: the most while held-out prompts are drawn. packed: of small tensors, what a checkpoint copies at once. activations: the most while losses are
-    back-propagated, gradients among it.
+    iteration's. evaluated: the most while held-out prompts are drawn. packed: the most that a checkpoint copies at once of
+    small tensors. activations: the most while losses are back-propagated, gradients among it.
     """
 
     weights: Weights
@@ -153,8 +153,8 @@ class Reckoning:
         traced = self._traced
         encoding = 0 if self._encodes_here else traced.encoders + traced.encoding
         learning = sum(part.host for part in resting.values())
-        saving = learning - resting["gradients"].host + self._copy
-        return max(self._placing, traced.weights.early + encoding, learning, saving) if self._cuda else 0
+        saving = learning + self._copy  # which is written while training goes on
+        return max(self._placing, traced.weights.early + encoding, saving) if self._cuda else 0
 
     def _machine(self, resting: Mapping[str, Part]) -> float:
         """The most in host memory of a machine with all ranks, which share the files that weights are placed from."""
