@@ -97,6 +97,7 @@ def test_what_is_placed_is_what_the_library_reads(folder: Any, kind: str, stored
     assert ours.dtype == theirs.dtype
     assert all(parameter.untyped_storage().nbytes() <= 4 for parameter in ours.parameters()), "nothing is read"
     assert not any(parameter.isfinite().any() for parameter in ours.parameters()), "what was never placed shows"
+    assert all(buffer.untyped_storage().nbytes() == buffer.nbytes for buffer in ours.buffers()), "no file stays mapped"
     for part in (*blocks.find_blocks(ours), ours):
         place(part)
     assert same(numbers(ours), numbers(theirs))
