@@ -22,6 +22,7 @@ from flowfactory.testing.tiny_checkpoints import flux_transformer
 
 pytest.importorskip("diffusers")
 FLUX, WAN, SD3 = "FluxTransformer2DModel", "WanTransformer3DModel", "SD3Transformer2DModel"
+MAPS = Path("/proc/self/maps")
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 
@@ -103,6 +104,16 @@ def test_what_is_placed_is_what_the_library_reads(folder: Any, kind: str, stored
     assert ours.config == theirs.config
     assert ours.training == theirs.training is False
     assert [own.requires_grad for own in ours.parameters()] == [other.requires_grad for other in theirs.parameters()]
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="the system does not tell which files are mapped")
+def test_no_file_stays_mapped_for_a_buffer(folder: Any, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(folder(SD3, "float32"), own)
+    module = load_module(class_of(SD3), own, "the part", stays=True, dtype=F32)
+    assert str(own) not in MAPS.read_text()
+    place(module)
+    assert str(own) in MAPS.read_text(), "weights of the dtype that they have there do"
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)

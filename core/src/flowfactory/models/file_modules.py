@@ -61,4 +61,4 @@ def _put(module: nn.Module, name: str, stored: StoredWeight, found: Tensor, dtyp
     if (parameter := part._parameters.get(key)) is not None:
         part._parameters[key] = stand_in(stored, parameter, dtype)
     else:
-        part._buffers[key] = found.to(dtype)
+        part._buffers[key] = found.to(dtype, copy=True)  # a view would keep the whole file mapped

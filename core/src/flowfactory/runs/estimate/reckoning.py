@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ class Traced:
     of an iteration and of the next are held.
     drawn: the most while forwards run; decoded: the most while media are decoded and scored; samples: what rests of an
     iteration's; graphs: those that they are drawn with; copy: the weights that draw. evaluated: the most while held-out prompts
-    are drawn. activations: the most while losses are back-propagated, gradients among it.
+    are drawn. packed: the most that a checkpoint copies at once of small tensors. activations: the most while losses are
+    back-propagated, gradients among it.
     """
 
     weights: Weights
@@ -40,6 +42,7 @@ class Traced:
     graphs: float
     copy: DrawingCopy
     evaluated: float
+    packed: int
     activations: float
 
 
@@ -54,11 +57,15 @@ class Reckoning:
         self._moments = weights.optimizer / shard
         self._kept = traced.kept / shard
         self._divided = shard > 1 or chosen.offload
-        # on CUDA AdamW's step makes one tensor beside each weight, else two beside one of them
-        whole_step = cuda and config.training.optimizer.name == "adamw" and not chosen.offload
-        self._stepping = self._gradients if whole_step else 2 * weights.largest / shard
+        # fused AdamW and the kernels of bitsandbytes write in place; on a CPU bitsandbytes makes five tensors
+        in_place = cuda or config.training.optimizer.name == "adamw"
+        self._stepping = 0 if in_place else 5 * weights.largest / shard
         self._flat = self._gradients if ranks > shard else 0  # those of all copies are summed as one
-        self._texts = (min(traced.train, config.sampling.groups) + traced.guided) * traced.conditions  # of an iteration
+        self._texts, self._held_texts = (  # of an iteration, and with those of the next, of which some may be the same
+            (min(traced.train, count * config.sampling.groups) + traced.guided) * traced.conditions for count in (1, 2)
+        )
+        together = (config.evaluation.batch_size or config.sampling.batch_size) * ranks  # which are drawn at once
+        self._shown = min(traced.heldout, math.ceil(together / config.evaluation.members)) * traced.conditions
         self._encodes_here, self._decodes_here = (
             not cuda or getattr(config.model, key, "device") == "device" for key in ("encoders_on", "decoder_on")
         )
@@ -89,7 +96,7 @@ class Reckoning:
             "samples": (traced.samples, config.sampling.keep_on == "host"),
         }
         parts = {name: part_on(not (cuda and on_host), size) for name, (size, on_host) in rests.items()}
-        held = round(2 * self._texts)  # and of the one ahead
+        held = round(self._held_texts)
         parts["conditions"] = Part(round(self._texts), held) if cuda else Part(held)
         parts["kept graphs"] = Part(round(traced.graphs))
         parts["weights that draw"] = Part(round(traced.copy.stored))
@@ -129,11 +136,11 @@ class Reckoning:
             "sample": always + samples + self._to_draw + traced.drawn,
             "decode": always + samples + self._decodes_here * traced.decoded,
             # before the first update, beside the samples that it learns from
-            "evaluate": always + self._to_draw + traced.evaluated + self._config.evaluation.at_start * samples
+            "evaluate": always + self._to_draw + traced.evaluated + self._shown + self._config.evaluation.at_start * samples
             if traced.heldout
             else 0,
             "learn": always + samples + self._to_learn + learned,
-            "save": always + (0 if cuda else self._copy),
+            "save": always + traced.packed + (0 if cuda else self._copy),
         }
 
     @property
@@ -148,8 +155,8 @@ class Reckoning:
         traced = self._traced
         encoding = 0 if self._encodes_here else traced.encoders + traced.encoding
         learning = sum(part.host for part in resting.values())
-        saving = learning - resting["gradients"].host + self._copy
-        return max(self._placing, traced.weights.early + encoding, learning, saving) if self._cuda else 0
+        saving = learning + self._copy  # which is written while training goes on
+        return max(self._placing, traced.weights.early + encoding, saving) if self._cuda else 0
 
     def _machine(self, resting: Mapping[str, Part]) -> float:
         """The most in host memory of a machine with all ranks, which share the files that weights are placed from."""

@@ -21,7 +21,7 @@ from flowfactory.runs.estimate.fake_tensors import to_fake
 from flowfactory.runs.estimate.reckoning import Traced
 from flowfactory.runs.estimate.stand_ins import CachedForwards, OneOfContext, TracedConditions, Weightless, replace_tensors
 from flowfactory.runs.estimate.storage_counter import StorageCounter
-from flowfactory.runs.estimate.weights import DrawingCopy, Weights, module_bytes, quantized_ids, tensor_bytes
+from flowfactory.runs.estimate.weights import DrawingCopy, Weights, module_bytes, packed_bytes, quantized_ids, tensor_bytes
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.evaluation import evaluate
 from flowfactory.training.plans import EVALUATION, SAMPLING, sampling_plan
@@ -109,6 +109,7 @@ class Trace:
         self._run = Run(config, assembly, policy, sampler, train, heldout)  # nothing here steps
         assembly.hooks.run_started(self._run.info, policy)
         self._kept = len({key.split("/")[1] for key in policy.state() if key.startswith("kept/")}) * self._weights.trained
+        self._packed = packed_bytes(policy, config, shard)
         policy.mark_changed()  # from here on kept weights are others
         self._forwards = CachedForwards(counter, fake, (*trainable.modules.values(), *trainable.frozen.values()))
         self._guided = trainable.guided
@@ -132,6 +133,7 @@ class Trace:
             graphs=drawing.graphs,
             copy=self._second,
             evaluated=self._evaluate(),
+            packed=self._packed,
             activations=self._learn(),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from flowfactory.policy import blocks
 from flowfactory.policy.policy import Policy
+from flowfactory.runs.checkpoints.roles import role_of
+from flowfactory.runs.checkpoints.staging import packs
 from flowfactory.runs.estimate.result import Part
 from flowfactory.training import optimizers
 from flowfactory.types import DTYPES, Trainable
@@ -140,6 +143,21 @@ def _packable(module: nn.Module, names: Sequence[str]) -> list[nn.Linear]:
     """The linear layers in the blocks that can be stored in few bits."""
     layers = [layer for block in blocks.find_blocks(module, names) for layer in block.modules()]
     return [layer for layer in layers if type(layer) is nn.Linear and layer.in_features % 8 == 0]
+
+
+def packed_bytes(policy: Policy, config: RunConfig, shard: int) -> int:
+    """The most that a checkpoint copies at once of small tensors, each divided by ``shard``."""
+    optimizer = config.training.optimizer
+    sizes = {name: (tensor.numel(), tensor.dtype) for name, tensor in {**policy.state(), **policy.frozen_state()}.items()}
+    for key, parameter in policy.parameters.items():
+        dtype = torch.uint8 if optimizers.in_8_bits(optimizer, parameter.shape) else torch.float32
+        sizes |= {f"optimizer/{key}/{name}": (parameter.numel(), dtype) for name in optimizers.MOMENTS[optimizer.method]}
+    roles: dict[str, list[Tensor]] = {}
+    for name, (count, dtype) in sorted(sizes.items(), key=lambda item: (-item[1][1].itemsize, item[0])):
+        own = torch.empty(math.ceil(count / shard), dtype=dtype, device="meta")
+        roles.setdefault(role_of(name), []).append(own)
+    found = [pack for tensors in roles.values() for pack in packs(tensors)]
+    return max((sum(map(tensor_bytes, pack)) for pack in found if len(pack) > 1), default=0)
 
 
 def quantized_ids(trainable: Trainable, kind: str | None) -> frozenset[int]:
