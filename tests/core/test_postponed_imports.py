@@ -110,7 +110,6 @@ USES: list[Callable[[Any, Any], Any]] = [
         hex(three),
         range(9)[three],
         bytes(three),
-        isinstance(three, int),
     ),
     lambda _, places: (len(places), list(places), places[1], places[1:], 2 in places, list(reversed(places)), dir(places)),
 ]
