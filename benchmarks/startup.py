@@ -6,8 +6,8 @@
 the end of the transformer's first forward. `warm` is `flowfactory run` on the same checkpoint, all of whose prompts are in the
 cache, up to the end of its first forward; `older` is the same with the sources of another checkout. Beside them `torch` alone,
 and the commands that draw nothing. The checkpoint is a tiny FLUX.1 with random weights, in float32 on the CPU, one thread.
-They take turns; figures are medians over the rounds, user and system time of the whole process. Writes startup.json, with the load of
-the machine in the last 1, 5 and 15 minutes: where that is above 1, others were at work, and ratios alone mean something.
+They take turns; figures are medians over the rounds, user and system time of the whole process. Writes startup.json, with the
+load of the machine in the last 1, 5 and 15 minutes: where others were at work beside it, ratios alone mean something.
 """
 
 import os

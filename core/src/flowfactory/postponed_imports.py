@@ -160,7 +160,7 @@ class _Postponed:
             return isinstance(instance.real(), self.real())
         return _is_imported(self._module.split(".")[0]) and isinstance(instance, self.real())
 
-    def __subclasscheck__(self, kind: type) -> bool:
+    def __subclasscheck__(self, kind: Any) -> bool:
         if type(kind) is _Postponed:
             return issubclass(kind.real(), self.real())
         return _is_imported(self._module.split(".")[0]) and issubclass(kind, self.real())
@@ -198,8 +198,8 @@ for _name in ("lt", "le", "gt", "ge", "neg", "pos", "abs", "invert", "index", "c
     _on_the_real(f"__{_name}__", getattr(operator, f"__{_name}__"))
 for _act in (bool, int, float, complex, bytes, str, repr, format, len, iter, next, reversed, round, dir):
     _on_the_real(f"__{_act.__name__}__", _act)
-for _act in (math.trunc, math.floor, math.ceil):
-    _on_the_real(f"__{_act.__name__}__", _act)
+for _name in ("trunc", "floor", "ceil"):
+    _on_the_real(f"__{_name}__", getattr(math, _name))
 _on_the_real("__enter__", lambda real: type(real).__enter__(real))
 _on_the_real("__exit__", lambda real, *error: type(real).__exit__(real, *error))
 
