@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flowfactory import Canvas, flow
 from flowfactory.flow.dynamics import ODE, FlowSDE, FlowSDEConfig
+from flowfactory.flow.rollout import LOG_ROOT_TAU
 from flowfactory.types import Conditions, Dynamics, NoiseKey, SamplingPlan, Step
 
 SHAPE = (2, 3)
@@ -275,3 +276,7 @@ def test_latents_rest_in_the_dtype_the_plan_says() -> None:
         assert (step.latents.dtype, step.next_latents.dtype) == (torch.bfloat16, torch.bfloat16)
         again = flow.evaluate(shrink(step.latents, step.sigma, step.conditions, 1.0), step)
         assert torch.equal(again.log_prob, step.log_prob), "replay does not see what sampling saw"
+
+
+def test_the_constant_of_densities_is_what_float32_has() -> None:
+    assert 0.5 * float(torch.log(torch.tensor(2 * torch.pi))) == LOG_ROOT_TAU
