@@ -6,7 +6,8 @@
 the end of the transformer's first forward. `warm` is `flowfactory run` on the same checkpoint, all of whose prompts are in the
 cache, up to the end of its first forward; `older` is the same with the sources of another checkout. Beside them `torch` alone,
 and the commands that draw nothing. The checkpoint is a tiny FLUX.1 with random weights, in float32 on the CPU, one thread.
-They take turns; figures are medians over the rounds, user and system time of the whole process. Writes startup.json.
+They take turns; figures are medians over the rounds, user and system time of the whole process. Writes startup.json, with the
+load of the machine in the last 1, 5 and 15 minutes: where others were at work beside it, ratios alone mean something.
 """
 
 import os
@@ -143,7 +144,7 @@ def main() -> None:
     print(f"warm start, of the reference: {ratios['cpu_s']} of the CPU seconds, {ratios['memory_mb']} of the memory")
     from flowfactory.runs.versions import versions
 
-    result = {"rows": rows, "of_the_reference": ratios, "machine": machine(), "versions": versions()}
+    result = {"rows": rows, "of_the_reference": ratios, "machine": machine(), "load": os.getloadavg(), "versions": versions()}
     write_results(arguments.out / "startup.json", result)
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module, util
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,9 @@ from heavy.inner import Thing
 """
 INNER = """
 NAME = "a name"
+NUMBER = 3
+PLACES = [1, 2, 3]
+KNOWN = {"three": NUMBER}
 
 class Thing:
     made = 0
@@ -31,7 +34,7 @@ USER = """
 import heavy
 import heavy.inner
 from heavy import Thing
-from heavy.inner import NAME, double
+from heavy.inner import KNOWN, NAME, NUMBER, PLACES, double
 
 class Owner:
     def __init__(self, thing: Thing, count: int) -> None:
@@ -92,6 +95,45 @@ def test_a_class_can_be_made_extended_and_joined_with_others(user: Any) -> None:
     heavy: Any = import_module("heavy")
     assert Larger.__mro__[1] is heavy.Thing
     assert isinstance(heavy.Thing(), user.Thing | None)
+
+
+USES: list[Callable[[Any, Any], Any]] = [
+    lambda three, _: (three + 1, 1 + three, three - 1, 1 - three, three * 2, 2 * three, three / 2, 2 / three, three @ _matrix),
+    lambda three, _: (three // 2, 10 // three, three % 2, 10 % three, three**2, 2**three, divmod(three, 2), divmod(10, three)),
+    lambda three, _: (three << 1, 1 << three, three >> 1, 9 >> three, three & 1, 1 & three, three | 4, 4 | three, three ^ 1),
+    lambda three, _: (three < 4, three <= 3, three > 4, three >= 3, three == 3, three != 3, three == 3.0, three + three),
+    lambda three, _: (-three, +three, abs(three), ~three, bool(three), int(three), float(three), complex(three), round(three)),
+    lambda three, _: (
+        str(three),
+        repr(three),
+        f"{three:>4}",
+        hex(three),
+        range(9)[three],
+        bytes(three),
+    ),
+    lambda _, places: (len(places), list(places), places[1], places[1:], 2 in places, list(reversed(places)), dir(places)),
+]
+_matrix = type("Matrix", (), {"__rmatmul__": lambda self, other: other + 1})()
+
+
+@pytest.mark.parametrize("use", USES)
+def test_what_is_done_with_it_is_done_with_the_real_thing(user: Any, use: Callable[[Any, Any], Any]) -> None:
+    heavy = user.heavy.inner
+    assert type(user.NUMBER) is not int
+    found = use(user.NUMBER, user.PLACES)
+    assert found == use(3, [1, 2, 3])
+    assert heavy.real() is sys.modules["heavy.inner"]
+
+
+def test_what_is_put_into_it_is_put_into_the_real_thing(user: Any) -> None:
+    user.KNOWN["four"] = 4
+    del user.KNOWN["three"]
+    user.heavy.inner.NUMBER = 5
+    user.Thing.made = 6
+    heavy: Any = import_module("heavy.inner")
+    assert heavy.KNOWN == {"four": 4}
+    assert (heavy.NUMBER, heavy.Thing.made) == (5, 6)
+    assert "NUMBER" in dir(user.heavy.inner)
 
 
 def test_what_is_not_used_can_be_used_within_too(user: Any) -> None:

@@ -244,6 +244,7 @@ def test_a_part_that_the_index_does_not_name_is_refused(key: str, part: str, cop
         ("tiny", "text_encoder", "CLIPTextModel"),
         ("wan-t2v", "text_encoder", "T5EncoderModel"),
         ("z-image", "text_encoder", "AutoModel"),
+        ("z-image", "text_encoder", "AutoModelForCausalLM"),
     ],
 )
 def test_an_encoder_of_another_class_is_refused_before_weights_are_read(

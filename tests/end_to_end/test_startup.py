@@ -89,15 +89,6 @@ def test_a_start_with_cached_prompts_imports_what_it_uses(tmp_path: Path, monkey
     assert found["nf4"] == ["bitsandbytes", "peft", "transformers"]
 
 
-CHECK = """
-import json, sys
-sys.argv = ["flowfactory", "run", "config.yaml", "--dry-run", *sys.argv[1:]]
-from flowfactory.cli.main import main
-try:
-    main()
-except SystemExit as end:
-    print(end.code, "torch" in sys.modules)
-"""
 TYPO = "from torch import Tensro\n"
 BASE = "import torch\n\nclass Layer(torch.nn.Linear):\n    pass\n"
 PLUGIN = """
@@ -118,15 +109,112 @@ def register_components(register):
 """
 
 
-def check(folder: Path, *options: str) -> tuple[list[str], str]:
-    """The exit code and whether PyTorch was imported, and what was printed."""
-    done = subprocess.run(
-        [sys.executable, "-c", CHECK, *options], capture_output=True, text=True, timeout=120, cwd=folder, check=True
-    )
-    return done.stdout.splitlines()[-1].split(), done.stdout + done.stderr
+NASTY = """
+import dataclasses
+import enum
+import functools
+import typing
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor, bfloat16
+
+PI = 2 * torch.pi + torch.pi ** 2 - -torch.pi // 1
+LOG = 0.5 * float(torch.log(torch.tensor(PI)))
+NEW = torch.__version__ >= "2.0" and tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) >= (2, 0)
+KNOWN = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+assert NEW and "float32" in KNOWN and "float32" in dir(torch) and hasattr(torch, "float32") and not hasattr(torch, "flaot")
+assert torch.float32 in {torch.float32, torch.float16} and torch.float in (torch.float32,) and bfloat16.itemsize == 2
+assert isinstance(torch.float32, torch.dtype) and issubclass(nn.Linear, nn.Module) and isinstance(nn.Module, type)
+assert {torch.float32: 1}[torch.zeros(1).dtype] == 1 and {Tensor: 2}[type(torch.zeros(1))] == 2
+Either: typing.TypeAlias = Tensor | None
+Other = typing.Optional[nn.Module] | int
+TABLE = torch.arange(6).reshape(2, 3)[:, 1:].to(torch.float64)
+torch.backends.cuda.matmul.allow_tf32 = False
+torch.blue = 3
+assert torch.blue == 3
+
+@dataclasses.dataclass
+class Settings:
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+    weights: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(2, dtype=torch.float32))
+
+class Kind(enum.Enum):
+    single = torch.float32
+
+class Layer(nn.Module):
+    scale: Tensor
+
+    def __init__(self, act=F.relu, dtype=torch.float32):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(1, dtype=dtype))
+
+    @torch.no_grad()
+    def forward(self, values: Tensor) -> Tensor:
+        return values * self.scale
+
+@functools.singledispatch
+def kind(value):
+    return "other"
+
+@kind.register(torch.Tensor)
+def _(value):
+    return "tensor"
+
+with torch.no_grad(), torch.random.fork_rng():
+    assert kind(Layer()(TABLE.float())) == "tensor" and Settings().weights.shape == (2,)
+match torch.float32:
+    case torch.float32:
+        pass
+    case _:
+        raise AssertionError
+"""
+OWN = """
+from typing import Annotated
+import torch
+from pydantic import ConfigDict, field_validator
+from flowfactory import ComponentConfig, hookimpl
+
+class BlueConfig(ComponentConfig):
+    dtype: str = "float32"
+
+    @field_validator("dtype")
+    def _is_one(cls, value):
+        if not isinstance(getattr(torch, value, None), torch.dtype):
+            raise ValueError(f"torch has no {value}")
+        return value
+
+    def build(self, label):
+        return Blue()
+
+class Blue:
+    weights = torch.zeros(2)
+
+    @hookimpl
+    def compute_reward(self, samples):
+        return {}
+
+@hookimpl
+def register_components(register):
+    register("reward", "blue", BlueConfig)
+"""
 
 
-def test_a_config_is_checked_without_pytorch_unless_something_of_it_is_needed(tmp_path: Path) -> None:
+def check(folder: Path, *options: str) -> tuple[int, bool, str, str]:
+    """The exit code, whether PyTorch was imported, and what was printed to either stream."""
+    # it is imported in a process of its own, which prints with the others
+    command = [sys.executable, "-X", "importtime", "-m", "flowfactory", "run", "config.yaml", "--dry-run", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder)
+    lines = done.stderr.splitlines()
+    imports = [line for line in lines if line.startswith("import time:")]
+    told = "\n".join(line for line in lines if not line.startswith("import time:"))
+    return done.returncode, any(line.endswith(" torch.version") for line in imports), done.stdout, told
+
+
+@pytest.fixture
+def checked(tmp_path: Path) -> Path:
+    """A folder with a right config and plugins."""
     (tmp_path / "prompts.txt").write_text("a red circle\n")
     settings: dict[str, Any] = {
         "model": {"name": "tiny"},
@@ -136,14 +224,94 @@ def test_a_config_is_checked_without_pytorch_unless_something_of_it_is_needed(tm
         "sampling": {"groups": 1, "group_size": 2, "size": [32, 32], "steps": 2, "dynamics": "flow-sde"},
     }
     (tmp_path / "config.yaml").write_text(json.dumps(settings))
-    for name, start in (("blue", ""), ("typo", TYPO), ("base", BASE)):
-        (tmp_path / f"{name}.py").write_text(start + PLUGIN)
-    assert check(tmp_path)[0] == ["0", "False"]
-    assert check(tmp_path, "--plugin", "blue.py", "--set", "rewards.blue=blue")[0] == ["0", "False"]
-    assert check(tmp_path, "--plugin", "base.py", "--set", "rewards.blue=blue")[0] == ["0", "True"]
-    (code, _), told = check(tmp_path, "--plugin", "typo.py")
-    assert code == "2"
+    plugins = {"blue": PLUGIN, "typo": TYPO + PLUGIN, "base": BASE + PLUGIN, "nasty": NASTY + PLUGIN, "own": OWN}
+    for name, text in plugins.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "crd", "dpo"])
+def test_a_config_is_checked_without_pytorch(checked: Path, algorithm: str) -> None:
+    options = ["--set", f"algorithm={algorithm}"] + ["--set", "sampling.dynamics=ode"] * (algorithm != "grpo")
+    code, imported, out, told = check(checked, *options)
+    assert (code, imported, told) == (0, False, "")
+    assert f"name: {algorithm}" in out
+
+
+def test_a_plugin_that_needs_none_of_it_is_checked_without_pytorch(checked: Path) -> None:
+    assert check(checked, "--plugin", "blue.py", "--set", "rewards.blue=blue")[:2] == (0, False)
+
+
+@pytest.mark.parametrize("plugin", ["base", "nasty", "own"])
+def test_whatever_a_plugin_does_with_pytorch_is_right(checked: Path, plugin: str) -> None:
+    code, imported, out, told = check(checked, "--plugin", f"{plugin}.py", "--set", "rewards.blue=blue")
+    assert (code, imported, told) == (0, True, "")
+    assert "name: blue" in out
+
+
+def test_an_error_is_the_one_that_there_is_with_pytorch(checked: Path) -> None:
+    code, imported, out, told = check(checked, "--plugin", "typo.py")
+    assert (code, imported, out) == (2, True, "")
     assert "cannot import name 'Tensro' from 'torch'" in told
-    (code, imported), told = check(tmp_path, "--set", "model.train.lora.targets=[to_qq]")
-    assert (code, imported) == ("2", "True")
+    assert "_Postponed" not in told
+    code, _, _, told = check(checked, "--plugin", "own.py", "--set", "rewards.blue={name: blue, dtype: flaot}")
+    assert (code, told) == (2, "error: --set rewards.blue.dtype: torch has no flaot")
+    code, imported, _, told = check(checked, "--set", "model.train.lora.targets=[to_qq]")
+    assert (code, imported) == (2, True)
     assert "model.train.lora.targets: no layer's name ends in 'to_qq'; did you mean 'to_q'?" in told
+
+
+def test_warnings_and_errors_are_told_once(checked: Path) -> None:
+    code, imported, _, told = check(checked, "--set", "evaluation.pictures=3")
+    assert (code, imported) == (0, False)
+    assert told == "warning: evaluation.pictures does nothing without held-out prompts; name their file in prompts.heldout"
+    code, imported, out, told = check(checked, "--set", "evaluation.pictures=3", "--set", "prompts.train=none.txt")
+    assert (code, imported, out, told.count("\n")) == (2, True, "", 0)
+    assert "none.txt" in told
+
+
+def test_the_packages_that_need_names_of_pytorch_alone_are_those_of_this_repository() -> None:
+    from flowfactory.cli.run import OURS
+
+    sources = (
+        Path(__file__).parents[2].glob("*/src/*/__init__.py"),
+        Path(__file__).parents[2].glob("plugins/*/src/*/__init__.py"),
+    )
+    assert {path.parent.name for found in sources for path in found} == set(OURS)
+
+
+STYLES = """
+import pydantic, typing, dataclasses, functools, copy, pickle
+import torch, torch.nn as nn, torch.backends.cudnn as cudnn
+from torch import Tensor, dtype
+from torch.nn import *
+assert issubclass(nn.Linear, nn.Module) and isinstance(nn.Linear, type)
+assert {nn.Linear: 1}[type(nn.Linear(2, 2))] and not hasattr(nn, "NoSuchThing")
+assert pickle.loads(pickle.dumps(nn.Linear)) is nn.Linear and copy.copy(nn.Linear) is nn.Linear
+class P(pydantic.BaseModel):
+    model_config = {"arbitrary_types_allowed": True}
+    t: Tensor
+try:
+    P(t=3)
+except pydantic.ValidationError:
+    pass
+else:
+    raise AssertionError("validation is off")
+@functools.singledispatch
+def f(x): return 0
+@f.register(Tensor)
+def _(x): return 1
+assert f(torch.ones(1)) == 1
+cudnn.benchmark = True
+assert torch.backends.cudnn.benchmark
+def register_components(register): pass
+from flowfactory import hookimpl
+register_components = hookimpl(register_components)
+"""
+
+
+def test_a_plugin_gets_the_real_pytorch_whatever_it_does_with_it(tmp_path: Path) -> None:
+    (tmp_path / "styles.py").write_text(STYLES)
+    command = [sys.executable, "-m", "flowfactory", "run", "quickstart", "--dry-run", "--plugin", str(tmp_path / "styles.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")

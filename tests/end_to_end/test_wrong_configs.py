@@ -126,6 +126,8 @@ def test_what_they_are_laid_over_is_right(catalogue: Catalogue, folder: Path) ->
         "{algorithm: {name: grpo, kl: 0.1}, training: {kept_on: host, timesteps_per_forward: 10}}",
         "{algorithm: {name: nft, old: {name: constant, decay: 0}}, training: {kept_on: host, timesteps_per_forward: 2}}",
         "{evaluation: {pictures: 4}}",
+        "{sampling: {merge_adapters: never}, training: {autocast: false}, device: auto}",
+        "{sampling: {merge_adapters: never}, training: {autocast: false, precision: bf16}}",
     ],
 )
 def test_what_does_something_is_not_warned_of(text: str, catalogue: Catalogue, folder: Path) -> None:

@@ -7,13 +7,15 @@ imported. Together they take several seconds and hundreds of megabytes, and most
 from __future__ import annotations
 
 import gc
+import math
+import operator
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from types import FunctionType, ModuleType
+from types import FrameType, FunctionType, ModuleType
 from typing import Any
 
 
@@ -29,10 +31,6 @@ def without_collections() -> Iterator[None]:
             gc.enable()
 
 
-EVERYWHERE = ("Tensor", "nn", "functional", "device", "dtype")
-"""What every release of PyTorch has."""
-
-
 @contextmanager
 def postponed_imports(*packages: str, importers: Collection[str] = ()) -> Iterator[None]:
     """Within it ``packages`` are imported by name alone, and in truth as soon as something of theirs is used, then or later.
@@ -43,8 +41,9 @@ def postponed_imports(*packages: str, importers: Collection[str] = ()) -> Iterat
     that is imported already is left as it is, and one that is not installed is not found. Afterwards, whoever imports one of
     them gets it as ever.
 
-    Names that are not there are told when they are used. With ``importers``, packages whose names are right, all others are
-    told at once: what they import by name is looked at then, but for what is there EVERYWHERE.
+    Whatever is done with what stands in for them is done with the real thing, but for asking for its type or its identity, so
+    that what goes wrong within may go right without. Names that are not there are told when they are used. With
+    ``importers``, packages that are written for it, nothing is postponed for anybody else: what they take is the real thing.
     """
     finder = _Finder(packages, importers)
     sys.meta_path.insert(0, finder)
@@ -88,24 +87,35 @@ class _StandIn(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name not in ("__version__", "__all__"):
             raise AttributeError(name)
-        if name.endswith("Error") or self._is_looked_at(name, sys._getframe(1).f_globals.get("__name__", "")):
-            return getattr(self.real(), name)
-        return _Postponed(self.__name__, name)
-
-    def _is_looked_at(self, name: str, importer: str) -> bool:
         importers = getattr(self.__loader__, "importers", ())
-        # the import system looks first whether the name is that of a submodule
-        return bool(importers) and name not in EVERYWHERE and importer.split(".")[0] not in (*importers, "importlib")
+        if name.endswith("Error") or _is_foreign(sys._getframe(1), importers):
+            return getattr(self.real(), name)
+        return _Postponed(importers, self.__name__, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name.startswith("__") or isinstance(value, ModuleType):  # as the import system does
+            super().__setattr__(name, value)
+        else:
+            setattr(self.real(), name, value)
+
+    def __dir__(self) -> list[str]:
+        return dir(self.real())
 
     def real(self) -> ModuleType:
         return _import(self.__name__)
 
 
+def _is_foreign(frame: FrameType, importers: Collection[str]) -> bool:
+    # the import system looks first whether the name is that of a submodule
+    importer = frame.f_globals.get("__name__", "").split(".")[0]
+    return bool(importers) and importer not in (*importers, "importlib")
+
+
 class _Postponed:
     """Something of a module that was not executed: of the path ``names`` within it."""
 
-    def __init__(self, module: str, *names: str) -> None:
-        self.__dict__.update(_module=module, _names=names)
+    def __init__(self, importers: Collection[str], module: str, *names: str) -> None:
+        self.__dict__.update(_importers=importers, _module=module, _names=names)
 
     def real(self) -> Any:
         try:
@@ -124,35 +134,69 @@ class _Postponed:
         return str(self._names[-1])
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name.endswith("Error"):
+        if name.startswith("__") or name.endswith("Error") or _is_foreign(sys._getframe(1), self._importers):
             return getattr(self.real(), name)
-        return _Postponed(self._module, *self._names, name)
+        return _Postponed(self._importers, self._module, *self._names, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self.real(), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self.real(), name)
 
     def __call__(self, *given: Any, **options: Any) -> Any:
-        return self.real()(*given, **options)
+        return self.real()(*map(_real, given), **{name: _real(value) for name, value in options.items()})
 
     def __mro_entries__(self, bases: Sequence[object]) -> tuple[Any, ...]:
         return (self.real(),)
 
     def __instancecheck__(self, instance: object) -> bool:
+        if type(instance) is _Postponed:
+            return isinstance(instance.real(), self.real())
         return _is_imported(self._module.split(".")[0]) and isinstance(instance, self.real())
 
-    def __subclasscheck__(self, kind: type) -> bool:
+    def __subclasscheck__(self, kind: Any) -> bool:
+        if type(kind) is _Postponed:
+            return issubclass(kind.real(), self.real())
         return _is_imported(self._module.split(".")[0]) and issubclass(kind, self.real())
 
-    def __or__(self, other: Any) -> Any:
-        return self.real() | other
-
-    def __ror__(self, other: Any) -> Any:
-        return other | self.real()
-
     def __eq__(self, other: object) -> bool:
-        if type(other) is _Postponed:
-            return (self._module, self._names) == (other._module, other._names)
-        return bool(self.real() == other)
+        if type(other) is _Postponed and (self._module, self._names) == (other._module, other._names):
+            return True
+        return bool(self.real() == _real(other))
 
     def __hash__(self) -> int:
         return hash((self._module, self._names))  # typing keeps what it has made of classes by their hash
+
+
+def _real(value: Any) -> Any:
+    return value.real() if type(value) in (_Postponed, _StandIn) else value
+
+
+def _on_the_real(method: str, act: Callable[..., Any]) -> None:
+    def acting(self: _Postponed, *given: Any) -> Any:
+        return act(self.real(), *map(_real, given))
+
+    setattr(_Postponed, method, acting)
+
+
+def _reflected(act: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda right, left: act(left, right)
+
+
+for _name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "and", "xor", "or"):
+    _on_the_real(f"__{_name}__", getattr(operator, f"__{_name}__"))
+    _on_the_real(f"__r{_name}__", _reflected(getattr(operator, f"__{_name}__")))
+_on_the_real("__divmod__", divmod)
+_on_the_real("__rdivmod__", _reflected(divmod))
+for _name in ("lt", "le", "gt", "ge", "neg", "pos", "abs", "invert", "index", "contains", "getitem", "setitem", "delitem"):
+    _on_the_real(f"__{_name}__", getattr(operator, f"__{_name}__"))
+for _act in (bool, int, float, complex, bytes, str, repr, format, len, iter, next, reversed, round, dir):
+    _on_the_real(f"__{_act.__name__}__", _act)
+for _name in ("trunc", "floor", "ceil"):
+    _on_the_real(f"__{_name}__", getattr(math, _name))
+_on_the_real("__enter__", lambda real: type(real).__enter__(real))
+_on_the_real("__exit__", lambda real, *error: type(real).__exit__(real, *error))
 
 
 class _Finder(MetaPathFinder, Loader):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from flowfactory.config.schema import DistributedConfig
-from flowfactory.distributed.context import Context, check_count, gather_tokens, heads_to_tokens, make_context, tokens_to_heads
+from flowfactory.distributed.context import Context, check_count, make_context
+from flowfactory.distributed.context_exchange import gather_tokens, heads_to_tokens, tokens_to_heads
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.errors import UserError
 

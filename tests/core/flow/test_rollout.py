@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flowfactory import Canvas, flow
 from flowfactory.flow.dynamics import ODE, FlowSDE, FlowSDEConfig
+from flowfactory.flow.rollout import LOG_ROOT_TAU
 from flowfactory.types import Conditions, Dynamics, NoiseKey, SamplingPlan, Step
 
 SHAPE = (2, 3)
@@ -303,3 +304,7 @@ def test_recorded_steps_are_drawn_with_a_graph_for_whoever_keeps_it_and_nobody_e
         gradients = [torch.autograd.grad(each.log_prob.sum(), weight)[0] for each in (found, replayed)]
         assert torch.equal(*gradients)
         assert float(gradients[0]) != 0
+
+
+def test_the_constant_of_densities_is_what_float32_has() -> None:
+    assert 0.5 * float(torch.log(torch.tensor(2 * torch.pi))) == LOG_ROOT_TAU

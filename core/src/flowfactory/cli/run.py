@@ -14,6 +14,7 @@ import typer
 
 from flowfactory.cli.options import Nproc, Plugins, Sets, typed_path
 from flowfactory.cli.output import say, show, warn
+from flowfactory.cli.rehearsal import rehearse
 from flowfactory.distributed import environment, launch
 from flowfactory.postponed_imports import postponed_imports, without_collections
 
@@ -45,8 +46,10 @@ def run(
     wanted.check(os.environ)
     resume = resume or environment.is_restart()
     if dry_run:
-        with postponed_imports("torch", "safetensors.torch", importers=("flowfactory",)):
-            _check(config, sets, plugin, out)
+        check = partial(_check, config, sets, plugin, out)
+        # what is wrong without PyTorch may be right with it: no error is told but one that is made with it
+        if "torch" in sys.modules or not rehearse(partial(_without_torch, check)):
+            check()
         return
     resolved = loading.load(config, sets or [], plugin or [], out)
     if not wanted.starts_ranks:
@@ -62,6 +65,16 @@ def run(
     command = [sys.executable, "-P", "-m", "flowfactory", "run", *options, "--", config]
     with _owned_by_first_node(resolved, wanted) as variables:
         start(command, wanted, warn, variables)
+
+
+PLUGINS = ("awm", "crd", "dpo", "flux", "grpo", "nft", "qwen_image", "rewards", "sd3", "tiny", "wan", "z_image")
+OURS = ("flowfactory", *(f"flowfactory_{name}" for name in PLUGINS))
+"""Packages that do with PyTorch, as they are imported, nothing that takes more than its names."""
+
+
+def _without_torch(check: Callable[[], None]) -> None:
+    with postponed_imports("torch", "safetensors.torch", importers=OURS):
+        check()
 
 
 def _check(config: str, sets: list[str] | None, plugin: list[Path] | None, out: Path | None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from flowfactory.config.component import ComponentConfig
 from flowfactory.config.ema import Decay
+from flowfactory.config.precision import with_precision
 from flowfactory.config.schema import EvaluationConfig, RunConfig, reward_weight
 from flowfactory.config.synonyms import plain
 from flowfactory.discovery.source_places import describe_exception, place_of
@@ -22,9 +23,11 @@ def idle_keys(config: RunConfig) -> Iterator[str]:
         if decay is not None:
             yield from _average(f"{place}.ema", decay, config.training.iterations)
     yield from _guidance(config)
-    if not config.training.autocast and config.training.precision == "float32":
+    # where it is auto, and so is the device, another machine may have CUDA
+    exact = with_precision(config, cuda=config.device != "cpu").training.precision == "float32"
+    if not config.training.autocast and exact:
         yield "training.autocast does nothing under precision float32, where nothing is rounded; leave it out"
-    if config.sampling.merge_adapters == "never" and (config.model.train == "full" or config.training.precision == "float32"):
+    if config.sampling.merge_adapters == "never" and (config.model.train == "full" or exact):
         why = "with model.train: full, which has no adapters" if config.model.train == "full" else "in float32, which is exact"
         yield f"sampling.merge_adapters does nothing {why}; leave it out"
     if config.prompts.video_fps == "keep" and not config.model.takes.video[1]:

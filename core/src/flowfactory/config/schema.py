@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import (
     Field,
     SerializeAsAny,
+    StrictBool,
     ValidationInfo,
     field_validator,
 )
@@ -139,7 +140,7 @@ class TrainingConfig(Strict):
         examples=["none", "blocks", "every-2"],
         description="none, blocks (all of them) or every-2, every-3 …: blocks that are recomputed in the backward pass",
     )
-    compile: Literal["auto"] | bool = Field(
+    compile: Literal["auto"] | StrictBool = Field(
         "auto",
         description="whether torch.compile makes the transformer's blocks faster; auto: those of a large one that trains on "
         "CUDA, unless preflight finds fault with it",

@@ -15,7 +15,8 @@ from flowfactory.errors import UserError
 from flowfactory.flow.noise import noise
 from flowfactory.types import Agree, Conditions, Evaluation, Index, SamplingPlan, Step, Velocity, as_they_are
 
-LOG_ROOT_TAU = 0.5 * float(torch.log(torch.tensor(2 * torch.pi)))
+LOG_ROOT_TAU = 0.9189385175704956
+"""Half the logarithm of 2π, in float32 as densities are: written out, for to ask PyTorch is to import it."""
 """log(sqrt(2 pi)) as float32 has it."""
 
 

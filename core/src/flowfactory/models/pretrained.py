@@ -28,8 +28,8 @@ from flowfactory.postponed_imports import settle_imports
 LIBRARIES = ("diffusers", "transformers")
 INDEX = "model_index.json"
 ANY_MODEL = "PreTrainedModel"
-MODELS = re.compile(r".+(Model|For[A-Z]\w+)")
-"""How transformers calls its models, all of which are an ANY_MODEL."""
+MODELS = re.compile(r"(?!Auto|DataCollator).+(Model|For[A-Z]\w+)")
+"""How transformers calls its models, all of which are an ANY_MODEL; what goes by such a name and is none is left out."""
 SETTINGS = {"SchedulerMixin", "ImageProcessingMixin", "FeatureExtractionMixin"}
 """What parts of a pipeline are that are no modules and no tokenizers: none of these runs code in its folder."""
 

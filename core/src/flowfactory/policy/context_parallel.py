@@ -17,7 +17,8 @@ from diffusers.models._modeling_parallel import ContextParallelConfig, ContextPa
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from torch import Tensor, nn
 
-from flowfactory.distributed.context import Context, gather_tokens, heads_to_tokens, tokens_to_heads
+from flowfactory.distributed.context import Context
+from flowfactory.distributed.context_exchange import gather_tokens, heads_to_tokens, tokens_to_heads
 from flowfactory.errors import UserError
 
 Attention = Callable[..., Tensor]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn import functional
 
 from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.flow import NoisedBatch, TimestepsConfig, noised_batches
@@ -179,4 +179,4 @@ class CRD:
     def _match(self, implicit: Tensor, reward: Tensor) -> Tensor:
         if self._config.loss == "mse":
             return (implicit - reward).square()
-        return binary_cross_entropy_with_logits(implicit, torch.sigmoid(reward), reduction="none")
+        return functional.binary_cross_entropy_with_logits(implicit, torch.sigmoid(reward), reduction="none")

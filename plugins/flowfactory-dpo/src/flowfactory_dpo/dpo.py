@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from pydantic import Field
-from torch.nn.functional import logsigmoid
+from torch.nn import functional
 
 from flowfactory import Experience, Loss, Policy, hookimpl
 from flowfactory.flow import NoisedBatch, noised_batches
@@ -72,7 +72,7 @@ class DPO(ReferenceAlgorithm[DPOConfig]):
         better, than = _arms(at.samples.advantages, at)
         # a group without spread has no best sample
         differs = (better > than).float()
-        return Loss(-logsigmoid(margin) * differs, metrics={"margin": margin, "preferred": (margin > 0).float()})
+        return Loss(-functional.logsigmoid(margin) * differs, metrics={"margin": margin, "preferred": (margin > 0).float()})
 
 
 def best_and_worst(experience: Experience) -> tuple[list[int], list[int]]:
