@@ -60,9 +60,12 @@ def count_work(act: Callable[[], object]) -> Work:
 
 
 def slope(sizes: Sequence[int], work: Sequence[float]) -> float:
-    """The power of the size that ``work`` grows by, less what it takes at any size; ``sizes`` double from one to the next."""
+    """The power of the size that ``work`` grows by, less what it takes at any size; ``sizes`` double from one to the next.
+
+    Steps of less than a thousandth of it all are none.
+    """
     assert all(later == 2 * size for size, later in pairwise(sizes))
-    steps = [max(later - now, 1e-9) for now, later in pairwise(work)]
+    steps = [max(later - now, 1e-3 * work[-1]) for now, later in pairwise(work)]
     return math.log2(steps[-1] / steps[0]) / (len(steps) - 1)
 
 
