@@ -48,8 +48,32 @@ def test_it_shows_what_is_there(typed: list[str], folder: CacheFolder, invoke: I
         "limit": "50.0 GB",
         "first to go, last used": time.strftime("%Y-%m-%d %H:%M", time.localtime(oldest)),
         "last to go, last used": time.strftime("%Y-%m-%d %H:%M", time.localtime(newest)),
+        "runs under way that need entries": "0",
         "unfinished files": "0",
     }
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from flowfactory.data.cache_folder import CacheFolder
+folder = CacheFolder(Path(sys.argv[1]))
+folder.need([sys.argv[2]])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("typed", [["cache"], ["cache", "clear", "--yes"], ["cache", "clear", "--older-than", "400d"]])
+def test_the_leases_of_killed_runs_go_and_those_under_way_are_counted(
+    typed: list[str], folder: CacheFolder, invoke: Invoke
+) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, folder.root, "0" * 40], check=False, timeout=60)
+    (left,) = folder.path.glob(".*.needed")
+    folder.need(["1" * 40])
+    assert invoke(*typed)[0] == 0
+    assert not left.exists()
+    assert len(list(folder.path.glob(".*.needed"))) == 1
+    assert rows(invoke("cache")[1])["runs under way that need entries"] == "1"
 
 
 def test_a_cache_that_is_not_there_yet_is_empty(invoke: Invoke, tmp_path: Path) -> None:

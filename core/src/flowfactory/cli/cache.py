@@ -43,6 +43,7 @@ def show() -> None:
         "limit": format_size(folder.limit),
         "first to go, last used": _date(min((file.used for file in files), default=None)),
         "last to go, last used": _date(max((file.used for file in files), default=None)),
+        "runs under way that need entries": str(len(folder.needs())),
         "unfinished files": str(len(folder.leftovers())),
     }
     for name, value in rows.items():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flowfactory.atomic_files import leftovers, remove_old, replacing, temporary_name
-from flowfactory.data.cache_lease import Lease, leased_keys
+from flowfactory.data.cache_lease import Lease, Need, find_needs
 from flowfactory.data.room import judge_room, spare_memory
 from flowfactory.errors import UserError
 from flowfactory.untrusted_files import Refused, read_bytes
@@ -136,7 +136,7 @@ class CacheFolder:
         return True
 
     def need(self, keys: Collection[str]) -> None:
-        """Have nobody delete ``keys`` to make room until this process ends, or has not been heard of for a day."""
+        """Have nobody delete ``keys`` to make room until this process ends, for others than this system's a day later."""
         with suppress(OSError):  # nor is room made where nothing can be written
             self._make(self.path)
             self._lease = self._lease or Lease(self.path)
@@ -210,9 +210,14 @@ class CacheFolder:
         return [path for folder in self._folders() for path in leftovers(folder)] + former
 
     def remove_leftovers(self) -> None:
-        """Delete what killed writes left, once it is a day old."""
+        """Delete what killed writes left, once it is a day old, and the leases of killed runs."""
         with suppress(OSError):
             remove_old(self.leftovers())
+            find_needs(self.path)
+
+    def needs(self) -> list[Need]:
+        """What runs under way need."""
+        return find_needs(self.path)
 
     def estimate(self, keys: Collection[str]) -> int:
         """About how many bytes the entries ``keys`` take: as many as some of them."""
@@ -260,7 +265,7 @@ class CacheFolder:
         with suppress(OSError):  # nothing there, or not to be listed
             files = sorted(self.entries(), key=lambda file: file.used)
             excess = sum(file.size for file in files) - self.limit
-            needed = leased_keys(self.path) if excess > 0 else set()
+            needed = {key for need in find_needs(self.path) for key in need.keys} if excess > 0 else set()
             for file in files:
                 if excess <= 0:
                     return
