@@ -190,6 +190,20 @@ def test_an_entry_with_another_bit_is_made_again(made: Made, tmp_path: Path) -> 
     assert path.read_bytes() == whole
 
 
+def test_entries_that_changed_places_are_made_again(made: Made, tmp_path: Path) -> None:
+    made()[0].prepare([Prompt("a"), Prompt("bb")], CANVAS)
+    one, other = files(tmp_path)
+    whole = one.read_bytes(), other.read_bytes()
+    one.rename(tmp_path / "third")
+    other.rename(one)
+    (tmp_path / "third").rename(other)
+    cache, encoder = made()
+    entries = cache.conditions([Prompt("a"), Prompt("bb")], CANVAS).entries
+    assert [int(entry["length"]) for entry in entries] == [1, 2]
+    assert sorted(encoder.asked) == ["a", "bb"]
+    assert (one.read_bytes(), other.read_bytes()) == whole
+
+
 def test_media_count_by_their_bytes(made: Made, tmp_path: Path) -> None:
     one, same, other = (tmp_path / name for name in ("1.png", "2.png", "3.png"))
     one.write_bytes(b"x")
