@@ -245,9 +245,9 @@ class CacheFolder:
         return 0
 
     def warn_of_limit(self, size: int) -> None:
-        """Say once that ``size`` bytes, which a run needs, are more than the limit."""
+        """Say once that ``size`` bytes, which a run needs, are more than the limit, unless nothing can be written anyway."""
         with suppress(OSError):
-            if size > self.limit and not self._told_of_limit:
+            if self._takes_more and size > self.limit and not self._told_of_limit:
                 self._told_of_limit = True
                 told = f"the prompts of this run take about {format_size(size)} in {self.path}, more than its limit of"
                 kept = "they are kept while it runs, and may be encoded again later"
