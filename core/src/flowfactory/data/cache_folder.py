@@ -39,12 +39,17 @@ FORMER_LEFTOVER = re.compile(r"\.[0-9a-f]{40}\.[a-z0-9_]{8}")
 
 def default_folder() -> Path:
     """$FLOWFACTORY_CACHE, or ``flowfactory`` in the user's cache folder. UserError: there is no home folder for it."""
+    chosen = os.environ.get(ENVIRONMENT)
     try:
-        if chosen := os.environ.get(ENVIRONMENT):
+        if chosen:
             return Path(chosen).expanduser()
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowfactory"
     except RuntimeError:
-        raise UserError(f"the cache has no place: this user has no home folder; set {ENVIRONMENT} to a folder") from None
+        if chosen:
+            told = f"{ENVIRONMENT}: got {chosen!r}; there is no home folder for {Path(chosen).parts[0]}, write the whole path"
+        else:
+            told = f"the cache has no place: this user has no home folder; set {ENVIRONMENT} to a folder"
+        raise UserError(told) from None
 
 
 def read_limit() -> int | None:
