@@ -53,6 +53,19 @@ def test_it_shows_what_is_there(typed: list[str], folder: CacheFolder, invoke: I
     }
 
 
+@pytest.mark.parametrize(
+    ("limit", "size"),
+    [("3KB", "3.0 KB"), ("2999B", "3.0 KB, more than the limit: the next run that encodes prompts makes room")],
+)
+def test_a_size_beyond_the_limit_is_told_of(
+    limit: str, size: str, folder: CacheFolder, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOWFACTORY_CACHE_SIZE", limit)
+    monkeypatch.setenv("COLUMNS", "300")
+    code, out, err = invoke("cache")
+    assert (code, rows(out)["size"], err) == (0, size, "")
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
