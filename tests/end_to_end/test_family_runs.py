@@ -54,6 +54,14 @@ def test_both_experts_of_wan_train_in_one_run(tmp_path: Path) -> None:
         assert any(bool(weight.any()) for name, weight in adapters.items() if "lora_B" in name)
 
 
+def test_held_out_videos_are_told_of_as_videos(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    case, said = CASES["wan-t2v"], list[str]()
+    model = {"name": "wan-t2v", "path": str(checkpoints("wan-t2v")), "train": LORA}
+    train_two_iterations(model, NFT, prompts(case, tmp_path), tmp_path, said.append, **sections(case))
+    told = [line.partition(":")[0] for line in said if line.startswith("held-out")]
+    assert told == [f"held-out score after iteration {number}, 2 videos" for number in (0, 2)]
+
+
 MODELS = sorted({case.name for case in CASES.values()})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,12 @@ def check_sizes(settings: dict[str, Any], section: str, size: list[int], nearest
 
 
 def train_two_iterations(
-    model: Mapping[str, Any], algorithm: Mapping[str, Any], prompts: Path, folder: Path, **sections: Any
+    model: Mapping[str, Any],
+    algorithm: Mapping[str, Any],
+    prompts: Path,
+    folder: Path,
+    say: Callable[[str], None] = lambda _: None,
+    **sections: Any,
 ) -> RunDirectory:
     """A run of two iterations in ``folder/run``, with an evaluation before and after; ``sections`` are set on top."""
     raw: dict[str, Any] = {
@@ -98,4 +103,4 @@ def train_two_iterations(
     }
     for name, section in sections.items():
         raw[name] = {**raw.get(name, {}), **section} if isinstance(section, Mapping) else section
-    return train(validate(raw), say=lambda _: None)
+    return train(validate(raw), say=say)

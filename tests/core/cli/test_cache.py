@@ -48,8 +48,45 @@ def test_it_shows_what_is_there(typed: list[str], folder: CacheFolder, invoke: I
         "limit": "50.0 GB",
         "first to go, last used": time.strftime("%Y-%m-%d %H:%M", time.localtime(oldest)),
         "last to go, last used": time.strftime("%Y-%m-%d %H:%M", time.localtime(newest)),
+        "runs under way that need entries": "0",
         "unfinished files": "0",
     }
+
+
+@pytest.mark.parametrize(
+    ("limit", "size"),
+    [("3KB", "3.0 KB"), ("2999B", "3.0 KB, more than the limit: the next run that encodes prompts makes room")],
+)
+def test_a_size_beyond_the_limit_is_told_of(
+    limit: str, size: str, folder: CacheFolder, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOWFACTORY_CACHE_SIZE", limit)
+    monkeypatch.setenv("COLUMNS", "300")
+    code, out, err = invoke("cache")
+    assert (code, rows(out)["size"], err) == (0, size, "")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from flowfactory.data.cache_folder import CacheFolder
+folder = CacheFolder(Path(sys.argv[1]))
+folder.need([sys.argv[2]])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("typed", [["cache"], ["cache", "clear", "--yes"], ["cache", "clear", "--older-than", "400d"]])
+def test_the_leases_of_killed_runs_go_and_those_under_way_are_counted(
+    typed: list[str], folder: CacheFolder, invoke: Invoke
+) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, folder.root, "0" * 40], check=False, timeout=60)
+    (left,) = folder.path.glob(".*.needed")
+    folder.need(["1" * 40])
+    assert invoke(*typed)[0] == 0
+    assert not left.exists()
+    assert len(list(folder.path.glob(".*.needed"))) == 1
+    assert rows(invoke("cache")[1])["runs under way that need entries"] == "1"
 
 
 def test_a_cache_that_is_not_there_yet_is_empty(invoke: Invoke, tmp_path: Path) -> None:

@@ -63,6 +63,15 @@ def test_a_user_without_a_home_is_told_what_to_set() -> None:
     assert run_as(OTHER, code) == f"{UserError(sentence)!r}\n"
 
 
+def test_a_folder_in_the_home_of_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWFACTORY_CACHE", "~nobody123/x")
+    with pytest.raises(UserError) as caught:
+        default_folder()
+    assert str(caught.value) == (
+        "FLOWFACTORY_CACHE: got '~nobody123/x'; there is no home folder for ~nobody123, write the whole path"
+    )
+
+
 @pytest.mark.parametrize(
     ("written", "size"),
     [

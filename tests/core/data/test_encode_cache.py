@@ -4,11 +4,14 @@ import io
 import os
 import pickle
 import re
+import subprocess
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +24,7 @@ from flowfactory.data.cache_folder import CacheFolder
 from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.errors import RunError, UserError
 from flowfactory.models import checkpoint_identity
+from flowfactory.process_identity import ProcessIdentity
 from flowfactory.types import Conditions, Prompt
 
 CANVAS = Canvas(8, 8)
@@ -184,6 +188,20 @@ def test_an_entry_with_another_bit_is_made_again(made: Made, tmp_path: Path) -> 
     cache.conditions([Prompt("bb")], CANVAS)
     assert encoder.asked == ["bb"]
     assert path.read_bytes() == whole
+
+
+def test_entries_that_changed_places_are_made_again(made: Made, tmp_path: Path) -> None:
+    made()[0].prepare([Prompt("a"), Prompt("bb")], CANVAS)
+    one, other = files(tmp_path)
+    whole = one.read_bytes(), other.read_bytes()
+    one.rename(tmp_path / "third")
+    other.rename(one)
+    (tmp_path / "third").rename(other)
+    cache, encoder = made()
+    entries = cache.conditions([Prompt("a"), Prompt("bb")], CANVAS).entries
+    assert [int(entry["length"]) for entry in entries] == [1, 2]
+    assert sorted(encoder.asked) == ["a", "bb"]
+    assert (one.read_bytes(), other.read_bytes()) == whole
 
 
 def test_media_count_by_their_bytes(made: Made, tmp_path: Path) -> None:
@@ -455,13 +473,50 @@ def test_a_lease_ends_with_who_has_it(tmp_path: Path) -> None:
     assert not [path for path in (tmp_path / "conditions").iterdir() if path.is_file()]
 
 
-def test_a_lease_that_was_not_renewed_for_a_day_is_a_killed_runs(tmp_path: Path) -> None:
+def lease_of_another(tmp_path: Path, **changes: Any) -> Path:
+    """What a process with other ``changes`` leaves that needs the entries of PROMPTS, which are not in use otherwise."""
+    cache = EncodeCache(Encoder(), "m", CacheFolder(tmp_path))
+    cache.prepare(PROMPTS, CANVAS)
+    owner = replace(ProcessIdentity.own(), **changes)
+    lease = tmp_path / "conditions" / f".{'0' * 16}.needed"
+    lease.write_text(owner.as_json() + "".join(f"{cache.key(prompt, CANVAS)}\n" for prompt in PROMPTS))
+    for path in files(tmp_path):
+        os.utime(path, times=(time.time() - 7200,) * 2)
+    return lease
+
+
+def test_the_lease_of_a_killed_run_of_this_system_keeps_nothing(tmp_path: Path) -> None:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    lease = lease_of_another(tmp_path, pid=process.pid)
+    evict_all(tmp_path)
+    assert files(tmp_path) == []
+    assert not lease.exists()
+
+
+def test_the_lease_of_a_process_whose_number_another_has_now_keeps_nothing(tmp_path: Path) -> None:
+    lease = lease_of_another(tmp_path, started="1")
+    evict_all(tmp_path)
+    assert files(tmp_path) == []
+    assert not lease.exists()
+
+
+def test_the_lease_of_a_run_elsewhere_keeps_entries_for_a_day(tmp_path: Path) -> None:
+    lease = lease_of_another(tmp_path, system="another machine's")
+    evict_all(tmp_path)
+    assert len(files(tmp_path)) == 3
+    os.utime(lease, times=(time.time() - 90_000,) * 2)
+    evict_all(tmp_path)
+    assert files(tmp_path) == []
+    assert not lease.exists()
+
+
+def test_the_lease_of_a_run_that_was_stopped_for_days_holds_while_it_lives(tmp_path: Path) -> None:
     cache = EncodeCache(Encoder(), "m", CacheFolder(tmp_path))
     cache.prepare(PROMPTS, CANVAS)
     (lease,) = (path for path in (tmp_path / "conditions").iterdir() if path.is_file())
     for path in (*files(tmp_path), lease):
         os.utime(path, times=(time.time() - 90_000,) * 2)
     evict_all(tmp_path)
-    assert files(tmp_path) == []
-    assert not lease.exists()
+    assert len(files(tmp_path)) == 3
     assert len(cache.conditions(PROMPTS, CANVAS)) == 4

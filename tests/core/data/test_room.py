@@ -79,3 +79,15 @@ def test_a_limit_that_is_less_than_the_run_needs_is_told_of_once(told: list[str]
         f"warning: the prompts of this run take about 84.0 GB in {tmp_path / 'conditions'}, more than its limit of 50.0 GB; "
         "they are kept while it runs, and may be encoded again later; raise FLOWFACTORY_CACHE_SIZE"
     ]
+
+
+def test_where_nothing_can_be_written_no_limit_is_told_of(told: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    folder = CacheFolder(tmp_path / "file", 0, told.append)
+    folder.write("a" * 40, b"x")
+    folder.announce(20, GB)
+    folder.warn_of_limit(GB)
+    assert [sentence.partition(" (")[0] for sentence in told] == [
+        f"warning: {tmp_path / 'file/conditions'} cannot be written to",
+        "encoding 20 prompts, which take about 1.0 GB in memory",
+    ]

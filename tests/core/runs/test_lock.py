@@ -77,7 +77,7 @@ def ended_process() -> int:
 def leave(folder: Path, **changes: Any) -> bytes:
     """A lock that another process left in ``folder``."""
     folder.mkdir(exist_ok=True)
-    content = replace(Holder.this_process(folder), **changes).as_json()
+    content = replace(Holder.this_process(folder), **changes).as_json(indent=1).encode()
     (folder / LOCK).write_bytes(content)
     return content
 
@@ -134,7 +134,7 @@ def test_a_claim_whose_process_was_killed_while_taking_over_is_taken_over_too(tm
     gone = ended_process()
     first = leave(tmp_path, pid=gone)
     claim = tmp_path / f".{lock._token(first)}{lock.TAKEN}"
-    claim.write_bytes(replace(Holder.this_process(tmp_path), pid=gone).as_json())
+    claim.write_bytes(replace(Holder.this_process(tmp_path), pid=gone).as_json(indent=1).encode())
     with held(tmp_path, pytest.fail):
         assert [path.name for path in tmp_path.iterdir()] == [LOCK]
 
@@ -143,7 +143,7 @@ def test_a_claim_whose_process_was_killed_while_taking_over_is_taken_over_too(tm
 def test_claims_without_an_end_cost_one_line(tmp_path: Path, chain: str) -> None:
     gone = ended_process()
     first = leave(tmp_path, pid=gone)
-    others = [replace(Holder.this_process(tmp_path), pid=gone).as_json() for _ in range(1000)]
+    others = [replace(Holder.this_process(tmp_path), pid=gone).as_json(indent=1).encode() for _ in range(1000)]
     contents = {"circle of one": [first, first], "circle of two": [first, others[0], first], "long": [first, *others]}[chain]
     for before, content in pairwise(contents):
         (tmp_path / f".{lock._token(before)}{lock.TAKEN}").write_bytes(content)

@@ -20,7 +20,7 @@ from flowfactory.data import media
 from flowfactory.runs.charts import chart
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.report import write_report
-from flowfactory.runs.score_format import format_score
+from flowfactory.runs.score_format import format_score, tell_evaluation
 from flowfactory.runs.terminal import Terminal
 from flowfactory.runs.train import train
 from flowfactory.types import RunInfo
@@ -162,6 +162,24 @@ def test_the_command_ends_with_scores_and_report_in_plain_lines(
     assert lines[-2] == f"held-out bright: {before:.4f} before, {after:.4f} after"
     assert lines[-1] == f"report: {tmp_path / 'run/report.html'}"
     assert (tmp_path / "run/report.html").is_file()
+
+
+def test_the_command_says_after_which_iteration_the_first_score_was(
+    config_file: Callable[..., Path], invoke: Invoke, tmp_path: Path
+) -> None:
+    path = config_file({"evaluation": {"every": 1, "at_start": False}})
+    code, out, err = invoke("run", path, "--out", tmp_path / "run")
+    assert (code, err) == (0, "")
+    records = RunDirectory(tmp_path / "run").records()
+    first, last = records[1]["eval/bright/mean"], records[-1]["eval/bright/mean"]
+    assert out.splitlines()[-2] == f"held-out bright: {first:.4f} after iteration 1, {last:.4f} at the end"
+
+
+def test_a_model_that_draws_videos_is_told_of_in_videos() -> None:
+    assert tell_evaluation(3, 4, True, {"a": 0.25, "b": None}) == "held-out score after iteration 3, 4 videos: a 0.2500"
+    assert tell_evaluation(0, 2, False, {"a": None}) == (
+        "held-out score after iteration 0, 2 pictures: no reward applies to them"
+    )
 
 
 def test_a_terminal_gets_a_bar_that_begins_where_the_run_does(load: Callable[..., RunConfig]) -> None:

@@ -35,14 +35,17 @@ def show() -> None:
 
     folder = CacheFolder.from_environment(warn)
     files = _entries(folder)
+    size, limit = sum(file.size for file in files), folder.limit
+    over = ", more than the limit: the next run that encodes prompts makes room" if size > limit else ""
     table = Table(title="encoded prompts", show_header=False)
     rows = {
         "folder": str(folder.path),
         "entries": f"{len(files):,}",
-        "size": format_size(sum(file.size for file in files)),
-        "limit": format_size(folder.limit),
+        "size": format_size(size) + over,
+        "limit": format_size(limit),
         "first to go, last used": _date(min((file.used for file in files), default=None)),
         "last to go, last used": _date(max((file.used for file in files), default=None)),
+        "runs under way that need entries": str(len(folder.needs())),
         "unfinished files": str(len(folder.leftovers())),
     }
     for name, value in rows.items():

@@ -132,16 +132,11 @@ def _train(config: RunConfig, resume: bool) -> None:
 def _print_summary(directory: RunDirectory, say: Callable[[str], None]) -> None:
     from flowfactory.rewards.warnings import hacking_warnings
     from flowfactory.runs.report import write_report
-    from flowfactory.runs.score_format import format_score
+    from flowfactory.runs.score_format import tell_change
 
     records = directory.records()
-    evaluated = [record for record in records if any(key.startswith("eval/") for key in record)]
-    if len(evaluated) > 1:
-        first, last = evaluated[0], evaluated[-1]
-        for key in (key for key in last if key.startswith("eval/") and key.endswith("/mean") and key in first):
-            label = key.split("/")[1]
-            when = f"after iteration {first['iteration']}" if first["iteration"] else "before"
-            say(f"held-out {label}: {format_score(first[key])} {when}, {format_score(last[key])} after")
+    for sentence in tell_change(records):
+        say(sentence)
     for sentence in hacking_warnings(records):
         say(f"warning: {sentence}")
     try:

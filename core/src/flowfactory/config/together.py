@@ -33,9 +33,15 @@ def check_together(config: RunConfig, whole: bool = True, unread: Collection[str
     ]
     trains = "prompts.train" not in unread
     checks = (*CHECKS, *((_trainable,) if trains else ()))
+    given_up = None
     for check in (*checks, *(_component_check(place, part, whole) for place, part in used)):
         try:
-            yield from (Finding("", sentence) for sentence in check(config))
+            for sentence in check(config):
+                key = sentence.partition(":")[0]
+                if key != given_up:  # what it lacks beside is for nothing
+                    yield Finding("", sentence)
+                if check is _trainable:
+                    given_up = key
         except (AttributeError, TypeError):
             if whole:
                 raise

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flowfactory.atomic_files import leftovers, remove_old, replacing, temporary_name
-from flowfactory.data.cache_lease import Lease, leased_keys
+from flowfactory.data.cache_lease import Lease, Need, find_needs
 from flowfactory.data.room import judge_room, spare_memory
 from flowfactory.errors import UserError
 from flowfactory.untrusted_files import Refused, read_bytes
@@ -39,12 +39,17 @@ FORMER_LEFTOVER = re.compile(r"\.[0-9a-f]{40}\.[a-z0-9_]{8}")
 
 def default_folder() -> Path:
     """$FLOWFACTORY_CACHE, or ``flowfactory`` in the user's cache folder. UserError: there is no home folder for it."""
+    chosen = os.environ.get(ENVIRONMENT)
     try:
-        if chosen := os.environ.get(ENVIRONMENT):
+        if chosen:
             return Path(chosen).expanduser()
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowfactory"
     except RuntimeError:
-        raise UserError(f"the cache has no place: this user has no home folder; set {ENVIRONMENT} to a folder") from None
+        if chosen:
+            told = f"{ENVIRONMENT}: got {chosen!r}; there is no home folder for {Path(chosen).parts[0]}, write the whole path"
+        else:
+            told = f"the cache has no place: this user has no home folder; set {ENVIRONMENT} to a folder"
+        raise UserError(told) from None
 
 
 def read_limit() -> int | None:
@@ -136,7 +141,7 @@ class CacheFolder:
         return True
 
     def need(self, keys: Collection[str]) -> None:
-        """Have nobody delete ``keys`` to make room until this process ends, or has not been heard of for a day."""
+        """Have nobody delete ``keys`` to make room until this process ends, for others than this system's a day later."""
         with suppress(OSError):  # nor is room made where nothing can be written
             self._make(self.path)
             self._lease = self._lease or Lease(self.path)
@@ -210,9 +215,14 @@ class CacheFolder:
         return [path for folder in self._folders() for path in leftovers(folder)] + former
 
     def remove_leftovers(self) -> None:
-        """Delete what killed writes left, once it is a day old."""
+        """Delete what killed writes left, once it is a day old, and the leases of killed runs."""
         with suppress(OSError):
             remove_old(self.leftovers())
+            find_needs(self.path)
+
+    def needs(self) -> list[Need]:
+        """What runs under way need."""
+        return find_needs(self.path)
 
     def estimate(self, keys: Collection[str]) -> int:
         """About how many bytes the entries ``keys`` take: as many as some of them."""
@@ -240,9 +250,9 @@ class CacheFolder:
         return 0
 
     def warn_of_limit(self, size: int) -> None:
-        """Say once that ``size`` bytes, which a run needs, are more than the limit."""
+        """Say once that ``size`` bytes, which a run needs, are more than the limit, unless nothing can be written anyway."""
         with suppress(OSError):
-            if size > self.limit and not self._told_of_limit:
+            if self._takes_more and size > self.limit and not self._told_of_limit:
                 self._told_of_limit = True
                 told = f"the prompts of this run take about {format_size(size)} in {self.path}, more than its limit of"
                 kept = "they are kept while it runs, and may be encoded again later"
@@ -260,7 +270,7 @@ class CacheFolder:
         with suppress(OSError):  # nothing there, or not to be listed
             files = sorted(self.entries(), key=lambda file: file.used)
             excess = sum(file.size for file in files) - self.limit
-            needed = leased_keys(self.path) if excess > 0 else set()
+            needed = {key for need in find_needs(self.path) for key in need.keys} if excess > 0 else set()
             for file in files:
                 if excess <= 0:
                     return

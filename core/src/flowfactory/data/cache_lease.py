@@ -10,18 +10,20 @@ import weakref
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from flowfactory.atomic_files import DAY
+from flowfactory.process_identity import ProcessIdentity
 from flowfactory.untrusted_files import Refused, read_bytes
 
 LEASE = re.compile(r"\.[0-9a-f]{16}\.needed")
 RENEWED = 600.0
-"""Seconds after which a lease is renewed; one that was not for a day is a killed run's."""
+"""Seconds after which a lease is renewed; one that was not for a day is a killed run's, if its process cannot be looked at."""
 LARGEST = 2**30
 
 
 class Lease:
-    """The keys that this process needs until it ends, a line each in a file in ``folder``."""
+    """The keys that this process needs until it ends, a line each in a file in ``folder``, below one that tells whose it is."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / f".{secrets.token_hex(8)}.needed"
@@ -32,6 +34,8 @@ class Lease:
         """Need ``keys``, too. OSError: the folder takes no file."""
         handle = os.open(self.path, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_NOFOLLOW, 0o644)
         with open(handle, "w") as file:
+            if os.fstat(handle).st_size == 0:  # new, or deleted by hand meanwhile
+                file.write(ProcessIdentity.own().as_json())
             file.writelines(f"{key}\n" for key in keys)
 
     def renew(self) -> None:
@@ -42,16 +46,35 @@ class Lease:
                 os.utime(self.path)
 
 
-def leased_keys(folder: Path) -> set[str]:
+class Need(NamedTuple):
+    """A lease as it was found: whose it is, if it says so, and the keys."""
+
+    owner: ProcessIdentity | None
+    keys: list[str]
+
+
+def find_needs(folder: Path) -> list[Need]:
     """What runs under way need of ``folder``. Leases of killed runs go."""
-    found: set[str] = set()
+    found = []
     for path in folder.glob(".*.needed"):
-        with suppress(OSError, Refused):  # it went meanwhile, or is not for us to read or to delete
-            if LEASE.fullmatch(path.name) and time.time() - path.lstat().st_mtime > DAY:
-                path.unlink()
-            elif LEASE.fullmatch(path.name):
-                found.update(read_bytes(path, LARGEST, within=folder).decode("ascii", "replace").split())
+        if LEASE.fullmatch(path.name):
+            with suppress(OSError):  # it went meanwhile, or is not for us to delete
+                need = _read(path)
+                ended = need.owner.has_ended() if need.owner else None
+                if ended or (ended is None and time.time() - path.lstat().st_mtime > DAY):
+                    path.unlink()
+                else:
+                    found.append(need)
     return found
+
+
+def _read(path: Path) -> Need:
+    try:
+        first, *rest = read_bytes(path, LARGEST, within=path.parent).decode("ascii", "replace").splitlines() or [""]
+    except (OSError, Refused):  # not for us to read
+        return Need(None, [])
+    owner = ProcessIdentity.read(first)
+    return Need(owner, rest if owner else [first, *rest])
 
 
 def _remove(path: Path, process: int) -> None:

@@ -219,7 +219,8 @@ class EncodeCache:
             for count, (place, prompt, entry) in enumerate(entries, 1):
                 check_finite(prompt, entry)
                 kept = {name: tensor.cpu().contiguous() for name, tensor in entry.items()}
-                content, key = pack(kept), self.key(prompt, canvas)
+                key = self.key(prompt, canvas)
+                content = pack(key, kept)
                 if not self._folder.write(key, content) or hold:
                     self._unwritten[key] = kept
                     held.append(place)
@@ -241,7 +242,7 @@ class EncodeCache:
         content = self._folder.read(key)
         if content is None:
             return None
-        entry = unpack(content)
+        entry = unpack(key, content)
         if entry is None:
             self._folder.discard(key)  # so that whoever looks at names misses it
         else:

@@ -113,7 +113,7 @@ def held(folder: Path, say: Say) -> Iterator[RunLock]:
     if lock := _join(folder):
         yield lock
         return
-    content = Holder.this_process(folder).as_json()
+    content = Holder.this_process(folder).as_json(indent=1).encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _take(folder / LOCK, content, say)
@@ -176,7 +176,7 @@ def _cannot_be_taken(path: Path) -> UserError:
 def _has_ended(path: Path, content: bytes, say: Say) -> bool:
     """Whether the process that wrote ``content`` to ``path`` is gone; False where the file has changed. UserError: it lives."""
     holder = Holder.read(content)
-    ended = holder.has_ended(path.parent) if holder else None
+    ended = holder.no_longer_holds(path.parent) if holder else None
     if ended:
         return True
     refusal = f"{path.parent} is in use by {_describe(content)}; wait for its end, or choose another --out"

@@ -28,7 +28,7 @@ from flowfactory.runs.flat_iterations import FlatIterations, count_flat
 from flowfactory.runs.lock import DirectoryLost, RunLock, describe_unwritable
 from flowfactory.runs.metrics_file import UNREADABLE
 from flowfactory.runs.ownership import own
-from flowfactory.runs.score_format import format_score
+from flowfactory.runs.score_format import tell_evaluation
 from flowfactory.runs.versions import versions
 from flowfactory.training.evaluation import evaluate
 from flowfactory.training.iteration import iterate
@@ -254,8 +254,7 @@ def _record(
             require()
             directory.write_samples(number, result.media, result.prompts[kept], scores, run.sampler.frame_rate)
         means = {label: figures.get(f"eval/{label}/mean") for label in result.scores}
-        told = ", ".join(f"{label} {format_score(mean)}" for label, mean in means.items() if mean is not None)
-        say(f"held-out score after iteration {number}, {len(result.prompts)} pictures: {told or 'no reward applies to them'}")
+        say(tell_evaluation(number, len(result.prompts), run.sampler.frame_rate is not None, means))
     require()
     if run.ranks.leads:
         go_on(directory.facts)
