@@ -352,9 +352,9 @@ def _in_thread(action: Callable[[], T]) -> Future[T]:
 
 def _write_part(folder: Path, rank: int, staged: Mapping[str, StagedShard], require: Callable[[], None]) -> None:
     """Write this rank's shards, and then what they are for the leading rank to read."""
-    require()
     told = {}
     for name, shard in staged.items():
+        require()  # before each: a process that slept for hours goes on here
         (folder / name).parent.mkdir(exist_ok=True)
         told[name] = shard.write(folder / name)
     require()
