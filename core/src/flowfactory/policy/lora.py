@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,9 +134,9 @@ class Adapters(NamedTuple):
     def fold(self, name: str, factor: Tensor) -> Tensor:
         """A ``factor``, named by :func:`exported_name`, so that the product of the two is what the adapter adds.
 
-        alpha / rank is multiplied into lora_B, since not every loader reads it elsewhere.
+        alpha / rank is multiplied into the second of them, since not every loader reads it elsewhere.
         """
-        return factor * (self.alpha / self.rank) if name.endswith(".lora_B.weight") else factor
+        return factor * (self.alpha / self.rank) if name.endswith((".lora_B.weight", ".lora_embedding_B")) else factor
 
 
 def adapters_of(module: nn.Module) -> Adapters:
@@ -145,9 +146,13 @@ def adapters_of(module: nn.Module) -> Adapters:
 
 
 def exported_name(parameter: str) -> str | None:
-    """``<layer>.lora_A.weight`` [rank, in] or ``<layer>.lora_B.weight`` [out, rank]; None: ``parameter`` is no adapter's."""
-    layer, kind, _ = parameter.rpartition(f".{ADAPTER}.weight")
-    return f"{layer}.weight" if kind and layer.endswith((".lora_A", ".lora_B")) else None
+    """``parameter`` without the name that peft has for the adapter. None: it is no adapter's.
+
+    ``<layer>.lora_A.weight`` [rank, in, ...] and ``<layer>.lora_B.weight`` [out, rank, ...]; of an embedding
+    ``<layer>.lora_embedding_A`` [rank, entries] and ``<layer>.lora_embedding_B`` [out, rank].
+    """
+    found = re.fullmatch(rf"(.+\.lora_[AB])\.{ADAPTER}(\.weight)|(.+\.lora_embedding_[AB])\.{ADAPTER}", parameter)
+    return "".join(filter(None, found.groups())) if found else None
 
 
 def adapter_header(adapters: Adapters) -> dict[str, str]:
