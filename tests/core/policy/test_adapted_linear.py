@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -130,3 +131,15 @@ def test_over_packed_weights_and_other_kinds_of_layers_peft_computes() -> None:
     down, up = factors(module[0])  # type: ignore[arg-type]
     added = x @ down.T @ up.T * module[0].scaling[lora.ADAPTER]
     torch.testing.assert_close(module[0](x), module[0].base_layer(x) + added)
+
+
+def test_a_copy_of_a_module_is_told_when_it_may_merge(make: Make) -> None:
+    layer, merging = make(torch.bfloat16)
+    copied = copy.deepcopy(nn.Sequential(layer))[0]
+    x = rows(64, torch.bfloat16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        apart = copied(x)
+        merging.allowed = True
+        assert not torch.equal(copied(x), apart)
+        assert torch.equal(copied(x), layer(x))
+    assert copied.lora_A[lora.ADAPTER].weight is not layer.lora_A[lora.ADAPTER].weight
