@@ -143,3 +143,27 @@ def test_a_copy_of_a_module_is_told_when_it_may_merge(make: Make) -> None:
         assert not torch.equal(copied(x), apart)
         assert torch.equal(copied(x), layer(x))
     assert copied.lora_A[lora.ADAPTER].weight is not layer.lora_A[lora.ADAPTER].weight
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # of torch's own jvp
+@pytest.mark.parametrize("count", [4, 64])
+def test_transforms_of_functions_go_through_it(make: Make, count: int) -> None:
+    layer, _ = make()
+    x, tangent = rows(count), torch.randn(2, count // 2, IN, generator=torch.Generator().manual_seed(5))
+    weight = layer.base_layer.weight.double() + 2.5 * factors(layer)[1].double() @ factors(layer)[0].double()
+    bias = layer.base_layer.bias.double()
+
+    def squared(x: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(layer, parameters, (x,)).square().sum()
+
+    learned = {name: parameter.detach() for name, parameter in layer.named_parameters() if parameter.requires_grad}
+    leaves = {name: parameter for name, parameter in layer.named_parameters() if parameter.requires_grad}
+    expected = torch.autograd.grad(layer(x).square().sum(), list(leaves.values()))
+    found = torch.func.grad(squared, argnums=1)(x, learned)
+    for name, gradient in zip(leaves, expected, strict=True):
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-4)
+    exact = x.double() @ weight.T + bias
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(layer)(x).double(), exact, rtol=1e-5, atol=1e-5)
+    _, moved = torch.func.jvp(layer, (x,), (tangent,))
+    torch.testing.assert_close(moved.double(), tangent.double() @ weight.T, rtol=1e-5, atol=1e-5)
