@@ -140,6 +140,12 @@ def test_lora_targets_are_checked_where_there_are_no_weights_at_all(catalogue: C
     told, _ = said({"write": f"model: {model}"}, catalogue, folder)
     assert told == ["model.train.lora.targets: no layer's name ends in 'to_qq'; did you mean 'to_q'?"]
     assert said({"write": f"model: {model.replace(', to_qq', '')}"}, catalogue, folder) == ([], [])
+    assert said({"write": f"model: {model.replace('to_qq', 'pos_embed.proj')}"}, catalogue, folder) == ([], [])  # a convolution
+    told, _ = said({"write": f"model: {model.replace('to_qq', 'to_out')}"}, catalogue, folder)
+    assert told == [
+        "model.train.lora.targets: 'to_out' names transformer_blocks.0.attn.to_out (ModuleList), which LoRA cannot adapt; "
+        "write to_out.0 instead"
+    ]
 
 
 def test_a_library_that_is_missing_is_told_with_the_command_that_installs_it(

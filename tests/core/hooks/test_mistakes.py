@@ -24,6 +24,7 @@ from flowfactory.flow.dynamics import ODE
 from flowfactory.hooks.building import build
 from flowfactory.hooks.calls import Hooks
 from flowfactory.hooks.manager import make_manager
+from flowfactory.policy import REFERENCE, At
 from flowfactory.rewards.calls import RewardComponent
 from flowfactory.rewards.scoring import Rewards
 from flowfactory.testing import TwoParameter
@@ -352,6 +353,50 @@ def test_an_update_that_does_not_yield_losses_is_told(algorithm: Any, told: str)
     hooks = Hooks(make_manager({"algorithm": algorithm()}))
     with pytest.raises(UserError, match=rf"^algorithm: {re.escape(place(algorithm.update))} {re.escape(told)}$"):
         [*hooks.update(ANY, ANY)]
+
+
+ONE = Step(torch.ones(1, 2), torch.ones(1), Conditions(({},)), 1.0, ODE())
+NO_COMPARISONS = [
+    (ONE, "a Step"),
+    ((ONE, {"reference": REFERENCE}), "(Step, {'reference': str})"),
+    ((ONE, {"reference": At(REFERENCE), "old": ("old", None)}), "(Step, {'reference': At, 'old': tuple})"),
+    ((ONE, "reference"), "(Step, str)"),
+    ((ONE, None), "(Step, NoneType)"),
+    ((ONE,), "(Step)"),
+    ((None, {"reference": At(REFERENCE)}), "(NoneType, {'reference': At})"),
+    ((ONE, {"reference": At(REFERENCE)}, {}), "(Step, {'reference': At}, {})"),
+]
+
+
+class Names:
+    def __init__(self, *named: Any) -> None:
+        self.named = named
+
+    @hookimpl
+    def comparisons(self, experience: Experience) -> Any:
+        for one in self.named:
+            sys.exit(0) if one is SystemExit else None
+            yield one
+
+
+@pytest.mark.parametrize(("named", "told"), NO_COMPARISONS, ids=[told for _, told in NO_COMPARISONS])
+def test_a_comparison_that_is_none_is_told(named: Any, told: str) -> None:
+    hooks = Hooks(make_manager({"algorithm": Names(named)}))
+    advice = "yield a step and what is compared there, such as (step, {'reference': At(REFERENCE)}), one pair for each call"
+    line = f"algorithm: {place(Names.comparisons)} yielded {told}; {advice} of policy.compare"
+    with pytest.raises(UserError, match=rf"^{re.escape(line)}$"):
+        [*hooks.comparisons(ANY)]
+
+
+def test_comparisons_are_let_through_as_they_are() -> None:
+    named: list[Any] = [(ONE, {"reference": At(REFERENCE, 2.0)}), (ONE, {})]
+    assert [*Hooks(make_manager({"algorithm": Names(*named)})).comparisons(ANY)] == named
+
+
+def test_an_exit_while_comparisons_are_named_is_told() -> None:
+    hooks = Hooks(make_manager({"algorithm": Names(SystemExit)}))
+    with pytest.raises(RunError, match=r"^algorithm: Names\.comparisons \(test_mistakes\.py line \d+\): SystemExit: 0 \("):
+        [*hooks.comparisons(ANY)]
 
 
 def test_losses_in_a_list_are_as_good() -> None:

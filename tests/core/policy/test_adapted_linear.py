@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -130,3 +131,39 @@ def test_over_packed_weights_and_other_kinds_of_layers_peft_computes() -> None:
     down, up = factors(module[0])  # type: ignore[arg-type]
     added = x @ down.T @ up.T * module[0].scaling[lora.ADAPTER]
     torch.testing.assert_close(module[0](x), module[0].base_layer(x) + added)
+
+
+def test_a_copy_of_a_module_is_told_when_it_may_merge(make: Make) -> None:
+    layer, merging = make(torch.bfloat16)
+    copied = copy.deepcopy(nn.Sequential(layer))[0]
+    x = rows(64, torch.bfloat16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        apart = copied(x)
+        merging.allowed = True
+        assert not torch.equal(copied(x), apart)
+        assert torch.equal(copied(x), layer(x))
+    assert copied.lora_A[lora.ADAPTER].weight is not layer.lora_A[lora.ADAPTER].weight
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # of torch's own jvp
+@pytest.mark.parametrize("count", [4, 64])
+def test_transforms_of_functions_go_through_it(make: Make, count: int) -> None:
+    layer, _ = make()
+    x, tangent = rows(count), torch.randn(2, count // 2, IN, generator=torch.Generator().manual_seed(5))
+    weight = layer.base_layer.weight.double() + 2.5 * factors(layer)[1].double() @ factors(layer)[0].double()
+    bias = layer.base_layer.bias.double()
+
+    def squared(x: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(layer, parameters, (x,)).square().sum()
+
+    learned = {name: parameter.detach() for name, parameter in layer.named_parameters() if parameter.requires_grad}
+    leaves = {name: parameter for name, parameter in layer.named_parameters() if parameter.requires_grad}
+    expected = torch.autograd.grad(layer(x).square().sum(), list(leaves.values()))
+    found = torch.func.grad(squared, argnums=1)(x, learned)
+    for name, gradient in zip(leaves, expected, strict=True):
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-4)
+    exact = x.double() @ weight.T + bias
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(layer)(x).double(), exact, rtol=1e-5, atol=1e-5)
+    _, moved = torch.func.jvp(layer, (x,), (tangent,))
+    torch.testing.assert_close(moved.double(), tangent.double() @ weight.T, rtol=1e-5, atol=1e-5)

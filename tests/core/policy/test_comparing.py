@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,19 +90,59 @@ def test_comparisons_of_nothing_stand_between_others(line: Line) -> None:
     torch.testing.assert_close(found[2]["old"].velocity, (6 * X.double() @ torch.tensor(B, dtype=torch.float64).T).float())
 
 
-@pytest.mark.parametrize("made", [[0, 1], [1, 0, 2], [0, 1, 1]], ids=["fewer", "in another order", "another"])
-def test_other_comparisons_than_were_named_are_refused(line: Line, made: list[int]) -> None:
+@pytest.mark.parametrize("alike", [False, True], ids=["of other shapes", "of one shape"])
+@pytest.mark.parametrize(
+    "made",
+    [[], [0, 1], [1, 2], [2, 1, 0], [0, 1, 1], [0, 1, 2, 2]],
+    ids=["none", "no last", "no first", "reversed", "one", "more"],
+)
+def test_other_comparisons_than_were_named_are_refused(line: Line, made: list[int], alike: bool) -> None:
     kept = {"old": At("b")}
+    named = same_shapes() if alike else steps()
 
     def compare_all() -> None:
-        with line.policy.comparing(lambda: ((step, kept) for step in steps())):
+        with line.policy.comparing(lambda: ((step, kept) for step in named)):
             for number in made:
-                line.policy.compare(steps()[number], kept)
+                line.policy.compare(named[number], kept)
 
     with pytest.raises(RunError, match=r"^the algorithm's comparisons are not those that its update makes; "):
         compare_all()
     _, found = line.policy.compare(steps(3)[2], kept)  # nothing is left over
     torch.testing.assert_close(found["old"].velocity, by_hand(B, 2.0) * 3)
+
+
+def same_shapes() -> list[Step]:
+    """Two of the same latents, and one of others."""
+    return [
+        Step(latents, sigma, Conditions(({},) * 3), 2.0, ODE()) for latents, sigma in ((X, SIGMA), (X, SIGMA / 2), (-X, SIGMA))
+    ]
+
+
+def test_steps_that_each_pass_names_anew_are_refused(line: Line) -> None:
+    passes = iter([1.0, 1.0, 2.0])  # the first look, then one for each of the kept weights
+
+    def asked() -> Iterator[Comparison]:
+        scale = next(passes)
+        return ((replace(step, latents=scale * step.latents), {"old": At("b"), "older": At("a")}) for step in steps())
+
+    def compare_all() -> None:
+        with line.policy.comparing(asked):
+            for step in steps():
+                line.policy.compare(step, {"old": At("b"), "older": At("a")})
+
+    with pytest.raises(RunError, match=r"^the algorithm's comparisons are not those that its update makes; "):
+        compare_all()
+
+
+def test_the_same_steps_are_taken_whatever_their_numbers_and_strides(line: Line) -> None:
+    odd = torch.tensor([[float("nan"), -0.0], [float("inf"), 1e-40], [1.0, 2.0]])
+    one = Step(odd, SIGMA.bfloat16(), Conditions(({},) * 3), 2.0, ODE(), SIGMA.double())
+    other = one.map(lambda tensor: tensor.t().contiguous().t(), one.conditions)
+    assert other.latents.stride() != one.latents.stride()
+    with line.policy.comparing(lambda: [(one, {"old": At("b")})]):
+        line.forwards.clear()
+        line.policy.compare(other, {"old": At("b")})
+        assert line.forwards == [True]  # what is held was taken
 
 
 def test_an_error_ahead_leaves_the_present_weights_and_nothing_else(line: Line) -> None:

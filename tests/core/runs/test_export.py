@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import os
 import re
 import shutil
@@ -17,14 +18,16 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from saved import weights
+from saved import stored, weights
 from torch import Tensor, nn
 
+from flowfactory import Policy, Trainable, flow
 from flowfactory.atomic_files import make_temporary_folder
-from flowfactory.config.component import ModelConfig
+from flowfactory.config.component import LoraConfig, LoraTraining, ModelConfig
 from flowfactory.config.schema import RunConfig
 from flowfactory.errors import UserError
 from flowfactory.runs.directory import RunDirectory
+from flowfactory.runs.export.adapters import write_formatted
 from flowfactory.runs.export.card import Exported, make_card
 from flowfactory.runs.export.export import export
 from flowfactory.runs.export.origin import Origin, find_origin
@@ -73,6 +76,41 @@ def test_adapters_of_a_module_are_loaded_by_the_code_of_its_card(
     assert any(not torch.allclose(found[key](inputs()), before[key], atol=1e-4) for key in bare)
     for key in bare:
         torch.testing.assert_close(found[key](inputs()), by_hand(bare[key], key, ours), rtol=1e-5, atol=1e-5)
+
+
+class Mixed(nn.Module):
+    """Layers of every kind that adapters go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.places, self.down = nn.Conv2d(3, 4, 3, padding=1), nn.Embedding(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.patch(x).flatten(2).transpose(1, 2) + self.places(torch.arange(6))
+        found: Tensor = self.down(hidden.tanh())
+        return found
+
+
+def test_adapters_of_convolutions_and_embeddings_are_exported_too(load: Load, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    torch.manual_seed(0)
+    module, x = Mixed(), torch.randn(2, 3, 2, 3)
+    bare = copy.deepcopy(module)
+    training = LoraTraining(lora=LoraConfig(rank=2, alpha=3.0))
+    trainable = Trainable({"transformer": module}, training, ("patch", "places", "down"), (), "", guided=False)
+    policy = Policy(trainable, lambda step: flow.evaluate(step.latents, step), torch.device("cpu"))
+    for parameter in policy.parameters.values():
+        nn.init.normal_(parameter)
+    with stored(policy) as modules:
+        write_formatted(modules, tmp_path, "peft", load().model, Origin("net", False), "title")
+        assert {entry.name for entry in modules[0].folded_entries()} == {
+            *(f"{layer}.lora_{factor}.weight" for layer in ("patch", "down") for factor in "AB"),
+            *(f"places.lora_embedding_{factor}" for factor in "AB"),
+        }
+    trained, plain = module(x), bare(x)
+    assert not torch.allclose(trained, plain, atol=0.1)
+    torch.testing.assert_close(PeftModel.from_pretrained(bare, str(tmp_path))(x), trained, rtol=1e-5, atol=1e-5)
 
 
 def by_hand(module: nn.Module, name: str, trained: dict[str, Tensor]) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 from flowfactory import flow, hookimpl
 from flowfactory.config.component import AlgorithmConfig, ComponentConfig, ModelConfig
 from flowfactory.experience import Experience, Loss
-from flowfactory.policy.policy import Policy
+from flowfactory.policy.comparing import At, Comparison
+from flowfactory.policy.policy import REFERENCE, Policy
 from flowfactory.rl.groups import center
 from flowfactory.testing import TwoParameter, TwoParameterConfig, check_algorithm, check_model, check_reward
 from flowfactory.types import Conditions, Evaluation, Samples, SamplingPlan, Step, Trajectory
@@ -297,3 +298,52 @@ def test_an_algorithm_that_changes_its_experience_is_refused() -> None:
 
     with pytest.raises(AssertionError, match="update changed the experience it was given"):
         check_algorithm(Whole())
+
+
+class Compares(AlgorithmConfig):
+    """Pulls towards the reference, and names of its comparisons what ``chosen`` leaves."""
+
+    chosen: Any
+
+    def build(self, label: str) -> object:
+        chosen, kept = self.chosen, {"reference": At(REFERENCE)}
+
+        class Algorithm:
+            @hookimpl
+            def run_started(self, policy: Policy) -> None:
+                policy.keep_reference()
+
+            @hookimpl
+            def comparisons(self, experience: Experience) -> Iterator[Comparison]:
+                return ((step, kept) for step in chosen([step for _, step in experience.replay()]))
+
+            @hookimpl
+            def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
+                for samples, step in experience.replay():
+                    new, found = policy.compare(step, kept)
+                    distance = (new.velocity - found["reference"].velocity).square().flatten(1).mean(1)
+                    assert new.log_prob is not None
+                    assert step.log_prob is not None
+                    yield Loss(1e-3 * distance - torch.exp(new.log_prob - step.log_prob) * samples.advantages)
+
+        return Algorithm()
+
+
+def test_an_algorithm_that_names_what_it_compares_is_let_through() -> None:
+    check_algorithm(Compares(chosen=list))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "told"),
+    [
+        (lambda steps: [], r"^comparisons names 0, and update makes \d+; yield one for each call of policy\.compare$"),
+        (lambda steps: steps[:-1], r"^comparisons names \d+, and update makes \d+; yield one"),
+        (lambda steps: [*steps, steps[0]], r"^comparisons names \d+, and update makes \d+; yield one"),
+        (lambda steps: steps[::-1], r"^the algorithm's comparisons are not those that its update makes; yield the same steps"),
+        (lambda steps: [*steps[1:], steps[0]], r"^the algorithm's comparisons are not those that its update makes; "),
+    ],
+    ids=["none", "fewer", "more", "reversed", "turned"],
+)
+def test_an_algorithm_that_names_other_comparisons_than_it_makes_is_refused(chosen: Any, told: str) -> None:
+    with pytest.raises(AssertionError, match=told):
+        check_algorithm(Compares(chosen=chosen))

@@ -14,7 +14,10 @@ from peft.tuners.lora import Linear
 from saved import weights
 
 from flowfactory import UserError
+from flowfactory.runs.checkpoints.shards import StoredTensor
+from flowfactory.runs.checkpoints.stored_modules import StoredModule
 from flowfactory.runs.directory import RunDirectory
+from flowfactory.runs.export.adapters import write_formatted
 from flowfactory.runs.export.export import export
 from flowfactory.runs.export.origin import Origin, find_origin
 from flowfactory_tiny.tiny import TinyConfig
@@ -47,6 +50,15 @@ def test_the_code_of_its_card_finds_the_pipeline_in_the_package(
 
     with pytest.raises(UserError, match=r"^--format comfyui: ComfyUI has no model like tiny; write --format diffusers$"):
         export(RunDirectory(tmp_path / "run"), tmp_path / "other", None, None, None, "comfyui")
+
+
+def test_adapters_of_embeddings_are_not_written_for_comfyui_which_would_pass_them_over(tmp_path: Path) -> None:
+    factors = {f"places.lora_embedding_{factor}.default": StoredTensor((2, 4), torch.float32, ()) for factor in "AB"}
+    modules, model = [StoredModule("transformer", None, factors)], TinyConfig.model_validate({})
+    told = r"^--format comfyui: ComfyUI reads no adapter of an embedding, as places is; write --format diffusers$"
+    with pytest.raises(UserError, match=told):
+        write_formatted(modules, tmp_path, "comfyui", model, find_origin(model), "title")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_code_of_its_card_opens_a_full_fine_tune(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

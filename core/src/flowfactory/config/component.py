@@ -54,7 +54,7 @@ class ComponentConfig(Strict, ABC):
 
 
 class LoraConfig(Strict):
-    """Low-rank adapters (arXiv:2106.09685) on the linear layers whose names end in one of ``targets``."""
+    """Low-rank adapters (arXiv:2106.09685) on the layers whose names end in one of ``targets``."""
 
     rank: int = Field(32, ge=1, le=4096, description="of the two factors of an adapter")
     alpha: float = Field(32, gt=0, description="the adapter's output is scaled by alpha / rank; the rank when left out")

@@ -61,13 +61,8 @@ class Hooks:
 
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
         """See RunSpecs.update."""
-        losses = iter(self._ask("update", Iterable, experience=experience, policy=policy))
-        while True:
-            with self._no_exit("update"):
-                loss: Any = next(losses, _DONE)
-            if loss is _DONE:
-                return
-            self._expect("update", loss, Loss, "yielded")
+        loss: Loss
+        for loss in self._each("update", Loss, experience=experience, policy=policy):
             if loss.values.dim() != 1:
                 values = f"{self._places('update')} yielded a Loss with values {list(loss.values.shape)}"
                 raise UserError(f"{values}; give one value a sample, [b], and leave the mean to core")
@@ -86,9 +81,11 @@ class Hooks:
         """See RunSpecs.comparisons; none where no algorithm names them."""
         if not self.names_comparisons:
             return
-        for asked in self._ask("comparisons", Iterable, experience=experience):
-            step, kept = self._expect("comparisons", asked, tuple, "yielded")
-            yield step, kept
+        for asked in self._each("comparisons", tuple, experience=experience):
+            if not _is_comparison(asked):
+                told = ", ".join(map(_kinds, asked))
+                raise UserError(f"{self._places('comparisons')} yielded ({told}); {_ADVICE['comparisons']}")
+            yield asked
 
     def run_started(self, run: RunInfo, policy: Policy) -> None:
         """See RunSpecs.run_started."""
@@ -119,6 +116,16 @@ class Hooks:
 
     def _ask(self, hook: str, wanted: Any, **given: Any) -> Any:
         return self._expect(hook, self._call(hook, **given), wanted, "returned")
+
+    def _each(self, hook: str, wanted: Any, **given: Any) -> Iterator[Any]:
+        """What ``hook`` yields, one ``wanted`` after the other."""
+        answers = iter(self._ask(hook, Iterable, **given))
+        while True:
+            with self._no_exit(hook):
+                answer = next(answers, _DONE)
+            if answer is _DONE:
+                return
+            yield self._expect(hook, answer, wanted, "yielded")
 
     def _call(self, hook: str, **given: Any) -> Any:
         with self._no_exit(hook):
@@ -155,10 +162,26 @@ def _is_call(frame: FrameType, function: Any) -> bool:
     return mine and frame.f_code is getattr(function, "__code__", None)
 
 
+def _is_comparison(asked: tuple[Any, ...]) -> bool:
+    if len(asked) != 2 or not isinstance(asked[0], Step) or not isinstance(asked[1], Mapping):
+        return False
+    from flowfactory.policy.comparing import At
+
+    return all(isinstance(at, At) for at in asked[1].values())
+
+
+def _kinds(part: Any) -> str:
+    """``Step``, ``{'reference': str}``."""
+    if not isinstance(part, Mapping):
+        return type(part).__name__
+    return "{" + ", ".join(f"{key!r}: {type(value).__name__}" for key, value in part.items()) + "}"
+
+
 _DONE = object()
 _ADVICE = {
     "encode": "yield one mapping of tensors a prompt",
     "update": "yield one flowfactory.Loss after the other",
     "plan": "return the plan",
-    "comparisons": "yield a step and what is compared there, one pair for each call of policy.compare",
+    "comparisons": "yield a step and what is compared there, such as (step, {'reference': At(REFERENCE)}), one pair for each "
+    "call of policy.compare",
 }

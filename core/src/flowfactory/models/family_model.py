@@ -127,7 +127,7 @@ class FamilyConfig(ModelConfig):
         check_canvases(run, grid)
 
     def check_targets(self) -> None:
-        """Raise ValueError where ``train`` names a LoRA target that no layer has. Reads configs, no weights."""
+        """Raise ValueError where a LoRA target of ``train`` names no layer, or what takes no adapter. Reads no weights."""
         targets = self.train.lora.targets if isinstance(self.train, LoraTraining) else None
         if targets is not None:
             check_lora_targets(self.checkpoint, self.family.trained_transformers(self.checkpoint, self), targets)

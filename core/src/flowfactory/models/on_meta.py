@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
+from flowfactory.lora_targets import is_named, unadaptable
 from flowfactory.models.building import build_on_meta
 from flowfactory.models.checkpoint_files import reading
 from flowfactory.models.library_imports import library_class
@@ -13,20 +14,24 @@ from flowfactory.models.pretrained import Pretrained
 from flowfactory.suggestions import did_you_mean
 
 
-def _layers(checkpoint: Pretrained, name: str) -> set[str]:
+def _layers(checkpoint: Pretrained, name: str) -> dict[str, nn.Module]:
     library, kind = checkpoint.settings[name]
     with reading(checkpoint.path):
-        module = build_on_meta(library_class(library, kind), checkpoint.path, subfolder=name)
-    return {layer for layer, part in module.named_modules() if isinstance(part, nn.Linear)}
+        return dict(build_on_meta(library_class(library, kind), checkpoint.path, subfolder=name).named_modules())
 
 
-def check_lora_targets(checkpoint: Pretrained, names: Iterable[str], targets: Iterable[str]) -> None:
-    """ValueError: no linear layer of the parts ``names`` has a name that ends in one of ``targets``. Reads no weights."""
-    layers = set().union(*(_layers(checkpoint, name) for name in names))
+def check_lora_targets(checkpoint: Pretrained, names: Iterable[str], targets: Sequence[str]) -> None:
+    """Reads no weights. ValueError: of the parts ``names`` no layer has a name that ends in one of ``targets``, or has and
+    cannot be adapted.
+    """
+    parts = [_layers(checkpoint, name) for name in names]
     for target in targets:
-        if not any(layer == target or layer.endswith(f".{target}") for layer in layers):
-            endings = {_ending(layer) for layer in layers}
+        if not any(is_named(layer, target) for layers in parts for layer in layers):
+            endings = {_ending(name) for layers in parts for name, layer in layers.items() if isinstance(layer, nn.Linear)}
             raise ValueError(f"model.train.lora.targets: no layer's name ends in {target!r}{did_you_mean(target, endings)}")
+    for layers in parts:
+        if why := unadaptable(layers, targets):
+            raise ValueError(f"model.train.lora.targets: {why}")
 
 
 def _ending(layer: str) -> str:

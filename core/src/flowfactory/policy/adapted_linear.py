@@ -29,7 +29,9 @@ class AdaptedLinear(PeftLinear):  # type: ignore[misc]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         stored = type(self.base_layer) is not nn.Linear  # in fewer bits, while it draws
-        if args or kwargs or stored or self.disable_adapters or self.merged or not self._pays(x):
+        # vmap and its like take no function whose backward is written out
+        transformed = torch._C._are_functorch_transforms_active()
+        if args or kwargs or stored or transformed or self.disable_adapters or self.merged or not self._pays(x):
             found: Tensor = super().forward(x, *args, **kwargs)
             return found
         (name,) = self.active_adapters

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfactory.errors import RunError
+from flowfactory.lora_targets import is_named, unadaptable
 from flowfactory.policy.merging import Merging
 from flowfactory.postponed_imports import postponed_imports
 
@@ -32,7 +34,8 @@ def add_adapters(
     """The names of the layers that got an adapter; the rest of ``module`` is frozen.
 
     The adapters are float32 whatever the layer's dtype, and their start depends on ``seed`` alone. ``merging`` tells them
-    when they may be merged; never where it is left out. RunError: no layer's name ends in a target.
+    when they may be merged; never where it is left out. RunError: no layer's name ends in a target, or
+    one does that cannot be adapted.
     """
     # peft would import bitsandbytes to find out that no layer is one of its, and with transformers losses that take SciPy
     with postponed_imports("bitsandbytes", "scipy"):
@@ -49,22 +52,22 @@ def _add_adapters(
 
     module.requires_grad_(False)
     wanted = list(targets if config.targets is None else config.targets)
-    names = [name for name, _ in module.named_modules()]
-    if unmatched := [t for t in config.targets or () if not any(name == t or name.endswith(f".{t}") for name in names)]:
-        raise RunError(_no_layer(module, unmatched))
+    layers = dict(module.named_modules())  # before peft's own are among them
+    if unmatched := [target for target in config.targets or () if not any(is_named(name, target) for name in layers)]:
+        raise RunError(_no_layer(layers, unmatched))
     peft_config = _peft_config(config.rank, config.alpha, wanted)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             inject_adapter_in_model(peft_config, module, ADAPTER)
-        except ValueError as error:  # peft's own words for targets that match nothing
-            raise RunError(_no_layer(module, wanted)) from error
+        except ValueError as error:
+            raise RunError(_why_not(layers, wanted, error)) from error
     adapted = {name: layer for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)}
     for layer in adapted.values():  # to float32 and, by autocast, back again: the same numbers, and three times the traffic
         layer.cast_input_dtype_enabled = False
     found = list(adapted)
     if not found:
-        raise RunError(_no_layer(module, wanted))
+        raise RunError(_no_layer(layers, wanted))
     for name, parameter in module.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()
@@ -88,8 +91,15 @@ def _peft_config(rank: int, alpha: float, targets: Iterable[str]) -> PeftConfig:
     )
 
 
-def _no_layer(module: nn.Module, targets: Sequence[str]) -> str:
-    linear = sorted({name.rsplit(".", 1)[-1] for name, layer in module.named_modules() if isinstance(layer, nn.Linear)})
+def _why_not(layers: Mapping[str, nn.Module], targets: Sequence[str], error: ValueError) -> str:
+    """Why adapters did not go on ``layers``, of which peft says no more than ``error``."""
+    if not any(is_named(name, target) for name in layers for target in targets):
+        return _no_layer(layers, targets)
+    return f"model.train.lora.targets: {unadaptable(layers, targets) or f'{error}; name other layers'}"
+
+
+def _no_layer(layers: Mapping[str, nn.Module], targets: Sequence[str]) -> str:
+    linear = sorted({name.rsplit(".", 1)[-1] for name, layer in layers.items() if isinstance(layer, nn.Linear)})
     return (
         f"LoRA found no layer whose name ends in {', '.join(targets)}, and nothing would train there; "
         f"set model.train.lora.targets to some of {', '.join(linear)}"
@@ -133,9 +143,9 @@ class Adapters(NamedTuple):
     def fold(self, name: str, factor: Tensor) -> Tensor:
         """A ``factor``, named by :func:`exported_name`, so that the product of the two is what the adapter adds.
 
-        alpha / rank is multiplied into lora_B, since not every loader reads it elsewhere.
+        alpha / rank is multiplied into the second of them, since not every loader reads it elsewhere.
         """
-        return factor * (self.alpha / self.rank) if name.endswith(".lora_B.weight") else factor
+        return factor * (self.alpha / self.rank) if name.endswith((".lora_B.weight", ".lora_embedding_B")) else factor
 
 
 def adapters_of(module: nn.Module) -> Adapters:
@@ -145,9 +155,13 @@ def adapters_of(module: nn.Module) -> Adapters:
 
 
 def exported_name(parameter: str) -> str | None:
-    """``<layer>.lora_A.weight`` [rank, in] or ``<layer>.lora_B.weight`` [out, rank]; None: ``parameter`` is no adapter's."""
-    layer, kind, _ = parameter.rpartition(f".{ADAPTER}.weight")
-    return f"{layer}.weight" if kind and layer.endswith((".lora_A", ".lora_B")) else None
+    """``parameter`` without the name that peft has for the adapter. None: it is no adapter's.
+
+    ``<layer>.lora_A.weight`` [rank, in, ...] and ``<layer>.lora_B.weight`` [out, rank, ...]; of an embedding
+    ``<layer>.lora_embedding_A`` [rank, entries] and ``<layer>.lora_embedding_B`` [out, rank].
+    """
+    found = re.fullmatch(rf"(.+\.lora_[AB])\.{ADAPTER}(\.weight)|(.+\.lora_embedding_[AB])\.{ADAPTER}", parameter)
+    return "".join(filter(None, found.groups())) if found else None
 
 
 def adapter_header(adapters: Adapters) -> dict[str, str]:

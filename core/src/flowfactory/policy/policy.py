@@ -16,7 +16,7 @@ from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.distributed.sharding import as_shard, local_shard, non_finite, unsharded
 from flowfactory.errors import RunError
 from flowfactory.policy import lora
-from flowfactory.policy.comparing import OTHERS, Ahead, At, Comparisons, Place
+from flowfactory.policy.comparing import Ahead, At, Comparisons, Place
 from flowfactory.policy.drawn_graphs import DrawnGraphs
 from flowfactory.policy.merging import Merging
 from flowfactory.policy.transformers import Transformers
@@ -176,7 +176,8 @@ class Policy:
         """Within it the ``comparisons`` are made, in their order, and nothing else is compared.
 
         What they ask of kept weights is evaluated first, each weights' part under one swap, and rests on ``device``; they are
-        gone through once for each. Nothing is where they name none that differ from the present ones. RunError: others come.
+        gone through once for each. Nothing is where the first names none that differ from the present ones. RunError: others
+        come; it is raised at the end where they differ in the numbers of their steps alone.
         """
         first = next(iter(comparisons()), None)
         others = [] if first is None else [at.weights for at in first[1].values() if not self.is_present(at, first[0])]
@@ -186,8 +187,7 @@ class Policy:
             for name in weights.values():
                 self._evaluate_ahead(name, comparisons)
             yield
-            if self._ahead.held:
-                raise RunError(OTHERS)
+            self._ahead.check()
         finally:
             self._ahead = Ahead()
 

@@ -1,7 +1,8 @@
 """A transformer in bf16 throughout, as its own pipeline runs it: no operation chooses float32, and nothing is cast in between.
 
 Under autocast norms and softmax answer in float32, and what they answer is cast again for the next layer. Adapters stay
-float32, for steps smaller than bf16 can tell, and are rounded where they are used.
+float32, for steps smaller than bf16 can tell, and are rounded where they are used; of an embedding, what its adapter adds is
+rounded together with what it is added to.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map
 
 
@@ -34,10 +36,13 @@ def compute_in(module: nn.Module, dtype: torch.dtype) -> None:
         if isinstance(layer, BaseTunerLayer):
             for name in layer.adapter_layer_names:
                 for adapter in getattr(layer, name).values():
-                    if isinstance(adapter, nn.Linear):
+                    if isinstance(adapter, (nn.Linear, _ConvNd)):
                         adapter.forward = MethodType(_in_the_dtype_of_its_input, adapter)  # type: ignore[method-assign]
 
 
-def _in_the_dtype_of_its_input(linear: nn.Linear, given: Tensor) -> Tensor:
-    bias = None if linear.bias is None else linear.bias.to(given.dtype)
-    return nn.functional.linear(given, linear.weight.to(given.dtype), bias)
+def _in_the_dtype_of_its_input(layer: nn.Linear | _ConvNd, given: Tensor) -> Tensor:
+    weight, bias = layer.weight.to(given.dtype), None if layer.bias is None else layer.bias.to(given.dtype)
+    if isinstance(layer, nn.Linear):
+        return nn.functional.linear(given, weight, bias)
+    convolved: Tensor = layer._conv_forward(given, weight, bias)
+    return convolved

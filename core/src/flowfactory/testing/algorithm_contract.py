@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -14,6 +16,7 @@ from flowfactory.errors import RunError, UserError
 from flowfactory.experience import Experience
 from flowfactory.hooks.building import build
 from flowfactory.hooks.calls import Hooks
+from flowfactory.policy.comparing import At
 from flowfactory.policy.policy import Policy
 from flowfactory.rl.advantages import normalize
 from flowfactory.testing.model_bench import Bench, bench
@@ -21,7 +24,7 @@ from flowfactory.testing.two_parameter import TwoParameterConfig
 from flowfactory.training.learner import Learner
 from flowfactory.training.metrics import UpdateMetrics
 from flowfactory.training.sampler import to_samples
-from flowfactory.types import Dynamics, RunInfo, SamplingPlan
+from flowfactory.types import Dynamics, Evaluation, RunInfo, SamplingPlan, Step
 
 
 def check_algorithm(
@@ -103,7 +106,19 @@ def _check_losses(hooks: Hooks, experience: Experience, policy: Policy) -> None:
 
 
 def _check_comparisons(hooks: Hooks, experience: Experience, policy: Policy) -> None:
-    alone = [loss.values.detach() for loss in hooks.update(experience, policy)]
+    if not hooks.names_comparisons:
+        return
+    made, compare = 0, policy.compare
+
+    def counted(step: Step, kept: Mapping[str, At]) -> tuple[Evaluation, dict[str, Evaluation]]:
+        nonlocal made
+        made += bool(kept)
+        return compare(step, kept)
+
+    with patch.object(policy, "compare", counted):
+        alone = [loss.values.detach() for loss in hooks.update(experience, policy)]
+    named = sum(bool(kept) for _, kept in hooks.comparisons(experience))
+    assert named == made, f"comparisons names {named}, and update makes {made}; yield one for each call of policy.compare"
     with policy.comparing(lambda: hooks.comparisons(experience)):
         ahead = [loss.values.detach() for loss in hooks.update(experience, policy)]
     assert len(alone) == len(ahead)

@@ -16,6 +16,7 @@ from flowfactory.runs.export.origin import Origin
 
 DIFFUSERS, COMFYUI, PEFT = FORMATS = ("diffusers", "comfyui", "peft")
 PEFT_FILE = "adapter_model.safetensors"
+_IN_ANOTHER = f"write --format {DIFFUSERS}"
 
 
 def choose_format(asked: str | None, model: ModelConfig, origin: Origin) -> str:
@@ -48,7 +49,7 @@ def write_formatted(
     """Write the adapters of ``modules`` in the ``chosen`` format; the file of each module, relative to ``folder``.
 
     ``title`` is the stem of ComfyUI's files, which lie in one folder with those of others. UserError: ComfyUI has no name for
-    one of the layers.
+    one of the layers, or it is an embedding.
     """
     if chosen == COMFYUI:
         return _write_comfyui(modules, folder, model, title)
@@ -64,6 +65,9 @@ def _write_comfyui(modules: Sequence[StoredModule], folder: Path, model: ModelCo
     experts = dict(zip(family.transformers, family.experts, strict=True)) if several else {}
     files = []
     for module in modules:
+        if embeddings := [name for entry in module.folded_entries() if (name := entry.name).endswith(".lora_embedding_A")]:
+            layer = embeddings[0].removesuffix(".lora_embedding_A")
+            raise UserError(f"--format {COMFYUI}: ComfyUI reads no adapter of an embedding, as {layer} is; {_IN_ANOTHER}")
         file = Path("_".join(filter(None, (title, experts.get(module.name)))) + ".safetensors")
         _write(module, folder / file, lambda layer: _comfyui_layer(layer, model))
         files.append(file)
@@ -75,7 +79,7 @@ def _write(module: StoredModule, file: Path, rename: Callable[[str], str]) -> No
     entries = module.folded_entries()
     renamed = {}
     for entry in entries:
-        layer, factor = re.fullmatch(r"(.+)\.(lora_[AB]\.weight)", entry.name).groups()  # type: ignore[union-attr]
+        layer, factor = re.fullmatch(r"(.+)\.(lora_.+)", entry.name).groups()  # type: ignore[union-attr]
         renamed[entry.name] = f"{rename(layer)}.{factor}"
     named = [entry._replace(name=renamed[entry.name]) for entry in entries]
     write_tensors(file, named, module.folded(entries), {"format": "pt"})
@@ -85,7 +89,7 @@ def _comfyui_layer(layer: str, model: ModelConfig) -> str:
     """ComfyUI's name of ``layer``; it reads lora_A and lora_B, and takes alpha for the rank."""
     name = comfyui_name(layer, _comfyui_names(model))
     if name is None:
-        raise UserError(f"--format {COMFYUI}: ComfyUI has no name for {layer}; write --format {DIFFUSERS}")
+        raise UserError(f"--format {COMFYUI}: ComfyUI has no name for {layer}; {_IN_ANOTHER}")
     return name
 
 

@@ -1,0 +1,41 @@
+"""Which layers LoRA targets name, and whether adapters can go on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+
+ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
+"""What peft puts adapters on."""
+SHOWN = 4
+"""Names that a message has room for."""
+
+
+def is_named(layer: str, target: str) -> bool:
+    """Whether ``target`` is the end of the name of ``layer``."""
+    return layer == target or layer.endswith(f".{target}")
+
+
+def unadaptable(layers: Mapping[str, nn.Module], targets: Iterable[str]) -> str | None:
+    """Which of the ``layers`` that ``targets`` name no adapter can go on, and what to write instead; None: there is none.
+
+    ``layers`` are all modules of a transformer by name.
+    """
+    for target in targets:
+        named = {name: layer for name, layer in layers.items() if is_named(name, target)}
+        wrong = {name: layer for name, layer in named.items() if not isinstance(layer, ADAPTABLE)}
+        if wrong:
+            name, layer = next(iter(wrong.items()))
+            inside = [f"{target}.{inner}" for each in wrong.values() for inner in _adaptable(each)]
+            others = [*dict.fromkeys(inside), *(name for name in named if name not in wrong)]
+            told = f"{target!r} names {name} ({type(layer).__name__}), which LoRA cannot adapt"
+            if not others:
+                return f"{told}; leave it out"
+            some = [*others[:SHOWN], *("…" for _ in others[SHOWN : SHOWN + 1])]
+            return f"{told}; write {'some of ' if len(some) > 1 else ''}{', '.join(some)} instead"
+    return None
+
+
+def _adaptable(module: nn.Module) -> list[str]:
+    return [name for name, layer in module.named_modules() if isinstance(layer, ADAPTABLE)]
