@@ -13,12 +13,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import distributed_c10d
+from torch.distributed import DistStoreError, distributed_c10d
 
 from flowfactory.canvas import Canvas
 from flowfactory.data.cache_folder import CacheFolder
 from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.distributed.apart import do_apart
+from flowfactory.distributed.outcome import to_outcome
 from flowfactory.distributed.ranks import Ranks
 from flowfactory.errors import RunError
 from flowfactory.types import Prompt
@@ -107,9 +108,9 @@ class Scenes:
         done = do_apart(self._ranks, lambda advance: work(advance, pieces, 0.2))
         try:
             do_apart(self._ranks, lambda advance: work(advance, int(self._ranks.rank == 1), 4))
-        except RunError as error:
-            return {"done": done, "error": str(error)}
-        return {"done": done, "error": None}
+        except DistStoreError as error:
+            return {"done": done, "error": str(error), "kind": to_outcome(error, self._ranks.rank).kind}
+        return {"done": done, "error": None, "kind": None}
 
 
 def main() -> None:

@@ -76,6 +76,7 @@ def test_ranks_wait_as_long_as_something_is_done_and_no_longer(found: Found) -> 
     assert [rank["takes_long"]["done"] for rank in found] == [[0, 15, 0]] * 3
     told = "rank 1 has done nothing for 0.0333333 minutes while others waited for it; look at what it wrote, or raise "
     assert [rank["takes_long"]["error"] for rank in found] == [f"{told}distributed.timeout", None, f"{told}distributed.timeout"]
+    assert [rank["takes_long"]["kind"] for rank in found] == ["lost", None, "lost"], "all are to start again"
 
 
 def test_what_is_dealt_is_all_in_batches_that_do_not_depend_on_the_ranks() -> None:
