@@ -28,6 +28,16 @@ CANVAS = Canvas(8, 8)
 PROMPTS = [Prompt("x" * length, length) for length in range(1, 101)]
 
 
+def unreadable(length: int) -> RunError:
+    """As a plugin may raise it: no other process can make it again."""
+
+    class Unreadable(RunError):
+        def __init__(self, length: int, why: str) -> None:
+            super().__init__(f"no {length}: {why}")
+
+    return Unreadable(length, "too long")
+
+
 class Encoder:
     """Notes what it is asked, and fails at the texts of ``fails``."""
 
@@ -38,7 +48,7 @@ class Encoder:
     def __call__(self, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Mapping[str, Tensor]]:
         for prompt in prompts:
             if self._fails(prompt.text):
-                raise RunError(f"no {len(prompt.text)}")
+                raise unreadable(len(prompt.text))
             self.asked.append(len(prompt.text))
             yield {"length": torch.tensor(len(prompt.text)), "embeds": torch.full((3,), float(len(prompt.text)))}
 
@@ -94,6 +104,16 @@ class Scenes:
             return {"error": str(error)}
         return {}
 
+    def fails_in_turn(self) -> dict[str, Any]:
+        def work(mine: bool) -> None:
+            raise unreadable(40)
+
+        try:
+            self._ranks.in_turn(work)
+        except RunError as error:
+            return {"error": str(error)}
+        return {}
+
     def takes_long(self) -> dict[str, Any]:
         """Pieces that are done within what the store waits for, and then one that is not."""
         distributed_c10d._get_default_store().set_timeout(timedelta(seconds=2))
@@ -118,7 +138,7 @@ def main() -> None:
     rank, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=3)
     scenes = Scenes(Ranks(rank, 3, rank), folder)
-    names = ("shared", "apart", "unwritable", "lost", "fails", "takes_long")
+    names = ("shared", "apart", "unwritable", "lost", "fails", "fails_in_turn", "takes_long")
     (folder / f"{rank}.json").write_text(json.dumps({name: getattr(scenes, name)() for name in names}))
     while len(list(folder.glob("?.json"))) < 3:  # the first rank has the store
         time.sleep(0.05)

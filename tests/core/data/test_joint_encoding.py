@@ -69,7 +69,8 @@ def test_an_entry_that_goes_meanwhile_is_encoded_again_by_one_rank_for_all(found
 
 
 def test_what_one_rank_cannot_encode_is_an_error_of_all(found: Found) -> None:
-    assert [rank["fails"] for rank in found] == [{"error": "no 40"}] * 3
+    assert [rank["fails"] for rank in found] == [{"error": "no 40: too long"}] * 3
+    assert [rank["fails_in_turn"] for rank in found] == [{"error": "no 40: too long"}] * 3
 
 
 def test_ranks_wait_as_long_as_something_is_done_and_no_longer(found: Found) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from torch.distributed import DistStoreError, PrefixStore, distributed_c10d  # type: ignore[attr-defined]
 
 from flowfactory.distributed.ranks import Ranks
-from flowfactory.errors import RunError, UserError
+from flowfactory.errors import RunError, UserError, to_plain
 
 T = TypeVar("T")
 Advance = Callable[[], None]
@@ -49,7 +49,7 @@ def do_apart(ranks: Ranks, work: Callable[[Advance], T], watch: Callable[[int], 
         ended = (work(advance), None)
     except (UserError, RunError) as error:
         store.set("failed", "")
-        ended = (None, error)
+        ended = (None, to_plain(error))
     except _FailedElsewhere:
         pass
     store.set(str(ranks.rank), pickle.dumps(ended))  # type: ignore[arg-type]
