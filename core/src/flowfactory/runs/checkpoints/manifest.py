@@ -202,19 +202,24 @@ def find_damage(path: Path, rank: int = 0, count: int = 1, roles: Collection[str
 
 
 def _check_size(folder: Path, name: str, written: Stored) -> None:
-    file = folder / name
+    file, told = folder / name, _told(folder, name)
     if not file.resolve().is_relative_to(folder.resolve()):
-        raise Damaged(f"{name} leads out of the checkpoint")
+        raise Damaged(f"{told} leads out of the checkpoint")
     if not file.exists():
-        raise Damaged(f"{name} is missing")
+        raise Damaged(f"{told} is missing" + ("; copy that folder over too" if folder.name == START else ""))
     if (found := file.stat().st_size) != written.bytes and file.is_file():
-        raise Damaged(f"{name} has {found} bytes, not {written.bytes}")
+        raise Damaged(f"{told} has {found} bytes, not {written.bytes}")
 
 
 def _check_content(folder: Path, name: str, written: Stored) -> None:
     try:
         found = file_record(folder / name)
     except Refused as error:
-        raise Damaged(f"{name} {error}") from error
+        raise Damaged(f"{_told(folder, name)} {error}") from error
     if found != written:
-        raise Damaged(f"{name} is not what was written")
+        raise Damaged(f"{_told(folder, name)} is not what was written")
+
+
+def _told(folder: Path, name: str) -> str:
+    """The file as a message has it, which names the checkpoint already."""
+    return str(folder / name) if folder.name == START else name
