@@ -59,9 +59,11 @@ class Scenes:
     def __init__(self, ranks: Ranks, folder: Path) -> None:
         self._ranks, self._folder = ranks, folder
         self.told: list[tuple[int, int]] = []
+        self.said: list[str] = []
 
     def cache(self, encoder: Encoder, root: Path) -> EncodeCache:
-        return EncodeCache(encoder, "m", CacheFolder(root), ranks=self._ranks, tell=lambda *told: self.told.append(told))
+        folder = CacheFolder(root, say=self.said.append)
+        return EncodeCache(encoder, "m", folder, ranks=self._ranks, tell=lambda *told: self.told.append(told))
 
     def prepare(self, root: Path) -> dict[str, Any]:
         encoder = Encoder()
@@ -80,6 +82,10 @@ class Scenes:
 
     def unwritable(self) -> dict[str, Any]:
         return self.prepare(self._folder / "file")
+
+    def one_unwritable(self) -> dict[str, Any]:
+        self.said.clear()
+        return self.prepare(self._folder / ("file" if self._ranks.rank == 1 else "rest")) | {"said": [*self.said]}
 
     def lost(self) -> dict[str, Any]:
         encoder = Encoder()
@@ -138,7 +144,7 @@ def main() -> None:
     rank, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=3)
     scenes = Scenes(Ranks(rank, 3, rank), folder)
-    names = ("shared", "apart", "unwritable", "lost", "fails", "fails_in_turn", "takes_long")
+    names = ("shared", "apart", "unwritable", "one_unwritable", "lost", "fails", "fails_in_turn", "takes_long")
     (folder / f"{rank}.json").write_text(json.dumps({name: getattr(scenes, name)() for name in names}))
     while len(list(folder.glob("?.json"))) < 3:  # the first rank has the store
         time.sleep(0.05)

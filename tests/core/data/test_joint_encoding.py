@@ -63,6 +63,14 @@ def test_where_nothing_can_be_written_each_rank_encodes_all_and_holds_it(found: 
     assert [rank["unwritable"] for rank in found] == [{"count": 100, "asked": ALL, "right": True}] * 3
 
 
+def test_a_folder_that_only_another_rank_cannot_write_to_is_told_of_once_by_the_leading_rank(found: Found) -> None:
+    assert all(rank["one_unwritable"]["right"] for rank in found)
+    said = found[0]["one_unwritable"]["said"]
+    (line,) = (line for line in said if "cannot be written to" in line)
+    assert line.startswith("warning: on rank 1, /")
+    assert line.endswith("kept in memory alone; make room there, or choose another folder with FLOWFACTORY_CACHE")
+
+
 def test_an_entry_that_goes_meanwhile_is_encoded_again_by_one_rank_for_all(found: Found) -> None:
     assert sum(len(rank["lost"]["asked"]) for rank in found) == 2
     assert all(rank["lost"]["right"] for rank in found)

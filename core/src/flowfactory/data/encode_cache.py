@@ -187,6 +187,7 @@ class EncodeCache:
         held = do_apart(self._ranks, work, watch)
         if self._ranks.count == 1 or not any(places for one in held for places in one):
             return
+        self._folder.tell_of_other(self._ranks.gather(self._folder.refusal))
         lacking = [sorted(set().union(*(held[mate][n] for mate in mates if mate != rank))) for n in range(len(wanted))]
         do_apart(
             self._ranks,
