@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
@@ -15,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
+from flowfactory.config.paths import LONGEST_NAME
 from flowfactory.errors import UserError
 from flowfactory.policy.lora import Adapters
 from flowfactory.policy.policy import REFERENCE
@@ -166,7 +168,7 @@ def _check_modules(modules: object) -> dict[str, Adapters | None]:
 
 
 def _check_adapters(name: str, told: object) -> Adapters | None:
-    if _leads_below(name) and not re.search(r"[/\\:]", name):
+    if _leads_below(name) and not re.search(r"[/\\:]", name) and len(os.fsencode(name)) <= LONGEST_NAME:
         match told:
             case None:
                 return None
