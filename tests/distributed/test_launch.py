@@ -284,6 +284,7 @@ def cuda(told: str) -> Exception:
         (lambda: cuda("no kernel image is available for execution on the device"), "unexpected"),
         (lambda: RuntimeError("the judge answered: CUDA error: unspecified launch failure"), "unexpected"),
         (lambda: ValueError("CUDA error: unspecified launch failure"), "unexpected"),
+        (lambda: RuntimeError("CUDA error: unspecified launch failure"), "device"),  # whoever raised it
         (lambda: RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "unexpected"),
         (lambda: RunError("the reward's server is out of memory"), "run"),
         (lambda: RunError("the reward's server said: Connection closed by peer"), "run"),

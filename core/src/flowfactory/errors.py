@@ -19,3 +19,8 @@ class RunError(Exception):
 
 class Interrupted(Exception):
     """The run was asked to stop, finished its iteration and saved it: the command line exits with 130."""
+
+
+def to_plain(error: UserError | RunError) -> UserError | RunError:
+    """The same without the class that a plugin may have made of it, which another process may not be able to make again."""
+    return UserError(*error.sentences) if isinstance(error, UserError) else RunError(str(error))

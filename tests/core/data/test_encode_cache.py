@@ -439,8 +439,12 @@ def test_encoders_that_do_not_fit_beside_the_rest_are_told_of(tmp_path: Path) ->
         raise torch.OutOfMemoryError("CUDA out of memory")
         yield
 
-    with pytest.raises(RunError, match=r"encoders do not fit .*; set model.encoders_on to host, or continue with --resume"):
-        EncodeCache(encode, "m", CacheFolder(tmp_path)).conditions(PROMPTS, CANVAS)
+    cache = EncodeCache(encode, "m", CacheFolder(tmp_path))
+    with pytest.raises(RunError) as alone:
+        cache.prepare(PROMPTS, CANVAS)
+    assert str(alone.value) == "the encoders do not fit on the device; set model.encoders_on to host", "nothing is resumed"
+    with pytest.raises(RunError, match=r"beside what is there; set model.encoders_on to host, or continue with --resume"):
+        cache.conditions(PROMPTS, CANVAS)
 
 
 def test_how_large_it_will_be_is_told_while_it_is_encoded(tmp_path: Path) -> None:

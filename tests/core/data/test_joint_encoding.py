@@ -63,19 +63,29 @@ def test_where_nothing_can_be_written_each_rank_encodes_all_and_holds_it(found: 
     assert [rank["unwritable"] for rank in found] == [{"count": 100, "asked": ALL, "right": True}] * 3
 
 
+def test_a_folder_that_only_another_rank_cannot_write_to_is_told_of_once_by_the_leading_rank(found: Found) -> None:
+    assert all(rank["one_unwritable"]["right"] for rank in found)
+    said = found[0]["one_unwritable"]["said"]
+    (line,) = (line for line in said if "cannot be written to" in line)
+    assert line.startswith("warning: on rank 1, /")
+    assert line.endswith("kept in memory alone; make room there, or choose another folder with FLOWFACTORY_CACHE")
+
+
 def test_an_entry_that_goes_meanwhile_is_encoded_again_by_one_rank_for_all(found: Found) -> None:
     assert sum(len(rank["lost"]["asked"]) for rank in found) == 2
     assert all(rank["lost"]["right"] for rank in found)
 
 
 def test_what_one_rank_cannot_encode_is_an_error_of_all(found: Found) -> None:
-    assert [rank["fails"] for rank in found] == [{"error": "no 40"}] * 3
+    assert [rank["fails"] for rank in found] == [{"error": "no 40: too long"}] * 3
+    assert [rank["fails_in_turn"] for rank in found] == [{"error": "no 40: too long"}] * 3
 
 
 def test_ranks_wait_as_long_as_something_is_done_and_no_longer(found: Found) -> None:
     assert [rank["takes_long"]["done"] for rank in found] == [[0, 15, 0]] * 3
     told = "rank 1 has done nothing for 0.0333333 minutes while others waited for it; look at what it wrote, or raise "
     assert [rank["takes_long"]["error"] for rank in found] == [f"{told}distributed.timeout", None, f"{told}distributed.timeout"]
+    assert [rank["takes_long"]["kind"] for rank in found] == ["lost", None, "lost"], "all are to start again"
 
 
 def test_what_is_dealt_is_all_in_batches_that_do_not_depend_on_the_ranks() -> None:

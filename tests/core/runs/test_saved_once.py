@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -80,23 +81,70 @@ def test_the_weights_of_the_start_are_saved_once_and_outlive_the_first_checkpoin
         assert all(torch.equal(other.policy.parameters[name], value) for name, value in start.items())
 
 
-def test_a_copy_of_the_folder_resumes_and_one_whose_reference_is_damaged_does_not(
-    referring: tuple[Run, Path, dict[str, torch.Tensor]], tmp_path: Path
-) -> None:
+def test_a_copy_of_the_folder_resumes(referring: tuple[Run, Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
     run, folder, _ = referring
     shutil.copytree(folder, tmp_path / "copy")
     shutil.rmtree(folder)
     assert Checkpoints(tmp_path / "copy", ALONE, run.config).restore(run.policy, run.learner) == 3
-    (file,) = (tmp_path / "copy" / START).iterdir()
+
+
+def test_a_checkpoint_without_the_weights_of_the_start_says_where_they_are_to_be(
+    referring: tuple[Run, Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    _, folder, _ = referring
+    (file,) = (folder / START).iterdir()
+    shutil.copytree(folder / "000003", tmp_path / "alone/000003")
+    where = re.escape(str(tmp_path / "alone" / START / file.name))
+    with pytest.raises(UserError, match=f"000003 is damaged: {where} is missing; copy that folder over too; choose another"):
+        lookup.find(tmp_path / "alone", 3)
+    assert lookup.find(tmp_path / "alone", roles=[WEIGHTS]).name == "000003", "to draw it is not needed"
+
+
+def flip_a_bit(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, flip_a_bit, lambda file: shutil.rmtree(file.parent)])
+def test_damaged_weights_of_the_start_are_written_again_from_the_model(
+    referring: tuple[Run, Path, dict[str, torch.Tensor]], prepared: Prepared, harm: Callable[[Path], None]
+) -> None:
+    _, folder, start = referring
+    (file,) = (folder / START).iterdir()
+    before = file.read_bytes()
+    harm(file)
+    other, said = prepared(FULL), list[str]()
+    other.policy.keep_reference()
+    assert Checkpoints(folder, ALONE, other.config, said.append).restore(other.policy, other.learner) == 3
+    assert file.read_bytes() == before
+    (sentence,) = said
+    assert sentence.startswith(f"warning: {file} is ")
+    assert "written again, from the model" in sentence
+    assert sorted(path.name for path in folder.iterdir()) == ["000002", "000003", START]
+    assert all(bool((value == 3).all()) for value in other.policy.parameters.values())
+    with other.policy.using(REFERENCE):
+        assert all(torch.equal(other.policy.parameters[name], value) for name, value in start.items())
+
+
+def test_damaged_weights_of_the_start_are_refused_where_the_model_has_others(
+    referring: tuple[Run, Path, dict[str, torch.Tensor]], prepared: Prepared
+) -> None:
+    _, folder, _ = referring
+    (file,) = (folder / START).iterdir()
+    flip_a_bit(file)
+    damaged = file.read_bytes()
+    other, said = prepared(FULL), list[str]()
+    fill(other, 9.0)
+    other.policy.keep_reference()
+    other.policy._start = other.policy._version  # as of a model whose files changed
     with pytest.raises(UserError, match="holds no intact checkpoint"):
-        Checkpoints(tmp_path / "copy", ALONE, run.config).restore(run.policy, run.learner)
-    file.unlink()
-    with pytest.raises(UserError, match=f"000003 is damaged: {file.name} is missing"):
-        lookup.find(tmp_path / "copy", 3)
-    assert lookup.find(tmp_path / "copy", roles=[WEIGHTS]).name == "000003", "to draw it is not needed"
+        Checkpoints(folder, ALONE, other.config, said.append).restore(other.policy, other.learner)
+    assert len(said) == 2
+    told = f"{file} is not what was written; it is not made again from another model"
+    assert all(told in sentence for sentence in said)
+    assert file.read_bytes() == damaged
+    assert sorted(path.name for path in folder.iterdir()) == ["000002", "000003", START]
 
 
 def test_a_reference_that_moved_is_in_the_checkpoint(

@@ -29,6 +29,7 @@ from flowfactory.runs.checkpoints.load import load as load_weights
 from flowfactory.runs.checkpoints.manifest import MANIFEST, Manifest
 from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.checkpoints.shards import Rows, own_rows, read_index, read_rows, write_shard
+from flowfactory.runs.checkpoints.stored_modules import read_modules
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.resume import checksum
 from flowfactory.training.setup import Run
@@ -199,6 +200,7 @@ LIES: dict[str, tuple[Mapping[str, Any], str]] = {
     "size negative": ({"files": {SHARD: [-1, "a"]}}, "names a file that cannot be one"),
     "size true": ({"files": {SHARD: [True, "a"]}}, "names a file that cannot be one"),
     "checksum null": ({"files": {SHARD: [1, None]}}, "names a file that cannot be one"),
+    "a module of an enormous name": ({"modules": {"m" * 5000: None}}, f"says of the module '{'m' * 100}' what cannot be"),
     "fixed null": ({"fixed": None}, "does not say what a resumed run may not change"),
     "fixed a list": ({"fixed": []}, "does not say what a resumed run may not change"),
     "fixed with another hash": ({"fixed": {"hash": "a", "values": {}}}, "does not say what a resumed run may not change"),
@@ -405,6 +407,12 @@ def test_averages_are_made_room_for_when_their_file_has_them(run: Run, saved: Pa
     with pytest.raises(RunError, match=r"holds other weights than the config trains: kept/\w+/"):
         load_weights(saved, run.policy)
     assert run.policy.kept == before
+
+
+def test_a_long_name_of_a_module_is_cut(folder: Path) -> None:
+    sealed(folder, modules={"m" * 255: None})
+    with pytest.raises(RunError, match=r"has no weights of its module 'm{90,100} …; choose another checkpoint"):
+        read_modules(folder)
 
 
 @pytest.mark.parametrize(

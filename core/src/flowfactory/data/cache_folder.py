@@ -8,7 +8,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -89,6 +89,8 @@ class CacheFolder:
         self._limit, self._say = limit, say
         self._takes_more, self._told_of_one, self._told_of_limit = True, False, False
         self._lease: Lease | None = None
+        self.refusal: str | None = None
+        """What was said first of what it did not take, for ranks that are not heard."""
 
     @classmethod
     def from_environment(cls, say: Callable[[str], None] = lambda _: None) -> CacheFolder:
@@ -136,7 +138,7 @@ class CacheFolder:
                 return False
             self._takes_more = False
             told = f"{self.path} cannot be written to ({error.strerror}): what is encoded now is kept in memory alone"
-            self._say(f"warning: {told}; make room there, or choose another folder with {ENVIRONMENT}")
+            self._refuse(f"{told}; make room there, or choose another folder with {ENVIRONMENT}")
             return False
         return True
 
@@ -173,7 +175,17 @@ class CacheFolder:
         if not self._told_of_one:
             self._told_of_one = True
             told = f"{self._file(key)} is another user's, or no file: it cannot be replaced, and stands for a prompt"
-            self._say(f"warning: {told} that is encoded each time; delete it, or choose another folder with {ENVIRONMENT}")
+            self._refuse(f"{told} that is encoded each time; delete it, or choose another folder with {ENVIRONMENT}")
+
+    def _refuse(self, sentence: str) -> None:
+        self.refusal = self.refusal or sentence
+        self._say(f"warning: {sentence}")
+
+    def tell_of_other(self, refusals: Sequence[str | None]) -> None:
+        """Say once the first of all ranks' ``refusals``, where nothing was said of this rank's own folder."""
+        rank, sentence = next(((rank, one) for rank, one in enumerate(refusals) if one), (0, None))
+        if sentence and not self.refusal:
+            self._refuse(f"on rank {rank}, {sentence}")
 
     def note_use(self, key: str) -> bool:
         """Have ``key`` count as used now; returns whether it is there."""

@@ -70,7 +70,7 @@ class EncodeCache:
         self._unwritten: dict[str, Entry] = {}
         self._ahead: _Ahead | None = None
         self._reader: ThreadPoolExecutor | None = None
-        self._told_of_lost = False
+        self._lost_in_training = False
 
     def prepare(self, prompts: Sequence[Prompt], canvas: Canvas) -> int:
         """As :meth:`prepare_all`, of one canvas."""
@@ -148,8 +148,8 @@ class EncodeCache:
 
     def _restore(self, prompts: list[Prompt], canvas: Canvas, told: Sequence[list[int]]) -> None:
         """Encode again what each rank has lost, ``told[rank]``."""
-        if not self._told_of_lost:
-            self._told_of_lost = True
+        if not self._lost_in_training:
+            self._lost_in_training = True
             self._folder.tell_of_lost(max(map(len, told)))
         mates = find_mates(self._folder, self._ranks)
         lost = sorted(set().union(*(told[mate] for mate in mates)))
@@ -187,6 +187,7 @@ class EncodeCache:
         held = do_apart(self._ranks, work, watch)
         if self._ranks.count == 1 or not any(places for one in held for places in one):
             return
+        self._folder.tell_of_other(self._ranks.gather(self._folder.refusal))
         lacking = [sorted(set().union(*(held[mate][n] for mate in mates if mate != rank))) for n in range(len(wanted))]
         do_apart(
             self._ranks,
@@ -229,8 +230,11 @@ class EncodeCache:
                     self._folder.announce(announced, size * announced // count)
                 advance()
         except torch.OutOfMemoryError as error:
-            told = "the encoders do not fit on the device beside what is there; set model.encoders_on to host"
-            raise RunError(f"{told}, or continue with --resume, which encodes before the transformer is there") from error
+            where, remedy = "on the device", "set model.encoders_on to host"
+            if self._lost_in_training:  # at the start nothing else is there yet
+                where += " beside what is there"
+                remedy += ", or continue with --resume, which encodes before the transformer is there"
+            raise RunError(f"the encoders do not fit {where}; {remedy}") from error
         return held
 
     def _read_all(self, prompts: Sequence[Prompt], canvas: Canvas, held: dict[str, Entry]) -> dict[str, Entry | None]:

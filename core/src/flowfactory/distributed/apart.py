@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from torch.distributed import PrefixStore, distributed_c10d  # type: ignore[attr-defined]
+from torch.distributed import DistStoreError, PrefixStore, distributed_c10d  # type: ignore[attr-defined]
 
 from flowfactory.distributed.ranks import Ranks
-from flowfactory.errors import RunError, UserError
+from flowfactory.errors import RunError, UserError, to_plain
 
 T = TypeVar("T")
 Advance = Callable[[], None]
@@ -30,8 +30,8 @@ def do_apart(ranks: Ranks, work: Callable[[Advance], T], watch: Callable[[int], 
     """What ``work`` returned on each rank, in the order of the ranks.
 
     ``work`` calls what it is given after each piece; ``watch`` hears how many all have done. UserError, RunError: of the first
-    rank whose ``work`` raised one; the others stop at their next piece. RunError, too: for ``distributed.timeout`` no rank has
-    done a piece or come to an end. A joint work of the ranks.
+    rank whose ``work`` raised one; the others stop at their next piece. DistStoreError, as where any joint work's time is over:
+    for ``distributed.timeout`` no rank has done a piece or come to an end. A joint work of the ranks.
     """
     if ranks.count == 1:
         done = itertools.count(1)
@@ -49,7 +49,7 @@ def do_apart(ranks: Ranks, work: Callable[[Advance], T], watch: Callable[[int], 
         ended = (work(advance), None)
     except (UserError, RunError) as error:
         store.set("failed", "")
-        ended = (None, error)
+        ended = (None, to_plain(error))
     except _FailedElsewhere:
         pass
     store.set(str(ranks.rank), pickle.dumps(ended))  # type: ignore[arg-type]
@@ -61,7 +61,7 @@ def do_apart(ranks: Ranks, work: Callable[[Advance], T], watch: Callable[[int], 
 
 
 def _wait(store: PrefixStore, count: int, watch: Callable[[int], None]) -> list[tuple[Any, Exception | None]]:
-    """How each rank ended. RunError: for as long as the store waits, none has done anything."""
+    """How each rank ended. DistStoreError: for as long as the store waits, none has done anything."""
     patience = store.timeout.total_seconds()  # type: ignore[attr-defined]
     before, since = None, time.monotonic()
     while True:
@@ -75,5 +75,5 @@ def _wait(store: PrefixStore, count: int, watch: Callable[[int], None]) -> list[
             watch(done)
         elif time.monotonic() - since > patience:
             told = f"rank {working[0]} has done nothing for {patience / 60:g} minutes while others waited for it"
-            raise RunError(f"{told}; look at what it wrote, or raise distributed.timeout")
+            raise DistStoreError(f"{told}; look at what it wrote, or raise distributed.timeout")
         time.sleep(POLL_SECONDS)

@@ -123,7 +123,7 @@ def fault(error: BaseException | None) -> str | None:
 
     A lack of memory counts before a fault of the device, and that before a loss, which either may bring about. Judged by the
     types that torch raises, and where those are plain RuntimeErrors, as gloo's and older ones of CUDA are, by how it words
-    them: what a plugin raises itself is none of these, whatever it says.
+    them. What a plugin raises itself is none of these, unless it takes torch's types, or a plain RuntimeError in its words.
     """
     found = set()
     while error is not None:

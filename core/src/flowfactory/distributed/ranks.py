@@ -21,7 +21,7 @@ from flowfactory.device_copies import send
 from flowfactory.distributed.context import Context
 from flowfactory.distributed.exchange import Holders, plan_exchange, run_exchange
 from flowfactory.distributed.partition import Rows
-from flowfactory.errors import RunError, UserError
+from flowfactory.errors import RunError, UserError, to_plain
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -114,7 +114,7 @@ class Ranks:
                 try:
                     result = work(mine)
                 except (UserError, RunError) as error:
-                    failure = error
+                    failure = to_plain(error)
             if mine:
                 _meet(key, self.rank, first)
             for told in self.gather(failure):  # the others would wait for what never comes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
@@ -15,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
+from flowfactory.config.paths import LONGEST_NAME
 from flowfactory.errors import UserError
 from flowfactory.policy.lora import Adapters
 from flowfactory.policy.policy import REFERENCE
@@ -166,7 +168,7 @@ def _check_modules(modules: object) -> dict[str, Adapters | None]:
 
 
 def _check_adapters(name: str, told: object) -> Adapters | None:
-    if _leads_below(name) and not re.search(r"[/\\:]", name):
+    if _leads_below(name) and not re.search(r"[/\\:]", name) and len(os.fsencode(name)) <= LONGEST_NAME:
         match told:
             case None:
                 return None
@@ -202,19 +204,24 @@ def find_damage(path: Path, rank: int = 0, count: int = 1, roles: Collection[str
 
 
 def _check_size(folder: Path, name: str, written: Stored) -> None:
-    file = folder / name
+    file, told = folder / name, _told(folder, name)
     if not file.resolve().is_relative_to(folder.resolve()):
-        raise Damaged(f"{name} leads out of the checkpoint")
+        raise Damaged(f"{told} leads out of the checkpoint")
     if not file.exists():
-        raise Damaged(f"{name} is missing")
+        raise Damaged(f"{told} is missing" + ("; copy that folder over too" if folder.name == START else ""))
     if (found := file.stat().st_size) != written.bytes and file.is_file():
-        raise Damaged(f"{name} has {found} bytes, not {written.bytes}")
+        raise Damaged(f"{told} has {found} bytes, not {written.bytes}")
 
 
 def _check_content(folder: Path, name: str, written: Stored) -> None:
     try:
         found = file_record(folder / name)
     except Refused as error:
-        raise Damaged(f"{name} {error}") from error
+        raise Damaged(f"{_told(folder, name)} {error}") from error
     if found != written:
-        raise Damaged(f"{name} is not what was written")
+        raise Damaged(f"{_told(folder, name)} is not what was written")
+
+
+def _told(folder: Path, name: str) -> str:
+    """The file as a message has it, which names the checkpoint already."""
+    return str(folder / name) if folder.name == START else name

@@ -29,11 +29,12 @@ from flowfactory.runs.checkpoints.files import Damaged, Stored, file_record, flu
 from flowfactory.runs.checkpoints.load import load
 from flowfactory.runs.checkpoints.lookup import NUMBER, find_damage_together, latest, list_checkpoints, newest_intact
 from flowfactory.runs.checkpoints.manifest import START, Manifest, check_files
+from flowfactory.runs.checkpoints.remade_start import find_lacking, remake_start
 from flowfactory.runs.checkpoints.roles import WEIGHTS, kept_role, role_of, role_of_shard, shard_name
 from flowfactory.runs.checkpoints.shards import Rows, own_rows, read_index, write_shard
 from flowfactory.runs.checkpoints.staging import StagedShard, Staging
 from flowfactory.runs.checkpoints.stored_modules import stored_modules, write_adapters
-from flowfactory.runs.checkpoints.writers import Held, choose_writers, count_bytes, held
+from flowfactory.runs.checkpoints.writers import Held, WritePlan, choose_writers, count_bytes, held
 from flowfactory.runs.resume import fixed_config
 from flowfactory.types import Say
 from flowfactory.untrusted_files import Refused, read_json
@@ -51,17 +52,6 @@ LONGEST_PART = 2**20
 KEPT_OF_FULL = 2
 """How many checkpoints of a run that trains whole modules are kept unless the config says otherwise: one may be damaged."""
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class _WritePlan:
-    """Who writes what: it depends on names, sizes and shards alone, and so is the same for one checkpoint after the other."""
-
-    held: list[Held]
-    """What this rank has, of which it writes the tensors ``mine``."""
-    mine: set[str]
-    bytes: int
-    """Of all tensors."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +93,7 @@ class Checkpoints:
         self._fixed = fixed_config(config) if ranks.leads else {}
         self._shard = 1 if ranks.mesh is None else ranks.mesh["shard"].size()
         self._last: Path | None = None
-        self._plan: _WritePlan | None = None
+        self._plan: WritePlan | None = None
         self._writing: _PendingCheckpoint | None = None
 
     @property
@@ -128,7 +118,7 @@ class Checkpoints:
         there = self._ranks.broadcast(list_checkpoints(self._folder))
         if not there:
             return None
-        path = newest_intact(there, lambda path: find_damage_together(path, self._ranks), self._say)
+        path = newest_intact(there, lambda path: self._find_damage(path, policy, learner), self._say)
         manifest = Manifest.read(path)
         if problem := learner.resumable(manifest.shard, self._shard):
             raise UserError(f"{path}: {problem}")
@@ -151,6 +141,21 @@ class Checkpoints:
             self._remove_older(manifest.iteration, self._count_kept(policy))
         return manifest.iteration
 
+    def _find_damage(self, path: Path, policy: Policy, learner: Learner) -> str | None:
+        """What is wrong with a checkpoint; before, the weights that training started from are made again if they lack."""
+        problem = find_damage_together(path, self._ranks)
+        lacking = find_lacking(path, self._ranks) if problem and policy.keeps_start else None
+        if lacking is None:
+            return problem
+        self._require()
+        parts = self._parts(policy, learner)
+        mine = self._make_plan(held(parts)).mine
+        own = [part for part in parts if part.name in mine and role_of(part.name) == kept_role(REFERENCE)]
+        if why := remake_start(self._folder, self._folder / f"{WRITING}{START}", lacking.reference, own, self._ranks):
+            return f"{problem}; {why}"
+        self._say(f"warning: {problem}: the weights that training started from are written again, from the model")
+        return find_damage_together(path, self._ranks)
+
     def save(self, number: int, policy: Policy, learner: Learner) -> list[tuple[int, Path]]:
         """Begin the checkpoint of iteration ``number``: all there is to write is copied to host memory when this returns.
 
@@ -160,8 +165,7 @@ class Checkpoints:
         ranks, folder = self._ranks, self._folder / f"{WRITING}{number:06d}"
         # weights that training started from do not change: one copy is there for all checkpoints
         start = kept_role(REFERENCE) if policy.keeps_start else None
-        random = {f"random/{ranks.rank}": torch.get_rng_state()}
-        parts = own_rows({**policy.state(), **policy.frozen_state(), **learner.state(), **random})
+        parts = self._parts(policy, learner)
         if self._reference is not None:
             parts = [part for part in parts if role_of(part.name) != start]
         plan = self._plan = self._make_plan(held(parts))
@@ -176,12 +180,17 @@ class Checkpoints:
         self._writing = _PendingCheckpoint(number, part, whole, given_up)
         return saved
 
-    def _make_plan(self, mine: list[Held]) -> _WritePlan:
+    def _parts(self, policy: Policy, learner: Learner) -> list[Rows]:
+        """This rank's part of all that a checkpoint may hold."""
+        random = {f"random/{self._ranks.rank}": torch.get_rng_state()}
+        return own_rows({**policy.state(), **policy.frozen_state(), **learner.state(), **random})
+
+    def _make_plan(self, mine: list[Held]) -> WritePlan:
         known = self._plan
         if not self._ranks.any(known is None or known.held != mine) and known is not None:
             return known
         by_rank = self._ranks.gather(mine)
-        return _WritePlan(mine, choose_writers(by_rank)[self._ranks.rank], count_bytes(by_rank))
+        return WritePlan(mine, choose_writers(by_rank)[self._ranks.rank], count_bytes(by_rank))
 
     def _stage(self, parts: Sequence[Rows], start: str | None) -> dict[str, StagedShard]:
         """By the names of files: copies in host memory of what this rank is to write."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flowfactory.config.wording import written
 from flowfactory.distributed.sharding import non_finite
 from flowfactory.errors import RunError, UserError
 from flowfactory.policy import lora
@@ -87,7 +88,7 @@ def read_modules(path: Path, weights: str | None = None) -> list[StoredModule]:
     found = stored_modules(manifest.modules, index, PRESENT if weights is None else f"{KEPT}{weights}/")
     for module in found:
         if not module.tensors:
-            raise RunError(f"{path} has no weights of its module {module.name}; choose another checkpoint")
+            raise RunError(f"{path} has no weights of its module {written(module.name)}; choose another checkpoint")
     return found
 
 

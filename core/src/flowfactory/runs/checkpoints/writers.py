@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from flowfactory.runs.checkpoints.shards import Rows
@@ -14,6 +15,17 @@ class Held(NamedTuple):
     name: str
     first: int
     bytes: int
+
+
+@dataclass(frozen=True)
+class WritePlan:
+    """Who writes what: it depends on names, sizes and shards alone, and so is the same for one checkpoint after the other."""
+
+    held: list[Held]
+    """What this rank has, of which it writes the tensors ``mine``."""
+    mine: set[str]
+    bytes: int
+    """Of all tensors."""
 
 
 def held(parts: Sequence[Rows]) -> list[Held]:

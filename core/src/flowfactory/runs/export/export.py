@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flowfactory.atomic_files import disk_fault, make_temporary_folder, remove_leftovers, system_error
 from flowfactory.config.schema import RunConfig
+from flowfactory.config.wording import written
 from flowfactory.errors import RunError, UserError
 from flowfactory.models.family_model import FamilyConfig
 from flowfactory.runs import trust
@@ -89,7 +90,9 @@ def _require_same_training(saved: Path, modules: Sequence[StoredModule], config:
         names += model.family.trained_transformers(model.checkpoint, model)
     told = {module.name: module.adapters and (module.adapters.rank, module.adapters.alpha) for module in modules}
     if other := next((name for name in names if told.get(name, ()) != (lora and (lora.rank, lora.alpha))), None):
-        raise RunError(f"{saved} holds other weights than the config trains: {other}; choose the run directory that it is of")
+        raise RunError(
+            f"{saved} holds other weights than the config trains: {written(other)}; choose the run directory that it is of"
+        )
 
 
 def _write_full(
