@@ -5,7 +5,7 @@ from torch import nn
 
 from flowfactory.config.component import LoraConfig
 from flowfactory.errors import RunError
-from flowfactory.lora_targets import unadaptable
+from flowfactory.lora_targets import linear_endings, unadaptable
 from flowfactory.policy import lora
 
 
@@ -65,3 +65,8 @@ def test_what_peft_says_of_a_layer_is_told() -> None:
         RunError, match=r"^model\.train\.lora\.targets: Only same embed for query/key/value .*; name other layers$"
     ):
         lora.add_adapters(module, LoraConfig(rank=2, targets=["mixes"]), (), 0)
+
+
+def test_names_that_are_offered_take_adapters() -> None:
+    layers = dict(transformer().named_modules())
+    assert linear_endings(layers) == {"to_q", "to_out.0", "out_proj"}  # to_out is a list, too

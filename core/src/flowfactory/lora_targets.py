@@ -39,3 +39,15 @@ def unadaptable(layers: Mapping[str, nn.Module], targets: Iterable[str]) -> str 
 
 def _adaptable(module: nn.Module) -> list[str]:
     return [name for name, layer in module.named_modules() if isinstance(layer, ADAPTABLE)]
+
+
+def linear_endings(layers: Mapping[str, nn.Module]) -> set[str]:
+    """Targets that name linear layers and nothing that takes no adapter: ``to_q``, ``to_out.0``."""
+    endings = {_ending(name) for name, layer in layers.items() if isinstance(layer, nn.Linear)}
+    return {ending for ending in endings if unadaptable(layers, [ending]) is None}
+
+
+def _ending(layer: str) -> str:
+    """The end of a layer's name that says which it is."""
+    *before, last = layer.rsplit(".", 2)
+    return f"{before[-1]}.{last}" if last.isdecimal() and before else last

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from flowfactory.lora_targets import is_named, unadaptable
+from flowfactory.lora_targets import is_named, linear_endings, unadaptable
 from flowfactory.models.building import build_on_meta
 from flowfactory.models.checkpoint_files import reading
 from flowfactory.models.library_imports import library_class
@@ -27,14 +27,8 @@ def check_lora_targets(checkpoint: Pretrained, names: Iterable[str], targets: Se
     parts = [_layers(checkpoint, name) for name in names]
     for target in targets:
         if not any(is_named(layer, target) for layers in parts for layer in layers):
-            endings = {_ending(name) for layers in parts for name, layer in layers.items() if isinstance(layer, nn.Linear)}
+            endings = set().union(*map(linear_endings, parts))
             raise ValueError(f"model.train.lora.targets: no layer's name ends in {target!r}{did_you_mean(target, endings)}")
     for layers in parts:
         if why := unadaptable(layers, targets):
             raise ValueError(f"model.train.lora.targets: {why}")
-
-
-def _ending(layer: str) -> str:
-    """The end of a layer's name that says which it is: ``to_q``, ``to_out.0``."""
-    *before, last = layer.rsplit(".", 2)
-    return f"{before[-1]}.{last}" if last.isdecimal() and before else last

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flowfactory.errors import RunError
-from flowfactory.lora_targets import is_named, unadaptable
+from flowfactory.lora_targets import is_named, linear_endings, unadaptable
 from flowfactory.policy.merging import Merging
 from flowfactory.postponed_imports import postponed_imports
 
@@ -99,10 +99,9 @@ def _why_not(layers: Mapping[str, nn.Module], targets: Sequence[str], error: Val
 
 
 def _no_layer(layers: Mapping[str, nn.Module], targets: Sequence[str]) -> str:
-    linear = sorted({name.rsplit(".", 1)[-1] for name, layer in layers.items() if isinstance(layer, nn.Linear)})
     return (
         f"LoRA found no layer whose name ends in {', '.join(targets)}, and nothing would train there; "
-        f"set model.train.lora.targets to some of {', '.join(linear)}"
+        f"set model.train.lora.targets to some of {', '.join(sorted(linear_endings(layers)))}"
     )
 
 
