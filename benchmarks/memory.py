@@ -51,6 +51,8 @@ VIDEO = {"groups": 16, "group_size": 8, "size": [480, 832], "frames": 81, "steps
 SPARING = {"precision": "bf16", "activation_checkpointing": "blocks"}
 LORA = {"lora": {"rank": 32, "alpha": 64}}
 
+PROMPTS = 20_000
+
 CASES: dict[str, dict[str, Any]] = {
     "FLUX.1-dev, LoRA, one 24 GB card": {
         "ranks": 1,
@@ -107,7 +109,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def foretold(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What ``estimate`` says of ``case``, with the checkpoints in ``folder``."""
-    (folder / "prompts.txt").write_text("a red circle\na blue square\n")
+    (folder / "prompts.txt").write_text("".join(f"a red circle and {n} blue squares\n" for n in range(PROMPTS)))
     raw = {
         "model": {**case["model"], "path": str(folder / case["model"]["name"])},
         "algorithm": {"name": "grpo"},
@@ -130,6 +132,7 @@ def foretold(case: dict[str, Any], folder: Path) -> dict[str, Any]:
             "peak": round(found.peak / GIB, 2),
             "needed": round(found.needed / GIB, 2),
             "host": round(found.host / GIB, 2),
+            "node": round(found.machine / GIB, 2),
         },
         # cards are sold by 10^9 bytes, or somewhat less than their name says
         "verdict": verdict(found, config, round(case["card"] * 0.93 * GIB)),
@@ -138,12 +141,13 @@ def foretold(case: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     """Markdown, a row a case."""
-    head = "| run | weights | optimizer | activations | encode | sample | decode | learn | needed | host |"
-    lines = [head, "|---|" + "---:|" * 9]
+    head = "| run | weights | optimizer | activations | encode | sample | decode | learn | needed | host | node |"
+    lines = [head, "|---|" + "---:|" * 10]
     for name, case in found.items():
         gib = case["gib"]
         cells = [gib["parts"].get(part, [0])[0] for part in ("weights", "optimizer", "activations")]
-        cells += [gib["phases"][phase] for phase in ("encode", "sample", "decode", "learn")] + [gib["needed"], gib["host"]]
+        cells += [gib["phases"][phase] for phase in ("encode", "sample", "decode", "learn")]
+        cells += [gib[total] for total in ("needed", "host", "node")]
         lines.append(f"| {name} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |")
     return "\n".join(lines)
 
