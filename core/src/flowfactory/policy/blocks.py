@@ -72,7 +72,7 @@ def checkpoint_blocks(module: nn.Module, names: Sequence[str], setting: str) -> 
     n = 1 if setting == "blocks" else int(setting.removeprefix("every-"))
     for block in require_blocks(module, names, "training.activation_checkpointing")[::n]:
         # forward and not the block itself is wrapped: its name stays, and the casts of fully_shard stay outside
-        _replace_forward(block, _recomputing(type(block).forward))
+        replace_forward(block, _recomputing(type(block).forward))
 
 
 @cache
@@ -93,8 +93,9 @@ def round_layers(module: nn.Module, dtype: torch.dtype) -> None:
             layer.to(dtype)
 
 
-def _replace_forward(block: nn.Module, forward: Forward) -> None:
-    block.forward = MethodType(forward, block)  # a method, so that a copy of the block runs its own weights
+def replace_forward(module: nn.Module, forward: Forward) -> None:
+    """Have ``module`` run ``forward(module, ...)``."""
+    module.forward = MethodType(forward, module)  # a method, so that a copy of the module runs its own weights
 
 
 def compiles_by_default(module: nn.Module, names: Sequence[str], kind: str, trains: bool, able: bool) -> bool:
@@ -124,11 +125,11 @@ def compile_blocks(module: nn.Module, names: Sequence[str], lenient: bool = Fals
     for block in found:
         forward: Any = block.forward
         plain.append((block, forward.__func__))
-        _replace_forward(block, _compile(forward.__func__))
+        replace_forward(block, _compile(forward.__func__))
 
     def undo() -> None:
         for block, forward in plain:
-            _replace_forward(block, forward)
+            replace_forward(block, forward)
 
     return undo
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from flowfactory.distributed.context import Context
 from flowfactory.distributed.context_exchange import gather_tokens, heads_to_tokens, tokens_to_heads
 from flowfactory.errors import UserError
+from flowfactory.policy.autocast import to_autocast
 
 Attention = Callable[..., Tensor]
 
@@ -105,7 +106,8 @@ def _sharing(attend: Attention) -> Attention:
         if not isinstance(shared, _Shared):
             return attend(*args, **given)
         mask, tokens = given.get("attn_mask"), given["key"].shape[1]
-        whole = {name: tokens_to_heads(_rounded(given[name]), shared.context) for name in ("query", "key", "value")}
+        # as autocast gives them to the attention, which is half of the bytes to exchange
+        whole = {name: tokens_to_heads(to_autocast(given[name]), shared.context) for name in ("query", "key", "value")}
         if mask is not None and mask.shape[-1] == tokens:
             mask = torch.cat(shared.context.collect(mask).unbind(), -1)
         found = attend(**{**given, **whole, "attn_mask": mask, "_parallel_config": None})
@@ -113,9 +115,3 @@ def _sharing(attend: Attention) -> Attention:
 
     attention.shares_tokens = True  # type: ignore[attr-defined]
     return attention
-
-
-def _rounded(tensor: Tensor) -> Tensor:
-    """``tensor`` as autocast gives it to the attention, which is half of the bytes to exchange."""
-    kind = tensor.device.type
-    return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+
+from flowfactory.policy.blocks import replace_forward
 
 ROUNDED = (nn.Linear, nn.modules.conv._ConvNd)
 """What autocast computes in bf16; norms and sums it leaves in float32."""
@@ -34,7 +35,7 @@ def keep_in_float32(module: nn.Module) -> list[str]:
     """The names of the islands of ``module`` whose layers autocast would round, and no longer does."""
     rounded = [(name, part) for name, part in find_islands(module) if any(isinstance(x, ROUNDED) for x in part.modules())]
     for _, part in rounded:
-        part.forward = MethodType(_exact(type(part).forward), part)
+        replace_forward(part, _exact(type(part).forward))
     return [name for name, _ in rounded]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flowfactory import stored_weights
 from flowfactory.config.bitsandbytes import quantization_unavailable
 from flowfactory.errors import UserError
+from flowfactory.policy.autocast import to_autocast
 from flowfactory.policy.blocks import require_blocks
 
 
@@ -80,11 +81,25 @@ def _nf4(layer: nn.Linear, dtype: torch.dtype, device: torch.device) -> nn.Linea
 
 def _as_autocast(layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """What a linear layer does under autocast; bitsandbytes' answers in the dtype of its input, float32 after a norm."""
-    kind = given[0].device.type
-    return (given[0].to(torch.get_autocast_dtype(kind)),) if torch.is_autocast_enabled(kind) else given
+    return (to_autocast(given[0]),)
 
 
-class Int8Linear(nn.Linear):
+class _RowScaled(nn.Linear):
+    """A frozen linear layer whose ``weight`` is stored in 8 bits, each row with a ``scale`` of its own."""
+
+    def __init__(self, layer: nn.Linear, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        home = layer.weight.device
+        self.weight = nn.Parameter(weight.to(home), requires_grad=False)
+        self.scale = nn.Parameter(scale.to(home), requires_grad=False)
+        if layer.bias is not None:
+            self.bias = nn.Parameter(layer.bias.detach().to(dtype), requires_grad=False)
+
+    def _bias_of(self, dtype: torch.dtype) -> Tensor | None:
+        return None if self.bias is None else self.bias.to(dtype)
+
+
+class Int8Linear(_RowScaled):
     """A frozen linear layer whose weight is 8 bits, each row with a scale of its own.
 
     weight: [out, in / size of ``dtype``], the bits of int8 [out, in]; scale [out, 1]. Unlike bitsandbytes' Linear8bitLt it
@@ -92,21 +107,15 @@ class Int8Linear(nn.Linear):
     """
 
     def __init__(self, layer: nn.Linear, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-        home, weight = layer.weight.device, layer.weight.detach().to(device, torch.float32)
+        weight = layer.weight.detach().to(device, torch.float32)
         # the scale is rounded first, so that its rounding is no error of the weights
         scale = (weight.abs().amax(1, keepdim=True) / 127).clamp_min(1e-30).to(dtype)
         rounded = (weight / scale).round().clamp(-127, 127).to(torch.int8)
-        self.weight = nn.Parameter(rounded.view(dtype).to(home), requires_grad=False)
-        self.scale = nn.Parameter(scale.to(home), requires_grad=False)
-        if layer.bias is not None:
-            self.bias = nn.Parameter(layer.bias.detach().to(dtype), requires_grad=False)
+        super().__init__(layer, rounded.view(dtype), scale, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        kind = input.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
-        bias = None if self.bias is None else self.bias.to(dtype)
-        result: Tensor = _Int8.apply(input.to(dtype), self.weight, self.scale, bias)  # type: ignore[no-untyped-call]
+        given = to_autocast(input)
+        result: Tensor = _Int8.apply(given, self.weight, self.scale, self._bias_of(given.dtype))  # type: ignore[no-untyped-call]
         return result
 
 
@@ -132,7 +141,7 @@ def _weight(stored: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
 
 
-class Fp8Linear(nn.Linear):
+class Fp8Linear(_RowScaled):
     """A frozen linear layer to draw with, whose weight is float8_e4m3fn, each row with a scale of its own; no gradients.
 
     weight [out, in]; scale [out, 1], float32. Where the device multiplies such numbers itself, what comes in is rounded to them
@@ -140,22 +149,15 @@ class Fp8Linear(nn.Linear):
     """
 
     def __init__(self, layer: nn.Linear, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-        home, weight = layer.weight.device, layer.weight.detach().to(device, torch.float32)
-        rounded, scale = round_rows(weight)
-        self.weight = nn.Parameter(rounded.to(home), requires_grad=False)
-        self.scale = nn.Parameter(scale.to(home), requires_grad=False)
-        if layer.bias is not None:
-            self.bias = nn.Parameter(layer.bias.detach().to(dtype), requires_grad=False)
+        super().__init__(layer, *round_rows(layer.weight.detach().to(device, torch.float32)), dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        kind = input.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
-        bias = None if self.bias is None else self.bias.to(dtype)
+        given, kind = to_autocast(input), input.device.type
+        dtype, bias = given.dtype, self._bias_of(given.dtype)
         capability = torch.cuda.get_device_capability(input.device) if kind == "cuda" else None
         if multiplies_fp8(kind, capability, dtype, self.in_features, self.out_features):
-            return multiply_rounded(input.to(dtype), self.weight, self.scale, bias)
-        return nn.functional.linear(input.to(dtype), (self.weight.float() * self.scale).to(dtype), bias)
+            return multiply_rounded(given, self.weight, self.scale, bias)
+        return nn.functional.linear(given, (self.weight.float() * self.scale).to(dtype), bias)
 
 
 def multiplies_fp8(kind: str, capability: tuple[int, int] | None, dtype: torch.dtype, inputs: int, outputs: int) -> bool:

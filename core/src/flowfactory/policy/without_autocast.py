@@ -7,13 +7,14 @@ rounded together with what it is added to.
 
 from __future__ import annotations
 
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map
+
+from flowfactory.policy.blocks import replace_forward
 
 
 def compute_in(module: nn.Module, dtype: torch.dtype) -> None:
@@ -37,7 +38,7 @@ def compute_in(module: nn.Module, dtype: torch.dtype) -> None:
             for name in layer.adapter_layer_names:
                 for adapter in getattr(layer, name).values():
                     if isinstance(adapter, (nn.Linear, _ConvNd)):
-                        adapter.forward = MethodType(_in_the_dtype_of_its_input, adapter)  # type: ignore[method-assign]
+                        replace_forward(adapter, _in_the_dtype_of_its_input)
 
 
 def _in_the_dtype_of_its_input(layer: nn.Linear | _ConvNd, given: Tensor) -> Tensor:
