@@ -83,10 +83,7 @@ def prepare_run(
     config = with_precision(config, device.type == "cuda")
     torch.set_float32_matmul_precision(config.training.matmul)  # of this process: backward passes run beyond any context
     if trains:
-        check_drawn_batches(config, ranks.count)
-        if config.sampling.weights_as and ranks.mesh is not None:
-            divided = "weights are divided over the ranks, and a copy of them would be whole on each"
-            raise UserError(f"sampling.weights_as: {divided}; set distributed.shard to 1, or leave it out")
+        _check_ranks(config, ranks)
     assembly = Assembly(config, observers, trackers and ranks.leads)
     use_host_threads(device)
     folder = CacheFolder.from_environment(say)
@@ -108,23 +105,42 @@ def prepare_run(
     blocks.check_names([*trainable.modules.values(), *trainable.frozen.values()], trainable.blocks)
     host = config.training.kept_on == "host"
     policy = Policy(trainable, assembly.hooks.log_prob, device, precision, config.seed, host, config.model.quantize, trains)
-    tell = assembly.hooks.prompts_encoded if ranks.leads else _tell_nobody
-    cache = EncodeCache(assembly.hooks.encode, trainable.encoding, folder, device, trainable.canvas_matters, ranks, tell)
-    on_host = config.sampling.keep_on == "host"
-    merges = config.sampling.merge_adapters == "auto"
-    sampler = Sampler(assembly.hooks, policy, cache, trainable, config.prompts.negative, on_host, ranks, merges=merges)
+    sampler = _make_sampler(config, assembly, policy, trainable, folder, ranks)
     heldout_canvas = config.evaluation.canvas(config.sampling)
     wanted = [(train, config.sampling.canvas), (heldout, heldout_canvas)]
     encoded = sampler.prepare([*wanted, (drawn, heldout_canvas)])
     sampler.check_conditions(wanted)
     say(f"{len(train)} training and {len(heldout)} held-out prompts, {encoded} encoded now, the rest from the cache")
+    _distribute(config, policy, ranks)
+    return Run(config, assembly, policy, sampler, train, heldout, ranks)
+
+
+def _check_ranks(config: RunConfig, ranks: Ranks) -> None:
+    """UserError: what trains cannot do on these ranks what the config asks for."""
+    check_drawn_batches(config, ranks.count)
+    if config.sampling.weights_as and ranks.mesh is not None:
+        divided = "weights are divided over the ranks, and a copy of them would be whole on each"
+        raise UserError(f"sampling.weights_as: {divided}; set distributed.shard to 1, or leave it out")
+
+
+def _make_sampler(
+    config: RunConfig, assembly: Assembly, policy: Policy, trainable: Trainable, folder: CacheFolder, ranks: Ranks
+) -> Sampler:
+    tell = assembly.hooks.prompts_encoded if ranks.leads else _tell_nobody
+    encode, matters = assembly.hooks.encode, trainable.canvas_matters
+    cache = EncodeCache(encode, trainable.encoding, folder, policy.device, matters, ranks, tell)
+    on_host, merges = config.sampling.keep_on == "host", config.sampling.merge_adapters == "auto"
+    return Sampler(assembly.hooks, policy, cache, trainable, config.prompts.negative, on_host, ranks, merges=merges)
+
+
+def _distribute(config: RunConfig, policy: Policy, ranks: Ranks) -> None:
+    """Bring the weights to where the run has them, and begin the averages that the config asks for."""
     # compiled blocks are for weights that stay in their place
     training = config.training.model_copy(update={"compile": False}) if config.sampling.weights_as else config.training
     policy.distribute(ranks, training, config.distributed.gather_to_sample)
     for name, decay in ((SAMPLING, config.sampling.ema), (EVALUATION, config.evaluation.ema)):
         if decay is not None:
             policy.track_ema(name, decay)
-    return Run(config, assembly, policy, sampler, train, heldout, ranks)
 
 
 def _tell_nobody(done: int, total: int) -> None:
