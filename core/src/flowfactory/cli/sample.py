@@ -46,27 +46,15 @@ def sample(
     nproc: Nproc = None,
 ) -> None:
     """Draw PROMPTs with a run's weights."""
-    from dataclasses import replace
-
     from flowfactory.data import media
-    from flowfactory.data.prompts import check_files, check_media, check_picture_tokens, read_prompts
     from flowfactory.distributed.process_group import join_process_group
     from flowfactory.runs.directory import RunDirectory
     from flowfactory.training.evaluation import evaluate
-    from flowfactory.types import Prompt
 
     _require_files([*(image or ()), *([video] if video else ())])
     where = RunDirectory(directory)
     config = where.load_config(sets or [], plugin or [], trusted)
-    fps = config.prompts.video_fps
-    wanted = [Prompt(text, images=tuple(image or ()), video=video, video_fps=fps) for text in prompts or ()]
-    wanted += read_prompts(file, fps) if file else ()
-    wanted = [replace(prompt, index=index) for index, prompt in enumerate(wanted)]
-    if not wanted:
-        raise UserError("nothing to draw: give a PROMPT, or a file with --prompts")
-    check_media(wanted, config.model.takes, getattr(config.model, "name", "model"))
-    check_files(wanted, config.model, config.evaluation.canvas(config.sampling).frames)
-    check_picture_tokens(wanted, config.model, config.distributed.context)
+    wanted = _read_wanted(config, prompts or (), file, tuple(image or ()), video)
     folder = _make_folder(out or where.drawn())
     if start_ranks(nproc, config.device):
         return
@@ -78,6 +66,30 @@ def sample(
         while any(folder.glob(f"{number:03d}.*")):
             number += 1
         say(str(media.write_media(medium, folder / f"{number:03d}", run.sampler.frame_rate)))
+
+
+def _read_wanted(
+    config: RunConfig, texts: Iterable[str], file: Path | None, images: tuple[Path, ...], video: Path | None
+) -> list[Prompt]:
+    """What is to be drawn, ``texts`` with the ``images`` and the ``video``, then those of the ``file``.
+
+    UserError: there is nothing, or the model does not take it.
+    """
+    from dataclasses import replace
+
+    from flowfactory.data.prompts import check_files, check_media, check_picture_tokens, read_prompts
+    from flowfactory.types import Prompt
+
+    fps = config.prompts.video_fps
+    wanted = [Prompt(text, images=images, video=video, video_fps=fps) for text in texts]
+    wanted += read_prompts(file, fps) if file else ()
+    wanted = [replace(prompt, index=index) for index, prompt in enumerate(wanted)]
+    if not wanted:
+        raise UserError("nothing to draw: give a PROMPT, or a file with --prompts")
+    check_media(wanted, config.model.takes, getattr(config.model, "name", "model"))
+    check_files(wanted, config.model, config.evaluation.canvas(config.sampling).frames)
+    check_picture_tokens(wanted, config.model, config.distributed.context)
+    return wanted
 
 
 def _make_folder(folder: Path) -> Path:
