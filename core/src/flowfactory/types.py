@@ -157,6 +157,8 @@ class SamplingPlan:
     goes there with its evaluation.
     ``teacher_guidance``: the largest guidance that an algorithm will ask of weights beside those that draw, so that the
     conditions bring what it needs. ``storage``: the dtype that latents have between steps, None for that of the noise.
+    ``starts``: the keys of the noise that samples start from, where these are others than ``keys``: members of a group may
+    share one. ``shares_prefix``: whether samples of one start are one until the first step that is stochastic or recorded.
     """
 
     steps: int
@@ -176,10 +178,13 @@ class SamplingPlan:
     cache_threshold: float | None = None
     weights_as: str | None = None
     keep_graph: Callable[[Step, Evaluation], None] | None = None
+    starts: tuple[NoiseKey, ...] = ()
+    shares_prefix: bool = False
 
     def rows(self, index: Index) -> SamplingPlan:
         """The plan of the samples ``index``."""
-        return replace(self, keys=tuple(self.keys[i] for i in index))
+        starts = tuple(self.starts[i] for i in index) if self.starts else ()
+        return replace(self, keys=tuple(self.keys[i] for i in index), starts=starts)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def assembled(load: Load, **components: object) -> Assembly:
 def test_a_config_becomes_the_hooks_of_its_components(load: Load) -> None:
     made = Assembly(load({"evaluation": {"rewards": {"held": "bright"}}}))
     assert isinstance(made.dynamics, FlowSDE)
-    assert isinstance(made.ode, ODE)
+    assert isinstance(made.evaluation_dynamics, ODE)
     assert made.rewards.labels == ("bright",)
     assert made.evaluation_rewards.labels == ("held",)
     assert isinstance(made.hooks.load(Runtime(torch.device("cpu"), torch.float32)), Trainable)

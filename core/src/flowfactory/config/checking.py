@@ -97,6 +97,8 @@ def _components(raw: Mapping[str, Any], dynamics: str) -> Iterator[tuple[str, Ke
         if kind in raw:
             yield kind, (kind,), raw[kind]
     yield "dynamics", ("sampling", "dynamics"), section("sampling").get("dynamics", dynamics)
+    if (other := section("evaluation").get("dynamics")) is not None:
+        yield "dynamics", ("evaluation", "dynamics"), other
     for owner, where in ((raw, ()), (section("evaluation"), ("evaluation",))):
         rewards = owner.get("rewards")
         for label, value in items(rewards) if isinstance(rewards, Mapping) else ():

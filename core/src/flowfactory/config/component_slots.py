@@ -256,6 +256,7 @@ def schema_type(catalogue: Catalogue, names: Mapping[str, Iterable[str]] | None 
         "EvaluationConfig",
         __base__=EvaluationConfig,
         __doc__=EvaluationConfig.__doc__,
+        dynamics=(slot("dynamics") | None, EvaluationConfig.model_fields["dynamics"]),
         rewards=(rewards, EvaluationConfig.model_fields["rewards"]),
     )
     output = create_model("OutputConfig", __base__=OutputConfig, __doc__=OutputConfig.__doc__, trackers=(trackers, ()))

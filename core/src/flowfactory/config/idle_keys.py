@@ -35,7 +35,8 @@ def idle_keys(config: RunConfig) -> Iterator[str]:
     for label, reward in config.evaluation.rewards.items():
         if reward_weight(reward) != 1:
             yield f"evaluation.rewards.{label}.weight does nothing: an evaluation reports each reward by itself; leave it out"
-    for component in (config.model, config.algorithm, config.sampling.dynamics, *config.rewards.values()):
+    dynamics = [each for each in (config.sampling.dynamics, config.evaluation.dynamics) if each is not None]
+    for component in (config.model, config.algorithm, *dynamics, *config.rewards.values()):
         yield from _remarks(component, config)
 
 
@@ -93,8 +94,8 @@ def _heldout(config: RunConfig) -> Iterator[str]:
     if config.prompts.heldout is not None:
         return
     fields = EvaluationConfig.model_fields
-    keys = ("at_start", "every", "members", "size", "frames", "steps", "guidance", "batch_size", "ema", "pictures", "rewards")
-    for key in keys:
+    keys = ("at_start", "every", "members", "size", "frames", "steps", "guidance", "batch_size", "ema", "dynamics", "pictures")
+    for key in (*keys, "rewards"):
         if getattr(config.evaluation, key) != fields[key].default:
             yield f"evaluation.{key} does nothing without held-out prompts; name their file in prompts.heldout"
 

@@ -52,7 +52,9 @@ class SamplingConfig(Strict):
     group_size: int = Field(8, ge=2, le=10_000, description="pictures a prompt, compared with one another")
     size: tuple[Side, Side] = Field((512, 512), description="height, width in pixels")
     frames: int | None = Field(None, ge=1, le=10_000, description="of a video; left out for pictures")
-    steps: int = Field(10, ge=1, le=1000, description="transformer evaluations a picture")
+    steps: int = Field(
+        10, ge=1, le=1000, description="of the schedule, with a transformer evaluation each; heun has two in all but the last"
+    )
     guidance: float = Field(
         1.0, ge=0, le=100, description="classifier-free, which is off at 1, or as a number given to the model"
     )
@@ -73,6 +75,11 @@ class SamplingConfig(Strict):
     )
     weights_as: Literal["nf4", "int8", "fp8"] | None = Field(
         None, description="a second copy of the weights, stored so, draws; for algorithms that record no steps"
+    )
+    shared_noise: Literal["none", "start", "prefix"] = Field(
+        "none",
+        description="what the pictures of a group have in common: none: each has noise of its own; start: they start from one "
+        "noise; prefix: that, and the steps before the first stochastic one, which are drawn once",
     )
     dynamics: SerializeAsAny[DynamicsConfig]
 
@@ -159,6 +166,9 @@ class EvaluationConfig(Strict):
     guidance: float | None = Field(None, ge=0, le=100, description="as in sampling when left out")
     batch_size: int | None = Field(None, ge=1, le=100_000, description="as in sampling when left out")
     ema: Decay | None = Field(None, description="draw with an average of the weights, which moves as this says")
+    dynamics: SerializeAsAny[DynamicsConfig] | None = Field(
+        None, description="how latents step: ode when left out, or another without noise, such as dpm-solver"
+    )
     pictures: int = Field(16, ge=0, le=100_000, description="how many of the pictures are kept as PNG files")
     rewards: dict[str, SerializeAsAny[ComponentConfig]] = Field({}, description="the training rewards when left out")
 

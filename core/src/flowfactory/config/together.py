@@ -56,6 +56,8 @@ def _components(config: RunConfig, whole: bool) -> Iterator[tuple[str, Component
 
     for place in (("model",), ("algorithm",), ("sampling", "dynamics")):
         yield ".".join(place), there(*place)  # type: ignore[misc]
+    if isinstance(drawn_by := there("evaluation", "dynamics"), ComponentConfig):
+        yield "evaluation.dynamics", drawn_by
     for place in (("rewards",), ("evaluation", "rewards")):
         rewards = there(*place)
         for label, reward in rewards.items() if isinstance(rewards, dict) else ():
@@ -148,6 +150,23 @@ def _own_sampler(config: RunConfig) -> Iterator[str]:
         yield "sampling.ema: this algorithm chooses itself which weights draw; leave it out"
 
 
+def _shared_noise(config: RunConfig) -> Iterator[str]:
+    shared, dynamics = config.sampling.shared_noise, config.sampling.dynamics
+    if shared != "none" and not dynamics.stochastic:
+        name = getattr(dynamics, "name", "these dynamics")
+        yield (
+            f"sampling.shared_noise: {shared}: the steps of {name} add no noise, so that all pictures of a group would be the "
+            "same; choose stochastic dynamics, such as flow-sde, or leave it out"
+        )
+
+
+def _evaluated(config: RunConfig) -> Iterator[str]:
+    dynamics = config.evaluation.dynamics
+    if dynamics is not None and dynamics.stochastic:
+        name = getattr(dynamics, "name", "these")
+        yield f"evaluation.dynamics: {name} adds noise to the steps; choose ode, dpm-solver or heun, or leave it out for ode"
+
+
 def _recomputed(config: RunConfig) -> Iterator[str]:
     if config.training.recompute_log_prob and not config.algorithm.trust_region:
         yield (
@@ -180,6 +199,8 @@ CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _autocast,
     _context,
     _own_sampler,
+    _shared_noise,
+    _evaluated,
     _recomputed,
     kept_graph_errors,
     shortcut_errors,

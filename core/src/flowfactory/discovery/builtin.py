@@ -10,6 +10,8 @@ from flowfactory.discovery.specs import hookimpl
 def register_components(register: Callable[[str, str, Any], None]) -> None:
     """Register the dynamics and trackers of core."""
     register("dynamics", "ode", "flowfactory.flow.dynamics:ODEConfig")
+    register("dynamics", "dpm-solver", "flowfactory.flow.dynamics:DPMSolverConfig")
+    register("dynamics", "heun", "flowfactory.flow.dynamics:HeunConfig")
     register("dynamics", "flow-sde", "flowfactory.flow.dynamics:FlowSDEConfig")
     register("dynamics", "dance-sde", "flowfactory.flow.dynamics:DanceSDEConfig")
     register("dynamics", "cps", "flowfactory.flow.dynamics:CPSConfig")

@@ -1,8 +1,9 @@
 """Flow matching in pure functions: noise, one step, the rollout, dynamics, and training timesteps."""
 
-from flowfactory.flow.dynamics import CPSConfig, DanceSDEConfig, FlowSDEConfig, ODEConfig
+from flowfactory.flow.dynamics import CPSConfig, DanceSDEConfig, DPMSolverConfig, FlowSDEConfig, HeunConfig, ODEConfig
 from flowfactory.flow.noise import INITIAL, generator, noise
-from flowfactory.flow.rollout import check_sigmas, euler, evaluate, expand_sigma, forward_by_kind, log_normal, rollout
+from flowfactory.flow.rollout import check_sigmas, evaluate, expand_sigma, forward_by_kind, log_normal, rollout
+from flowfactory.flow.solvers import Solver, euler
 from flowfactory.flow.timesteps import (
     Discrete,
     LogitNormal,
@@ -18,12 +19,15 @@ from flowfactory.flow.timesteps import (
 __all__ = [
     "INITIAL",
     "CPSConfig",
+    "DPMSolverConfig",
     "DanceSDEConfig",
     "Discrete",
     "FlowSDEConfig",
+    "HeunConfig",
     "LogitNormal",
     "NoisedBatch",
     "ODEConfig",
+    "Solver",
     "Timesteps",
     "TimestepsConfig",
     "Uniform",

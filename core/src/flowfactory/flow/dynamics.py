@@ -1,4 +1,4 @@
-"""The dynamics that come with core: the ODE, and three ways to add noise to its steps."""
+"""The dynamics that come with core: the ODE by three solvers, and three ways to add noise to its steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from flowfactory.config.component import DynamicsConfig
 from flowfactory.config.strict import Strict
-from flowfactory.flow.rollout import euler, log_normal
+from flowfactory.flow.rollout import log_normal
+from flowfactory.flow.solvers import DPMSolver, Euler, Heun, Solver, euler
 from flowfactory.types import Transition
 
 if TYPE_CHECKING:
@@ -31,17 +32,42 @@ class ODEConfig(DynamicsConfig):
         return ODE()
 
 
+class DPMSolverConfig(DynamicsConfig):
+    """The same ODE by DPM-Solver++(2M), arXiv:2211.01095: of second order, and one evaluation a step as Euler's."""
+
+    known_as = ("dpm-solver++", "dpm++", "dpm++ 2m", "dpmpp-2m", "dpm-solver-2m", "dpm-solver-multistep", "dpm", "dpm2")
+
+    stochastic: ClassVar[bool] = False
+
+    def build(self, label: str) -> ODE:
+        return ODE(DPMSolver)
+
+
+class HeunConfig(DynamicsConfig):
+    """The same ODE by Heun's method: of second order, with two evaluations a step, but one in the last."""
+
+    known_as = ("flow-match-heun", "heun2", "rk2")
+
+    stochastic: ClassVar[bool] = False
+
+    def build(self, label: str) -> ODE:
+        return ODE(Heun)
+
+
 class ODE:
-    """x + (next_sigma - sigma) v."""
+    """The probability-flow ODE dx = v dsigma, in the steps of a solver."""
 
     stochastic = False
+
+    def __init__(self, make_solver: Callable[[], Solver] = Euler) -> None:
+        self.make_solver = make_solver
 
     def window(self, steps: int, iteration: int, generator: torch.Generator) -> frozenset[int]:
         """No step is stochastic."""
         return frozenset()
 
     def transition(self, velocity: Tensor, latents: Tensor, sigma: Tensor, next_sigma: Tensor) -> Transition:
-        """The Euler step, with a standard deviation of zero."""
+        """The Euler step x + (next_sigma - sigma) v, with a standard deviation of zero."""
         return Transition(euler(velocity, latents, sigma, next_sigma), torch.zeros_like(sigma))
 
     def log_density(self, next_latents: Tensor, transition: Transition) -> Tensor:
@@ -87,7 +113,13 @@ class SDEConfig(DynamicsConfig):
             raise ValueError("sampling.dynamics.slide: say with num_sde_steps how many steps the window has")
 
     def remarks(self, run: RunConfig) -> Iterator[str]:
-        """The window slides within the run."""
+        """The window slides within the run; what a group shares costs less where it says so."""
+        candidates = self.candidates(run.sampling.steps)
+        if run.sampling.shared_noise == "prefix" and 0 in candidates and self.num_sde_steps in (None, len(candidates)):
+            yield (
+                "sampling.shared_noise: prefix: step 0 is stochastic in every iteration, so that no step is shared; write "
+                "start, or choose the stochastic steps with sde_steps or num_sde_steps"
+            )
         if self.slide is not None and self.slide.every >= run.training.iterations:
             yield (
                 f"sampling.dynamics.slide.every {self.slide.every}: the run has {run.training.iterations} iterations, so that "

@@ -24,11 +24,14 @@ def generator(*key: int | str) -> torch.Generator:
 def noise(plan: SamplingPlan, shape: Sequence[int], step: int = INITIAL, device: torch.device | str = "cpu") -> Tensor:
     """Standard normal [B, *shape], float32: a function of (seed, iteration, prompt, member, step) alone.
 
-    ``step`` is INITIAL for the start of the trajectory, else the step whose noise it is.
+    ``step`` is INITIAL for the start of the trajectory, else the step whose noise it is. Samples that share a start have the
+    same one there.
     """
+    keys = plan.starts if plan.starts and step == INITIAL else plan.keys
 
     def draw(key: NoiseKey) -> Tensor:
         source = generator("noise", plan.seed, plan.iteration, key.prompt, key.member, step)
         return torch.randn(tuple(shape), generator=source)
 
-    return send(torch.stack([draw(key) for key in plan.keys]), device)
+    drawn = {key: draw(key) for key in dict.fromkeys(keys)}
+    return send(torch.stack([drawn[key] for key in keys]), device)

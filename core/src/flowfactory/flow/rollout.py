@@ -13,7 +13,8 @@ from torch import Tensor
 from flowfactory.device_copies import send
 from flowfactory.errors import UserError
 from flowfactory.flow.noise import noise
-from flowfactory.types import Agree, Conditions, Evaluation, Index, SamplingPlan, Step, Velocity, as_they_are
+from flowfactory.flow.solvers import Solver, make_solver
+from flowfactory.types import Agree, Conditions, Evaluation, Index, NoiseKey, SamplingPlan, Step, Velocity, as_they_are, take
 
 LOG_ROOT_TAU = 0.9189385175704956
 """Half the logarithm of 2π, in float32 as densities are: written out, for to ask PyTorch is to import it."""
@@ -30,11 +31,6 @@ def log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     error = (x.float() - mean) / std
     density = -0.5 * error.square() - std.log() - LOG_ROOT_TAU
     return density.flatten(1).mean(1)
-
-
-def euler(velocity: Tensor, latents: Tensor, sigma: Tensor, next_sigma: Tensor) -> Tensor:
-    """The next latents of the probability-flow ODE, one Euler step: latents + (next_sigma - sigma) velocity."""
-    return latents + (next_sigma - sigma) * velocity
 
 
 def forward_by_kind(
@@ -106,8 +102,17 @@ def check_sigmas(sigmas: Tensor, steps: int, first: float = 0.0) -> None:
     raise UserError(f"model: its sigmas {wrong}")
 
 
+def _nothing() -> None:
+    """What happens at a branch where nobody says."""
+
+
 def rollout(
-    velocity: Velocity, start: Tensor, sigmas: Tensor, conditions: Conditions, plan: SamplingPlan
+    velocity: Velocity,
+    start: Tensor,
+    sigmas: Tensor,
+    conditions: Conditions,
+    plan: SamplingPlan,
+    at_branch: Callable[[], None] = _nothing,
 ) -> tuple[Tensor, tuple[Step, ...]]:
     """Clean latents [B, ...] and the recorded steps, from noise ``start`` [B, ...] along ``sigmas`` [steps + 1].
 
@@ -116,22 +121,55 @@ def rollout(
     Steps in ``plan.stochastic`` follow ``plan.dynamics``, the others the ODE, and are recorded without next latents.
     Latents keep the dtype of ``plan.storage``, else of ``start``, and are rounded to it before their log-density is taken, so
     that replay sees what sampling saw.
+    Where ``plan.shares_prefix``, the steps before the first that is stochastic or recorded are taken once for all samples of
+    one start. Then ``at_branch`` is called: what a model remembers of the samples of a forward is of others from there on.
     """
-    latents, steps = start.to(plan.storage or start.dtype), []
-    for i, (now, then) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
-        sigma = torch.full((len(latents),), now, device=latents.device)
-        next_sigma = torch.full((len(latents),), then, device=latents.device)
+    latents, points, branch = start.to(plan.storage or start.dtype), sigmas.tolist(), _branch(plan)
+    if branch:
+        first, place = _first_of_each(plan.starts)
+        latents, _ = _steps(velocity, take(latents, first), points, conditions.rows(first), plan.rows(first), range(branch))
+        latents = take(latents, place)
+        at_branch()
+    return _steps(velocity, latents, points, conditions, plan, range(branch, len(points) - 1))
+
+
+def _branch(plan: SamplingPlan) -> int:
+    """How many steps the samples of one start are one for."""
+    return min(plan.stochastic | plan.recorded, default=plan.steps) if plan.shares_prefix and plan.starts else 0
+
+
+def _first_of_each(starts: Sequence[NoiseKey]) -> tuple[list[int], list[int]]:
+    """The first sample of each start, and for each sample the place of its start among them."""
+    places = {start: place for place, start in enumerate(dict.fromkeys(starts))}
+    return [starts.index(start) for start in places], [places[start] for start in starts]
+
+
+def _steps(
+    velocity: Velocity, latents: Tensor, sigmas: Sequence[float], conditions: Conditions, plan: SamplingPlan, numbers: range
+) -> tuple[Tensor, tuple[Step, ...]]:
+    """The latents after the steps ``numbers``, and those steps that are recorded."""
+    steps: list[Step] = []
+    solver: Solver | None = None
+
+    dtype = latents.dtype
+
+    def look_ahead(point: Tensor, sigma: float) -> Tensor:
+        with plan.unrecorded():
+            return _ask(velocity, point.to(dtype), _at(sigma, point), conditions, plan).float()
+
+    for i in numbers:
+        sigma, next_sigma = _at(sigmas[i], latents), _at(sigmas[i + 1], latents)
         with _forward(i, plan):
-            graph = velocity(latents, sigma, conditions, plan.guidance)
+            graph = _ask(velocity, latents, sigma, conditions, plan)
         v = graph if plan.keep_graph is None else graph.detach()
-        if v.shape != latents.shape:  # which arithmetic would broadcast
-            raise UserError(f"model: its velocity has shape {list(v.shape)} where its latents have {list(latents.shape)}")
-        x, s, s_next = latents.float(), expand_sigma(sigma, latents), expand_sigma(next_sigma, latents)
         if i in plan.stochastic:
+            x, s, s_next = latents.float(), expand_sigma(sigma, latents), expand_sigma(next_sigma, latents)
             mean, std = plan.dynamics.transition(v.float(), x, s, s_next)
             arrived = mean + std * noise(plan, latents.shape[1:], i, latents.device)
+            solver = None  # what it remembers is of the path before
         else:
-            arrived = euler(v.float(), x, s, s_next)
+            solver = solver or make_solver(plan.dynamics)
+            arrived = solver.step(v.float(), latents.float(), sigmas[i], sigmas[i + 1], look_ahead)
         arrived = arrived.to(latents.dtype)
         if i in plan.recorded:
             step = Step(latents, sigma, conditions, plan.guidance, plan.dynamics)
@@ -141,6 +179,19 @@ def rollout(
             steps.append(replace(step, log_prob=drawn.log_prob, mean=drawn.mean if plan.means else None))
         latents = arrived
     return latents, tuple(steps)
+
+
+def _at(sigma: float, latents: Tensor) -> Tensor:
+    """[B]: every sample at ``sigma``."""
+    return torch.full((len(latents),), sigma, device=latents.device)
+
+
+def _ask(velocity: Velocity, latents: Tensor, sigma: Tensor, conditions: Conditions, plan: SamplingPlan) -> Tensor:
+    """The velocity [B, ...] of latents [B, ...] at sigma [B]. UserError: it has another shape."""
+    found = velocity(latents, sigma, conditions, plan.guidance)
+    if found.shape != latents.shape:  # which arithmetic would broadcast
+        raise UserError(f"model: its velocity has shape {list(found.shape)} where its latents have {list(latents.shape)}")
+    return found
 
 
 @contextmanager

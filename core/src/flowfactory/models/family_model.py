@@ -274,7 +274,7 @@ class FamilyModel:
         start = family.start(parts, noise, sigmas[0], conditions)
         with use_feature_cache(self._transformers.values(), plan.cache_threshold) as remembering:
             drawing = partial(self._velocity, replace(parts, agree=as_they_are), ask_once(parts.agree), remembering)
-            latents, steps = flow.rollout(drawing, start, sigmas, conditions, plan)
+            latents, steps = flow.rollout(drawing, start, sigmas, conditions, plan, remembering.forget)
         return Trajectory(self.decode(latents), latents, sigmas, steps)
 
     @hookimpl

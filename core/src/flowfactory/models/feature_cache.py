@@ -8,7 +8,7 @@ and count for those that do.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,13 +23,29 @@ LISTS = ("transformer_blocks", "single_transformer_blocks", "blocks", "layers")
 """What transformers of diffusers call the lists of blocks that the latents go through, in their order."""
 
 Forward = Callable[..., Any]
-Remembering = Callable[[Hashable], AbstractContextManager[None]]
-"""Forwards within ``remembering(kind)`` are compared with those of the same kind."""
 
 
-def remember_nothing(kind: Hashable) -> AbstractContextManager[None]:
-    """Where there is no cache."""
-    return nullcontext()
+class Remembering:
+    """Forwards within ``remembering(kind)`` are compared with those of the same kind; without ``caches`` with none."""
+
+    def __init__(self, caches: Sequence[FirstBlockCache] = ()) -> None:
+        self._caches = caches
+
+    @contextmanager
+    def __call__(self, kind: Hashable) -> Iterator[None]:
+        """Within it forwards are of ``kind``."""
+        for cache in self._caches:
+            cache.kind = kind
+        yield
+
+    def forget(self) -> None:
+        """Compare the next forwards with none: their samples are others."""
+        for cache in self._caches:
+            cache.forget()
+
+
+remember_nothing = Remembering()
+"""Where there is no cache."""
 
 
 @contextmanager
@@ -39,21 +55,11 @@ def use_feature_cache(transformers: Iterable[nn.Module], threshold: float | None
     threshold: the relative change of what the first block adds up to which the others are left out; None: they never are.
     UserError: a transformer has no lists of blocks.
     """
-    if threshold is None:
-        yield remember_nothing
-        return
-    caches = [FirstBlockCache(transformer, threshold) for transformer in transformers]
-
-    @contextmanager
-    def remembering(kind: Hashable) -> Iterator[None]:
-        for cache in caches:
-            cache.kind = kind
-        yield
-
+    caches = () if threshold is None else [FirstBlockCache(transformer, threshold) for transformer in transformers]
     with ExitStack() as stack:
         for cache in caches:
             stack.enter_context(cache.in_place())
-        yield remembering
+        yield Remembering(caches)
 
 
 def cached_blocks(transformer: nn.Module) -> list[nn.Module]:
@@ -99,6 +105,10 @@ class FirstBlockCache:
                 run = partial(self._first, block) if place == 0 else partial(self._after, place, place == last)
                 stack.enter_context(_replaced_forward(block, run))
             yield
+        self.forget()
+
+    def forget(self) -> None:
+        """Have nothing remembered of any kind."""
         self._known.clear()
 
     def _first(self, block: nn.Module, forward: Forward, *args: Any, **kwargs: Any) -> Any:

@@ -31,9 +31,10 @@ class Assembly:
             require_hook(manager, owner, hook)
         self.hooks = Hooks(manager)
         dynamics: Any = build(config.sampling.dynamics, "dynamics")
-        ode: Any = _ode()
+        other = config.evaluation.dynamics
+        evaluation_dynamics: Any = _ode() if other is None else build(other, "evaluation.dynamics")
         self.dynamics: Dynamics = dynamics
-        self.ode: Dynamics = ode
+        self.evaluation_dynamics: Dynamics = evaluation_dynamics
         self.rewards = Rewards(config.rewards, config.plugins)
         others = config.evaluation.rewards
         self.evaluation_rewards = Rewards(others, config.plugins) if others else self.rewards

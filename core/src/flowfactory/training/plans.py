@@ -35,6 +35,8 @@ def sampling_plan(assembly: Assembly, config: RunConfig, iteration: int, keys: S
         storage=DTYPES[sampling.keep_as],
         cache_threshold=None if sampling.feature_cache is None else sampling.feature_cache.threshold,
         weights_as=sampling.weights_as,
+        starts=shared_starts(keys, sampling.group_size) if sampling.shared_noise != "none" else (),
+        shares_prefix=sampling.shared_noise == "prefix",
     )
     plan = assembly.hooks.plan(iteration, plan)
     if plan.recorded and (told := records_steps(config)):
@@ -42,14 +44,19 @@ def sampling_plan(assembly: Assembly, config: RunConfig, iteration: int, keys: S
     return plan
 
 
+def shared_starts(keys: Sequence[NoiseKey], group_size: int) -> tuple[NoiseKey, ...]:
+    """For each of ``keys`` that of the first member of its group, which is one of the groups that a prompt has."""
+    return tuple(NoiseKey(key.prompt, key.member - key.member % group_size) for key in keys)
+
+
 def evaluation_plan(assembly: Assembly, config: RunConfig, keys: Sequence[NoiseKey]) -> SamplingPlan:
-    """The plan of held-out prompts: the ODE, and noise that no iteration changes."""
+    """The plan of held-out prompts: steps without noise, and at their start each its own, which no iteration changes."""
     chosen, sampling = config.evaluation, config.sampling
     return SamplingPlan(
         steps=chosen.steps or sampling.steps,
         canvas=chosen.canvas(sampling),
         guidance=sampling.guidance if chosen.guidance is None else chosen.guidance,
-        dynamics=assembly.ode,
+        dynamics=assembly.evaluation_dynamics,
         seed=config.seed,
         iteration=HELD_OUT,
         keys=tuple(keys),

@@ -36,10 +36,10 @@ class PolicyGradientConfig(AlgorithmConfig):
     def check(self, run: RunConfig) -> None:
         """The dynamics have a log-density."""
         if not run.sampling.dynamics.stochastic:
-            name = getattr(self, "name", "")
+            name, chosen = getattr(self, "name", ""), getattr(run.sampling.dynamics, "name", "")
             raise ValueError(
-                f"algorithm {name} learns from the log-density of sampled steps, and the steps of sampling.dynamics 'ode' are "
-                "deterministic and have none; choose stochastic dynamics, such as {name: flow-sde}"
+                f"algorithm {name} learns from the log-density of sampled steps, and the steps of sampling.dynamics {chosen!r} "
+                "are deterministic and have none; choose stochastic dynamics, such as {name: flow-sde}"
             )
 
     def remarks(self, run: RunConfig) -> Iterator[str]:
