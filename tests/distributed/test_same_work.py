@@ -22,6 +22,7 @@ GRPO = {"name": "grpo", "clip_range": 0.05}
 TIMES = {"name": "uniform", "count": 2}
 NFT = {"name": "nft", "timesteps": TIMES}
 SDE = {"name": "flow-sde", "noise_level": 0.7}
+LATE = {**SDE, "sde_steps": [1]}
 COUNTS = (1, 2, 3)
 BASIC = ("lora-grpo", "full-grpo", "lora-nft", "full-nft")
 HALF = {
@@ -40,10 +41,30 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
     "full-nft": ("flux1", "full", NFT, {"training": {"updates": 3}, "distributed": {"gather_to_sample": True}}),
     # a group is larger than the samples of a forward, and than the share of a rank
     "dgpo": ("flux1", LORA, {"name": "dgpo", "kl": 0.1, "timesteps": TIMES}, {"sampling": {"groups": 1, "group_size": 7}}),
-    "dpo": ("flux1", LORA, {"name": "dpo", "timesteps": TIMES}, {"sampling": {"groups": 5, "group_size": 2}}),
+    "dpo": (
+        "flux1",
+        LORA,
+        {"name": "dpo", "timesteps": TIMES},
+        {"sampling": {"groups": 5, "group_size": 2, "dynamics": "dpm-solver"}},
+    ),
     # texts of other lengths have forwards of their own, and so do experts
     "ragged": ("qwen-image", "full", GRPO | {"kl": 0.01}, {"sampling": {"guidance": 4.0, "group_size": 3}}),
-    "experts": ("wan-t2v", LORA, NFT | {"kl": 0.1}, {"sampling": {"size": [16, 16], "frames": 1, "guidance": 3.0}}),
+    "experts": (
+        "wan-t2v",
+        LORA,
+        NFT | {"kl": 0.1},
+        {"sampling": {"size": [16, 16], "frames": 1, "guidance": 3.0, "dynamics": "heun"}},
+    ),
+    # a group is in parts of several batches and ranks, each of which draws its first step
+    "prefix": (
+        "qwen-image",
+        "full",
+        GRPO,
+        {
+            "sampling": {"guidance": 4.0, "shared_noise": "prefix", "dynamics": LATE},
+            "evaluation": {"dynamics": "dpm-solver"},
+        },
+    ),
     # each rank writes back to the others what they drew: means, and log-densities
     "recomputed": (
         "flux1",
@@ -75,7 +96,7 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
         "flux1",
         "full",
         GRPO | {"kl": 0.01},
-        {"training": {"keep_graphs": True, "batch_size": 4}, "sampling": {"batch_size": 4}},
+        {"training": {"keep_graphs": True, "batch_size": 4}, "sampling": {"batch_size": 4, "shared_noise": "start"}},
     ),
     # each rank leaves out blocks where its own samples allow it, of weights that all of them gather
     "left out": (
@@ -89,7 +110,11 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
         "flux1",
         "full",
         GRPO,
-        {"training": {"updates": 2, "activation_checkpointing": "blocks"}, "distributed": {"context": 2, "shard": 1}},
+        {
+            "training": {"updates": 2, "activation_checkpointing": "blocks"},
+            "distributed": {"context": 2, "shard": 1},
+            "sampling": {"shared_noise": "prefix", "dynamics": LATE},
+        },
     ),
     "divided ragged": (
         "qwen-image",

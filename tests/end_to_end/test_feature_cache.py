@@ -19,11 +19,13 @@ from torch import nn
 from flowfactory import UserError
 from flowfactory.config.loading import validate
 from flowfactory.data.prompts import read_prompts
+from flowfactory.flow.dynamics import FlowSDEConfig
 from flowfactory.models.feature_cache import cached_blocks, use_feature_cache
 from flowfactory.testing import Bench
 from flowfactory.training.iteration import iterate
 from flowfactory.training.plans import evaluation_plan, sampling_plan
 from flowfactory.training.setup import prepare_run
+from flowfactory.types import NoiseKey
 
 Open = Callable[..., Bench]
 
@@ -115,6 +117,20 @@ def test_what_a_sample_becomes_does_not_depend_on_who_is_drawn_beside_it(key: st
     assert relative_difference(together, plain) > 1e-4, "nothing was left out"
     assert max(counts[1:]) <= counts[0]
     assert torch.equal(made.draw(1).latents, plain), "something is left of the cache"
+
+
+@pytest.mark.parametrize("key", ["flux1", "qwen-image"])
+def test_members_of_a_group_are_drawn_alike_alone_and_together_after_a_shared_prefix(key: str, bench: Open) -> None:
+    made = bench(key)
+    nudge(made)
+    keys = tuple(NoiseKey(0, member) for member in range(3))
+    window = frozenset({4})
+    shared = replace(made.plan, keys=keys, starts=keys[:1] * 3, shares_prefix=True, stochastic=window)
+    group = replace(made, plan=replace(shared, dynamics=FlowSDEConfig().build("sde")), conditions=made.conditions.rows([0] * 3))
+    alone, together = (with_cache(group, 0.3).draw(size).latents for size in (1, 3))
+    assert relative_difference(together, alone) < 1e-5
+    assert relative_difference(together, group.draw(3).latents) > 1e-4, "nothing was left out"
+    assert len(together.flatten(1).unique(dim=0)) == 3
 
 
 def test_each_expert_of_wan_has_a_cache_of_its_own(bench: Open, tmp_path: Path) -> None:
