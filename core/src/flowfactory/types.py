@@ -129,7 +129,7 @@ class Transition(NamedTuple):
 
 
 class Dynamics(Protocol):
-    """How latents go from one sigma to the next."""
+    """How latents go from one sigma to the next: without noise by Euler, or by what its ``make_solver()``, if any, returns."""
 
     @property
     def stochastic(self) -> bool:

@@ -45,7 +45,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_core_brings_its_dynamics_and_tracker() -> None:
     found = discover()
     names = {kind: set(components) for kind, components in found.components.items() if components}
-    assert names == {"dynamics": {"ode", "flow-sde", "dance-sde", "cps"}, "tracker": {"tensorboard"}}
+    assert names == {"dynamics": {"ode", "dpm-solver", "heun", "flow-sde", "dance-sde", "cps"}, "tracker": {"tensorboard"}}
     assert found.broken == []
     assert found.components["dynamics"]["ode"].plugin == "core"
 
@@ -115,7 +115,7 @@ def test_the_environment_narrows_what_is_loaded(site: Path, monkeypatch: pytest.
     ]:
         monkeypatch.setenv("FLOWFACTORY_PLUGINS", chosen)
         assert set(discover().components["reward"]) == rewards
-        assert set(discover().components["dynamics"]) == {"ode", "flow-sde", "dance-sde", "cps"}
+        assert set(discover().components["dynamics"]) == {"ode", "dpm-solver", "heun", "flow-sde", "dance-sde", "cps"}
     monkeypatch.delenv("FLOWFACTORY_PLUGINS")
     assert {"eone", "etwo", "ethree"} <= set(discover().components["reward"])
 
