@@ -70,7 +70,7 @@ def test_shares_of_the_advantage_add_up_to_one_and_are_those_of_its_variance() -
 
 
 @pytest.mark.parametrize("aggregate", ["sum", "gdpo"])
-@pytest.mark.parametrize("spread", ["group", "global"])
+@pytest.mark.parametrize("spread", ["group", "within", "global"])
 def test_contributions_add_up_to_the_advantage_before_clipping(aggregate: Any, spread: Any) -> None:
     source = torch.Generator().manual_seed(3)
     groups = torch.arange(5).repeat_interleave(4)
@@ -84,7 +84,7 @@ def test_contributions_add_up_to_the_advantage_before_clipping(aggregate: Any, s
 
 
 @pytest.mark.parametrize("aggregate", ["sum", "gdpo"])
-@pytest.mark.parametrize("spread", ["group", "global"])
+@pytest.mark.parametrize("spread", ["group", "within", "global"])
 def test_a_reward_that_does_not_apply_to_a_prompt_is_left_out_of_its_advantage(aggregate: Any, spread: Any) -> None:
     everywhere = torch.tensor([1.0, 3.0, 2.0, 5.0, 4.0, 6.0])
     some = torch.tensor([NAN, NAN, 7.0, 9.0, NAN, NAN])

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -60,13 +60,13 @@ def test_advantages_have_mean_zero_in_each_group(batch: tuple[list[Tensor], Tens
 
 
 @pytest.mark.parametrize("aggregate", ["sum", "gdpo"])
-@pytest.mark.parametrize("spread", ["group", "global"])
+@pytest.mark.parametrize("spread", ["group", "within", "global"])
 def test_a_group_whose_rewards_are_all_equal_gets_exact_zeros(aggregate: Literal["sum", "gdpo"], spread: Spread) -> None:
     noisy = [0.1 + 0.2, 0.3, 0.3]  # 0.1 + 0.2 is 0.30000000000000004
     scores = torch.tensor([*noisy, 1.0, 2.0, 3.0], dtype=torch.float64)
     found = advantages({"a": scores}, {"a": 1.0}, torch.tensor([0, 0, 0, 1, 1, 1]), aggregate, spread)
     assert found[:3].tolist() == [0.0, 0.0, 0.0]
-    assert float(found[3]) < -1
+    assert float(found[3]) < -0.9
     assert float(found[5]) > 1
     alone = advantages({"a": scores[:3]}, {"a": 1.0}, torch.tensor([0, 0, 0]), aggregate, spread)
     assert alone.tolist() == [0.0, 0.0, 0.0]
@@ -178,18 +178,60 @@ def test_one_outlying_group_does_not_make_another_constant() -> None:
     assert advantage.tolist() == pytest.approx([-1, 1, -1, 1], abs=1e-6)
 
 
-def test_the_group_divides_by_its_own_spread_and_the_batch_by_that_of_all() -> None:
+def test_the_group_divides_by_its_own_spread_or_by_that_of_all_that_are_centred() -> None:
     scores, groups = torch.tensor([0.0, 2.0, 0.0, 6.0, 5.0, 5.0]), torch.tensor([4, 4, 9, 9, 2, 2])
     assert advantages({"a": scores}, {"a": 1.0}, groups, spread="group").tolist() == pytest.approx([-1, 1, -1, 1, 0, 0])
     overall = math.sqrt((1 + 1 + 9 + 9 + 0 + 0) / 6)
     expected = [-1 / overall, 1 / overall, -3 / overall, 3 / overall, 0, 0]
-    assert advantages({"a": scores}, {"a": 1.0}, groups, spread="global").tolist() == pytest.approx(expected)
+    assert advantages({"a": scores}, {"a": 1.0}, groups, spread="within").tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("aggregate", ["sum", "gdpo"])
+def test_the_global_spread_is_that_of_all_raw_rewards(aggregate: Any) -> None:
+    scores, groups = torch.tensor([0.0, 1.0, 10.0, 11.0]), torch.tensor([0, 0, 1, 1])
+    std = math.sqrt(((5.5**2 + 4.5**2) * 2) / 4)
+    if aggregate == "sum":
+        expected = [-0.5 / std, 0.5 / std, -0.5 / std, 0.5 / std]
+        assert expected[1] == pytest.approx(0.0995, abs=5e-5)
+    else:
+        expected = [-1.0, 1.0, -1.0, 1.0]  # whitened once more
+    found = advantages({"a": scores}, {"a": 1.0}, groups, aggregate, "global")
+    assert found.tolist() == pytest.approx(expected)
+    assert normalize(scores, groups, "global").tolist() == pytest.approx([-0.5 / std, 0.5 / std, -0.5 / std, 0.5 / std])
+
+
+def test_the_global_spread_of_a_sum_is_that_of_the_weighted_sum() -> None:
+    groups = torch.tensor([0, 0, 1, 1])
+    a, b = torch.tensor([0.0, 1.0, 10.0, 11.0]), torch.tensor([3.0, 1.0, 0.0, 5.0])
+    total = a.double() + 0.5 * b.double()
+    centred = total - torch.tensor([total[:2].mean()] * 2 + [total[2:].mean()] * 2)
+    expected = (centred / total.std(correction=0)).tolist()
+    found = advantages({"a": a, "b": b}, {"a": 1.0, "b": 0.5}, groups, spread="global")
+    assert found.tolist() == pytest.approx(expected)
+
+
+def test_a_reward_that_does_not_apply_adds_nothing_to_the_global_spread() -> None:
+    groups = torch.tensor([0, 0, 1, 1])
+    a, b = torch.tensor([0.0, 1.0, 10.0, 11.0]), torch.tensor([3.0, 3.0, math.nan, math.nan])
+    found = advantages({"a": a, "b": b}, {"a": 1.0, "b": 1.0}, groups, spread="global")
+    assert found.tolist() == advantages({"a": a}, {"a": 1.0}, groups, spread="global").tolist()
+
+
+@pytest.mark.parametrize("aggregate", ["sum", "gdpo"])
+@pytest.mark.parametrize("spread", ["group", "within", "global"])
+def test_groups_of_too_low_a_range_have_no_advantage(aggregate: Any, spread: Any) -> None:
+    scores, groups = torch.tensor([0.0, 0.2, 0.1, 1.0, 3.0, 2.0]), torch.tensor([7, 7, 7, 1, 1, 1])
+    found = advantages({"a": scores}, {"a": 0.5}, groups, aggregate, spread, min_range=0.1001)
+    assert found[:3].tolist() == [0, 0, 0]
+    assert found[3] < 0 < found[4]
+    kept = advantages({"a": scores}, {"a": 0.5}, groups, aggregate, spread, min_range=0.0999)
+    assert kept[:2].tolist() != [0, 0]
 
 
 def test_small_differences_of_large_rewards_survive() -> None:
     # float32 would round the mean of these away
     scores = torch.tensor([16_777_216.0, 16_777_218.0, 16_777_220.0])
-    found = normalize(scores, torch.zeros(3, dtype=torch.int64), "global")
+    found = normalize(scores, torch.zeros(3, dtype=torch.int64), "within")
     assert center(scores, torch.zeros(3, dtype=torch.int64)).tolist() == [-2.0, 0.0, 2.0]
     assert found.dtype == torch.float64
     scores = torch.tensor([1000.0, 1000.001, 1000.002, 1000.003], dtype=torch.float64)
@@ -201,7 +243,7 @@ def test_gdpo_does_not_care_for_a_rewards_scale_and_the_sum_does() -> None:
     groups = torch.tensor([0, 0, 0, 1, 1, 1])
     a = torch.tensor([0.0, 1.0, 5.0, 2.0, 2.5, 1.0])
     b = torch.tensor([3.0, 1.0, 0.0, 0.5, 2.0, 2.5])
-    for spread in ("group", "global"):
+    for spread in ("group", "within", "global"):
         found = [advantages({"a": a, "b": s * b}, {"a": 1, "b": 1}, groups, "gdpo", spread) for s in (1.0, 100.0)]
         torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-6)
     found = [advantages({"a": a, "b": s * b}, {"a": 1, "b": 1}, groups, "sum") for s in (1.0, 100.0)]

@@ -117,5 +117,5 @@ def test_rewards_that_come_to_cancel_are_named(load: Load, tmp_path: Path) -> No
     }
     config = load({"rewards": rewards, "prompts": {"heldout": None}, "training": {"iterations": 3}})
     train(config, False, [Switch(file, 1)], said.append)
-    told = "all of 'bright' are near 0.8125, what 'glow' differs by is cancelled by the others, what 'gloom' differs by is"
+    told = "all of 'bright' are near 0.8125, what 'glow' differs by is cancelled by the others, or below advantages.min_range, "
     assert any(told in sentence for sentence in said)

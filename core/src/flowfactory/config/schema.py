@@ -96,7 +96,19 @@ class AdvantagesConfig(Strict):
         "sum",
         description="sum: weigh, add, normalise in the group; gdpo (arXiv:2601.05242): normalise each reward, weigh, add",
     )
-    spread: Literal["group", "global"] = Field("group", description="whose standard deviation divides")
+    spread: Literal["group", "within", "global"] = Field(
+        "group",
+        description="whose standard deviation divides: the group's; within: that of all pictures, each less its group's mean; "
+        "global: that of all pictures' rewards as they are",
+    )
+    min_range: float = Field(
+        0.0, ge=0, description="groups within which the weighted rewards differ by less are not learned from"
+    )
+    equal_groups: Literal["drop", "keep"] = Field(
+        "drop",
+        description="drop: groups without any advantage take no part in the update; keep: they do, which matters where a loss "
+        "has a gradient without one, such as a KL",
+    )
     clip: float | None = Field(5.0, gt=0, description="bound on the absolute advantage; null for none")
 
 

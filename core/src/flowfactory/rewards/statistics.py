@@ -26,7 +26,7 @@ def reward_metrics(rewards: Mapping[str, Tensor], contributions: Mapping[str, Te
         if len(own):
             found[f"reward/{label}/mean"] = float(own.double().mean())
             found[f"reward/{label}/std"] = float(own.double().std(correction=0))
-            found[f"reward/{label}/flat"] = _group_share(group_std(own, where) == 0, where)
+            found[f"reward/{label}/flat"] = group_share(group_std(own, where) == 0, where)
     found |= {f"advantage/{label}/share": share for label, share in advantage_shares(contributions).items()}
     for a, b in combinations(rewards, 2):
         both = known[a] & known[b]
@@ -46,7 +46,7 @@ def advantage_shares(contributions: Mapping[str, Tensor]) -> dict[str, float]:
     return {label: float((part * total).sum()) / power for label, part in contributions.items()} if power else {}
 
 
-def _group_share(flags: Tensor, groups: Tensor) -> float:
+def group_share(flags: Tensor, groups: Tensor) -> float:
     """The share of groups [B] whose samples' flag [B] is set, which it is for all of a group or for none."""
     return len(torch.unique(groups[flags])) / len(torch.unique(groups))
 

@@ -14,14 +14,17 @@ from flowfactory.rl.groups import ROUNDINGS, center, group_max, group_std, root_
 
 ROUNDING = ROUNDINGS * sys.float_info.epsilon
 
+Spread = Literal["group", "within", "global"]
+"""Whose standard deviation divides a centred reward: its group's, that of all centred ones, or that of all raw ones."""
 
-def normalize(rewards: Tensor, groups: Tensor, spread: Literal["group", "global"] = "group") -> Tensor:
-    """Centred rewards [B] divided by the standard deviation of the group, or of all that are centred; float64.
+
+def normalize(rewards: Tensor, groups: Tensor, spread: Spread = "group") -> Tensor:
+    """Centred rewards [B] divided by the standard deviation that ``spread`` names; float64.
 
     A group whose rewards are all equal, as :func:`group_std` sees it, gets zeros. GRPO, arXiv:2402.03300.
     """
     different = _differences(rewards, groups)
-    return different / _spread(different, groups, spread)
+    return different / _spread(different, rewards.double(), groups, spread)
 
 
 def _differences(rewards: Tensor, groups: Tensor) -> Tensor:
@@ -33,9 +36,11 @@ def _differences(rewards: Tensor, groups: Tensor) -> Tensor:
     return found
 
 
-def _spread(different: Tensor, groups: Tensor, spread: Literal["group", "global"]) -> Tensor:
-    """What centred rewards [B] are divided by: the standard deviation of their group or of all, and 1 where that is zero."""
-    std = root_mean_square(different, groups if spread == "group" else torch.zeros_like(groups))
+def _spread(different: Tensor, raw: Tensor, groups: Tensor, spread: Spread) -> Tensor:
+    """What centred rewards ``different`` [B] are divided by, of ``raw`` [B] for global ones; 1 where that is zero."""
+    whole = torch.zeros_like(groups)
+    values = center(raw, whole) if spread == "global" else different
+    std = root_mean_square(values, groups if spread == "group" else whole)
     return torch.where(std > 0, std, 1.0)
 
 
@@ -44,32 +49,51 @@ def reward_contributions(
     weights: Mapping[str, float],
     groups: Tensor,
     aggregate: Literal["sum", "gdpo"] = "sum",
-    spread: Literal["group", "global"] = "group",
+    spread: Spread = "group",
+    min_range: float = 0.0,
 ) -> dict[str, Tensor]:
     """{label: [B]}, float64: what each reward of a weight other than zero adds to the advantage, with mean zero in each group.
 
     ``sum`` weighs and adds the rewards, then normalises in the group. ``gdpo`` (arXiv:2601.05242) normalises each reward
     in its group, weighs and adds, then whitens over the batch, so that no reward is drowned by another's scale. Rewards are
-    NaN where they do not apply, which is the same for all of a group: there they add nothing. RunError: a reward's scores are
-    so large that its weight makes them infinite.
+    NaN where they do not apply, which is the same for all of a group: there they add nothing, and count as their mean in what
+    ``global`` divides by. A group within which the weighted sum of the rewards differs by less than ``min_range`` gets zeros.
+    RunError: a reward's scores are so large that its weight makes them infinite.
     """
     # centred first: a large constant beside them would take the small ones' digits
     one_by_one = aggregate == "gdpo"
-    parts = {}
+    parts, sums, raw = {}, dict[str, Tensor](), torch.zeros(len(groups), dtype=torch.float64)
     for label, weight in weights.items():
         if weight != 0:
             reward = rewards[label]
-            parts[label] = weight * (_normalize_known(reward, groups, spread) if one_by_one else _differences(reward, groups))
-            if not parts[label].isfinite().all():
+            sums[label] = weight * _differences(reward, groups)
+            parts[label] = weight * _normalize_known(reward, groups, spread) if one_by_one else sums[label]
+            raw = raw + weight * _raw_differences(reward)
+            if not (parts[label].isfinite().all() and sums[label].isfinite().all()):
                 raise RunError(f"reward {label!r}: its scores times its weight are too large to add up; scale them down")
     total, size = sum_of(parts), torch.stack(list(parts.values())).abs().sum(0)
     # rewards that cancel leave roundings, which division by their spread would blow up to one
     differs = group_max(total.abs(), groups) > ROUNDING * group_max(size, groups)
-    scale = _spread(torch.where(differs, total, 0.0), groups, "global" if one_by_one else spread)
+    differs &= group_range(sum_of(sums), groups) >= min_range
+    scale = _spread(torch.where(differs, total, 0.0), raw, groups, "within" if one_by_one else spread)
     return {label: torch.where(differs, part / scale, 0.0) for label, part in parts.items()}
 
 
-def _normalize_known(rewards: Tensor, groups: Tensor, spread: Literal["group", "global"]) -> Tensor:
+def group_range(values: Tensor, groups: Tensor) -> Tensor:
+    """The largest less the smallest of each sample's group [B]."""
+    return group_max(values, groups) + group_max(-values, groups)
+
+
+def _raw_differences(rewards: Tensor) -> Tensor:
+    """Rewards [B] less the mean of all that they apply to, float64; zero where they do not apply."""
+    known = rewards.isfinite()
+    own = rewards[known].double()
+    found = torch.zeros(len(rewards), dtype=torch.float64)
+    found[known] = own - own.mean() if len(own) else own
+    return found
+
+
+def _normalize_known(rewards: Tensor, groups: Tensor, spread: Spread) -> Tensor:
     """:func:`normalize` of the samples that a reward applies to, and zero elsewhere."""
     known = rewards.isfinite()
     found = torch.zeros(len(groups), dtype=torch.float64)
@@ -87,9 +111,10 @@ def advantages(
     weights: Mapping[str, float],
     groups: Tensor,
     aggregate: Literal["sum", "gdpo"] = "sum",
-    spread: Literal["group", "global"] = "group",
+    spread: Spread = "group",
     clip: float | None = None,
+    min_range: float = 0.0,
 ) -> Tensor:
     """Advantages [B], float32: the sum of the rewards' contributions, of an absolute value of at most ``clip``."""
-    total = sum_of(reward_contributions(rewards, weights, groups, aggregate, spread))
+    total = sum_of(reward_contributions(rewards, weights, groups, aggregate, spread, min_range))
     return (total if clip is None else total.clamp(-clip, clip)).float()

@@ -55,6 +55,6 @@ def _describe(labels: Sequence[str], metrics: Mapping[str, float]) -> Iterator[s
         if mean is None:
             yield f"{label!r} applies to none of its prompts"
         elif metrics[f"reward/{label}/flat"] < 1:
-            yield f"what {label!r} differs by is cancelled by the others"
+            yield f"what {label!r} differs by is cancelled by the others, or below advantages.min_range"
         else:
             yield f"all of {label!r} are near {mean:.4g}"

@@ -17,7 +17,7 @@ from flowfactory.training.recompute import recompute_log_prob
 from flowfactory.training.rollouts import Rollouts, roll_out
 from flowfactory.training.sampler import concatenate
 from flowfactory.training.setup import Run
-from flowfactory.training.update import update
+from flowfactory.training.update import learned_from, update
 
 
 def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
@@ -51,7 +51,8 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
         rewards = judging.scores()
     trajectory = concatenate(pieces, known.rows(held[workers.rank]))
     chosen = config.advantages
-    advantage = advantages(rewards, reward_weights(config), batch.groups, chosen.aggregate, chosen.spread, chosen.clip)
+    weights, how = reward_weights(config), (chosen.aggregate, chosen.spread)
+    advantage = advantages(rewards, weights, batch.groups, *how, chosen.clip, chosen.min_range)
     experience = Experience(
         latents=trajectory.latents,
         steps=trajectory.steps,
@@ -93,10 +94,12 @@ def iterate(run: Run, iteration: int, before_update: Callable[[Rollouts], None] 
         norms = update(run, rollouts, iteration, update_metrics)
         run.learner.check_weights()  # the gradients were finite, which does not make their step so
     rewards, groups, chosen = rollouts.experience.rewards, rollouts.experience.groups, run.config.advantages
-    supplied = reward_contributions(rewards, reward_weights(run.config), groups, chosen.aggregate, chosen.spread)
+    weights, how = reward_weights(run.config), (chosen.aggregate, chosen.spread)
+    supplied = reward_contributions(rewards, weights, groups, *how, chosen.min_range)
     deviation = rollouts.sampling_deviation
     return {
         **statistics.reward_metrics(rewards, supplied, groups),
+        "groups/equal": statistics.group_share(~learned_from(rollouts.experience), groups),
         **update_metrics.metrics(run.ranks.workers),
         **({} if deviation is None else {"ratio/sampling_deviation": deviation}),
         "grad_norm": sum(norms) / len(norms),

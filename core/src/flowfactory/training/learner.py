@@ -28,19 +28,20 @@ class Learner:
         self._steps = 0
         self.rate = config.optimizer.lr
 
-    def step(self, losses: Iterable[Loss], metrics: UpdateMetrics) -> float:
+    def step(self, losses: Iterable[Loss], metrics: UpdateMetrics, share: float = 1.0) -> float:
         """The gradient's norm, after one optimizer step along the mean of all ``losses``; their metrics go to ``metrics``.
 
         As :meth:`backward` and :meth:`apply`. No step is skipped in silence.
         """
-        norm = self.backward(losses, metrics)
+        norm = self.backward(losses, metrics, share)
         self.apply()
         return norm
 
-    def backward(self, losses: Iterable[Loss], metrics: UpdateMetrics) -> float:
+    def backward(self, losses: Iterable[Loss], metrics: UpdateMetrics, share: float = 1.0) -> float:
         """The gradient's norm before it is clipped; the gradient of the mean of all ``losses`` is left in the parameters.
 
-        The losses are those of all ranks, each of which yields its own. RunError: a loss or the gradient is not finite, or
+        The losses are those of all ranks, each of which yields its own, and ``share`` of all that the mean is of: the others
+        are zero, and were not computed. RunError: a loss or the gradient is not finite, or
         nothing was yielded.
         """
         before = metrics.count
@@ -55,7 +56,7 @@ class Learner:
         gradients = self._reduce_gradients()
         # dividing afterwards gives the exact mean whatever the sizes of the pieces
         if gradients:
-            torch._foreach_div_(gradients, count)
+            torch._foreach_div_(gradients, count / share)
         norm = self._ranks.norm(gradients)
         if not torch.isfinite(norm):  # before clipping, which would spread a NaN to every weight
             raise RunError(self._describe_non_finite())

@@ -102,10 +102,12 @@ def rewards_differ(rewards: Mapping[str, Tensor], groups: Tensor, config: RunCon
             "that nothing would be learned; look at the reward, and with flowfactory sample at the pictures",
         )
     weights, chosen = {label: reward_weight(config.rewards[label]) for label in learned}, config.advantages
-    if not advantages(rewards, weights, groups, chosen.aggregate, chosen.spread).any():
+    if not advantages(rewards, weights, groups, chosen.aggregate, chosen.spread, min_range=chosen.min_range).any():
         told = ", ".join(f"{label!r} of weight {weights[label]:g}" for label in differing)
+        least = f", or differ by less than advantages.min_range {chosen.min_range:g}" if chosen.min_range else ""
+        change = "the weights, or min_range" if chosen.min_range else "the weights"
         return Finding(
-            False, f"the rewards cancel within every group ({told}), so nothing would be learned; change the weights"
+            False, f"the rewards cancel within every group ({told}){least}, so nothing would be learned; change {change}"
         )
     return Finding(True, f"rewards are finite and differ within groups: {shares} of the groups")
 

@@ -12,7 +12,7 @@ from flowfactory.errors import RunError
 from flowfactory.experience import Experience
 from flowfactory.policy.policy import Policy
 from flowfactory.training.rollouts import Rollouts
-from flowfactory.training.update import micro_batch_units, split_updates
+from flowfactory.training.update import micro_batch_units, optimizer_steps
 from flowfactory.types import Step
 
 
@@ -22,13 +22,13 @@ def recompute_log_prob(rollouts: Rollouts, policy: Policy, config: RunConfig) ->
     By the weights that drew them, in the micro-batches of the iteration's first epoch: one forward each. A joint work of the
     ranks. RunError: a recorded step has no log-density.
     """
-    experience, training = rollouts.experience, config.training
+    experience = rollouts.experience
     plan, sampled = experience.plan, [step.log_prob for step in experience.steps if step.log_prob is not None]
     fresh = [log_prob.clone() for log_prob in sampled]
     if len(fresh) < len(experience.steps):
         raise RunError("training.recompute_log_prob: a recorded step has no log-density; choose stochastic dynamics")
     with policy.using(plan.weights), policy.dropping_graphs():
-        for rows in split_updates(experience.groups, training.updates, plan.seed, plan.iteration, epoch=0):
+        for rows, _ in optimizer_steps(experience, config, plan.iteration, epoch=0):
             for shown, _ in rollouts.rounds(*micro_batch_units(rows, experience, config.algorithm)):
                 again = replay_steps(rollouts.redistribute(shown), policy)
                 pairs = [

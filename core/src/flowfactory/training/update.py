@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from flowfactory.config.component import AlgorithmConfig
+from flowfactory.config.schema import RunConfig
 from flowfactory.experience import Experience, Loss
 from flowfactory.flow.noise import generator
 from flowfactory.policy.comparing import Comparison
-from flowfactory.rl.groups import rows_by_group
+from flowfactory.rl.groups import group_max, rows_by_group
 from flowfactory.training.metrics import UpdateMetrics
 from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.setup import Run
@@ -21,9 +22,8 @@ def update(run: Run, rollouts: Rollouts, iteration: int, metrics: UpdateMetrics)
     """The gradient's norm at each optimizer step, ``updates`` of them an epoch; averages of weights move at the end."""
     training, norms = run.config.training, list[float]()
     for epoch in range(training.epochs):
-        shares = split_updates(rollouts.experience.groups, training.updates, run.config.seed, iteration, epoch)
-        for rows in shares:
-            norms.append(run.learner.step(losses(run, rollouts, rows, epoch), metrics))
+        for rows, share in optimizer_steps(rollouts.experience, run.config, iteration, epoch):
+            norms.append(run.learner.step(losses(run, rollouts, rows, epoch), metrics, share))
             if len(norms) == 1:
                 metrics.finish_first_update()
     run.policy.iteration_finished(iteration)
@@ -44,6 +44,27 @@ def losses(run: Run, rollouts: Rollouts, rows: Sequence[int], epoch: int) -> Ite
         for piece, counts in rollouts.micro_batches(units, size, epoch):
             for loss in hooks.update(piece, policy):
                 yield loss if counts else loss.empty()
+
+
+def learned_from(experience: Experience) -> Tensor:
+    """[B], bool, on the CPU: whether the group of each sample has an advantage other than zero."""
+    return group_max(experience.advantages.abs().cpu(), experience.groups) > 0
+
+
+def optimizer_steps(
+    experience: Experience, config: RunConfig, iteration: int, epoch: int
+) -> Iterator[tuple[Sequence[int], float]]:
+    """The samples of each optimizer step of an epoch that are learned from, and what share of its samples they are.
+
+    Where no group of a step has an advantage, its first is there, so that a step is made all the same.
+    """
+    there = learned_from(experience)
+    # graphs of drawn steps are there for all, and are to be used up
+    drops = config.advantages.equal_groups == "drop" and not config.training.keep_graphs
+    for rows in split_updates(experience.groups, config.training.updates, config.seed, iteration, epoch):
+        kept = [row for row in rows if there[row]] if drops else rows
+        kept = kept or rows_by_group(rows, experience.groups)[0]
+        yield kept, len(kept) / len(rows)
 
 
 def split_updates(groups: Tensor, updates: int, seed: int, iteration: int, epoch: int) -> Iterator[list[int]]:
