@@ -11,11 +11,14 @@ from typing import Any, TypeVar
 from flowfactory.atomic_files import write_atomically
 from flowfactory.config.yaml import parse_yaml
 from flowfactory.control_characters import own_lines
+from flowfactory.drift.alarm import drift_alarms
 from flowfactory.errors import UserError
+from flowfactory.policy.parts import PARTS
 from flowfactory.rewards.warnings import dominance_warning, dominant_reward, hacking_warnings
 from flowfactory.runs import facts
 from flowfactory.runs.charts import COLOURS, Points, Style, chart, scale_to_unit
 from flowfactory.runs.directory import LARGEST_CONFIG, RunDirectory
+from flowfactory.runs.drift_section import drift_section
 from flowfactory.runs.embedded_media import data_url
 from flowfactory.runs.score_format import format_score
 from flowfactory.types import Say
@@ -23,6 +26,11 @@ from flowfactory.untrusted_files import Refused, parse_json, read_bytes
 
 T = TypeVar("T")
 
+DIAGNOSTICS = (
+    *("loss", "kl", "clip_fraction", "clip_fraction/first_update", "ratio/max_deviation", "grad_norm"),
+    *(f"grad_norm/{part}" for part in PARTS),
+    *("weights/update", "weights/moved", "velocity_norm"),
+)
 MOST_CHARTS, MOST_PAIRS, MOST_MEDIA = 200, 1000, 256 * 2**20
 """Of a section; of pictures; and characters of all pictures and videos of a page."""
 
@@ -43,11 +51,7 @@ def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], say: Say
     """The report as HTML."""
     rewards = _series(records, "reward/", "/mean")
     held = _series(records, "eval/", "/mean")
-    diagnostics = {
-        name: points
-        for name in ("loss", "kl", "clip_fraction", "clip_fraction/first_update", "ratio/max_deviation", "grad_norm")
-        if (points := _points(records, name))
-    }
+    diagnostics = {name: points for name in DIAGNOSTICS if (points := _points(records, name))}
     config = _read(directory.config, LARGEST_CONFIG, lambda content: content.decode("utf-8", "replace"), "", say)
     sections = [
         _ending(facts.read_facts(directory.facts)),
@@ -56,7 +60,7 @@ def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], say: Say
         _combined_chart(rewards, held),
     ]
     sections += [_charts("Reward while training", rewards), _charts("Held-out score", held)]
-    sections += [_pictures(directory, records, say), _charts("Diagnostics", diagnostics)]
+    sections += [drift_section(records), _pictures(directory, records, say), _charts("Diagnostics", diagnostics)]
     absent: dict[str, str] = {}
     known = _read(directory.facts, facts.LARGEST, _versions, absent, say)
     versions = "".join(f"<tr><td>{html.escape(k)}<td>{html.escape(v)}" for k, v in known.items())
@@ -158,6 +162,9 @@ def _warnings(records: Sequence[Mapping[str, Any]], aggregate: str) -> str:
 
 def _told_warnings(records: Sequence[Mapping[str, Any]], aggregate: str) -> list[str]:
     told = list(hacking_warnings(records))
+    if figures := len(drift_alarms(records)):
+        told.append(f"{figures} figures of what is drawn" if figures > 1 else "a figure of what is drawn")
+        told[-1] += " left where training began while a training reward rose; see Drift below"
     found = [(record, label) for record in records if (label := dominant_reward(record))]
     for label in dict.fromkeys(label for _, label in found):
         mine = [record for record, which in found if which == label]
