@@ -120,7 +120,7 @@ def _look_at_pictures(pictures: Tensor, period: int | None) -> tuple[dict[str, T
         "colour_entropy": statistics.colour_entropy(small),
         "jpeg_bytes": torch.tensor(statistics.jpeg_bytes(shown)),
     }
-    if period is not None and statistics.has_grid(*grey.shape[-2:], period):
+    if period is not None and statistics.has_grid(grey, period):
         figures["grid_energy"] = statistics.grid_energy(grey, period)
     return figures, statistics.shrink(small, TINY)
 
@@ -128,7 +128,8 @@ def _look_at_pictures(pictures: Tensor, period: int | None) -> tuple[dict[str, T
 def _look_at_videos(videos: Tensor, period: int | None) -> tuple[dict[str, Tensor], Tensor]:
     """The figures of the middle of each window as of a picture, their mean; and those of how its frames differ."""
     windows = statistics.frame_windows(videos.shape[1], WINDOWS)
-    runs = videos[:, [frame for window in windows for frame in window]].unflatten(1, (len(windows), -1))
+    runs = videos[:, [frame for window in windows for frame in window]]
+    runs = runs.view(len(videos), len(windows), -1, *videos.shape[2:])
     middle = runs[:, :, runs.shape[2] // 2]
     figures, pictures = _look_at_pictures(middle.flatten(0, 1), period)
     figures = {name: column.view(len(videos), -1).mean(1) for name, column in figures.items()}

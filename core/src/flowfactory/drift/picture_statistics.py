@@ -6,6 +6,7 @@ fewer the first is grey. Everything is float32, and one figure a picture, [N].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from io import BytesIO
 
@@ -80,7 +81,8 @@ def colour_entropy(colours: Tensor) -> Tensor:
     offset = bins * torch.arange(len(code), device=code.device)[:, None]
     counts = torch.bincount((code.flatten(1) + offset).flatten(), minlength=bins * len(code)).view(len(code), bins)
     share = counts.float() / counts.sum(1, keepdim=True)
-    return torch.special.entr(share).sum(1) / torch.log(share.new_tensor(2.0))
+    entropy: Tensor = torch.special.entr(share).sum(1)
+    return entropy / math.log(2)
 
 
 def jpeg_bytes(colours: Tensor) -> list[float]:
@@ -93,9 +95,9 @@ def jpeg_bytes(colours: Tensor) -> list[float]:
     return found
 
 
-def has_grid(height: int, width: int, period: int | None) -> bool:
-    """Whether a picture is large enough, at least two cells each way, to tell a pattern of ``period`` pixels in it."""
-    return period is not None and period > 1 and min(height, width) >= 2 * period
+def has_grid(pictures: Tensor, period: int | None) -> bool:
+    """Whether pictures [..., H, W] are large enough, two cells each way, to tell a pattern of ``period`` pixels in them."""
+    return period is not None and period > 1 and min(pictures.shape[-2:]) >= 2 * period
 
 
 def grid_energy(grey: Tensor, period: int) -> Tensor:
@@ -115,7 +117,7 @@ def grid_energy(grey: Tensor, period: int) -> Tensor:
 
 def pairwise_distance(pictures: Tensor) -> Tensor:
     """The mean over all pairs of the root mean square distance of ``pictures`` [M, ...], a number; M is at least 2."""
-    return torch.pdist(pictures.flatten(1)).mean() / pictures[0].numel() ** 0.5
+    return torch.nn.functional.pdist(pictures.flatten(1)).mean() / math.sqrt(pictures[0].numel())
 
 
 def frame_windows(count: int, most: int) -> Sequence[range]:
