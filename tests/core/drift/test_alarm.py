@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowfactory.data.batches import make_batch
 from flowfactory.distributed.ranks import ALONE
-from flowfactory.drift.alarm import DriftWatch, Figure, drift_alarms, is_far, pooled, z_score
+from flowfactory.drift.alarm import DriftWatch, Figure, Rise, drift_alarms, is_far, pooled, z_score
 from flowfactory.drift.panel import Panel
 from flowfactory.types import Prompt
 
@@ -166,6 +166,23 @@ def test_far_is_beyond_chance_and_beyond_what_samples_differ_by() -> None:
     assert not is_far(Figure(0.5, 0.2, 2), Figure(0.8, 0.2, 2))  # 1.5 of the samples', but chance
     assert not is_far(Figure(0.0, 0.0, 16), Figure(0.002, 0.0, 16))  # what nobody sees
     assert is_far(Figure(0.0, 0.0, 16), Figure(0.1, 0.0, 16))
+
+
+def test_a_reward_rose_where_its_last_quarter_is_above_the_first_by_two_standard_errors() -> None:
+    def ends(*means: float) -> tuple[float, float] | None:
+        rise = Rise()
+        for mean in means:
+            rise.add(mean)
+        return rise.ends()
+
+    assert ends() is None
+    assert ends(1.0) is None
+    assert ends(1.0, 2.0) == (1.0, 2.0)
+    assert ends(2.0, 1.0) is None
+    flat = [5.0] * 4
+    # means 1000.1 and 1000.4, each of a variance of 0.01: two standard errors are 0.2
+    assert ends(1000.0, 1000.2, *flat, 1000.3, 1000.5) == pytest.approx((1000.1, 1000.4))
+    assert ends(1000.0, 1000.2, *flat, 1000.15, 1000.35) is None
 
 
 def test_what_is_pooled_has_the_spread_of_all_samples() -> None:

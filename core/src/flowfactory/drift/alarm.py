@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from flowfactory.rewards.warnings import rising_rewards
 from flowfactory.types import Say
 
 TRAINING, HELD_OUT = "drift/", "drift/heldout/"
@@ -92,6 +91,7 @@ class Course:
     window: int
     count: int = 0
     first: list[Figure] = field(default_factory=list)
+    start: Figure | None = None
     last: deque[Figure] = field(default_factory=deque)
 
     def add(self, figure: Figure) -> None:
@@ -99,13 +99,44 @@ class Course:
         self.count += 1
         if len(self.first) < self.window:
             self.first.append(figure)
+            self.start = pooled(self.first)
         self.last.append(figure)
         if len(self.last) > self.window:
             self.last.popleft()
 
     def ends(self) -> tuple[Figure, Figure] | None:
         """At first, and now; None before there is more than the first."""
-        return (pooled(self.first), pooled(self.last)) if self.count > self.window else None
+        return (self.start, pooled(self.last)) if self.start and self.count > self.window else None
+
+
+class Rise:
+    """How a training reward's mean went; sums of all so far, so that each iteration costs the same."""
+
+    def __init__(self) -> None:
+        self._sums, self._squares = [0.0], [0.0]
+        self._first = 0.0
+
+    def add(self, mean: float) -> None:
+        """Take in the next."""
+        if len(self._sums) == 1:
+            self._first = mean
+        value = mean - self._first  # squares of what is far from 0 would lose digits
+        self._sums.append(self._sums[-1] + value)
+        self._squares.append(self._squares[-1] + value**2)
+
+    def ends(self) -> tuple[float, float] | None:
+        """The means of the first and the last quarter, where the last is above by more than two standard errors; else None."""
+        length = len(self._sums) - 1
+        count = max(1, length // 4)
+        (before, noise), (after, other) = self._moments(0, count), self._moments(length - count, length)
+        rose = length > 1 and after - before > 2 * math.sqrt((noise + other) / count)
+        return (before + self._first, after + self._first) if rose else None
+
+    def _moments(self, start: int, end: int) -> tuple[float, float]:
+        """The mean and the variance from ``start`` to ``end``."""
+        count = max(1, end - start)
+        mean = (self._sums[end] - self._sums[start]) / count
+        return mean, max(0.0, (self._squares[end] - self._squares[start]) / count - mean**2)
 
 
 class DriftWatch:
@@ -114,7 +145,8 @@ class DriftWatch:
     def __init__(self, records: Sequence[Mapping[str, Any]] = (), say: Say = lambda _: None) -> None:
         self._say: Say = lambda _: None
         self._courses: dict[str, Course] = {}
-        self._rewards: list[dict[str, Any]] = []
+        self._rewards: dict[str, Rise] = {}
+        self._trained: set[str] = set()
         self._velocity: float | None = None
         self.alarms: dict[str, Alarm] = {}
         for record in records:
@@ -127,7 +159,10 @@ class DriftWatch:
         ``drift/z``, the largest of their distances in standard deviations, and ``drift/alarm``, how many are far while a
         training reward rose; ``velocity_norm``, ``velocity_rms`` by what it was in the first iteration.
         """
-        self._rewards.append({key: value for key, value in record.items() if key.startswith(("reward/", "advantage/"))})
+        for label, mean in _rewards(record):
+            self._rewards.setdefault(label, Rise()).add(mean)
+            if f"advantage/{label}/share" in record:  # what is only watched is no reason to suspect
+                self._trained.add(label)
         for name, figure in _figures(record):
             self._courses.setdefault(name, Course(1 if name.startswith(HELD_OUT) else WINDOW)).add(figure)
         found = self._velocity_norm(record)
@@ -145,8 +180,11 @@ class DriftWatch:
         return found | {"drift/z": z, "drift/alarm": float(len(far) if rising else 0)}
 
     def _rising(self) -> tuple[str, tuple[float, float]] | None:
-        names = dict.fromkeys(key for record in self._rewards for key in record if _is_reward(key))
-        return next(rising_rewards(self._rewards, list(names)), None)
+        """The first reward that rose, and from where to where."""
+        for label, rise in self._rewards.items():
+            if label in self._trained and (ends := rise.ends()):
+                return label, ends
+        return None
 
     def _velocity_norm(self, record: Mapping[str, Any]) -> dict[str, float]:
         size = record.get("velocity_rms")
@@ -177,5 +215,9 @@ def _figures(record: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
             yield name, Figure(record[name], std, groups)
 
 
-def _is_reward(key: str) -> bool:
-    return key.startswith("reward/") and key.endswith("/mean")
+def _rewards(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The label and the mean of each reward in ``record``."""
+    for key, mean in record.items():
+        parts = key.split("/")
+        if len(parts) == 3 and parts[0] == "reward" and parts[2] == "mean":
+            yield parts[1], mean

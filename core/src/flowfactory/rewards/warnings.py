@@ -53,7 +53,7 @@ def hacking_warnings(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if last[name] >= best[name] - 2 * _error(best, last, label):
             continue
         since = [record for record in records if best["iteration"] <= record["iteration"] <= last["iteration"]]
-        for rising, (before, after) in rising_rewards(since, rewards):
+        for rising, (before, after) in _rising_rewards(since, rewards):
             yield (
                 f"{rising} rose from {before:.4g} to {after:.4g} in training while held-out {label} fell from {best[name]:.4g} "
                 f"(after iteration {best['iteration']}) to {last[name]:.4g} (after {last['iteration']}): this is what reward "
@@ -73,11 +73,7 @@ def _error(one: Mapping[str, Any], other: Mapping[str, Any], label: str) -> floa
     )
 
 
-def rising_rewards(records: Sequence[Mapping[str, Any]], rewards: Sequence[str]) -> Iterator[tuple[str, tuple[float, float]]]:
-    """The labels of those ``rewards``, names of metrics, that are trained on and rose in ``records``: from where to where.
-
-    The mean of the last quarter of the records is above that of the first by more than two standard errors of the difference.
-    """
+def _rising_rewards(records: Sequence[Mapping[str, Any]], rewards: Sequence[str]) -> Iterator[tuple[str, tuple[float, float]]]:
     for name in rewards:
         label = name.split("/")[1]
         values = torch.tensor([record[name] for record in records if name in record], dtype=torch.float64)

@@ -6,13 +6,21 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flowfactory.drift.alarm import HELD_OUT, TITLES, TRAINING, drift_alarms
+from flowfactory.drift.alarm import HELD_OUT, TITLES, TRAINING, Alarm, drift_alarms
 from flowfactory.runs.charts import COLOURS, Points, Style, chart
 
 STYLES = {TRAINING: Style(COLOURS[0]), HELD_OUT: Style(COLOURS[1], dashed=True)}
 
 
-def drift_section(records: Sequence[Mapping[str, Any]]) -> str:
+def alarms_of(records: Sequence[Mapping[str, Any]]) -> list[Alarm]:
+    """The alarms of a run; none where the figures do not go together as those of a run do."""
+    try:
+        return drift_alarms(records)
+    except (LookupError, ArithmeticError, ValueError):
+        return []
+
+
+def drift_section(records: Sequence[Mapping[str, Any]], alarms: Sequence[Alarm]) -> str:
     """The section as HTML, empty where ``records`` have no figure of the panel."""
     figures = "".join(_figure(records, name) for name in TITLES)
     if not figures:
@@ -21,15 +29,11 @@ def drift_section(records: Sequence[Mapping[str, Any]]) -> str:
         f"<span style='color:{STYLES[TRAINING].colour}'>━</span> training · "
         f"<span style='color:{STYLES[HELD_OUT].colour}'>┅</span> held out"
     )
-    return f"<h2>Drift</h2>{_alarms(records)}<p>{told}</p><div class=charts>{figures}</div>"
+    return f"<h2>Drift</h2>{_list(alarms)}<p>{told}</p><div class=charts>{figures}</div>"
 
 
-def _alarms(records: Sequence[Mapping[str, Any]]) -> str:
-    """Nothing where the figures do not go together as those of a run do."""
-    try:
-        rows = "".join(f"<li>{html.escape(alarm.sentence())}" for alarm in drift_alarms(records))
-    except (LookupError, ArithmeticError, ValueError):
-        return ""
+def _list(alarms: Sequence[Alarm]) -> str:
+    rows = "".join(f"<li>{html.escape(alarm.sentence())}" for alarm in alarms)
     return f"<ul class=warnings>{rows}</ul>" if rows else ""
 
 
