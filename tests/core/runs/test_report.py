@@ -110,7 +110,7 @@ def test_what_drifted_is_told_on_top_and_in_its_part(directory: RunDirectory) ->
         line |= {"reward/bright/mean": 0.1 * line["iteration"], "advantage/bright/share": 1.0} if line["iteration"] else {}
     directory.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = reported(directory).text
-    assert text.index("a figure of what is drawn left where training began") < text.index("Held-out score")
+    assert text.index("of what is drawn left where training began") < text.index("Held-out score")
     told = "by iteration 2 the brightness of held-out samples went from 0.4 to 0.8, 16.0 standard deviations, while bright rose"
     assert text.index("Drift") < text.index(told) < text.index("colour entropy")
 
@@ -258,7 +258,10 @@ def test_eval_gives_the_score_of_the_checkpoint(directory: RunDirectory, invoke:
     assert (code, err) == (0, "")
     path = str(directory.checkpoints / "000003")
     told = json.loads(out)
-    assert set(told) == {"checkpoint", "eval/samples", "eval/bright/mean", "eval/bright/std"}
+    assert {key for key in told if not key.startswith("drift/heldout/")} == {
+        *("checkpoint", "eval/samples", "eval/bright/mean", "eval/bright/std"),
+    }
+    assert told["drift/heldout/luma"] == directory.records()[3]["drift/heldout/luma"]
     assert (told["checkpoint"], told["eval/samples"], told["eval/bright/mean"]) == (path, 2, scores[3])
     _, out, _ = invoke("eval", directory.path, "--checkpoint", "2")
     assert json.loads(out)["eval/bright/mean"] == scores[2]

@@ -126,15 +126,16 @@ class Rise:
 
     def ends(self) -> tuple[float, float] | None:
         """The means of the first and the last quarter, where the last is above by more than two standard errors; else None."""
-        length = len(self._sums) - 1
+        if (length := len(self._sums) - 1) < 2:
+            return None
         count = max(1, length // 4)
         (before, noise), (after, other) = self._moments(0, count), self._moments(length - count, length)
-        rose = length > 1 and after - before > 2 * math.sqrt((noise + other) / count)
+        rose = after - before > 2 * math.sqrt((noise + other) / count)
         return (before + self._first, after + self._first) if rose else None
 
     def _moments(self, start: int, end: int) -> tuple[float, float]:
         """The mean and the variance from ``start`` to ``end``."""
-        count = max(1, end - start)
+        count = end - start
         mean = (self._sums[end] - self._sums[start]) / count
         return mean, max(0.0, (self._squares[end] - self._squares[start]) / count - mean**2)
 
