@@ -96,9 +96,23 @@ def test_config_and_versions_are_on_the_page(directory: RunDirectory) -> None:
 
 def test_the_curves_are_on_the_page(directory: RunDirectory) -> None:
     page = reported(directory)
-    assert page.tags.count("svg") == 3 + 5  # both, reward, held-out score; loss, clip_fraction twice, ratio, grad_norm
+    # both, reward, held-out score; loss, clip_fraction twice, ratio, grad_norm, what weights and velocities do; the drift panel
+    assert page.tags.count("svg") == 3 + 5 + 3 + 6
     for name in ("Reward while training", "Held-out score", "clip_fraction", "clip_fraction/first_update", "grad_norm"):
         assert name in page.text
+
+
+def test_what_drifted_is_told_on_top_and_in_its_part(directory: RunDirectory) -> None:
+    assert "see Drift below" not in reported(directory).text
+    lines = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
+    for line in lines:
+        line |= {"drift/heldout/luma": 0.4 + 0.2 * line["iteration"], "drift/heldout/luma/std": 0.1, "drift/heldout/groups": 32}
+        line |= {"reward/bright/mean": 0.1 * line["iteration"], "advantage/bright/share": 1.0} if line["iteration"] else {}
+    directory.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = reported(directory).text
+    assert text.index("of what is drawn left where training began") < text.index("Held-out score")
+    told = "by iteration 2 the brightness of held-out samples went from 0.4 to 0.8, 16.0 standard deviations, while bright rose"
+    assert text.index("Drift") < text.index(told) < text.index("colour entropy")
 
 
 def test_prompts_are_text_and_nothing_else(trained: Trained, tmp_path: Path) -> None:
@@ -244,7 +258,10 @@ def test_eval_gives_the_score_of_the_checkpoint(directory: RunDirectory, invoke:
     assert (code, err) == (0, "")
     path = str(directory.checkpoints / "000003")
     told = json.loads(out)
-    assert set(told) == {"checkpoint", "eval/samples", "eval/bright/mean", "eval/bright/std"}
+    assert {key for key in told if not key.startswith("drift/heldout/")} == {
+        *("checkpoint", "eval/samples", "eval/bright/mean", "eval/bright/std"),
+    }
+    assert told["drift/heldout/luma"] == directory.records()[3]["drift/heldout/luma"]
     assert (told["checkpoint"], told["eval/samples"], told["eval/bright/mean"]) == (path, 2, scores[3])
     _, out, _ = invoke("eval", directory.path, "--checkpoint", "2")
     assert json.loads(out)["eval/bright/mean"] == scores[2]

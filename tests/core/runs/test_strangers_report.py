@@ -262,6 +262,9 @@ ODD_LINES = [
     '{"iteration": 3, "advantage/a/other": 1, "advantage/b/other": 0, "reward/a/flat": 0, "reward/b/flat": 0}',
     '{"iteration": 3, "eval/' + MARK + '/mean": 1, "reward/' + MARK + '/mean": 1, "\\ud800": 1, "eval/\\ud800/mean": 1}',
     '{"iteration": 3, "eval//mean": 1, "eval/mean": 1, "reward/mean": 1, "reward/a/b/mean": 1}',
+    '{"iteration": 3, "drift/luma": 1e99, "drift/luma/std": 1e99, "drift/groups": 0, "reward/bright/mean": 1e99}',
+    '{"iteration": 3, "drift/luma": 1e99, "drift/luma/std": -1e99, "drift/groups": 1, "drift//std": 1, "drift/std": 1}',
+    '{"iteration": 3, "drift/heldout/' + MARK + '": 1, "drift/heldout/' + MARK + '/std": 1e-300, "drift/heldout/groups": 4}',
     "[" * 100_000,
 ]
 

@@ -153,11 +153,15 @@ def test_the_record_of_an_iteration_has_every_promised_key(trained: Trained) -> 
     records = trained({"rewards": {"bright": {"name": "bright"}, "watched": {"name": "bright", "weight": 0}}}).records()
     assert [record["iteration"] for record in records] == [0, 1, 2, 3]
     held = {"eval/samples", *(f"eval/{label}/{what}" for label in ("bright", "watched") for what in ("mean", "std"))}
+    figures = ("luma", "saturation", "edge_density", "colour_entropy", "jpeg_bytes")
+    held |= {f"drift/heldout/{name}{end}" for name in figures for end in ("", "/std")} | {"drift/heldout/groups"}
     assert set(records[0]) == {"iteration", *held}
     promised = {"iteration", "loss", "pull", "ratio/mean", "ratio/max_deviation", "clip_fraction", "grad_norm", "lr"}
     promised |= {"clip_fraction/first_update", "seconds/sample", "seconds/reward", "seconds/update", "peak_memory_mb"}
     promised |= {f"reward/{label}/{what}" for label in ("bright", "watched") for what in ("mean", "std", "flat")}
-    promised |= {"advantage/bright/share", "correlation/bright/watched"}
+    promised |= {"advantage/bright/share", "correlation/bright/watched", "seconds/drift", "drift/groups"}
+    promised |= {f"drift/{name}{end}" for name in (*figures, "diversity") for end in ("", "/std")}
+    promised |= {"weights/moved", "weights/update", "velocity_rms", "velocity_norm"}
     assert [set(record) for record in records[1:3]] == [promised, promised]
     assert set(records[3]) == promised | held
     assert all(isinstance(value, int | float) and math.isfinite(value) for record in records for value in record.values())

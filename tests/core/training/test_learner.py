@@ -269,3 +269,56 @@ def test_a_restored_learner_goes_on_where_it_was() -> None:
         assert learner.rate == restored.rate
     assert torch.equal(line.a, other.a)
     assert torch.equal(line.b, other.b)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = nn.Parameter(torch.tensor([1.0, 2.0]))
+
+
+class Blocks(Line):
+    """A transformer's form: a block, and what is before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block()])
+
+
+def with_blocks() -> tuple[Blocks, Policy, Learner]:
+    net = Blocks()
+    trainable = Trainable({"net": net}, "full", (), ("Block",), "", guided=False)
+    policy = Policy(trainable, lambda step: Evaluation(step), torch.device("cpu"))  # type: ignore[arg-type]
+    return net, policy, Learner(policy, TrainingConfig.model_validate({"optimizer": {"lr": 0.1}}))
+
+
+def test_the_norms_of_the_parts_are_those_before_clipping_and_their_mean_over_steps() -> None:
+    net, _, learner = with_blocks()
+    metrics = UpdateMetrics()
+    for scale in (1.0, 3.0):
+        losses = [Loss(scale * (3 * net.a + 4 * net.b + 12 * net.blocks[0].c[0]).expand(2))]
+        assert learner.backward(losses, metrics) == pytest.approx(13 * scale)
+        learner.apply()
+    found = metrics.metrics()
+    assert found["grad_norm/embedders"] == pytest.approx(5 * 2)
+    assert found["grad_norm/first_blocks"] == pytest.approx(12 * 2)
+    assert not [name for name in found if name in ("grad_norm/middle_blocks", "grad_norm/output")]
+
+
+def test_the_velocities_that_count_are_those_of_losses_that_do() -> None:
+    net, policy, learner = with_blocks()
+
+    def losses() -> Any:
+        for velocity, counts in (([[3.0, 4.0]], True), ([[100.0, 100.0]], False), ([[0.0, 0.0], [6.0, 8.0]], True)):
+            given = torch.tensor(velocity)
+            with torch.no_grad():
+                policy.evaluate(50 * given)  # type: ignore[arg-type]
+            found = policy.evaluate(given).velocity  # type: ignore[arg-type]
+            loss = Loss((net.a * found).sum(1) + sum(p.sum() for p in net.parameters()))
+            yield loss if counts else loss.empty()
+
+    metrics = UpdateMetrics()
+    with policy.dropping_graphs():
+        policy.evaluate(torch.ones(4, 2))  # type: ignore[arg-type]
+    learner.backward(losses(), metrics)
+    assert metrics.metrics()["velocity_rms"] == pytest.approx((5 + 0 + 10) / 3 / math.sqrt(2))

@@ -151,7 +151,12 @@ class Ranks:
 
     def norm(self, tensors: Sequence[Tensor]) -> Tensor:
         """The L2 norm of ``tensors``, of which each rank gives its own shards where weights are sharded."""
-        own = torch.nn.utils.get_total_norm(tensors)
+        return self.norms([tensors])[0]
+
+    def norms(self, sets: Sequence[Sequence[Tensor]]) -> Tensor:
+        """[n]: the L2 norm of each of n ``sets`` of tensors, as :meth:`norm`; one collective for all."""
+        whole = torch.nn.utils.get_total_norm(sets[0])
+        own = torch.stack([whole, *(torch.nn.utils.get_total_norm(tensors).to(whole) for tensors in sets[1:])])
         if self.mesh is None or self.mesh.size() == 1:
             return own
         squared = own.double().square()

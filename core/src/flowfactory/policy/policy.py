@@ -20,6 +20,7 @@ from flowfactory.policy.comparing import Ahead, At, Comparisons, Place
 from flowfactory.policy.drawn_graphs import DrawnGraphs
 from flowfactory.policy.merging import Merging
 from flowfactory.policy.transformers import Transformers
+from flowfactory.policy.velocity_sizes import VelocitySizes
 from flowfactory.policy.without_gradients import without_gradients
 from flowfactory.types import Evaluation, Step, Trainable
 
@@ -65,6 +66,7 @@ class Policy:
         self.modules, self.lora, self.adapted = self._transformers.modules, self._transformers.lora, self._transformers.adapted
         self._ahead = Ahead()
         self._evaluate, self._drops_graphs = evaluate, False
+        self.velocity_sizes = VelocitySizes()  # of forwards with a gradient
         self.drawn_graphs, self._takes_drawn = DrawnGraphs(), False
         self.device, self._precision = device, precision
         self._ranks, self._whole_to_sample, self._autocast = ALONE, False, True
@@ -94,6 +96,10 @@ class Policy:
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name."""
         return self._transformers.parameters
+
+    def parts(self) -> dict[str, str]:
+        """See :meth:`Transformers.parts`."""
+        return self._transformers.parts()
 
     @contextmanager
     def sampling_weights(self, name: str | None, stored_as: str | None = None) -> Iterator[None]:
@@ -129,9 +135,12 @@ class Policy:
     def evaluate(self, step: Step) -> Evaluation:
         """One forward of the present weights at ``step``, differentiable."""
         if self._takes_drawn and torch.is_grad_enabled() and (drawn := self.drawn_graphs.take(step)) is not None:
+            self.velocity_sizes.add(drawn.velocity)
             return drawn
         with self.precision():
             found = self._evaluate(step)
+        if torch.is_grad_enabled() and not self._drops_graphs:
+            self.velocity_sizes.add(found.velocity)
         return found.detach() if self._drops_graphs else found
 
     @contextmanager

@@ -15,6 +15,7 @@ from flowfactory.policy import blocks, lora
 from flowfactory.policy.drawing_layers import DrawingLayers
 from flowfactory.policy.float32_islands import is_island, keep_in_float32
 from flowfactory.policy.merging import Merging
+from flowfactory.policy.parts import parts_of
 from flowfactory.policy.without_autocast import compute_in
 from flowfactory.types import Trainable
 
@@ -132,6 +133,11 @@ class Transformers:
                 for key, parameter in module.named_parameters()
             }
         return {key: parameter for key, parameter in self._named.items() if parameter.requires_grad}
+
+    def parts(self) -> dict[str, str]:
+        """See :func:`parts_of`; of the trainable parameters."""
+        trained = self.parameters
+        return {key: part for key, part in parts_of(self.modules, self._blocks).items() if key in trained}
 
     def frozen_state(self) -> dict[str, Tensor]:
         """``frozen/<name>``: what files of the trained modules have beside :meth:`state`, sharded as it is.

@@ -12,10 +12,12 @@ from flowfactory.atomic_files import write_atomically
 from flowfactory.config.yaml import parse_yaml
 from flowfactory.control_characters import own_lines
 from flowfactory.errors import UserError
+from flowfactory.policy.parts import PARTS
 from flowfactory.rewards.warnings import dominance_warning, dominant_reward, hacking_warnings
 from flowfactory.runs import facts
 from flowfactory.runs.charts import COLOURS, Points, Style, chart, scale_to_unit
 from flowfactory.runs.directory import LARGEST_CONFIG, RunDirectory
+from flowfactory.runs.drift_section import alarms_of, drift_section
 from flowfactory.runs.embedded_media import data_url
 from flowfactory.runs.score_format import format_score
 from flowfactory.types import Say
@@ -23,6 +25,11 @@ from flowfactory.untrusted_files import Refused, parse_json, read_bytes
 
 T = TypeVar("T")
 
+DIAGNOSTICS = (
+    *("loss", "kl", "clip_fraction", "clip_fraction/first_update", "ratio/max_deviation", "grad_norm"),
+    *(f"grad_norm/{part}" for part in PARTS),
+    *("weights/update", "weights/moved", "velocity_norm"),
+)
 MOST_CHARTS, MOST_PAIRS, MOST_MEDIA = 200, 1000, 256 * 2**20
 """Of a section; of pictures; and characters of all pictures and videos of a page."""
 
@@ -43,20 +50,17 @@ def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], say: Say
     """The report as HTML."""
     rewards = _series(records, "reward/", "/mean")
     held = _series(records, "eval/", "/mean")
-    diagnostics = {
-        name: points
-        for name in ("loss", "kl", "clip_fraction", "clip_fraction/first_update", "ratio/max_deviation", "grad_norm")
-        if (points := _points(records, name))
-    }
+    diagnostics = {name: points for name in DIAGNOSTICS if (points := _points(records, name))}
     config = _read(directory.config, LARGEST_CONFIG, lambda content: content.decode("utf-8", "replace"), "", say)
+    alarms = alarms_of(records)
     sections = [
         _ending(facts.read_facts(directory.facts)),
-        _warnings(records, _aggregate(config)),
+        _warnings(records, _aggregate(config), len(alarms)),
         _scores(held),
         _combined_chart(rewards, held),
     ]
     sections += [_charts("Reward while training", rewards), _charts("Held-out score", held)]
-    sections += [_pictures(directory, records, say), _charts("Diagnostics", diagnostics)]
+    sections += [drift_section(records, alarms), _pictures(directory, records, say), _charts("Diagnostics", diagnostics)]
     absent: dict[str, str] = {}
     known = _read(directory.facts, facts.LARGEST, _versions, absent, say)
     versions = "".join(f"<tr><td>{html.escape(k)}<td>{html.escape(v)}" for k, v in known.items())
@@ -146,18 +150,21 @@ def _ending(found: Mapping[str, Any]) -> str:
     return f"<p class=warnings>{html.escape(told)}</p>" if told else ""
 
 
-def _warnings(records: Sequence[Mapping[str, Any]], aggregate: str) -> str:
+def _warnings(records: Sequence[Mapping[str, Any]], aggregate: str, drifted: int) -> str:
     """What the run should have its reader look at first; nothing where the figures do not go together as those of a run do."""
     try:
-        told = _told_warnings(records, aggregate)
+        told = _told_warnings(records, aggregate, drifted)
     except (LookupError, ArithmeticError, ValueError):
         return ""
     rows = "".join(f"<li>{html.escape(sentence)}" for sentence in told)
     return f"<h2>Warnings</h2><ul class=warnings>{rows}</ul>" if rows else ""
 
 
-def _told_warnings(records: Sequence[Mapping[str, Any]], aggregate: str) -> list[str]:
+def _told_warnings(records: Sequence[Mapping[str, Any]], aggregate: str, drifted: int) -> list[str]:
     told = list(hacking_warnings(records))
+    if drifted:
+        figures = f"{drifted} figures" if drifted > 1 else "a figure"
+        told.append(f"{figures} of what is drawn left where training began while a training reward rose; see Drift below")
     found = [(record, label) for record in records if (label := dominant_reward(record))]
     for label in dict.fromkeys(label for _, label in found):
         mine = [record for record, which in found if which == label]

@@ -17,6 +17,7 @@ from flowfactory.config.schema import RunConfig
 from flowfactory.distributed.hangup import SIGHUP, stop_signals
 from flowfactory.distributed.mesh import resolve_device
 from flowfactory.distributed.ranks import ALONE, Ranks
+from flowfactory.drift.alarm import DriftWatch
 from flowfactory.errors import Interrupted, RunError, UserError
 from flowfactory.flow.noise import generator
 from flowfactory.rewards.warnings import dominance_warning, dominant_reward
@@ -195,10 +196,11 @@ def _iterations(
             say(f"preflight: {sentence}")
         if done == 0:
             with asked.suspended():  # nothing is there yet to be saved first
-                _record(run, directory, require, 0, {}, say)
+                _record(run, directory, require, drift, 0, {}, say)
 
     warned: set[str] = set()
-    flat = FlatIterations(config, run.ranks.broadcast(count_flat(directory.records())), say)
+    before = run.ranks.broadcast(directory.records())
+    flat, drift = FlatIterations(config, count_flat(before), say), DriftWatch(before, say)
     with stop_request(say) as asked:
         for number in range(done + 1, config.training.iterations + 1):
             before_update = before_first_update if number == done + 1 else None
@@ -215,7 +217,7 @@ def _iterations(
             last = number == config.training.iterations
             flat_for_long = flat.add(number, metrics)  # which warns, in the last iteration too
             too_long = None if last else flat_for_long
-            _record(run, directory, require, number, metrics, say, last)
+            _record(run, directory, require, drift, number, metrics, say, last)
             interrupted = run.ranks.any(asked.is_set()) and not last  # a signal does not reach all ranks at once
             stopping = interrupted or too_long is not None
             saved = checkpoints.poll()
@@ -236,6 +238,7 @@ def _record(
     run: Run,
     directory: RunDirectory,
     require: Callable[[], None],
+    drift: DriftWatch,
     number: int,
     metrics: dict[str, float],
     say: Say,
@@ -255,6 +258,7 @@ def _record(
             directory.write_samples(number, result.media, result.prompts[kept], scores, run.sampler.frame_rate)
         means = {label: figures.get(f"eval/{label}/mean") for label in result.scores}
         say(tell_evaluation(number, len(result.prompts), run.sampler.frame_rate is not None, means))
+    metrics = metrics | drift.add({"iteration": number, **metrics})
     require()
     if run.ranks.leads:
         go_on(directory.facts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from flowfactory.config.schema import RunConfig
 from flowfactory.data.batches import make_batch, split_whole_groups
 from flowfactory.distributed.exchange import Holders
 from flowfactory.distributed.ranks import ALONE, Ranks
+from flowfactory.drift.panel import Panel
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.judging import Judging
 from flowfactory.training.plans import evaluation_plan
@@ -27,15 +28,19 @@ class EvaluationResult:
     media: Tensor
     prompts: tuple[str, ...]
     scores: dict[str, Tensor]
+    drift: dict[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
-        """``eval/<label>/mean`` and ``/std`` over the samples that it applies to, and ``eval/samples``, how many were drawn."""
+        """``eval/<label>/mean`` and ``/std`` over the samples that it applies to, and ``eval/samples``, how many were drawn.
+
+        Beside them ``drift/heldout/<figure>`` and ``/std`` of :class:`~flowfactory.drift.panel.Panel`.
+        """
         found: dict[str, float] = {}
         for label, score in self.scores.items():
             known = score[score.isfinite()].double()
             if len(known):
                 found |= {f"eval/{label}/mean": float(known.mean()), f"eval/{label}/std": float(known.std(correction=0))}
-        return found | ({"eval/samples": len(self.prompts)} if found else {})
+        return found | ({"eval/samples": len(self.prompts)} if found else {}) | self.drift
 
 
 def evaluate(
@@ -59,6 +64,7 @@ def evaluate(
     workers = ranks.workers
     judges = config.distributed.count_reward_ranks(workers.count)
     judging = Judging(assembly.evaluation_rewards, batch, ranks, judges, sampler.frame_rate) if score else None
+    panel = Panel(batch.groups, ranks) if score else None
     kept, left = [], len(batch.keys) if keep is None else keep
     for rows in split_whole_groups(batch, batch_size * workers.count):
         part = batch.rows(rows)
@@ -66,8 +72,11 @@ def evaluate(
         drawn = roll_out(sampler, part, conditions, plan.rows(rows), batch_size, ranks)
         if judging:
             judging.add(drawn, rows)
+        if panel:
+            panel.add(drawn.trajectory.media, drawn.trajectory.latents, drawn.held, rows)
         first = range(min(left, len(rows)))
         shown = [first, *[()] * (workers.count - 1)]
         kept.append(workers.exchange([drawn.trajectory.media], Holders(drawn.held), shown)[0].cpu())
         left -= len(first)
-    return EvaluationResult(torch.cat(kept), batch.texts, judging.scores() if judging else {})
+    drift = panel.metrics("drift/heldout/") if panel else {}
+    return EvaluationResult(torch.cat(kept), batch.texts, judging.scores() if judging else {}, drift)

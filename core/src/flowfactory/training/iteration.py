@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from flowfactory.config.schema import RunConfig, reward_weight
 from flowfactory.data import batches
+from flowfactory.drift.panel import Panel
 from flowfactory.experience import Experience
 from flowfactory.rewards import statistics
 from flowfactory.rl.advantages import advantages, reward_contributions
@@ -34,6 +35,7 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
         run.sampler.read_ahead(_batch(run, iteration + 1).prompts, guidance, plan.canvas)
     judges = config.distributed.count_reward_ranks(workers.count)
     judging = Judging(run.assembly.rewards, batch, ranks, judges, run.sampler.frame_rate)
+    panel = Panel(batch.groups, ranks)
     pieces, batch_size = [], config.sampling.batch_size
     held: list[list[int]] = [[] for _ in range(workers.count)]
     for rows in batches.split_whole_groups(batch, batch_size * workers.count):
@@ -41,6 +43,8 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
             drawn = roll_out(run.sampler, batch.rows(rows), known.rows(rows), plan.rows(rows), batch_size, ranks)
         with timer("reward"):
             judging.add(drawn, rows)
+        with timer("drift"):
+            panel.add(drawn.trajectory.media, drawn.trajectory.latents, drawn.held, rows)
         # media are the largest there is, and are with their rewards; a view would keep them all the same
         pieces.append(replace(drawn.trajectory, media=drawn.trajectory.media[:0].clone()))
         for already, now in zip(held, drawn.held, strict=True):
@@ -49,6 +53,8 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
         run.policy.drawn_graphs.check_drawn()
     with timer("reward"):
         rewards = judging.scores()
+    with timer("drift"):
+        drift = panel.metrics()
     trajectory = concatenate(pieces, known.rows(held[workers.rank]))
     chosen = config.advantages
     weights, how = reward_weights(config), (chosen.aggregate, chosen.spread)
@@ -66,7 +72,7 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
         timesteps_per_forward=config.training.timesteps_per_forward,
         device=run.policy.device,
     )
-    return Rollouts(experience, ranks, held, trajectory.overshoot)
+    return Rollouts(experience, ranks, held, trajectory.overshoot, drift=drift)
 
 
 def _batch(run: Run, iteration: int) -> batches.Batch:
@@ -90,6 +96,7 @@ def iterate(run: Run, iteration: int, before_update: Callable[[Rollouts], None] 
             rollouts = recompute_log_prob(rollouts, run.policy, run.config)
     if before_update is not None:
         before_update(rollouts)
+    run.learner.movement.mark()
     with timer("update"):
         norms = update(run, rollouts, iteration, update_metrics)
         run.learner.check_weights()  # the gradients were finite, which does not make their step so
@@ -102,7 +109,9 @@ def iterate(run: Run, iteration: int, before_update: Callable[[Rollouts], None] 
         "groups/equal": statistics.group_share(~learned_from(rollouts.experience), groups),
         **update_metrics.metrics(run.ranks.workers),
         **({} if deviation is None else {"ratio/sampling_deviation": deviation}),
+        **rollouts.drift,
         "grad_norm": sum(norms) / len(norms),
+        **run.learner.movement.metrics(),
         "lr": run.learner.rate,
         **timer.seconds,
         "peak_memory_mb": max(run.ranks.gather(peak_memory(run.policy.device))),

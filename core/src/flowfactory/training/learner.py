@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,9 +12,11 @@ from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.distributed.sharding import local_shard
 from flowfactory.errors import RunError
 from flowfactory.experience import Loss
+from flowfactory.policy.parts import PARTS
 from flowfactory.policy.policy import Policy
 from flowfactory.training import optimizers
 from flowfactory.training.metrics import UpdateMetrics
+from flowfactory.training.movement import Movement
 
 
 class Learner:
@@ -25,6 +27,9 @@ class Learner:
         self._parameters = policy.parameters
         self._optimizer = optimizers.build(config.optimizer, self._parameters)
         self._config, self._ranks = config, ranks
+        self._parts = policy.parts()
+        self._named_parts = [part for part in PARTS if part in self._parts.values()]
+        self.movement = Movement(self._parameters, ranks)
         self._steps = 0
         self.rate = config.optimizer.lr
 
@@ -45,8 +50,11 @@ class Learner:
         nothing was yielded.
         """
         before = metrics.count
+        self._policy.velocity_sizes.take()
         for loss in losses:
             metrics.add(loss)
+            if (sizes := self._policy.velocity_sizes.take()) and len(loss.values):  # else the loss counts for nothing
+                metrics.add_samples("velocity_rms", torch.cat(sizes))
             if loss.values.requires_grad or not self._policy.has_experts:  # samples may all be a frozen expert's
                 loss.values.sum().backward()  # type: ignore[no-untyped-call]
         metrics.check_finite()
@@ -57,9 +65,10 @@ class Learner:
         # dividing afterwards gives the exact mean whatever the sizes of the pieces
         if gradients:
             torch._foreach_div_(gradients, count / share)
-        norm = self._ranks.norm(gradients)
+        norm, *others = self._norms(gradients)
         if not torch.isfinite(norm):  # before clipping, which would spread a NaN to every weight
             raise RunError(self._describe_non_finite())
+        metrics.add_step({f"grad_norm/{part}": value for part, value in zip(self._named_parts, others, strict=True)})
         if gradients:
             torch._foreach_mul_(gradients, torch.clamp(self._config.max_grad_norm / (norm + 1e-6), max=1.0))
         return float(norm)
@@ -88,6 +97,15 @@ class Learner:
         gradients = [local_shard(p.grad) for p in self._parameters.values() if p.grad is not None]
         self._ranks.sum_in_place(gradients)
         return gradients
+
+    def _norms(self, gradients: Sequence[Tensor]) -> Tensor:
+        """The L2 norms [1 + parts] of all ``gradients``, and of those of each of the policy's parts."""
+        names = [name for name, p in self._parameters.items() if p.grad is not None]
+        by_part: dict[str, list[Tensor]] = {part: [] for part in self._named_parts}
+        for name, gradient in zip(names, gradients, strict=True):
+            if name in self._parts:
+                by_part[self._parts[name]].append(gradient)
+        return self._ranks.norms([gradients, *by_part.values()])
 
     def _describe_non_finite(self) -> str:
         """Which weights have a gradient that is not finite on some rank, or that only the norm of all is not."""

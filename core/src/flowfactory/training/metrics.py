@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -45,6 +45,17 @@ class UpdateMetrics:
             most = value.detach().max().double()
             # fmax: what is not a number is not the largest
             self._maxima[name] = torch.fmax(self._maxima[name], most) if name in self._maxima else most
+
+    def add_samples(self, name: str, values: Tensor) -> None:
+        """Take in a figure of samples, ``values`` [b], that no loss brings."""
+        self._sums[name] = self._sums.get(name, 0.0) + values.double().sum()
+        self._counts[name] = self._counts.get(name, 0) + len(values)
+
+    def add_step(self, figures: Mapping[str, Tensor]) -> None:
+        """Take in figures of an optimizer step, each one number and the same on all ranks."""
+        for name, value in figures.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.double()
+            self._counts[name] = self._counts.get(name, 0) + 1
 
     def check_finite(self) -> None:
         """RunError: a loss that was taken in since the last time is not finite; names its term. Waits for the device once."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import Tensor
@@ -55,7 +55,7 @@ class Rollouts:
     ``experience`` has the latents and steps of this rank's samples, ``held[rank]``, and everything else of all samples; on one
     rank that is all there is. ``overshoot`` [n] of this rank's: see :meth:`~flowfactory.types.Trajectory.clamp`.
     ``sampling_deviation``: the largest |ratio - 1| of the log-densities that sampling gave to those that took their place; None
-    where none did.
+    where none did. ``drift``: the figures of :class:`~flowfactory.drift.panel.Panel`.
     """
 
     experience: Experience
@@ -63,6 +63,7 @@ class Rollouts:
     held: Rows | None = None
     overshoot: Tensor | None = None
     sampling_deviation: float | None = None
+    drift: Mapping[str, float] = field(default_factory=dict)
 
     def redistribute(self, wanted: Rows, epoch: int = 0) -> Experience:
         """The samples ``wanted[rank]``, whole, from where they are; a joint work of the ranks."""

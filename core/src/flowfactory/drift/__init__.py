@@ -1,0 +1,1 @@
+"""How what a policy draws drifts away from what it drew at first: figures of pictures and videos, and alarms about them."""
