@@ -130,7 +130,7 @@ def _train(config: RunConfig, resume: bool) -> None:
 
 
 def _print_summary(directory: RunDirectory, say: Callable[[str], None]) -> None:
-    from flowfactory.rewards.warnings import hacking_warnings
+    from flowfactory.runs.doctor.hacked import hacking_warnings
     from flowfactory.runs.report import write_report
     from flowfactory.runs.score_format import tell_change
 
