@@ -26,7 +26,8 @@ def first_ratio(table: Table) -> Iterator[Finding]:
     if len(table.trained) >= 2 * RECENT and mean(earlier) < share / 2:
         what += f"; it was {mean(earlier):.1%} in the first {RECENT} iterations"
     if table.key("training.recompute_log_prob"):
-        change, keys = "set training.precision to float32", {"training.precision": "float32"}
+        keys: dict[str, object] = {"training.precision": "float32"}
+        change = "set training.precision to float32"
     else:
         change, keys = "set training.recompute_log_prob to true", {"training.recompute_log_prob": True}
     solid = share >= MANY_CLIPPED and len(table.recent(name)) >= RECENT

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from flowfactory.runs.doctor.bounds import at_a_bound, first_ratio
 from flowfactory.runs.doctor.fell import fell
 from flowfactory.runs.doctor.finding import Finding
-from flowfactory.runs.doctor.flat import flat, nearly_all_clipped, no_spread
+from flowfactory.runs.doctor.flat import flat, no_spread
 from flowfactory.runs.doctor.hacked import drifted, hacked
 from flowfactory.runs.doctor.supply import one_dominates, prompts_used_up, slow_judge
 from flowfactory.runs.doctor.table import Table
 
 RULES: tuple[Callable[[Table], Iterator[Finding]], ...] = (
-    *(no_spread, nearly_all_clipped, flat),
+    *(no_spread, flat),
     *(fell, hacked, drifted),
     *(first_ratio, at_a_bound),
     *(one_dominates, prompts_used_up, slow_judge),

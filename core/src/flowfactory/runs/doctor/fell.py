@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flowfactory.runs.doctor.finding import Finding
+from flowfactory.runs.doctor.finding import Finding, Rule
 from flowfactory.runs.doctor.settings import guidance, is_decoupled, learning_rate, scaled_rate, trained_guidance
 from flowfactory.runs.doctor.table import Move, Table, best_to_last, first_to_last, mean
 
@@ -18,9 +18,10 @@ SOLID_ERRORS, SOLID_SHARE, SOLID_ITERATIONS = 6.0, 0.2, 24
 def fell(table: Table) -> Iterator[Finding]:
     """For each reward that fell, what is most likely the cause, and what else helps.
 
-    Under guidance, which keeps many runs from learning, one that has not risen is enough.
+    Under guidance, which keeps many runs from learning, one that has not risen is enough. Where another reward rose instead,
+    nothing is unlearned.
     """
-    for label in table.labels():
+    for label in table.labels() if not table.rising() else ():
         if move := fallen_reward(table, label):
             causes, how = [*_guided(table), *_rate(table), *_no_kl(table)], "fell"
         elif move := _not_risen(table, label):
@@ -58,7 +59,7 @@ def _is_solid(table: Table, label: str, move: Move) -> bool:
     return far and move.errors < -SOLID_ERRORS and len(table.trained) >= SOLID_ITERATIONS
 
 
-Cause = tuple[str, float, str, str, dict[str, object]]
+Cause = tuple[Rule, float, str, str, dict[str, object]]
 
 
 def _guided(table: Table) -> Iterator[Cause]:

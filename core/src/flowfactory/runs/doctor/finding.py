@@ -4,21 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 PAGE = "docs/when_it_does_not_learn.md"
+
+Rule = Literal[
+    "no-spread-in-groups",
+    "reward-saturated",
+    "updates-too-small",
+    "nearly-all-clipped",
+    "nothing-clipped",
+    "few-groups",
+    "small-groups",
+    "few-effective-samples",
+    "reward-flat",
+    "guided-velocity",
+    "steps-under-guidance",
+    "rate-too-high",
+    "no-kl",
+    "reward-hacking",
+    "drift",
+    "first-ratio",
+    "at-a-bound",
+    "one-reward-dominates",
+    "prompts-used-up",
+    "slow-judge",
+]
+"""Headings of the page, as links have them."""
 
 
 @dataclass(frozen=True)
 class Finding:
     """``what`` is wrong, with its evidence in words, and the ``change`` that helps.
 
-    ``rule`` is the heading of the page that tells more, as links have it; ``about`` what of several it is about, such as a
+    ``rule`` is the heading of the page that tells more; ``about`` what of several it is about, such as a
     label. ``weight`` ranks: from 0 to 100, how likely it is what keeps the run from learning. ``keys`` are the keys to change
     and their new values where those are known, ``evidence`` the figures. What is ``solid`` is said while the run goes on.
     """
 
-    rule: str
+    rule: Rule
     weight: float
     what: str
     change: str

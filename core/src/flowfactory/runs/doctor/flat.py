@@ -9,81 +9,81 @@ from flowfactory.runs.doctor.finding import Finding
 from flowfactory.runs.doctor.settings import learning_rate, optimizer_steps, scaled_rate
 from flowfactory.runs.doctor.table import RECENT, Move, Table, first_to_last, mean
 
-ITERATIONS = 20
-"""Before which no reward is called flat."""
-ERRORS, SHARE = 2.0, 0.1
-"""It is where its first and last quarter differ by less than these standard errors, or this part of the samples' spread."""
+ITERATIONS, SOLID_ITERATIONS = 20, 40
+"""Before which no reward is called flat, and before which no run warns of it."""
+ERRORS = 2.0
+"""It is where its first and last quarter differ by less than these standard errors."""
 NO_SPREAD, HARDLY_ANY = 0.5, 0.75
 """Shares of groups: of which more is told, and of which a run warns."""
 LEFT_OF_SPREAD = 0.5
+"""Of what it was at the beginning, of a reward that is nearly used up."""
 SMALL_UPDATE = 1e-6
 SMALL_DEVIATION = 0.01
 """Part of the clip range that the ratio uses at most where the policy hardly moves."""
-NEARLY_ALL, NEARLY_NONE = 0.8, 1e-4
+MOSTLY, NEARLY_NONE = 0.4, 1e-4
+"""Of the losses: those on the side where the ratio may move on are never cut, so that large steps cut half of all and more."""
 FEW_GROUPS, SMALL_GROUP, USUAL = 8, 4, 16
 FEW_SAMPLES = 0.1
 
 
-def no_spread(table: Table) -> Iterator[Finding]:
-    """Groups whose members score alike, which teach nothing; told apart from a reward that is nearly perfect everywhere."""
-    share, label = _without_spread(table)
-    if share < NO_SPREAD or not label:
-        return
-    evidence = {"groups_without_spread": share}
-    told = f"in {share:.0%} of the groups of the last {min(RECENT, len(table.trained))} iterations the rewards do not differ"
-    if saturated := _saturation(table, label):
-        change = "take harder prompts, or a reward that tells good pictures apart, or stop here: training.early_stop"
-        evidence |= {"std_before": saturated.before.mean, "std_after": saturated.after.mean}
-        spread = f"the spread of {label!r} went from {saturated.before} to {saturated.after} while its mean rose"
-        yield Finding("reward-saturated", 40, f"{told}: {spread}", change, label, {}, evidence)
-        return
-    size = table.count("sampling.group_size", 0)
-    keys = {"sampling.group_size": 2 * size} if size else {}
-    more = f"set sampling.group_size to {2 * size} (it is {size})" if size else "raise sampling.group_size"
-    change = f"{more}, or give partial credit: a reward that is right or wrong alone tells few pictures apart"
-    solid = share >= HARDLY_ANY and len(table.trained) >= RECENT
-    yield Finding(
-        "no-spread-in-groups", 60 + 40 * share, f"{told}, so they teach nothing", change, label, keys, evidence, solid
-    )
-
-
-def nearly_all_clipped(table: Table) -> Iterator[Finding]:
-    """The trust region leaves hardly any loss a gradient."""
-    name = table.first_known(names.CLIPPED)
-    if name is None or (share := mean(table.recent(name))) < NEARLY_ALL:
-        return
-    change, keys = scaled_rate(table, 1 / 3)
-    if optimizer_steps(table) > 1:
-        change += ", or lower training.updates and training.epochs"
-    what = f"{share:.0%} of the losses of the last {len(table.recent(name))} iterations are clipped ({name}), and do not train"
-    solid = share >= 0.9 and len(table.recent(name)) >= RECENT
-    yield Finding("nearly-all-clipped", 80, what, change, keys=keys, evidence={name: share}, solid=solid)
-
-
 def flat(table: Table) -> Iterator[Finding]:
-    """A reward that is learned from is no higher at the end than at the beginning: the reasons that figures or keys show."""
+    """No reward that is learned from is higher at the end than at the beginning: the reasons that figures or keys show."""
     moves = {label: move for label in table.labels() if (move := flat_reward(table, label))}
     if not moves or len(moves) < len(table.labels()):
         return
-    told = ", ".join(f"{label!r} {move.before} and {move.after}" for label, move in list(moves.items())[:3])
+    told = ", ".join(f"{label!r} {move.before}, {move.after}" for label, move in list(moves.items())[:3])
     told = f"the reward is flat: {told}"
     found = [finding for cause in CAUSES for finding in cause(table, told)]
     yield from found
-    if not found and not [*no_spread(table), *nearly_all_clipped(table)]:
+    if not found and not [*no_spread(table)]:
         change, keys = scaled_rate(table, 3)
         evidence = {f"reward/{label}/change": move.difference for label, move in moves.items()}
         yield Finding("reward-flat", 20, f"{told}, and nothing else is seen to be wrong", change, keys=keys, evidence=evidence)
 
 
 def flat_reward(table: Table, label: str) -> Move | None:
-    """From the first to the last quarter of a reward that neither rose nor fell; None: it did, or it is too early."""
+    """From the first to the last quarter of a reward that moved no further than its noise; None: it did, or it is early."""
     points = table.column(f"reward/{label}/mean")
     move = first_to_last(points) if len(points) >= ITERATIONS else None
-    if move is None:
-        return None
-    spread = table.column(f"reward/{label}/std")
-    small = bool(spread) and abs(move.difference) < SHARE * mean(spread)
-    return move if abs(move.errors) < ERRORS and (small or not spread) else None
+    return move if move and abs(move.errors) < ERRORS else None
+
+
+def no_spread(table: Table) -> Iterator[Finding]:
+    """Groups whose members score alike, which teach nothing; told apart from a reward that is nearly perfect everywhere."""
+    share, label = _without_spread(table)
+    if not label or share < NO_SPREAD or len(table.trained) < RECENT:
+        return
+    evidence = {"groups_without_spread": share}
+    told = f"in {share:.0%} of the groups of the last {RECENT} iterations the rewards do not differ"
+    if saturated := _saturation(table, label):
+        change = "take harder prompts, or a reward that tells good pictures apart, or stop here: training.early_stop"
+        evidence |= {"std_before": saturated.before.mean, "std_after": saturated.after.mean}
+        spread = f"the spread of {label!r} went from {saturated.before} to {saturated.after} while its mean rose"
+        yield Finding("reward-saturated", 40, f"{told}: {spread}", change, label, {}, evidence)
+    elif label not in table.rising():
+        size = table.count("sampling.group_size", 0)
+        keys = {"sampling.group_size": 2 * size} if size else {}
+        more = f"set sampling.group_size to {2 * size} (it is {size})" if size else "raise sampling.group_size"
+        change = f"{more}, or give partial credit: a reward that is right or wrong alone tells few pictures apart"
+        what, solid = f"{told}, so they teach nothing", share >= HARDLY_ANY
+        yield Finding("no-spread-in-groups", 60 + 40 * share, what, change, label, keys, evidence, solid)
+
+
+def _clipped(table: Table, told: str) -> Iterator[Finding]:
+    name = table.first_known(names.CLIPPED)
+    if name is None:
+        return
+    share = mean(table.recent(name))
+    if share >= MOSTLY:
+        change, keys = scaled_rate(table, 1 / 3)
+        change += ", raise algorithm.clip_range, or lower training.updates"
+        what = f"{told}, and {share:.0%} of the losses of the last {RECENT} iterations are clipped ({name}), and train nothing"
+        solid = len(table.trained) >= SOLID_ITERATIONS
+        yield Finding("nearly-all-clipped", 80, what, change, keys=keys, evidence={name: share}, solid=solid)
+    elif share <= NEARLY_NONE and optimizer_steps(table) > 1 and not [*_small_updates(table, told)]:
+        change, keys = scaled_rate(table, 3)
+        what = f"{told}, and no loss is clipped ({name} {share:.2g}): there is room for larger steps"
+        yield Finding("nothing-clipped", 50, what, change, keys=keys, evidence={name: share})
 
 
 def _small_updates(table: Table, told: str) -> Iterator[Finding]:
@@ -101,16 +101,6 @@ def _small_updates(table: Table, told: str) -> Iterator[Finding]:
     if bound and moved and optimizer_steps(table) > 1 and (most := max(value for _, value in moved)) < SMALL_DEVIATION * bound:
         what = f"{told}, and the ratio moves from 1 by {most:.2g} at most, of a clip range of {bound:g}"
         yield Finding("updates-too-small", 75, what, change, keys=keys, evidence={names.RATIO_DEVIATION: most})
-
-
-def _nothing_clipped(table: Table, told: str) -> Iterator[Finding]:
-    name = table.first_known(names.CLIPPED)
-    if name is None or optimizer_steps(table) == 1 or [*_small_updates(table, told)]:
-        return
-    if (share := mean(table.recent(name))) <= NEARLY_NONE:
-        change, keys = scaled_rate(table, 3)
-        what = f"{told}, and no loss is clipped ({name} {share:.2g}): there is room for larger steps"
-        yield Finding("nothing-clipped", 50, what, change, keys=keys, evidence={name: share})
 
 
 def _few_groups(table: Table, told: str) -> Iterator[Finding]:
@@ -133,7 +123,7 @@ def _few_samples(table: Table, told: str) -> Iterator[Finding]:
         yield Finding("few-effective-samples", 45, what, change, evidence={name: share})
 
 
-CAUSES: tuple[Callable[[Table, str], Iterator[Finding]], ...] = (_small_updates, _nothing_clipped, _few_groups, _few_samples)
+CAUSES: tuple[Callable[[Table, str], Iterator[Finding]], ...] = (_small_updates, _clipped, _few_groups, _few_samples)
 
 
 def _without_spread(table: Table) -> tuple[float, str]:

@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from flowfactory.reward_trends import rising_rewards
 from flowfactory.runs.doctor import names
 from flowfactory.runs.doctor.finding import Finding
+from flowfactory.runs.doctor.settings import hold_closer
 from flowfactory.runs.doctor.table import Table
 
 ERRORS = 2.0
 SOLID_ERRORS, SOLID_EVALUATIONS = 3.0, 3
-DRIFTED = 3.0
-"""Standard deviations of iteration 0's."""
 
 
 class HeldOutFall(NamedTuple):
@@ -40,6 +40,8 @@ class HeldOutFall(NamedTuple):
     @property
     def change(self) -> str:
         """What to do."""
+        if not self.best["iteration"]:
+            return "look at the pictures, and compare them with those before training"
         return f"look at the pictures, and at the checkpoint of iteration {self.best['iteration']}"
 
 
@@ -49,7 +51,7 @@ def held_out_falls(table: Table) -> Iterator[HeldOutFall]:
     It fell where its last mean is below its best by more than two standard errors of their difference. A training reward rose
     meanwhile where the mean of the last quarter of the iterations since is above that of the first by as much.
     """
-    for label in table.held_out():
+    for label in (label for label in table.held_out() if table.weight(label) >= 0):  # else it is to fall
         name = f"eval/{label}/mean"
         points = [record for record in table.records if name in record]
         best = max(points, key=lambda record: float(record[name]))
@@ -58,7 +60,7 @@ def held_out_falls(table: Table) -> Iterator[HeldOutFall]:
         if fall <= ERRORS * error:
             continue
         since = [record for record in table.records if best["iteration"] <= record["iteration"] <= last["iteration"]]
-        for rising, (before, after) in _rising_rewards(since, table.labels()):
+        for rising, (before, after) in rising_rewards(since, [f"reward/{label}/mean" for label in table.labels()]):
             yield HeldOutFall(label, best, last, rising, before, after, fall / error if error else math.inf)
 
 
@@ -73,7 +75,7 @@ def hacked(table: Table) -> Iterator[Finding]:
     for fall in held_out_falls(table):
         name = f"eval/{fall.held_out}/mean"
         evidence = {"best": float(fall.best[name]), "last": float(fall.last[name]), "standard_errors": fall.errors}
-        change = f"{fall.change}; hold the policy closer: algorithm.kl, or stop by training.early_stop"
+        change = f"{fall.change}; {hold_closer(table)}, or stop by training.early_stop"
         evaluations = sum(name in record for record in table.records)
         solid = fall.errors >= SOLID_ERRORS and evaluations >= SOLID_EVALUATIONS
         evidence = {key: value for key, value in evidence.items() if math.isfinite(value)}
@@ -85,22 +87,16 @@ def drifted(table: Table) -> Iterator[Finding]:
     rising = table.rising()
     if not rising:
         return
-    far = {}
-    for name in {name: None for record in table.trained for name in record if _is_alarm(name)}:
-        iteration, value = table.column(name)[-1]
-        if abs(value) >= DRIFTED:
-            far[name.removeprefix(names.DRIFT).removesuffix(names.ALARM)] = (iteration, value)
-    if far:
-        most = sorted(far, key=lambda name: -abs(far[name][1]))
-        told = ", ".join(f"{name} by {far[name][1]:+.1f} (after iteration {far[name][0]})" for name in most[:3])
-        what = f"{rising[0]} rose in training while the pictures changed, in standard deviations of the first ones: {told}"
-        change = "look at the pictures; where they got worse, hold the policy closer: algorithm.kl"
-        evidence = {name: far[name][1] for name in most}
-        yield Finding("drift", 75, what, change, evidence=evidence)
-
-
-def _is_alarm(name: str) -> bool:
-    return name.startswith(names.DRIFT) and name.endswith(names.ALARM)
+    alarms = table.recent(names.DRIFT_ALARM)
+    if not alarms or not alarms[-1][1]:
+        return
+    distance = table.recent(names.DRIFT_DISTANCE)
+    far = f", by {distance[-1][1]:.1f} standard deviations at most" if distance else ""
+    since = next((iteration for iteration, value in table.column(names.DRIFT_ALARM) if value), alarms[-1][0])
+    told = f"{alarms[-1][1]:g} statistics of the pictures are far from those of the first ones{far}, since iteration {since}"
+    change = f"look at the pictures; where they got worse, {hold_closer(table)}"
+    evidence = {names.DRIFT_ALARM: alarms[-1][1], "since": float(since)}
+    yield Finding("drift", 75, f"{rising[0]} rose in training, and {told}", change, evidence=evidence)
 
 
 def _error(one: Mapping[str, Any], other: Mapping[str, Any], label: str) -> float:
@@ -108,19 +104,3 @@ def _error(one: Mapping[str, Any], other: Mapping[str, Any], label: str) -> floa
     return math.sqrt(
         sum(record.get(f"eval/{label}/std", 0.0) ** 2 / max(1, record.get("eval/samples", 1)) for record in (one, other))
     )
-
-
-def _rising_rewards(records: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Iterator[tuple[str, tuple[float, float]]]:
-    for label in labels:
-        values = [float(record[name]) for record in records if (name := f"reward/{label}/mean") in record]
-        if len(values) < 2 or not any(f"advantage/{label}/share" in record for record in records):
-            continue  # what is only watched is no reason to suspect
-        count = max(1, len(values) // 4)
-        (before, one), (after, other) = (_mean_and_variance(part) for part in (values[:count], values[-count:]))
-        if after - before > ERRORS * math.sqrt((one + other) / count):
-            yield label, (before, after)
-
-
-def _mean_and_variance(values: Sequence[float]) -> tuple[float, float]:
-    mean = math.fsum(values) / len(values)
-    return mean, math.fsum((value - mean) ** 2 for value in values) / len(values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-REWARD, ADVANTAGE, HELD_OUT, SECONDS, DRIFT = "reward/", "advantage/", "eval/", "seconds/", "drift/"
+REWARD, ADVANTAGE, HELD_OUT, SECONDS = "reward/", "advantage/", "eval/", "seconds/"
 """What names begin with."""
 
 CLIPPED = ("clip_fraction", "masked_fraction")
@@ -12,17 +12,17 @@ RATIO_DEVIATION = "ratio/max_deviation"
 RATE = "lr"
 FLAT_GROUPS = ("groups/without_spread",)
 """The share of groups that no reward told apart."""
-UPDATE_SIZE = ("update/relative_size",)
+UPDATE_SIZE = ("weights/update",)
 """The norm of what an iteration added to the weights, by the norm of the weights."""
 EFFECTIVE_SAMPLES = ("effective_sample_size",)
 """The share of the samples that as many equally weighted ones would be."""
 COEFFICIENTS = ("kl_coefficient",)
 """What a controller sets."""
-ALARM = "/alarm"
-"""What the name of a drift statistic's number ends with that says how many standard deviations it has moved."""
+DRIFT_ALARM, DRIFT_DISTANCE = "drift/alarm", "drift/z"
+"""How many statistics of the pictures are far from where they began, and by how many standard deviations the farthest is."""
 
 READ = (
-    *(REWARD, ADVANTAGE, HELD_OUT, SECONDS, DRIFT, *CLIPPED, RATIO_DEVIATION, RATE),
+    *(REWARD, ADVANTAGE, HELD_OUT, SECONDS, DRIFT_ALARM, DRIFT_DISTANCE, *CLIPPED, RATIO_DEVIATION, RATE),
     *(*FLAT_GROUPS, *UPDATE_SIZE, *EFFECTIVE_SAMPLES, *COEFFICIENTS),
 )
 """What the name of everything that is read begins with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from flowfactory.runs.doctor.table import Table
@@ -23,6 +24,13 @@ def scaled_rate(table: Table, factor: float) -> tuple[str, dict[str, Any]]:
     return f"set {RATE} to {new:g} (it is {rate:g})", {RATE: new}
 
 
+def hold_closer(table: Table) -> str:
+    """What keeps the policy near the model that training started from, of what the algorithm has."""
+    if isinstance(table.key("algorithm"), Mapping) and "kl" not in table.key("algorithm"):
+        return f"lower {RATE}"
+    return "raise algorithm.kl"
+
+
 def optimizer_steps(table: Table) -> int:
     """Of an iteration."""
     return table.count("training.updates", 1) * table.count("training.epochs", 1)
@@ -41,6 +49,13 @@ def is_decoupled(table: Table) -> bool:
 
 
 def trained_guidance(table: Table) -> float:
-    """The guidance of the velocity that is learned: that of drawing unless the algorithm has its own."""
+    """The guidance of the velocity that is learned.
+
+    An algorithm's own; where it is left out, off where velocities are regressed, else that of drawing. A run of a version
+    without the key learned as it drew.
+    """
+    algorithm = table.key("algorithm")
+    if not isinstance(algorithm, Mapping) or "guidance" not in algorithm:
+        return guidance(table)
     own = table.number("algorithm.guidance")
-    return guidance(table) if own is None else own
+    return own if own is not None else 1.0 if is_decoupled(table) else guidance(table)

@@ -51,10 +51,18 @@ class Table:
         return next((name for name in names if self.recent(name)), None)
 
     def labels(self) -> list[str]:
-        """The rewards that are learned from."""
+        """The rewards that are learned from, and that are to rise: a weight below 0 has what they count fall."""
         supplied = {name.split("/")[1] for record in self.trained for name in record if _is(name, ADVANTAGE, "share")}
         named = dict.fromkeys(name.split("/")[1] for record in self.trained for name in record if _is(name, REWARD, "mean"))
-        return [label for label in named if label in supplied][:MOST]
+        wanted = [label for label in named if label in supplied or not supplied]
+        return [label for label in wanted if self.weight(label) > 0][:MOST]
+
+    def weight(self, label: str) -> float:
+        """Of a training reward; 1 where the config does not say."""
+        rewards = self.key("rewards")
+        reward = rewards.get(label) if isinstance(rewards, Mapping) else None
+        found = _number(reward.get("weight")) if isinstance(reward, Mapping) else None
+        return 1.0 if found is None else found
 
     def held_out(self) -> list[str]:
         """The labels of the held-out rewards."""
