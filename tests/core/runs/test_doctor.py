@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from flowfactory.cli.run import _print_summary
 from flowfactory.config import loading
 from flowfactory.errors import RunError
 from flowfactory.runs.directory import RunDirectory
@@ -465,6 +466,13 @@ def test_the_command_ranks_and_says_what_to_change(learned: Trained, invoke: Inv
     assert lines[2].startswith("   look at the pictures")
     assert lines[3] == "   docs/when_it_does_not_learn.md#reward-hacking"
     assert lines[4].startswith("2. the 5 prompts were gone through 24 times")
+
+
+def test_a_run_that_ends_names_the_likeliest(learned: Trained) -> None:
+    said: list[str] = []
+    _print_summary(learned.directory, said.append)
+    (line,) = [line for line in said if line.startswith("doctor: ")]
+    assert line.startswith(f"doctor: 2 findings, the likeliest first with flowfactory doctor {learned.path}: bright rose from ")
 
 
 def test_programs_get_one_object(learned: Trained, invoke: Invoke) -> None:

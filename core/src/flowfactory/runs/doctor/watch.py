@@ -11,7 +11,7 @@ from flowfactory.runs.doctor.diagnosis import diagnose
 from flowfactory.runs.doctor.names import HELD_OUT, READ
 from flowfactory.runs.doctor.table import Table
 
-WINDOW = 400
+WINDOW = 256
 """Iterations that are looked at, so that no run's length makes it slower."""
 EVERY = 5
 """Iterations between looks, but for those that are evaluated."""
