@@ -187,14 +187,16 @@ def test_eval_sample_and_export_take_the_best(kept: RunDirectory, invoke: Invoke
 
 
 def test_the_best_adapters_are_exported(load: Load, invoke: Invoke, tmp_path: Path) -> None:
-    keep = {"output": {"keep_best": True}, "training": {"iterations": 2}, "model": {"name": "net"}}
-    directory = train(load(merged(HACKED, keep)), say=lambda _: None)
-    exported = [tmp_path / "best", tmp_path / "first", tmp_path / "newest"]
-    for folder, options in zip(exported, (("--checkpoint", "best"), ("--checkpoint", "1"), ()), strict=True):
-        code, _, err = invoke("export", directory.path, folder, *options)
+    every = {"output": {"checkpoint_every": 1, "keep_last": None}, "training": {"iterations": 2}, "model": {"name": "net"}}
+    directory = train(load(merged(HACKED, every)), say=lambda _: None)
+    best = find_best(evaluated(directory.records(), SCORE), {1, 2})
+    assert best is not None
+    files = []
+    for wanted in ("best", best.iteration, 3 - best.iteration):
+        code, _, err = invoke("export", directory.path, tmp_path / f"{wanted}", "--checkpoint", str(wanted))
         assert (code, err) == (0, "")
-    best, first, newest = ((folder / "adapter_model.safetensors").read_bytes() for folder in exported)
-    assert best == first != newest
+        files.append((tmp_path / f"{wanted}" / "adapter_model.safetensors").read_bytes())
+    assert files[0] == files[1] != files[2]
 
 
 @pytest.mark.parametrize(
