@@ -21,6 +21,7 @@ from flowfactory.config.component_slots import schema_type
 from flowfactory.config.ema import Decay
 from flowfactory.config.feature_caches import FirstBlockConfig
 from flowfactory.config.optimizers import Optimizer
+from flowfactory.config.schema import EarlyStopConfig
 from flowfactory.discovery.discover import discover
 from flowfactory.flow.dynamics import Slide
 from flowfactory.flow.timesteps import Timesteps
@@ -51,6 +52,7 @@ UNITS = {
     "TrainingConfig.warmup": "optimizer steps",
     "TrainingConfig.max_grad_norm": "L2 norm of all gradients",
     "TrainingConfig.patience_flat": "iterations",
+    "EarlyStopConfig.patience": "evaluations",
     "EvaluationConfig.every": "iterations",
     "EvaluationConfig.members": "pictures",
     "EvaluationConfig.size": "pixels",
@@ -190,6 +192,7 @@ SHARED: dict[str, type[BaseModel]] = {
     "family": FamilyConfig,
     "lora": LoraConfig,
     "slide": Slide,
+    "early_stop": EarlyStopConfig,
     "feature_cache": FirstBlockConfig,
 }
 """Classes that stand in no one place of a config."""

@@ -47,7 +47,7 @@ def is_killed(config: Any, ranks: Ranks) -> list[str]:
     checkpoints.save(1, run.policy, run.learner)
     checkpoints.finish()
     if ranks.rank == ranks.count - 1:
-        save._write_part = lambda *_: time.sleep(600)  # type: ignore[assignment]
+        save.write_part = lambda *_: time.sleep(600)  # type: ignore[assignment]
     checkpoints.save(2, run.policy, run.learner)
     assert checkpoints.poll() == []
     (config.output.dir / f"under-way-{ranks.rank}").touch()

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 
 from flowfactory.rewards.statistics import advantage_shares, reward_metrics
-from flowfactory.rewards.warnings import dominance_warning, dominant_reward, hacking_warnings
 from flowfactory.rl.advantages import advantages, reward_contributions
+from flowfactory.runs.doctor.supply import dominant_reward
 
 NAN = math.nan
 GROUPS = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -111,22 +110,6 @@ def test_the_spread_of_all_is_that_of_the_samples_a_reward_applies_to() -> None:
     assert found.tolist() == pytest.approx([value / std for value in normal], abs=1e-6)
 
 
-def test_a_reward_that_supplies_nearly_all_of_the_advantage_is_named() -> None:
-    def metrics(**shares: float) -> dict[str, float]:
-        named = {f"advantage/{label}/share": share for label, share in shares.items()}
-        return named | {f"reward/{label}/flat": 0.75 for label in shares}
-
-    found = metrics(loud=0.97, quiet=0.03)
-    assert dominant_reward(found) == "loud"
-    told = dominance_warning("loud", found, "sum")
-    assert told.startswith("reward 'loud' supplies 97% of the advantage")
-    assert "gdpo" in told
-    assert "gdpo" not in dominance_warning("loud", found, "gdpo")
-    assert dominant_reward(metrics(loud=0.9, quiet=0.1)) is None
-    assert dominant_reward(metrics(only=1.0)) is None
-    assert dominant_reward({}) is None
-
-
 @pytest.mark.parametrize("quiet", [[0.2] * 6, [NAN] * 6])
 def test_a_reward_that_differs_in_no_group_of_an_iteration_is_not_judged_by_it(quiet: list[float]) -> None:
     rewards = {"loud": torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 6.0]), "quiet": torch.tensor(quiet)}
@@ -138,36 +121,3 @@ def test_a_reward_that_differs_in_no_group_of_an_iteration_is_not_judged_by_it(q
     assert dominant() is None
     rewards["quiet"] = torch.tensor([0.0, 0.01, *[0.2] * 4])
     assert dominant() == "loud"
-
-
-def record(iteration: int, train: float, held: float | None = None, std: float = 0.1) -> dict[str, Any]:
-    found: dict[str, Any] = {"iteration": iteration}
-    if iteration:
-        found |= {"reward/proxy/mean": train, "advantage/proxy/share": 1.0, "reward/watched/mean": train}
-    if held is not None:
-        found |= {"eval/taste/mean": held, "eval/taste/std": std, "eval/samples": 100}
-    return found
-
-
-def test_a_held_out_reward_that_falls_while_training_rises_is_told() -> None:
-    records = [record(0, 0, 0.5), record(1, 0.1), record(2, 0.2, 0.6), record(3, 0.5), record(4, 0.6, 0.3)]
-    told = list(hacking_warnings(records))
-    assert len(told) == 1
-    assert told[0].startswith(
-        "proxy rose from 0.2 to 0.6 in training while held-out taste fell from 0.6 (after iteration 2) to 0.3 (after 4)"
-    )
-    assert "checkpoint of iteration 2" in told[0]
-
-
-@pytest.mark.parametrize(
-    "records",
-    [
-        [record(0, 0, 0.5), record(1, 0.1), record(2, 0.4, 0.6)],  # both rise
-        [record(0, 0, 0.5), record(1, 0.4), record(2, 0.1, 0.3)],  # both fall
-        [record(0, 0, 0.5, 1.0), record(1, 0.1), record(2, 0.4, 0.3, 1.0)],  # within two standard errors: 0.28
-        [record(0, 0, 0.5)],
-        [],
-    ],
-)
-def test_what_is_no_hacking_is_not_called_so(records: list[Mapping[str, Any]]) -> None:
-    assert list(hacking_warnings(records)) == []

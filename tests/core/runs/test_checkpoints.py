@@ -184,13 +184,13 @@ def test_a_checkpoint_is_of_the_moment_it_was_asked_for_while_training_goes_on(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     go = threading.Event()
-    write = saving._write_part
+    write = saving.write_part
 
     def later(*arguments: Any) -> None:
         assert go.wait(60)
         write(*arguments)
 
-    monkeypatch.setattr(saving, "_write_part", later)
+    monkeypatch.setattr(saving, "write_part", later)
     run = prepared({"model": MODELS[0]})
     random_state = torch.get_rng_state()
     checkpoints = owner(run, tmp_path)
@@ -512,11 +512,11 @@ from flowfactory.config.loading import load
 from flowfactory.distributed.ranks import Ranks
 from flowfactory.runs.checkpoints import save as checkpoint
 from flowfactory.training.setup import prepare_run
-write = checkpoint._write_part
-checkpoint._write_part = lambda *arguments: (time.sleep(1), write(*arguments))
+write = checkpoint.write_part
+checkpoint.write_part = lambda *arguments: (time.sleep(1), write(*arguments))
 run = prepare_run(load(sys.argv[1]))
 checkpoint.Checkpoints(Path(sys.argv[2]), Ranks(), run.config).save(1, run.policy, run.learner)
-checkpoint._in_thread(lambda: checkpoint._read_part(Path("never"), threading.Event()))
+checkpoint._in_thread(lambda: checkpoint.read_part(Path("never"), threading.Event()))
 raise ZeroDivisionError("an iteration failed")
 """
 

@@ -390,8 +390,8 @@ def test_a_run_says_once_that_one_reward_supplies_nearly_all_of_the_advantage(
     two = {"loud": {"name": "bright", "scale": 100.0}, "quiet": {"name": "bright"}, "bright": None}
     train(load({"rewards": two}), say=said.append)
     assert [line for line in said if line.startswith("warning")] == [
-        "warning: in iteration 1 reward 'loud' supplies 99% of the advantage, and the others hardly train; "
-        "advantages: {aggregate: gdpo} gives each its own scale, or change the weights"
+        "warning: reward 'loud' supplies 99% of the advantage, and the others hardly train; advantages: {aggregate: gdpo} "
+        "gives each its own scale, or change the weights (docs/when_it_does_not_learn.md#one-reward-dominates)"
     ]
     said.clear()
     train(load({"rewards": two, "advantages": {"aggregate": "gdpo"}}, tmp_path / "gdpo"), say=said.append)

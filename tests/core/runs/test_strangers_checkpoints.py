@@ -164,7 +164,7 @@ def test_a_shard_that_is_something_else_is_refused_by_every_command(
 def test_what_a_rank_tells_another_is_no_program_either(content: bytes, tmp_path: Path) -> None:
     (tmp_path / ".part-1").write_bytes(content)
     with pytest.raises(RunError, match=r"\.part-1 .*; see who else writes there$") as refused:
-        saving._read_part(tmp_path / ".part-1", threading.Event())
+        saving.read_part(tmp_path / ".part-1", threading.Event())
     assert "\n" not in str(refused.value)
     assert not Path("ran").exists()
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flowfactory.cli.options import Iteration, Plugins, RunFolder, Trusted, typed_path
+from flowfactory.cli.options import Checkpoint, Plugins, RunFolder, Trusted, typed_checkpoint, typed_path
 from flowfactory.cli.output import say, warn
 from flowfactory.errors import UserError
 
@@ -15,7 +15,7 @@ from flowfactory.errors import UserError
 def export(
     directory: RunFolder,
     out: Annotated[Path, typer.Argument(metavar="OUT", parser=typed_path, help="A folder that is not there yet.")],
-    checkpoint: Iteration = None,
+    checkpoint: Checkpoint = None,
     weights: Annotated[str | None, typer.Option(help="Kept weights, such as 'evaluation'; else the trained ones.")] = None,
     precision: Annotated[
         str | None, typer.Option(metavar="float32|bf16", help="Of a full fine-tune; the run's own when left out.")
@@ -38,5 +38,5 @@ def export(
 
     if precision is not None and precision not in DTYPES:
         raise UserError(f"--precision {precision}: write one of {', '.join(DTYPES)}")
-    found = RunDirectory(directory)
-    say(str(write_export(found, out, checkpoint, weights, precision, form, warn, plugin or [], trusted)))
+    found, chosen = RunDirectory(directory), typed_checkpoint(checkpoint)
+    say(str(write_export(found, out, chosen, weights, precision, form, warn, plugin or [], trusted)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,15 @@ def typed_path(text: str) -> Path:
     return path
 
 
+def typed_checkpoint(text: str | None) -> int | str | None:
+    """The iteration, or ``best``, which may be followed by a colon and a score. UserError: it is something else."""
+    if text is None or re.fullmatch("best(:.+)?", text):
+        return text
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise UserError(f"--checkpoint {text}: write the number of an iteration, or best")
+    return int(text)
+
+
 Plugins = Annotated[
     list[Path] | None, typer.Option("--plugin", metavar="FILE", parser=typed_path, help="A one-file plugin. May repeat.")
 ]
@@ -34,5 +44,12 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", parser=typed_path, hel
 Trusted = Annotated[
     bool, typer.Option("--trust", help="Execute the plugins of RUN and ask its servers, though you have not trained with them.")
 ]
-Iteration = Annotated[int | None, typer.Option("--checkpoint", metavar="N", help="The iteration; the newest when left out.")]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="N|best",
+        help="The iteration, or that with the best held-out score; the newest when left out.",
+    ),
+]
 Nproc = Annotated[int | None, typer.Option("--nproc", metavar="N", help="Start N ranks on this node, one a GPU.")]

@@ -130,15 +130,18 @@ def _train(config: RunConfig, resume: bool) -> None:
 
 
 def _print_summary(directory: RunDirectory, say: Callable[[str], None]) -> None:
-    from flowfactory.rewards.warnings import hacking_warnings
+    from flowfactory.runs.doctor.diagnosis import diagnose
+    from flowfactory.runs.doctor.reading import read_table
     from flowfactory.runs.report import write_report
     from flowfactory.runs.score_format import tell_change
 
     records = directory.records()
     for sentence in tell_change(records):
         say(sentence)
-    for sentence in hacking_warnings(records):
-        say(f"warning: {sentence}")
+    table, _ = read_table(directory.path, say)
+    if findings := diagnose(table):
+        count = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
+        say(f"doctor: {count}, the likeliest first with flowfactory doctor {directory.path}: {findings[0].what}")
     try:
         say(f"report: {write_report(directory, say)}")
     except OSError as error:  # the run is done and saved

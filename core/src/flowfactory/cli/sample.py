@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowfactory.cli.options import Iteration, Nproc, Plugins, RunFolder, Sets, Trusted, typed_path
+from flowfactory.cli.options import Checkpoint, Nproc, Plugins, RunFolder, Sets, Trusted, typed_checkpoint, typed_path
 from flowfactory.cli.output import say, show_json, warn
 from flowfactory.cli.ranks import start_ranks
 from flowfactory.errors import UserError
@@ -39,7 +39,7 @@ def sample(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", parser=typed_path, help="Where to; RUN/samples/drawn when left out.")
     ] = None,
-    checkpoint: Iteration = None,
+    checkpoint: Checkpoint = None,
     sets: Sets = None,
     plugin: Plugins = None,
     trusted: Trusted = False,
@@ -52,14 +52,14 @@ def sample(
     from flowfactory.training.evaluation import evaluate
 
     _require_files([*(image or ()), *([video] if video else ())])
-    where = RunDirectory(directory)
+    where, chosen = RunDirectory(directory), typed_checkpoint(checkpoint)
     config = where.load_config(sets or [], plugin or [], trusted)
     wanted = _read_wanted(config, prompts or (), file, tuple(image or ()), video)
     folder = _make_folder(out or where.drawn())
     if start_ranks(nproc, config.device):
         return
     with join_process_group(config) as ranks:
-        run, _ = _restore(where, config, checkpoint, ranks, scores=False, drawn=wanted)
+        run, _ = _restore(where, config, chosen, ranks, scores=False, drawn=wanted)
         drawn = evaluate(run.sampler, run.assembly, run.config, wanted, count, score=False, ranks=ranks).media
     number = 0
     for medium in drawn:
@@ -114,7 +114,7 @@ def _require_files(paths: Iterable[Path]) -> None:
 
 def evaluate_run(
     directory: RunFolder,
-    checkpoint: Iteration = None,
+    checkpoint: Checkpoint = None,
     sets: Sets = None,
     plugin: Plugins = None,
     trusted: Trusted = False,
@@ -125,14 +125,14 @@ def evaluate_run(
     from flowfactory.runs.directory import RunDirectory
     from flowfactory.training.evaluation import evaluate
 
-    where = RunDirectory(directory)
+    where, chosen = RunDirectory(directory), typed_checkpoint(checkpoint)
     config = where.load_config(sets or [], plugin or [], trusted, scores=True)
     if config.prompts.heldout is None:
         raise UserError(f"{directory}: prompts.heldout is not set; give one with --set prompts.heldout=FILE")
     if start_ranks(nproc, config.device):
         return
     with join_process_group(config) as ranks:
-        run, path = _restore(where, config, checkpoint, ranks)
+        run, path = _restore(where, config, chosen, ranks)
         result = evaluate(run.sampler, run.assembly, run.config, run.heldout, keep=0, ranks=ranks)
         if ranks.leads:
             show_json({"checkpoint": str(path), **result.metrics()})
@@ -141,7 +141,7 @@ def evaluate_run(
 def _restore(
     where: RunDirectory,
     config: RunConfig,
-    iteration: int | None,
+    checkpoint: int | str | None,
     ranks: Ranks,
     scores: bool = True,
     drawn: Sequence[Prompt] = (),
@@ -149,12 +149,15 @@ def _restore(
     """A run that draws with the weights that evaluations do, and its checkpoint, of which nothing else is read."""
     from flowfactory.runs.checkpoints import load, lookup
     from flowfactory.runs.checkpoints.roles import WEIGHTS, kept_role
+    from flowfactory.runs.held_out_scores import choose_checkpoint
     from flowfactory.training.plans import EVALUATION
     from flowfactory.training.setup import prepare_run
 
     average = EVALUATION if config.evaluation.ema else None
     roles = [WEIGHTS, *([] if average is None else [kept_role(average)])]
-    path = lookup.find(where.checkpoints, iteration, warn if ranks.leads else _silent, roles, ranks)
+    tell_of_checkpoints = warn if ranks.leads else _silent
+    iteration = choose_checkpoint(where, config, checkpoint, tell_of_checkpoints, ranks)
+    path = lookup.find(where.checkpoints, iteration, tell_of_checkpoints, roles, ranks)
     tell = _pass_on_warnings if ranks.leads else _silent
     restored = prepare_run(config, say=tell, trackers=False, ranks=ranks, scores=scores, trains=False, drawn=drawn)
     load.load_to_draw(path, restored.policy, average)

@@ -111,6 +111,8 @@ def _beyond_the_run(config: RunConfig) -> Iterator[str]:
     if config.prompts.heldout is not None and every > training.iterations:
         when = "before and after" if config.evaluation.at_start else "after"
         yield f"evaluation.every {every} is more than the {training.iterations} iterations; it evaluates {when} alone"
+    if config.output.keep_best and config.prompts.heldout is not None and not every:
+        yield "output.keep_best does nothing with one evaluation, at the end; set evaluation.every, or leave it out"
     saved = config.output.checkpoint_every
     if saved > training.iterations and saved != type(config.output).model_fields["checkpoint_every"].default:
         yield f"output.checkpoint_every {saved} is more than the {training.iterations} iterations; one is saved at the end"

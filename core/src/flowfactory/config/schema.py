@@ -112,6 +112,18 @@ class AdvantagesConfig(Strict):
     clip: float | None = Field(5.0, gt=0, description="bound on the absolute advantage; null for none")
 
 
+class EarlyStopConfig(Strict):
+    """``early_stop: {on: eval/strict/mean, patience: 5}``: the run ends when a held-out score has not been better for long."""
+
+    on: str = Field(examples=["eval/strict/mean"], description="the score, as metrics.jsonl names it: eval/<label>/mean")
+    patience: int = Field(
+        5, ge=1, le=10_000_000, description="evaluations in a row without a better score, after which the run ends"
+    )
+    keep: Literal["best", "last"] = Field(
+        "best", description="best: the checkpoint with the best score is kept, as by output.keep_best; last: as output says"
+    )
+
+
 class TrainingConfig(Strict):
     """How an iteration's pictures become optimizer steps."""
 
@@ -140,6 +152,9 @@ class TrainingConfig(Strict):
         10,
         ge=1,
         description="iterations in a row without a difference in any group after which the run stops; null: never",
+    )
+    early_stop: EarlyStopConfig | None = Field(
+        None, description="ends the run, as finished, when a held-out score has not been better for long"
     )
     precision: Literal["auto", "float32", "bf16"] = Field(
         "auto", description="what the transformer computes in; auto: bf16 on CUDA, float32 on a CPU"
@@ -224,6 +239,11 @@ class OutputConfig(Strict):
     checkpoint_every: int = Field(20, ge=1, le=10_000_000, description="iterations")
     keep_last: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
         "auto", description="checkpoints that are kept; auto: 2 with train: full, all with LoRA; null: all"
+    )
+    keep_best: StrictBool | str = Field(
+        False,
+        examples=["true", "eval/strict/mean"],
+        description="whether the checkpoint with the best held-out score is kept besides; of several scores the name of one",
     )
     trackers: tuple[SerializeAsAny[ComponentConfig], ...] = ()
 

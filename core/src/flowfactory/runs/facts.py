@@ -11,8 +11,9 @@ from flowfactory.atomic_files import write_json_atomically
 from flowfactory.untrusted_files import Refused, read_json
 
 FACTS = "run.json"
-UNDER_WAY, END = "under_way", "end"
-"""Keys: the token of the lock under which the run began that has not ended; how the one ended that made the last metrics."""
+UNDER_WAY, END, EARLY = "under_way", "end", "stopped_early"
+"""Keys: the token of the lock under which the run began that has not ended; how the one ended that made the last metrics; why
+that one is about to end before its last iteration, as finished."""
 LARGEST = 2**20
 
 
@@ -24,8 +25,8 @@ def begin(path: Path, token: str) -> None:
 def go_on(path: Path) -> None:
     """Forget how the run before ended, whose metrics are about to be added to or taken away. OSError: it cannot be written."""
     facts = read_facts(path)
-    if facts.pop(END, None) is not None:
-        write_json_atomically(path, facts)
+    if {END, EARLY} & facts.keys():
+        write_json_atomically(path, {key: value for key, value in facts.items() if key not in (END, EARLY)})
 
 
 def add_facts(path: Path, facts: Mapping[str, Any]) -> None:
@@ -45,6 +46,8 @@ def read_facts(path: Path) -> dict[str, Any]:
 def ending_sentence(facts: Mapping[str, Any]) -> str | None:
     """What a reader of the run directory should know first about how the run ended; None: nothing."""
     end = facts.get(END)
+    if isinstance(end, dict) and end.get("how") == "finished" and end.get("sentence"):
+        return f"The run finished: {str(end['sentence'])[:1000]}"
     if isinstance(end, dict) and end.get("how") in ("stopped", "failed"):
         return f"The run {'was stopped' if end['how'] == 'stopped' else 'failed'}: {str(end.get('sentence', ''))[:1000]}"
     if isinstance(facts.get(UNDER_WAY), str) and end is None:
@@ -64,6 +67,9 @@ def record_end(path: Path, how: str, sentence: str = "") -> None:
     """
     facts = read_facts(path)
     facts.pop(UNDER_WAY, None)
+    early = facts.pop(EARLY, None)
+    if how == "finished" and isinstance(early, str):
+        sentence = early
     time = datetime.now().astimezone().isoformat(" ", "seconds")
     if how == "finished" or not isinstance(facts.get(END), dict):
         facts[END] = {"how": how, "time": time, **({"sentence": sentence} if sentence else {})}

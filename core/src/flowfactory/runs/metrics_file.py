@@ -8,12 +8,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from flowfactory.atomic_files import disk_fault, replacing
 from flowfactory.errors import RunError
-from flowfactory.types import Say
 from flowfactory.untrusted_files import Refused, open_regular, parse_json
+
+if TYPE_CHECKING:
+    from flowfactory.types import Say  # which imports torch
 
 LONGEST_LINE = 2**22
 """Bytes: a thousand metrics take a hundredth of it."""

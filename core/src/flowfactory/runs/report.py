@@ -13,12 +13,14 @@ from flowfactory.config.yaml import parse_yaml
 from flowfactory.control_characters import own_lines
 from flowfactory.errors import UserError
 from flowfactory.policy.parts import PARTS
-from flowfactory.rewards.warnings import dominance_warning, dominant_reward, hacking_warnings
 from flowfactory.runs import facts
 from flowfactory.runs.charts import COLOURS, Points, Style, chart, scale_to_unit
 from flowfactory.runs.directory import LARGEST_CONFIG, RunDirectory
+from flowfactory.runs.doctor.hacked import hacking_warnings
+from flowfactory.runs.doctor.supply import describe_dominance, dominant_reward
 from flowfactory.runs.drift_section import alarms_of, drift_section
 from flowfactory.runs.embedded_media import data_url
+from flowfactory.runs.held_out_scores import best_sentence
 from flowfactory.runs.score_format import format_score
 from flowfactory.types import Say
 from flowfactory.untrusted_files import Refused, parse_json, read_bytes
@@ -55,6 +57,7 @@ def page(directory: RunDirectory, records: Sequence[Mapping[str, Any]], say: Say
     alarms = alarms_of(records)
     sections = [
         _ending(facts.read_facts(directory.facts)),
+        _best(directory, config, records),
         _warnings(records, _aggregate(config), len(alarms)),
         _scores(held),
         _combined_chart(rewards, held),
@@ -144,6 +147,16 @@ def _aggregate(config: str) -> str:
             return "sum"
 
 
+def _best(directory: RunDirectory, config: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """Which checkpoint is kept as the best, where the config has one kept."""
+    try:
+        written = parse_yaml(config, "config.yaml")
+    except UserError:
+        return ""
+    told = best_sentence(directory, written, records)
+    return f"<p>{html.escape(told)}</p>" if told else ""
+
+
 def _ending(found: Mapping[str, Any]) -> str:
     """How the run ended, where it is not done."""
     told = facts.ending_sentence(found)
@@ -168,7 +181,7 @@ def _told_warnings(records: Sequence[Mapping[str, Any]], aggregate: str, drifted
     found = [(record, label) for record in records if (label := dominant_reward(record))]
     for label in dict.fromkeys(label for _, label in found):
         mine = [record for record, which in found if which == label]
-        first = dominance_warning(label, mine[0], aggregate)
+        first = "; ".join(describe_dominance(label, mine[0][f"advantage/{label}/share"], aggregate))
         told.append(f"in {len(mine)} iterations, {mine[0]['iteration']} the first of them, {first}")
     return told
 

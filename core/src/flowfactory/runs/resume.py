@@ -15,7 +15,8 @@ from flowfactory.config.schema import RunConfig
 from flowfactory.data import prompts
 
 FREE_TO_CHANGE = (
-    *("evaluation", "output", "plugins", "device", "training.iterations", "training.patience_flat"),
+    *("evaluation", "output", "plugins", "device", "training.iterations"),
+    *("training.patience_flat", "training.early_stop"),
     # about memory and speed, and no number but for rounding
     *("distributed", "sampling.keep_on", "sampling.batch_size"),
     *("training.batch_size", "training.timesteps_per_forward", "training.kept_on"),

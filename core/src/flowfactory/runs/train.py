@@ -20,12 +20,13 @@ from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.drift.alarm import DriftWatch
 from flowfactory.errors import Interrupted, RunError, UserError
 from flowfactory.flow.noise import generator
-from flowfactory.rewards.warnings import dominance_warning, dominant_reward
 from flowfactory.runs import trust
 from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory
-from flowfactory.runs.facts import add_facts, begin, go_on
+from flowfactory.runs.doctor.watch import Watch
+from flowfactory.runs.facts import EARLY, add_facts, begin, go_on, read_facts
 from flowfactory.runs.flat_iterations import FlatIterations, count_flat
+from flowfactory.runs.held_out_scores import HeldOutScores
 from flowfactory.runs.lock import DirectoryLost, RunLock, describe_unwritable
 from flowfactory.runs.metrics_file import UNREADABLE
 from flowfactory.runs.ownership import own
@@ -140,11 +141,13 @@ def _nothing() -> None:
 def _train(
     run: Run, directory: RunDirectory, lock: RunLock | None, require: Callable[[], None], resume: bool, say: Say
 ) -> None:
-    checkpoints = Checkpoints(directory.checkpoints, run.ranks, run.config, say, require)
+    held_out = HeldOutScores(run.config, directory, run.ranks)
+    checkpoints = Checkpoints(directory.checkpoints, run.ranks, run.config, say, require, held_out.best_until)
     done = _resume(run, directory, checkpoints, require, resume, say)
+    held_out.forget_after(done)
     try:
         with _translated(directory, lock):
-            _iterations(run, directory, checkpoints, require, done, say)
+            _iterations(run, directory, checkpoints, held_out, require, done, say)
     except DirectoryLost:
         raise
     except RunError as error:
@@ -186,52 +189,89 @@ def _rewind(directory: RunDirectory, iteration: int, say: Say) -> None:
 
 
 def _iterations(
-    run: Run, directory: RunDirectory, checkpoints: Checkpoints, require: Callable[[], None], done: int, say: Say
+    run: Run,
+    directory: RunDirectory,
+    checkpoints: Checkpoints,
+    held_out: HeldOutScores,
+    require: Callable[[], None],
+    done: int,
+    say: Say,
 ) -> None:
     config = run.config
-    hooks = run.assembly.hooks
+    watch = _watch(run, directory, require)
+    before = run.ranks.broadcast(directory.records())
+    flat, drift = FlatIterations(config, count_flat(before), say), DriftWatch(before, say)
+
+    def record(number: int, metrics: dict[str, float], last: bool = False) -> None:
+        metrics = _record(run, directory, require, drift, number, metrics, say, last)
+        held_out.add(number, metrics)
+        for sentence in watch.add({"iteration": number, **metrics}) if watch else ():
+            say(f"warning: {sentence}")
 
     def before_first_update(rollouts: Rollouts) -> None:
-        for sentence in preflight(rollouts, run.policy, hooks, config, resumed=done > 0):
+        for sentence in preflight(rollouts, run.policy, run.assembly.hooks, config, resumed=done > 0):
             say(f"preflight: {sentence}")
         if done == 0:
             with asked.suspended():  # nothing is there yet to be saved first
-                _record(run, directory, require, drift, 0, {}, say)
+                record(0, {})
 
-    warned: set[str] = set()
-    before = run.ranks.broadcast(directory.records())
-    flat, drift = FlatIterations(config, count_flat(before), say), DriftWatch(before, say)
     with stop_request(say) as asked:
+        ended = held_out.why_stop()  # of a run that is resumed
         for number in range(done + 1, config.training.iterations + 1):
-            before_update = before_first_update if number == done + 1 else None
-            try:
-                metrics = iterate(run, number - 1, before_update)
-            except PreflightError as error:
-                if not run.policy.stop_compiling():
-                    raise
-                say(f"warning: {error}; once more without torch.compile, which training.compile: auto had chosen")
-                metrics = iterate(run, number - 1, before_update)
-            if (label := dominant_reward(metrics)) and label not in warned:
-                warned.add(label)
-                say(f"warning: in iteration {number} {dominance_warning(label, metrics, config.advantages.aggregate)}")
+            if ended:
+                break
+            metrics = _iterate(run, number, before_first_update if number == done + 1 else None, say)
             last = number == config.training.iterations
             flat_for_long = flat.add(number, metrics)  # which warns, in the last iteration too
+            record(number, metrics, last)
+            ended = held_out.why_stop()
+            last = last or ended is not None
             too_long = None if last else flat_for_long
-            _record(run, directory, require, drift, number, metrics, say, last)
             interrupted = run.ranks.any(asked.is_set()) and not last  # a signal does not reach all ranks at once
             stopping = interrupted or too_long is not None
-            saved = checkpoints.poll()
-            if last or stopping or number % config.output.checkpoint_every == 0:
-                run.learner.check_weights()  # again: whoever heard of the iteration may have changed them
-                saved += checkpoints.save(number, run.policy, run.learner)
-            if last or stopping:
-                saved += checkpoints.finish()
-            for written, path in saved:
-                hooks.checkpoint_saved(written, path)
+            _save(run, checkpoints, number, held_out.is_best(number), last or stopping)
             if too_long:
                 raise RunError(too_long)
             if stopping:
                 raise Interrupted(f"stopped after iteration {number}; continue with --resume")
+    if ended:
+        say(ended)
+        if run.ranks.leads:
+            require()
+            add_facts(directory.facts, {EARLY: ended})
+
+
+def _watch(run: Run, directory: RunDirectory, require: Callable[[], None]) -> Watch | None:
+    """Who warns of what the figures tell; on the leading rank, which alone is heard."""
+    if not run.ranks.leads:
+        return None
+    require()
+    guidance = "classifier-free" if run.sampler.guided else "given"
+    add_facts(directory.facts, {"prompts": {"train": len(run.train)}, "guidance": guidance})
+    return Watch(run.config.model_dump(mode="json"), read_facts(directory.facts), directory.records())
+
+
+def _iterate(run: Run, number: int, before_update: Callable[[Rollouts], None] | None, say: Say) -> dict[str, float]:
+    """The metrics of iteration ``number``; without torch.compile from now on, where preflight finds fault with it."""
+    try:
+        return iterate(run, number - 1, before_update)
+    except PreflightError as error:
+        if not run.policy.stop_compiling():
+            raise
+        say(f"warning: {error}; once more without torch.compile, which training.compile: auto had chosen")
+        return iterate(run, number - 1, before_update)
+
+
+def _save(run: Run, checkpoints: Checkpoints, number: int, best: bool, last: bool) -> None:
+    """Save the checkpoint of iteration ``number`` if it is time, it is the ``best``, or the ``last``; observers hear of it."""
+    saved = checkpoints.poll()
+    if last or best or number % run.config.output.checkpoint_every == 0:
+        run.learner.check_weights()  # again: whoever heard of the iteration may have changed them
+        saved += checkpoints.save(number, run.policy, run.learner)
+    if last:
+        saved += checkpoints.finish()
+    for written, path in saved:
+        run.assembly.hooks.checkpoint_saved(written, path)
 
 
 def _record(
@@ -243,8 +283,8 @@ def _record(
     metrics: dict[str, float],
     say: Say,
     last: bool = False,
-) -> None:
-    """Evaluate when it is time, write the iteration's record, tell the observers."""
+) -> dict[str, float]:
+    """Evaluate when it is time, write the iteration's record, tell the observers; the metrics, with those of the evaluation."""
     config = run.config.evaluation
     regular = config.every and number and number % config.every == 0
     if run.heldout and (last or regular or (number == 0 and config.at_start)):
@@ -264,6 +304,7 @@ def _record(
         go_on(directory.facts)
         directory.append({"iteration": number, **metrics})
     run.assembly.hooks.iteration_finished(number, metrics)
+    return metrics
 
 
 @contextmanager

@@ -92,6 +92,11 @@ class Sampler:
         if self._trainable.guided:
             condition_checks.check_negatives(encoded(compared), encoded([self._opposite(prompt) for prompt in compared]))
 
+    @property
+    def guided(self) -> bool:
+        """Whether guidance above 1 is classifier-free, and not a number that the model is given."""
+        return self._trainable.guided
+
     def conditions(self, prompts: Sequence[Prompt], guidance: float, canvas: Canvas) -> Conditions:
         """The conditions of ``prompts``, with the negative prompts' where ``guidance`` needs them.
 

@@ -8,7 +8,6 @@ the whole of it appear.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -22,13 +21,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from flowfactory.atomic_files import NO_ROOM, system_error, write_atomically
+from flowfactory.atomic_files import NO_ROOM, system_error
 from flowfactory.errors import RunError, UserError
 from flowfactory.policy.policy import REFERENCE
-from flowfactory.runs.checkpoints.files import Damaged, Stored, file_record, flush_to_disk
+from flowfactory.runs.checkpoints.files import Stored, file_record, flush_to_disk
 from flowfactory.runs.checkpoints.load import load
 from flowfactory.runs.checkpoints.lookup import NUMBER, find_damage_together, latest, list_checkpoints, newest_intact
-from flowfactory.runs.checkpoints.manifest import START, Manifest, check_files
+from flowfactory.runs.checkpoints.manifest import START, Manifest
+from flowfactory.runs.checkpoints.parts import PART, read_part, write_part
 from flowfactory.runs.checkpoints.remade_start import find_lacking, remake_start
 from flowfactory.runs.checkpoints.roles import WEIGHTS, kept_role, role_of, role_of_shard, shard_name
 from flowfactory.runs.checkpoints.shards import Rows, own_rows, read_index, write_shard
@@ -37,7 +37,6 @@ from flowfactory.runs.checkpoints.stored_modules import stored_modules, write_ad
 from flowfactory.runs.checkpoints.writers import Held, WritePlan, choose_writers, count_bytes, held
 from flowfactory.runs.resume import fixed_config
 from flowfactory.types import Say
-from flowfactory.untrusted_files import Refused, read_json
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
@@ -46,9 +45,7 @@ if TYPE_CHECKING:
     from flowfactory.policy.policy import Policy
     from flowfactory.training.learner import Learner
 
-WRITING, REMOVING, PART = ".writing-", ".removing-", ".part-"
-LONGEST_PART = 2**20
-"""Bytes of what a rank tells, which has a hundred for each of its files."""
+WRITING, REMOVING = ".writing-", ".removing-"
 KEPT_OF_FULL = 2
 """How many checkpoints of a run that trains whole modules are kept unless the config says otherwise: one may be damaged."""
 T = TypeVar("T")
@@ -74,7 +71,8 @@ class Checkpoints:
     """Owner of a run's ``folder`` of checkpoints: at most one is being written, while training goes on.
 
     Every rank calls every method, with a ``folder`` that all of them see. ``say`` hears of damaged checkpoints, and
-    ``require`` raises a RunError where the run directory is another run's now: nothing is touched there then. Methods that
+    ``require`` raises a RunError where the run directory is another run's now: nothing is touched there then. ``best_until``
+    tells the leading rank which checkpoint stays, besides the last ones, when that of an iteration is there. Methods that
     return a list return the iteration and the path of what has come to be whole.
     """
 
@@ -85,7 +83,9 @@ class Checkpoints:
         config: RunConfig,
         say: Say = lambda _: None,
         require: Callable[[], None] = lambda: None,
+        best_until: Callable[[int], int | None] = lambda _: None,
     ) -> None:
+        self._best_until = best_until
         self._folder, self._ranks, self._say, self._require = folder, ranks, say, require
         self._keep_last = config.output.keep_last
         self._staging = Staging()
@@ -138,7 +138,7 @@ class Checkpoints:
         self._require()
         if self._ranks.leads:  # which a run of which nothing is left to do would never come to
             self._remove_leftovers()
-            self._remove_older(manifest.iteration, self._count_kept(policy))
+            self._remove_older(manifest.iteration, self._count_kept(policy), self._best_until(manifest.iteration))
         return manifest.iteration
 
     def _find_damage(self, path: Path, policy: Policy, learner: Learner) -> str | None:
@@ -174,8 +174,9 @@ class Checkpoints:
         staged = self._stage([part for part in parts if part.name in plan.mine], start)
         reference = (self._reference or {}) if start else {}
         manifest = Manifest(number, ranks.count, self._shard, self._fixed, {}, policy.adapters, reference)
-        given_up, kept = threading.Event(), self._count_kept(policy)
-        part = _in_thread(lambda: _write_part(folder, ranks.rank, staged, self._require))
+        given_up = threading.Event()
+        kept = (self._count_kept(policy), self._best_until(number) if ranks.leads else None)
+        part = _in_thread(lambda: write_part(folder, ranks.rank, staged, self._require))
         whole = _in_thread(lambda: self._complete(manifest, folder, part, given_up, kept)) if ranks.leads else None
         self._writing = _PendingCheckpoint(number, part, whole, given_up)
         return saved
@@ -248,13 +249,18 @@ class Checkpoints:
         return [(writing.number, self._last)]
 
     def _complete(
-        self, manifest: Manifest, temporary: Path, own: Future[None], given_up: threading.Event, kept: int | None
+        self,
+        manifest: Manifest,
+        temporary: Path,
+        own: Future[None],
+        given_up: threading.Event,
+        kept: tuple[int | None, int | None],
     ) -> dict[str, Stored]:
         """Make a checkpoint of all ranks' parts, when they are there; its reference. In a thread of the leading rank."""
         own.result()
         files: dict[str, Stored] = {}
         for rank in range(manifest.ranks):  # by way of files, since ranks may talk to one another in one thread only
-            files |= _read_part(temporary / f"{PART}{rank}", given_up)
+            files |= read_part(temporary / f"{PART}{rank}", given_up)
         self._require()
         _write_adapters(manifest.modules, temporary, files)
         for path in sorted(temporary.rglob("*"), reverse=True):
@@ -270,7 +276,7 @@ class Checkpoints:
         flush_to_disk(temporary)
         self._require()
         self._move(temporary, self._folder / f"{manifest.iteration:06d}")
-        self._remove_older(manifest.iteration, kept)
+        self._remove_older(manifest.iteration, *kept)
         return manifest.reference
 
     def _move(self, temporary: Path, final: Path) -> None:
@@ -279,12 +285,13 @@ class Checkpoints:
         os.rename(temporary, final)
         flush_to_disk(self._folder)
 
-    def _remove_older(self, number: int, kept: int | None) -> None:
-        """Delete all but the last ``kept`` of the checkpoints up to iteration ``number``, which is whole."""
+    def _remove_older(self, number: int, kept: int | None, best: int | None) -> None:
+        """Delete all but the last ``kept`` of the checkpoints up to iteration ``number``, which is whole, and the ``best``."""
         if kept is not None:
             older = [path for path in list_checkpoints(self._folder) if int(path.name) <= number]
             for path in older[:-kept]:
-                _remove(path)
+                if int(path.name) != best:
+                    _remove(path)
 
     def _together(self, number: int, action: Callable[[], T]) -> T:
         """What ``action`` gives, if it succeeds on every rank; else nothing is left of checkpoint ``number``."""
@@ -357,32 +364,6 @@ def _in_thread(action: Callable[[], T]) -> Future[T]:
 
     threading.Thread(target=work, name="checkpoint").start()
     return future
-
-
-def _write_part(folder: Path, rank: int, staged: Mapping[str, StagedShard], require: Callable[[], None]) -> None:
-    """Write this rank's shards, and then what they are for the leading rank to read."""
-    told = {}
-    for name, shard in staged.items():
-        require()  # before each: a process that slept for hours goes on here
-        (folder / name).parent.mkdir(exist_ok=True)
-        told[name] = shard.write(folder / name)
-    require()
-    write_atomically(folder / f"{PART}{rank}", json.dumps(told))
-
-
-def _read_part(path: Path, given_up: threading.Event) -> dict[str, Stored]:
-    """What :func:`_write_part` told, once it has; the file is gone then. RunError: it told nothing, or is given up."""
-    while not path.exists():
-        if given_up.wait(0.02) or not threading.main_thread().is_alive():
-            raise RunError(f"{path} was given up")
-    try:
-        told = check_files(read_json(path, LONGEST_PART, path.parent))
-    except Refused as error:
-        raise RunError(f"{path} {error}; see who else writes there") from error
-    except Damaged as error:
-        raise RunError(f"{path} is not what a rank writes; see who else writes there") from error
-    path.unlink()
-    return told
 
 
 def _remove(path: Path) -> None:

@@ -23,13 +23,14 @@ from flowfactory.runs.export.card import Exported, write_card
 from flowfactory.runs.export.origin import Origin, find_origin
 from flowfactory.runs.export.pipeline import complete_pipeline
 from flowfactory.runs.export.weights import MAX_SHARD_SIZE, write_whole
+from flowfactory.runs.held_out_scores import choose_checkpoint
 from flowfactory.types import DTYPES
 
 
 def export(
     directory: RunDirectory,
     out: Path,
-    iteration: int | None,
+    checkpoint: int | str | None,
     weights: str | None,
     precision: str | None,
     form: str | None = None,
@@ -40,10 +41,11 @@ def export(
 ) -> Path:
     """Write ``out`` and return it: of a LoRA run the adapters, of a full one the whole pipeline; and a model card, README.md.
 
-    ``weights`` are those kept under that name, the trained ones when None. ``precision`` is that of fully trained weights,
-    the run's own when None. ``form`` is the format of adapters, see :func:`choose_format`. Written under a temporary name and
-    renamed; ``say`` hears of damaged checkpoints that are passed over. ``plugins`` and ``trusted`` are as load_config of a run
-    directory takes them; no link out of a model is followed that was neither trained with here nor is ``trusted``.
+    ``checkpoint`` is an iteration, ``best``, or None for the newest. ``weights`` are those kept under that name, the trained
+    ones when None. ``precision`` is that of fully trained weights, the run's own when None. ``form`` is the format of adapters,
+    see :func:`choose_format`. Written under a temporary name and renamed; ``say`` hears of damaged checkpoints that are passed
+    over. ``plugins`` and ``trusted`` are as load_config of a run directory takes them; no link out of a model is followed that
+    was neither trained with here nor is ``trusted``.
 
     Weights go from the checkpoint's files to those in ``out`` one tensor after the other; a pipeline's are divided into files
     of at most ``max_shard_size``. No model is made, and nothing else is read: neither moments nor other kept weights.
@@ -57,6 +59,7 @@ def export(
     origin = find_origin(config.model)
     chosen = choose_format(form, config.model, origin)
     roles = [WEIGHTS, *([] if weights is None else [kept_role(weights)])]
+    iteration = choose_checkpoint(directory, config, checkpoint, say)
     saved = lookup.find(directory.checkpoints, iteration, say, roles)
     temporary = _make_beside(out.absolute())
     try:

@@ -1,0 +1,43 @@
+"""``flowfactory doctor``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flowfactory.cli.options import RunFolder
+from flowfactory.cli.output import say, show_json, warn
+
+
+def doctor(
+    directory: RunFolder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where something is found.")] = False,
+) -> None:
+    """Say what keeps a run from learning, and which key to change; while it runs, too."""
+    from flowfactory.runs.doctor.diagnosis import diagnose
+    from flowfactory.runs.doctor.reading import read_table
+
+    table, state = read_table(directory, warn)
+    findings = diagnose(table)
+    if as_json:
+        show_json({"run": str(directory), "state": state, "findings": [finding.as_json() for finding in findings]}, indent=2)
+    else:
+        say(f"{directory}: {state}")
+        for number, finding in enumerate(findings, 1):
+            say(f"{number}. {finding.what}")
+            say(f"   {finding.change}")
+            say(f"   {finding.page}")
+        if not findings:
+            say(_describe_nothing(len(table.trained)))
+    if strict and findings:
+        raise typer.Exit(1)
+
+
+def _describe_nothing(iterations: int) -> str:
+    from flowfactory.runs.doctor.table import LEAST
+
+    if iterations < LEAST:
+        return f"nothing is wrong so far; of how rewards move, rules speak from iteration {LEAST} on"
+    return "nothing is wrong, as far as the metrics tell"

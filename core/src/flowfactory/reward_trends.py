@@ -1,0 +1,31 @@
+"""Which training rewards rose, as far as a run's figures tell. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+ERRORS = 2.0
+"""Standard errors of the difference by which a reward rose."""
+
+
+def rising_rewards(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Iterator[tuple[str, tuple[float, float]]]:
+    """The label of each of the metrics ``names``, ``reward/<label>/mean``, that rose, and its means at first and at last.
+
+    One rose where the mean of the last quarter of the iterations is above that of the first by more than two standard errors.
+    """
+    for name in names:
+        label = name.split("/")[1]
+        values = [float(record[name]) for record in records if name in record]
+        if len(values) < 2 or not any(f"advantage/{label}/share" in record for record in records):
+            continue  # what is only watched is no reason to suspect
+        count = max(1, len(values) // 4)
+        (before, one), (after, other) = (_mean_and_variance(part) for part in (values[:count], values[-count:]))
+        if after - before > ERRORS * math.sqrt((one + other) / count):
+            yield label, (before, after)
+
+
+def _mean_and_variance(values: Sequence[float]) -> tuple[float, float]:
+    mean = math.fsum(values) / len(values)
+    return mean, math.fsum((value - mean) ** 2 for value in values) / len(values)

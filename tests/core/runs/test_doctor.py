@@ -1,0 +1,565 @@
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+import yaml
+
+from flowfactory.cli.run import _print_summary
+from flowfactory.config import loading
+from flowfactory.errors import RunError
+from flowfactory.runs.directory import RunDirectory
+from flowfactory.runs.doctor import watch as watching
+from flowfactory.runs.doctor.diagnosis import diagnose
+from flowfactory.runs.doctor.finding import Finding, Rule
+from flowfactory.runs.doctor.hacked import hacking_warnings
+from flowfactory.runs.doctor.reading import read_table
+from flowfactory.runs.doctor.supply import describe_dominance, dominant_reward
+from flowfactory.runs.doctor.table import Table, best_to_last, first_to_last
+from flowfactory.runs.doctor.watch import WINDOW, Watch
+from flowfactory.runs.train import train
+
+Records = list[dict[str, Any]]
+Invoke = Callable[..., tuple[int, str, str]]
+HERE = Path(__file__).parent
+FROM_GENERATOR = HERE / "doctor_runs"
+"""What the quickstart of the bundled generator wrote: with a learning rate of 6e-4 and guidance 3 in 30 iterations, trained at
+that guidance, which unlearned; and as it is in 40, which learned."""
+GUIDED: dict[str, Any] = {
+    "algorithm": {"name": "crd", "kl": 0.0, "timesteps": {"name": "uniform", "count": 2}},
+    "sampling": {"groups": 18, "group_size": 12, "guidance": 3.0},
+    "training": {"updates": 2, "epochs": 1, "optimizer": {"lr": 6e-4}},
+}
+TOY: dict[str, Any] = {
+    "model": {"name": "toy", "p": 0.1, "q": 0.2},
+    "algorithm": {"name": "score", "pull": 0.1},
+    "rewards": {"bright": {"name": "bright"}},
+    "prompts": {"train": "train.txt", "heldout": "heldout.txt"},
+    "sampling": {"groups": 4, "group_size": 4, "size": [4, 4], "steps": 4, "batch_size": 16, "dynamics": {"name": "flow-sde"}},
+    "training": {"iterations": 30, "updates": 2, "batch_size": 16, "optimizer": {"lr": 0.02}},
+    "evaluation": {"every": 5, "members": 16, "rewards": {"dark": {"name": "bright", "scale": -1.0}}},
+    "plugins": [str(HERE.parent / "toy_plugin.py")],
+    "device": "cpu",
+    "seed": 7,
+}
+ENOUGH = {"sampling": {"groups": 16, "group_size": 8}}
+
+
+class Trained:
+    """A run of the toy, what it said and what a reader of its directory sees."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        (folder / "train.txt").write_text("red\nblue\ngreen\nyellow\nwhite\n")
+        (folder / "heldout.txt").write_text("black\norange\n")
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        self.said: list[str] = []
+        self.directory = train(loading.load(folder / "config.yaml", (), (), folder / "run"), say=self.said.append)
+        self.path = self.directory.path
+        self.records = self.directory.records()
+        self.config = yaml.safe_load(self.directory.config.read_text())
+        self.facts = json.loads(self.directory.facts.read_text())
+
+    @property
+    def warnings(self) -> list[str]:
+        return [line for line in self.said if line.startswith("warning: ")]
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Mapping[str, Any]], Trained]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("FLOWFACTORY_PLUGINS", "")
+    torch.set_num_threads(1)
+
+    def run(name: str, changes: Mapping[str, Any]) -> Trained:
+        folder = tmp_path_factory.mktemp(name)
+        patch.setenv("FLOWFACTORY_CACHE", str(folder / "cache"))
+        return Trained(folder, laid_over(TOY, changes))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def learned(make: Callable[..., Trained]) -> Trained:
+    """Brightness is trained on and rises; held out is darkness, which falls."""
+    return make("learned", {})
+
+
+@pytest.fixture(scope="module")
+def still(make: Callable[..., Trained]) -> Trained:
+    """Its learning rate is next to nothing."""
+    return make("still", {"training": {"iterations": 24, "optimizer": {"lr": 1e-9}}, "evaluation": {"every": 0}})
+
+
+@pytest.fixture(scope="module")
+def clipped(make: Callable[..., Trained]) -> Trained:
+    """Its clip range is far too small for its steps."""
+    training = {"iterations": 20, "updates": 4, "epochs": 2, "optimizer": {"lr": 1e-3}}
+    return make("clipped", {"algorithm": {"clip_range": 1e-7}, "training": training, "evaluation": {"every": 0}})
+
+
+def laid_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {
+        key: laid_over(base[key], value) if isinstance(value, Mapping) and isinstance(base.get(key), Mapping) else value
+        for key, value in changes.items()
+    }
+    return {**base, **merged}
+
+
+def altered(records: Sequence[Mapping[str, Any]], **changes: Any) -> Records:
+    """``records`` with metrics set, dots for slashes in their names: a number, or a function of iteration and old value."""
+    result = []
+    for record in records:
+        new = dict(record)
+        for key, value in changes.items():
+            name = key.replace("__", "/")
+            if record["iteration"]:
+                new[name] = value(record["iteration"], record.get(name)) if callable(value) else value
+        result.append(new)
+    return result
+
+
+def from_generator(name: str) -> Records:
+    return [json.loads(line) for line in (FROM_GENERATOR / f"{name}.jsonl").read_text().splitlines()]
+
+
+def found(
+    records: Sequence[Mapping[str, Any]], config: Mapping[str, Any], facts: Mapping[str, Any] | None = None
+) -> dict[str, Finding]:
+    return {finding.rule: finding for finding in diagnose(Table(records, config, facts or {}))}
+
+
+def without_evaluations(run: Trained) -> Records:
+    return [{key: value for key, value in record.items() if not key.startswith("eval/")} for record in run.records]
+
+
+def reversed_reward(records: Records) -> Records:
+    means = [record["reward/bright/mean"] for record in records if record["iteration"]]
+    return altered(records, reward__bright__mean=lambda iteration, _: means[-iteration])
+
+
+# what moves
+
+
+def test_a_stretch_is_compared_by_the_noise_of_neighbours() -> None:
+    points = [(n, 10.0 + (n % 2)) for n in range(1, 33)]  # neighbours differ by 1, so that their noise is 1 / sqrt 2
+    move = first_to_last(points)
+    assert move is not None
+    assert (move.before, move.after) == ((1, 8, 10.5), (25, 32, 10.5))
+    assert move.error == pytest.approx((0.5 * 2 / 8) ** 0.5)
+    assert move.errors == 0
+    assert first_to_last(points[:15]) is None
+    peak = [(n, float(n if n <= 20 else 40 - n)) for n in range(1, 41)]
+    best = best_to_last(peak)
+    assert best is not None
+    assert (best.before.first, best.before.last) == (16, 25)
+    assert best.difference == best.after.mean - best.before.mean < 0
+
+
+@pytest.mark.parametrize("iterations", [16, 20, 30, 60, 200])
+def test_noise_is_no_reason_for_a_warning(iterations: int) -> None:
+    config = {**GUIDED, "sampling": {"groups": 16, "group_size": 8, "guidance": 3.0}}
+    for seed in range(60):
+        source = random.Random(seed)
+        rewards = [source.gauss(0.5, 0.07) for _ in range(iterations)]
+        records = [
+            {"iteration": n, "reward/a/mean": value, "reward/a/std": 0.4, "reward/a/flat": 0.2, "advantage/a/share": 1.0}
+            for n, value in enumerate(rewards, 1)
+        ]
+        assert not [finding for finding in diagnose(Table(records, config)) if finding.solid]
+
+
+# each rule: a run that shows it, and one that does not
+
+
+def test_a_run_that_learns_has_nothing_wrong(learned: Trained) -> None:
+    assert diagnose(Table(without_evaluations(learned), learned.config, {})) == []
+    assert diagnose(Table(from_generator("honest"), laid_over(GUIDED, {"sampling": {"guidance": 1.0}}))) == []
+
+
+def test_small_updates_are_told_by_the_ratio_or_by_the_weights(still: Trained, learned: Trained) -> None:
+    told = found(still.records, still.config)
+    assert told["updates-too-small"].keys == {"training.optimizer.lr": 1e-8}
+    assert "moves from 1 by 0 at most, of a clip range of 0.1" in told["updates-too-small"].what
+    one = laid_over(still.config, {"training": {"updates": 1}})
+    assert "updates-too-small" not in found(still.records, one)
+    for size, wrong in ((1e-8, True), (1e-4, False)):
+        assert ("updates-too-small" in found(altered(still.records, weights__update=size), one)) is wrong
+    assert "updates-too-small" not in found(altered(learned.records, weights__update=1e-8), learned.config)  # it rises
+    warming = laid_over(one, {"training": {"warmup": 1000, "optimizer": {"lr": 1e-3}}})
+    assert found(altered(still.records, weights__update=1e-8), warming)["updates-too-small"].change.startswith(
+        "lower training.warmup"
+    )
+
+
+def test_few_and_small_groups_are_told_where_nothing_rises(still: Trained, learned: Trained) -> None:
+    told = found(still.records, still.config)
+    assert told["few-groups"].keys == {"sampling.groups": 16}
+    assert told["small-groups"].keys == {"sampling.group_size": 8}
+    assert not {"few-groups", "small-groups"} & set(found(still.records, laid_over(still.config, ENOUGH)))
+    assert not {"few-groups", "small-groups"} & set(found(learned.records, learned.config))
+
+
+def test_a_trust_region_that_cuts_most_losses_is_told(clipped: Trained, still: Trained) -> None:
+    told = found(clipped.records, clipped.config)["nearly-all-clipped"]
+    assert told.evidence["clip_fraction"] > 0.5
+    assert told.keys == {"training.optimizer.lr": 0.00033}
+    assert not told.solid  # yet
+    twice = [*clipped.records, *({**record, "iteration": record["iteration"] + 20} for record in clipped.records[1:])]
+    assert found(twice, clipped.config)["nearly-all-clipped"].solid
+    assert "nearly-all-clipped" not in found(altered(clipped.records, clip_fraction=0.3), clipped.config)
+    assert "nearly-all-clipped" not in found(still.records, still.config)
+
+
+def test_a_trust_region_that_nothing_reaches_is_told(still: Trained, learned: Trained) -> None:
+    moving = {"ratio__max_deviation": 0.05}
+    assert "nothing-clipped" in found(altered(still.records, **moving), still.config)
+    assert "nothing-clipped" not in found(altered(still.records, **moving, clip_fraction=0.1), still.config)
+    assert "nothing-clipped" not in found(learned.records, learned.config)
+
+
+def test_a_few_samples_with_all_the_weight_are_told(still: Trained) -> None:
+    for share, wrong in ((0.05, True), (0.5, False)):
+        assert ("few-effective-samples" in found(altered(still.records, effective_sample_size=share), still.config)) is wrong
+
+
+def test_a_flat_reward_without_another_reason_is_told_as_such(still: Trained, learned: Trained) -> None:
+    config = laid_over(still.config, ENOUGH)
+    moving = altered(still.records, ratio__max_deviation=0.05, clip_fraction=0.1)
+    assert list(found(moving, config)) == ["reward-flat"]
+    assert found(moving[:19], config) == {}  # too early
+    assert "reward-flat" not in found(learned.records, laid_over(learned.config, ENOUGH))
+
+
+def test_groups_without_spread_are_told(still: Trained, learned: Trained) -> None:
+    told = found(altered(still.records, reward__bright__flat=0.8), still.config)["no-spread-in-groups"]
+    assert told.keys == {"sampling.group_size": 8}
+    assert told.solid
+    assert not found(altered(still.records, reward__bright__flat=0.6), still.config)["no-spread-in-groups"].solid
+    assert "no-spread-in-groups" not in found(still.records, still.config)
+    assert "no-spread-in-groups" not in found(altered(learned.records, reward__bright__flat=0.8), learned.config)  # it rises
+
+
+def test_a_reward_that_is_used_up_is_told_from_one_that_is_too_hard(learned: Trained) -> None:
+    narrowing = altered(learned.records, reward__bright__flat=0.8, reward__bright__std=lambda iteration, std: std / iteration)
+    told = found(narrowing, learned.config)
+    assert "reward-saturated" in told
+    assert "no-spread-in-groups" not in told
+    assert "reward-saturated" not in found(altered(narrowing, reward__bright__flat=0.1), learned.config)
+
+
+def test_a_guided_velocity_that_is_regressed_is_told_where_the_reward_does_not_rise() -> None:
+    records = from_generator("guided")
+    told = diagnose(Table(records, GUIDED))[0]
+    assert (told.rule, told.keys) == ("guided-velocity", {"algorithm.guidance": 1})
+    for changes in (
+        {"algorithm": {"guidance": 1.0}},
+        {"algorithm": {"guidance": None}},  # off where velocities are regressed
+        {"sampling": {"guidance": 1.0}},
+    ):
+        assert "guided-velocity" not in found(records, laid_over(GUIDED, changes))
+    assert "guided-velocity" in found(records, laid_over(GUIDED, {"algorithm": {"guidance": 3.0}}))
+    assert "guided-velocity" not in found(records, GUIDED, {"guidance": "given"})  # a model that is given it as a number
+    assert "guided-velocity" not in found(from_generator("honest"), GUIDED)
+
+
+def test_steps_under_guidance_are_smaller_by_what_its_branches_add_up_to() -> None:
+    coupled = laid_over(GUIDED, {"algorithm": {"timesteps": None}})
+    told = found(from_generator("guided"), coupled)["steps-under-guidance"]
+    assert told.keys == {"training.optimizer.lr": 1.2e-4}  # a fifth: the branches enter with 3 and -2
+    assert "steps-under-guidance" not in found(from_generator("honest"), coupled)
+
+
+def test_a_reward_that_fell_is_told_with_what_helps(learned: Trained) -> None:
+    records = reversed_reward(without_evaluations(learned))
+    config = laid_over(learned.config, {"algorithm": {"kl": 0.0}})
+    told = found(records, config)
+    assert list(told) == ["rate-too-high", "no-kl"]
+    assert told["rate-too-high"].keys == {"training.optimizer.lr": 0.0067}
+    assert (told["rate-too-high"].solid, told["no-kl"].solid) == (True, False)
+    assert told["rate-too-high"].evidence["standard_errors"] < -6
+    assert "no-kl" not in found(records, laid_over(config, {"algorithm": {"kl": 0.1}}))
+    assert "no-kl" not in found(records, learned.config)  # an algorithm without the key
+
+
+def test_what_is_to_fall_or_is_given_up_for_another_reward_is_not_unlearned(learned: Trained) -> None:
+    records = reversed_reward(without_evaluations(learned))
+    assert found(records, laid_over(learned.config, {"rewards": {"bright": {"weight": -1.0}}})) == {}
+    means = [record["reward/bright/mean"] for record in without_evaluations(learned) if record["iteration"]]
+    both = altered(records, reward__other__mean=lambda iteration, _: means[iteration - 1], advantage__other__share=0.5)
+    assert not {"rate-too-high", "no-kl"} & set(found(both, learned.config))
+
+
+def test_reward_hacking_is_told_while_it_happens_and_after(learned: Trained) -> None:
+    told = found(learned.records, learned.config, learned.facts)["reward-hacking"]
+    assert told.what.startswith("bright rose from ")
+    assert "while held-out dark fell from " in told.what
+    assert told.solid
+    warned = [line for line in learned.warnings if "#reward-hacking" in line]
+    assert len(warned) == 1
+    wanted = laid_over(learned.config, {"rewards": {"dark": {"name": "bright", "weight": -1.0}}})  # it is to fall
+    assert "reward-hacking" not in found(learned.records, wanted)
+
+
+def test_prompts_that_are_used_up_are_told(learned: Trained) -> None:
+    told = found(learned.records, learned.config, learned.facts)["prompts-used-up"]
+    assert told.what.startswith("the 5 prompts were gone through 24 times: training rose")
+    assert "prompts-used-up" not in found(learned.records, learned.config, {"prompts": {"train": 1000}})
+    rising = [
+        record | ({"eval/dark/mean": record["iteration"]} if "eval/dark/mean" in record else {}) for record in learned.records
+    ]
+    assert "prompts-used-up" not in found(rising, learned.config, learned.facts)
+    few = {"prompts": {"train": 1}}
+    assert "prompts-used-up" in found(without_evaluations(learned), learned.config, few)
+
+
+def test_pictures_that_drift_as_the_reward_rises_are_told(learned: Trained, still: Trained) -> None:
+    drifted = altered(without_evaluations(learned), drift__alarm=lambda n, _: 2.0 if n > 20 else 0.0, drift__z=4.5)
+    told = found(drifted, learned.config)["drift"]
+    assert "by 4.5 standard deviations at most, since iteration 21" in told.what
+    assert "drift" not in found(altered(drifted, drift__alarm=0.0), learned.config)
+    assert "drift" not in found(altered(still.records, drift__alarm=2.0), still.config)
+
+
+def test_fresh_samples_that_are_clipped_are_told(learned: Trained) -> None:
+    fresh = "clip_fraction__first_update"
+    records = without_evaluations(learned)
+    told = found(altered(records, **{fresh: 0.05}), learned.config)["first-ratio"]
+    assert (told.keys, told.solid) == ({"training.recompute_log_prob": True}, False)
+    assert found(altered(records, **{fresh: 0.2}), learned.config)["first-ratio"].solid
+    grown = found(altered(records, **{fresh: lambda n, _: 0.002 * n}), learned.config)["first-ratio"]
+    assert "; it was 1.1% in the first 10 iterations" in grown.what
+    recomputed = laid_over(learned.config, {"training": {"recompute_log_prob": True}})
+    assert found(altered(records, **{fresh: 0.05}), recomputed)["first-ratio"].keys == {"training.precision": "float32"}
+    averaged = laid_over(learned.config, {"sampling": {"ema": {"name": "constant", "decay": 0.9}}})
+    assert "first-ratio" not in found(altered(records, **{fresh: 0.05}), averaged)
+    one = laid_over(learned.config, {"training": {"updates": 1}})  # then all of an iteration is its first update
+    whole = [{name: value for name, value in record.items() if "first" not in name} for record in records]
+    assert "first-ratio" in found(altered(whole, clip_fraction=0.05), one)
+
+
+def test_a_coefficient_at_its_bound_is_told(learned: Trained) -> None:
+    records = without_evaluations(learned)
+    told = found(altered(records, kl_coefficient=lambda n, _: min(2.0**n, 1024.0)), learned.config)["at-a-bound"]
+    assert told.what.startswith("kl_coefficient has stood at 1024 since iteration 10, its upper bound")
+    lower = altered(records, kl_coefficient=lambda n, _: max(0.5**n, 1e-3))
+    assert found(lower, learned.config)["at-a-bound"].change.startswith("raise training.optimizer.lr")
+    for steady in (lambda n, _: 2.0**n, lambda n, _: 0.5, lambda n, _: 1.0 + n % 2):
+        assert "at-a-bound" not in found(altered(records, kl_coefficient=steady), learned.config)
+
+
+def test_a_reward_that_supplies_nearly_all_of_the_advantage_is_told(learned: Trained) -> None:
+    shares = {"advantage__bright__share": 0.97, "advantage__other__share": 0.03, "reward__other__flat": 0.5}
+    records = altered(without_evaluations(learned), **shares, reward__bright__flat=0.5)
+    told = found(records, learned.config)["one-reward-dominates"]
+    assert told.keys == {"advantages.aggregate": "gdpo"}
+    assert "one-reward-dominates" not in found(altered(records, advantage__bright__share=0.9), learned.config)
+    twice = altered(records, advantage__bright__share=lambda n, _: 0.97 if n > 28 else 0.6)
+    assert "one-reward-dominates" not in found(twice, learned.config)
+
+
+def test_a_dominant_reward_is_one_of_several_that_differ() -> None:
+    def metrics(**shares: float) -> dict[str, float]:
+        named = {f"advantage/{label}/share": share for label, share in shares.items()}
+        return named | {f"reward/{label}/flat": 0.75 for label in shares}
+
+    assert dominant_reward(metrics(loud=0.97, quiet=0.03)) == "loud"
+    assert describe_dominance("loud", 1.2, "sum")[0].startswith("reward 'loud' supplies 100% of the advantage")
+    assert "gdpo" in describe_dominance("loud", 0.97, "sum")[1]
+    assert "gdpo" not in describe_dominance("loud", 0.97, "gdpo")[1]
+    assert dominant_reward(metrics(loud=0.9, quiet=0.1)) is None
+    assert dominant_reward(metrics(only=1.0)) is None
+    assert dominant_reward({}) is None
+
+
+def test_a_judge_that_takes_most_of_the_time_is_told(learned: Trained) -> None:
+    slow = altered(without_evaluations(learned), seconds__sample=1.0, seconds__update=1.0, seconds__reward=18.0)
+    told = found(slow, learned.config)["slow-judge"]
+    assert told.what == "rewards take 90% of the time, 18 seconds of an iteration"
+    assert told.solid
+    assert not found(altered(slow, seconds__reward=3.0), learned.config)["slow-judge"].solid
+    assert "slow-judge" not in found(altered(slow, seconds__reward=1.0), learned.config)
+
+
+def record(iteration: int, train: float, held: float | None = None, std: float = 0.1) -> dict[str, Any]:
+    made: dict[str, Any] = {"iteration": iteration}
+    if iteration:
+        made |= {"reward/proxy/mean": train, "advantage/proxy/share": 1.0, "reward/watched/mean": train}
+    if held is not None:
+        made |= {"eval/taste/mean": held, "eval/taste/std": std, "eval/samples": 100}
+    return made
+
+
+def test_a_held_out_reward_that_falls_while_training_rises_is_told() -> None:
+    records = [record(0, 0, 0.5), record(1, 0.1), record(2, 0.2, 0.6), record(3, 0.5), record(4, 0.6, 0.3)]
+    told = list(hacking_warnings(records))
+    assert len(told) == 1
+    assert told[0].startswith(
+        "proxy rose from 0.2 to 0.6 in training while held-out taste fell from 0.6 (after iteration 2) to 0.3 (after 4)"
+    )
+    assert "checkpoint of iteration 2" in told[0]
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [record(0, 0, 0.5), record(1, 0.1), record(2, 0.4, 0.6)],  # both rise
+        [record(0, 0, 0.5), record(1, 0.4), record(2, 0.1, 0.3)],  # both fall
+        [record(0, 0, 0.5, 1.0), record(1, 0.1), record(2, 0.4, 0.3, 1.0)],  # within two standard errors: 0.28
+        [record(0, 0, 0.5)],
+        [],
+    ],
+)
+def test_what_is_no_hacking_is_not_called_so(records: list[Mapping[str, Any]]) -> None:
+    assert list(hacking_warnings(records)) == []
+
+
+# the page
+
+
+def test_every_rule_has_a_heading_on_the_page() -> None:
+    page = HERE.parents[2] / "docs" / "when_it_does_not_learn.md"
+    lines = page.read_text().splitlines()
+    headings = {line.lstrip("# ").lower().replace(" ", "-") for line in lines if line.startswith("### ")}
+    assert headings == set(get_args(Rule))
+
+
+# while a run goes on
+
+
+def test_a_finding_is_warned_of_once_from_a_bounded_window(learned: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    monkeypatch.setattr(watching, "diagnose", lambda table: looked.append(len(table.records)) or diagnose(table))
+    watch = Watch(learned.config, {})
+    falling = reversed_reward(without_evaluations(learned))
+    said = [sentence for record in falling for sentence in watch.add(record)]
+    assert len(said) == 1
+    assert said[0].startswith("reward 'bright' fell")
+    assert said[0].endswith("(docs/when_it_does_not_learn.md#rate-too-high)")
+    assert looked == [6, 11, 16, 21, 26, 31]
+    for number in range(31, 1000):
+        watch.add({"iteration": number, "loss": 1.0, "reward/bright/mean": float("nan")})
+    assert max(looked) == WINDOW
+
+
+def test_a_run_that_learns_is_not_warned(learned: Trained) -> None:
+    assert [line for line in learned.warnings if "#reward-hacking" not in line] == []
+    watch = Watch(laid_over(GUIDED, {"sampling": {"guidance": 1.0}}), {})
+    assert [sentence for record in from_generator("honest") for sentence in watch.add(record)] == []
+
+
+# the command
+
+
+def test_the_command_ranks_and_says_what_to_change(learned: Trained, invoke: Invoke) -> None:
+    code, out, err = invoke("doctor", learned.path)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == f"{learned.path}: 30 of 30 iterations, finished"
+    assert lines[1].startswith("1. bright rose from ")
+    assert lines[2].startswith("   look at the pictures")
+    assert lines[3] == "   docs/when_it_does_not_learn.md#reward-hacking"
+    assert lines[4].startswith("2. the 5 prompts were gone through 24 times")
+
+
+def test_a_run_that_ends_names_the_likeliest(learned: Trained) -> None:
+    said: list[str] = []
+    _print_summary(learned.directory, said.append)
+    (line,) = [line for line in said if line.startswith("doctor: ")]
+    assert line.startswith(f"doctor: 2 findings, the likeliest first with flowfactory doctor {learned.path}: bright rose from ")
+
+
+def test_programs_get_one_object(learned: Trained, invoke: Invoke) -> None:
+    code, out, _ = invoke("doctor", learned.path, "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert told["state"] == "30 of 30 iterations, finished"
+    assert [finding["rule"] for finding in told["findings"]] == ["reward-hacking", "prompts-used-up"]
+    assert {"rule", "about", "weight", "what", "change", "keys", "evidence", "page"} == set(told["findings"][0])
+
+
+def test_exit_codes_are_for_bad_paths_and_for_who_asks(learned: Trained, invoke: Invoke, tmp_path: Path) -> None:
+    assert invoke("doctor", learned.path, "--strict")[0] == 1
+    code, out, err = invoke("doctor", tmp_path / "nowhere")
+    assert (code, out, err) == (2, "", f"error: {tmp_path / 'nowhere'} is no run directory: it has no config.yaml\n")
+    (tmp_path / "config.yaml").write_text("{}")
+    code, out, _ = invoke("doctor", tmp_path, "--strict")
+    assert code == 0
+    assert out.endswith("nothing is wrong so far; of how rewards move, rules speak from iteration 16 on\n")
+
+
+def test_a_run_is_looked_at_while_it_goes_on_and_after_it_failed(learned: Trained, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "config.yaml").write_bytes(learned.directory.config.read_bytes())
+    content = learned.directory.metrics.read_bytes()
+    (path / "metrics.jsonl").write_bytes(content[: len(content) // 2])  # within a line
+    (path / "run.json").write_text(json.dumps({"under_way": "token"}))
+    said: list[str] = []
+    table, state = read_table(path, said.append)
+    assert state.endswith(f"{table.trained[-1]['iteration']} of 30 iterations, under way, or killed")
+    assert len(said) == 1
+    assert "line" in said[0]
+    (path / "run.json").write_text(json.dumps({"end": {"how": "failed", "sentence": "the disk is full"}}))
+    assert read_table(path, said.append)[1].endswith("failed: the disk is full")
+
+
+def test_no_torch_and_no_plugin_is_imported(learned: Trained, tmp_path: Path) -> None:
+    path = tmp_path / "of_a_stranger"
+    path.mkdir()
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
+    config = {**learned.config, "plugins": [str(plugin)], "model": {"name": "unheard-of"}}
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    (path / "metrics.jsonl").write_bytes(learned.directory.metrics.read_bytes())
+    program = (
+        "import sys\nfrom flowfactory.cli.main import main\n"
+        f"sys.argv = ['flowfactory', 'doctor', {str(path)!r}]\n"
+        "try:\n    main()\nfinally:\n    print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "#reward-hacking" in done.stdout
+    assert done.stdout.endswith("False\n")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "[]",
+        "training: 3\nsampling: [1]\nalgorithm: text\nrewards: {bright: 7}\nadvantages: null\n",
+        "sampling: {guidance: 1e999, groups: -5, group_size: 0}\ntraining: {optimizer: {lr: -.inf}, updates: many}\n",
+        f"sampling: {{guidance: {'9' * 400}, groups: 1e99}}\nalgorithm: {{timesteps: 1, kl: .nan, guidance: {{}}}}\n",
+        "a: [",
+    ],
+)
+def test_whatever_a_stranger_writes_costs_no_traceback(config: str, learned: Trained, invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(config)
+    rows = [{"iteration": 5, "reward/\x1b[2J/mean": 1e99, "advantage/a/share": -1e99, "reward/a/b/c": 3}] * 40
+    odd = [
+        {"iteration": 9 - n % 9, "eval//mean": float(n), "reward//mean": 1e99 * (-1) ** n, "advantage//share": 1}
+        for n in range(60)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *odd, *learned.records]))
+    (tmp_path / "run.json").write_text('{"prompts": {"train": "many"}, "end": [], "guidance": {}}')
+    code, out, _ = invoke("doctor", tmp_path)
+    assert code == 0
+    assert "\x1b" not in out
+    assert out.splitlines()[0].startswith(f"{tmp_path}: ")
+
+
+def test_a_run_that_fails_still_has_its_doctor(make: Callable[..., Trained], tmp_path: Path, invoke: Invoke) -> None:
+    with pytest.raises(RunError):
+        make("failing", {"rewards": {"bright": {"name": "bright", "nan_from": 4}}, "prompts": {"heldout": None}})
+    folder = max(tmp_path.parent.parent.glob("*/failing*/run"), key=lambda path: path.stat().st_mtime)
+    code, out, _ = invoke("doctor", folder)
+    assert code == 0
+    assert out.startswith(f"{RunDirectory(folder).path}: ")
+    assert "failed: reward" in out
