@@ -157,6 +157,8 @@ class SamplingPlan:
     goes there with its evaluation.
     ``teacher_guidance``: the largest guidance that an algorithm will ask of weights beside those that draw, so that the
     conditions bring what it needs. ``storage``: the dtype that latents have between steps, None for that of the noise.
+    ``windows``: the stochastic steps of the samples of each prompt, by its index and as many for each, of which ``stochastic``
+    has all; empty where they are the same for all.
     """
 
     steps: int
@@ -168,6 +170,7 @@ class SamplingPlan:
     keys: tuple[NoiseKey, ...] = ()
     stochastic: frozenset[int] = frozenset()
     recorded: frozenset[int] = frozenset()
+    windows: Mapping[int, frozenset[int]] = field(default_factory=dict)
     means: bool = False
     weights: str | None = None
     teacher_guidance: float = 1.0
@@ -176,6 +179,11 @@ class SamplingPlan:
     cache_threshold: float | None = None
     weights_as: str | None = None
     keep_graph: Callable[[Step, Evaluation], None] | None = None
+
+    @property
+    def records_own(self) -> bool:
+        """Whether of each sample the steps of its own window are recorded, and not the same ones of all."""
+        return bool(self.windows) and self.recorded == self.stochastic
 
     def rows(self, index: Index) -> SamplingPlan:
         """The plan of the samples ``index``."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from flowfactory.device_copies import send
 from flowfactory.errors import UserError
 from flowfactory.flow.noise import noise
+from flowfactory.flow.windows import join_own, rows_within, within
 from flowfactory.types import Agree, Conditions, Evaluation, Index, SamplingPlan, Step, Velocity, as_they_are
 
 LOG_ROOT_TAU = 0.9189385175704956
@@ -113,11 +114,12 @@ def rollout(
 
     Recorded steps are computed as training computes them, the others within ``plan.unrecorded``. What ``plan.keep_graph`` is
     given has a graph, and what is returned then has none.
-    Steps in ``plan.stochastic`` follow ``plan.dynamics``, the others the ODE, and are recorded without next latents.
+    Steps in ``plan.stochastic`` follow ``plan.dynamics``, the others the ODE, and are recorded without next latents. Where
+    there are ``plan.windows``, a step follows the dynamics for the samples that have it in theirs.
     Latents keep the dtype of ``plan.storage``, else of ``start``, and are rounded to it before their log-density is taken, so
     that replay sees what sampling saw.
     """
-    latents, steps = start.to(plan.storage or start.dtype), []
+    latents, steps = start.to(plan.storage or start.dtype), dict[int, Step]()
     for i, (now, then) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
         sigma = torch.full((len(latents),), now, device=latents.device)
         next_sigma = torch.full((len(latents),), then, device=latents.device)
@@ -130,6 +132,8 @@ def rollout(
         if i in plan.stochastic:
             mean, std = plan.dynamics.transition(v.float(), x, s, s_next)
             arrived = mean + std * noise(plan, latents.shape[1:], i, latents.device)
+            if plan.windows:
+                arrived = torch.where(within(plan, i, latents), arrived, euler(v.float(), x, s, s_next))
         else:
             arrived = euler(v.float(), x, s, s_next)
         arrived = arrived.to(latents.dtype)
@@ -138,9 +142,10 @@ def rollout(
             if i in plan.stochastic:
                 step = replace(step, next_sigma=next_sigma, next_latents=arrived)
             drawn = evaluate(v, step) if plan.keep_graph is None else _keep_graph(graph, step, plan.keep_graph)
-            steps.append(replace(step, log_prob=drawn.log_prob, mean=drawn.mean if plan.means else None))
+            step = replace(step, log_prob=drawn.log_prob, mean=drawn.mean if plan.means else None)
+            steps[i] = step.rows(rows_within(plan, i)) if plan.records_own else step
         latents = arrived
-    return latents, tuple(steps)
+    return latents, join_own(plan, steps, conditions) if plan.records_own else tuple(steps.values())
 
 
 @contextmanager
