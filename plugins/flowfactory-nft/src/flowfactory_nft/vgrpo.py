@@ -81,7 +81,7 @@ class VGRPO:
             found = ((at, *policy.compare(at.step, self._wanted)) for at in pieces)
             with torch.no_grad():  # one after the other, since a velocity is as large as the latents
                 ahead = [(log_ratio(at, new, kept), kept) for at, new, kept in found]
-        samples = len(pieces[0].samples) // len(pieces[0].time.unique())
+        samples = len(pieces[0]) // (int(pieces[0].time[-1]) + 1)
         whole = _by_time([log for log, _ in ahead], samples).mean(0) if ahead else pieces[0].step.sigma.new_zeros(samples)
         for i, at in enumerate(pieces):
             new, kept = policy.compare(at.step, {} if ahead else self._wanted)
