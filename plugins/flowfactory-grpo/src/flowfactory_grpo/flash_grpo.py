@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flowfactory import RunConfig
-    from flowfactory.types import Dynamics
 
 
 class FlashGRPOConfig(PolicyGradientConfig):
@@ -100,7 +99,7 @@ def _window(plan: SamplingPlan, prompt: int) -> frozenset[int]:
     return plan.dynamics.window(plan.steps, plan.iteration, source)
 
 
-def rectification(dynamics: Dynamics, sigma: Tensor, next_sigma: Tensor) -> Tensor:
+def rectification(dynamics: Any, sigma: Tensor, next_sigma: Tensor) -> Tensor:
     """[b]: one over |d log-density / d velocity| of a step whose noise is one standard deviation, Flash-GRPO, arXiv:2605.15980.
 
     For a Gaussian density it is the standard deviation over how far the mean moves with the velocity. Where the mean is linear
