@@ -75,6 +75,13 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
             "sampling": {"keep_on": "host", "group_size": 5},
         },
     ),
+    # each prompt has a recorded step of its own
+    "windows": (
+        "flux1",
+        LORA,
+        {"name": "flash-grpo", "clip_range": 0.05},
+        {"sampling": {"dynamics": SDE | {"num_sde_steps": 1}, "groups": 4, "group_size": 3}, "training": {"updates": 2}},
+    ),
     "whole weights": ("flux1", "full", GRPO, {"distributed": {"shard": 1}, "training": {"updates": 2}}),
     "host": (
         "flux1",

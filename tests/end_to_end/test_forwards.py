@@ -54,6 +54,25 @@ def test_its_kl_needs_one_more(taken, name):
     assert taken({"name": name, "kl": KL}, SDE, updates=2) == needs(train=2, no_grad=2)
 
 
+@pytest.mark.parametrize(("kl", "no_grad"), [(0, 0), (KL, 1)])
+def test_one_trained_step_a_picture_needs_one_forward(taken, kl, no_grad):
+    one = {"name": "flow-sde", "num_sde_steps": 1}
+    assert taken({"name": "flash-grpo", "kl": kl}, one, updates=2) == needs(train=1, no_grad=no_grad)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "no_grad"), [({"name": "rvm"}, 0), ({"name": "rvm", "kl": KL}, TIMES), ({"name": "ram"}, TIMES)]
+)
+def test_without_a_ratio_no_old_weights_are_needed(taken, algorithm, no_grad):
+    assert taken(algorithm, ODE, updates=2) == needs(train=TIMES, no_grad=no_grad)
+
+
+@pytest.mark.parametrize(("together", "looks"), [(4, 1), (2, 2), (1, 2)])
+def test_a_ratio_of_several_times_is_looked_at_first_where_they_fit_no_forward(taken, together, looks):
+    found = taken({"name": "v-grpo"}, ODE, updates=2, timesteps_per_forward=together)
+    assert found == needs(train=4, no_grad=looks * 4 / 2)
+
+
 @pytest.mark.parametrize("name", ["nft", "awm"])
 @pytest.mark.parametrize(("updates", "old"), [(1, 0), (2, TIMES / 2), (4, TIMES * 3 / 4)])
 def test_old_weights_cost_nothing_while_they_are_the_present_ones(taken, name, updates, old):

@@ -159,6 +159,8 @@ class SamplingPlan:
     conditions bring what it needs. ``storage``: the dtype that latents have between steps, None for that of the noise.
     ``starts``: the keys of the noise that samples start from, where these are others than ``keys``: members of a group may
     share one. ``shares_prefix``: whether samples of one start are one until the first step that is stochastic or recorded.
+    ``windows``: the stochastic steps of the samples of each prompt, by its index and as many for each, of which ``stochastic``
+    has all; empty where they are the same for all.
     """
 
     steps: int
@@ -170,6 +172,7 @@ class SamplingPlan:
     keys: tuple[NoiseKey, ...] = ()
     stochastic: frozenset[int] = frozenset()
     recorded: frozenset[int] = frozenset()
+    windows: Mapping[int, frozenset[int]] = field(default_factory=dict)
     means: bool = False
     weights: str | None = None
     teacher_guidance: float = 1.0
@@ -180,6 +183,11 @@ class SamplingPlan:
     keep_graph: Callable[[Step, Evaluation], None] | None = None
     starts: tuple[NoiseKey, ...] = ()
     shares_prefix: bool = False
+
+    @property
+    def records_own(self) -> bool:
+        """Whether of each sample the steps of its own window are recorded, and not the same ones of all."""
+        return bool(self.windows) and self.recorded == self.stochastic
 
     def rows(self, index: Index) -> SamplingPlan:
         """The plan of the samples ``index``."""

@@ -13,12 +13,12 @@ from torch import Tensor
 from flowfactory.device_copies import send
 from flowfactory.errors import UserError
 from flowfactory.flow.noise import noise
-from flowfactory.flow.solvers import Solver, make_solver
+from flowfactory.flow.solvers import Solver, euler, make_solver
+from flowfactory.flow.windows import join_own, rows_within, within
 from flowfactory.types import Agree, Conditions, Evaluation, Index, NoiseKey, SamplingPlan, Step, Velocity, as_they_are, take
 
 LOG_ROOT_TAU = 0.9189385175704956
 """Half the logarithm of 2π, in float32 as densities are: written out, for to ask PyTorch is to import it."""
-"""log(sqrt(2 pi)) as float32 has it."""
 
 
 def expand_sigma(sigma: Tensor, latents: Tensor) -> Tensor:
@@ -118,7 +118,8 @@ def rollout(
 
     Recorded steps are computed as training computes them, the others within ``plan.unrecorded``. What ``plan.keep_graph`` is
     given has a graph, and what is returned then has none.
-    Steps in ``plan.stochastic`` follow ``plan.dynamics``, the others the ODE, and are recorded without next latents.
+    Steps in ``plan.stochastic`` follow ``plan.dynamics``, the others the ODE, and are recorded without next latents. Where
+    there are ``plan.windows``, a step follows the dynamics for the samples that have it in theirs.
     Latents keep the dtype of ``plan.storage``, else of ``start``, and are rounded to it before their log-density is taken, so
     that replay sees what sampling saw.
     Where ``plan.shares_prefix``, the steps before the first that is stochastic or recorded are taken once for all samples of
@@ -148,7 +149,7 @@ def _steps(
     velocity: Velocity, latents: Tensor, sigmas: Sequence[float], conditions: Conditions, plan: SamplingPlan, numbers: range
 ) -> tuple[Tensor, tuple[Step, ...]]:
     """The latents after the steps ``numbers``, and those steps that are recorded."""
-    steps: list[Step] = []
+    steps: dict[int, Step] = {}
     solver: Solver | None = None
 
     dtype = latents.dtype
@@ -167,6 +168,8 @@ def _steps(
             mean, std = plan.dynamics.transition(v.float(), x, s, s_next)
             arrived = mean + std * noise(plan, latents.shape[1:], i, latents.device)
             solver = None  # what it remembers is of the path before
+            if plan.windows:
+                arrived = torch.where(within(plan, i, latents), arrived, euler(v.float(), x, s, s_next))
         else:
             solver = solver or make_solver(plan.dynamics)
             arrived = solver.step(v.float(), latents.float(), sigmas[i], sigmas[i + 1], look_ahead)
@@ -176,9 +179,10 @@ def _steps(
             if i in plan.stochastic:
                 step = replace(step, next_sigma=next_sigma, next_latents=arrived)
             drawn = evaluate(v, step) if plan.keep_graph is None else _keep_graph(graph, step, plan.keep_graph)
-            steps.append(replace(step, log_prob=drawn.log_prob, mean=drawn.mean if plan.means else None))
+            step = replace(step, log_prob=drawn.log_prob, mean=drawn.mean if plan.means else None)
+            steps[i] = step.rows(rows_within(plan, i)) if plan.records_own else step
         latents = arrived
-    return latents, tuple(steps)
+    return latents, join_own(plan, steps, conditions) if plan.records_own else tuple(steps.values())
 
 
 def _at(sigma: float, latents: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""DiffusionNFT, arXiv:2509.16117."""
+"""DiffusionNFT, arXiv:2509.16117, and V-GRPO, arXiv:2604.23380, which learns from the same error."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,5 +8,6 @@ from flowfactory import hookimpl
 
 @hookimpl
 def register_components(register: Callable[[str, str, Any], None]) -> None:
-    """Register the algorithm ``nft``."""
+    """Register the algorithms ``nft`` and ``v-grpo``."""
     register("algorithm", "nft", "flowfactory_nft.nft:NFTConfig")
+    register("algorithm", "v-grpo", "flowfactory_nft.vgrpo:VGRPOConfig")

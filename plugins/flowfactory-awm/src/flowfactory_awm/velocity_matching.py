@@ -1,0 +1,67 @@
+"""What RAM and RVM share: the pretraining loss weighed by the advantage, and a pull to another velocity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from flowfactory import At, Experience, Loss, Policy, hookimpl
+from flowfactory.flow import NoisedBatch, Timesteps, noised_micro_batches
+from flowfactory.policy import REFERENCE, Comparison
+from flowfactory.rl import squared_error, velocity_kl
+
+if TYPE_CHECKING:
+    from flowfactory.policy import Decay
+
+
+ANCHOR = "anchor"
+
+
+class Anchor(NamedTuple):
+    """The weights whose velocity is pulled to, and how much: an average that moves as ``decay`` says, else the reference."""
+
+    weight: float
+    decay: Decay | None = None
+
+
+class VelocityMatching:
+    """One loss a sample and training time. There is no ratio, so no weights are kept but those of the anchor.
+
+    At the weights that an iteration began with, its gradient is AWM's of the uniform weighting times ``scale``.
+    """
+
+    def __init__(self, timesteps: Timesteps, scale: float, anchor: Anchor) -> None:
+        self._timesteps, self._scale, self._anchor = timesteps, scale, anchor
+        at = At(REFERENCE if anchor.decay is None else ANCHOR)
+        self._kept = {ANCHOR: at} if anchor.weight else {}
+
+    @hookimpl
+    def run_started(self, policy: Policy) -> None:
+        """Keep what is pulled to, if anything is."""
+        if not self._anchor.weight:
+            return
+        if self._anchor.decay is None:
+            policy.keep_reference()
+        else:
+            policy.track_ema(ANCHOR, self._anchor.decay)
+
+    @hookimpl
+    def comparisons(self, experience: Experience) -> Iterator[Comparison]:
+        """What is compared at each place."""
+        for at in noised_micro_batches(experience, self._timesteps):
+            yield at.step, self._kept
+
+    @hookimpl
+    def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
+        """scale A |v - (noise - x0)|² + weight |v - v_anchor|² at each place."""
+        for at in noised_micro_batches(experience, self._timesteps):
+            yield self.loss(at, policy)
+
+    def loss(self, at: NoisedBatch, policy: Policy) -> Loss:
+        """The losses of the rows of ``at``."""
+        new, kept = policy.compare(at.step, self._kept)
+        error = squared_error(new.velocity, at.target)
+        loss = Loss(self._scale * at.samples.advantages * error, metrics={"matching_error": error})
+        if not self._kept:
+            return loss
+        return loss.add_term("kl", self._anchor.weight, velocity_kl(new.velocity, kept[ANCHOR].velocity))
