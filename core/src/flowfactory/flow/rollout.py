@@ -117,12 +117,12 @@ def rollout(
     Latents keep the dtype of ``plan.storage``, else of ``start``, and are rounded to it before their log-density is taken, so
     that replay sees what sampling saw.
     """
-    latents, steps = start.to(plan.storage or start.dtype), []
+    latents, steps, given = start.to(plan.storage or start.dtype), [], conditions.under(plan.guidance)
     for i, (now, then) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
         sigma = torch.full((len(latents),), now, device=latents.device)
         next_sigma = torch.full((len(latents),), then, device=latents.device)
         with _forward(i, plan):
-            graph = velocity(latents, sigma, conditions, plan.guidance)
+            graph = velocity(latents, sigma, given, plan.guidance)
         v = graph if plan.keep_graph is None else graph.detach()
         if v.shape != latents.shape:  # which arithmetic would broadcast
             raise UserError(f"model: its velocity has shape {list(v.shape)} where its latents have {list(latents.shape)}")

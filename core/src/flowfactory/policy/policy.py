@@ -131,7 +131,7 @@ class Policy:
         if self._takes_drawn and torch.is_grad_enabled() and (drawn := self.drawn_graphs.take(step)) is not None:
             return drawn
         with self.precision():
-            found = self._evaluate(step)
+            found = self._evaluate(replace(step, conditions=step.conditions.under(step.guidance)))
         return found.detach() if self._drops_graphs else found
 
     @contextmanager

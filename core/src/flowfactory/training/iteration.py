@@ -10,9 +10,9 @@ from flowfactory.data import batches
 from flowfactory.experience import Experience
 from flowfactory.rewards import statistics
 from flowfactory.rl.advantages import advantages, reward_contributions
+from flowfactory.training.guidance import drawn_and_learned, most_guidance, training_plan
 from flowfactory.training.judging import Judging
 from flowfactory.training.metrics import Timer, UpdateMetrics, peak_memory
-from flowfactory.training.plans import sampling_plan
 from flowfactory.training.recompute import recompute_log_prob
 from flowfactory.training.rollouts import Rollouts, roll_out
 from flowfactory.training.sampler import concatenate
@@ -24,21 +24,21 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     """The samples of an iteration: sample, reward, advantage."""
     config, ranks, workers = run.config, run.ranks, run.ranks.workers
     batch = _batch(run, iteration)
-    plan = sampling_plan(run.assembly, config, iteration, batch.keys)
+    plan = training_plan(run, iteration, batch.keys)
     if config.training.keep_graphs:
         run.policy.drawn_graphs.held.clear()  # of an iteration that preflight has made begin again
         plan = replace(plan, keep_graph=run.policy.drawn_graphs.keep)
-    guidance = max(plan.guidance, plan.teacher_guidance)
-    known = run.sampler.conditions(batch.prompts, guidance, plan.canvas)
+    known = run.sampler.conditions(batch.prompts, most_guidance(plan), plan.canvas)
+    shown, learned = drawn_and_learned(known, plan, config.algorithm)
     if iteration + 1 < config.training.iterations:
-        run.sampler.read_ahead(_batch(run, iteration + 1).prompts, guidance, plan.canvas)
+        run.sampler.read_ahead(_batch(run, iteration + 1).prompts, most_guidance(plan), plan.canvas)
     judges = config.distributed.count_reward_ranks(workers.count)
     judging = Judging(run.assembly.rewards, batch, ranks, judges, run.sampler.frame_rate)
     pieces, batch_size = [], config.sampling.batch_size
     held: list[list[int]] = [[] for _ in range(workers.count)]
     for rows in batches.split_whole_groups(batch, batch_size * workers.count):
         with timer("sample"):
-            drawn = roll_out(run.sampler, batch.rows(rows), known.rows(rows), plan.rows(rows), batch_size, ranks)
+            drawn = roll_out(run.sampler, batch.rows(rows), shown.rows(rows), plan.rows(rows), batch_size, ranks)
         with timer("reward"):
             judging.add(drawn, rows)
         # media are the largest there is, and are with their rewards; a view would keep them all the same
@@ -49,13 +49,13 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
         run.policy.drawn_graphs.check_drawn()
     with timer("reward"):
         rewards = judging.scores()
-    trajectory = concatenate(pieces, known.rows(held[workers.rank]))
+    trajectory = concatenate(pieces, learned.rows(held[workers.rank]))
     chosen = config.advantages
     advantage = advantages(rewards, reward_weights(config), batch.groups, chosen.aggregate, chosen.spread, chosen.clip)
     experience = Experience(
         latents=trajectory.latents,
         steps=trajectory.steps,
-        conditions=known,
+        conditions=learned,
         plan=plan,
         rewards=rewards,
         advantages=advantage.to(trajectory.latents.device),

@@ -47,6 +47,11 @@ class Sampler:
         """Frames a second of what the model draws; None for pictures."""
         return self._trainable.frame_rate
 
+    @property
+    def guided(self) -> bool:
+        """Whether guidance above 1 leads away from a negative prompt, rather than being a number that the model is given."""
+        return self._trainable.guided
+
     def prepare(self, wanted: Wanted) -> int:
         """Have all that drawing the prompts, each on its canvas, may need encoded; returns how many prompts had to be.
 
