@@ -149,14 +149,14 @@ class Trace:
         if config.training.keep_graphs:
             plan = replace(plan, keep_graph=run.policy.drawn_graphs.keep)
         known = run.sampler.conditions(batch.prompts, most_guidance(plan), plan.canvas)
-        shown, learned = drawn_and_learned(known, plan, config.algorithm)
+        given, learned = drawn_and_learned(known, plan, config.algorithm)
         rounds = [len(rows) for rows in batches.split_whole_groups(batch, sampling.batch_size * self._ranks)]
         together = math.ceil(max(rounds) / self._ranks)
         mine = sum(math.ceil(rows / self._ranks) for rows in rounds)
         traced = min(together, 2 * sampling.batch_size)
         self._forwards.begin()
         start = counter.live
-        drawn = run.sampler.draw(shown.rows(range(traced)), plan.rows(range(traced)), sampling.batch_size)
+        drawn = run.sampler.draw(given.rows(range(traced)), plan.rows(range(traced)), sampling.batch_size)
         decoded = counter.lap() - start
         graphs = counter.live
         run.policy.drawn_graphs.held.clear()
