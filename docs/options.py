@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from flowfactory.config import component_slots
-from flowfactory.config.component import ComponentConfig, LoraConfig, ModelConfig
+from flowfactory.config.component import AlgorithmConfig, ComponentConfig, LoraConfig, ModelConfig
 from flowfactory.config.component_slots import schema_type
 from flowfactory.config.ema import Decay
 from flowfactory.config.feature_caches import FirstBlockConfig
@@ -96,6 +96,7 @@ UNITS = {
     "_Continuous.shift": "factor",
     "LogitNormal.mean": "log-odds of sigma",
     "LogitNormal.std": "log-odds of sigma",
+    "AlgorithmConfig.guidance": "factor",
     "PolicyGradientConfig.kl": "factor",
     "GRPOConfig.clip_range": "ratio",
     "GRPOGuardConfig.clip_range": "normalised ratio",
@@ -119,6 +120,7 @@ UNITS = {
     "DPOConfig.beta": "factor",
     "DGPOConfig.beta": "factor",
     "DGPOConfig.kl": "factor",
+    "DGPOConfig.kl_guidance": "factor",
     "CRDConfig.beta": "factor",
     "CRDConfig.temperature": "optimality",
     "CRDConfig.advantage_max": "advantage",
@@ -197,6 +199,7 @@ DEFAULTS = {
 
 SHARED: dict[str, type[BaseModel]] = {
     "model": ModelConfig,
+    "algorithm": AlgorithmConfig,
     "family": FamilyConfig,
     "lora": LoraConfig,
     "slide": Slide,

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 class NetConfig(ModelConfig):
     """A velocity of two linear layers, which adapters go on."""
+
+    detaches_negatives: ClassVar[bool] = True
 
     guided: bool = False
 
@@ -64,11 +66,11 @@ class Net:
         return flow.evaluate(self.velocity(step.latents, step.sigma, step.conditions, step.guidance), step)
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
-        velocity = self._forward(latents, sigma, conditions)
         if conditions.negative is None:
-            return velocity
-        opposite = self._forward(latents, sigma, conditions.negative)
-        return opposite + guidance * (velocity - opposite)
+            return self._forward(latents, sigma, conditions)
+        with flow.negative_branch(conditions.negative):
+            opposite = self._forward(latents, sigma, conditions.negative)
+        return opposite + guidance * (self._forward(latents, sigma, conditions) - opposite)
 
     def _forward(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
         inputs = torch.cat([latents.flatten(1), sigma[:, None], conditions.stack("length")[:, None]], 1)

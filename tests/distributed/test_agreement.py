@@ -83,6 +83,18 @@ def test_where_others_conditions_are_not_known_a_drawing_asks_once_and_a_forward
     assert len(asked.kinds) == 1 + len(steps)
 
 
+def test_a_negative_branch_without_a_gradient_is_agreed_on_apart(made: Any, tmp_path: Path) -> None:
+    asked = made("qwen-image", tiny_qwen_image.qwen_image(tmp_path / "model"), Canvas(16, 16, None))
+    exact = asked.draw(shapes_are_told=True)
+    asked.conditions = replace(asked.conditions, negative=replace(asked.conditions.negative, detached=True))
+    steps = asked.draw(shapes_are_told=False)
+    assert len(asked.kinds) == 2, "one for each of the two forwards"
+    for ours, theirs in zip(steps, exact, strict=True):
+        torch.testing.assert_close(ours.latents, theirs.latents, rtol=1e-4, atol=1e-4)
+    asked.model.log_prob(steps[0])
+    assert len(asked.kinds) == 4
+
+
 def test_conditions_that_cannot_share_a_forward_are_agreed_on_though_a_ranks_own_are_alike(made: Any, tmp_path: Path) -> None:
     asked = made("qwen-image", tiny_qwen_image.qwen_image(tmp_path / "model"), Canvas(16, 16, None))
     others = asked.conditions.own_shapes() | {(("another", (3, 3)),)}

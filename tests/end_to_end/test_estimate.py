@@ -83,6 +83,21 @@ def test_a_run_of_the_tiny_generator_takes_what_is_foretold(
     assert estimate(run).peak == pytest.approx(most_allocated(run), rel=0.05)
 
 
+def test_guidance_that_is_trained_under_is_foretold_and_half_of_it_without_a_gradient(tmp_path: Path) -> None:
+    def guided(algorithm: dict[str, Any], guidance: float = 3.0) -> RunConfig:
+        return config(tmp_path, {"name": "tiny", "train": LORA}, algorithm, sampling={"guidance": guidance})
+
+    def activations(algorithm: dict[str, Any], guidance: float = 3.0) -> int:
+        return estimate(guided(algorithm, guidance)).parts["activations"].device
+
+    without, both = activations(NFT, 1.0), NFT | {"guidance": 3}
+    assert activations(NFT) == pytest.approx(without, rel=0.01)  # drawn under guidance, trained without
+    assert 1.7 < activations(both) / without < 2.1
+    assert 0.9 < activations(both | {"guidance_gradient": "conditional"}) / without < 1.1
+    run = guided(GRPO | {"guidance_gradient": "conditional"})
+    assert estimate(run).peak == pytest.approx(most_allocated(run), rel=0.05)
+
+
 @pytest.mark.parametrize("key", CASES)
 def test_every_model_is_foretold_with_the_weights_of_its_files(
     key: str, checkpoints: Callable[[str], Path], tmp_path: Path

@@ -73,12 +73,14 @@ class Conditions:
     """What the model's ``encode`` made, one mapping per sample; opaque to everyone but the model.
 
     The samples of a prompt share one mapping. ``negative`` is there when guidance needs it. ``shapes``: what there is among
-    all ranks' conditions and negative ones of the plan that these are part of; empty where nobody told.
+    all ranks' conditions and negative ones of the plan that these are part of; empty where nobody told. ``detached``: whether
+    forwards under these have no gradient, see :func:`flowfactory.flow.negative_branch`.
     """
 
     entries: tuple[Mapping[str, Tensor], ...]
     negative: Conditions | None = None
     shapes: frozenset[Shapes] = frozenset()
+    detached: bool = False
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -86,7 +88,11 @@ class Conditions:
     def rows(self, index: Index) -> Conditions:
         """The conditions of the samples ``index``."""
         negative = self.negative and self.negative.rows(index)
-        return Conditions(tuple(self.entries[i] for i in index), negative, self.shapes)
+        return replace(self, entries=tuple(self.entries[i] for i in index), negative=negative)
+
+    def under(self, guidance: float) -> Conditions:
+        """What a forward under ``guidance`` is given: these, with negative ones above 1 alone."""
+        return replace(self, negative=None) if guidance <= 1 and self.negative is not None else self
 
     def own_shapes(self) -> frozenset[Shapes]:
         """What there is among these and the negative ones."""
@@ -156,7 +162,8 @@ class SamplingPlan:
     None for neither, and the weights as they are. ``keep_graph``: where given, recorded steps are drawn with a graph, and each
     goes there with its evaluation.
     ``teacher_guidance``: the largest guidance that an algorithm will ask of weights beside those that draw, so that the
-    conditions bring what it needs. ``storage``: the dtype that latents have between steps, None for that of the noise.
+    conditions bring what it needs. ``training_guidance``: that of the velocity at training timesteps, None for the one that
+    draws. ``storage``: the dtype that latents have between steps, None for that of the noise.
     ``starts``: the keys of the noise that samples start from, where these are others than ``keys``: members of a group may
     share one. ``shares_prefix``: whether samples of one start are one until the first step that is stochastic or recorded.
     ``windows``: the stochastic steps of the samples of each prompt, by its index and as many for each, of which ``stochastic``
@@ -176,6 +183,7 @@ class SamplingPlan:
     means: bool = False
     weights: str | None = None
     teacher_guidance: float = 1.0
+    training_guidance: float | None = None
     storage: torch.dtype | None = None
     unrecorded: Callable[[], AbstractContextManager[object]] = nullcontext
     cache_threshold: float | None = None

@@ -503,7 +503,8 @@ def test_dry_run_checks_without_making_anything(
     code, out, err = invoke("run", config_file({"algorithm": line}), "--dry-run")
     if line == "score":
         assert (code, err) == (0, "")
-        assert yaml.safe_load(out)["algorithm"] == {"name": "score", "pull": 0.0, "clip_range": 0.1}
+        shared = {"guidance": None, "guidance_gradient": "exact"}
+        assert yaml.safe_load(out)["algorithm"] == {"name": "score", **shared, "pull": 0.0, "clip_range": 0.1}
     else:
         assert (code, out) == (2, "")
     assert not (tmp_path / "runs").exists()

@@ -300,6 +300,33 @@ def test_an_algorithm_that_changes_its_experience_is_refused() -> None:
         check_algorithm(Whole())
 
 
+class OwnTimes(AlgorithmConfig):
+    """The advantage-weighted matching error, under the guidance that drew where it does not heed the one to train under."""
+
+    heeds: bool
+
+    def build(self, label: str) -> object:
+        heeds = self.heeds
+
+        class Algorithm:
+            @hookimpl
+            def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
+                for at in flow.noised_micro_batches(experience, flow.Uniform()):
+                    step = at.step if heeds else replace(at.step, guidance=experience.plan.guidance)
+                    error = (policy.evaluate(step).velocity - at.target).square().flatten(1).mean(1)
+                    yield Loss(at.samples.advantages * error)
+
+        return Algorithm()
+
+
+def test_an_algorithm_that_trains_under_another_guidance_than_it_is_told_is_refused() -> None:
+    check_algorithm(OwnTimes(heeds=True), iterations=20)
+    with pytest.raises(
+        AssertionError, match=r"trains under guidance \[1\.0\] where .* is 2\.5; make its steps by flow\.noised"
+    ):
+        check_algorithm(OwnTimes(heeds=False), iterations=20)
+
+
 class Compares(AlgorithmConfig):
     """Pulls towards the reference, and names of its comparisons what ``chosen`` leaves."""
 

@@ -255,3 +255,24 @@ def test_the_plan_carries_the_largest_guidance_asked_for(guidance: float | None,
     plan = testing.make_plan(config(reference_guidance=guidance), teacher_guidance=2.0)
     assert (plan.teacher_guidance, plan.guidance) == (wanted, 1)
     assert (plan.weights, plan.recorded) == (None, frozenset())
+
+
+@pytest.mark.parametrize("batch_size", [4, 3], ids=["whole", "spread"])
+def test_the_kl_is_to_the_anchor_under_guidance_of_its_own(tmp_path: Path, batch_size: int) -> None:
+    drawn = testing.guided_learning(tmp_path, {"name": "dgpo", "kl": 0.5, "kl_guidance": 2.5}, OLD, batch_size)
+    assert (drawn.experience.plan.guidance, drawn.experience.plan.teacher_guidance) == (1, 2.5)
+    run = drawn.rows(range(4))  # one group, so that the order of the rows is plain
+    # the reference of the preference is the present policy, the anchor is not
+    losses = testing.check_forwards(run, 2 if batch_size == 4 else 4, 2)
+    terms = torch.cat([loss.terms["kl"] for loss in losses]).split(4)
+    for kl, at in zip(terms, noised_batches(run.experience, Uniform(), shared=True), strict=True):
+        length = at.step.conditions.stack("length").double()
+        hand, guided = NoisedByHand(at, length), NoisedByHand(at, 7 + 2.5 * (length - 7))
+        distance = (hand.velocity(OLD) - guided.velocity(OLD)).square().mean(1)
+        assert float(distance.min()) > 1e-5
+        torch.testing.assert_close(kl.double(), distance, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(("options", "wanted"), [({"kl": 1.0}, 3.0), ({}, 1.0)], ids=["kl", "without-kl"])
+def test_the_plan_asks_for_the_guidance_of_a_kl_that_there_is(options: dict[str, Any], wanted: float) -> None:
+    assert testing.make_plan(config(kl_guidance=3.0, **options)).teacher_guidance == wanted

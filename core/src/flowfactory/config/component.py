@@ -102,6 +102,8 @@ class ModelConfig(ComponentConfig):
 
     caches_features: ClassVar[bool] = False
     """Whether its ``sample`` heeds a plan's ``cache_threshold``."""
+    detaches_negatives: ClassVar[bool] = False
+    """Whether its velocity runs negative prompts within ``flow.negative_branch``, for ``guidance_gradient: conditional``."""
     context_parallel: ClassVar[bool] = False
     """Whether ranks can share its forwards, each a part of the tokens: ``_cp_plan`` of its transformers says how."""
 
@@ -127,6 +129,21 @@ class ModelConfig(ComponentConfig):
 
 class AlgorithmConfig(ComponentConfig):
     """What every algorithm's options share."""
+
+    conditional: ClassVar[bool] = False
+    """Whether it trains the velocity with the prompt alone where ``guidance`` is left out; else the one that drew."""
+
+    guidance: float | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="guidance of the velocity that is trained; left out: off where velocities are regressed, else as drawn",
+    )
+    guidance_gradient: Literal["exact", "conditional"] = Field(
+        "exact",
+        description="which of guidance's two velocities has a gradient; exact: both; conditional: the one with the prompt, "
+        "which halves the memory of the backward pass",
+    )
 
     groupwise: ClassVar[bool] = False
     """Whether its loss compares the members of a group, which no optimizer step may then split."""

@@ -9,6 +9,7 @@ from flowfactory.config.ema import Decay
 from flowfactory.config.precision import with_precision
 from flowfactory.config.schema import EvaluationConfig, RunConfig, reward_weight
 from flowfactory.config.synonyms import plain
+from flowfactory.config.training_guidance import idle_guidance_gradient
 from flowfactory.discovery.source_places import describe_exception, place_of
 from flowfactory.errors import UserError
 from flowfactory.types import Prompt
@@ -23,6 +24,7 @@ def idle_keys(config: RunConfig) -> Iterator[str]:
         if decay is not None:
             yield from _average(f"{place}.ema", decay, config.training.iterations)
     yield from _guidance(config)
+    yield from idle_guidance_gradient(config)
     # where it is auto, and so is the device, another machine may have CUDA
     exact = with_precision(config, cuda=config.device != "cpu").training.precision == "float32"
     if not config.training.autocast and exact:

@@ -12,6 +12,7 @@ from flowfactory.config.findings import Finding
 from flowfactory.config.held_out_scores import held_out_score_errors
 from flowfactory.config.schema import RunConfig, reward_weight
 from flowfactory.config.shortcuts import kept_graph_errors, shortcut_errors
+from flowfactory.config.training_guidance import training_guidance_errors
 from flowfactory.discovery.source_places import describe_exception, place_of
 from flowfactory.errors import UserError
 from flowfactory.suggestions import join_or
@@ -205,6 +206,7 @@ CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _recomputed,
     kept_graph_errors,
     shortcut_errors,
+    training_guidance_errors,
     _optimizer,
     _labels,
     _weights,

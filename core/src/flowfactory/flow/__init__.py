@@ -1,6 +1,7 @@
 """Flow matching in pure functions: noise, one step, the rollout, dynamics, and training timesteps."""
 
 from flowfactory.flow.dynamics import CPSConfig, DanceSDEConfig, DPMSolverConfig, FlowSDEConfig, HeunConfig, ODEConfig
+from flowfactory.flow.guidance import negative_branch
 from flowfactory.flow.noise import INITIAL, generator, noise
 from flowfactory.flow.rollout import check_sigmas, evaluate, expand_sigma, forward_by_kind, log_normal, rollout
 from flowfactory.flow.solvers import Solver, euler
@@ -38,6 +39,7 @@ __all__ = [
     "forward_by_kind",
     "generator",
     "log_normal",
+    "negative_branch",
     "noise",
     "noised_batches",
     "noised_micro_batches",

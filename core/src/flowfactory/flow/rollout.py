@@ -151,17 +151,16 @@ def _steps(
     """The latents after the steps ``numbers``, and those steps that are recorded."""
     steps: dict[int, Step] = {}
     solver: Solver | None = None
-
-    dtype = latents.dtype
+    dtype, given = latents.dtype, conditions.under(plan.guidance)
 
     def look_ahead(point: Tensor, sigma: float) -> Tensor:
         with plan.unrecorded():
-            return _ask(velocity, point.to(dtype), _at(sigma, point), conditions, plan).float()
+            return _ask(velocity, point.to(dtype), _at(sigma, point), given, plan).float()
 
     for i in numbers:
         sigma, next_sigma = _at(sigmas[i], latents), _at(sigmas[i + 1], latents)
         with _forward(i, plan):
-            graph = _ask(velocity, latents, sigma, conditions, plan)
+            graph = _ask(velocity, latents, sigma, given, plan)
         v = graph if plan.keep_graph is None else graph.detach()
         if i in plan.stochastic:
             x, s, s_next = latents.float(), expand_sigma(sigma, latents), expand_sigma(next_sigma, latents)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, model_validator
@@ -116,6 +116,8 @@ Timesteps = Annotated[Discrete | Uniform | LogitNormal, Field(discriminator="nam
 class TimestepsConfig(AlgorithmConfig):
     """What the options of algorithms with training timesteps of their own share."""
 
+    conditional: ClassVar[bool] = True
+
     timesteps: Timesteps = Field(Uniform(), description="training timesteps")
 
     def check(self, run: RunConfig) -> None:
@@ -176,6 +178,7 @@ def noised_batches(
     """
     experience = experience.to_device()
     plan, device = experience.plan, experience.latents.device
+    guidance = plan.guidance if plan.training_guidance is None else plan.training_guidance
     keys = plan.keys
     if shared if timesteps.shared is None else timesteps.shared:  # a prompt that comes twice has groups of its own
         first = {int(group): key for group, key in reversed(list(zip(experience.groups, keys, strict=True)))}
@@ -192,7 +195,7 @@ def noised_batches(
         noise = send(torch.stack([torch.randn(shape, generator=source) for source in sources]), device)
         clean, s = samples.latents.float(), expand_sigma(sigma, samples.latents)
         latents = ((1 - s) * clean + s * noise).to(experience.latents.dtype)
-        step = Step(latents, sigma, samples.conditions, plan.guidance, plan.dynamics)
+        step = Step(latents, sigma, samples.conditions, guidance, plan.dynamics)
         yield NoisedBatch(samples, step, noise - clean, torch.tensor(chosen).repeat_interleave(len(experience)))
 
 

@@ -64,6 +64,7 @@ class FamilyConfig(ModelConfig):
     """What the options of every model over a diffusers pipeline share."""
 
     caches_features: ClassVar[bool] = True
+    detaches_negatives: ClassVar[bool] = True
 
     family: ClassVar[Family]
 
@@ -116,7 +117,8 @@ class FamilyConfig(ModelConfig):
             self.check_context(run, grid)
         if self.checkpoint.config(""):
             self.check_targets()
-        for section, guidance in (("sampling", run.sampling.guidance), ("evaluation", evaluation.guidance)):
+        chosen = {"sampling": run.sampling.guidance, "evaluation": evaluation.guidance, "algorithm": run.algorithm.guidance}
+        for section, guidance in chosen.items():
             if guidance is not None:
                 self.check_guidance(section, guidance)
 
@@ -273,7 +275,8 @@ class FamilyModel:
         flow.check_sigmas(sigmas, plan.steps, FIRST_SIGMA if family.start is start_from_noise else 0)
         start = family.start(parts, noise, sigmas[0], conditions)
         with use_feature_cache(self._transformers.values(), plan.cache_threshold) as remembering:
-            drawing = partial(self._velocity, replace(parts, agree=as_they_are), ask_once(parts.agree), remembering)
+            agrees = (ask_once(parts.agree), ask_once(parts.agree))
+            drawing = partial(self._velocity, replace(parts, agree=as_they_are), agrees, remembering)
             latents, steps = flow.rollout(drawing, start, sigmas, conditions, plan, remembering.forget)
         return Trajectory(self.decode(latents), latents, sigmas, steps)
 
@@ -287,40 +290,57 @@ class FamilyModel:
 
         Samples whose conditions have other shapes have forwards of their own, unless the family pads.
         """
-        return self._velocity(self._parts, self._parts.agree, remember_nothing, latents, sigma, conditions, guidance)
+        agree = self._parts.agree
+        return self._velocity(self._parts, (agree, agree), remember_nothing, latents, sigma, conditions, guidance)
 
     def _velocity(
         self,
         parts: Parts,
-        agree: Agree,
+        agrees: tuple[Agree, Agree],
         remembering: Remembering,
         latents: Tensor,
         sigma: Tensor,
         conditions: Conditions,
         guidance: float,
     ) -> Tensor:
+        """See :meth:`velocity`; ``agrees`` are for the forwards of the conditions, and of negative ones that have their own."""
         if len({self._kind(shapes) for shapes in conditions.shapes}) == 1:
-            agree = as_they_are  # no rank has another kind, whichever samples it has
+            agrees = (as_they_are, as_they_are)  # no rank has another kind, whichever samples it has
+        forward = partial(self._forward, parts, remembering, guidance)
         negative = conditions.negative if guidance > 1 else None
-        if negative is not None:
-            conditions = Conditions(negative.entries + conditions.entries)
-            latents, sigma = torch.cat([latents] * 2), torch.cat([sigma] * 2)
-        joint = latents
+        if negative is None:
+            return forward(agrees[0], latents, sigma, conditions)
+        if negative.detached:
+            with flow.negative_branch(negative):
+                without = forward(agrees[1], latents, sigma, negative)
+            given = forward(agrees[0], latents, sigma, conditions)
+        else:
+            joint = Conditions(negative.entries + conditions.entries)
+            without, given = forward(agrees[0], torch.cat([latents] * 2), torch.cat([sigma] * 2), joint).chunk(2)
+        return self._family.guide(parts, given, without, guidance, sigma)
+
+    def _forward(
+        self,
+        parts: Parts,
+        remembering: Remembering,
+        guidance: float,
+        agree: Agree,
+        latents: Tensor,
+        sigma: Tensor,
+        conditions: Conditions,
+    ) -> Tensor:
+        """[B, ...] without classifier-free guidance; the guidance is for what is embedded."""
 
         def forward(rows: Index, kind: Hashable) -> Tensor:
             with remembering(kind):
-                if len(rows) == len(joint):
-                    return self._family.velocity(parts, joint, sigma, conditions, guidance)
-                chosen, times = take(joint, rows), take(sigma, rows)
+                if len(rows) == len(latents):
+                    return self._family.velocity(parts, latents, sigma, conditions, guidance)
+                chosen, times = take(latents, rows), take(sigma, rows)
                 return self._family.velocity(parts, chosen, times, conditions.rows(rows), guidance)
 
         kinds = [self._kind(shapes_of(entry)) for entry in conditions.entries]
         with without_peft():
-            velocity = flow.forward_by_kind(kinds, forward, agree)
-        if negative is None:
-            return velocity
-        without, given = velocity.chunk(2)
-        return self._family.guide(parts, given, without, guidance, sigma[: len(given)])
+            return flow.forward_by_kind(kinds, forward, agree)
 
     def _kind(self, shapes: Shapes) -> Shapes:
         """What conditions of ``shapes`` can share a forward with: themselves, whatever is padded."""

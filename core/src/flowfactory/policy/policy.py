@@ -138,7 +138,7 @@ class Policy:
             self.velocity_sizes.add(drawn.velocity)
             return drawn
         with self.precision():
-            found = self._evaluate(step)
+            found = self._evaluate(replace(step, conditions=step.conditions.under(step.guidance)))
         if torch.is_grad_enabled() and not self._drops_graphs:
             self.velocity_sizes.add(found.velocity)
         return found.detach() if self._drops_graphs else found

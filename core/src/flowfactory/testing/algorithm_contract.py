@@ -26,6 +26,9 @@ from flowfactory.training.metrics import UpdateMetrics
 from flowfactory.training.sampler import to_samples
 from flowfactory.types import Dynamics, Evaluation, RunInfo, SamplingPlan, Step
 
+GUIDANCE = 2.5
+"""Which no bench draws under."""
+
 
 def check_algorithm(
     config: AlgorithmConfig, iterations: int = 30, lr: float = 0.02, dynamics: Dynamics | None = None
@@ -34,6 +37,7 @@ def check_algorithm(
 
     Losses are [b], finite and differentiable; they reach every weight; the experience is left as it was; and ``iterations``
     iterations with a reward for bright pictures raise the reward. Where it names its comparisons they are those of its update.
+    Where it brings its own times, what it trains there is under the guidance that ``algorithm.guidance`` says.
     """
     try:
         history = _learn(config, iterations, lr, dynamics)
@@ -59,6 +63,7 @@ def _learn(config: AlgorithmConfig, iterations: int, lr: float, dynamics: Dynami
         history.append(reward)
         if iteration == 0:
             _check_losses(hooks, experience, made.policy)
+            _check_guidance(hooks, experience, made.policy)
         if iteration == 1:  # the weights have moved away from those that are kept
             _check_comparisons(hooks, experience, made.policy)
         learner.step(hooks.update(experience, made.policy), UpdateMetrics())
@@ -103,6 +108,25 @@ def _check_losses(hooks: Hooks, experience: Experience, policy: Policy) -> None:
     assert count, "update yielded no loss"
     after = [experience.latents, experience.advantages, *(step.latents for step in experience.steps)]
     assert all(map(torch.equal, before, after)), "update changed the experience it was given"
+
+
+def _check_guidance(hooks: Hooks, experience: Experience, policy: Policy) -> None:
+    if hooks.plan(0, replace(experience.plan, recorded=frozenset())).recorded:
+        return  # it replays steps, as they were drawn
+    seen, evaluate = set[float](), policy.evaluate
+
+    def noted(step: Step) -> Evaluation:
+        seen.update([step.guidance] if torch.is_grad_enabled() else [])
+        return evaluate(step)
+
+    told = replace(experience, steps=(), plan=replace(experience.plan, training_guidance=GUIDANCE))
+    with patch.object(policy, "evaluate", noted):
+        for _ in hooks.update(told, policy):
+            pass
+    assert seen <= {GUIDANCE}, (
+        f"update trains under guidance {sorted(seen)} where the plan's training_guidance is {GUIDANCE:g}; make its steps by "
+        "flow.noised_batches, or give them that guidance"
+    )
 
 
 def _check_comparisons(hooks: Hooks, experience: Experience, policy: Policy) -> None:

@@ -87,18 +87,25 @@ def begin(settings: Settings) -> Started:
     return Started(run)
 
 
-def guided_learning(folder: Path, algorithm: Mapping[str, Any], start: Weights = (0.3, -0.2), batch_size: int = 4) -> Learning:
-    """What the first iteration of ``algorithm`` draws at ``start`` under guidance 1, on the flow that minds guidance.
+def guided_learning(
+    folder: Path,
+    algorithm: Mapping[str, Any],
+    start: Weights = (0.3, -0.2),
+    batch_size: int = 4,
+    guidance: float = 1.0,
+    dynamics: str = "ode",
+) -> Learning:
+    """What the first iteration of ``algorithm`` draws at ``start`` under ``guidance``, on the flow that minds guidance.
 
-    Three groups of four samples, in 4 steps of the ODE. The negative prompt has seven letters, so that under guidance g the
-    velocity is p x + q sigma (7 + g (l - 7)), where the prompt has l letters.
+    Three groups of four samples, in 4 steps of ``dynamics``. The negative prompt has seven letters, so that under guidance g
+    the velocity is p x + q sigma (7 + g (l - 7)), where the prompt has l letters.
     """
     raw = make_settings(
         folder,
         algorithm,
         model={"name": "guided", "p": start[0], "q": start[1]},
         prompts={"negative": "seven l"},
-        sampling={"groups": 3, "steps": 4},
+        sampling={"groups": 3, "steps": 4, "guidance": guidance, "dynamics": dynamics},
         training={"batch_size": batch_size},
     )
     return begin(raw).draw(0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -83,12 +83,14 @@ class LinearFlow(nn.Module):
 class GuidedConfig(TwoParameterConfig):
     """velocity = p x + q sigma l, where guidance takes l from the negative prompt's length towards and past the prompt's."""
 
+    detaches_negatives: ClassVar[bool] = True
+
     def build(self, label: str) -> Guided:
         return Guided(self.p, self.q)
 
 
 class Guided(TwoParameter):
-    """One forward under any guidance, since the velocity is linear in the length."""
+    """One forward under any guidance, since the velocity is linear in the length; two where one is to have no gradient."""
 
     @hookimpl
     def load(self, runtime: Runtime) -> Trainable:
@@ -97,10 +99,17 @@ class Guided(TwoParameter):
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
         """p x + q sigma l."""
-        length = conditions.stack("length")
-        if conditions.negative is not None:
-            opposite = conditions.negative.stack("length")
-            length = opposite + guidance * (length - opposite)
+        length, negative = conditions.stack("length"), conditions.negative
+        if negative is None:
+            return self._at(latents, sigma, length)
+        opposite = negative.stack("length")
+        if not negative.detached:
+            return self._at(latents, sigma, opposite + guidance * (length - opposite))
+        with flow.negative_branch(negative):
+            without = self._at(latents, sigma, opposite)
+        return without + guidance * (self._at(latents, sigma, length) - without)
+
+    def _at(self, latents: Tensor, sigma: Tensor, length: Tensor) -> Tensor:
         velocity: Tensor = self.flow(latents, flow.expand_sigma(sigma * length, latents))
         return velocity
 

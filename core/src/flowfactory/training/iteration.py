@@ -11,9 +11,9 @@ from flowfactory.drift.panel import Panel
 from flowfactory.experience import Experience
 from flowfactory.rewards import statistics
 from flowfactory.rl.advantages import advantages, reward_contributions
+from flowfactory.training.guidance import drawn_and_learned, most_guidance, training_plan
 from flowfactory.training.judging import Judging
 from flowfactory.training.metrics import Timer, UpdateMetrics, peak_memory
-from flowfactory.training.plans import sampling_plan
 from flowfactory.training.recompute import recompute_log_prob
 from flowfactory.training.rollouts import Rollouts, roll_out
 from flowfactory.training.sampler import concatenate
@@ -25,14 +25,14 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     """The samples of an iteration: sample, reward, advantage."""
     config, ranks, workers = run.config, run.ranks, run.ranks.workers
     batch = _batch(run, iteration)
-    plan = sampling_plan(run.assembly, config, iteration, batch.keys)
+    plan = training_plan(run, iteration, batch.keys)
     if config.training.keep_graphs:
         run.policy.drawn_graphs.held.clear()  # of an iteration that preflight has made begin again
         plan = replace(plan, keep_graph=run.policy.drawn_graphs.keep)
-    guidance = max(plan.guidance, plan.teacher_guidance)
-    known = run.sampler.conditions(batch.prompts, guidance, plan.canvas)
+    known = run.sampler.conditions(batch.prompts, most_guidance(plan), plan.canvas)
+    shown, learned = drawn_and_learned(known, plan, config.algorithm)
     if iteration + 1 < config.training.iterations:
-        run.sampler.read_ahead(_batch(run, iteration + 1).prompts, guidance, plan.canvas)
+        run.sampler.read_ahead(_batch(run, iteration + 1).prompts, most_guidance(plan), plan.canvas)
     judges = config.distributed.count_reward_ranks(workers.count)
     judging = Judging(run.assembly.rewards, batch, ranks, judges, run.sampler.frame_rate)
     panel = Panel(batch.groups, ranks)
@@ -40,7 +40,7 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     held: list[list[int]] = [[] for _ in range(workers.count)]
     for rows in batches.split_whole_groups(batch, batch_size * workers.count):
         with timer("sample"):
-            drawn = roll_out(run.sampler, batch.rows(rows), known.rows(rows), plan.rows(rows), batch_size, ranks)
+            drawn = roll_out(run.sampler, batch.rows(rows), shown.rows(rows), plan.rows(rows), batch_size, ranks)
         with timer("reward"):
             judging.add(drawn, rows)
         with timer("drift"):
@@ -55,14 +55,14 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
         rewards = judging.scores()
     with timer("drift"):
         drift = panel.metrics()
-    trajectory = concatenate(pieces, known.rows(held[workers.rank]))
+    trajectory = concatenate(pieces, learned.rows(held[workers.rank]))
     chosen = config.advantages
     weights, how = reward_weights(config), (chosen.aggregate, chosen.spread)
     advantage = advantages(rewards, weights, batch.groups, *how, chosen.clip, chosen.min_range)
     experience = Experience(
         latents=trajectory.latents,
         steps=trajectory.steps,
-        conditions=known,
+        conditions=learned,
         plan=plan,
         rewards=rewards,
         advantages=advantage.to(trajectory.latents.device),

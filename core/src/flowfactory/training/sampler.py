@@ -47,6 +47,11 @@ class Sampler:
         """Frames a second of what the model draws; None for pictures."""
         return self._trainable.frame_rate
 
+    @property
+    def guided(self) -> bool:
+        """Whether guidance above 1 leads away from a negative prompt, rather than being a number that the model is given."""
+        return self._trainable.guided
+
     def prepare(self, wanted: Wanted) -> int:
         """Have all that drawing the prompts, each on its canvas, may need encoded; returns how many prompts had to be.
 
@@ -91,11 +96,6 @@ class Sampler:
         condition_checks.check_different(encoded(compared))
         if self._trainable.guided:
             condition_checks.check_negatives(encoded(compared), encoded([self._opposite(prompt) for prompt in compared]))
-
-    @property
-    def guided(self) -> bool:
-        """Whether guidance above 1 is classifier-free, and not a number that the model is given."""
-        return self._trainable.guided
 
     def conditions(self, prompts: Sequence[Prompt], guidance: float, canvas: Canvas) -> Conditions:
         """The conditions of ``prompts``, with the negative prompts' where ``guidance`` needs them.

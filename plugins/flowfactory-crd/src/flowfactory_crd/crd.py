@@ -50,7 +50,7 @@ class CRDConfig(TimestepsConfig):
     )
     kl: float = Field(0.0, ge=0, description="weight of the squared distance from the reference's velocity")
     kl_guidance: float | None = Field(
-        None, ge=0, le=100, description="guidance of that reference; as in sampling when left out"
+        None, ge=0, le=100, description="guidance of that reference; that of the trained velocity when left out"
     )
     kl_adaptive: bool = Field(True, description="whether a sample's KL is weighed by its reward, in [0, 1]")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from pydantic import Field
 
-from flowfactory import At, Evaluation, Experience, Loss, Policy, hookimpl
+from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.flow import NoisedBatch, noised_batches
 from flowfactory.policy import REFERENCE, Comparison
 from flowfactory.rl import group_sum, squared_error, velocity_kl
@@ -16,6 +17,8 @@ from flowfactory_dpo.reference import ReferenceAlgorithm, ReferenceConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from flowfactory import RunConfig
 
 
 class DGPOConfig(ReferenceConfig):
@@ -27,6 +30,15 @@ class DGPOConfig(ReferenceConfig):
 
     beta: float = Field(100.0, gt=0, description="how sharply a difference of errors, a mean over elements, is preferred")
     kl: float = Field(0.0, ge=0, description="weight of the squared distance from the velocity that training started from")
+    kl_guidance: float | None = Field(
+        None, ge=0, le=100, description="guidance of that velocity; that of the trained one when left out"
+    )
+
+    def remarks(self, run: RunConfig) -> Iterator[str]:
+        """Guidance of a KL, and none."""
+        yield from super().remarks(run)
+        if self.kl_guidance is not None and not self.kl:
+            yield "algorithm.kl_guidance does nothing while algorithm.kl is 0; set kl, or leave it out"
 
     def build(self, label: str) -> DGPO:
         return DGPO(self)
@@ -37,7 +49,7 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
 
     def __init__(self, config: DGPOConfig) -> None:
         super().__init__(config)
-        self._kl = {"anchor": At(REFERENCE)} if config.kl else {}
+        self._kl = {"anchor": At(REFERENCE, config.kl_guidance)} if config.kl else {}
 
     @hookimpl
     def run_started(self, policy: Policy) -> None:
@@ -45,6 +57,12 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
         super().run_started(policy)
         if self._config.kl:
             policy.keep_reference()
+
+    @hookimpl
+    def plan(self, plan: SamplingPlan) -> SamplingPlan:
+        """The conditions bring what the guidance of both references needs."""
+        plan, guidance = super().plan(plan), self._config.kl_guidance if self._config.kl else None
+        return replace(plan, teacher_guidance=max(plan.teacher_guidance, guidance or 1.0))
 
     @hookimpl
     def comparisons(self, experience: Experience) -> Iterator[Comparison]:

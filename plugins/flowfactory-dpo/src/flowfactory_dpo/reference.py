@@ -1,4 +1,4 @@
-"""The reference that preferences are measured against: frozen or averaged, under guidance of its own or the step's."""
+"""The reference that preferences are measured against: frozen or averaged, with a guidance of its own or the trained one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ReferenceConfig(TimestepsConfig):
         None, description="how the reference follows the policy; left out, it stays where training started"
     )
     reference_guidance: float | None = Field(
-        None, ge=0, le=100, description="guidance of the reference; as in sampling when left out"
+        None, ge=0, le=100, description="guidance of the reference; that of the trained velocity when left out"
     )
 
 

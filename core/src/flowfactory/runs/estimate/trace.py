@@ -24,7 +24,8 @@ from flowfactory.runs.estimate.storage_counter import StorageCounter
 from flowfactory.runs.estimate.weights import DrawingCopy, Weights, module_bytes, packed_bytes, quantized_ids, tensor_bytes
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.evaluation import evaluate
-from flowfactory.training.plans import EVALUATION, SAMPLING, sampling_plan
+from flowfactory.training.guidance import drawn_and_learned, most_guidance, training_plan
+from flowfactory.training.plans import EVALUATION, SAMPLING
 from flowfactory.training.preflight import gradients_flow
 from flowfactory.training.prompts import prepare_prompts
 from flowfactory.training.rollouts import Rollouts
@@ -144,23 +145,24 @@ class Trace:
         wanted = batches.prompts_of_iteration(run.train, 0, sampling.groups, config.seed)
         batch = batches.make_batch(wanted, sampling.group_size)
         # the copy that draws is counted apart
-        plan = replace(sampling_plan(run.assembly, config, 0, batch.keys), weights_as=None)
+        plan = replace(training_plan(run, 0, batch.keys), weights_as=None)
         if config.training.keep_graphs:
             plan = replace(plan, keep_graph=run.policy.drawn_graphs.keep)
-        known = run.sampler.conditions(batch.prompts, max(plan.guidance, plan.teacher_guidance), plan.canvas)
+        known = run.sampler.conditions(batch.prompts, most_guidance(plan), plan.canvas)
+        given, learned = drawn_and_learned(known, plan, config.algorithm)
         rounds = [len(rows) for rows in batches.split_whole_groups(batch, sampling.batch_size * self._ranks)]
         together = math.ceil(max(rounds) / self._ranks)
         mine = sum(math.ceil(rows / self._ranks) for rows in rounds)
         traced = min(together, 2 * sampling.batch_size)
         self._forwards.begin()
         start = counter.live
-        drawn = run.sampler.draw(known.rows(range(traced)), plan.rows(range(traced)), sampling.batch_size)
+        drawn = run.sampler.draw(given.rows(range(traced)), plan.rows(range(traced)), sampling.batch_size)
         decoded = counter.lap() - start
         graphs = counter.live
         run.policy.drawn_graphs.held.clear()
         graphs -= counter.live
         decoded, drawing = decoded - graphs, max(0.0, self._forwards.peak - start - graphs)
-        self._plan, self._trajectory, self._batch, self._conditions = plan, drawn, batch, known
+        self._plan, self._trajectory, self._batch, self._conditions = plan, drawn, batch, learned
         tensors = _tensors(drawn)
         several = mine > sampling.batch_size
         # a trajectory's steps share their latents until several are joined
