@@ -272,7 +272,8 @@ class Trajectory:
     """What ``sample`` returns.
 
     media in [0, 1], [B, C, H, W] or [B, F, C, H, W], as the decoder made them: core clamps what is slightly beyond; clean
-    latents [B, ...]; the schedule, sigmas [steps + 1]; the recorded steps. ``overshoot`` [B] is core's: see :meth:`clamp`.
+    latents [B, ...]; the schedule, sigmas [steps + 1]; the recorded steps. ``overshoot`` [B] is core's: how far
+    media were outside.
     """
 
     media: Tensor
@@ -286,21 +287,6 @@ class Trajectory:
         steps = tuple(step.to(device) for step in self.steps)
         overshoot = None if self.overshoot is None else self.overshoot.to(device)
         return replace(self, media=self.media.to(device), latents=self.latents.to(device), steps=steps, overshoot=overshoot)
-
-    def clamp(self) -> Trajectory:
-        """The trajectory with its media clamped to [0, 1], and in ``overshoot`` how far each sample's were outside.
-
-        That is their mean distance from [0, 1], but for the 0.03 that a decoder may miss a white ground by, in units of their
-        contrast, which is their standard deviation and a twentieth more, so that a sample of one colour has some. It is not
-        finite where the media are not.
-        """
-        media = self.media if self.media.is_floating_point() else self.media.float()
-        inside = media.clamp(0, 1)  # makes an infinity of a pixel, and leaves a NaN
-        # one by one: videos of all samples take much of the memory
-        pairs = zip(media, inside, strict=True)
-        outside = torch.stack([(one - other).abs_().mean(dtype=torch.float32) for one, other in pairs])
-        contrast = media.flatten(1).float().std(1, correction=0) + 0.05
-        return replace(self, media=inside, overshoot=(outside - 0.03).clamp_min(0) / contrast)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 
 from flowfactory import Canvas, Prompt
 from flowfactory.errors import RunError, UserError
-from flowfactory.training.inspection import check_range
+from flowfactory.training.inspection import check_range, clamp_media
 from flowfactory.training.iteration import collect_rollouts
 from flowfactory.training.metrics import Timer
 from flowfactory.training.setup import Run
@@ -156,7 +156,7 @@ def test_encode_is_told_which_prompt_is_the_negative_one(prepared: Callable[...,
 
 def test_what_is_kept_of_media_is_clamped_and_how_far_they_were_beyond(prepared: Callable[..., Run]) -> None:
     media = torch.tensor([[0.0, 1.0], [-0.2, 1.0], [0.5, 1.5], [-1.0, 1.0], [math.inf, 0.5], [math.nan, 0.5]])
-    drawn = Trajectory(media.reshape(6, 1, 1, 2), media, torch.ones(2)).clamp()
+    drawn = clamp_media(Trajectory(media.reshape(6, 1, 1, 2), media, torch.ones(2)))
     assert drawn.media.flatten(1)[:4].tolist() == [[0, 1], [0, 1], [0.5, 1], [0, 1]]
     assert drawn.overshoot is not None
     expected = torch.tensor([0, 0.07 / 0.65, 0.22 / 0.55, 0.47 / 1.05], dtype=torch.float64)
@@ -166,16 +166,16 @@ def test_what_is_kept_of_media_is_clamped_and_how_far_they_were_beyond(prepared:
 
 def test_white_that_is_drawn_a_little_too_white_is_let_through() -> None:
     white = torch.full((1, 3, 8, 8), 1.02)
-    plain = Trajectory(white, white, torch.ones(2)).clamp()
+    plain = clamp_media(Trajectory(white, white, torch.ones(2)))
     assert plain.overshoot is not None
     check_range(plain.overshoot.tolist())
     white = white.clone()
     white[..., 2:6, 2:6] = 0.1
-    drawn = Trajectory(white, white, torch.ones(2)).clamp()
+    drawn = clamp_media(Trajectory(white, white, torch.ones(2)))
     assert drawn.overshoot is not None
     check_range(drawn.overshoot.tolist())
     with pytest.raises(RunError, match=r"by .* of their contrast, and 0.15 is the most that a decoder overshoots; have it"):
-        check_range(replace(drawn, media=2 * white - 1).clamp().overshoot.tolist())  # type: ignore[union-attr]
+        check_range(clamp_media(replace(drawn, media=2 * white - 1)).overshoot.tolist())  # type: ignore[union-attr]
 
 
 def test_looking_costs_nothing_of_the_samples(prepared: Callable[..., Run]) -> None:

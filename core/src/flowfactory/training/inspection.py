@@ -15,7 +15,7 @@ from flowfactory.flow import check_sigmas
 from flowfactory.types import Index, Prompt, SamplingPlan, Trajectory
 
 OVERSHOOT = 0.15
-"""The most that media may lie outside [0, 1], see Trajectory.clamp.
+"""The most that media may lie outside [0, 1], see :func:`clamp_media`.
 
 Decoders of random weights come to 0.04. The pictures that scikit-image ships come to 0.16, the palest, or more in [-1, 1], and
 to 0.57 or more in 0..255.
@@ -115,8 +115,24 @@ def _explain(broken: Broken, drawn: Trajectory, plan: SamplingPlan, prompt: Prom
     return f"the model drew {told}; look at its transformer: the weights, and the dtype that training.precision gives them"
 
 
+def clamp_media(drawn: Trajectory) -> Trajectory:
+    """The trajectory with its media clamped to [0, 1], and in ``overshoot`` how far each sample's were outside.
+
+    That is their mean distance from [0, 1], but for the 0.03 that a decoder may miss a white ground by, in units of their
+    contrast, which is their standard deviation and a twentieth more, so that a sample of one colour has some. It is not
+    finite where the media are not.
+    """
+    media = drawn.media if drawn.media.is_floating_point() else drawn.media.float()
+    inside = media.clamp(0, 1)  # makes an infinity of a pixel, and leaves a NaN
+    # one by one: videos of all samples take much of the memory
+    pairs = zip(media, inside, strict=True)
+    outside = torch.stack([(one - other).abs_().mean(dtype=torch.float32) for one, other in pairs])
+    contrast = media.flatten(1).float().std(1, correction=0) + 0.05
+    return replace(drawn, media=inside, overshoot=(outside - 0.03).clamp_min(0) / contrast)
+
+
 def check_range(overshoot: Sequence[float]) -> None:
-    """RunError: media as they were decoded have another range than [0, 1]; ``overshoot`` is that of Trajectory.clamp."""
+    """RunError: media as they were decoded have another range than [0, 1]; ``overshoot`` is that of :func:`clamp_media`."""
     mean = sum(overshoot) / max(1, len(overshoot))
     if mean > OVERSHOOT:
         raise RunError(

@@ -53,7 +53,7 @@ class Rollouts:
     """What all ranks drew.
 
     ``experience`` has the latents and steps of this rank's samples, ``held[rank]``, and everything else of all samples; on one
-    rank that is all there is. ``overshoot`` [n] of this rank's: see :meth:`~flowfactory.types.Trajectory.clamp`.
+    rank that is all there is. ``overshoot`` [n] of this rank's: see :func:`.inspection.clamp_media`.
     ``sampling_deviation``: the largest |ratio - 1| of the log-densities that sampling gave to those that took their place; None
     where none did. ``drift``: the figures of :class:`~flowfactory.drift.panel.Panel`.
     """

@@ -15,6 +15,7 @@ from flowfactory.data.encode_cache import EncodeCache, Wanted
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.hooks.calls import Hooks
 from flowfactory.policy.policy import Policy
+from flowfactory.training.inspection import clamp_media
 from flowfactory.types import Conditions, Prompt, Samples, SamplingPlan, Step, Trainable, Trajectory
 
 
@@ -131,7 +132,7 @@ class Sampler:
             for start in range(0, len(plan.keys), batch_size):
                 index = range(start, min(start + batch_size, len(plan.keys)))
                 piece = self._hooks.sample(conditions.rows(index), plan.rows(index))
-                piece = piece.clamp()
+                piece = clamp_media(piece)
                 pieces.append(piece if self._rests_on is None else piece.to(self._rests_on))
         return concatenate(pieces, conditions)
 
