@@ -4,19 +4,25 @@ from flowfactory.rl.advantages import advantages, normalize, reward_contribution
 from flowfactory.rl.divergences import mean_kl, velocity_kl
 from flowfactory.rl.groups import center, group_max, group_std, group_sum
 from flowfactory.rl.losses import clipped_surrogate, is_clipped, optimality, squared_error
+from flowfactory.rl.norm_guard import NORM_GUARD, NormGuardConfig, guard_norm, norm_excess, root_mean_square
 
 __all__ = [
+    "NORM_GUARD",
+    "NormGuardConfig",
     "advantages",
     "center",
     "clipped_surrogate",
     "group_max",
     "group_std",
     "group_sum",
+    "guard_norm",
     "is_clipped",
     "mean_kl",
+    "norm_excess",
     "normalize",
     "optimality",
     "reward_contributions",
+    "root_mean_square",
     "squared_error",
     "velocity_kl",
 ]

@@ -12,7 +12,7 @@ from pydantic import Field
 from flowfactory import At, Experience, Loss, Policy, hookimpl
 from flowfactory.flow import NoisedBatch, TimestepsConfig, noised_micro_batches
 from flowfactory.policy import REFERENCE, Comparison, Constant, Decay, Power
-from flowfactory.rl import clipped_surrogate, is_clipped, squared_error, velocity_kl
+from flowfactory.rl import NORM_GUARD, NormGuardConfig, clipped_surrogate, guard_norm, is_clipped, squared_error, velocity_kl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ OLD, EMA = "old", "ema"
 SMALL = 1e-10
 
 
-class AWMConfig(TimestepsConfig):
+class AWMConfig(NormGuardConfig, TimestepsConfig):
     """AWM, arXiv:2509.25050: the ratio of matching errors takes the place of the ratio of log-densities."""
 
     known_as = ("advantage-weighted-matching",)
@@ -54,15 +54,15 @@ class AWM:
     def __init__(self, config: AWMConfig) -> None:
         self._config = config
         self._log_density = WEIGHTINGS[config.weighting]
-        kept = {"old": At(OLD), "reference": At(REFERENCE), "ema": At(EMA)}
-        unused = {"reference": config.kl, "ema": config.ema_kl}
+        kept = {"old": At(OLD), "reference": At(REFERENCE), "ema": At(EMA), NORM_GUARD: At(REFERENCE)}
+        unused = {"reference": config.kl, "ema": config.ema_kl, NORM_GUARD: config.norm_guard}
         self._kept = {key: at for key, at in kept.items() if unused.get(key, 1)}
 
     @hookimpl
     def run_started(self, policy: Policy) -> None:
-        """Keep the weights that each iteration starts from, and what the divergences need."""
+        """Keep the weights that each iteration starts from, and what the penalties need."""
         policy.track_ema(OLD, Constant(decay=0))
-        if self._config.kl:
+        if self._config.kl or self._config.norm_guard:
             policy.keep_reference()
         if self._config.ema_kl:
             policy.track_ema(EMA, self._config.ema)
@@ -96,6 +96,8 @@ class AWM:
         for key, name, weight in (("reference", "kl", config.kl), ("ema", "ema_kl", config.ema_kl)):
             if weight:
                 loss = loss.add_term(name, weight, velocity_kl(new.velocity, kept[key].velocity))
+        if config.norm_guard:
+            loss = guard_norm(loss, config.norm_guard, new.velocity, kept[NORM_GUARD].velocity)
         return loss
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.flow import NoisedBatch, TimestepsConfig, noised_batches
 from flowfactory.policy import REFERENCE, Comparison, Decay, PiecewiseLinear
-from flowfactory.rl import group_max, group_sum, optimality, squared_error, velocity_kl
+from flowfactory.rl import NORM_GUARD, NormGuardConfig, group_max, group_sum, guard_norm, optimality, squared_error, velocity_kl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ OLD, SAMPLING = "old", "crd sampling"
 LEAST_KL = 1e-4
 
 
-class CRDConfig(TimestepsConfig):
+class CRDConfig(NormGuardConfig, TimestepsConfig):
     """CRD, arXiv:2603.14128: regression of centred implicit rewards, with a KL to a guided reference."""
 
     known_as = ("centred-reward-distillation", "reward-distillation")
@@ -73,14 +73,16 @@ class CRD:
     def __init__(self, config: CRDConfig) -> None:
         self._config = config
         self._old = {"old": At(OLD)}
-        self._kl = {"reference": At(REFERENCE, config.kl_guidance)} if config.kl else {}
+        self._penalties = {"reference": At(REFERENCE, config.kl_guidance)} if config.kl else {}
+        if config.norm_guard:
+            self._penalties[NORM_GUARD] = At(REFERENCE)
 
     @hookimpl
     def run_started(self, policy: Policy) -> None:
-        """Keep the two snapshots, and the reference if the KL needs one."""
+        """Keep the two snapshots, and the reference if a penalty needs one."""
         policy.track_ema(OLD, self._config.old)
         policy.track_ema(SAMPLING, self._config.sampling)
-        if self._config.kl:
+        if self._config.kl or self._config.norm_guard:
             policy.keep_reference()
 
     @hookimpl
@@ -94,7 +96,7 @@ class CRD:
         """What is compared at each place."""
         for groups in experience.group_batches():
             for at in noised_batches(groups, self._config.timesteps):
-                yield from ((piece.step, {**self._old, **self._kl}) for piece in at.micro_batches())
+                yield from ((piece.step, {**self._old, **self._penalties}) for piece in at.micro_batches())
 
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
@@ -105,7 +107,7 @@ class CRD:
 
     def losses(self, at: NoisedBatch, policy: Policy) -> Iterator[Loss]:
         """The losses of ``at``, which holds whole groups, a forward's worth each."""
-        pieces, wanted = at.micro_batches(), {**self._old, **self._kl}
+        pieces, wanted = at.micro_batches(), {**self._old, **self._penalties}
         if len(pieces) == 1:
             new, kept = policy.compare(at.step, wanted)
             implicit = self.implicit_reward(at, new, kept)
@@ -170,6 +172,8 @@ class CRD:
         parts = [self._match(config.beta * (implicit - own), r - reward) for own, reward in centres]
         values = torch.stack(parts).mean(0) * config.advantage_max / config.beta
         loss = Loss(values, metrics={"implicit_reward": implicit, "optimality": r})
+        if config.norm_guard:
+            loss = guard_norm(loss, config.norm_guard, new.velocity, kept[NORM_GUARD].velocity)
         if not config.kl:
             return loss
         least = min(1.0, LEAST_KL / config.kl)

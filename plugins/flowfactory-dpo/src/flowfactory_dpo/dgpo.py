@@ -12,7 +12,7 @@ from pydantic import Field
 from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.flow import NoisedBatch, noised_batches
 from flowfactory.policy import REFERENCE, Comparison
-from flowfactory.rl import group_sum, squared_error, velocity_kl
+from flowfactory.rl import NORM_GUARD, group_sum, guard_norm, squared_error, velocity_kl
 from flowfactory_dpo.reference import ReferenceAlgorithm, ReferenceConfig
 
 if TYPE_CHECKING:
@@ -49,7 +49,9 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
 
     def __init__(self, config: DGPOConfig) -> None:
         super().__init__(config)
-        self._kl = {"anchor": At(REFERENCE, config.kl_guidance)} if config.kl else {}
+        self._penalties = {"anchor": At(REFERENCE, config.kl_guidance)} if config.kl else {}
+        if config.norm_guard:
+            self._penalties[NORM_GUARD] = At(REFERENCE)
 
     @hookimpl
     def run_started(self, policy: Policy) -> None:
@@ -69,7 +71,7 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
         """What is compared at each place."""
         for groups in experience.group_batches():
             for at in noised_batches(groups, self._config.timesteps, shared=True):
-                yield from ((piece.step, {"reference": self._reference, **self._kl}) for piece in at.micro_batches())
+                yield from ((piece.step, {"reference": self._reference, **self._penalties}) for piece in at.micro_batches())
 
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
@@ -80,7 +82,7 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
 
     def losses(self, at: NoisedBatch, policy: Policy) -> Iterator[Loss]:
         """The losses of ``at``, which holds whole groups, a forward's worth each."""
-        pieces, wanted = at.micro_batches(), {"reference": self._reference, **self._kl}
+        pieces, wanted = at.micro_batches(), {"reference": self._reference, **self._penalties}
         if len(pieces) == 1:
             new, kept = policy.compare(at.step, wanted)
             yield self._loss(at, new, self.weight(at, self._gap(at, new, kept).detach()), kept)
@@ -94,7 +96,7 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
         gap = torch.cat([gap for gap, _ in ahead]) if ahead else torch.zeros_like(at.step.sigma)
         weights = torch.split(self.weight(at, gap), [len(piece) for piece in pieces])
         for i, piece in enumerate(pieces):
-            new, kept = policy.compare(piece.step, {} if ahead else self._kl)
+            new, kept = policy.compare(piece.step, {} if ahead else self._penalties)
             yield self._loss(piece, new, weights[i], ahead[i][1] if ahead else kept)
 
     def _gap(self, at: NoisedBatch, new: Evaluation, kept: Mapping[str, Evaluation]) -> Tensor:
@@ -107,9 +109,11 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
 
     def _loss(self, at: NoisedBatch, new: Evaluation, weight: Tensor, kept: Mapping[str, Evaluation]) -> Loss:
         loss = Loss(weight * at.samples.advantages * _error(new.velocity, at), metrics={"weight": weight})
-        if not self._kl:
-            return loss
-        return loss.add_term("kl", self._config.kl, velocity_kl(new.velocity, kept["anchor"].velocity))
+        if self._config.kl:
+            loss = loss.add_term("kl", self._config.kl, velocity_kl(new.velocity, kept["anchor"].velocity))
+        if self._config.norm_guard:
+            loss = guard_norm(loss, self._config.norm_guard, new.velocity, kept[NORM_GUARD].velocity)
+        return loss
 
 
 def _error(velocity: Tensor, at: NoisedBatch) -> Tensor:

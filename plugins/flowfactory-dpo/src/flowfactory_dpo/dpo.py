@@ -12,7 +12,7 @@ from torch.nn import functional
 from flowfactory import Experience, Loss, Policy, hookimpl
 from flowfactory.flow import NoisedBatch, noised_batches
 from flowfactory.policy import Comparison
-from flowfactory.rl import squared_error
+from flowfactory.rl import NORM_GUARD, guard_norm, squared_error
 from flowfactory_dpo.reference import ReferenceAlgorithm, ReferenceConfig
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class DPO(ReferenceAlgorithm[DPOConfig]):
     @hookimpl
     def comparisons(self, experience: Experience) -> Iterator[Comparison]:
         """What is compared at each place."""
-        return ((at.step, {"reference": self._reference}) for at in self.places(experience))
+        return ((at.step, self._wanted) for at in self.places(experience))
 
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
@@ -65,14 +65,20 @@ class DPO(ReferenceAlgorithm[DPOConfig]):
 
     def loss(self, at: NoisedBatch, policy: Policy) -> Loss:
         """The losses of the pairs in ``at``: for each of its times the best of all pairs, then the worst."""
-        new, kept = policy.compare(at.step, {"reference": self._reference})
+        new, kept = policy.compare(at.step, self._wanted)
         gap = squared_error(new.velocity, at.target) - squared_error(kept["reference"].velocity, at.target)
         best, worst = _arms(gap, at)
         margin = -0.5 * self._config.beta * (best - worst)
         better, than = _arms(at.samples.advantages, at)
         # a group without spread has no best sample
         differs = (better > than).float()
-        return Loss(-functional.logsigmoid(margin) * differs, metrics={"margin": margin, "preferred": (margin > 0).float()})
+        loss = Loss(-functional.logsigmoid(margin) * differs, metrics={"margin": margin, "preferred": (margin > 0).float()})
+        if not self._config.norm_guard:
+            return loss
+        reference = kept[NORM_GUARD].velocity
+        return guard_norm(
+            loss, self._config.norm_guard, new.velocity, reference, rows=lambda each: torch.stack(_arms(each, at)).mean(0)
+        )
 
 
 def best_and_worst(experience: Experience) -> tuple[list[int], list[int]]:

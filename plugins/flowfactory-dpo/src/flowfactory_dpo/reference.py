@@ -10,11 +10,12 @@ from pydantic import Field
 from flowfactory import At, Policy, SamplingPlan, hookimpl
 from flowfactory.flow import TimestepsConfig
 from flowfactory.policy import REFERENCE, Decay
+from flowfactory.rl import NORM_GUARD, NormGuardConfig
 
 AVERAGE = "preference reference"
 
 
-class ReferenceConfig(TimestepsConfig):
+class ReferenceConfig(NormGuardConfig, TimestepsConfig):
     """Options of the reference."""
 
     reference_ema: Decay | None = Field(
@@ -29,18 +30,22 @@ Config = TypeVar("Config", bound=ReferenceConfig)
 
 
 class ReferenceAlgorithm(Generic[Config]):
-    """What algorithms that measure from the reference share; ``_reference`` is where to evaluate it."""
+    """What algorithms that measure from the reference share.
+
+    ``_reference`` is where to evaluate it, ``_wanted`` it and what the guard of the norm needs.
+    """
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._reference = At(REFERENCE if config.reference_ema is None else AVERAGE, config.reference_guidance)
+        self._wanted = {"reference": self._reference} | ({NORM_GUARD: At(REFERENCE)} if config.norm_guard else {})
 
     @hookimpl
     def run_started(self, policy: Policy) -> None:
-        """Keep the reference."""
-        if self._config.reference_ema is None:
+        """Keep the reference, and where training started if the guard of the norm needs it."""
+        if self._config.reference_ema is None or self._config.norm_guard:
             policy.keep_reference()
-        else:
+        if self._config.reference_ema is not None:
             policy.track_ema(AVERAGE, self._config.reference_ema)
 
     @hookimpl

@@ -11,7 +11,7 @@ from pydantic import Field
 from flowfactory import At, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.flow import NoisedBatch, TimestepsConfig, expand_sigma, noised_micro_batches
 from flowfactory.policy import REFERENCE, Comparison, Decay, PiecewiseLinear
-from flowfactory.rl import optimality, squared_error, velocity_kl
+from flowfactory.rl import NORM_GUARD, NormGuardConfig, guard_norm, optimality, squared_error, velocity_kl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 OLD = "old"
 
 
-class NFTConfig(TimestepsConfig):
+class NFTConfig(NormGuardConfig, TimestepsConfig):
     """DiffusionNFT, arXiv:2509.16117: contrasts two implicit policies around the old one, at times of its own."""
 
     known_as = ("diffusion-nft", "negative-aware")
@@ -45,12 +45,14 @@ class NFT:
     def __init__(self, config: NFTConfig) -> None:
         self._config = config
         self._kept = {"old": At(OLD)} | ({"reference": At(REFERENCE)} if config.kl else {})
+        if config.norm_guard:
+            self._kept[NORM_GUARD] = At(REFERENCE)
 
     @hookimpl
     def run_started(self, policy: Policy) -> None:
-        """Keep the old policy, and the reference if the KL needs one."""
+        """Keep the old policy, and the reference if a penalty needs one."""
         policy.track_ema(OLD, self._config.old)
-        if self._config.kl:
+        if self._config.kl or self._config.norm_guard:
             policy.keep_reference()
 
     @hookimpl
@@ -80,7 +82,11 @@ class NFT:
         bad = x0_error(at, (1 + config.beta) * old - config.beta * new.velocity)
         values = (r * good + (1 - r) * bad) * config.advantage_max / config.beta
         loss = Loss(values, metrics={"optimality": r, "old_distance": velocity_kl(new.velocity, old)})
-        return loss.add_term("kl", config.kl, velocity_kl(new.velocity, kept["reference"].velocity)) if config.kl else loss
+        if config.kl:
+            loss = loss.add_term("kl", config.kl, velocity_kl(new.velocity, kept["reference"].velocity))
+        if config.norm_guard:
+            loss = guard_norm(loss, config.norm_guard, new.velocity, kept[NORM_GUARD].velocity)
+        return loss
 
 
 def x0_error(at: NoisedBatch, velocity: Tensor) -> Tensor:
