@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from flowfactory import At, Evaluation, Experience, Loss, Policy, hookimpl
-from flowfactory.flow import NoisedBatch, noised_batches
-from flowfactory.policy import REFERENCE, Comparison
-from flowfactory.rl import group_sum, squared_error, velocity_kl
+from flowfactory.config.clip_range import ClipRange
+from flowfactory.flow import NoisedBatch, Timesteps, Uniform, noised_batches
+from flowfactory.policy import REFERENCE, Comparison, Decay, Linear
+from flowfactory.rl import group_sum, is_clipped, squared_error, velocity_kl
 from flowfactory_dpo.reference import ReferenceAlgorithm, ReferenceConfig
 
-if TYPE_CHECKING:
-    from torch import Tensor
+SLOW = "clip average"
 
 
 class DGPOConfig(ReferenceConfig):
@@ -28,6 +29,14 @@ class DGPOConfig(ReferenceConfig):
     beta: float = Field(100.0, gt=0, description="how sharply a difference of errors, a mean over elements, is preferred")
     kl: float = Field(0.0, ge=0, description="weight of the squared distance from the velocity that training started from")
 
+    timesteps: Timesteps = Field(Uniform(low=0.5625), description="training timesteps")
+    clip_range: ClipRange | None = Field(
+        1e-2, description="bound on |ratio - 1| of matching errors to those of a slow average, or [below, above]; null: none"
+    )
+    ema: Decay = Field(
+        Linear(end=0.3, iterations=300, counted="steps"), description="how the average moves that clip_range measures from"
+    )
+
     def build(self, label: str) -> DGPO:
         return DGPO(self)
 
@@ -37,7 +46,9 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
 
     def __init__(self, config: DGPOConfig) -> None:
         super().__init__(config)
-        self._kl = {"anchor": At(REFERENCE)} if config.kl else {}
+        self._others = {"anchor": At(REFERENCE)} if config.kl else {}
+        if config.clip_range is not None:
+            self._others["slow"] = At(SLOW)
 
     @hookimpl
     def run_started(self, policy: Policy) -> None:
@@ -45,13 +56,15 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
         super().run_started(policy)
         if self._config.kl:
             policy.keep_reference()
+        if self._config.clip_range is not None:
+            policy.track_ema(SLOW, self._config.ema)
 
     @hookimpl
     def comparisons(self, experience: Experience) -> Iterator[Comparison]:
         """What is compared at each place."""
         for groups in experience.group_batches():
             for at in noised_batches(groups, self._config.timesteps, shared=True):
-                yield from ((piece.step, {"reference": self._reference, **self._kl}) for piece in at.micro_batches())
+                yield from ((piece.step, {"reference": self._reference, **self._others}) for piece in at.micro_batches())
 
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
@@ -62,7 +75,7 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
 
     def losses(self, at: NoisedBatch, policy: Policy) -> Iterator[Loss]:
         """The losses of ``at``, which holds whole groups, a forward's worth each."""
-        pieces, wanted = at.micro_batches(), {"reference": self._reference, **self._kl}
+        pieces, wanted = at.micro_batches(), {"reference": self._reference, **self._others}
         if len(pieces) == 1:
             new, kept = policy.compare(at.step, wanted)
             yield self._loss(at, new, self.weight(at, self._gap(at, new, kept).detach()), kept)
@@ -76,7 +89,7 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
         gap = torch.cat([gap for gap, _ in ahead]) if ahead else torch.zeros_like(at.step.sigma)
         weights = torch.split(self.weight(at, gap), [len(piece) for piece in pieces])
         for i, piece in enumerate(pieces):
-            new, kept = policy.compare(piece.step, {} if ahead else self._kl)
+            new, kept = policy.compare(piece.step, {} if ahead else self._others)
             yield self._loss(piece, new, weights[i], ahead[i][1] if ahead else kept)
 
     def _gap(self, at: NoisedBatch, new: Evaluation, kept: Mapping[str, Evaluation]) -> Tensor:
@@ -88,8 +101,15 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
         return torch.sigmoid(group_sum(at.samples.advantages * self._config.beta * gap / size, at.groups))
 
     def _loss(self, at: NoisedBatch, new: Evaluation, weight: Tensor, kept: Mapping[str, Evaluation]) -> Loss:
-        loss = Loss(weight * at.samples.advantages * _error(new.velocity, at), metrics={"weight": weight})
-        if not self._kl:
+        advantage, error, clip_range = at.samples.advantages, _error(new.velocity, at), self._config.clip_range
+        metrics, cuts = {"weight": weight}, dict[str, Tensor]()
+        if clip_range is not None:
+            ratio = torch.exp(_error(kept["slow"].velocity, at) - error.detach())
+            cut = is_clipped(ratio, advantage, clip_range)
+            error = torch.where(cut > 0, error.detach(), error)
+            metrics["ratio/mean"], cuts["clip_fraction"] = ratio, cut
+        loss = Loss(weight * advantage * error, metrics=metrics, cuts=cuts)
+        if not self._config.kl:
             return loss
         return loss.add_term("kl", self._config.kl, velocity_kl(new.velocity, kept["anchor"].velocity))
 
