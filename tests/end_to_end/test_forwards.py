@@ -12,6 +12,7 @@ GROUPS, MEMBERS, STEPS, TIMES = 4, 6, 5, 2
 PICTURES = GROUPS * MEMBERS
 SDE, ODE = {"name": "flow-sde", "num_sde_steps": 2}, "ode"
 KL = 0.01
+PLAIN = {"nft": {"kl": 0}, "dgpo": {"clip_range": None}}
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         counted = ForwardCount()
         raw = two_parameter.settings(
             tmp_path,
-            algorithm,
+            PLAIN.get(algorithm["name"], {}) | algorithm,
             sampling={
                 "groups": GROUPS,
                 "group_size": MEMBERS,
@@ -131,3 +132,8 @@ def test_no_size_of_a_batch_changes_what_is_needed(taken, name, tmp_path):
     whole = taken({"name": name}, ODE, updates=2, batch_size=PICTURES, sampling=PICTURES)
     (tmp_path / "run").rename(tmp_path / "first")
     assert taken({"name": name}, ODE, updates=2, batch_size=2 * MEMBERS, sampling=5, timesteps_per_forward=TIMES) == whole
+
+
+def test_the_clip_of_dgpo_costs_a_forward_of_its_average(taken):
+    slow = {"name": "constant", "decay": 0.9}
+    assert taken({"name": "dgpo", "clip_range": 0.01, "ema": slow}, ODE, updates=2) == needs(train=TIMES, no_grad=2 * TIMES)

@@ -214,3 +214,13 @@ def test_no_schedule_is_no_average(load: Load) -> None:
 def test_every_schedule_survives_its_own_yaml(schedule: Any) -> None:
     text = yaml.safe_dump(schedule.model_dump(mode="json"))
     assert DECAYS.validate_python(parse_yaml(text, "here")) == schedule
+
+
+def test_the_published_decay_of_optimizer_steps_is_a_line_that_counts_steps() -> None:
+    decay = TypeAdapter(Decay).validate_python({"name": "linear", "end": 0.3, "iterations": 300, "counted": "steps"})
+    assert [decay(n) for n in (0, 1, 150, 300, 5000)] == pytest.approx([0, 0.001, 0.15, 0.3, 0.3])
+
+
+def test_a_warm_up_is_quick_at_first_and_bounded() -> None:
+    decay = TypeAdapter(Decay).validate_python({"name": "warm-up", "decay": 0.9})
+    assert [decay(n) for n in (0, 8, 80, 10_000)] == pytest.approx([0.1, 0.5, 0.9, 0.9])

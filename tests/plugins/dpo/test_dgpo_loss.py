@@ -26,7 +26,7 @@ SHAPES = [(12, 1), (8, 2), (3, 1), (1, 1), (3, 2)]
 
 
 def config(**options: Any) -> DGPOConfig:
-    return DGPOConfig.model_validate({"beta": BETA, **options})
+    return DGPOConfig.model_validate({"beta": BETA, "clip_range": None, "timesteps": Uniform(), **options})
 
 
 def group_weight(advantages: Any, new: Tensor, reference: Tensor, group_size: int = 4) -> Tensor:
@@ -224,7 +224,7 @@ def test_an_averaged_reference_follows_the_policy_and_the_kl_does_not(batch_size
 
 @pytest.mark.parametrize("batch_size", [4, 3], ids=["whole", "spread"])
 def test_a_guided_reference_is_evaluated_under_its_guidance_and_the_anchor_is_not(tmp_path: Path, batch_size: int) -> None:
-    algorithm = {"name": "dgpo", "beta": BETA, "kl": 1.0, "reference_guidance": 2.5}
+    algorithm = {"name": "dgpo", "beta": BETA, "kl": 1.0, "clip_range": None, "timesteps": "uniform", "reference_guidance": 2.5}
     drawn = testing.guided_learning(tmp_path, algorithm, batch_size=batch_size)
     assert drawn.experience.plan.guidance == 1
     assert drawn.experience.plan.teacher_guidance == 2.5
@@ -243,7 +243,7 @@ def test_a_guided_reference_is_evaluated_under_its_guidance_and_the_anchor_is_no
 
 
 def test_without_guidance_of_its_own_the_reference_asks_for_no_negative_prompt(tmp_path: Path) -> None:
-    run = testing.guided_learning(tmp_path, {"name": "dgpo"})
+    run = testing.guided_learning(tmp_path, {"name": "dgpo", "clip_range": None, "timesteps": "uniform"})
     assert run.experience.plan.teacher_guidance == 1
     assert run.experience.conditions.negative is None
     for loss in run.losses():
@@ -257,9 +257,12 @@ def test_the_plan_carries_the_largest_guidance_asked_for(guidance: float | None,
     assert (plan.weights, plan.recorded) == (None, frozenset())
 
 
+PLAIN = {"name": "dgpo", "clip_range": None, "timesteps": {"name": "uniform"}}
+
+
 @pytest.mark.parametrize("batch_size", [4, 3], ids=["whole", "spread"])
 def test_the_kl_is_to_the_anchor_under_guidance_of_its_own(tmp_path: Path, batch_size: int) -> None:
-    drawn = testing.guided_learning(tmp_path, {"name": "dgpo", "kl": 0.5, "kl_guidance": 2.5}, OLD, batch_size)
+    drawn = testing.guided_learning(tmp_path, {**PLAIN, "kl": 0.5, "kl_guidance": 2.5}, OLD, batch_size)
     assert (drawn.experience.plan.guidance, drawn.experience.plan.teacher_guidance) == (1, 2.5)
     run = drawn.rows(range(4))  # one group, so that the order of the rows is plain
     # the reference of the preference is the present policy, the anchor is not
@@ -276,3 +279,20 @@ def test_the_kl_is_to_the_anchor_under_guidance_of_its_own(tmp_path: Path, batch
 @pytest.mark.parametrize(("options", "wanted"), [({"kl": 1.0}, 3.0), ({}, 1.0)], ids=["kl", "without-kl"])
 def test_the_plan_asks_for_the_guidance_of_a_kl_that_there_is(options: dict[str, Any], wanted: float) -> None:
     assert testing.make_plan(config(kl_guidance=3.0, **options)).teacher_guidance == wanted
+
+
+@pytest.mark.parametrize("clip_range", [0.01, (0.002, 0.02)], ids=["one bound", "two bounds"])
+def test_the_clip_cuts_gradients_past_the_ratio_to_the_slow_average(clip_range: Any) -> None:
+    run = learn(config(clip_range=clip_range))
+    run.move_to(*NEW)
+    below, above = clip_range if isinstance(clip_range, tuple) else (clip_range, clip_range)
+    expected, cuts = [], []
+    for at in run.noised_batches(Uniform(), shared=True):
+        hand = NoisedByHand(at)
+        ratio = torch.exp(hand.error(OLD) - hand.error(NEW))  # the average has not moved
+        cut = torch.where(hand.advantages > 0, ratio > 1 + above, ratio < 1 - below)
+        loss, gradient = by_hand(hand, NEW, OLD)
+        expected.append((loss, torch.where(cut[:, None], 0.0, gradient)))
+        cuts.append(cut)
+    testing.check_losses(run, expected, gradients=(1e-4, 1e-5))
+    assert 0 < int(torch.cat(cuts).sum()) < 24

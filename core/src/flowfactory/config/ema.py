@@ -1,7 +1,7 @@
 """Averages of weights: how much of itself an average keeps when it moves towards the present weights.
 
 After iteration n, counted from 0, an average becomes ``decay(n)`` of itself and ``1 - decay(n)`` of the present weights:
-0 copies them, 1 stands still.
+0 copies them, 1 stands still. With ``counted: steps`` it moves after each optimizer step instead, and n counts those.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from flowfactory.config.strict import Strict, expand_name
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Constant(Strict):
+class _Schedule(Strict):
+    counted: Literal["iterations", "steps"] = Field(
+        "iterations", description="what moves the average and is counted: iterations, or optimizer steps"
+    )
+
+
+class Constant(_Schedule):
     """``decay`` in every iteration."""
 
     name: Literal["constant"] = "constant"
@@ -28,7 +34,7 @@ class Constant(Strict):
         return self.decay
 
 
-class Power(Strict):
+class Power(_Schedule):
     """``1 - (1 + n)^-power``, at most ``decay``: an average over a growing past."""
 
     name: Literal["power"] = "power"
@@ -40,7 +46,18 @@ class Power(Strict):
         return min(self.decay, 1 - float((1 + iteration) ** -self.power))
 
 
-class Ramp(Strict):
+class WarmUp(_Schedule):
+    """``(1 + n) / (10 + n)``, at most ``decay``: an average that is quick at first."""
+
+    name: Literal["warm-up"] = "warm-up"
+    decay: Share = Field(0.999, description="the most that is kept")
+
+    def __call__(self, iteration: int) -> float:
+        """What is kept after ``iteration``."""
+        return min(self.decay, (1 + iteration) / (10 + iteration))
+
+
+class Ramp(_Schedule):
     """From ``start`` to ``end`` over ``iterations``, then ``end``."""
 
     name: str
@@ -59,7 +76,7 @@ class Linear(Ramp):
         return self.start + (self.end - self.start) * min(1.0, iteration / self.iterations)
 
 
-class PiecewiseLinear(Strict):
+class PiecewiseLinear(_Schedule):
     """Straight lines between ``points`` (iteration, decay); level before the first and after the last."""
 
     name: Literal["piecewise-linear"] = "piecewise-linear"
@@ -97,7 +114,7 @@ class Cosine(Ramp):
         return self.start + (self.end - self.start) * (1 - math.cos(math.pi * done)) / 2
 
 
-class WarmupCosine(Strict):
+class WarmupCosine(_Schedule):
     """From 0 to ``start`` in ``warmup`` iterations along a line, from there to ``end`` along half a cosine."""
 
     name: Literal["warmup-cosine"] = "warmup-cosine"
@@ -114,7 +131,7 @@ class WarmupCosine(Strict):
 
 
 Decay = Annotated[
-    Constant | Power | Linear | PiecewiseLinear | Cosine | WarmupCosine,
+    Constant | Power | WarmUp | Linear | PiecewiseLinear | Cosine | WarmupCosine,
     Field(discriminator="name"),
     BeforeValidator(expand_name),
 ]

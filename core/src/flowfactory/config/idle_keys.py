@@ -22,7 +22,8 @@ def idle_keys(config: RunConfig) -> Iterator[str]:
     for place in ("sampling", "evaluation") if config.prompts.heldout is not None else ("sampling",):
         decay = getattr(config, place).ema
         if decay is not None:
-            yield from _average(f"{place}.ema", decay, config.training.iterations)
+            moves = config.training.updates * config.training.epochs if decay.counted == "steps" else 1
+            yield from _average(f"{place}.ema", decay, config.training.iterations * moves)
     yield from _guidance(config)
     yield from idle_guidance_gradient(config)
     # where it is auto, and so is the device, another machine may have CUDA

@@ -1,6 +1,6 @@
 """The weights of a run: trained, kept and averaged; adapters, and what is done to a transformer's blocks."""
 
-from flowfactory.config.ema import Constant, Cosine, Decay, Linear, PiecewiseLinear, Power, WarmupCosine
+from flowfactory.config.ema import Constant, Cosine, Decay, Linear, PiecewiseLinear, Power, WarmUp, WarmupCosine
 from flowfactory.policy.comparing import At, Comparison
 from flowfactory.policy.policy import REFERENCE, Policy
 
@@ -15,5 +15,6 @@ __all__ = [
     "PiecewiseLinear",
     "Policy",
     "Power",
+    "WarmUp",
     "WarmupCosine",
 ]

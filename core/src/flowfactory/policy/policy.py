@@ -239,7 +239,7 @@ class Policy:
         self._kept[name] = _Kept(self._version, copies)
 
     def track_ema(self, name: str, decay: Schedule) -> None:
-        """Keep the present weights under ``name``, and after each iteration move them towards those present then.
+        """Keep the present weights under ``name``, and move them towards those present after each iteration, or each step.
 
         RunError: the config has an average of that name, or the name has what the names of files cannot have.
         """
@@ -251,9 +251,17 @@ class Policy:
         self._averages[name] = decay
 
     def iteration_finished(self, iteration: int) -> None:
-        """Move every average; ``iteration`` counts from 0."""
+        """Move every average that counts iterations; ``iteration`` counts from 0."""
+        self._move_averages("iterations", iteration)
+
+    def step_finished(self, step: int) -> None:
+        """Move every average that counts optimizer steps; ``step`` counts from 0 since training began."""
+        self._move_averages("steps", step)
+
+    def _move_averages(self, counted: str, n: int) -> None:
         for name, decay in self._averages.items():
-            self.update_ema(name, decay(iteration))
+            if getattr(decay, "counted", "iterations") == counted:  # any callable is a schedule
+                self.update_ema(name, decay(n))
 
     @without_gradients
     def update_ema(self, name: str, decay: float) -> None:

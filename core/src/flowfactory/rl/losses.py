@@ -5,15 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def clipped_surrogate(ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
-    """Loss [B]: -min(ratio A, clip(ratio, 1 - c, 1 + c) A). PPO, arXiv:1707.06347, eq. 7."""
-    return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage)
+from flowfactory.config.clip_range import bounds
 
 
-def is_clipped(ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
+def clipped_surrogate(ratio: Tensor, advantage: Tensor, clip_range: float | tuple[float, float]) -> Tensor:
+    """Loss [B]: -min(ratio A, clip(ratio, 1 - below, 1 + above) A). PPO, arXiv:1707.06347, eq. 7."""
+    below, above = bounds(clip_range)
+    return -torch.minimum(ratio * advantage, ratio.clamp(1 - below, 1 + above) * advantage)
+
+
+def is_clipped(ratio: Tensor, advantage: Tensor, clip_range: float | tuple[float, float]) -> Tensor:
     """[B], 1.0 where the surrogate's gradient is cut: the ratio is past the bound on the side the advantage pushes to."""
-    past = torch.where(advantage > 0, ratio > 1 + clip_range, (ratio < 1 - clip_range) & (advantage < 0))
+    below, above = bounds(clip_range)
+    past = torch.where(advantage > 0, ratio > 1 + above, (ratio < 1 - below) & (advantage < 0))
     return past.float()
 
 

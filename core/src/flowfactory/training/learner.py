@@ -79,6 +79,7 @@ class Learner:
         self._optimizer.step(self.rate)
         self._optimizer.zero_grad()  # now, so that whatever comes next has its memory
         self._policy.mark_changed()
+        self._policy.step_finished(self._steps)
         self._steps += 1
 
     def _reduce_gradients(self) -> list[Tensor]:

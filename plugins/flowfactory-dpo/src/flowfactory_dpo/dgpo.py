@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
-from flowfactory.flow import NoisedBatch, noised_batches
-from flowfactory.policy import REFERENCE, Comparison
-from flowfactory.rl import NORM_GUARD, group_sum, guard_norm, squared_error, velocity_kl
+from flowfactory.config.clip_range import ClipRange
+from flowfactory.flow import NoisedBatch, Timesteps, Uniform, noised_batches
+from flowfactory.policy import REFERENCE, Comparison, Decay, Linear
+from flowfactory.rl import NORM_GUARD, group_sum, guard_norm, is_clipped, squared_error, velocity_kl
 from flowfactory_dpo.reference import ReferenceAlgorithm, ReferenceConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from flowfactory import RunConfig
+
+SLOW = "clip average"
 
 
 class DGPOConfig(ReferenceConfig):
@@ -32,6 +34,13 @@ class DGPOConfig(ReferenceConfig):
     kl: float = Field(0.0, ge=0, description="weight of the squared distance from the velocity that training started from")
     kl_guidance: float | None = Field(
         None, ge=0, le=100, description="guidance of that velocity; that of the trained one when left out"
+    )
+    timesteps: Timesteps = Field(Uniform(low=0.5625), description="training timesteps")
+    clip_range: ClipRange | None = Field(
+        1e-2, description="bound on |ratio - 1| of matching errors to those of a slow average, or [below, above]; null: none"
+    )
+    ema: Decay = Field(
+        Linear(end=0.3, iterations=300, counted="steps"), description="how the average moves that clip_range measures from"
     )
 
     def remarks(self, run: RunConfig) -> Iterator[str]:
@@ -49,9 +58,11 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
 
     def __init__(self, config: DGPOConfig) -> None:
         super().__init__(config)
-        self._penalties = {"anchor": At(REFERENCE, config.kl_guidance)} if config.kl else {}
+        self._others = {"anchor": At(REFERENCE, config.kl_guidance)} if config.kl else {}
         if config.norm_guard:
-            self._penalties[NORM_GUARD] = At(REFERENCE)
+            self._others[NORM_GUARD] = At(REFERENCE)
+        if config.clip_range is not None:
+            self._others["slow"] = At(SLOW)
 
     @hookimpl
     def run_started(self, policy: Policy) -> None:
@@ -59,6 +70,8 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
         super().run_started(policy)
         if self._config.kl:
             policy.keep_reference()
+        if self._config.clip_range is not None:
+            policy.track_ema(SLOW, self._config.ema)
 
     @hookimpl
     def plan(self, plan: SamplingPlan) -> SamplingPlan:
@@ -71,7 +84,7 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
         """What is compared at each place."""
         for groups in experience.group_batches():
             for at in noised_batches(groups, self._config.timesteps, shared=True):
-                yield from ((piece.step, {"reference": self._reference, **self._penalties}) for piece in at.micro_batches())
+                yield from ((piece.step, {"reference": self._reference, **self._others}) for piece in at.micro_batches())
 
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
@@ -82,7 +95,7 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
 
     def losses(self, at: NoisedBatch, policy: Policy) -> Iterator[Loss]:
         """The losses of ``at``, which holds whole groups, a forward's worth each."""
-        pieces, wanted = at.micro_batches(), {"reference": self._reference, **self._penalties}
+        pieces, wanted = at.micro_batches(), {"reference": self._reference, **self._others}
         if len(pieces) == 1:
             new, kept = policy.compare(at.step, wanted)
             yield self._loss(at, new, self.weight(at, self._gap(at, new, kept).detach()), kept)
@@ -96,7 +109,7 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
         gap = torch.cat([gap for gap, _ in ahead]) if ahead else torch.zeros_like(at.step.sigma)
         weights = torch.split(self.weight(at, gap), [len(piece) for piece in pieces])
         for i, piece in enumerate(pieces):
-            new, kept = policy.compare(piece.step, {} if ahead else self._penalties)
+            new, kept = policy.compare(piece.step, {} if ahead else self._others)
             yield self._loss(piece, new, weights[i], ahead[i][1] if ahead else kept)
 
     def _gap(self, at: NoisedBatch, new: Evaluation, kept: Mapping[str, Evaluation]) -> Tensor:
@@ -108,7 +121,14 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
         return torch.sigmoid(group_sum(at.samples.advantages * self._config.beta * gap / size, at.groups))
 
     def _loss(self, at: NoisedBatch, new: Evaluation, weight: Tensor, kept: Mapping[str, Evaluation]) -> Loss:
-        loss = Loss(weight * at.samples.advantages * _error(new.velocity, at), metrics={"weight": weight})
+        advantage, error, clip_range = at.samples.advantages, _error(new.velocity, at), self._config.clip_range
+        metrics, cuts = {"weight": weight}, dict[str, Tensor]()
+        if clip_range is not None:
+            ratio = torch.exp(_error(kept["slow"].velocity, at) - error.detach())
+            cut = is_clipped(ratio, advantage, clip_range)
+            error = torch.where(cut > 0, error.detach(), error)
+            metrics["ratio/mean"], cuts["clip_fraction"] = ratio, cut
+        loss = Loss(weight * advantage * error, metrics=metrics, cuts=cuts)
         if self._config.kl:
             loss = loss.add_term("kl", self._config.kl, velocity_kl(new.velocity, kept["anchor"].velocity))
         if self._config.norm_guard:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from flowfactory import At, Experience, Loss, Policy, SamplingPlan, hookimpl
-from flowfactory.flow import NoisedBatch, TimestepsConfig, expand_sigma, noised_micro_batches
+from flowfactory.flow import Discrete, NoisedBatch, Timesteps, TimestepsConfig, expand_sigma, noised_micro_batches
 from flowfactory.policy import REFERENCE, Comparison, Decay, PiecewiseLinear
 from flowfactory.rl import NORM_GUARD, NormGuardConfig, guard_norm, optimality, squared_error, velocity_kl
 
@@ -29,7 +29,8 @@ class NFTConfig(NormGuardConfig, TimestepsConfig):
 
     beta: float = Field(1.0, gt=0, description="how far the two implicit policies stand from the old one")
     advantage_max: float = Field(5.0, gt=0, description="the advantage at which a sample counts as wholly good")
-    kl: float = Field(0.0, ge=0, description="weight of the squared distance from the velocity that training started from")
+    timesteps: Timesteps = Field(Discrete(), description="training timesteps")
+    kl: float = Field(1e-4, ge=0, description="weight of the squared distance from the velocity that training started from")
     old: Decay = Field(
         PiecewiseLinear(points=((0, 0.0), (500, 0.5))),
         description="how the average of weights moves that draws the samples",
