@@ -30,7 +30,7 @@ def learn(
     advantages: Sequence[float] = ADVANTAGES, shape: tuple[int, int] = (8, 1), dynamics: Any = None, **options: Any
 ) -> Any:
     """A run at START, whose samples were drawn there; ``shape`` is the samples and the times of a forward."""
-    config = NFTConfig.model_validate(options)
+    config = NFTConfig.model_validate({"kl": 0.0, **options})
     return testing.learning(config, advantages, START, 4, dynamics or ODE(), *shape)
 
 

@@ -15,7 +15,7 @@ from flowfactory_nft.nft import NFTConfig
 
 
 def nft(folder: Path, updates: int = 2, **options: Any) -> dict[str, Any]:
-    return testing.settings(folder, {"name": "nft", **options}, training={"updates": updates, "batch_size": 3})
+    return testing.settings(folder, {"name": "nft", "kl": 0.0, **options}, training={"updates": updates, "batch_size": 3})
 
 
 def test_a_run_passes_preflight_and_reports_its_metrics(tmp_path: Path) -> None:
