@@ -169,9 +169,15 @@ class AlgorithmConfig(ComponentConfig):
 
     @property
     def trust_region_bounds(self) -> dict[str, tuple[str, float]]:
-        """{extreme: (option, value)}: the least option of each part of the trust region; those that are null bound nothing."""
+        """{extreme: (option, value)}: the least option of each part of the trust region; those that are null bound nothing.
+
+        Of an option with a bound below and one above it is the lesser.
+        """
         given = {extreme: [(getattr(self, name), name) for name in names] for extreme, names in self.trust_region.items()}
-        known = {extreme: [pair for pair in pairs if pair[0] is not None] for extreme, pairs in given.items()}
+        known = {
+            extreme: [(min(value) if isinstance(value, tuple) else value, name) for value, name in pairs if value is not None]
+            for extreme, pairs in given.items()
+        }
         return {extreme: min(pairs)[::-1] for extreme, pairs in known.items() if pairs}
 
 

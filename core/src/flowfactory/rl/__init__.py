@@ -1,5 +1,6 @@
 """Reinforcement learning in pure functions: advantages, losses, and divergences."""
 
+from flowfactory.config.clip_range import ClipRange
 from flowfactory.rl.advantages import advantages, normalize, reward_contributions
 from flowfactory.rl.divergences import mean_kl, velocity_kl
 from flowfactory.rl.groups import center, group_max, group_std, group_sum
@@ -8,6 +9,7 @@ from flowfactory.rl.norm_guard import NORM_GUARD, NormGuardConfig, guard_norm, n
 
 __all__ = [
     "NORM_GUARD",
+    "ClipRange",
     "NormGuardConfig",
     "advantages",
     "center",

@@ -12,7 +12,16 @@ from pydantic import Field
 from flowfactory import At, Experience, Loss, Policy, hookimpl
 from flowfactory.flow import NoisedBatch, TimestepsConfig, noised_micro_batches
 from flowfactory.policy import REFERENCE, Comparison, Constant, Decay, Power
-from flowfactory.rl import NORM_GUARD, NormGuardConfig, clipped_surrogate, guard_norm, is_clipped, squared_error, velocity_kl
+from flowfactory.rl import (
+    NORM_GUARD,
+    ClipRange,
+    NormGuardConfig,
+    clipped_surrogate,
+    guard_norm,
+    is_clipped,
+    squared_error,
+    velocity_kl,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +42,7 @@ class AWMConfig(NormGuardConfig, TimestepsConfig):
         "ghuber", description="how error and time make the log-density: error, t error, t² error, t root, t power"
     )
     power: float = Field(0.25, gt=0, le=1, description="of ghuber; 1 is the weighting t")
-    clip_range: float = Field(1e-4, gt=0, le=1, description="bound on |ratio - 1|")
+    clip_range: ClipRange = Field(1e-4, description="bound on |ratio - 1|, or one below and one above")
     kl: float = Field(0.0, ge=0, description="weight of the squared distance from the velocity that training started from")
     ema_kl: float = Field(0.0, ge=0, description="weight of the squared distance from the average's velocity")
     ema: Decay = Field(Power(decay=0.9), description="how that average of weights moves")

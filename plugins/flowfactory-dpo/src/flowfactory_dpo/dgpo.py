@@ -11,10 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
-from flowfactory.config.clip_range import ClipRange
 from flowfactory.flow import NoisedBatch, Timesteps, Uniform, noised_batches
 from flowfactory.policy import REFERENCE, Comparison, Decay, Linear
-from flowfactory.rl import NORM_GUARD, group_sum, guard_norm, is_clipped, squared_error, velocity_kl
+from flowfactory.rl import NORM_GUARD, ClipRange, group_sum, guard_norm, is_clipped, squared_error, velocity_kl
 from flowfactory_dpo.reference import ReferenceAlgorithm, ReferenceConfig
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from flowfactory import Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.flow import generator
+from flowfactory.rl import ClipRange
 from flowfactory_grpo.grpo import surrogate
 from flowfactory_grpo.policy_gradient import CLIPPED_RATIO, PolicyGradient, PolicyGradientConfig
 
@@ -28,7 +29,7 @@ class FlashGRPOConfig(PolicyGradientConfig):
 
     trust_region: ClassVar[Mapping[str, tuple[str, ...]]] = CLIPPED_RATIO
 
-    clip_range: float = Field(1e-3, gt=0, le=1, description="bound on |ratio - 1|")
+    clip_range: ClipRange = Field(1e-3, description="bound on |ratio - 1|, or one below and one above")
     rectify: bool = Field(
         True, description="whether steps are weighed so that the velocity's gradient is of one size at all of them"
     )

@@ -111,7 +111,7 @@ def _velocity_form(new: Evaluation, reference: Evaluation) -> Tensor:
     return velocity_kl(new.velocity, reference.velocity)
 
 
-def clip_ratio(r: Tensor, advantage: Tensor, clip_range: float) -> Loss:
+def clip_ratio(r: Tensor, advantage: Tensor, clip_range: float | tuple[float, float]) -> Loss:
     """The clipped surrogate of the ratio r [b], and what is reported of it."""
     return Loss(
         clipped_surrogate(r, advantage, clip_range),

@@ -11,7 +11,7 @@ from pydantic import Field
 from flowfactory import At, Evaluation, Experience, Loss, Policy, hookimpl
 from flowfactory.flow import NoisedBatch, Timesteps, TimestepsConfig, Uniform, expand_sigma, noised_batches
 from flowfactory.policy import REFERENCE, Comparison, Constant
-from flowfactory.rl import clipped_surrogate, is_clipped, squared_error, velocity_kl
+from flowfactory.rl import ClipRange, clipped_surrogate, is_clipped, squared_error, velocity_kl
 from flowfactory_nft.nft import x0_error
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class VGRPOConfig(TimestepsConfig):
     known_as = ("vgrpo", "variational-grpo")
 
     timesteps: Timesteps = Field(Uniform(count=4), description="training timesteps")
-    clip_range: float = Field(0.2, gt=0, le=1, description="bound on |ratio - 1|")
+    clip_range: ClipRange = Field(0.2, description="bound on |ratio - 1|, or one below and one above")
     advantage_max: float = Field(3.0, gt=0, description="soft bound m of the advantages, which become m tanh(A / m)")
     kl: float = Field(0.0, ge=0, description="weight of the squared distance from the velocity that training started from")
     old_kl: float = Field(
