@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -29,7 +30,7 @@ def root_mean_square(velocity: Tensor) -> Tensor:
     flat = velocity.flatten(1)
     # not a root of a mean of squares, whose gradient at zero is not a number
     norm: Tensor = torch.linalg.vector_norm(flat, dim=1)
-    return norm / flat.shape[1] ** 0.5
+    return norm / math.sqrt(flat.shape[1])
 
 
 def norm_excess(velocity: Tensor, reference: Tensor) -> Tensor:
