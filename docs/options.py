@@ -20,6 +20,7 @@ from flowfactory.config.component import AlgorithmConfig, ComponentConfig, LoraC
 from flowfactory.config.component_slots import schema_type
 from flowfactory.config.ema import Decay
 from flowfactory.config.feature_caches import FirstBlockConfig
+from flowfactory.config.kl import AdaptiveKL
 from flowfactory.config.optimizers import Optimizer
 from flowfactory.config.schema import EarlyStopConfig
 from flowfactory.discovery.discover import discover
@@ -99,6 +100,8 @@ UNITS = {
     "LogitNormal.mean": "log-odds of sigma",
     "LogitNormal.std": "log-odds of sigma",
     "AlgorithmConfig.guidance": "factor",
+    "AdaptiveKL.target": "as the metric kl",
+    "AdaptiveKL.start": "factor",
     "PolicyGradientConfig.kl": "factor",
     "GRPOConfig.clip_range": "ratio",
     "DGPOConfig.clip_range": "ratio",
@@ -207,6 +210,7 @@ SHARED: dict[str, type[BaseModel]] = {
     "lora": LoraConfig,
     "slide": Slide,
     "early_stop": EarlyStopConfig,
+    "adaptive_kl": AdaptiveKL,
     "feature_cache": FirstBlockConfig,
 }
 """Classes that stand in no one place of a config."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
+from flowfactory.config.kl import AdaptiveKL
 from flowfactory.config.strict import Strict
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")]
@@ -166,6 +167,12 @@ class AlgorithmConfig(ComponentConfig):
         for name in (name for names in cls.trust_region.values() for name in names):
             if name not in cls.model_fields:
                 raise TypeError(f"{cls.__name__}.trust_region names {name!r}, which is none of its options; add a field")
+
+    @property
+    def adaptive_kl(self) -> AdaptiveKL | None:
+        """Its option ``kl``, where it has one whose weight adapts: the mean of its losses' term ``kl`` is measured then."""
+        kl = getattr(self, "kl", None)
+        return kl if isinstance(kl, AdaptiveKL) else None
 
     @property
     def trust_region_bounds(self) -> dict[str, tuple[str, float]]:

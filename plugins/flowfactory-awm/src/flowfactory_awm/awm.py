@@ -13,12 +13,14 @@ from flowfactory import At, Experience, Loss, Policy, hookimpl
 from flowfactory.flow import NoisedBatch, TimestepsConfig, noised_micro_batches
 from flowfactory.policy import REFERENCE, Comparison, Constant, Decay, Power
 from flowfactory.rl import (
+    KL,
     NORM_GUARD,
     ClipRange,
     NormGuardConfig,
     clipped_surrogate,
     guard_norm,
     is_clipped,
+    kl_weight,
     squared_error,
     velocity_kl,
 )
@@ -43,7 +45,7 @@ class AWMConfig(NormGuardConfig, TimestepsConfig):
     )
     power: float = Field(0.25, gt=0, le=1, description="of ghuber; 1 is the weighting t")
     clip_range: ClipRange = Field(1e-4, description="bound on |ratio - 1|, or one below and one above")
-    kl: float = Field(0.0, ge=0, description="weight of the squared distance from the velocity that training started from")
+    kl: KL = Field(0.0, description="weight of the squared distance from the velocity that training started from")
     ema_kl: float = Field(0.0, ge=0, description="weight of the squared distance from the average's velocity")
     ema: Decay = Field(Power(decay=0.9), description="how that average of weights moves")
 
@@ -102,7 +104,7 @@ class AWM:
             extremes={"ratio/max_deviation": (ratio - 1).abs()},
             cuts={"clip_fraction": is_clipped(ratio, advantage, config.clip_range)},
         )
-        for key, name, weight in (("reference", "kl", config.kl), ("ema", "ema_kl", config.ema_kl)):
+        for key, name, weight in (("reference", "kl", kl_weight(config.kl, at.samples)), ("ema", "ema_kl", config.ema_kl)):
             if weight:
                 loss = loss.add_term(name, weight, velocity_kl(new.velocity, kept[key].velocity))
         if config.norm_guard:

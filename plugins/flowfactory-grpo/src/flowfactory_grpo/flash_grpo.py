@@ -12,7 +12,7 @@ from pydantic import Field
 
 from flowfactory import Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.flow import generator
-from flowfactory.rl import ClipRange
+from flowfactory.rl import ClipRange, kl_weight
 from flowfactory_grpo.grpo import surrogate
 from flowfactory_grpo.policy_gradient import CLIPPED_RATIO, PolicyGradient, PolicyGradientConfig
 
@@ -92,7 +92,9 @@ class FlashGRPO(PolicyGradient):
                 assert step.next_sigma is not None
                 weight = rectification(step.dynamics, step.sigma, step.next_sigma) / mean
                 loss = replace(loss, values=weight * loss.values, metrics={**loss.metrics, "step_weight": weight})
-            yield loss.add_term("kl", self._kl, self._divergence(new, kept["reference"])) if self._kl else loss
+            if self._kl:
+                loss = loss.add_term("kl", kl_weight(self._kl, experience), self._divergence(new, kept["reference"]))
+            yield loss
 
 
 def _window(plan: SamplingPlan, prompt: int) -> frozenset[int]:
