@@ -18,7 +18,7 @@ class AdaptiveKL(Strict):
     divergence is from the policy before the update; here it is the algorithm's own term ``kl``, from its reference.
     """
 
-    name: Literal["adaptive"] = "adaptive"
+    name: Literal["adaptive"] = Field("adaptive", description="that the weight follows the target")
     target: float = Field(gt=0, description="the mean of the metric kl that an iteration is to have")
     start: float = Field(1e-2, gt=0, description="weight in the first iteration; it stays within start / 1024 and 1024 start")
 
