@@ -4,7 +4,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -77,17 +77,17 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Mapping[str, Any]], Trained]:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("FLOWFACTORY_PLUGINS", "")
-    torch.set_num_threads(1)
+def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, Mapping[str, Any]], Trained]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLOWFACTORY_PLUGINS", "")
+        torch.set_num_threads(1)
 
-    def run(name: str, changes: Mapping[str, Any]) -> Trained:
-        folder = tmp_path_factory.mktemp(name)
-        patch.setenv("FLOWFACTORY_CACHE", str(folder / "cache"))
-        return Trained(folder, laid_over(TOY, changes))
+        def run(name: str, changes: Mapping[str, Any]) -> Trained:
+            folder = tmp_path_factory.mktemp(name)
+            patch.setenv("FLOWFACTORY_CACHE", str(folder / "cache"))
+            return Trained(folder, laid_over(TOY, changes))
 
-    return run
+        yield run
 
 
 @pytest.fixture(scope="module")
