@@ -49,8 +49,7 @@ class Learner:
         """The gradient's norm before it is clipped; the gradient of the mean of all ``losses`` is left in the parameters.
 
         The losses are those of all ranks, each of which yields its own, and ``share`` of all that the mean is of: the others
-        are zero, and were not computed. RunError: a loss or the gradient is not finite, or
-        nothing was yielded.
+        are zero, and were not computed. RunError: a loss or the gradient is not finite, or nothing was yielded.
         """
         before = metrics.count
         self._policy.velocity_sizes.take()

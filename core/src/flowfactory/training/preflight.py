@@ -23,7 +23,7 @@ from flowfactory.rl.groups import group_std, rows_by_group
 from flowfactory.training.inspection import check_range
 from flowfactory.training.recompute import replay_steps
 from flowfactory.training.rollouts import Rollouts
-from flowfactory.training.update import micro_batch_units, split_updates
+from flowfactory.training.update import micro_batch_units, optimizer_steps
 
 # a deviation of the log-density, the mean over elements, as it comes from rounding alone
 TOLERANCE = {"float32": 1e-5, "bf16": 1e-3}
@@ -122,7 +122,7 @@ def ratio_is_one(rollouts: Rollouts, policy: Policy, hooks: Hooks, config: RunCo
         return Finding(True, "no step is recorded: this algorithm needs no log-density to replay")
     if any(step.log_prob is None for step in experience.steps):
         return Finding(False, "a recorded step has no log-density: its dynamics are deterministic")
-    rows = next(split_updates(experience.groups, config.training.updates, experience.plan.seed, experience.plan.iteration, 0))
+    rows, _ = next(optimizer_steps(experience, config, experience.plan.iteration, epoch=0))
     pieces = rollouts.micro_batches(*micro_batch_units(rows, experience, config.algorithm))
     with policy.using(experience.plan.weights), policy.dropping_graphs():
         found = [_largest(_extremes(piece, policy, hooks if bounds else None)) for piece, _ in pieces]
