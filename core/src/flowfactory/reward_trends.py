@@ -20,10 +20,20 @@ def rising_rewards(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -
         values = [float(record[name]) for record in records if name in record]
         if len(values) < 2 or not any(f"advantage/{label}/share" in record for record in records):
             continue  # what is only watched is no reason to suspect
-        count = max(1, len(values) // 4)
-        (before, one), (after, other) = (_mean_and_variance(part) for part in (values[:count], values[-count:]))
-        if after - before > ERRORS * math.sqrt((one + other) / count):
-            yield label, (before, after)
+        count = quarter(len(values))
+        first, last = _mean_and_variance(values[:count]), _mean_and_variance(values[-count:])
+        if is_rise(first, last, count):
+            yield label, (first[0], last[0])
+
+
+def quarter(length: int) -> int:
+    """How many iterations at either end of ``length`` are compared."""
+    return max(1, length // 4)
+
+
+def is_rise(first: tuple[float, float], last: tuple[float, float], count: int) -> bool:
+    """Whether the mean of ``count`` iterations rose from ``first`` to ``last``, each a mean and a variance."""
+    return last[0] - first[0] > ERRORS * math.sqrt((first[1] + last[1]) / count)
 
 
 def _mean_and_variance(values: Sequence[float]) -> tuple[float, float]:

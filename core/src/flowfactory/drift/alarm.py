@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from flowfactory.reward_trends import is_rise, quarter
 from flowfactory.types import Say
 
 TRAINING, HELD_OUT = "drift/", "drift/heldout/"
@@ -125,13 +126,12 @@ class Rise:
         self._squares.append(self._squares[-1] + value**2)
 
     def ends(self) -> tuple[float, float] | None:
-        """The means of the first and the last quarter, where the last is above by more than two standard errors; else None."""
+        """The means of the first and the last quarter, where it rose as :func:`is_rise` says; else None."""
         if (length := len(self._sums) - 1) < 2:
             return None
-        count = max(1, length // 4)
-        (before, noise), (after, other) = self._moments(0, count), self._moments(length - count, length)
-        rose = after - before > 2 * math.sqrt((noise + other) / count)
-        return (before + self._first, after + self._first) if rose else None
+        count = quarter(length)
+        first, last = self._moments(0, count), self._moments(length - count, length)
+        return (first[0] + self._first, last[0] + self._first) if is_rise(first, last, count) else None
 
     def _moments(self, start: int, end: int) -> tuple[float, float]:
         """The mean and the variance from ``start`` to ``end``."""
