@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from flowfactory.errors import RunError
-from flowfactory.rl.groups import ROUNDINGS, center, group_max, group_std, root_mean_square
+from flowfactory.rl.groups import ROUNDINGS, center, group_max, group_range, group_std, root_mean_square
 
 ROUNDING = ROUNDINGS * sys.float_info.epsilon
 
@@ -27,13 +28,17 @@ def normalize(rewards: Tensor, groups: Tensor, spread: Spread = "group") -> Tens
     return different / _spread(different, rewards.double(), groups, spread)
 
 
+def _where_known(rewards: Tensor, groups: Tensor, find: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """``find(rewards, groups)`` of the samples that a reward applies to, [B], float64, and zero elsewhere."""
+    known = rewards.isfinite()
+    found = torch.zeros(len(groups), dtype=torch.float64)
+    found[known] = find(rewards[known], groups[known])
+    return found
+
+
 def _differences(rewards: Tensor, groups: Tensor) -> Tensor:
     """Centred rewards [B], float64: zero in a group that is constant, and where the reward does not apply."""
-    known = rewards.isfinite()
-    own, where = rewards[known], groups[known]
-    found = torch.zeros(len(groups), dtype=torch.float64)
-    found[known] = torch.where(group_std(own, where) == 0, 0.0, center(own, where))
-    return found
+    return _where_known(rewards, groups, lambda own, where: torch.where(group_std(own, where) == 0, 0.0, center(own, where)))
 
 
 def _spread(different: Tensor, raw: Tensor, groups: Tensor, spread: Spread) -> Tensor:
@@ -61,14 +66,14 @@ def reward_contributions(
     RunError: a reward's scores are so large that its weight makes them infinite.
     """
     # centred first: a large constant beside them would take the small ones' digits
-    one_by_one = aggregate == "gdpo"
+    one_by_one, alone = aggregate == "gdpo", partial(normalize, spread=spread)
     parts, sums, raw = {}, dict[str, Tensor](), torch.zeros(len(groups), dtype=torch.float64)
     for label, weight in weights.items():
         if weight != 0:
             reward = rewards[label]
             sums[label] = weight * _differences(reward, groups)
-            parts[label] = weight * _normalize_known(reward, groups, spread) if one_by_one else sums[label]
-            raw = raw + weight * _raw_differences(reward)
+            parts[label] = weight * _where_known(reward, groups, alone) if one_by_one else sums[label]
+            raw = raw + weight * _where_known(reward, torch.zeros_like(groups), center)
             if not (parts[label].isfinite().all() and sums[label].isfinite().all()):
                 raise RunError(f"reward {label!r}: its scores times its weight are too large to add up; scale them down")
     total, size = sum_of(parts), torch.stack(list(parts.values())).abs().sum(0)
@@ -77,28 +82,6 @@ def reward_contributions(
     differs &= group_range(sum_of(sums), groups) >= min_range
     scale = _spread(torch.where(differs, total, 0.0), raw, groups, "within" if one_by_one else spread)
     return {label: torch.where(differs, part / scale, 0.0) for label, part in parts.items()}
-
-
-def group_range(values: Tensor, groups: Tensor) -> Tensor:
-    """The largest less the smallest of each sample's group [B]."""
-    return group_max(values, groups) + group_max(-values, groups)
-
-
-def _raw_differences(rewards: Tensor) -> Tensor:
-    """Rewards [B] less the mean of all that they apply to, float64; zero where they do not apply."""
-    known = rewards.isfinite()
-    own = rewards[known].double()
-    found = torch.zeros(len(rewards), dtype=torch.float64)
-    found[known] = own - own.mean() if len(own) else own
-    return found
-
-
-def _normalize_known(rewards: Tensor, groups: Tensor, spread: Spread) -> Tensor:
-    """:func:`normalize` of the samples that a reward applies to, and zero elsewhere."""
-    known = rewards.isfinite()
-    found = torch.zeros(len(groups), dtype=torch.float64)
-    found[known] = normalize(rewards[known], groups[known], spread)
-    return found
 
 
 def sum_of(contributions: Mapping[str, Tensor]) -> Tensor:

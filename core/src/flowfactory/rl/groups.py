@@ -52,6 +52,11 @@ def group_max(values: Tensor, groups: Tensor) -> Tensor:
     return _group_extreme(values, index, "amax")[index]
 
 
+def group_range(values: Tensor, groups: Tensor) -> Tensor:
+    """The largest less the smallest of each sample's group [B]."""
+    return group_max(values, groups) + group_max(-values, groups)
+
+
 def _group_extreme(values: Tensor, index: Tensor, kind: str) -> Tensor:
     """The largest or the smallest of each group [G], of which ``index`` [B] is each sample's."""
     found = values.new_zeros(len(torch.bincount(index)))
