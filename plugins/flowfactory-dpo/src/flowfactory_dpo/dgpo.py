@@ -57,9 +57,8 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
 
     def __init__(self, config: DGPOConfig) -> None:
         super().__init__(config)
-        self._others = {"anchor": At(REFERENCE, config.kl_guidance)} if config.kl else {}
-        if config.norm_guard:
-            self._others[NORM_GUARD] = At(REFERENCE)
+        if config.kl:
+            self._others["anchor"] = At(REFERENCE, config.kl_guidance)
         if config.clip_range is not None:
             self._others["slow"] = At(SLOW)
 
@@ -83,7 +82,7 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
         """What is compared at each place."""
         for groups in experience.group_batches():
             for at in noised_batches(groups, self._config.timesteps, shared=True):
-                yield from ((piece.step, {"reference": self._reference, **self._others}) for piece in at.micro_batches())
+                yield from ((piece.step, self._wanted) for piece in at.micro_batches())
 
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
@@ -94,7 +93,7 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
 
     def losses(self, at: NoisedBatch, policy: Policy) -> Iterator[Loss]:
         """The losses of ``at``, which holds whole groups, a forward's worth each."""
-        pieces, wanted = at.micro_batches(), {"reference": self._reference, **self._others}
+        pieces, wanted = at.micro_batches(), self._wanted
         if len(pieces) == 1:
             new, kept = policy.compare(at.step, wanted)
             yield self._loss(at, new, self.weight(at, self._gap(at, new, kept).detach()), kept)

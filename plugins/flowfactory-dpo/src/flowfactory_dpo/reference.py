@@ -32,13 +32,18 @@ Config = TypeVar("Config", bound=ReferenceConfig)
 class ReferenceAlgorithm(Generic[Config]):
     """What algorithms that measure from the reference share.
 
-    ``_reference`` is where to evaluate it, ``_wanted`` it and what the guard of the norm needs.
+    ``_reference`` is where to evaluate it, ``_others`` what else is compared, such as what the guard of the norm needs, and
+    ``_wanted`` both.
     """
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._reference = At(REFERENCE if config.reference_ema is None else AVERAGE, config.reference_guidance)
-        self._wanted = {"reference": self._reference} | ({NORM_GUARD: At(REFERENCE)} if config.norm_guard else {})
+        self._others = {NORM_GUARD: At(REFERENCE)} if config.norm_guard else {}
+
+    @property
+    def _wanted(self) -> dict[str, At]:
+        return {"reference": self._reference, **self._others}
 
     @hookimpl
     def run_started(self, policy: Policy) -> None:
