@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from pydantic import Field
 
-from flowfactory import Experience, Loss, Policy, SamplingPlan, hookimpl
+from flowfactory import Evaluation, Experience, Loss, Policy, SamplingPlan, Step, hookimpl
 from flowfactory.flow import generator
-from flowfactory.rl import ClipRange, kl_weight
+from flowfactory.rl import ClipRange
 from flowfactory_grpo.grpo import surrogate
-from flowfactory_grpo.policy_gradient import CLIPPED_RATIO, PolicyGradient, PolicyGradientConfig
+from flowfactory_grpo.policy_gradient import CLIPPED_RATIO, PolicyGradient, PolicyGradientConfig, Surrogate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,17 +84,17 @@ class FlashGRPO(PolicyGradient):
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
         """-w min(r A, clip(r) A) + kl D(policy || reference) of each recorded step, w by :func:`rectification`."""
-        mean = _mean_size(experience) if self._rectify else 1.0
-        for samples, step in experience.replay():
-            new, kept = policy.compare(step, self._kept)
-            loss = self._surrogate(step, new, samples.advantages)
-            if self._rectify:
-                assert step.next_sigma is not None
-                weight = rectification(step.dynamics, step.sigma, step.next_sigma) / mean
-                loss = replace(loss, values=weight * loss.values, metrics={**loss.metrics, "step_weight": weight})
-            if self._kl:
-                loss = loss.add_term("kl", kl_weight(self._kl, experience), self._divergence(new, kept["reference"]))
-            yield loss
+        surrogate = self._surrogate
+        if self._rectify:
+            surrogate = partial(_rectified, surrogate=surrogate, mean=_mean_size(experience))
+        yield from self.losses(experience, policy, surrogate)
+
+
+def _rectified(step: Step, new: Evaluation, advantage: Tensor, surrogate: Surrogate, mean: Tensor) -> Loss:
+    assert step.next_sigma is not None
+    weight = rectification(step.dynamics, step.sigma, step.next_sigma) / mean
+    loss = surrogate(step, new, advantage)
+    return replace(loss, values=weight * loss.values, metrics={**loss.metrics, "step_weight": weight})
 
 
 def _window(plan: SamplingPlan, prompt: int) -> frozenset[int]:

@@ -79,9 +79,13 @@ class PolicyGradient:
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
         """The surrogate + kl D(policy || reference) of each recorded step."""
+        yield from self.losses(experience, policy, self._surrogate)
+
+    def losses(self, experience: Experience, policy: Policy, surrogate: Surrogate) -> Iterator[Loss]:
+        """As :meth:`update`, of any ``surrogate``."""
         for samples, step in experience.replay():
             new, kept = policy.compare(step, self._kept)
-            loss = self._surrogate(step, new, samples.advantages)
+            loss = surrogate(step, new, samples.advantages)
             if self._kl:
                 loss = loss.add_term("kl", kl_weight(self._kl, experience), self._divergence(new, kept["reference"]))
             yield loss
