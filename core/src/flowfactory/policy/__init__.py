@@ -2,6 +2,7 @@
 
 from flowfactory.config.ema import Constant, Cosine, Decay, Linear, PiecewiseLinear, Power, WarmUp, WarmupCosine
 from flowfactory.policy.comparing import At, Comparison
+from flowfactory.policy.looking_ahead import look_ahead
 from flowfactory.policy.policy import REFERENCE, Policy
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "Power",
     "WarmUp",
     "WarmupCosine",
+    "look_ahead",
 ]

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.flow import NoisedBatch, TimestepsConfig, noised_batches
-from flowfactory.policy import REFERENCE, Comparison, Decay, PiecewiseLinear
+from flowfactory.policy import REFERENCE, Comparison, Decay, PiecewiseLinear, look_ahead
 from flowfactory.rl import (
     KL,
     NORM_GUARD,
@@ -125,11 +125,7 @@ class CRD:
             yield self._loss(at, implicit, self.centres(at, implicit), new, kept)
             return
         # the centre wants the whole group before the first of it is back-propagated
-        ahead = []
-        if not policy.is_present(self._old["old"], at.step):
-            found = ((piece, *policy.compare(piece.step, wanted)) for piece in pieces)
-            with torch.no_grad():  # one after the other, since a velocity is as large as the latents
-                ahead = [(self.implicit_reward(piece, new, kept), kept) for piece, new, kept in found]
+        ahead = look_ahead(policy, pieces, wanted, self._old["old"], self.implicit_reward)
         implicit = torch.cat([reward for reward, _ in ahead]) if ahead else torch.zeros_like(at.step.sigma)
         lengths = [len(piece) for piece in pieces]
         centres = [tuple(torch.split(centre, lengths) for centre in pair) for pair in self.centres(at, implicit)]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.flow import NoisedBatch, Timesteps, Uniform, noised_batches
-from flowfactory.policy import REFERENCE, Comparison, Decay, Linear
+from flowfactory.policy import REFERENCE, Comparison, Decay, Linear, look_ahead
 from flowfactory.rl import KL, NORM_GUARD, ClipRange, group_sum, guard_norm, is_clipped, kl_weight, squared_error, velocity_kl
 from flowfactory_dpo.reference import ReferenceAlgorithm, ReferenceConfig
 
@@ -99,11 +99,7 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
             yield self._loss(at, new, self.weight(at, self._gap(at, new, kept).detach()), kept)
             return
         # the group's weight wants all its members before the first of them is back-propagated
-        ahead = []
-        if not policy.is_present(self._reference, at.step):
-            found = ((piece, *policy.compare(piece.step, wanted)) for piece in pieces)
-            with torch.no_grad():  # one after the other, since a velocity is as large as the latents
-                ahead = [(self._gap(piece, new, kept), kept) for piece, new, kept in found]
+        ahead = look_ahead(policy, pieces, wanted, self._reference, self._gap)
         gap = torch.cat([gap for gap, _ in ahead]) if ahead else torch.zeros_like(at.step.sigma)
         weights = torch.split(self.weight(at, gap), [len(piece) for piece in pieces])
         for i, piece in enumerate(pieces):

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from flowfactory import At, Evaluation, Experience, Loss, Policy, hookimpl
 from flowfactory.flow import NoisedBatch, Timesteps, TimestepsConfig, Uniform, expand_sigma, noised_batches
-from flowfactory.policy import REFERENCE, Comparison, Constant
+from flowfactory.policy import REFERENCE, Comparison, Constant, look_ahead
 from flowfactory.rl import KL, ClipRange, clipped_surrogate, is_clipped, kl_weight, squared_error, velocity_kl
 from flowfactory_nft.nft import x0_error
 
@@ -76,11 +76,7 @@ class VGRPO:
             yield self._loss(pieces[0], *policy.compare(pieces[0].step, self._wanted), None)
             return
         # the ratio wants all times of a sample before the first of them is back-propagated
-        ahead = []
-        if not policy.is_present(self._old["old"], pieces[0].step):
-            found = ((at, *policy.compare(at.step, self._wanted)) for at in pieces)
-            with torch.no_grad():  # one after the other, since a velocity is as large as the latents
-                ahead = [(log_ratio(at, new, kept), kept) for at, new, kept in found]
+        ahead = look_ahead(policy, pieces, self._wanted, self._old["old"], log_ratio)
         samples = len(pieces[0]) // (int(pieces[0].time[-1]) + 1)
         whole = _by_time([log for log, _ in ahead], samples).mean(0) if ahead else pieces[0].step.sigma.new_zeros(samples)
         for i, at in enumerate(pieces):
