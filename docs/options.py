@@ -20,6 +20,7 @@ from flowfactory.config.component import AlgorithmConfig, ComponentConfig, LoraC
 from flowfactory.config.component_slots import schema_type
 from flowfactory.config.ema import Decay
 from flowfactory.config.feature_caches import FirstBlockConfig
+from flowfactory.config.kl import AdaptiveKL
 from flowfactory.config.optimizers import Optimizer
 from flowfactory.config.schema import EarlyStopConfig
 from flowfactory.discovery.discover import discover
@@ -39,6 +40,8 @@ UNITS = {
     "SamplingConfig.batch_size": "pictures",
     "FirstBlockConfig.threshold": "mean absolute change, relative",
     "AdvantagesConfig.clip": "standard deviations",
+    "AdvantagesConfig.min_range": "units of the weighted rewards",
+    "NormGuardConfig.norm_guard": "factor",
     "OptimizerConfig.lr": "factor",
     "OptimizerConfig.weight_decay": "times lr, per step",
     "AdamWConfig.betas": "factors",
@@ -97,8 +100,11 @@ UNITS = {
     "LogitNormal.mean": "log-odds of sigma",
     "LogitNormal.std": "log-odds of sigma",
     "AlgorithmConfig.guidance": "factor",
+    "AdaptiveKL.target": "as the metric kl",
+    "AdaptiveKL.start": "factor",
     "PolicyGradientConfig.kl": "factor",
     "GRPOConfig.clip_range": "ratio",
+    "DGPOConfig.clip_range": "ratio",
     "GRPOGuardConfig.clip_range": "normalised ratio",
     "DPPOConfig.kl_bound": "nats an element",
     "NFTConfig.beta": "factor",
@@ -205,6 +211,7 @@ SHARED: dict[str, type[BaseModel]] = {
     "lora": LoraConfig,
     "slide": Slide,
     "early_stop": EarlyStopConfig,
+    "adaptive_kl": AdaptiveKL,
     "feature_cache": FirstBlockConfig,
 }
 """Classes that stand in no one place of a config."""

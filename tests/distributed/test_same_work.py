@@ -20,6 +20,7 @@ RECORDER = str(Path(__file__).parent / "recorder.py")
 LORA = {"lora": {"rank": 2, "alpha": 4}}
 GRPO = {"name": "grpo", "clip_range": 0.05}
 TIMES = {"name": "uniform", "count": 2}
+ADAPTIVE = {"name": "adaptive", "target": 1e-3, "start": 0.1}
 NFT = {"name": "nft", "timesteps": TIMES}
 SDE = {"name": "flow-sde", "noise_level": 0.7}
 LATE = {**SDE, "sde_steps": [1]}
@@ -40,7 +41,7 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
     "lora-nft": ("flux1", LORA, NFT, {"training": {"kept_on": "host"}}),
     "full-nft": ("flux1", "full", NFT, {"training": {"updates": 3}, "distributed": {"gather_to_sample": True}}),
     # a group is larger than the samples of a forward, and than the share of a rank
-    "dgpo": ("flux1", LORA, {"name": "dgpo", "kl": 0.1, "timesteps": TIMES}, {"sampling": {"groups": 1, "group_size": 7}}),
+    "dgpo": ("flux1", LORA, {"name": "dgpo", "kl": ADAPTIVE, "timesteps": TIMES}, {"sampling": {"groups": 1, "group_size": 7}}),
     "dpo": (
         "flux1",
         LORA,

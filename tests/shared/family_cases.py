@@ -16,7 +16,7 @@ import tiny_z_image
 AREAS = {"vae_area": 64 * 32, "condition_area": 64 * 64}
 TEXT = {"max_sequence_length": 16}
 GRPO = {"name": "grpo", "clip_range": 1e-3}
-NFT = {"name": "nft", "timesteps": {"name": "uniform", "count": 2}}
+NFT = {"name": "nft", "kl": 0, "timesteps": {"name": "uniform", "count": 2}}
 
 
 class Case(NamedTuple):

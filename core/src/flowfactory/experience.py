@@ -20,7 +20,7 @@ class Experience:
     sigmas [steps + 1] of the schedule that drew them. ``batch_size`` samples, each at ``timesteps_per_forward`` steps or
     training timesteps, fit one forward. ``epoch`` counts the passes over the iteration's samples from 0, and is part of the key
     of what is drawn to train. Samples may rest in host memory; the pieces that fit a forward come on ``device``, where that is
-    given.
+    given. ``kl_coefficient`` is what an adaptive KL weighs in this iteration; its start where None.
     """
 
     latents: Tensor
@@ -35,6 +35,7 @@ class Experience:
     timesteps_per_forward: int = 1
     epoch: int = 0
     device: torch.device | None = None
+    kl_coefficient: float | None = None
 
     def __len__(self) -> int:
         return len(self.advantages)

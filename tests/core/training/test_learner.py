@@ -14,10 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flowfactory.config.schema import TrainingConfig
 from flowfactory.errors import RunError
 from flowfactory.experience import Loss
+from flowfactory.flow.dynamics import ODE
 from flowfactory.policy.policy import Policy
 from flowfactory.training.learner import Learner
 from flowfactory.training.metrics import UpdateMetrics
-from flowfactory.types import Evaluation, Trainable
+from flowfactory.types import Conditions, Evaluation, Step, Trainable
 
 X = torch.tensor([1.0, -2.0, 0.5, 3.0, 2.5, -1.0, 0.25])
 
@@ -285,10 +286,14 @@ class Blocks(Line):
         self.blocks = nn.ModuleList([Block()])
 
 
+def at(latents: Tensor) -> Step:
+    return Step(latents, torch.ones(len(latents)), Conditions(({},) * len(latents)), 1.0, ODE())
+
+
 def with_blocks() -> tuple[Blocks, Policy, Learner]:
     net = Blocks()
     trainable = Trainable({"net": net}, "full", (), ("Block",), "", guided=False)
-    policy = Policy(trainable, lambda step: Evaluation(step), torch.device("cpu"))  # type: ignore[arg-type]
+    policy = Policy(trainable, lambda step: Evaluation(step.latents), torch.device("cpu"))
     return net, policy, Learner(policy, TrainingConfig.model_validate({"optimizer": {"lr": 0.1}}))
 
 
@@ -312,13 +317,13 @@ def test_the_velocities_that_count_are_those_of_losses_that_do() -> None:
         for velocity, counts in (([[3.0, 4.0]], True), ([[100.0, 100.0]], False), ([[0.0, 0.0], [6.0, 8.0]], True)):
             given = torch.tensor(velocity)
             with torch.no_grad():
-                policy.evaluate(50 * given)  # type: ignore[arg-type]
-            found = policy.evaluate(given).velocity  # type: ignore[arg-type]
+                policy.evaluate(at(50 * given))
+            found = policy.evaluate(at(given)).velocity
             loss = Loss((net.a * found).sum(1) + sum(p.sum() for p in net.parameters()))
             yield loss if counts else loss.empty()
 
     metrics = UpdateMetrics()
     with policy.dropping_graphs():
-        policy.evaluate(torch.ones(4, 2))  # type: ignore[arg-type]
+        policy.evaluate(at(torch.ones(4, 2)))
     learner.backward(losses(), metrics)
     assert metrics.metrics()["velocity_rms"] == pytest.approx((5 + 0 + 10) / 3 / math.sqrt(2))

@@ -39,7 +39,7 @@ def test_large_tensors_count_by_their_size_though_few_of_their_weights_are_looke
         parameters["w1"] *= 1.01
     change = math.sqrt(sum(float((value.detach() - start[name]).double().square().sum()) for name, value in parameters.items()))
     whole = math.sqrt(sum(float(value.double().square().sum()) for value in start.values()))
-    assert moved.metrics()["weights/moved"] == pytest.approx(change / whole, rel=0.03)
+    assert moved.metrics()["weights/moved"] == pytest.approx(change / whole, rel=0.08)
     assert moved._start.numel() == 2 * movement.MOST + 10
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from flowfactory import testing
+from flowfactory_grpo.grpo import GRPOConfig
 
 every_algorithm = pytest.mark.parametrize("algorithm", ["grpo", "grpo-guard", "dppo"])
 UNSTATED = Path(__file__).with_name("unstated.py")
@@ -78,3 +79,9 @@ def test_grpo_guard_refuses_dynamics_whose_mean_may_bend_with_the_reason(tmp_pat
 )
 def test_an_option_that_makes_no_sense_is_refused_in_one_line(tmp_path: Path, algorithm: str, key: str, value: Any) -> None:
     testing.check_refused(settings(tmp_path, algorithm, **{key: value}), rf"algorithm\.{key}")
+
+
+def test_of_two_bounds_the_lesser_is_what_rounding_is_compared_with() -> None:
+    config = GRPOConfig.model_validate({"clip_range": [2e-4, 1e-4]})
+    assert config.clip_range == (2e-4, 1e-4)
+    assert config.trust_region_bounds == {"ratio/max_deviation": ("clip_range", 1e-4)}

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 Bound = Annotated[float, Field(gt=0, le=1)]
 
-ClipRange = Bound | tuple[Bound, Bound]
+
+def _kind(value: Any) -> str:
+    return "pair" if isinstance(value, (list, tuple)) else "number"
+
+
+# by kind, so that what is wrong with a number is told of the number alone
+ClipRange = Annotated[Annotated[Bound, Tag("number")] | Annotated[tuple[Bound, Bound], Tag("pair")], Discriminator(_kind)]
 """``x``, or ``[below, above]``: the ratio is bounded to 1 - below … 1 + above."""
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
+from flowfactory.config.kl import AdaptiveKL
 from flowfactory.config.strict import Strict
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")]
@@ -168,10 +169,22 @@ class AlgorithmConfig(ComponentConfig):
                 raise TypeError(f"{cls.__name__}.trust_region names {name!r}, which is none of its options; add a field")
 
     @property
+    def adaptive_kl(self) -> AdaptiveKL | None:
+        """Its option ``kl``, where it has one whose weight adapts: the mean of its losses' term ``kl`` is measured then."""
+        kl = getattr(self, "kl", None)
+        return kl if isinstance(kl, AdaptiveKL) else None
+
+    @property
     def trust_region_bounds(self) -> dict[str, tuple[str, float]]:
-        """{extreme: (option, value)}: the least option of each part of the trust region; those that are null bound nothing."""
+        """{extreme: (option, value)}: the least option of each part of the trust region; those that are null bound nothing.
+
+        Of an option with a bound below and one above it is the lesser.
+        """
         given = {extreme: [(getattr(self, name), name) for name in names] for extreme, names in self.trust_region.items()}
-        known = {extreme: [pair for pair in pairs if pair[0] is not None] for extreme, pairs in given.items()}
+        known = {
+            extreme: [(min(value) if isinstance(value, tuple) else value, name) for value, name in pairs if value is not None]
+            for extreme, pairs in given.items()
+        }
         return {extreme: min(pairs)[::-1] for extreme, pairs in known.items() if pairs}
 
 

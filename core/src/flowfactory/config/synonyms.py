@@ -334,6 +334,10 @@ def _list(place: str, value: Any, field: FieldInfo) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     number = isinstance(value, int | float)
+    if number and any(
+        leaves(branch) & {int, float} for branch in alternatives(field.annotation) if get_origin(branch) is not tuple
+    ):
+        return None  # a number is taken too, but this one is not
     if number is not bool(leaves(kinds[0]) & {int, float}):
         return None
     return f"[{', '.join([str(value)] * (1 if Ellipsis in kinds else len(kinds)))}]"

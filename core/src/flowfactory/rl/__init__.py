@@ -1,5 +1,8 @@
 """Reinforcement learning in pure functions: advantages, losses, and divergences."""
 
+from flowfactory.config.clip_range import ClipRange
+from flowfactory.config.kl import KL, AdaptiveKL
+from flowfactory.rl.adaptive_kl import kl_weight
 from flowfactory.rl.advantages import advantages, normalize, reward_contributions
 from flowfactory.rl.divergences import mean_kl, velocity_kl
 from flowfactory.rl.groups import center, group_max, group_std, group_sum
@@ -7,7 +10,10 @@ from flowfactory.rl.losses import clipped_surrogate, is_clipped, optimality, squ
 from flowfactory.rl.norm_guard import NORM_GUARD, NormGuardConfig, guard_norm, norm_excess, root_mean_square
 
 __all__ = [
+    "KL",
     "NORM_GUARD",
+    "AdaptiveKL",
+    "ClipRange",
     "NormGuardConfig",
     "advantages",
     "center",
@@ -17,6 +23,7 @@ __all__ = [
     "group_sum",
     "guard_norm",
     "is_clipped",
+    "kl_weight",
     "mean_kl",
     "norm_excess",
     "normalize",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -28,7 +29,8 @@ def root_mean_square(velocity: Tensor) -> Tensor:
     """[B]: norm of each sample's velocity over the square root of its number of elements; a velocity of zero has gradient 0."""
     flat = velocity.flatten(1)
     # not a root of a mean of squares, whose gradient at zero is not a number
-    return torch.linalg.vector_norm(flat, dim=1) / flat.shape[1] ** 0.5
+    norm: Tensor = torch.linalg.vector_norm(flat, dim=1)
+    return norm / math.sqrt(flat.shape[1])
 
 
 def norm_excess(velocity: Tensor, reference: Tensor) -> Tensor:

@@ -90,7 +90,8 @@ def reward_weights(config: RunConfig) -> dict[str, float]:
 def iterate(run: Run, iteration: int, before_update: Callable[[Rollouts], None] | None = None) -> dict[str, float]:
     """The metrics of one iteration: sample, reward, advantage, update; ``before_update`` sees what the update learns from."""
     timer, update_metrics = Timer(run.policy.device), UpdateMetrics()
-    rollouts = collect_rollouts(run, iteration, timer)
+    rollouts, coefficient = collect_rollouts(run, iteration, timer), run.learner.kl_coefficient
+    rollouts = replace(rollouts, experience=replace(rollouts.experience, kl_coefficient=coefficient))
     if run.config.training.recompute_log_prob:
         with timer("recompute"):
             rollouts = recompute_log_prob(rollouts, run.policy, run.config)
@@ -100,6 +101,8 @@ def iterate(run: Run, iteration: int, before_update: Callable[[Rollouts], None] 
     with timer("update"):
         norms = update(run, rollouts, iteration, update_metrics)
         run.learner.check_weights()  # the gradients were finite, which does not make their step so
+    learned = update_metrics.metrics(run.ranks.workers)
+    run.learner.adapt_kl(learned.get("kl"))
     rewards, groups, chosen = rollouts.experience.rewards, rollouts.experience.groups, run.config.advantages
     weights, how = reward_weights(run.config), (chosen.aggregate, chosen.spread)
     supplied = reward_contributions(rewards, weights, groups, *how, chosen.min_range)
@@ -107,7 +110,8 @@ def iterate(run: Run, iteration: int, before_update: Callable[[Rollouts], None] 
     return {
         **statistics.reward_metrics(rewards, supplied, groups),
         "groups/equal": statistics.group_share(~learned_from(rollouts.experience), groups),
-        **update_metrics.metrics(run.ranks.workers),
+        **learned,
+        **({} if coefficient is None else {"kl_coefficient": coefficient}),
         **({} if deviation is None else {"ratio/sampling_deviation": deviation}),
         **rollouts.drift,
         "grad_norm": sum(norms) / len(norms),

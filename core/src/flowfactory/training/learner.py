@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from flowfactory.config.kl import AdaptiveKL
 from flowfactory.config.schema import TrainingConfig
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.distributed.sharding import local_shard
@@ -20,9 +21,9 @@ from flowfactory.training.movement import Movement
 
 
 class Learner:
-    """Owner of the optimizer."""
+    """Owner of the optimizer, and of the weight of a KL that adapts: what a resumed run goes on with beside its weights."""
 
-    def __init__(self, policy: Policy, config: TrainingConfig, ranks: Ranks = ALONE) -> None:
+    def __init__(self, policy: Policy, config: TrainingConfig, ranks: Ranks = ALONE, kl: AdaptiveKL | None = None) -> None:
         self._policy = policy
         self._parameters = policy.parameters
         self._optimizer = optimizers.build(config.optimizer, self._parameters)
@@ -32,6 +33,8 @@ class Learner:
         self.movement = Movement(self._parameters, ranks)
         self._steps = 0
         self.rate = config.optimizer.lr
+        self._kl = kl
+        self.kl_coefficient = kl.start if kl else None
 
     def step(self, losses: Iterable[Loss], metrics: UpdateMetrics, share: float = 1.0) -> float:
         """The gradient's norm, after one optimizer step along the mean of all ``losses``; their metrics go to ``metrics``.
@@ -82,6 +85,17 @@ class Learner:
         self._policy.step_finished(self._steps)
         self._steps += 1
 
+    def adapt_kl(self, divergence: float | None) -> None:
+        """Have the next iteration's weight of an adaptive KL, the same on all ranks, after one of that mean ``divergence``.
+
+        RunError: there is one, and no loss had a term ``kl``.
+        """
+        if self._kl is None or self.kl_coefficient is None:
+            return
+        if divergence is None:
+            raise RunError("algorithm.kl is adaptive, and no loss has a term 'kl' to measure; add it by Loss.add_term")
+        self.kl_coefficient = self._ranks.broadcast(self._kl(self.kl_coefficient, divergence))
+
     def _reduce_gradients(self) -> list[Tensor]:
         """This rank's part of the gradients, summed over all ranks' losses.
 
@@ -127,8 +141,13 @@ class Learner:
             )
 
     def state(self) -> dict[str, Tensor]:
-        """``optimizer/<parameter>/<moment>`` and ``steps``: what a resumed run goes on with, sharded as the weights are."""
+        """``optimizer/<parameter>/<moment>``, ``steps`` and ``kl_coefficient``, sharded as the weights are.
+
+        It is what a resumed run goes on with.
+        """
         state = {f"optimizer/{key}": value for key, value in self._optimizer.state().items()}
+        if self.kl_coefficient is not None:
+            state["kl_coefficient"] = torch.tensor(self.kl_coefficient, dtype=torch.float64)
         return {**state, "steps": torch.tensor(self._steps)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -136,6 +155,8 @@ class Learner:
         prefix = "optimizer/"
         self._optimizer.load_state({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
         self._steps = int(state["steps"])
+        if self.kl_coefficient is not None:
+            self.kl_coefficient = float(state["kl_coefficient"])
 
     def resumable(self, before: int, now: int) -> str | None:
         """Why the state that ``before`` shards saved cannot be gone on with by ``now``; None where it can, exactly."""

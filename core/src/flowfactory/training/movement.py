@@ -14,7 +14,7 @@ from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.distributed.sharding import local_shard
 from flowfactory.flow.noise import generator
 
-MOST = 4096
+MOST = 1024
 """Weights of a tensor that are looked at. A norm of a million of them, of 250 tensors, is known to less than one percent."""
 
 

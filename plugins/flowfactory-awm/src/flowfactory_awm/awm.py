@@ -12,7 +12,18 @@ from pydantic import Field
 from flowfactory import At, Experience, Loss, Policy, hookimpl
 from flowfactory.flow import Discrete, NoisedBatch, Timesteps, TimestepsConfig, noised_micro_batches
 from flowfactory.policy import REFERENCE, Comparison, Constant, Decay, Linear
-from flowfactory.rl import NORM_GUARD, NormGuardConfig, clipped_surrogate, guard_norm, is_clipped, squared_error, velocity_kl
+from flowfactory.rl import (
+    KL,
+    NORM_GUARD,
+    ClipRange,
+    NormGuardConfig,
+    clipped_surrogate,
+    guard_norm,
+    is_clipped,
+    kl_weight,
+    squared_error,
+    velocity_kl,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,12 +46,12 @@ class AWMConfig(NormGuardConfig, TimestepsConfig):
         "ghuber", description="how error and time make the log-density: error, t error, t² error, t root, t power"
     )
     power: float = Field(0.25, gt=0, le=1, description="of ghuber; 1 is the weighting t")
-    clip_range: float = Field(1.0, gt=0, le=1, description="bound on |ratio - 1|")
+    clip_range: ClipRange = Field(1.0, description="bound on |ratio - 1|, or one below and one above")
     advantage_scale: float = Field(
         0.2, gt=0, description="what advantages are multiplied by; those clipped to 5 are then at most 1"
     )
     timesteps: Timesteps = Field(TIMES, description="training timesteps; by default all if there are fewer")
-    kl: float = Field(1e-3, ge=0, description="weight of the squared distance from the velocity that training started from")
+    kl: KL = Field(1e-3, description="weight of the squared distance from the velocity that training started from")
     ema_kl: float = Field(1.0, ge=0, description="weight of the squared distance from the average's velocity")
     ema: Decay = Field(Linear(end=0.3, iterations=300), description="how that average of weights moves")
 
@@ -105,7 +116,7 @@ class AWM:
             extremes={"ratio/max_deviation": (ratio - 1).abs()},
             cuts={"clip_fraction": is_clipped(ratio, advantage, config.clip_range)},
         )
-        for key, name, weight in (("reference", "kl", config.kl), ("ema", "ema_kl", config.ema_kl)):
+        for key, name, weight in (("reference", "kl", kl_weight(config.kl, at.samples)), ("ema", "ema_kl", config.ema_kl)):
             if weight:
                 loss = loss.add_term(name, weight, velocity_kl(new.velocity, kept[key].velocity))
         if config.norm_guard:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from flowfactory.flow import TimestepsConfig
 from flowfactory.policy import Decay, Power
+from flowfactory.rl import KL
 from flowfactory_awm.velocity_matching import Anchor, VelocityMatching
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class RVMConfig(TimestepsConfig):
     known_as = ("reward-based-velocity-matching", "velocity-matching")
 
     advantage_scale: float = Field(0.1, gt=0, description="what advantages are multiplied by")
-    kl: float = Field(0.0, ge=0, description="weight of the squared distance from the anchor's velocity")
+    kl: KL = Field(0.0, description="weight of the squared distance from the anchor's velocity")
     anchor: Literal["reference", "ema"] = Field(
         "reference", description="the model that training started from, or an average of the weights"
     )

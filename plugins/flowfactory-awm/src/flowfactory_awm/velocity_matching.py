@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from flowfactory import At, Experience, Loss, Policy, hookimpl
 from flowfactory.flow import NoisedBatch, Timesteps, noised_micro_batches
 from flowfactory.policy import REFERENCE, Comparison
-from flowfactory.rl import squared_error, velocity_kl
+from flowfactory.rl import kl_weight, squared_error, velocity_kl
 
 if TYPE_CHECKING:
     from flowfactory.policy import Decay
+    from flowfactory.rl import AdaptiveKL
 
 
 ANCHOR = "anchor"
@@ -20,7 +21,7 @@ ANCHOR = "anchor"
 class Anchor(NamedTuple):
     """The weights whose velocity is pulled to, and how much: an average that moves as ``decay`` says, else the reference."""
 
-    weight: float
+    weight: float | AdaptiveKL
     decay: Decay | None = None
 
 
@@ -64,4 +65,4 @@ class VelocityMatching:
         loss = Loss(self._scale * at.samples.advantages * error, metrics={"matching_error": error})
         if not self._kept:
             return loss
-        return loss.add_term("kl", self._anchor.weight, velocity_kl(new.velocity, kept[ANCHOR].velocity))
+        return loss.add_term("kl", kl_weight(self._anchor.weight, at.samples), velocity_kl(new.velocity, kept[ANCHOR].velocity))

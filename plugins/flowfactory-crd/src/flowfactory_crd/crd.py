@@ -13,7 +13,18 @@ from torch.nn import functional
 from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.flow import NoisedBatch, TimestepsConfig, noised_batches
 from flowfactory.policy import REFERENCE, Comparison, Decay, PiecewiseLinear
-from flowfactory.rl import NORM_GUARD, NormGuardConfig, group_max, group_sum, guard_norm, optimality, squared_error, velocity_kl
+from flowfactory.rl import (
+    KL,
+    NORM_GUARD,
+    NormGuardConfig,
+    group_max,
+    group_sum,
+    guard_norm,
+    kl_weight,
+    optimality,
+    squared_error,
+    velocity_kl,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +59,7 @@ class CRDConfig(NormGuardConfig, TimestepsConfig):
     sampling: Decay = Field(
         PiecewiseLinear(points=((75, 0.0), (208, 0.999))), description="how the weights move that draw the samples"
     )
-    kl: float = Field(0.0, ge=0, description="weight of the squared distance from the reference's velocity")
+    kl: KL = Field(0.0, description="weight of the squared distance from the reference's velocity")
     kl_guidance: float | None = Field(
         None, ge=0, le=100, description="guidance of that reference; that of the trained velocity when left out"
     )
@@ -176,8 +187,9 @@ class CRD:
             loss = guard_norm(loss, config.norm_guard, new.velocity, kept[NORM_GUARD].velocity)
         if not config.kl:
             return loss
-        least = min(1.0, LEAST_KL / config.kl)
-        weight = config.kl * (least + r * (1 - least)) if config.kl_adaptive else config.kl
+        kl = kl_weight(config.kl, at.samples)
+        least = min(1.0, LEAST_KL / kl)
+        weight = kl * (least + r * (1 - least)) if config.kl_adaptive else kl
         return loss.add_term("kl", weight, velocity_kl(new.velocity, kept["reference"].velocity))
 
     def _match(self, implicit: Tensor, reward: Tensor) -> Tensor:

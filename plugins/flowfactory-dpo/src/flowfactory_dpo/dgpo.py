@@ -11,10 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
-from flowfactory.config.clip_range import ClipRange
 from flowfactory.flow import NoisedBatch, Timesteps, Uniform, noised_batches
 from flowfactory.policy import REFERENCE, Comparison, Decay, Linear
-from flowfactory.rl import NORM_GUARD, group_sum, guard_norm, is_clipped, squared_error, velocity_kl
+from flowfactory.rl import KL, NORM_GUARD, ClipRange, group_sum, guard_norm, is_clipped, kl_weight, squared_error, velocity_kl
 from flowfactory_dpo.reference import ReferenceAlgorithm, ReferenceConfig
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ class DGPOConfig(ReferenceConfig):
     groupwise: ClassVar[bool] = True
 
     beta: float = Field(100.0, gt=0, description="how sharply a difference of errors, a mean over elements, is preferred")
-    kl: float = Field(0.0, ge=0, description="weight of the squared distance from the velocity that training started from")
+    kl: KL = Field(0.0, description="weight of the squared distance from the velocity that training started from")
     kl_guidance: float | None = Field(
         None, ge=0, le=100, description="guidance of that velocity; that of the trained one when left out"
     )
@@ -130,7 +129,8 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
             metrics["ratio/mean"], cuts["clip_fraction"] = ratio, cut
         loss = Loss(weight * advantage * error, metrics=metrics, cuts=cuts)
         if self._config.kl:
-            loss = loss.add_term("kl", self._config.kl, velocity_kl(new.velocity, kept["anchor"].velocity))
+            own = kl_weight(self._config.kl, at.samples)
+            loss = loss.add_term("kl", own, velocity_kl(new.velocity, kept["anchor"].velocity))
         if self._config.norm_guard:
             loss = guard_norm(loss, self._config.norm_guard, new.velocity, kept[NORM_GUARD].velocity)
         return loss

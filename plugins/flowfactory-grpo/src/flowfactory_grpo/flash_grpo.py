@@ -12,6 +12,7 @@ from pydantic import Field
 
 from flowfactory import Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.flow import generator
+from flowfactory.rl import ClipRange, kl_weight
 from flowfactory_grpo.grpo import surrogate
 from flowfactory_grpo.policy_gradient import CLIPPED_RATIO, PolicyGradient, PolicyGradientConfig
 
@@ -28,7 +29,7 @@ class FlashGRPOConfig(PolicyGradientConfig):
 
     trust_region: ClassVar[Mapping[str, tuple[str, ...]]] = CLIPPED_RATIO
 
-    clip_range: float = Field(1e-3, gt=0, le=1, description="bound on |ratio - 1|")
+    clip_range: ClipRange = Field(1e-3, description="bound on |ratio - 1|, or one below and one above")
     rectify: bool = Field(
         True, description="whether steps are weighed so that the velocity's gradient is of one size at all of them"
     )
@@ -91,7 +92,9 @@ class FlashGRPO(PolicyGradient):
                 assert step.next_sigma is not None
                 weight = rectification(step.dynamics, step.sigma, step.next_sigma) / mean
                 loss = replace(loss, values=weight * loss.values, metrics={**loss.metrics, "step_weight": weight})
-            yield loss.add_term("kl", self._kl, self._divergence(new, kept["reference"])) if self._kl else loss
+            if self._kl:
+                loss = loss.add_term("kl", kl_weight(self._kl, experience), self._divergence(new, kept["reference"]))
+            yield loss
 
 
 def _window(plan: SamplingPlan, prompt: int) -> frozenset[int]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from flowfactory import Evaluation, Loss, Step
+from flowfactory.rl import ClipRange
 from flowfactory_grpo.policy_gradient import CLIPPED_RATIO, PolicyGradient, PolicyGradientConfig, clip_ratio, ratio
 
 if TYPE_CHECKING:
@@ -22,14 +23,15 @@ class GRPOConfig(PolicyGradientConfig):
 
     trust_region: ClassVar[Mapping[str, tuple[str, ...]]] = CLIPPED_RATIO
 
-    clip_range: float = Field(
-        1e-4, gt=0, le=1, description="bound on |ratio - 1|; small, since the log-density is a mean over elements"
+    clip_range: ClipRange = Field(
+        1e-4,
+        description="bound on |ratio - 1|, or one below and one above; small, since the log-density is a mean over elements",
     )
 
     def build(self, label: str) -> PolicyGradient:
         return PolicyGradient(self, partial(surrogate, clip_range=self.clip_range))
 
 
-def surrogate(step: Step, new: Evaluation, advantage: Tensor, clip_range: float) -> Loss:
+def surrogate(step: Step, new: Evaluation, advantage: Tensor, clip_range: float | tuple[float, float]) -> Loss:
     """-min(r A, clip(r) A), arXiv:2505.05470, eq. 5."""
     return clip_ratio(ratio(step, new), advantage, clip_range)

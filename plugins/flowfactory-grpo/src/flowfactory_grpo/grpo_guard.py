@@ -12,6 +12,7 @@ from pydantic import Field
 
 from flowfactory import Evaluation, Loss, Step
 from flowfactory.flow import expand_sigma
+from flowfactory.rl import ClipRange
 from flowfactory_grpo.policy_gradient import CLIPPED_RATIO, PolicyGradient, PolicyGradientConfig, clip_ratio, gaussians
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ class GRPOGuardConfig(PolicyGradientConfig):
 
     trust_region: ClassVar[Mapping[str, tuple[str, ...]]] = CLIPPED_RATIO
 
-    clip_range: float = Field(1e-5, gt=0, le=1, description="bound on |ratio - 1|, of the normalised ratio")
+    clip_range: ClipRange = Field(
+        1e-5,
+        description="bound on |ratio - 1|, of the normalised ratio, or one below and one above",
+    )
 
     def check(self, run: RunConfig) -> None:
         """The dynamics have a log-density, and a mean that is linear in the velocity."""
@@ -42,7 +46,7 @@ class GRPOGuardConfig(PolicyGradientConfig):
         return PolicyGradient(self, partial(surrogate, clip_range=self.clip_range), means=True)
 
 
-def surrogate(step: Step, new: Evaluation, advantage: Tensor, clip_range: float) -> Loss:
+def surrogate(step: Step, new: Evaluation, advantage: Tensor, clip_range: float | tuple[float, float]) -> Loss:
     """The clipped surrogate of the normalised ratio, eq. 8, divided by how far the mean moves with the velocity."""
     assert step.next_latents is not None
     mean, old_mean, std = gaussians(step, new)

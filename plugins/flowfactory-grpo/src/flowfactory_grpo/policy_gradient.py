@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowfactory import AlgorithmConfig, At, Evaluation, Experience, Loss, Policy, SamplingPlan, Step, hookimpl
 from flowfactory.policy import REFERENCE, Comparison
-from flowfactory.rl import clipped_surrogate, is_clipped, mean_kl, velocity_kl
+from flowfactory.rl import KL, clipped_surrogate, is_clipped, kl_weight, mean_kl, velocity_kl
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -28,7 +28,7 @@ CLIPPED_RATIO: Mapping[str, tuple[str, ...]] = {"ratio/max_deviation": ("clip_ra
 class PolicyGradientConfig(AlgorithmConfig):
     """What the options of GRPO and its relatives share."""
 
-    kl: float = Field(0.0, ge=0, description="weight of the divergence from the model that training started from")
+    kl: KL = Field(0.0, description="weight of the divergence from the model that training started from")
     kl_form: Literal["mean", "velocity"] = Field(
         "mean", description="mean: KL of the two Gaussian steps; velocity: mean squared difference of the velocities"
     )
@@ -82,7 +82,9 @@ class PolicyGradient:
         for samples, step in experience.replay():
             new, kept = policy.compare(step, self._kept)
             loss = self._surrogate(step, new, samples.advantages)
-            yield loss.add_term("kl", self._kl, self._divergence(new, kept["reference"])) if self._kl else loss
+            if self._kl:
+                loss = loss.add_term("kl", kl_weight(self._kl, experience), self._divergence(new, kept["reference"]))
+            yield loss
 
 
 def ratio(step: Step, new: Evaluation) -> Tensor:
@@ -111,7 +113,7 @@ def _velocity_form(new: Evaluation, reference: Evaluation) -> Tensor:
     return velocity_kl(new.velocity, reference.velocity)
 
 
-def clip_ratio(r: Tensor, advantage: Tensor, clip_range: float) -> Loss:
+def clip_ratio(r: Tensor, advantage: Tensor, clip_range: float | tuple[float, float]) -> Loss:
     """The clipped surrogate of the ratio r [b], and what is reported of it."""
     return Loss(
         clipped_surrogate(r, advantage, clip_range),

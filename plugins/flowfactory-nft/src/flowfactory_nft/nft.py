@@ -11,7 +11,7 @@ from pydantic import Field
 from flowfactory import At, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.flow import Discrete, NoisedBatch, Timesteps, TimestepsConfig, expand_sigma, noised_micro_batches
 from flowfactory.policy import REFERENCE, Comparison, Decay, PiecewiseLinear
-from flowfactory.rl import NORM_GUARD, NormGuardConfig, guard_norm, optimality, squared_error, velocity_kl
+from flowfactory.rl import KL, NORM_GUARD, NormGuardConfig, guard_norm, kl_weight, optimality, squared_error, velocity_kl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ class NFTConfig(NormGuardConfig, TimestepsConfig):
     beta: float = Field(1.0, gt=0, description="how far the two implicit policies stand from the old one")
     advantage_max: float = Field(5.0, gt=0, description="the advantage at which a sample counts as wholly good")
     timesteps: Timesteps = Field(Discrete(), description="training timesteps")
-    kl: float = Field(1e-4, ge=0, description="weight of the squared distance from the velocity that training started from")
+    kl: KL = Field(1e-4, description="weight of the squared distance from the velocity that training started from")
     old: Decay = Field(
         PiecewiseLinear(points=((0, 0.0), (500, 0.5))),
         description="how the average of weights moves that draws the samples",
@@ -84,7 +84,7 @@ class NFT:
         values = (r * good + (1 - r) * bad) * config.advantage_max / config.beta
         loss = Loss(values, metrics={"optimality": r, "old_distance": velocity_kl(new.velocity, old)})
         if config.kl:
-            loss = loss.add_term("kl", config.kl, velocity_kl(new.velocity, kept["reference"].velocity))
+            loss = loss.add_term("kl", kl_weight(config.kl, at.samples), velocity_kl(new.velocity, kept["reference"].velocity))
         if config.norm_guard:
             loss = guard_norm(loss, config.norm_guard, new.velocity, kept[NORM_GUARD].velocity)
         return loss

@@ -11,7 +11,7 @@ from pydantic import Field
 from flowfactory import At, Evaluation, Experience, Loss, Policy, hookimpl
 from flowfactory.flow import NoisedBatch, Timesteps, TimestepsConfig, Uniform, expand_sigma, noised_batches
 from flowfactory.policy import REFERENCE, Comparison, Constant
-from flowfactory.rl import clipped_surrogate, is_clipped, squared_error, velocity_kl
+from flowfactory.rl import KL, ClipRange, clipped_surrogate, is_clipped, kl_weight, squared_error, velocity_kl
 from flowfactory_nft.nft import x0_error
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ class VGRPOConfig(TimestepsConfig):
     known_as = ("vgrpo", "variational-grpo")
 
     timesteps: Timesteps = Field(Uniform(count=4), description="training timesteps")
-    clip_range: float = Field(0.2, gt=0, le=1, description="bound on |ratio - 1|")
+    clip_range: ClipRange = Field(0.2, description="bound on |ratio - 1|, or one below and one above")
     advantage_max: float = Field(3.0, gt=0, description="soft bound m of the advantages, which become m tanh(A / m)")
-    kl: float = Field(0.0, ge=0, description="weight of the squared distance from the velocity that training started from")
+    kl: KL = Field(0.0, description="weight of the squared distance from the velocity that training started from")
     old_kl: float = Field(
         0.0, ge=0, description="weight of the squared distance from the clean latents of the weights that drew"
     )
@@ -102,7 +102,7 @@ class VGRPO:
             cuts={"clip_fraction": is_clipped(ratio, advantage, config.clip_range)},
         )
         if config.kl:
-            loss = loss.add_term("kl", config.kl, velocity_kl(new.velocity, kept["reference"].velocity))
+            loss = loss.add_term("kl", kl_weight(config.kl, at.samples), velocity_kl(new.velocity, kept["reference"].velocity))
         if config.old_kl:
             sigma = expand_sigma(at.step.sigma, new.velocity)
             loss = loss.add_term("old_kl", config.old_kl, squared_error(sigma * new.velocity, sigma * kept["old"].velocity))

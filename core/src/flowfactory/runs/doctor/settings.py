@@ -28,6 +28,8 @@ def hold_closer(table: Table) -> str:
     """What keeps the policy near the model that training started from, of what the algorithm has."""
     if isinstance(table.key("algorithm"), Mapping) and "kl" not in table.key("algorithm"):
         return f"lower {RATE}"
+    if isinstance(table.key("algorithm.kl"), Mapping):
+        return "lower algorithm.kl.target"
     return "raise algorithm.kl"
 
 
