@@ -179,7 +179,7 @@ def forwards(tmp_path: Path) -> Callable[..., dict[str, float]]:
     return run
 
 
-STILL = {"old": {"name": "constant", "decay": 0.0}}
+STILL = {"kl": 0, "old": {"name": "constant", "decay": 0.0}}
 
 
 def test_what_is_drawn_under_guidance_and_trained_without_takes_one_forward_to_train(forwards: Any) -> None:
