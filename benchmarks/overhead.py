@@ -45,7 +45,7 @@ ALGORITHMS: dict[str, tuple[dict[str, Any], Any]] = {
     "grpo-guard": ({"name": "grpo-guard"}, SDE),
     "dppo": ({"name": "dppo"}, SDE),
     "nft": ({"name": "nft", "timesteps": TIMES}, "ode"),
-    "awm": ({"name": "awm", "timesteps": TIMES}, "ode"),
+    "awm": ({"name": "awm", "kl": 0, "ema_kl": 0, "timesteps": TIMES}, "ode"),
     "dpo": ({"name": "dpo", "timesteps": TIMES}, "ode"),
     "dgpo": ({"name": "dgpo", "timesteps": TIMES}, "ode"),
     "crd": ({"name": "crd", "timesteps": TIMES}, "ode"),

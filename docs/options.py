@@ -120,6 +120,7 @@ UNITS = {
     "RVMConfig.kl": "factor",
     "AWMConfig.power": "exponent",
     "AWMConfig.clip_range": "ratio",
+    "AWMConfig.advantage_scale": "factor",
     "AWMConfig.kl": "factor",
     "AWMConfig.ema_kl": "factor",
     "ReferenceConfig.reference_guidance": "factor",

@@ -36,6 +36,7 @@ COUPLED: list[Any] = [GRPOConfig, GRPOGuardConfig, DPPOConfig, FlashGRPOConfig]
 DECOUPLED: list[Any] = [NFTConfig, AWMConfig, CRDConfig, DGPOConfig, VGRPOConfig, RVMConfig]
 ADAPTIVE = {"name": "adaptive", "target": 1e-3, "start": 0.02}
 TIMES = {"name": "uniform", "count": 2}
+AWM = {"name": "awm", "clip_range": 1e-4, "advantage_scale": 1, "ema_kl": 0, "timesteps": TIMES}
 FIGURES = ("kl", "kl_coefficient", "loss", "grad_norm")
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -71,7 +72,7 @@ def trained(
 
 def test_the_metrics_of_a_run_tell_why_each_weight_is_what_it_is(tmp_path: Path) -> None:
     kl = {"name": "adaptive", "target": 1e-3, "start": 0.01}
-    records = trained(tmp_path, {"name": "awm", "timesteps": TIMES, "kl": kl}, 6)
+    records = trained(tmp_path, {**AWM, "kl": kl}, 6)
     wanted, factors = [0.01], set()
     for record in records[:-1]:
         factor = 0.5 if record["kl"] < 1e-3 / 1.5 else 2.0 if record["kl"] > 1.5e-3 else 1.0
@@ -82,7 +83,7 @@ def test_the_metrics_of_a_run_tell_why_each_weight_is_what_it_is(tmp_path: Path)
 
 
 def test_a_resumed_run_goes_on_with_the_weight_bit_for_bit(tmp_path: Path) -> None:
-    algorithm = {"name": "awm", "timesteps": TIMES, "kl": {"name": "adaptive", "target": 1e-3, "start": 0.03}}
+    algorithm = {**AWM, "kl": {"name": "adaptive", "target": 1e-3, "start": 0.03}}
     whole = trained(tmp_path / "whole", algorithm, 6)
     trained(tmp_path / "parts", algorithm, 3)
     parts = trained(tmp_path / "parts", algorithm, 6, resume=True)
@@ -91,7 +92,7 @@ def test_a_resumed_run_goes_on_with_the_weight_bit_for_bit(tmp_path: Path) -> No
 
 
 def test_a_fixed_kl_tells_no_coefficient(tmp_path: Path) -> None:
-    records = trained(tmp_path, {"name": "awm", "timesteps": TIMES, "kl": 0.01}, 1)
+    records = trained(tmp_path, {**AWM, "kl": 0.01}, 1)
     assert "kl" in records[0]
     assert "kl_coefficient" not in records[0]
 

@@ -12,7 +12,7 @@ GROUPS, MEMBERS, STEPS, TIMES = 4, 6, 5, 2
 PICTURES = GROUPS * MEMBERS
 SDE, ODE = {"name": "flow-sde", "num_sde_steps": 2}, "ode"
 KL = 0.01
-PLAIN = {"nft": {"kl": 0}, "dgpo": {"clip_range": None}}
+PLAIN = {"nft": {"kl": 0}, "awm": {"kl": 0, "ema_kl": 0, "timesteps": "uniform"}, "dgpo": {"clip_range": None}}
 
 
 @pytest.fixture
@@ -91,6 +91,12 @@ def test_old_weights_that_lag_behind_cost_a_forward_each_time(taken):
 def test_a_kl_to_the_reference_costs_a_forward_each_time(taken, name):
     following = {"name": name, "kl": KL} | ({"old": {"name": "constant", "decay": 0.0}} if name == "nft" else {})
     assert taken(following, ODE, updates=1) == needs(train=TIMES, no_grad=TIMES)
+
+
+def test_the_published_recipe_of_awm_needs_its_reference_and_its_average_at_the_steps_after_the_first(taken):
+    after = STEPS - 1
+    as_published = {"name": "awm", "kl": 1e-3, "ema_kl": 1.0, "timesteps": {"name": "discrete", "count": 6, "initial": False}}
+    assert taken(as_published, ODE, updates=1) == needs(train=after, no_grad=2 * after)
 
 
 def test_two_averages_that_are_the_same_weights_are_evaluated_once(taken):

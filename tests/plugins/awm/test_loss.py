@@ -14,7 +14,7 @@ from flowfactory import At, RunError, testing
 from flowfactory.flow import Discrete, LogitNormal, NoisedBatch, Uniform, noised_batches
 from flowfactory.flow.dynamics import FlowSDEConfig
 from flowfactory.testing import ODE, Learning, NoisedByHand, Weights
-from flowfactory_awm.awm import AWMConfig
+from flowfactory_awm.awm import AWMConfig, times
 
 START = (0.3, -0.2)
 OLD = (0.5, -0.35)
@@ -23,12 +23,15 @@ DECAY = 0.25
 AVERAGE = (0.45, -0.3125)  # a quarter of START and three of OLD
 ADVANTAGES = (1.2, -0.7, 0.4, -1.5, 0.9, -0.3, 2.0, -2.0)
 TIMES = Uniform(count=3, low=0.1)
+# what bounds and shrinks a step is left out, unless a test is of it
+BARE = {"clip_range": 1e-4, "advantage_scale": 1.0, "kl": 0.0, "ema_kl": 0.0, "timesteps": Uniform()}
 WEIGHTINGS = ("uniform", "t", "t2", "huber", "ghuber")
 
 
 def learn(advantages: Sequence[float] = ADVANTAGES, bench: dict[str, Any] | None = None, **options: Any) -> Learning:
     """A run at START, whose samples the ODE drew there."""
-    return testing.learning(AWMConfig.model_validate(options), advantages, START, **{"dynamics": ODE(), **(bench or {})})
+    config = AWMConfig.model_validate(BARE | options)
+    return testing.learning(config, advantages, START, **{"dynamics": ODE(), **(bench or {})})
 
 
 def learn_at_new(advantages: Sequence[float] = ADVANTAGES, bench: dict[str, Any] | None = None, **options: Any) -> Learning:
@@ -50,8 +53,10 @@ class ByHand(NoisedByHand):
         clip_range: float = 0.03,
         kl: float = 0.0,
         ema_kl: float = 0.0,
+        advantage_scale: float = 1.0,
     ) -> None:
         super().__init__(at)
+        self.advantages = advantage_scale * self.advantages
         self.target = (self.x - self.clean) / self.sigma
         self.weighting, self.power, self.clip_range, self.kl, self.ema_kl = weighting, power, clip_range, kl, ema_kl
 
@@ -137,6 +142,41 @@ def test_loss_and_gradient_are_those_of_the_paper_at_any_power(power: float) -> 
     check_by_hand(learn_at_new(power=power), power=power)
 
 
+def test_an_advantage_counts_as_much_as_its_scale_and_the_penalties_as_before() -> None:
+    options = {"advantage_scale": 0.2, "kl": 0.5, "ema_kl": 0.25}
+    check_by_hand(learn_at_new(**options), **options)
+
+
+def test_by_default_an_update_is_that_of_the_published_recipe() -> None:
+    config = AWMConfig()
+    run = testing.learning(config, ADVANTAGES, START, dynamics=ODE())
+    run.move_through(OLD, NEW)
+    # after the first iteration the average is the weights that it ended with
+    times = Discrete(count=3, initial=False)  # all but the first of four steps
+    losses = run.losses()
+    assert len(losses) == 3
+    for loss, at in zip(losses, run.noised_batches(times), strict=True):
+        hand = ByHand(at, clip_range=1.0, advantage_scale=0.2)
+        value = hand.loss(NEW) + 1e-3 * hand.distance(NEW, START) + hand.distance(NEW, OLD)
+        gradient = hand.gradient(NEW) + 1e-3 * hand.distance_gradient(NEW, START) + hand.distance_gradient(NEW, OLD)
+        torch.testing.assert_close(loss.values.detach().double(), value, rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(run.gradients(loss.values), gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("steps", "there"), [(1, 1), (2, 1), (4, 3), (6, 5), (7, 6), (14, 6)])
+def test_default_times_are_six_steps_after_the_first_or_as_many_as_there_are(steps: int, there: int) -> None:
+    run = learn()
+    schedule = torch.linspace(1, 0, steps + 1)
+    experience = replace(run.experience, sigmas=schedule)
+    found = noised_batches(experience, times(AWMConfig(), experience))
+    sigmas = torch.stack([at.step.sigma for at in found])  # [times, samples]
+    assert sigmas.shape == (there, 8)
+    chosen = schedule[:1] if steps == 1 else schedule[1:-1]
+    for each in sigmas.T.tolist():
+        assert len({*each}) == there
+        assert {*each} <= {*chosen.tolist()}
+
+
 @pytest.mark.parametrize(
     "times",
     [Discrete(count=3), LogitNormal(count=3, shift=3.0), Uniform(count=3, low=0.1, stratified=False)],
@@ -162,7 +202,7 @@ def test_the_slope_of_a_root_stays_finite_where_the_error_vanishes(weighting: st
     run = learn(timesteps=TIMES)
     run.move_to(0, 0)  # a velocity of zero, so that no rounding hides an error as small as this
     run.policy.iteration_finished(0)
-    algorithm = AWMConfig.model_validate({"weighting": weighting}).build("algorithm")
+    algorithm = AWMConfig.model_validate(BARE | {"weighting": weighting}).build("algorithm")
     for at in run.noised_batches(TIMES):
         near = replace(at, target=size * at.target)
         hand = ByHand(at, weighting)
@@ -247,9 +287,8 @@ def test_old_are_the_weights_that_the_iteration_started_from() -> None:
     testing.check_average(learn(), "old", {0: 0.0, 1: 0.0, 500: 0.0})
 
 
-def test_left_to_itself_the_average_is_over_a_growing_past() -> None:
-    # 16 to the power of three quarters is 8
-    testing.check_average(learn(ema_kl=0.1), "ema", {0: 0.0, 15: 1 - 1 / 8, 100_000: 0.9})
+def test_left_to_itself_the_average_keeps_more_and_more_until_it_keeps_three_tenths() -> None:
+    testing.check_average(learn(ema_kl=0.1), "ema", {0: 0.0, 15: 0.015, 300: 0.3, 100_000: 0.3})
 
 
 def test_nothing_is_kept_for_a_divergence_of_weight_zero() -> None:

@@ -13,10 +13,11 @@ from flowfactory.testing import ODE
 from flowfactory_awm.awm import AWMConfig
 
 TWO_UPDATES = {"updates": 2, "batch_size": 3}
+BARE = {"name": "awm", "clip_range": 1e-4, "advantage_scale": 1.0, "kl": 0.0, "ema_kl": 0.0, "timesteps": "uniform"}
 
 
 def test_a_run_passes_preflight_and_reports_its_metrics(tmp_path: Path) -> None:
-    run = testing.settings(tmp_path, {"name": "awm", "kl": 0.1, "ema_kl": 0.1}, training=TWO_UPDATES)
+    run = testing.settings(tmp_path, BARE | {"kl": 0.1, "ema_kl": 0.1}, training=TWO_UPDATES)
     trained = testing.check_runs(run, metrics=["ratio/mean", "ratio/max_deviation", "clip_fraction"], terms=["kl", "ema_kl"])
     assert any("no step is recorded" in line for line in trained.said)
     for record in trained.records:
@@ -39,7 +40,7 @@ def test_with_one_update_an_iteration_every_ratio_is_one_whichever_weights_draw(
 
 
 def test_a_resumed_run_ends_in_the_weights_and_averages_of_one_that_was_not_stopped(tmp_path: Path) -> None:
-    algorithm = {"name": "awm", "kl": 0.1, "ema_kl": 0.1, "ema": {"name": "constant", "decay": 0.5}}
+    algorithm = BARE | {"kl": 0.1, "ema_kl": 0.1, "ema": {"name": "constant", "decay": 0.5}}
     trained = testing.check_resumes_bit_for_bit(testing.settings(tmp_path, algorithm, training=TWO_UPDATES), stop_after=2)
     kept = trained.kept(3)
     assert set(kept) == {f"{name}/transformer.{weight}" for name in ("old", "reference", "ema") for weight in ("p", "q")}

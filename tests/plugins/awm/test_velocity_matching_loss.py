@@ -118,7 +118,10 @@ def test_loss_and_gradient_are_the_weighed_errors(name: str) -> None:
 def test_the_first_update_of_an_iteration_is_awms_of_uniform_weighting(
     config: type[AlgorithmConfig], options: dict[str, Any], awm: dict[str, Any], factor: float
 ) -> None:
-    runs = [learn(config, **options), learn(AWMConfig, weighting="uniform", clip_range=1e-2, **awm)]
+    runs = [
+        learn(config, **options),
+        learn(AWMConfig, **{"weighting": "uniform", "advantage_scale": 1.0, "kl": 0.0, "ema_kl": 0.0, **awm}),
+    ]
     for run in runs:  # at the start of an iteration, away from the reference and from the average
         run.move_to(*MIDDLE)
         run.policy.iteration_finished(0)

@@ -14,10 +14,13 @@ from flowfactory_dpo.dgpo import DGPOConfig
 from flowfactory_dpo.dpo import DPOConfig
 
 AVERAGE = {"name": "constant", "decay": 0.5}
+BY_STEP = {"name": "linear", "end": 0.3, "iterations": 8, "counted": "steps"}
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "dpo": {"name": "dpo"},
     "dpo-moving": {"name": "dpo", "reference_ema": AVERAGE, "reference_guidance": 2.0, "timesteps": {"name": "discrete"}},
     "dgpo": {"name": "dgpo"},
+    # averages that count optimizer steps go on counting when a run is resumed
+    "dgpo-by-step": {"name": "dgpo", "clip_range": 1e-3, "ema": BY_STEP, "reference_ema": BY_STEP},
     "dgpo-moving": {"name": "dgpo", "kl": 0.1, "reference_ema": AVERAGE, "reference_guidance": 2.0},
 }
 every = pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS)

@@ -10,8 +10,8 @@ import torch
 from pydantic import Field
 
 from flowfactory import At, Experience, Loss, Policy, hookimpl
-from flowfactory.flow import NoisedBatch, TimestepsConfig, noised_micro_batches
-from flowfactory.policy import REFERENCE, Comparison, Constant, Decay, Power
+from flowfactory.flow import Discrete, NoisedBatch, Timesteps, TimestepsConfig, noised_micro_batches
+from flowfactory.policy import REFERENCE, Comparison, Constant, Decay, Linear
 from flowfactory.rl import (
     KL,
     NORM_GUARD,
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 OLD, EMA = "old", "ema"
 SMALL = 1e-10
+TIMES = Discrete(count=6, initial=False)
+"""Those of the published recipes for GenEval and OCR. Of a shorter schedule they are as many as it has."""
 
 
 class AWMConfig(NormGuardConfig, TimestepsConfig):
@@ -44,10 +46,19 @@ class AWMConfig(NormGuardConfig, TimestepsConfig):
         "ghuber", description="how error and time make the log-density: error, t error, t² error, t root, t power"
     )
     power: float = Field(0.25, gt=0, le=1, description="of ghuber; 1 is the weighting t")
-    clip_range: ClipRange = Field(1e-4, description="bound on |ratio - 1|, or one below and one above")
-    kl: KL = Field(0.0, description="weight of the squared distance from the velocity that training started from")
-    ema_kl: float = Field(0.0, ge=0, description="weight of the squared distance from the average's velocity")
-    ema: Decay = Field(Power(decay=0.9), description="how that average of weights moves")
+    clip_range: ClipRange = Field(1.0, description="bound on |ratio - 1|, or one below and one above")
+    advantage_scale: float = Field(
+        0.2, gt=0, description="what advantages are multiplied by; those clipped to 5 are then at most 1"
+    )
+    timesteps: Timesteps = Field(TIMES, description="training timesteps; by default all if there are fewer")
+    kl: KL = Field(1e-3, description="weight of the squared distance from the velocity that training started from")
+    ema_kl: float = Field(1.0, ge=0, description="weight of the squared distance from the average's velocity")
+    ema: Decay = Field(Linear(end=0.3, iterations=300), description="how that average of weights moves")
+
+    def check(self, run: RunConfig) -> None:
+        """Training timesteps that were chosen go with the sampling steps; the default ones always do."""
+        if self.timesteps != TIMES:
+            super().check(run)
 
     def remarks(self, run: RunConfig) -> Iterator[str]:
         """An exponent of another weighting."""
@@ -81,18 +92,19 @@ class AWM:
     @hookimpl
     def comparisons(self, experience: Experience) -> Iterator[Comparison]:
         """What is compared at each place."""
-        for at in noised_micro_batches(experience, self._config.timesteps):
+        for at in noised_micro_batches(experience, times(self._config, experience)):
             yield at.step, self._kept
 
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
         """-min(r A, clip(r) A) + kl |v - v_ref|² + ema_kl |v - v_ema|² at each place."""
-        for at in noised_micro_batches(experience, self._config.timesteps):
+        for at in noised_micro_batches(experience, times(self._config, experience)):
             yield self.loss(at, policy)
 
     def loss(self, at: NoisedBatch, policy: Policy) -> Loss:
         """The losses of the rows of ``at``."""
-        config, advantage = self._config, at.samples.advantages
+        config = self._config
+        advantage = config.advantage_scale * at.samples.advantages
         new, kept = policy.compare(at.step, self._kept)
         sigma, power = at.step.sigma.float(), config.power
         log_density = self._log_density(squared_error(new.velocity, at.target), sigma, power)
@@ -110,6 +122,14 @@ class AWM:
         if config.norm_guard:
             loss = guard_norm(loss, config.norm_guard, new.velocity, kept[NORM_GUARD].velocity)
         return loss
+
+
+def times(config: AWMConfig, experience: Experience) -> Timesteps:
+    """The training timesteps; in place of the default ones as many as ``experience`` has, where it has fewer."""
+    steps = len(experience.sigmas) - 1
+    if config.timesteps != TIMES or steps > TIMES.count:
+        return config.timesteps
+    return Discrete(count=max(1, steps - 1), initial=steps == 1)
 
 
 LogDensity = Callable[["Tensor", "Tensor", float], "Tensor"]
