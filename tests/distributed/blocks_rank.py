@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from flowfactory.config.component import LoraConfig
+from flowfactory.distributed.process_group import leave_process_group
 from flowfactory.policy import blocks, lora, quantization
 from flowfactory.testing.tiny_checkpoints import flux_transformer
 
@@ -93,7 +94,7 @@ def main() -> None:
     if dist.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(found))
     dist.barrier()
-    dist.destroy_process_group()
+    leave_process_group()
 
 
 main()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from flowfactory.config.component import LoraConfig
 from flowfactory.config.schema import DistributedConfig
 from flowfactory.distributed.context import make_context
+from flowfactory.distributed.process_group import leave_process_group
 from flowfactory.distributed.ranks import Ranks
 from flowfactory.distributed.sharding import full_tensor
 from flowfactory.policy import blocks, lora
@@ -208,7 +209,7 @@ def main() -> None:
     if dist.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(found))
     dist.barrier()
-    dist.destroy_process_group()
+    leave_process_group()
 
 
 main()

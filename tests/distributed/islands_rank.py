@@ -16,6 +16,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from flowfactory.distributed.process_group import leave_process_group
 from flowfactory.distributed.ranks import Ranks
 from flowfactory.distributed.sharding import full_tensor
 from flowfactory.policy import blocks
@@ -82,7 +83,7 @@ def main(folder: Path) -> None:
     if rank == 0:
         (folder / "found.json").write_text(json.dumps(result))
     dist.barrier()
-    dist.destroy_process_group()
+    leave_process_group()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from flowfactory.config.schema import DistributedConfig
 from flowfactory.data.batches import make_batch, split_whole_groups
 from flowfactory.distributed.context import make_context
 from flowfactory.distributed.partition import split_with_padding
+from flowfactory.distributed.process_group import leave_process_group
 from flowfactory.distributed.ranks import Ranks
 from flowfactory.rewards import Rewards
 from flowfactory.training.judging import Judging
@@ -97,7 +98,7 @@ def main() -> None:
     found = {judges: judge(ranks, judges) for judges in {1, ranks.workers.count}}
     torch.save(found, Path(sys.argv[1]) / f"{count}-{ranks.rank}.pt")
     if count > 1:
-        dist.destroy_process_group()
+        leave_process_group()
 
 
 if __name__ == "__main__":

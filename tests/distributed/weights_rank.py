@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from flowfactory import RunError, stored_weights
 from flowfactory.config.component import LoraConfig, LoraTraining
 from flowfactory.config.schema import TrainingConfig
+from flowfactory.distributed.process_group import leave_process_group
 from flowfactory.distributed.ranks import Ranks
 from flowfactory.models import load_module
 from flowfactory.policy.blocks import find_blocks
@@ -108,7 +109,7 @@ def main() -> None:
     found["in turn"] = in_turn(folder, ranks)
     (folder / f"found{rank}.json").write_text(json.dumps(found))
     dist.barrier()
-    dist.destroy_process_group()
+    leave_process_group()
 
 
 main()

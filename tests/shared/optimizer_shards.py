@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 
 from flowfactory.config.optimizers import OptimizerConfig
 from flowfactory.config.schema import Optimizer as Chosen
+from flowfactory.distributed.process_group import leave_process_group
 from flowfactory.training import optimizers
 
 NAMES = ("adamw", "adamw8bit", "lion", "lion8bit")
@@ -123,7 +124,7 @@ def main(folder: Path) -> None:
         if dist.get_rank() == 0:
             torch.save(found, folder / f"{name}.pt")
     dist.barrier()
-    dist.destroy_process_group()
+    leave_process_group()
 
 
 if __name__ == "__main__":

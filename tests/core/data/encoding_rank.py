@@ -20,6 +20,7 @@ from flowfactory.data.cache_folder import CacheFolder
 from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.distributed.apart import do_apart
 from flowfactory.distributed.outcome import to_outcome
+from flowfactory.distributed.process_group import leave_process_group
 from flowfactory.distributed.ranks import Ranks
 from flowfactory.errors import RunError
 from flowfactory.types import Prompt
@@ -148,7 +149,7 @@ def main() -> None:
     (folder / f"{rank}.json").write_text(json.dumps({name: getattr(scenes, name)() for name in names}))
     while len(list(folder.glob("?.json"))) < 3:  # the first rank has the store
         time.sleep(0.05)
-    dist.destroy_process_group()
+    leave_process_group()
 
 
 if __name__ == "__main__":

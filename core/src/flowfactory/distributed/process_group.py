@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,6 +20,9 @@ from flowfactory.types import Say
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
+
+LETTING_GO_SECONDS = 0.2
+"""In which gloo's threads let go of the last tensors; one that wants the interpreter for it after its end aborts all."""
 
 
 def _no_room(count: int, card: int) -> Room:
@@ -60,4 +64,10 @@ def join_process_group(
     ranks = make_ranks(config, rank, count, local)
     yield ranks
     ranks.barrier()  # a rank that leaves early takes the connections of the others with it
+    leave_process_group()
+
+
+def leave_process_group() -> None:
+    """Close the connections of this process to the other ranks, and wait until gloo's threads have let go of its tensors."""
     dist.destroy_process_group()
+    time.sleep(LETTING_GO_SECONDS)
