@@ -152,6 +152,7 @@ class Score:
                     extremes={"ratio/max_deviation": (ratio - 1).abs()},
                     cuts={"clip_fraction": is_clipped(ratio, batch.advantages, clip)},
                     terms={"pull": pull} if self.config.pull else {},
+                    ratios=ratio,
                 )
 
 

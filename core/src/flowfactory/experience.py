@@ -100,7 +100,8 @@ class Loss:
     ``metrics`` [b] are averaged, ``extremes`` [b] reduced by their maximum. ``terms`` [b] name differentiable parts of
     ``values``, such as ``kl``: preflight proves that each has a gradient, and they are averaged as metrics. ``cuts`` [b] are 1
     where the gradient of a sample is cut off and 0 elsewhere, such as ``clip_fraction``: averaged as metrics, and those of an
-    iteration's first update once more on their own.
+    iteration's first update once more on their own. ``ratios`` [b] weigh the samples: how much likelier each is
+    now than when it was drawn. From those of an iteration comes ``effective_sample_size``.
     """
 
     values: Tensor
@@ -108,6 +109,7 @@ class Loss:
     extremes: Mapping[str, Tensor] = field(default_factory=dict)
     terms: Mapping[str, Tensor] = field(default_factory=dict)
     cuts: Mapping[str, Tensor] = field(default_factory=dict)
+    ratios: Tensor | None = None
 
     def empty(self) -> Loss:
         """The loss of no sample, with the same graph: what it is back-propagated for is that other ranks do so too."""

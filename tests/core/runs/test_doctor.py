@@ -229,9 +229,50 @@ def test_a_trust_region_that_nothing_reaches_is_told(still: Trained, learned: Tr
     assert "nothing-clipped" not in found(learned.records, learned.config)
 
 
-def test_a_few_samples_with_all_the_weight_are_told(still: Trained) -> None:
-    for share, wrong in ((0.05, True), (0.5, False)):
-        assert ("few-effective-samples" in found(altered(still.records, effective_sample_size=share), still.config)) is wrong
+COIN = """
+from flowfactory import ComponentConfig, hookimpl
+
+
+class CoinConfig(ComponentConfig):
+    def build(self, label):
+        return Coin(label)
+
+
+class Coin:
+    def __init__(self, label):
+        self.label = label
+
+    @hookimpl
+    def compute_reward(self, samples):
+        return {self.label: (1e4 * samples.media.flatten(1).double().mean(1)).cos()}
+
+
+@hookimpl
+def register_components(register):
+    register("reward", "coin", CoinConfig)
+"""
+
+
+@pytest.mark.parametrize(("rate", "wrong"), [(5.0, True), (0.3, False)])
+def test_samples_whose_ratios_differ_much_are_told(
+    rate: float, wrong: bool, make: Callable[..., Trained], tmp_path: Path
+) -> None:
+    """No picture is better than another, so that the reward stays flat; with the large rate each step goes far."""
+    (tmp_path / "coin.py").write_text(COIN)
+    changes = {
+        "algorithm": {"pull": 0.0, "clip_range": 10.0},
+        "plugins": [*TOY["plugins"], str(tmp_path / "coin.py")],
+        "training": {"iterations": 20, "updates": 4, "batch_size": 128, "optimizer": {"lr": rate}},
+        "sampling": {"groups": 16, "group_size": 8, "batch_size": 128},
+        "evaluation": {"every": 0},
+    }
+    run = make("coin", {**changes, "rewards": {"bright": {"weight": 0.0}, "coin": {"name": "coin"}}})
+    told = found(run.records, run.config)
+    assert all((record["effective_sample_size"] < 0.6) is wrong for record in run.records[1:])
+    assert ("few-effective-samples" in told) is wrong
+    if wrong:
+        assert told["few-effective-samples"].keys == {"training.optimizer.lr": 1.7}
+        assert "nothing-clipped" not in told  # whose advice is to make larger steps
 
 
 def test_a_flat_reward_without_another_reason_is_told_as_such(still: Trained, learned: Trained) -> None:

@@ -6,7 +6,7 @@ from flowfactory.rl.adaptive_kl import kl_weight
 from flowfactory.rl.advantages import advantages, normalize, reward_contributions
 from flowfactory.rl.divergences import mean_kl, velocity_kl
 from flowfactory.rl.groups import center, group_max, group_std, group_sum
-from flowfactory.rl.losses import clipped_surrogate, is_clipped, optimality, squared_error
+from flowfactory.rl.losses import clip_ratio, clipped_surrogate, is_clipped, optimality, squared_error
 from flowfactory.rl.norm_guard import NORM_GUARD, NormGuardConfig, guard_norm, norm_excess, root_mean_square
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "NormGuardConfig",
     "advantages",
     "center",
+    "clip_ratio",
     "clipped_surrogate",
     "group_max",
     "group_std",

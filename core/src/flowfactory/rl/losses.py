@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flowfactory.config.clip_range import bounds
+from flowfactory.experience import Loss
 
 
 def clipped_surrogate(ratio: Tensor, advantage: Tensor, clip_range: float | tuple[float, float]) -> Tensor:
@@ -19,6 +20,17 @@ def is_clipped(ratio: Tensor, advantage: Tensor, clip_range: float | tuple[float
     below, above = bounds(clip_range)
     past = torch.where(advantage > 0, ratio > 1 + above, (ratio < 1 - below) & (advantage < 0))
     return past.float()
+
+
+def clip_ratio(ratio: Tensor, advantage: Tensor, clip_range: float | tuple[float, float]) -> Loss:
+    """The loss :func:`clipped_surrogate` of the ratio [b], and what is reported of it."""
+    return Loss(
+        clipped_surrogate(ratio, advantage, clip_range),
+        metrics={"ratio/mean": ratio},
+        extremes={"ratio/max_deviation": (ratio - 1).abs()},
+        cuts={"clip_fraction": is_clipped(ratio, advantage, clip_range)},
+        ratios=ratio,
+    )
 
 
 def optimality(advantage: Tensor, maximum: float) -> Tensor:

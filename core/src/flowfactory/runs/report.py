@@ -28,7 +28,8 @@ from flowfactory.untrusted_files import Refused, parse_json, read_bytes
 T = TypeVar("T")
 
 DIAGNOSTICS = (
-    *("loss", "kl", "clip_fraction", "clip_fraction/first_update", "ratio/max_deviation", "grad_norm"),
+    *("loss", "kl", "clip_fraction", "clip_fraction/first_update", "ratio/max_deviation", "effective_sample_size"),
+    "grad_norm",
     *(f"grad_norm/{part}" for part in PARTS),
     *("weights/update", "weights/moved", "velocity_norm"),
 )

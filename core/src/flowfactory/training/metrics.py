@@ -27,6 +27,7 @@ class UpdateMetrics:
         self._counts: dict[str, int] = {}
         self._maxima: dict[str, Tensor] = {}
         self._cuts: set[str] = set()
+        self._ratios: list[Tensor] = []  # of each loss that has some: how many, their sum, and that of their squares
         self._unchecked: list[tuple[Tensor, list[str]]] = []  # whether a loss is finite and which of its terms are
 
     def add(self, loss: Loss) -> None:
@@ -41,6 +42,9 @@ class UpdateMetrics:
             self._sums[name] = self._sums[name] + total if name in self._sums else total
             self._counts[name] = self._counts.get(name, 0) + len(value)
         self._cuts |= set(loss.cuts)
+        if loss.ratios is not None:
+            ratios = loss.ratios.detach().double()
+            self._ratios.append(torch.stack([ratios.new_tensor(len(ratios)), ratios.sum(), ratios.square().sum()]))
         for name, value in loss.extremes.items():
             most = value.detach().max().double()
             # fmax: what is not a number is not the largest
@@ -76,17 +80,29 @@ class UpdateMetrics:
             self._counts[f"{name}/first_update"] = self._counts[name]
 
     def metrics(self, ranks: Ranks = ALONE) -> dict[str, float]:
-        """The mean of every metric, the maximum of every extreme, over all ranks."""
+        """The mean of every metric, the maximum of every extreme, over all ranks.
+
+        And ``effective_sample_size``, the share (Σr)² / (n Σr²) of the n samples that as many of equal ratios r would be.
+        """
         sums, counts = defaultdict[str, float](float), defaultdict[str, int](int)
         maxima: dict[str, float] = {}
         own = {name: float(total) for name, total in self._sums.items()}
         mine = {name: max(-math.inf, float(most)) for name, most in self._maxima.items()}
-        for others, samples, most in ranks.gather((own, self._counts, mine)):
+        ratios = torch.stack(self._ratios).sum(0).tolist() if self._ratios else [0.0, 0.0, 0.0]
+        moments = [0.0, 0.0, 0.0]
+        for others, samples, most, weighed in ranks.gather((own, self._counts, mine, ratios)):
+            moments = [own + other for own, other in zip(moments, weighed, strict=True)]
             for name, total in others.items():
                 sums[name] += total
                 counts[name] += samples[name]
             maxima |= {name: max(maxima.get(name, -math.inf), value) for name, value in most.items()}
-        return {name: sums[name] / counts[name] for name in sums if counts[name]} | maxima
+        means = {name: sums[name] / counts[name] for name in sums if counts[name]}
+        return means | maxima | _effective_sample_size(*moments)
+
+
+def _effective_sample_size(count: float, total: float, squares: float) -> dict[str, float]:
+    """Of ratios by their count, their sum and that of their squares; empty where there are none, or none but zeros."""
+    return {"effective_sample_size": total**2 / (count * squares)} if 0 < squares < math.inf else {}
 
 
 class Timer:

@@ -17,9 +17,8 @@ from flowfactory.rl import (
     NORM_GUARD,
     ClipRange,
     NormGuardConfig,
-    clipped_surrogate,
+    clip_ratio,
     guard_norm,
-    is_clipped,
     kl_weight,
     squared_error,
     velocity_kl,
@@ -110,12 +109,7 @@ class AWM:
         log_density = self._log_density(squared_error(new.velocity, at.target), sigma, power)
         old = self._log_density(squared_error(kept["old"].velocity, at.target), sigma, power)
         ratio = torch.exp(log_density - old)
-        loss = Loss(
-            clipped_surrogate(ratio, advantage, config.clip_range),
-            metrics={"ratio/mean": ratio},
-            extremes={"ratio/max_deviation": (ratio - 1).abs()},
-            cuts={"clip_fraction": is_clipped(ratio, advantage, config.clip_range)},
-        )
+        loss = clip_ratio(ratio, advantage, config.clip_range)
         for key, name, weight in (("reference", "kl", kl_weight(config.kl, at.samples)), ("ema", "ema_kl", config.ema_kl)):
             if weight:
                 loss = loss.add_term(name, weight, velocity_kl(new.velocity, kept[key].velocity))

@@ -43,4 +43,5 @@ def surrogate(step: Step, new: Evaluation, advantage: Tensor, kl_bound: float) -
         metrics={"ratio/mean": r, "kl_old": divergence},
         extremes={"ratio/max_deviation": (r - 1).abs(), "kl_old/max": divergence},
         cuts={"masked_fraction": masked.float()},
+        ratios=r,
     )

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from flowfactory import Evaluation, Loss, Step
-from flowfactory.rl import ClipRange
-from flowfactory_grpo.policy_gradient import CLIPPED_RATIO, PolicyGradient, PolicyGradientConfig, clip_ratio, ratio
+from flowfactory.rl import ClipRange, clip_ratio
+from flowfactory_grpo.policy_gradient import CLIPPED_RATIO, PolicyGradient, PolicyGradientConfig, ratio
 
 if TYPE_CHECKING:
     from torch import Tensor

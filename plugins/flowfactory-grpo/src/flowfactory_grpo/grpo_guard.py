@@ -12,8 +12,8 @@ from pydantic import Field
 
 from flowfactory import Evaluation, Loss, Step
 from flowfactory.flow import expand_sigma
-from flowfactory.rl import ClipRange
-from flowfactory_grpo.policy_gradient import CLIPPED_RATIO, PolicyGradient, PolicyGradientConfig, clip_ratio, gaussians
+from flowfactory.rl import ClipRange, clip_ratio
+from flowfactory_grpo.policy_gradient import CLIPPED_RATIO, PolicyGradient, PolicyGradientConfig, gaussians
 
 if TYPE_CHECKING:
     from torch import Tensor

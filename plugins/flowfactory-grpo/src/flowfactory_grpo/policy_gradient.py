@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowfactory import AlgorithmConfig, At, Evaluation, Experience, Loss, Policy, SamplingPlan, Step, hookimpl
 from flowfactory.policy import REFERENCE, Comparison
-from flowfactory.rl import KL, clipped_surrogate, is_clipped, kl_weight, mean_kl, velocity_kl
+from flowfactory.rl import KL, kl_weight, mean_kl, velocity_kl
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -22,7 +22,7 @@ Surrogate = Callable[[Step, Evaluation, Tensor], Loss]
 
 
 CLIPPED_RATIO: Mapping[str, tuple[str, ...]] = {"ratio/max_deviation": ("clip_range",)}
-"""The trust region of what :func:`clip_ratio` makes."""
+"""The trust region of what :func:`flowfactory.rl.clip_ratio` makes."""
 
 
 class PolicyGradientConfig(AlgorithmConfig):
@@ -115,13 +115,3 @@ def _mean_form(new: Evaluation, reference: Evaluation) -> Tensor:
 
 def _velocity_form(new: Evaluation, reference: Evaluation) -> Tensor:
     return velocity_kl(new.velocity, reference.velocity)
-
-
-def clip_ratio(r: Tensor, advantage: Tensor, clip_range: float | tuple[float, float]) -> Loss:
-    """The clipped surrogate of the ratio r [b], and what is reported of it."""
-    return Loss(
-        clipped_surrogate(r, advantage, clip_range),
-        metrics={"ratio/mean": r},
-        extremes={"ratio/max_deviation": (r - 1).abs()},
-        cuts={"clip_fraction": is_clipped(r, advantage, clip_range)},
-    )

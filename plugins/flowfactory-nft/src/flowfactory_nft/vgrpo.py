@@ -11,7 +11,7 @@ from pydantic import Field
 from flowfactory import At, Evaluation, Experience, Loss, Policy, hookimpl
 from flowfactory.flow import NoisedBatch, Timesteps, TimestepsConfig, Uniform, expand_sigma, noised_batches
 from flowfactory.policy import REFERENCE, Comparison, Constant, look_ahead
-from flowfactory.rl import KL, ClipRange, clipped_surrogate, is_clipped, kl_weight, squared_error, velocity_kl
+from flowfactory.rl import KL, ClipRange, clip_ratio, kl_weight, squared_error, velocity_kl
 from flowfactory_nft.nft import x0_error
 
 if TYPE_CHECKING:
@@ -91,12 +91,7 @@ class VGRPO:
         # the value is the sample's ratio, and the gradient this time's part of its gradient
         ratio = torch.exp(whole.detach().repeat(len(own) // len(whole)) + own - own.detach())
         advantage = config.advantage_max * torch.tanh(at.samples.advantages / config.advantage_max)
-        loss = Loss(
-            clipped_surrogate(ratio, advantage, config.clip_range),
-            metrics={"ratio/mean": ratio},
-            extremes={"ratio/max_deviation": (ratio - 1).abs()},
-            cuts={"clip_fraction": is_clipped(ratio, advantage, config.clip_range)},
-        )
+        loss = clip_ratio(ratio, advantage, config.clip_range)
         if config.kl:
             loss = loss.add_term("kl", kl_weight(config.kl, at.samples), velocity_kl(new.velocity, kept["reference"].velocity))
         if config.old_kl:

@@ -23,7 +23,8 @@ SMALL_DEVIATION = 0.01
 MOSTLY, NEARLY_NONE = 0.4, 1e-4
 """Of the losses: those on the side where the ratio may move on are never cut, so that large steps cut half of all and more."""
 FEW_GROUPS, SMALL_GROUP, USUAL = 8, 4, 16
-FEW_SAMPLES = 0.1
+FEW_SAMPLES = 0.5
+"""Share of the samples that as many of equal ratios would be: those of an iteration's first update alone are equal."""
 
 
 def flat(table: Table) -> Iterator[Finding]:
@@ -80,7 +81,7 @@ def _clipped(table: Table, told: str) -> Iterator[Finding]:
         what = f"{told}, and {share:.0%} of the losses of the last {RECENT} iterations are clipped ({name}), and train nothing"
         solid = len(table.trained) >= SOLID_ITERATIONS
         yield Finding("nearly-all-clipped", 80, what, change, keys=keys, evidence={name: share}, solid=solid)
-    elif share <= NEARLY_NONE and optimizer_steps(table) > 1 and not [*_small_updates(table, told)]:
+    elif share <= NEARLY_NONE and optimizer_steps(table) > 1 and not [*_small_updates(table, told), *_few_samples(table, told)]:
         change, keys = scaled_rate(table, 3)
         what = f"{told}, and no loss is clipped ({name} {share:.2g}): there is room for larger steps"
         yield Finding("nothing-clipped", 50, what, change, keys=keys, evidence={name: share})
@@ -118,9 +119,10 @@ def _few_groups(table: Table, told: str) -> Iterator[Finding]:
 def _few_samples(table: Table, told: str) -> Iterator[Finding]:
     name = table.first_known(names.EFFECTIVE_SAMPLES)
     if name and (share := mean(table.recent(name))) < FEW_SAMPLES:
-        what = f"{told}, and few samples have nearly all the weight: as many as {share:.0%} of them would ({name})"
-        change = "lower advantages.clip, or raise sampling.group_size"
-        yield Finding("few-effective-samples", 45, what, change, evidence={name: share})
+        what = f"{told}, and the ratios differ so much that {share:.0%} of the samples would count for as much ({name})"
+        change, keys = scaled_rate(table, 1 / 3)
+        change += ", or lower training.updates or training.epochs"
+        yield Finding("few-effective-samples", 70, what, change, keys=keys, evidence={name: share})
 
 
 CAUSES: tuple[Callable[[Table, str], Iterator[Finding]], ...] = (_small_updates, _clipped, _few_groups, _few_samples)

@@ -15,7 +15,7 @@ FLAT_GROUPS = ("groups/equal",)
 UPDATE_SIZE = ("weights/update",)
 """The norm of what an iteration added to the weights, by the norm of the weights."""
 EFFECTIVE_SAMPLES = ("effective_sample_size",)
-"""The share of the samples that as many equally weighted ones would be."""
+"""The share of the samples that as many of equal ratios would be."""
 COEFFICIENTS = ("kl_coefficient",)
 """What a controller sets."""
 DRIFT_ALARM, DRIFT_DISTANCE = "drift/alarm", "drift/z"
