@@ -7,6 +7,7 @@ import pytest
 from flowfactory.config import loading
 from flowfactory.runs.train import train
 from flowfactory.testing import ForwardCount, two_parameter
+from flowfactory.training.velocity_probe import SIGMAS
 
 GROUPS, MEMBERS, STEPS, TIMES = 4, 6, 5, 2
 PICTURES = GROUPS * MEMBERS
@@ -35,7 +36,9 @@ def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             training={"iterations": 4, "batch_size": 2 * MEMBERS, "optimizer": {"lr": 0.01}, **training},
         )
         train(loading.validate(raw), observers=[counted], say=lambda _: None)
-        return {phase: rows / PICTURES for phase, rows in counted.iterations[3].items()}
+        found = counted.iterations[3]
+        assert found.pop("velocity") == len(SIGMAS), "what tells how far the policy has moved is no part of the algorithm"
+        return {phase: rows / PICTURES for phase, rows in found.items()}
 
     return run
 

@@ -174,7 +174,7 @@ def forwards(tmp_path: Path) -> Callable[..., dict[str, float]]:
         raw["rewards"] = {"light": "two_parameter.py:bright"}
         raw["plugins"].append(str(Path(__file__).parents[1] / "core" / "toy_plugin.py"))
         train(validate(raw), observers=[counted], say=lambda _: None)
-        return {phase: rows / 8 for phase, rows in counted.iterations[3].items()}
+        return {phase: rows / 8 for phase, rows in counted.iterations[3].items() if phase != "velocity"}
 
     return run
 

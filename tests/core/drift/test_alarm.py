@@ -194,7 +194,7 @@ def test_what_is_pooled_has_the_spread_of_all_samples() -> None:
 
 
 def test_the_velocity_is_told_by_what_it_was_at_first_unless_an_algorithm_knows_better() -> None:
-    watch = DriftWatch([{"iteration": 0}, {"iteration": 1, "velocity_rms": 0.8, "velocity_norm": 1.0}])
-    assert watch.add({"iteration": 2, "velocity_rms": 1.0}) == {"velocity_norm": 1.25}
-    assert watch.add({"iteration": 3, "velocity_rms": 1.0, "velocity_norm": 1.1}) == {}
-    assert DriftWatch().add({"iteration": 1, "velocity_rms": 0.0}) == {}
+    watch = DriftWatch([{"iteration": 0}, {"iteration": 1, "velocity_rms/fixed": 0.8, "velocity_norm": 1.0}])
+    assert watch.add({"iteration": 2, "velocity_rms/fixed": 1.0}) == {"velocity_norm": 1.25}
+    assert watch.add({"iteration": 3, "velocity_rms/fixed": 1.0, "velocity_norm": 1.1}) == {}
+    assert DriftWatch().add({"iteration": 1, "velocity_rms/fixed": 0.0}) == {}

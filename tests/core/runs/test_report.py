@@ -96,8 +96,7 @@ def test_config_and_versions_are_on_the_page(directory: RunDirectory) -> None:
 
 def test_the_curves_are_on_the_page(directory: RunDirectory) -> None:
     page = reported(directory)
-    # both, reward, held-out score; loss, clip_fraction twice, what ratios do, grad_norm, what weights and velocities do; the drift
-    # panel
+    # both, reward, held-out score; loss, clip_fraction twice, ratios twice, grad_norm, weights twice, velocity; the panel
     assert page.tags.count("svg") == 3 + 6 + 3 + 6
     for name in ("Reward while training", "Held-out score", "clip_fraction", "clip_fraction/first_update", "grad_norm"):
         assert name in page.text

@@ -158,7 +158,7 @@ class DriftWatch:
         """What is to be added to the next ``record``; warns of figures that are far from where they began for the first time.
 
         ``drift/z``, the largest of their distances in standard deviations, and ``drift/alarm``, how many are far while a
-        training reward rose; ``velocity_norm``, ``velocity_rms`` by what it was in the first iteration.
+        training reward rose; ``velocity_norm``, ``velocity_rms/fixed`` by what it was in the first iteration.
         """
         for label, mean in _rewards(record):
             self._rewards.setdefault(label, Rise()).add(mean)
@@ -188,7 +188,7 @@ class DriftWatch:
         return None
 
     def _velocity_norm(self, record: Mapping[str, Any]) -> dict[str, float]:
-        size = record.get("velocity_rms")
+        size = record.get("velocity_rms/fixed")
         self._velocity = size if self._velocity is None else self._velocity
         if size is None or not self._velocity or "velocity_norm" in record:  # as an algorithm with a reference tells it
             return {}

@@ -84,6 +84,12 @@ def reward_contributions(
     return {label: torch.where(differs, part / scale, 0.0) for label, part in parts.items()}
 
 
+def clipped_sum(contributions: Mapping[str, Tensor], clip: float | None = None) -> Tensor:
+    """The sum [B] of contributions {label: [B]} as an advantage, float32, of an absolute value of at most ``clip``."""
+    total = sum_of(contributions)
+    return (total if clip is None else total.clamp(-clip, clip)).float()
+
+
 def sum_of(contributions: Mapping[str, Tensor]) -> Tensor:
     """The sum [B] of contributions {label: [B]}: the advantage before it is clipped."""
     return torch.stack(list(contributions.values())).sum(0)
@@ -99,5 +105,4 @@ def advantages(
     min_range: float = 0.0,
 ) -> Tensor:
     """Advantages [B], float32: the sum of the rewards' contributions, of an absolute value of at most ``clip``."""
-    total = sum_of(reward_contributions(rewards, weights, groups, aggregate, spread, min_range))
-    return (total if clip is None else total.clamp(-clip, clip)).float()
+    return clipped_sum(reward_contributions(rewards, weights, groups, aggregate, spread, min_range), clip)

@@ -29,7 +29,7 @@ def root_mean_square(velocity: Tensor) -> Tensor:
     """[B]: norm of each sample's velocity over the square root of its number of elements; a velocity of zero has gradient 0."""
     flat = velocity.flatten(1)
     # not a root of a mean of squares, whose gradient at zero is not a number
-    norm: Tensor = torch.linalg.vector_norm(flat, dim=1)
+    norm: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=torch.promote_types(flat.dtype, torch.float32))
     return norm / math.sqrt(flat.shape[1])
 
 

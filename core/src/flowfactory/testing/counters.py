@@ -10,6 +10,7 @@ from torch import nn
 
 from flowfactory.discovery.specs import hookimpl
 from flowfactory.policy.policy import Policy
+from flowfactory.policy.velocity_sizes import VelocitySizes
 from flowfactory.types import HELD_OUT, SamplingPlan
 
 
@@ -33,16 +34,19 @@ class ForwardCount:
 
     ``iterations`` holds a mapping for each record of the run, the one before training first: "sample" to draw, "evaluation",
     "train" to update, differentiably, "no_grad" to update otherwise, and "backward". Preflight's are the first iteration's.
+    What the metric ``velocity_norm`` takes is under "velocity".
     """
 
     def __init__(self) -> None:
         self.iterations: list[dict[str, int]] = []
         self._rows: Counter[str] = Counter()
         self._phase: str | None = None
+        self._sizes: VelocitySizes | None = None
 
     @hookimpl
     def run_started(self, policy: Policy) -> None:
         """Listen to the transformers."""
+        self._sizes = policy.velocity_sizes
         for module in policy.modules.values():
             module.register_forward_hook(self._forward, with_kwargs=True)
 
@@ -66,7 +70,8 @@ class ForwardCount:
         rows = len(args[0] if args else next(iter(kwargs.values())))
         result = output[0] if isinstance(output, tuple) else output
         result = result[0] if isinstance(result, list) else result  # a tensor a sample, which share one backward
-        phase = self._phase or ("train" if torch.is_grad_enabled() else "no_grad")
+        measuring = self._sizes is not None and self._sizes.measuring
+        phase = self._phase or ("velocity" if measuring else "train" if torch.is_grad_enabled() else "no_grad")
         self._rows[phase] += rows
         if phase == "train":
             result.register_hook(lambda _: self._rows.update(backward=rows))

@@ -10,7 +10,7 @@ from flowfactory.data import batches
 from flowfactory.drift.panel import Panel
 from flowfactory.experience import Experience
 from flowfactory.rewards import statistics
-from flowfactory.rl.advantages import advantages, reward_contributions
+from flowfactory.rl.advantages import clipped_sum, reward_contributions
 from flowfactory.training.guidance import drawn_and_learned, most_guidance, training_plan
 from flowfactory.training.judging import Judging
 from flowfactory.training.metrics import Timer, UpdateMetrics, peak_memory
@@ -58,21 +58,21 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     trajectory = concatenate(pieces, learned.rows(held[workers.rank]))
     chosen = config.advantages
     weights, how = reward_weights(config), (chosen.aggregate, chosen.spread)
-    advantage = advantages(rewards, weights, batch.groups, *how, chosen.clip, chosen.min_range)
+    supplied = reward_contributions(rewards, weights, batch.groups, *how, chosen.min_range)
     experience = Experience(
         latents=trajectory.latents,
         steps=trajectory.steps,
         conditions=learned,
         plan=plan,
         rewards=rewards,
-        advantages=advantage.to(trajectory.latents.device),
+        advantages=clipped_sum(supplied, chosen.clip).to(trajectory.latents.device),
         groups=batch.groups,
         sigmas=trajectory.sigmas,
         batch_size=config.training.batch_size,
         timesteps_per_forward=config.training.timesteps_per_forward,
         device=run.policy.device,
     )
-    return Rollouts(experience, ranks, held, trajectory.overshoot, drift=drift)
+    return Rollouts(experience, ranks, held, trajectory.overshoot, drift=drift, supplied=supplied)
 
 
 def _batch(run: Run, iteration: int) -> batches.Batch:
@@ -97,23 +97,22 @@ def iterate(run: Run, iteration: int, before_update: Callable[[Rollouts], None] 
             rollouts = recompute_log_prob(rollouts, run.policy, run.config)
     if before_update is not None:
         before_update(rollouts)
+    fixed_size = run.velocity_probe.measure(rollouts.experience)
     run.learner.movement.mark()
     with timer("update"):
         norms = update(run, rollouts, iteration, update_metrics)
         run.learner.check_weights()  # the gradients were finite, which does not make their step so
     learned = update_metrics.metrics(run.ranks.workers)
     run.learner.adapt_kl(learned.get("kl"))
-    rewards, groups, chosen = rollouts.experience.rewards, rollouts.experience.groups, run.config.advantages
-    weights, how = reward_weights(run.config), (chosen.aggregate, chosen.spread)
-    supplied = reward_contributions(rewards, weights, groups, *how, chosen.min_range)
-    deviation = rollouts.sampling_deviation
+    rewards, groups, deviation = rollouts.experience.rewards, rollouts.experience.groups, rollouts.sampling_deviation
     return {
-        **statistics.reward_metrics(rewards, supplied, groups),
+        **statistics.reward_metrics(rewards, rollouts.supplied, groups),
         "groups/equal": statistics.group_share(~learned_from(rollouts.experience), groups),
         **learned,
         **({} if coefficient is None else {"kl_coefficient": coefficient}),
         **({} if deviation is None else {"ratio/sampling_deviation": deviation}),
         **rollouts.drift,
+        "velocity_rms/fixed": fixed_size,
         "grad_norm": sum(norms) / len(norms),
         **run.learner.movement.metrics(),
         "lr": run.learner.rate,

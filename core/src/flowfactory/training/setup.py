@@ -26,6 +26,7 @@ from flowfactory.training.learner import Learner
 from flowfactory.training.plans import EVALUATION, SAMPLING
 from flowfactory.training.prompts import prepare_prompts
 from flowfactory.training.sampler import Sampler
+from flowfactory.training.velocity_probe import VelocityProbe
 from flowfactory.types import DTYPES, Prompt, RunInfo, Runtime, Say, Trainable
 
 
@@ -50,6 +51,11 @@ class Run:
     def learner(self) -> Learner:
         """The owner of the optimizer, made when it is first asked for: what draws alone has none, nor its moments."""
         return Learner(self.policy, self.config.training, self.ranks, self.config.algorithm.adaptive_kl)
+
+    @cached_property
+    def velocity_probe(self) -> VelocityProbe:
+        """What tells how large the velocity is where nothing changes but the weights."""
+        return VelocityProbe(self.policy, self.sampler, self.train, self.config.seed, self.config.sampling.batch_size)
 
 
 def slow_products(config: RunConfig, trainable: Trainable) -> str | None:
