@@ -77,7 +77,7 @@ def test_a_mistake_in_the_inner_reward_is_named(tmp_path: Path) -> None:
 
 def test_what_an_inner_reward_calls_free_to_change_is_so_within_another(tmp_path: Path) -> None:
     def found(**options: object) -> dict[str, object]:
-        return fixed_config(configured(tmp_path, {"name": "remote", "url": "http://127.0.0.1:1", **options}))
+        return configured(tmp_path, {"name": "remote", "url": "http://127.0.0.1:1", **options})
 
-    assert config_changes(found(), found(url="http://127.0.0.1:2", requests=3)) == []
-    assert config_changes(found(), found(encoding="raw")) == ["rewards.order.of.encoding (png then, raw now)"]
+    assert config_changes(fixed_config(found()), found(url="http://127.0.0.1:2", requests=3)) == []
+    assert config_changes(fixed_config(found()), found(encoding="raw")) == ["rewards.order.of.encoding (png then, raw now)"]

@@ -105,7 +105,7 @@ class RunDirectory:
     def _require_same_config(self, config: RunConfig, saved: dict[str, Any] | None) -> None:
         # what a checkpoint says counts, since the config beside it may have been edited
         before = saved or fixed_config(self._config_with(config.plugins))
-        if changed := config_changes(before, fixed_config(config)):
+        if changed := config_changes(before, config):
             told = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
             raise UserError(f"{self.path} was run with another config: {told}; resume with the same, or choose another --out")
 

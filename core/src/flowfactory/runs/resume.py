@@ -36,9 +36,13 @@ def fixed_config(config: RunConfig) -> dict[str, Any]:
     return values | {key: path and _prompt_checksum(path) for key, path in files.items()}
 
 
-def config_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two of :func:`fixed_config`, each key with its value then and now."""
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+def config_changes(before: Mapping[str, Any], config: RunConfig) -> list[str]:
+    """What ``config`` has changed since :func:`fixed_config` gave ``before``, each key with its value then and now.
+
+    A key that ``before`` does not have, as where an older version wrote it, is no change while it has its default.
+    """
+    now, added = fixed_config(config), tuple(_added(config, before))
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key) and not _is_below(key, added)]
     return [_describe(key, before.get(key), now.get(key)) for key in changed]
 
 
@@ -49,6 +53,22 @@ def checksum(value: object) -> str:
 
 def _is_below(key: str, places: Iterable[str]) -> bool:
     return any(f"{key}.".startswith(f"{place}.") for place in places)
+
+
+def _added(model: BaseModel, before: Mapping[str, Any], place: str = "") -> Iterator[str]:
+    """The keys below ``place`` that ``before`` does not have, nor any part of, and that have their defaults in ``model``."""
+    for name, field in type(model).model_fields.items():
+        key, value = f"{place}{name}", getattr(model, name)
+        if key in before:
+            continue  # whatever it is now was another thing then
+        if not any(other.startswith(f"{key}.") for other in before):
+            if value == field.get_default(call_default_factory=True):
+                yield key
+            continue
+        parts = {f"{key}.": value} if not isinstance(value, Mapping) else {f"{key}.{each}.": value[each] for each in value}
+        for inner, part in parts.items():
+            if isinstance(part, BaseModel) and any(other.startswith(inner) for other in before):
+                yield from _added(part, before, inner)
 
 
 def _components_free(value: object, place: str = "") -> Iterator[str]:
