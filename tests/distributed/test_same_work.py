@@ -245,7 +245,9 @@ def test_ranks_learn_what_one_does(name: str, count: int, runs: Runs) -> None:
         told = {key for key in one if not key.startswith(NOT_TOLD)}
         assert told == {key for key in other if not key.startswith(NOT_TOLD)}
         for key in told:
-            assert other[key] == pytest.approx(one[key], rel=2e-3, abs=2e-5), (key, one["iteration"])
+            # a JPEG is of whole bytes, of which a last bit of a picture of 256 pixels may add or take one or two
+            apart = 1 / 256 if "jpeg_bytes" in key else 2e-5
+            assert other[key] == pytest.approx(one[key], rel=2e-3, abs=apart), (key, one["iteration"])
     weights, others = (load_file(folder / "weights.safetensors") for folder in (alone, several))
     assert weights.keys() == others.keys()
     apart = max(float((weights[key] - others[key]).abs().max()) for key in weights)

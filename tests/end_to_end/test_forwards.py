@@ -143,6 +143,62 @@ def test_no_size_of_a_batch_changes_what_is_needed(taken, name, tmp_path):
     assert taken({"name": name}, ODE, updates=2, batch_size=2 * MEMBERS, sampling=5, timesteps_per_forward=TIMES) == whole
 
 
+@pytest.mark.parametrize(
+    ("name", "train", "no_grad"),
+    [
+        ("flash-grpo", 2, 2),
+        ("awm", TIMES, TIMES),
+        ("rvm", TIMES, TIMES),
+        ("dgpo", TIMES, TIMES),  # the reference of the preference is the KL's
+        ("crd", TIMES, 2 * TIMES),
+    ],
+)
+def test_a_kl_that_adapts_costs_what_one_of_a_fixed_weight_does(taken, name, train, no_grad):
+    adaptive = {"name": name, "kl": {"name": "adaptive", "target": 1e-3}}
+    assert taken(adaptive, SDE if name == "flash-grpo" else ODE, updates=1) == needs(train, no_grad)
+
+
+FOLLOWING = {"old": {"name": "constant", "decay": 0.0}}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "pictures"),
+    [
+        ({"name": "nft", **FOLLOWING}, 1),
+        ({"name": "awm"}, 1),
+        ({"name": "crd", **FOLLOWING}, 1),
+        ({"name": "dgpo"}, 1),  # which needs the same reference without the guard
+        ({"name": "dpo"}, 2 / MEMBERS),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_a_guarded_norm_costs_a_forward_of_the_reference_if_nothing_else_needs_it(taken, algorithm, pictures):
+    found = taken({**algorithm, "norm_guard": 0.5}, ODE, updates=1)
+    assert found == needs(train=TIMES * pictures, no_grad=TIMES * pictures)
+
+
+def test_the_kl_of_v_grpo_costs_a_forward_each_time_and_its_pull_to_the_old_weights_none(taken, tmp_path):
+    held = {"name": "v-grpo", "kl": KL}
+    assert taken(held, ODE, updates=1, timesteps_per_forward=4) == needs(train=4, no_grad=4)
+    (tmp_path / "run").rename(tmp_path / "held")
+    pulled = {"name": "v-grpo", "old_kl": KL}
+    assert taken(pulled, ODE, updates=2, timesteps_per_forward=4) == needs(train=4, no_grad=4 / 2)
+
+
+def test_an_average_that_rvm_is_anchored_to_costs_a_forward_each_time(taken):
+    anchored = {"name": "rvm", "kl": KL, "anchor": "ema", "ema": {"name": "constant", "decay": 0.5}}
+    assert taken(anchored, ODE, updates=1) == needs(train=TIMES, no_grad=TIMES)
+
+
+def test_by_default_nft_needs_its_reference_and_its_old_policy(taken):
+    assert taken({"name": "nft", "kl": 1e-4}, ODE, updates=1) == needs(train=TIMES, no_grad=2 * TIMES)
+
+
+def test_by_default_dgpo_needs_its_reference_and_its_average(taken):
+    published = {"name": "dgpo", "clip_range": 0.01, "kl": 0.02}
+    assert taken(published, ODE, updates=2) == needs(train=TIMES, no_grad=2 * TIMES)
+
+
 def test_the_clip_of_dgpo_costs_a_forward_of_its_average(taken):
     slow = {"name": "constant", "decay": 0.9}
     assert taken({"name": "dgpo", "clip_range": 0.01, "ema": slow}, ODE, updates=2) == needs(train=TIMES, no_grad=2 * TIMES)

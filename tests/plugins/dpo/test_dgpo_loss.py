@@ -296,3 +296,30 @@ def test_the_clip_cuts_gradients_past_the_ratio_to_the_slow_average(clip_range: 
         cuts.append(cut)
     testing.check_losses(run, expected, gradients=(1e-4, 1e-5))
     assert 0 < int(torch.cat(cuts).sum()) < 24
+
+
+def clipped(at: Any, slow: Weights, kl: float, new: Any) -> Tensor:
+    """[12]: the loss of all twelve samples at one time, differentiable by ``new``: neither the clip nor the weight is."""
+    hand, start = NoisedByHand(at), torch.as_tensor(new, dtype=torch.float64).tolist()
+    error, ratio = hand.error(new), torch.exp(hand.error(slow) - hand.error(start))
+    cut = torch.where(hand.advantages > 0, ratio > 1.01, ratio < 0.99)
+    weight = group_weight(hand.advantages, hand.error(start), hand.error(OLD))
+    return weight * hand.advantages * torch.where(cut, error.detach(), error) + kl * hand.distance(new, OLD)
+
+
+@pytest.mark.parametrize("batch_size", [12, 3], ids=["whole", "spread"])
+def test_as_published_it_clips_against_an_average_that_follows_by_steps_and_holds_to_the_start(batch_size: int) -> None:
+    published = DGPOConfig.model_validate({"beta": BETA, "kl": 0.02})
+    assert (published.clip_range, published.timesteps.low) == (0.01, 0.5625)
+    run = learn(published, ADVANTAGES, batch_size)
+    run.move_to(*NEW)
+    run.policy.step_finished(299)  # as much of itself as it is to keep after that many steps
+    slow = testing.blend(0.299, OLD, NEW)
+    assert run.weights("clip average") == pytest.approx(slow, rel=1e-6)
+    run.move_to(*LATER)
+    expected = [
+        (clipped(at, slow, 0.02, LATER), testing.autograd_by_hand(lambda pair, at=at: clipped(at, slow, 0.02, pair), LATER))
+        for at in noised_batches(run.experience, published.timesteps, shared=True)
+    ]
+    losses = testing.check_losses_in_any_order(run, expected)
+    assert 0 < int(torch.cat([loss.cuts["clip_fraction"] for loss in losses]).sum()) < 24

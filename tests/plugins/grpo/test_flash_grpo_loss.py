@@ -41,9 +41,7 @@ def size_of_gradient(hand: StepByHand) -> float:
     return 2 * hand.steepness * hand.std * abs(hand.slope)
 
 
-def expect(
-    run: Learning, dynamics: str, clip_range: float, rectify: bool = True, kl: float = 0.0
-) -> list[tuple[Tensor, Tensor]]:
+def expect(run: Learning, dynamics: str, clip_range: Any, rectify: bool = True, kl: float = 0.0) -> list[tuple[Tensor, Tensor]]:
     """Losses [12] and gradients [12, 2] of each recorded step at NEW."""
     hands = by_group(run, dynamics)
     sizes = [1 / size_of_gradient(hand) for steps in hands for hand in steps]
@@ -75,10 +73,11 @@ def test_loss_and_gradient_are_those_of_the_paper(dynamics: str, size: int, rect
         torch.testing.assert_close(mean, torch.tensor(1.0), rtol=1e-5, atol=0)
 
 
-def test_the_clip_cuts_gradients() -> None:
-    run = learn(clip_range=2e-3)
+@pytest.mark.parametrize("clip_range", [2e-3, (1e-3, 5e-3)], ids=["one bound", "two bounds"])
+def test_the_clip_cuts_gradients(clip_range: Any) -> None:
+    run = learn(clip_range=clip_range)
     run.move_to(*NEW)
-    losses = testing.check_losses(run, expect(run, "flow-sde", 2e-3))
+    losses = testing.check_losses(run, expect(run, "flow-sde", clip_range))
     assert 0 < torch.cat([loss.cuts["clip_fraction"] for loss in losses]).mean() < 1
 
 

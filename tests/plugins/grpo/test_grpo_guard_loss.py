@@ -24,7 +24,7 @@ OLD = (0.3, -0.2)
 NEW = (0.5, -0.1)
 ADVANTAGES = (1.2, -0.7, 0.4, -1.5, 0.9, -0.3, 2.0, -2.0)
 CONFIGS: dict[str, Any] = {"flow-sde": FlowSDEConfig, "dance-sde": DanceSDEConfig, "cps": CPSConfig}
-NARROW = 2e-3
+NARROW, PAIR = 2e-3, (1e-3, 4e-3)
 
 every_dynamics = pytest.mark.parametrize("dynamics", list(CONFIGS))
 
@@ -39,7 +39,7 @@ def log_ratio(hand: StepByHand, weights: Weights) -> Tensor:
     return ((hand.mean(weights) - hand.mean(OLD)) * (hand.y - hand.mean(OLD)) / hand.std).mean(1)
 
 
-def expect(hand: StepByHand, clip_range: float, kl: float = 0.0) -> ClippedByHand:
+def expect(hand: StepByHand, clip_range: Any, kl: float = 0.0) -> ClippedByHand:
     """One step at NEW; the KL is that of the velocities, which nothing weighs."""
     # of the log-ratio: the mean is the only thing that moves
     score = hand.by_weights(hand.slope * (hand.y - hand.mean(OLD)) / hand.std)
@@ -50,9 +50,9 @@ def expect(hand: StepByHand, clip_range: float, kl: float = 0.0) -> ClippedByHan
 
 
 @every_dynamics
-@pytest.mark.parametrize("clip_range", [NARROW, 0.5], ids=["narrow", "wide"])
+@pytest.mark.parametrize("clip_range", [NARROW, 0.5, PAIR], ids=["narrow", "wide", "pair"])
 @pytest.mark.parametrize("kl", [0.0, 0.5])
-def test_loss_and_gradient_are_those_of_the_paper(learn: Any, by_hand: Any, clip_range: float, kl: float) -> None:
+def test_loss_and_gradient_are_those_of_the_paper(learn: Any, by_hand: Any, clip_range: Any, kl: float) -> None:
     run = learn(ADVANTAGES, clip_range=clip_range, kl=kl, kl_form="velocity")
     run.move_to(*NEW)
     assert len(run.experience.steps) == 3
@@ -61,11 +61,12 @@ def test_loss_and_gradient_are_those_of_the_paper(learn: Any, by_hand: Any, clip
 
 
 @every_dynamics
-def test_the_clip_cuts_on_the_side_that_the_advantage_pushes_to(learn: Any, by_hand: Any) -> None:
-    run = learn(ADVANTAGES, clip_range=NARROW)
+@pytest.mark.parametrize("clip_range", [NARROW, PAIR], ids=["one bound", "two bounds"])
+def test_the_clip_cuts_on_the_side_that_the_advantage_pushes_to(learn: Any, by_hand: Any, clip_range: Any) -> None:
+    run = learn(ADVANTAGES, clip_range=clip_range)
     run.move_to(*NEW)
-    parts = [expect(by_hand(step), NARROW) for step in run.experience.steps]
-    assert testing.check_clip(run, [part.ratio for part in parts], NARROW) >= testing.BEYOND_THE_CLIP
+    parts = [expect(by_hand(step), clip_range) for step in run.experience.steps]
+    assert testing.check_clip(run, [part.ratio for part in parts], clip_range) >= testing.BEYOND_THE_CLIP
     for loss, part in zip(run.losses(), parts, strict=True):
         assert torch.equal(loss.cuts["clip_fraction"], part.cut.float())
         torch.testing.assert_close(loss.metrics["ratio/mean"].detach().double(), part.ratio, rtol=0, atol=1e-6)

@@ -18,7 +18,7 @@ ADVANTAGES = (1.2, -0.7, 0.4, -1.5, 0.9, -0.3, 2.0, -2.0)
 every_dynamics = pytest.mark.parametrize("dynamics", ["flow-sde", "dance-sde", "cps"])
 
 
-def expect(hand: StepByHand, clip_range: float, kl: float = 0.0, form: str = "mean") -> ClippedByHand:
+def expect(hand: StepByHand, clip_range: Any, kl: float = 0.0, form: str = "mean") -> ClippedByHand:
     """Eq. 5 for one step at NEW, and the divergence from OLD."""
     ratio = torch.exp(hand.log_density(NEW) - hand.log_density(OLD))
     part = testing.clip_by_hand(ratio, hand.score(NEW), ADVANTAGES, clip_range)
@@ -30,9 +30,9 @@ def expect(hand: StepByHand, clip_range: float, kl: float = 0.0, form: str = "me
 
 
 @every_dynamics
-@pytest.mark.parametrize("clip_range", [1e-3, 0.3], ids=["narrow", "wide"])
+@pytest.mark.parametrize("clip_range", [1e-3, 0.3, (5e-4, 3e-3)], ids=["narrow", "wide", "pair"])
 @pytest.mark.parametrize(("kl", "form"), [(0.0, "mean"), (0.5, "mean"), (0.5, "velocity")])
-def test_loss_and_gradient_are_those_of_the_paper(learn: Any, by_hand: Any, clip_range: float, kl: float, form: str) -> None:
+def test_loss_and_gradient_are_those_of_the_paper(learn: Any, by_hand: Any, clip_range: Any, kl: float, form: str) -> None:
     run = learn(ADVANTAGES, clip_range=clip_range, kl=kl, kl_form=form)
     run.move_to(*NEW)
     assert len(run.experience.steps) == 3
@@ -42,11 +42,12 @@ def test_loss_and_gradient_are_those_of_the_paper(learn: Any, by_hand: Any, clip
 
 
 @every_dynamics
-def test_the_clip_cuts_on_the_side_that_the_advantage_pushes_to(learn: Any, by_hand: Any) -> None:
-    run = learn(ADVANTAGES, clip_range=1e-3)
+@pytest.mark.parametrize("clip_range", [1e-3, (5e-4, 3e-3)], ids=["one bound", "two bounds"])
+def test_the_clip_cuts_on_the_side_that_the_advantage_pushes_to(learn: Any, by_hand: Any, clip_range: Any) -> None:
+    run = learn(ADVANTAGES, clip_range=clip_range)
     run.move_to(*NEW)
-    parts = [expect(by_hand(step), 1e-3) for step in run.experience.steps]
-    assert testing.check_clip(run, [part.ratio for part in parts], 1e-3) >= testing.BEYOND_THE_CLIP
+    parts = [expect(by_hand(step), clip_range) for step in run.experience.steps]
+    assert testing.check_clip(run, [part.ratio for part in parts], clip_range) >= testing.BEYOND_THE_CLIP
     for loss, part in zip(run.losses(), parts, strict=True):
         assert torch.equal(loss.cuts["clip_fraction"], part.cut.float())
         torch.testing.assert_close(loss.metrics["ratio/mean"].detach().double(), part.ratio, rtol=0, atol=1e-5)

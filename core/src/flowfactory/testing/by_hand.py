@@ -154,15 +154,19 @@ class ClippedByHand:
     cut: Tensor
 
 
-def clip_by_hand(ratio: Tensor, score: Tensor, advantages: Sequence[float], clip_range: float) -> ClippedByHand:
+def clip_by_hand(
+    ratio: Tensor, score: Tensor, advantages: Sequence[float], clip_range: float | tuple[float, float]
+) -> ClippedByHand:
     """-min(r A, clip(r) A), where ``score`` [b, 2] is the gradient of log r.
 
-    A good sample is pushed up until its ratio is 1 + c, a bad one down until it is 1 - c.
+    A good sample is pushed up until its ratio is 1 + c, a bad one down until it is 1 - c; or c above and below as a pair
+    (below, above) says.
     """
     advantage = torch.tensor(advantages, dtype=torch.float64)
+    below, above = clip_range if isinstance(clip_range, tuple) else (clip_range, clip_range)
     good = advantage > 0
-    cut = torch.where(good, ratio > 1 + clip_range, ratio < 1 - clip_range)
-    bound = torch.where(good, 1 + clip_range, 1 - clip_range)
+    cut = torch.where(good, ratio > 1 + above, ratio < 1 - below)
+    bound = torch.where(good, 1 + above, 1 - below)
     gradient = torch.where(cut[:, None], 0.0, -(advantage * ratio)[:, None] * score)
     return ClippedByHand(-advantage * torch.where(cut, bound, ratio), gradient, ratio, cut)
 

@@ -106,18 +106,19 @@ def check_ratios_are_one(run: Learning) -> list[Loss]:
     return losses
 
 
-def check_clip(run: Learning, ratios: Sequence[Tensor], clip_range: float) -> set[tuple[bool, str]]:
+def check_clip(run: Learning, ratios: Sequence[Tensor], clip_range: float | tuple[float, float]) -> set[tuple[bool, str]]:
     """(good, side) of the samples, after a clip cut the gradient of just those that are too far where they are pushed to.
 
     ``ratios`` [b] of each loss are worked out by hand; a good sample's advantage is above zero; a side is "above", "below" or
-    "within". No other term than the clipped surrogate may be on.
+    "within". No other term than the clipped surrogate may be on. ``clip_range`` may be a pair (below, above).
     """
     sides = set()
+    below, above = clip_range if isinstance(clip_range, tuple) else (clip_range, clip_range)
     for loss, expected in zip(run.losses(), ratios, strict=True):
         advantages = run.experience.advantages.tolist()
         for value, ratio, advantage in zip(loss.values, expected.tolist(), advantages, strict=True):
-            assert abs(abs(ratio - 1) - clip_range) > 1e-5, "too near to the bound to tell its sides"
-            side = "above" if ratio > 1 + clip_range else "below" if ratio < 1 - clip_range else "within"
+            assert min(abs(ratio - 1 - above), abs(ratio - 1 + below)) > 1e-5, "too near to a bound to tell its sides"
+            side = "above" if ratio > 1 + above else "below" if ratio < 1 - below else "within"
             cut = (advantage > 0 and side == "above") or (advantage < 0 and side == "below")
             still = not bool(run.gradient(value).any())
             assert still == cut, f"a ratio of {ratio:.5f} with advantage {advantage} is {'' if still else 'not '}cut"
