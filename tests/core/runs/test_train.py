@@ -161,7 +161,8 @@ def test_the_record_of_an_iteration_has_every_promised_key(trained: Trained) -> 
     promised |= {f"reward/{label}/{what}" for label in ("bright", "watched") for what in ("mean", "std", "flat")}
     promised |= {"advantage/bright/share", "correlation/bright/watched", "seconds/drift", "drift/groups"}
     promised |= {f"drift/{name}{end}" for name in (*figures, "diversity") for end in ("", "/std")}
-    promised |= {"weights/moved", "weights/update", "velocity_rms", "velocity_norm", "groups/equal"}
+    promised |= {"weights/moved", "weights/update", "velocity_rms", "velocity_rms/fixed", "velocity_norm", "groups/equal"}
+    promised |= {"effective_sample_size"}
     assert [set(record) for record in records[1:3]] == [promised, promised]
     assert set(records[3]) == promised | held
     assert all(isinstance(value, int | float) and math.isfinite(value) for record in records for value in record.values())
