@@ -13,6 +13,7 @@ from flowfactory.rewards import statistics
 from flowfactory.rl.advantages import advantages, reward_contributions
 from flowfactory.training.guidance import drawn_and_learned, most_guidance, training_plan
 from flowfactory.training.judging import Judging
+from flowfactory.training.kl_gate import gate_kl, gate_metrics
 from flowfactory.training.metrics import Timer, UpdateMetrics, peak_memory
 from flowfactory.training.recompute import recompute_log_prob
 from flowfactory.training.rollouts import Rollouts, roll_out
@@ -66,6 +67,7 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
         plan=plan,
         rewards=rewards,
         advantages=advantage.to(trajectory.latents.device),
+        kl_gate=gate_kl(rewards, weights, config, trajectory.latents.device),
         groups=batch.groups,
         sigmas=trajectory.sigmas,
         batch_size=config.training.batch_size,
@@ -112,6 +114,8 @@ def iterate(run: Run, iteration: int, before_update: Callable[[Rollouts], None] 
         "groups/equal": statistics.group_share(~learned_from(rollouts.experience), groups),
         **learned,
         **({} if coefficient is None else {"kl_coefficient": coefficient}),
+        **gate_metrics(rollouts.experience, weights, run.config),
+        **(run.learner.kl_reference.take_metrics() if run.learner.kl_reference else {}),
         **({} if deviation is None else {"ratio/sampling_deviation": deviation}),
         **rollouts.drift,
         "grad_norm": sum(norms) / len(norms),
