@@ -42,7 +42,7 @@ class KLRefresh(Strict):
     """The reference of the KL becomes the present weights again and again. GARDO, arXiv:2512.24138."""
 
     above: float | None = Field(
-        None, gt=0, description="after an iteration whose mean of the metric kl is above this; null: however far it is"
+        None, gt=0, description="after an iteration whose metric kl is above this; null: however large it is"
     )
     every: int | None = Field(
         100, ge=1, le=1_000_000_000, description="after so many optimizer steps since the last time; null: however many"

@@ -36,7 +36,8 @@ class KLReference:
 
     def iteration_finished(self, divergence: float) -> None:
         """After an iteration, of that mean ``divergence``."""
-        if self._refresh_when.above is not None and self.steps and divergence > self._refresh_when.above:
+        # of an iteration within which it was taken anew that is a mean from two references, and says nothing of the later one
+        if self._refresh_when.above is not None and not self._refreshed and divergence > self._refresh_when.above:
             self._refresh()
 
     def _refresh(self) -> None:
