@@ -20,6 +20,7 @@ from flowfactory.flow import FlowSDEConfig
 from flowfactory.policy import KL_REFERENCE
 from flowfactory.runs.checkpoints.lookup import list_checkpoints
 from flowfactory.runs.directory import RunDirectory
+from flowfactory.runs.estimate.estimate import estimate
 from flowfactory.runs.train import train
 from flowfactory.testing import Learning, two_parameter
 from flowfactory.testing.by_hand import NoisedByHand, autograd_by_hand, step_by_hand
@@ -210,20 +211,21 @@ ANEW = {"coefficient": {"name": "adaptive", "target": 1e-3, "start": 0.03}, "gat
 TOY = Path(__file__).parents[1] / "core" / "toy_plugin.py"
 
 
+def on_net(folder: Path, model: str, kl: Any, iterations: int) -> dict[str, Any]:
+    made = raw(folder, {**AWM, "kl": kl}, iterations)
+    net = {"name": "net", "train": "full" if model == "full" else {"lora": {"rank": 2}}}
+    rewards = {**made["rewards"], "light": "toy_plugin.py:bright"}
+    return made | {"model": net, "rewards": rewards, "plugins": [*made["plugins"], str(TOY)]}
+
+
 @pytest.mark.parametrize("model", ["full", "lora"])
 @pytest.mark.parametrize("stopped", [1, 2, 3])
 def test_a_resumed_run_goes_on_bit_for_bit_whenever_it_stops(model: str, stopped: int, tmp_path: Path) -> None:
     """Two steps an iteration, and anew at steps 3, 6 and 9: before and after the first, and just at the second."""
 
-    def config(folder: Path, iterations: int) -> dict[str, Any]:
-        made = raw(folder, {**AWM, "kl": ANEW}, iterations)
-        net = {"name": "net", "train": "full" if model == "full" else {"lora": {"rank": 2}}}
-        rewards = {**made["rewards"], "light": "toy_plugin.py:bright"}
-        return made | {"model": net, "rewards": rewards, "plugins": [*made["plugins"], str(TOY)]}
-
-    whole = trained(config(tmp_path / "whole", 5))
-    trained(config(tmp_path / "parts", stopped))
-    parts = trained(config(tmp_path / "parts", 5), resume=True)
+    whole = trained(on_net(tmp_path / "whole", model, ANEW, 5))
+    trained(on_net(tmp_path / "parts", model, ANEW, stopped))
+    parts = trained(on_net(tmp_path / "parts", model, ANEW, 5), resume=True)
     assert figures(parts) == figures(whole)
     assert sum(record["kl_reference/refreshed"] for record in whole) == 3
     ends = [list_checkpoints(tmp_path / name / "run" / "checkpoints")[-1] for name in ("whole", "parts")]
@@ -239,6 +241,15 @@ def test_each_checkpoint_has_the_reference_that_was_then(tmp_path: Path) -> None
     assert len(kept) == 4
     assert kept[0] != kept[1] == kept[2] != kept[3]
     assert not json.loads((found[-1] / "checkpoint.json").read_text()).get("reference")
+
+
+@pytest.mark.parametrize(("model", "more"), [("full", 0), ("lora", 4 * 2 * (18 + 8 + 8 + 16))])
+def test_an_estimate_knows_that_adapters_are_copied_and_whole_weights_are_anyway(model: str, more: int, tmp_path: Path) -> None:
+    anew, fixed = (
+        estimate(validate(on_net(tmp_path / name, model, kl, 5))).parts["references and averages"].device
+        for name, kl in (("anew", ANEW), ("fixed", 0.03))
+    )
+    assert anew - fixed == more
 
 
 # configs
