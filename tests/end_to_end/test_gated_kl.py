@@ -142,6 +142,16 @@ def test_what_else_is_measured_from_the_start_stays_there_when_the_reference_is_
         assert torch.equal(metrics["weight"], loss.metrics["weight"]), "the preference is from where training started"
 
 
+@pytest.mark.parametrize(("config", "more"), [(GRPOConfig, False), (DGPOConfig, True)])
+def test_a_reference_of_its_own_costs_a_forward_where_another_is_measured_from_too(config: Any, more: bool) -> None:
+    kept, started = learn(config, {"coefficient": WEIGHT, "refresh": {}}), learn(config, WEIGHT)
+    kept.policy.update_ema(KL_REFERENCE, 0.0)
+    for run in (kept, started):
+        run.move_to(0.4, -0.3)
+    forwards = [run.count_forwards()[1].forwards for run in (kept, started)]
+    assert (forwards[0] > forwards[1]) == more
+
+
 # whole runs
 
 

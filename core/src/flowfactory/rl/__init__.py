@@ -5,7 +5,6 @@ from flowfactory.config.kl import KL, AdaptiveKL, KLTerm
 from flowfactory.rl.advantages import advantages, normalize, reward_contributions
 from flowfactory.rl.divergences import mean_kl, velocity_kl
 from flowfactory.rl.groups import center, group_max, group_std, group_sum
-from flowfactory.rl.kl_gate import uncertainty, win_rate
 from flowfactory.rl.kl_term import add_kl
 from flowfactory.rl.losses import clipped_surrogate, is_clipped, optimality, squared_error
 from flowfactory.rl.norm_guard import NORM_GUARD, NormGuardConfig, guard_norm, norm_excess, root_mean_square
@@ -33,7 +32,5 @@ __all__ = [
     "reward_contributions",
     "root_mean_square",
     "squared_error",
-    "uncertainty",
     "velocity_kl",
-    "win_rate",
 ]
