@@ -1,4 +1,4 @@
-"""What the figures cost that watch over drift: the panel, the norms of parts, the movement of weights, and the alarm, as JSON.
+"""What the figures cost that watch over drift: the panel, norms, velocities, movement of weights, and the alarm.
 
     python benchmarks/drift.py [--out benchmarks/results] [--iterations 6]
 
@@ -28,10 +28,12 @@ from flowfactory.training.iteration import iterate
 from flowfactory.training.learner import Learner
 from flowfactory.training.movement import Movement
 from flowfactory.training.setup import prepare_run
+from flowfactory.training.velocity_probe import VelocityProbe
 
 PARTS = {
     "panel": (Panel, ("add", "metrics")),
     "norms": (Learner, ("_norms",)),  # the norm of all gradients, which clipping needs, is among them
+    "velocity": (VelocityProbe, ("measure",)),
     "movement": (Movement, ("mark", "metrics")),
     "alarm": (DriftWatch, ("add",)),
 }

@@ -20,7 +20,7 @@ from flowfactory.config.component import AlgorithmConfig, ComponentConfig, LoraC
 from flowfactory.config.component_slots import schema_type
 from flowfactory.config.ema import Decay
 from flowfactory.config.feature_caches import FirstBlockConfig
-from flowfactory.config.kl import AdaptiveKL
+from flowfactory.config.kl import AdaptiveKL, KLGate, KLRefresh, KLTerm
 from flowfactory.config.optimizers import Optimizer
 from flowfactory.config.schema import EarlyStopConfig
 from flowfactory.discovery.discover import discover
@@ -102,6 +102,10 @@ UNITS = {
     "AlgorithmConfig.guidance": "factor",
     "AdaptiveKL.target": "as the metric kl",
     "AdaptiveKL.start": "factor",
+    "KLTerm.coefficient": "factor",
+    "KLGate.share": "share",
+    "KLRefresh.above": "as the metric kl",
+    "KLRefresh.every": "optimizer steps",
     "PolicyGradientConfig.kl": "factor",
     "GRPOConfig.clip_range": "ratio",
     "DGPOConfig.clip_range": "ratio",
@@ -212,6 +216,9 @@ SHARED: dict[str, type[BaseModel]] = {
     "slide": Slide,
     "early_stop": EarlyStopConfig,
     "adaptive_kl": AdaptiveKL,
+    "kl": KLTerm,
+    "kl_gate": KLGate,
+    "kl_refresh": KLRefresh,
     "feature_cache": FirstBlockConfig,
 }
 """Classes that stand in no one place of a config."""

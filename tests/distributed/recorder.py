@@ -1,4 +1,4 @@
-"""A reward that looks at whole groups, and leaves behind what it saw."""
+"""A reward that looks at whole groups and leaves behind what it saw, and one to watch beside it."""
 
 from __future__ import annotations
 
@@ -43,6 +43,23 @@ class Recorder:
         return {self.label: scores}
 
 
+class ContrastConfig(ComponentConfig):
+    """How far each sample's numbers spread."""
+
+    def build(self, label: str) -> Contrast:
+        return Contrast(label)
+
+
+class Contrast:
+    def __init__(self, label: str) -> None:
+        self.label = label
+
+    @hookimpl
+    def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
+        return {self.label: samples.media.flatten(1).std(1)}
+
+
 @hookimpl
 def register_components(register: Callable[[str, str, Any], None]) -> None:
     register("reward", "recorder", RecorderConfig)
+    register("reward", "contrast", ContrastConfig)

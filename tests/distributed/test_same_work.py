@@ -20,6 +20,7 @@ RECORDER = str(Path(__file__).parent / "recorder.py")
 LORA = {"lora": {"rank": 2, "alpha": 4}}
 GRPO = {"name": "grpo", "clip_range": 0.05}
 TIMES = {"name": "uniform", "count": 2}
+GATED = {"coefficient": 0.5, "gate": {"share": 0.25}, "refresh": {"every": 3, "above": 1e-2}}
 ADAPTIVE = {"name": "adaptive", "target": 1e-3, "start": 0.1}
 NFT = {"name": "nft", "timesteps": TIMES}
 SDE = {"name": "flow-sde", "noise_level": 0.7}
@@ -40,6 +41,13 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
     "full-grpo": ("flux1", "full", GRPO, {"training": {"updates": 2}}),
     "lora-nft": ("flux1", LORA, NFT, {"training": {"kept_on": "host"}}),
     "full-nft": ("flux1", "full", NFT, {"training": {"updates": 3}, "distributed": {"gather_to_sample": True}}),
+    # the samples whose rewards disagree most are those of all ranks, and the copy that is taken anew is divided
+    "gated": (
+        "flux1",
+        "full",
+        GRPO | {"kl": GATED},
+        {"training": {"updates": 2}, "rewards": {"watched": {"name": "contrast", "weight": 0}}},
+    ),
     # a group is larger than the samples of a forward, and than the share of a rank
     "dgpo": ("flux1", LORA, {"name": "dgpo", "kl": ADAPTIVE, "timesteps": TIMES}, {"sampling": {"groups": 1, "group_size": 7}}),
     "dpo": (
@@ -277,6 +285,14 @@ def test_in_bf16_two_ranks_go_where_one_does_but_for_rounding(name: str, runs: R
         records = RunDirectory(runs[name, count]).records()
         assert all(record["ratio/max_deviation"] < 1e-3 for record in records[1:])
         assert [record["clip_fraction/first_update"] for record in records[1:]] == [0, 0]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_reference_of_a_kl_is_taken_anew_in_one_and_the_same_step(count: int, runs: Runs) -> None:
+    records = RunDirectory(runs["gated", count]).records()[1:]
+    assert [record["kl_reference/refreshed"] for record in records] == [1, 0, 1]  # too far, then three steps
+    assert [record["kl_gate/share"] for record in records] == [0.25] * 3
+    assert all(record["kl_gate/uncertainty"] > 0 for record in records)
 
 
 @pytest.mark.parametrize("count", [1, 2])

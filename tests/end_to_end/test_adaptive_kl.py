@@ -130,7 +130,7 @@ STRANGER = """
 from flowfactory import At, Loss, hookimpl
 from flowfactory.flow import TimestepsConfig, noised_micro_batches
 from flowfactory.policy import REFERENCE
-from flowfactory.rl import KL, kl_weight, squared_error, velocity_kl
+from flowfactory.rl import KL, add_kl, squared_error, velocity_kl
 
 
 class MineConfig(TimestepsConfig):
@@ -155,8 +155,8 @@ class Mine:
             new, kept = policy.compare(at.step, {"reference": At(REFERENCE)})
             loss = Loss(at.samples.advantages * squared_error(new.velocity, at.target))
             if not self.config.silent:
-                weight = kl_weight(self.config.kl, at.samples)
-                loss = loss.add_term("kl", weight, velocity_kl(new.velocity, kept["reference"].velocity))
+                divergence = velocity_kl(new.velocity, kept["reference"].velocity)
+                loss = add_kl(loss, self.config.kl, at.samples, divergence)
             yield loss
 
 

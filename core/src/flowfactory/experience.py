@@ -20,7 +20,8 @@ class Experience:
     sigmas [steps + 1] of the schedule that drew them. ``batch_size`` samples, each at ``timesteps_per_forward`` steps or
     training timesteps, fit one forward. ``epoch`` counts the passes over the iteration's samples from 0, and is part of the key
     of what is drawn to train. Samples may rest in host memory; the pieces that fit a forward come on ``device``, where that is
-    given. ``kl_coefficient`` is what an adaptive KL weighs in this iteration; its start where None.
+    given. ``kl_coefficient`` is what an adaptive KL weighs in this iteration; its start where None. ``kl_gate`` [B], bool:
+    the samples that a gated KL is for, all where None; it rests with the advantages.
     """
 
     latents: Tensor
@@ -36,6 +37,7 @@ class Experience:
     epoch: int = 0
     device: torch.device | None = None
     kl_coefficient: float | None = None
+    kl_gate: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.advantages)
@@ -46,7 +48,8 @@ class Experience:
             return self
         steps = tuple(step.to(self.device) for step in self.steps)
         latents, advantages = self.latents.to(self.device), self.advantages.to(self.device)
-        return replace(self, latents=latents, advantages=advantages, steps=steps)
+        gate = None if self.kl_gate is None else self.kl_gate.to(self.device)
+        return replace(self, latents=latents, advantages=advantages, kl_gate=gate, steps=steps)
 
     def rows(self, index: Index) -> Experience:
         """The experience of the samples ``index``, which may repeat."""
@@ -64,6 +67,7 @@ class Experience:
             plan=self.plan.rows(index),
             rewards={label: take(reward, index) for label, reward in self.rewards.items()},
             advantages=take(self.advantages, index),
+            kl_gate=None if self.kl_gate is None else take(self.kl_gate, index),
             groups=take(self.groups, index),
         )
 
@@ -115,12 +119,15 @@ class Loss:
         """The loss of no sample, with the same graph: what it is back-propagated for is that other ranks do so too."""
         return Loss(self.values[:0], terms={name: term[:0] for name, term in self.terms.items()})
 
-    def add_term(self, name: str, weight: float | Tensor, term: Tensor) -> Loss:
+    def add_term(self, name: str, weight: float | Tensor, term: Tensor, gate: Tensor | None = None) -> Loss:
         """Another loss, to be yielded in place of this one: ``weight`` times ``term`` [b] is added to its values.
 
-        The term is under ``name`` among its terms. RunError: the term has another shape than the values.
+        So it is where ``gate`` [b] is True, and everywhere without one. The whole term is under ``name`` among its terms.
+        RunError: the term has another shape than the values.
         """
         weighted = weight * term
+        if gate is not None:  # a product would keep the gradient of a term that is not finite
+            weighted = torch.where(gate, weighted, torch.zeros_like(weighted))
         if not self.values.shape == term.shape == weighted.shape:
             wrong = term if term.shape != self.values.shape else weighted
             raise RunError(

@@ -400,6 +400,31 @@ def test_a_coefficient_at_its_bound_is_told(learned: Trained) -> None:
         assert "at-a-bound" not in found(altered(records, kl_coefficient=steady), learned.config)
 
 
+def test_a_reference_that_is_always_taken_anew_is_told(learned: Trained) -> None:
+    records = without_evaluations(learned)
+    told = found(altered(records, kl_reference__refreshed=1.0), learned.config)["reference-that-follows"]
+    assert "was taken anew in each of the last 10 iterations" in told.what
+    for now_and_then in (0.0, lambda n, _: float(n % 3 > 0), lambda n, _: float(n < 29)):
+        assert "reference-that-follows" not in found(altered(records, kl_reference__refreshed=now_and_then), learned.config)
+
+
+@pytest.mark.parametrize(
+    ("kl", "way"),
+    [
+        (0.1, "raise algorithm.kl, or"),
+        ({"name": "adaptive", "target": 1e-3}, "lower algorithm.kl.target, or"),
+        ({"coefficient": 0.1, "gate": {"share": 0.1}}, "raise algorithm.kl.coefficient or raise algorithm.kl.gate.share, or"),
+        (
+            {"coefficient": {"name": "adaptive", "target": 1e-3}, "gate": None, "refresh": {"above": 1e-4}},
+            "lower algorithm.kl.coefficient.target or take its reference anew less often (algorithm.kl.refresh), or",
+        ),
+    ],
+)
+def test_what_holds_the_policy_closer_is_told_by_the_keys_of_its_kl(learned: Trained, kl: Any, way: str) -> None:
+    config = {**learned.config, "algorithm": {**learned.config["algorithm"], "kl": kl}}
+    assert f"; {way} stop by training.early_stop" in found(learned.records, config)["reward-hacking"].change
+
+
 def test_a_reward_that_supplies_nearly_all_of_the_advantage_is_told(learned: Trained) -> None:
     shares = {"advantage__bright__share": 0.97, "advantage__other__share": 0.03, "reward__other__flat": 0.5}
     records = altered(without_evaluations(learned), **shares, reward__bright__flat=0.5)

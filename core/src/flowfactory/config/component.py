@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from flowfactory.config.kl import AdaptiveKL
+from flowfactory.config.kl import AdaptiveKL, KLTerm, kl_term
 from flowfactory.config.strict import Strict
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")]
@@ -169,10 +169,16 @@ class AlgorithmConfig(ComponentConfig):
                 raise TypeError(f"{cls.__name__}.trust_region names {name!r}, which is none of its options; add a field")
 
     @property
-    def adaptive_kl(self) -> AdaptiveKL | None:
-        """Its option ``kl``, where it has one whose weight adapts: the mean of its losses' term ``kl`` is measured then."""
+    def kl_term(self) -> KLTerm | None:
+        """All that its option ``kl`` says, where it has one and it is not 0."""
         kl = getattr(self, "kl", None)
-        return kl if isinstance(kl, AdaptiveKL) else None
+        return kl_term(kl) if isinstance(kl, int | float | AdaptiveKL | KLTerm) else None
+
+    @property
+    def adaptive_kl(self) -> AdaptiveKL | None:
+        """What the weight of its KL follows, where it adapts: the mean of its losses' term ``kl`` is measured then."""
+        coefficient = self.kl_term.coefficient if self.kl_term else None
+        return coefficient if isinstance(coefficient, AdaptiveKL) else None
 
     @property
     def trust_region_bounds(self) -> dict[str, tuple[str, float]]:

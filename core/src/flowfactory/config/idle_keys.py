@@ -24,6 +24,7 @@ def idle_keys(config: RunConfig) -> Iterator[str]:
         if decay is not None:
             moves = config.training.updates * config.training.epochs if decay.counted == "steps" else 1
             yield from _average(f"{place}.ema", decay, config.training.iterations * moves)
+    yield from _kl(config)
     yield from _guidance(config)
     yield from idle_guidance_gradient(config)
     # where it is auto, and so is the device, another machine may have CUDA
@@ -91,6 +92,21 @@ def _without_negatives(config: RunConfig) -> Iterator[str]:
         yield "with this model, which has no negative prompt; take another model, or leave it out"
     elif all(value is None or value <= 1 for value in chosen):
         yield "without guidance; set sampling.guidance above 1, or leave it out"
+
+
+def _kl(config: RunConfig) -> Iterator[str]:
+    term, steps = config.algorithm.kl_term, config.training.updates * config.training.epochs
+    if term and term.gate and term.gate.share == 1:
+        yield "algorithm.kl.gate: a share of 1 is all pictures, as without a gate; set it lower, or leave it out"
+    every = term.refresh.every if term and term.refresh else None
+    if every is None:
+        return
+    total = config.training.iterations * steps
+    if every <= steps:
+        told = f"an iteration has {steps} optimizer steps, so that the KL holds the policy nowhere"
+        yield f"algorithm.kl.refresh.every {every}: {told}; set it higher"
+    elif every >= total and term and term.refresh and term.refresh.above is None:
+        yield f"algorithm.kl.refresh does nothing: the run has {total} optimizer steps; set every lower, or leave it out"
 
 
 def _heldout(config: RunConfig) -> Iterator[str]:

@@ -1,10 +1,11 @@
-"""The weight of a KL: a number, or one that adapts until the divergence is what the user asks for."""
+"""The term ``kl`` of a loss: what it weighs, which samples it is for, and when its reference is taken anew."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from flowfactory.config.strict import Strict
 
@@ -31,9 +32,62 @@ class AdaptiveKL(Strict):
         return min(max(weight, self.start / FARTHEST), self.start * FARTHEST)
 
 
+class KLGate(Strict):
+    """The KL is for the samples alone whose trained reward is the most at odds with the others. GARDO, arXiv:2512.24138."""
+
+    share: float = Field(0.1, gt=0, le=1, description="of an iteration's pictures, those of the highest uncertainty")
+
+
+class KLRefresh(Strict):
+    """The reference of the KL becomes the present weights again and again. GARDO, arXiv:2512.24138."""
+
+    above: float | None = Field(
+        None, gt=0, description="after an iteration whose metric kl is above this; null: however large it is"
+    )
+    every: int | None = Field(
+        100, ge=1, le=1_000_000_000, description="after so many optimizer steps since the last time; null: however many"
+    )
+
+    @model_validator(mode="after")
+    def _check_some_time(self) -> KLRefresh:
+        if self.above is None and self.every is None:
+            raise ValueError("without above and every it would never be; set one of them, or leave refresh out")
+        return self
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, KLTerm) or (isinstance(value, Mapping) and "name" not in value):
+        return "KLTerm"
+    adapts = value == "adaptive" or isinstance(value, AdaptiveKL | Mapping)  # any other text is no KL
+    return "AdaptiveKL" if adapts else "number"
+
+
 def _expand(value: Any) -> Any:
-    return {"name": value} if value == "adaptive" else value  # any other text is no KL
+    return {"name": value} if value == "adaptive" else value
 
 
-KL = Annotated[float, Field(ge=0)] | Annotated[AdaptiveKL, BeforeValidator(_expand)]
-"""``x``, or ``{name: adaptive, target: x, start: x}``; 0 is none."""
+Adaptive = Annotated[AdaptiveKL, BeforeValidator(_expand), Tag("AdaptiveKL")]
+
+
+class KLTerm(Strict):
+    """``{coefficient: x, gate: {share: x}, refresh: {above: x, every: n}}``."""
+
+    coefficient: Annotated[Annotated[float, Field(gt=0), Tag("number")] | Adaptive, Discriminator(_kind)] = Field(
+        description="weight of the term: a number, or one that adapts"
+    )
+    gate: KLGate | None = Field(None, description="which pictures it is for; null: all")
+    refresh: KLRefresh | None = Field(
+        None, description="when its reference is taken anew; null: it stays where training started"
+    )
+
+
+# by kind, so that what is wrong with one of them is told of that alone
+KL = Annotated[Annotated[float, Field(ge=0), Tag("number")] | Adaptive | Annotated[KLTerm, Tag("KLTerm")], Discriminator(_kind)]
+"""``x``, ``{name: adaptive, target: x, start: x}``, or one of the two as ``coefficient`` of a KLTerm; 0 is none."""
+
+
+def kl_term(kl: float | AdaptiveKL | KLTerm) -> KLTerm | None:
+    """All that the option ``kl`` says; None where there is no KL."""
+    if isinstance(kl, KLTerm):
+        return kl
+    return KLTerm.model_construct(coefficient=kl) if kl else None

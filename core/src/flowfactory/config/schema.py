@@ -269,3 +269,8 @@ class RunConfig(Strict):
 def reward_weight(reward: ComponentConfig) -> float:
     """The weight of a training reward; 0 means that it is only watched."""
     return float(getattr(reward, "weight", 1.0))
+
+
+def reward_weights(config: RunConfig) -> dict[str, float]:
+    """{label: weight} of the training rewards."""
+    return {label: reward_weight(reward) for label, reward in config.rewards.items()}

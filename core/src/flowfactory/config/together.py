@@ -194,6 +194,15 @@ def _weights(config: RunConfig) -> Iterator[str]:
         yield "every reward has weight 0: nothing would be learned"
 
 
+def _gated_kl(config: RunConfig) -> Iterator[str]:
+    term = config.algorithm.kl_term
+    if term and term.gate and all(reward_weight(reward) for reward in config.rewards.values()):
+        yield (
+            "algorithm.kl.gate: the rewards that are learned from are compared with others, and there are none; give a reward "
+            "that is only to be watched weight: 0, or leave the gate out"
+        )
+
+
 CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _pictures,
     _updates,
@@ -210,4 +219,5 @@ CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _optimizer,
     _labels,
     _weights,
+    _gated_kl,
 )

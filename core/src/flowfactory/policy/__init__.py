@@ -2,10 +2,12 @@
 
 from flowfactory.config.ema import Constant, Cosine, Decay, Linear, PiecewiseLinear, Power, WarmUp, WarmupCosine
 from flowfactory.policy.comparing import At, Comparison
+from flowfactory.policy.kl_reference import KL_REFERENCE, keep_kl_reference, kl_reference
 from flowfactory.policy.looking_ahead import look_ahead
 from flowfactory.policy.policy import REFERENCE, Policy
 
 __all__ = [
+    "KL_REFERENCE",
     "REFERENCE",
     "At",
     "Comparison",
@@ -18,5 +20,7 @@ __all__ = [
     "Power",
     "WarmUp",
     "WarmupCosine",
+    "keep_kl_reference",
+    "kl_reference",
     "look_ahead",
 ]

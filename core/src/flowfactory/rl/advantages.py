@@ -90,6 +90,22 @@ def clipped_sum(contributions: Mapping[str, Tensor], clip: float | None = None) 
     return (total if clip is None else total.clamp(-clip, clip)).float()
 
 
+def weighted_sum(
+    rewards: Mapping[str, Tensor], weights: Mapping[str, float], aggregate: Literal["sum", "gdpo"] = "sum"
+) -> Tensor:
+    """[B], float64: the sum of the rewards times their weights, each less its mean over the batch, whatever the groups.
+
+    Under ``gdpo`` each is also divided by its standard deviation. Where one does not apply it counts as its mean. NaN where
+    none of a weight other than zero does.
+    """
+    find = normalize if aggregate == "gdpo" else center
+    learned = {label: rewards[label] for label, weight in weights.items() if weight != 0}
+    whole = torch.zeros(len(next(iter(learned.values()))), dtype=torch.int64)
+    parts = [weights[label] * _where_known(own, whole, find) for label, own in learned.items()]
+    anywhere = torch.stack([own.isfinite() for own in learned.values()]).any(0)
+    return torch.where(anywhere, torch.stack(parts).sum(0), torch.nan)
+
+
 def sum_of(contributions: Mapping[str, Tensor]) -> Tensor:
     """The sum [B] of contributions {label: [B]}: the advantage before it is clipped."""
     return torch.stack(list(contributions.values())).sum(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from flowfactory.config.schema import RunConfig, reward_weight
+from flowfactory.config.schema import reward_weights
 from flowfactory.data import batches
 from flowfactory.drift.panel import Panel
 from flowfactory.experience import Experience
@@ -13,6 +13,7 @@ from flowfactory.rewards import statistics
 from flowfactory.rl.advantages import clipped_sum, reward_contributions
 from flowfactory.training.guidance import drawn_and_learned, most_guidance, training_plan
 from flowfactory.training.judging import Judging
+from flowfactory.training.kl_gate import gate_kl, gate_metrics
 from flowfactory.training.metrics import Timer, UpdateMetrics, peak_memory
 from flowfactory.training.recompute import recompute_log_prob
 from flowfactory.training.rollouts import Rollouts, roll_out
@@ -66,6 +67,7 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
         plan=plan,
         rewards=rewards,
         advantages=clipped_sum(supplied, chosen.clip).to(trajectory.latents.device),
+        kl_gate=gate_kl(rewards, config, trajectory.latents.device),
         groups=batch.groups,
         sigmas=trajectory.sigmas,
         batch_size=config.training.batch_size,
@@ -80,11 +82,6 @@ def _batch(run: Run, iteration: int) -> batches.Batch:
     return batches.make_batch(
         batches.prompts_of_iteration(run.train, iteration, sampling.groups, run.config.seed), sampling.group_size
     )
-
-
-def reward_weights(config: RunConfig) -> dict[str, float]:
-    """{label: weight} of the training rewards."""
-    return {label: reward_weight(reward) for label, reward in config.rewards.items()}
 
 
 def iterate(run: Run, iteration: int, before_update: Callable[[Rollouts], None] | None = None) -> dict[str, float]:
@@ -110,6 +107,8 @@ def iterate(run: Run, iteration: int, before_update: Callable[[Rollouts], None] 
         "groups/equal": statistics.group_share(~learned_from(rollouts.experience), groups),
         **learned,
         **({} if coefficient is None else {"kl_coefficient": coefficient}),
+        **gate_metrics(rollouts.experience, run.config),
+        **(run.learner.kl_reference.take_metrics() if run.learner.kl_reference else {}),
         **({} if deviation is None else {"ratio/sampling_deviation": deviation}),
         **rollouts.drift,
         "velocity_rms/fixed": fixed_size,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from flowfactory.config.kl import AdaptiveKL
+from flowfactory.config.kl import KLTerm
 from flowfactory.config.schema import TrainingConfig
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.distributed.sharding import local_shard
@@ -15,15 +15,17 @@ from flowfactory.errors import RunError
 from flowfactory.experience import Loss
 from flowfactory.policy.parts import PARTS
 from flowfactory.policy.policy import Policy
+from flowfactory.rl import AdaptiveKL
 from flowfactory.training import optimizers
+from flowfactory.training.kl_reference import KLReference
 from flowfactory.training.metrics import UpdateMetrics
 from flowfactory.training.movement import Movement
 
 
 class Learner:
-    """Owner of the optimizer, and of the weight of a KL that adapts: what a resumed run goes on with beside its weights."""
+    """Owner of the optimizer, and of what changes of a ``kl``: what a resumed run goes on with beside its weights."""
 
-    def __init__(self, policy: Policy, config: TrainingConfig, ranks: Ranks = ALONE, kl: AdaptiveKL | None = None) -> None:
+    def __init__(self, policy: Policy, config: TrainingConfig, ranks: Ranks = ALONE, kl: KLTerm | None = None) -> None:
         self._policy = policy
         self._parameters = policy.parameters
         self._optimizer = optimizers.build(config.optimizer, self._parameters)
@@ -33,8 +35,9 @@ class Learner:
         self.movement = Movement(self._parameters, ranks)
         self._steps = 0
         self.rate = config.optimizer.lr
-        self._kl = kl
-        self.kl_coefficient = kl.start if kl else None
+        self._kl = kl.coefficient if kl and isinstance(kl.coefficient, AdaptiveKL) else None
+        self.kl_coefficient = self._kl.start if self._kl else None
+        self.kl_reference = KLReference(policy, kl.refresh) if kl and kl.refresh else None
 
     def step(self, losses: Iterable[Loss], metrics: UpdateMetrics, share: float = 1.0) -> float:
         """The gradient's norm, after one optimizer step along the mean of all ``losses``; their metrics go to ``metrics``.
@@ -83,17 +86,25 @@ class Learner:
         self._policy.mark_changed()
         self._policy.step_finished(self._steps)
         self._steps += 1
+        if self.kl_reference is not None:
+            self.kl_reference.step_finished()
 
     def adapt_kl(self, divergence: float | None) -> None:
-        """Have the next iteration's weight of an adaptive KL, the same on all ranks, after one of that mean ``divergence``.
+        """Have the next iteration's weight of an adaptive KL, and its reference, after one of that mean ``divergence``.
 
-        RunError: there is one, and no loss had a term ``kl``.
+        They are the same on all ranks. RunError: something depends on it, and no loss had a term ``kl``.
         """
-        if self._kl is None or self.kl_coefficient is None:
+        bounded = self.kl_reference if self.kl_reference is not None and self.kl_reference.measured else None
+        if self._kl is None and bounded is None:
             return
         if divergence is None:
-            raise RunError("algorithm.kl is adaptive, and no loss has a term 'kl' to measure; add it by Loss.add_term")
-        self.kl_coefficient = self._ranks.broadcast(self._kl(self.kl_coefficient, divergence))
+            how = "is adaptive" if self._kl is not None else "has a bound (refresh.above)"
+            raise RunError(f"algorithm.kl {how}, and no loss has a term 'kl' to measure; add it by flowfactory.rl.add_kl")
+        divergence = self._ranks.broadcast(divergence)
+        if self._kl is not None and self.kl_coefficient is not None:
+            self.kl_coefficient = self._kl(self.kl_coefficient, divergence)
+        if bounded is not None:
+            bounded.iteration_finished(divergence)
 
     def _reduce_gradients(self) -> list[Tensor]:
         """This rank's part of the gradients, summed over all ranks' losses.
@@ -140,13 +151,15 @@ class Learner:
             )
 
     def state(self) -> dict[str, Tensor]:
-        """``optimizer/<parameter>/<moment>``, ``steps`` and ``kl_coefficient``, sharded as the weights are.
+        """``optimizer/<parameter>/<moment>``, ``steps`` and what changes of a ``kl``, sharded as the weights are.
 
         It is what a resumed run goes on with.
         """
         state = {f"optimizer/{key}": value for key, value in self._optimizer.state().items()}
         if self.kl_coefficient is not None:
             state["kl_coefficient"] = torch.tensor(self.kl_coefficient, dtype=torch.float64)
+        if self.kl_reference is not None:
+            state["kl_reference_steps"] = torch.tensor(self.kl_reference.steps)
         return {**state, "steps": torch.tensor(self._steps)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -156,6 +169,8 @@ class Learner:
         self._steps = int(state["steps"])
         if self.kl_coefficient is not None:
             self.kl_coefficient = float(state["kl_coefficient"])
+        if self.kl_reference is not None:
+            self.kl_reference.steps = int(state["kl_reference_steps"])
 
     def resumable(self, before: int, now: int) -> str | None:
         """Why the state that ``before`` shards saved cannot be gone on with by ``now``; None where it can, exactly."""

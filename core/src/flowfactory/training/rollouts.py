@@ -81,6 +81,7 @@ class Rollouts:
             plan=whole.plan.rows(mine),
             rewards={label: reward[mine] for label, reward in whole.rewards.items()},
             advantages=take(whole.advantages, mine),
+            kl_gate=None if whole.kl_gate is None else take(whole.kl_gate, mine),
             groups=whole.groups[mine],
             epoch=epoch,
         )

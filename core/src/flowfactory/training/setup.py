@@ -50,7 +50,7 @@ class Run:
     @cached_property
     def learner(self) -> Learner:
         """The owner of the optimizer, made when it is first asked for: what draws alone has none, nor its moments."""
-        return Learner(self.policy, self.config.training, self.ranks, self.config.algorithm.adaptive_kl)
+        return Learner(self.policy, self.config.training, self.ranks, self.config.algorithm.kl_term)
 
     @cached_property
     def velocity_probe(self) -> VelocityProbe:

@@ -11,15 +11,15 @@ from pydantic import Field
 
 from flowfactory import At, Experience, Loss, Policy, hookimpl
 from flowfactory.flow import Discrete, NoisedBatch, Timesteps, TimestepsConfig, noised_micro_batches
-from flowfactory.policy import REFERENCE, Comparison, Constant, Decay, Linear
+from flowfactory.policy import REFERENCE, Comparison, Constant, Decay, Linear, keep_kl_reference, kl_reference
 from flowfactory.rl import (
     KL,
     NORM_GUARD,
     ClipRange,
     NormGuardConfig,
+    add_kl,
     clip_ratio,
     guard_norm,
-    kl_weight,
     squared_error,
     velocity_kl,
 )
@@ -75,7 +75,7 @@ class AWM:
     def __init__(self, config: AWMConfig) -> None:
         self._config = config
         self._log_density = WEIGHTINGS[config.weighting]
-        kept = {"old": At(OLD), "reference": At(REFERENCE), "ema": At(EMA), NORM_GUARD: At(REFERENCE)}
+        kept = {"old": At(OLD), "reference": At(kl_reference(config.kl)), "ema": At(EMA), NORM_GUARD: At(REFERENCE)}
         unused = {"reference": config.kl, "ema": config.ema_kl, NORM_GUARD: config.norm_guard}
         self._kept = {key: at for key, at in kept.items() if unused.get(key, 1)}
 
@@ -83,7 +83,8 @@ class AWM:
     def run_started(self, policy: Policy) -> None:
         """Keep the weights that each iteration starts from, and what the penalties need."""
         policy.track_ema(OLD, Constant(decay=0))
-        if self._config.kl or self._config.norm_guard:
+        keep_kl_reference(policy, self._config.kl)
+        if self._config.norm_guard:
             policy.keep_reference()
         if self._config.ema_kl:
             policy.track_ema(EMA, self._config.ema)
@@ -110,9 +111,10 @@ class AWM:
         old = self._log_density(squared_error(kept["old"].velocity, at.target), sigma, power)
         ratio = torch.exp(log_density - old)
         loss = clip_ratio(ratio, advantage, config.clip_range)
-        for key, name, weight in (("reference", "kl", kl_weight(config.kl, at.samples)), ("ema", "ema_kl", config.ema_kl)):
-            if weight:
-                loss = loss.add_term(name, weight, velocity_kl(new.velocity, kept[key].velocity))
+        if config.kl:
+            loss = add_kl(loss, config.kl, at.samples, velocity_kl(new.velocity, kept["reference"].velocity))
+        if config.ema_kl:
+            loss = loss.add_term("ema_kl", config.ema_kl, velocity_kl(new.velocity, kept["ema"].velocity))
         if config.norm_guard:
             loss = guard_norm(loss, config.norm_guard, new.velocity, kept[NORM_GUARD].velocity)
         return loss

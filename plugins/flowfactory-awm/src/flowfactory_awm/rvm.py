@@ -28,6 +28,12 @@ class RVMConfig(TimestepsConfig):
     )
     ema: Decay = Field(Power(decay=0.9), description="how that average of weights moves")
 
+    def check(self, run: RunConfig) -> None:
+        """The anchor is moved in one way."""
+        super().check(run)
+        if self.anchor == "ema" and self.kl_term and self.kl_term.refresh:
+            raise ValueError("algorithm.kl.refresh: the anchor ema moves as algorithm.ema says; leave out one of the two")
+
     def remarks(self, run: RunConfig) -> Iterator[str]:
         """An anchor that nothing is held by, and an average that is not the anchor."""
         yield from super().remarks(run)

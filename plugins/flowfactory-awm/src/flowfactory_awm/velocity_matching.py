@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from flowfactory import At, Experience, Loss, Policy, hookimpl
 from flowfactory.flow import NoisedBatch, Timesteps, noised_micro_batches
-from flowfactory.policy import REFERENCE, Comparison
-from flowfactory.rl import kl_weight, squared_error, velocity_kl
+from flowfactory.policy import Comparison, keep_kl_reference, kl_reference
+from flowfactory.rl import add_kl, squared_error, velocity_kl
 
 if TYPE_CHECKING:
     from flowfactory.policy import Decay
-    from flowfactory.rl import AdaptiveKL
+    from flowfactory.rl import AdaptiveKL, KLTerm
 
 
 ANCHOR = "anchor"
@@ -21,7 +21,7 @@ ANCHOR = "anchor"
 class Anchor(NamedTuple):
     """The weights whose velocity is pulled to, and how much: an average that moves as ``decay`` says, else the reference."""
 
-    weight: float | AdaptiveKL
+    weight: float | AdaptiveKL | KLTerm
     decay: Decay | None = None
 
 
@@ -33,7 +33,7 @@ class VelocityMatching:
 
     def __init__(self, timesteps: Timesteps, scale: float, anchor: Anchor) -> None:
         self._timesteps, self._scale, self._anchor = timesteps, scale, anchor
-        at = At(REFERENCE if anchor.decay is None else ANCHOR)
+        at = At(kl_reference(anchor.weight) if anchor.decay is None else ANCHOR)
         self._kept = {ANCHOR: at} if anchor.weight else {}
 
     @hookimpl
@@ -42,7 +42,7 @@ class VelocityMatching:
         if not self._anchor.weight:
             return
         if self._anchor.decay is None:
-            policy.keep_reference()
+            keep_kl_reference(policy, self._anchor.weight)
         else:
             policy.track_ema(ANCHOR, self._anchor.decay)
 
@@ -65,4 +65,4 @@ class VelocityMatching:
         loss = Loss(self._scale * at.samples.advantages * error, metrics={"matching_error": error})
         if not self._kept:
             return loss
-        return loss.add_term("kl", kl_weight(self._anchor.weight, at.samples), velocity_kl(new.velocity, kept[ANCHOR].velocity))
+        return add_kl(loss, self._anchor.weight, at.samples, velocity_kl(new.velocity, kept[ANCHOR].velocity))

@@ -12,15 +12,15 @@ from torch.nn import functional
 
 from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.flow import NoisedBatch, TimestepsConfig, noised_batches
-from flowfactory.policy import REFERENCE, Comparison, Decay, PiecewiseLinear, look_ahead
+from flowfactory.policy import REFERENCE, Comparison, Decay, PiecewiseLinear, keep_kl_reference, kl_reference, look_ahead
 from flowfactory.rl import (
     KL,
     NORM_GUARD,
     NormGuardConfig,
+    add_kl,
     group_max,
     group_sum,
     guard_norm,
-    kl_weight,
     optimality,
     squared_error,
     velocity_kl,
@@ -84,7 +84,7 @@ class CRD:
     def __init__(self, config: CRDConfig) -> None:
         self._config = config
         self._old = {"old": At(OLD)}
-        self._penalties = {"reference": At(REFERENCE, config.kl_guidance)} if config.kl else {}
+        self._penalties = {"reference": At(kl_reference(config.kl), config.kl_guidance)} if config.kl else {}
         if config.norm_guard:
             self._penalties[NORM_GUARD] = At(REFERENCE)
 
@@ -93,7 +93,8 @@ class CRD:
         """Keep the two snapshots, and the reference if a penalty needs one."""
         policy.track_ema(OLD, self._config.old)
         policy.track_ema(SAMPLING, self._config.sampling)
-        if self._config.kl or self._config.norm_guard:
+        keep_kl_reference(policy, self._config.kl)
+        if self._config.norm_guard:
             policy.keep_reference()
 
     @hookimpl
@@ -183,10 +184,12 @@ class CRD:
             loss = guard_norm(loss, config.norm_guard, new.velocity, kept[NORM_GUARD].velocity)
         if not config.kl:
             return loss
-        kl = kl_weight(config.kl, at.samples)
-        least = min(1.0, LEAST_KL / kl)
-        weight = kl * (least + r * (1 - least)) if config.kl_adaptive else kl
-        return loss.add_term("kl", weight, velocity_kl(new.velocity, kept["reference"].velocity))
+
+        def weigh(kl: float) -> float | Tensor:
+            least = min(1.0, LEAST_KL / kl)
+            return kl * (least + r * (1 - least)) if config.kl_adaptive else kl
+
+        return add_kl(loss, config.kl, at.samples, velocity_kl(new.velocity, kept["reference"].velocity), weigh)
 
     def _match(self, implicit: Tensor, reward: Tensor) -> Tensor:
         if self._config.loss == "mse":

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from flowfactory import At, Evaluation, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.flow import NoisedBatch, Timesteps, Uniform, noised_batches
-from flowfactory.policy import REFERENCE, Comparison, Decay, Linear, look_ahead
-from flowfactory.rl import KL, NORM_GUARD, ClipRange, group_sum, guard_norm, is_clipped, kl_weight, squared_error, velocity_kl
+from flowfactory.policy import Comparison, Decay, Linear, keep_kl_reference, kl_reference, look_ahead
+from flowfactory.rl import KL, NORM_GUARD, ClipRange, add_kl, group_sum, guard_norm, is_clipped, squared_error, velocity_kl
 from flowfactory_dpo.reference import ReferenceAlgorithm, ReferenceConfig
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
     def __init__(self, config: DGPOConfig) -> None:
         super().__init__(config)
         if config.kl:
-            self._others["anchor"] = At(REFERENCE, config.kl_guidance)
+            self._others["anchor"] = At(kl_reference(config.kl), config.kl_guidance)
         if config.clip_range is not None:
             self._others["slow"] = At(SLOW)
 
@@ -66,8 +66,7 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
     def run_started(self, policy: Policy) -> None:
         """Keep the reference, and where training started if the KL needs it."""
         super().run_started(policy)
-        if self._config.kl:
-            policy.keep_reference()
+        keep_kl_reference(policy, self._config.kl)
         if self._config.clip_range is not None:
             policy.track_ema(SLOW, self._config.ema)
 
@@ -124,8 +123,7 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
             metrics["ratio/mean"], cuts["clip_fraction"] = ratio, cut
         loss = Loss(weight * advantage * error, metrics=metrics, cuts=cuts)
         if self._config.kl:
-            own = kl_weight(self._config.kl, at.samples)
-            loss = loss.add_term("kl", own, velocity_kl(new.velocity, kept["anchor"].velocity))
+            loss = add_kl(loss, self._config.kl, at.samples, velocity_kl(new.velocity, kept["anchor"].velocity))
         if self._config.norm_guard:
             loss = guard_norm(loss, self._config.norm_guard, new.velocity, kept[NORM_GUARD].velocity)
         return loss

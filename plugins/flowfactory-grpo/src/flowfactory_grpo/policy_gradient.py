@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import AlgorithmConfig, At, Evaluation, Experience, Loss, Policy, SamplingPlan, Step, hookimpl
-from flowfactory.policy import REFERENCE, Comparison
-from flowfactory.rl import KL, kl_weight, mean_kl, velocity_kl
+from flowfactory.policy import Comparison, keep_kl_reference, kl_reference
+from flowfactory.rl import KL, add_kl, mean_kl, velocity_kl
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -58,13 +58,12 @@ class PolicyGradient:
     def __init__(self, config: PolicyGradientConfig, surrogate: Surrogate, means: bool = False) -> None:
         self._surrogate, self._means, self._kl = surrogate, means, config.kl
         self._divergence = _mean_form if config.kl_form == "mean" else _velocity_form
-        self._kept = {"reference": At(REFERENCE)} if config.kl else {}
+        self._kept = {"reference": At(kl_reference(config.kl))} if config.kl else {}
 
     @hookimpl
     def run_started(self, policy: Policy) -> None:
         """Keep the reference, if the KL needs one."""
-        if self._kl:
-            policy.keep_reference()
+        keep_kl_reference(policy, self._kl)
 
     @hookimpl
     def plan(self, plan: SamplingPlan) -> SamplingPlan:
@@ -87,7 +86,7 @@ class PolicyGradient:
             new, kept = policy.compare(step, self._kept)
             loss = surrogate(step, new, samples.advantages)
             if self._kl:
-                loss = loss.add_term("kl", kl_weight(self._kl, experience), self._divergence(new, kept["reference"]))
+                loss = add_kl(loss, self._kl, samples, self._divergence(new, kept["reference"]))
             yield loss
 
 

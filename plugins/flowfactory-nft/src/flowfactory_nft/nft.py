@@ -10,8 +10,8 @@ from pydantic import Field
 
 from flowfactory import At, Experience, Loss, Policy, SamplingPlan, hookimpl
 from flowfactory.flow import Discrete, NoisedBatch, Timesteps, TimestepsConfig, expand_sigma, noised_micro_batches
-from flowfactory.policy import REFERENCE, Comparison, Decay, PiecewiseLinear
-from flowfactory.rl import KL, NORM_GUARD, NormGuardConfig, guard_norm, kl_weight, optimality, squared_error, velocity_kl
+from flowfactory.policy import REFERENCE, Comparison, Decay, PiecewiseLinear, keep_kl_reference, kl_reference
+from flowfactory.rl import KL, NORM_GUARD, NormGuardConfig, add_kl, guard_norm, optimality, squared_error, velocity_kl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,7 @@ class NFT:
 
     def __init__(self, config: NFTConfig) -> None:
         self._config = config
-        self._kept = {"old": At(OLD)} | ({"reference": At(REFERENCE)} if config.kl else {})
+        self._kept = {"old": At(OLD)} | ({"reference": At(kl_reference(config.kl))} if config.kl else {})
         if config.norm_guard:
             self._kept[NORM_GUARD] = At(REFERENCE)
 
@@ -53,7 +53,8 @@ class NFT:
     def run_started(self, policy: Policy) -> None:
         """Keep the old policy, and the reference if a penalty needs one."""
         policy.track_ema(OLD, self._config.old)
-        if self._config.kl or self._config.norm_guard:
+        keep_kl_reference(policy, self._config.kl)
+        if self._config.norm_guard:
             policy.keep_reference()
 
     @hookimpl
@@ -84,7 +85,7 @@ class NFT:
         values = (r * good + (1 - r) * bad) * config.advantage_max / config.beta
         loss = Loss(values, metrics={"optimality": r, "old_distance": velocity_kl(new.velocity, old)})
         if config.kl:
-            loss = loss.add_term("kl", kl_weight(config.kl, at.samples), velocity_kl(new.velocity, kept["reference"].velocity))
+            loss = add_kl(loss, config.kl, at.samples, velocity_kl(new.velocity, kept["reference"].velocity))
         if config.norm_guard:
             loss = guard_norm(loss, config.norm_guard, new.velocity, kept[NORM_GUARD].velocity)
         return loss

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from flowfactory import At, Evaluation, Experience, Loss, Policy, hookimpl
 from flowfactory.flow import NoisedBatch, Timesteps, TimestepsConfig, Uniform, expand_sigma, noised_batches
-from flowfactory.policy import REFERENCE, Comparison, Constant, look_ahead
-from flowfactory.rl import KL, ClipRange, clip_ratio, kl_weight, squared_error, velocity_kl
+from flowfactory.policy import Comparison, Constant, keep_kl_reference, kl_reference, look_ahead
+from flowfactory.rl import KL, ClipRange, add_kl, clip_ratio, squared_error, velocity_kl
 from flowfactory_nft.nft import x0_error
 
 if TYPE_CHECKING:
@@ -44,14 +44,13 @@ class VGRPO:
     def __init__(self, config: VGRPOConfig) -> None:
         self._config = config
         self._old = {"old": At(OLD)}
-        self._wanted = self._old | ({"reference": At(REFERENCE)} if config.kl else {})
+        self._wanted = self._old | ({"reference": At(kl_reference(config.kl))} if config.kl else {})
 
     @hookimpl
     def run_started(self, policy: Policy) -> None:
         """Keep the weights that each iteration starts from, and the reference if the KL needs one."""
         policy.track_ema(OLD, Constant(decay=0))
-        if self._config.kl:
-            policy.keep_reference()
+        keep_kl_reference(policy, self._config.kl)
 
     @hookimpl
     def comparisons(self, experience: Experience) -> Iterator[Comparison]:
@@ -93,7 +92,7 @@ class VGRPO:
         advantage = config.advantage_max * torch.tanh(at.samples.advantages / config.advantage_max)
         loss = clip_ratio(ratio, advantage, config.clip_range)
         if config.kl:
-            loss = loss.add_term("kl", kl_weight(config.kl, at.samples), velocity_kl(new.velocity, kept["reference"].velocity))
+            loss = add_kl(loss, config.kl, at.samples, velocity_kl(new.velocity, kept["reference"].velocity))
         if config.old_kl:
             sigma = expand_sigma(at.step.sigma, new.velocity)
             loss = loss.add_term("old_kl", config.old_kl, squared_error(sigma * new.velocity, sigma * kept["old"].velocity))

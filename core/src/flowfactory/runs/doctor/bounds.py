@@ -1,4 +1,4 @@
-"""The trust region and what adapts: a first ratio that is not 1, and a coefficient at its bound."""
+"""The trust region and what adapts: a first ratio that is not 1, a coefficient at its bound, a reference that follows."""
 
 from __future__ import annotations
 
@@ -53,3 +53,13 @@ def at_a_bound(table: Table) -> Iterator[Finding]:
             else "raise training.optimizer.lr, or ask for a smaller divergence"
         )
         yield Finding("at-a-bound", 35, what, change, name, evidence={name: last, "since": since})
+
+
+def reference_follows(table: Table) -> Iterator[Finding]:
+    """The reference of a KL was taken anew in every iteration: it is where the policy is, and holds it nowhere."""
+    points = table.recent(names.KL_REFRESHED)
+    if len(table.trained) < LEAST or len(points) < RECENT or not all(count for _, count in points):
+        return
+    what = f"the reference of the KL was taken anew in each of the last {len(points)} iterations, and holds the policy nowhere"
+    change = "raise algorithm.kl.refresh.above and every, or leave refresh out"
+    yield Finding("reference-that-follows", 34, what, change, evidence={names.KL_REFRESHED: mean(points)}, solid=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from flowfactory.runs.doctor.bounds import at_a_bound, first_ratio
+from flowfactory.runs.doctor.bounds import at_a_bound, first_ratio, reference_follows
 from flowfactory.runs.doctor.fell import fell
 from flowfactory.runs.doctor.finding import Finding
 from flowfactory.runs.doctor.flat import flat, no_spread
@@ -15,7 +15,7 @@ from flowfactory.runs.doctor.table import Table
 RULES: tuple[Callable[[Table], Iterator[Finding]], ...] = (
     *(no_spread, flat),
     *(fell, hacked, drifted),
-    *(first_ratio, at_a_bound),
+    *(first_ratio, at_a_bound, reference_follows),
     *(one_dominates, prompts_used_up, slow_judge),
 )
 

@@ -26,6 +26,7 @@ Rule = Literal[
     "drift",
     "first-ratio",
     "at-a-bound",
+    "reference-that-follows",
     "one-reward-dominates",
     "prompts-used-up",
     "slow-judge",

@@ -16,6 +16,7 @@ UPDATE_SIZE = ("weights/update",)
 """The norm of what an iteration added to the weights, by the norm of the weights."""
 EFFECTIVE_SAMPLES = ("effective_sample_size",)
 """The share of the samples that as many of equal ratios would be."""
+KL_REFRESHED = "kl_reference/refreshed"
 COEFFICIENTS = ("kl_coefficient",)
 """What a controller sets."""
 DRIFT_ALARM, DRIFT_DISTANCE = "drift/alarm", "drift/z"

@@ -28,9 +28,13 @@ def hold_closer(table: Table) -> str:
     """What keeps the policy near the model that training started from, of what the algorithm has."""
     if isinstance(table.key("algorithm"), Mapping) and "kl" not in table.key("algorithm"):
         return f"lower {RATE}"
-    if isinstance(table.key("algorithm.kl"), Mapping):
-        return "lower algorithm.kl.target"
-    return "raise algorithm.kl"
+    place = "algorithm.kl.coefficient" if table.key("algorithm.kl.coefficient") is not None else "algorithm.kl"
+    ways = [f"lower {place}.target" if isinstance(table.key(place), Mapping) else f"raise {place}"]
+    if isinstance(table.key("algorithm.kl.gate"), Mapping):
+        ways.append("raise algorithm.kl.gate.share")
+    if isinstance(table.key("algorithm.kl.refresh"), Mapping):
+        ways.append("take its reference anew less often (algorithm.kl.refresh)")
+    return " or ".join(ways)
 
 
 def optimizer_steps(table: Table) -> int:
