@@ -22,7 +22,7 @@ from torch import Tensor
 from flowfactory.config.schema import TrainingConfig
 from flowfactory.runs.versions import versions
 from flowfactory.training import optimizers
-from flowfactory_tiny import FOLDER, pretrain, scenes
+from flowfactory_tiny import FOLDER, pretrain, scenes, untrained
 
 OPTIMIZERS = {"adamw": 3e-4, "adamw8bit": 3e-4, "lion": 6e-5, "lion8bit": 6e-5}
 PICTURES, HELD_OUT, BATCH = 320, 64, 16
@@ -32,7 +32,7 @@ def drawn(pipeline: Any) -> tuple[Tensor, list[str]]:
     """Latents of the generator's own pictures [B, 8, 8, 8], upside down, and their captions."""
     rng = random.Random(0)
     captions = [scenes.sample_scene(rng).caption for _ in range(PICTURES)]
-    options = {"num_inference_steps": 8, "guidance_scale": 1.0, "height": pretrain.SIZE, "width": pretrain.SIZE}
+    options = {"num_inference_steps": 8, "guidance_scale": 1.0, "height": untrained.SIZE, "width": untrained.SIZE}
     found = []
     for start in range(0, PICTURES, HELD_OUT):
         generator = torch.Generator().manual_seed(start)

@@ -276,12 +276,14 @@ def test_the_page_on_the_tiny_world_has_its_numbers() -> None:
         assert example is not None
         assert scenes.parse_caption(example.group(1)).kind == kind
         assert int(example.group(2)) == len(list(scenes.enumerate_descriptions(kind)))
-    train, heldout = prompt_files.choose_captions()
-    assert f"{len(train)} prompts to train on and {len(heldout)} to hold out" in page
+    splits = prompt_files.choose_captions()
+    told = "{train} prompts to train on, {validation} to choose hyper-parameters by and {heldout} to hold out"
+    assert told.format_map({name: len(captions) for name, captions in splits.items()}) in page
     for words in (scenes.COLORS, scenes.SHAPES, scenes.BACKGROUNDS, scenes.SIZES, scenes.RELATIONS, scenes.COUNTS):
         assert f"({', '.join(words)})" in page
     assert f"{pretrain.VAE_STEPS} steps of {pretrain.VAE_BATCH} pictures" in page
-    assert f"{pretrain.FLOW_STEPS} steps of {pretrain.FLOW_BATCH} pictures" in page
+    assert f"{pretrain.TRUE_STEPS} steps of {pretrain.FLOW_BATCH} pictures" in page
+    assert f"{pretrain.MISTAKEN_STEPS} steps" in page
 
 
 def test_nothing_is_left_to_do_outside_the_marked_regions() -> None:

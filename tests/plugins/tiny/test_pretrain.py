@@ -6,24 +6,15 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
-from flowfactory_tiny.pretrain import (
-    MAX_TOKENS,
-    build_bpe,
-    build_pipeline,
-    build_tokenizer,
-    check_encoding,
-    encode_captions,
-    main,
-    sample,
-    train,
-)
+from flowfactory_tiny.pretrain import check_encoding, encode_captions, main, sample, train
 from flowfactory_tiny.scenes import WORDS, enumerate_captions
+from flowfactory_tiny.untrained import MAX_TOKENS, build_bpe, build_pipeline, build_tokenizer
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrain") / "pipeline"
-    return train(folder, seed=3, vae_steps=3, flow_steps=3), folder
+    return train(folder, seed=3, vae_steps=3, true_steps=2, mistaken_steps=2), folder
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -34,8 +25,9 @@ def test_training_repeats_to_the_bit(trained, tmp_path, monkeypatch):
     _, folder = trained
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    arguments = ["--out", str(tmp_path / "again"), "--seed", "3", "--vae-steps", "3", "--flow-steps", "3"]
-    monkeypatch.setattr("sys.argv", ["pretrain", *arguments, "--threads", str(torch.get_num_threads())])
+    arguments = ["--out", str(tmp_path / "again"), "--seed", "3", "--threads", str(torch.get_num_threads())]
+    steps = ["--vae-steps", "3", "--true-steps", "2", "--mistaken-steps", "2"]
+    monkeypatch.setattr("sys.argv", ["pretrain", *arguments, *steps])
     main()
     assert torch.equal(state, torch.get_rng_state())
     assert files(folder) == files(tmp_path / "again")
@@ -73,7 +65,7 @@ def test_the_weights_are_small_and_the_samples_lie_beside_them(trained):
 def test_a_folder_that_exists_is_refused(trained):
     _, folder = trained
     with pytest.raises(FileExistsError, match="already exists"):
-        train(folder, seed=3, vae_steps=1, flow_steps=1)
+        train(folder, seed=3, vae_steps=1, true_steps=1, mistaken_steps=1)
 
 
 def test_an_encoding_that_differs_from_the_pipeline_is_noticed(trained, monkeypatch):

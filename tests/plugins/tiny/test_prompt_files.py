@@ -1,18 +1,22 @@
 from collections import Counter
+from itertools import chain
 
-from flowfactory_tiny.prompt_files import DATA, HELDOUT, TRAIN, choose_captions, write_files
+from flowfactory_tiny.prompt_files import DATA, SPLITS, choose_captions, write_files
 from flowfactory_tiny.scenes import parse_caption
 
 
 def test_the_files_are_what_the_function_writes(tmp_path):
     write_files(tmp_path)
-    for name in ("train.txt", "heldout.txt"):
-        assert (DATA / name).read_bytes() == (tmp_path / name).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["heldout.txt", "train.txt", "validation.txt"]
+    for path in tmp_path.iterdir():
+        assert (DATA / path.name).read_bytes() == path.read_bytes()
 
 
 def test_prompts_are_disjoint_and_mixed():
-    train, heldout = choose_captions()
-    assert len({*train, *heldout}) == len(train) + len(heldout) == 840
-    assert Counter(parse_caption(text).kind for text in train) == TRAIN
-    assert Counter(parse_caption(text).kind for text in heldout) == HELDOUT
-    assert all(len({parse_caption(text).kind for text in heldout[start : start + 60]}) == 3 for start in range(0, 240, 60))
+    splits = choose_captions()
+    captions = list(chain.from_iterable(splits.values()))
+    assert len(set(captions)) == len(captions) == 990
+    for name, counts in SPLITS.items():
+        assert Counter(parse_caption(text).kind for text in splits[name]) == counts
+        starts = range(0, len(splits[name]) - 50, 50)
+        assert all(len({parse_caption(text).kind for text in splits[name][start : start + 50]}) == 3 for start in starts)

@@ -26,9 +26,11 @@ from flowfactory_tiny.scenes import (
     enumerate_descriptions,
     parse_caption,
     render,
+    sample_mistaken_scene,
     sample_scene,
     write_caption,
 )
+from flowfactory_tiny.verifier import verify
 
 colors, shapes, backgrounds = (st.sampled_from(list(names)) for names in (COLORS, SHAPES, BACKGROUNDS))
 plain = st.builds(Noun, st.just(1), st.none(), colors, shapes)
@@ -118,6 +120,22 @@ def test_a_scene_shows_what_its_caption_says():
             assert scene.items[0].x < scene.items[1].x
         if meaning.relation == "above":
             assert scene.items[0].y < scene.items[1].y
+
+
+def test_a_share_of_captions_is_mistaken_in_what_can_be_seen():
+    rng = random.Random(2)
+    scenes = [sample_mistaken_scene(rng, wrong=0.4) for _ in range(1000)]
+    right = [bool(verdict.strict) for verdict in verify(render(scenes), [scene.caption for scene in scenes])]
+    # some mistakes undo or change nothing: two equal objects may swap places
+    assert 0.57 < sum(right) / len(right) < 0.66
+    for scene in scenes[:200]:
+        parse_caption(scene.caption)
+
+
+def test_without_mistakes_captions_are_true():
+    rng = random.Random(3)
+    scenes = [sample_mistaken_scene(rng, wrong=0.0) for _ in range(200)]
+    assert all(verdict.strict for verdict in verify(render(scenes), [scene.caption for scene in scenes]))
 
 
 def test_rendering_is_independent_of_the_batch():

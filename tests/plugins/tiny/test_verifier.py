@@ -61,6 +61,21 @@ def test_true_pictures_pass(truth):
     assert partial(truth) >= 0.98
 
 
+@pytest.mark.parametrize(("right", "down"), [(1, 0), (-1, 0), (0, 1), (0, -1)])
+def test_a_shift_of_a_pixel_turns_no_verdict(scenes, truth, right, down):
+    wide = torch.nn.functional.pad(render(scenes[:200]), (1, 1, 1, 1), mode="replicate")
+    shifted = wide[:, :, 1 - down : 33 - down, 1 - right : 33 - right]
+    found = verify(shifted, [scene.caption for scene in scenes[:200]])
+    assert [verdict.strict for verdict in found] == [verdict.strict for verdict in truth[:200]]
+
+
+def test_noise_of_two_percent_turns_no_verdict(scenes, truth):
+    pictures = render(scenes[:200])
+    noisy = pictures + 0.02 * torch.randn(pictures.shape, generator=torch.Generator().manual_seed(0))
+    found = verify(noisy.clamp(0, 1), [scene.caption for scene in scenes[:200]])
+    assert [verdict.strict for verdict in found] == [verdict.strict for verdict in truth[:200]]
+
+
 def test_objects_are_found_where_they_were_drawn(scenes, truth):
     for scene, verdict in zip(scenes, truth, strict=True):
         assert verdict.found_background == scene.background

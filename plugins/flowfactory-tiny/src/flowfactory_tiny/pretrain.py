@@ -2,7 +2,8 @@
 
 The result is an ordinary diffusers StableDiffusion3Pipeline of about 2 million parameters which draws 32 x 32 pictures
 of `scenes`, in the way of arXiv:2403.03206: a small autoencoder first, then a rectified flow on its latents, trained
-together with two word-level CLIP text encoders. Two runs with one seed and one number of threads give the same bytes.
+together with two word-level CLIP text encoders, on captions that are true and then on some that are wrong. Two runs
+with one seed and one number of threads give the same bytes.
 """
 
 import argparse
@@ -12,45 +13,41 @@ import random
 import shutil
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
+from diffusers import AutoencoderTiny, StableDiffusion3Pipeline
 from PIL import Image
-from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from flowfactory_tiny.scenes import KINDS, WORDS, Scene, enumerate_descriptions, render, sample_scene, write_caption
-
-SIZE = 32
-LATENT_CHANNELS = 8
-LATENT_SIZE = 8
-MAX_TOKENS = 12
-TEXT_WIDTH = 64
-WIDTH = 128
-HEAD_WIDTH = 32
-LAYERS = 3
-PATCH = 2
+from flowfactory_tiny.scenes import (
+    KINDS,
+    Scene,
+    enumerate_descriptions,
+    render,
+    sample_mistaken_scene,
+    sample_scene,
+    write_caption,
+)
+from flowfactory_tiny.untrained import MAX_TOKENS, SIZE, build_pipeline
 
 VAE_BATCH = 8
 VAE_STEPS = 5000
 VAE_RATE = 2e-3
-VAE_NOISE = 0.1
-SCENES = 48_000
+VAE_NOISE = 0.2
 FLOW_BATCH = 32
-FLOW_STEPS = 7500
-FLOW_RATE = 2e-3
+TRUE_STEPS, TRUE_SCENES, TRUE_RATE = 20_000, 128_000, 2e-3
+MISTAKEN_STEPS, MISTAKEN_SCENES, MISTAKEN_RATE = 6_000, 48_000, 1e-3
+MISTAKEN = 0.5
 CAPTION_DROPOUT = 0.1
 EMA_DECAY = 0.999
 
 
-def train(out: Path, seed: int, vae_steps: int = VAE_STEPS, flow_steps: int = FLOW_STEPS) -> StableDiffusion3Pipeline:
+def train(
+    out: Path, seed: int, vae_steps: int = VAE_STEPS, true_steps: int = TRUE_STEPS, mistaken_steps: int = MISTAKEN_STEPS
+) -> StableDiffusion3Pipeline:
     """The trained pipeline, also saved in the new folder `out`, with a grid of samples in a png beside it.
 
     Raises FileExistsError if `out` is already there.
@@ -60,138 +57,12 @@ def train(out: Path, seed: int, vae_steps: int = VAE_STEPS, flow_steps: int = FL
     pipeline = build_pipeline(seed)
     check_encoding(pipeline)
     train_vae(pipeline.vae, vae_steps, seed)
-    train_flow(pipeline, flow_steps, seed)
+    learn_scenes(pipeline, true_steps, seed)
+    learn_mistakes(pipeline, mistaken_steps, seed)
     save(pipeline, out)
     samples = sample(pipeline, example_captions(), steps=10, guidance=1.0, seed=seed)
     save_grid(samples, out.with_name(f"{out.name}.png"))
     return pipeline
-
-
-def build_pipeline(seed: int) -> StableDiffusion3Pipeline:
-    """An untrained pipeline; the global random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        vae = AutoencoderTiny(
-            encoder_block_out_channels=(32, 32, 32),
-            decoder_block_out_channels=(32, 32, 32),
-            num_encoder_blocks=(0, 1, 1),
-            num_decoder_blocks=(2, 2, 1),
-            latent_channels=LATENT_CHANNELS,
-            scaling_factor=1.0,
-            shift_factor=0.0,
-        )
-        first, second = build_text_encoder(len(build_tokenizer())), build_text_encoder(len(build_tokenizer()))
-        transformer = SD3Transformer2DModel(
-            sample_size=LATENT_SIZE,
-            patch_size=PATCH,
-            in_channels=LATENT_CHANNELS,
-            out_channels=LATENT_CHANNELS,
-            num_layers=LAYERS,
-            attention_head_dim=HEAD_WIDTH,
-            num_attention_heads=WIDTH // HEAD_WIDTH,
-            joint_attention_dim=2 * TEXT_WIDTH,
-            caption_projection_dim=WIDTH,
-            pooled_projection_dim=2 * TEXT_WIDTH,
-            pos_embed_max_size=LATENT_SIZE,
-            qk_norm="rms_norm",
-        )
-        init_vae(vae)
-    zero_init_modulation(transformer)
-    pipeline = StableDiffusion3Pipeline(
-        transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
-        vae=vae,
-        text_encoder=first,
-        tokenizer=build_tokenizer(),
-        text_encoder_2=second,
-        tokenizer_2=build_tokenizer(),
-        text_encoder_3=None,
-        tokenizer_3=None,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    for module in (vae, first, second, transformer):
-        module.eval()
-    return pipeline
-
-
-def init_vae(vae: AutoencoderTiny) -> None:
-    """Weights that keep the variance through rectifiers (arXiv:1502.01852); every residual block starts as none.
-
-    With the default weights the colours take several times as many steps to appear.
-    """
-    for module in vae.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    for module in vae.modules():
-        if isinstance(module, AutoencoderTinyBlock):
-            nn.init.zeros_(module.conv[-1].weight)
-    for last in (vae.encoder.layers[-1], vae.decoder.layers[-1]):
-        nn.init.xavier_normal_(last.weight, gain=0.5)
-
-
-def zero_init_modulation(transformer: SD3Transformer2DModel) -> None:
-    """Every block starts as the identity and the output as zero (adaLN-Zero, arXiv:2212.09748)."""
-    for name, module in transformer.named_modules():
-        if name.endswith(("norm1.linear", "norm1_context.linear", "norm_out.linear", "proj_out")):
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
-
-
-def build_text_encoder(vocabulary: int) -> CLIPTextModelWithProjection:
-    """A two-layer CLIP text encoder; the end token is the last of the vocabulary and pads too."""
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=vocabulary,
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=2 * TEXT_WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            projection_dim=TEXT_WIDTH,
-            max_position_embeddings=MAX_TOKENS,
-            bos_token_id=vocabulary - 2,
-            eos_token_id=vocabulary - 1,
-            pad_token_id=vocabulary - 1,
-            hidden_act="gelu",
-        )
-    )
-
-
-def build_tokenizer() -> CLIPTokenizer:
-    """A tokenizer in which every word of the grammar is one token; any other text is spelled in letters."""
-    vocabulary, merges = build_bpe(WORDS)
-    for special in ("<|startoftext|>", "<|endoftext|>"):
-        vocabulary[special] = len(vocabulary)
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
-
-
-def build_bpe(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges of a byte-pair encoding that joins each of `words` into one token.
-
-    The trainer of `tokenizers` numbers its tokens in hash order, which changes from run to run.
-    """
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([*letters, *(letter + "</w>" for letter in letters)])}
-    merges = []
-    spelled = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
-    while pairs := Counter(pair for word in spelled for pair in pairwise(word)):
-        pair = max(pairs, key=lambda candidate: (pairs[candidate], candidate))
-        merges.append(pair)
-        vocabulary.setdefault("".join(pair), len(vocabulary))
-        spelled = [merge_pair(word, pair) for word in spelled]
-    return vocabulary, merges
-
-
-def merge_pair(word: Sequence[str], pair: tuple[str, str]) -> list[str]:
-    """`word` with each occurrence of `pair` joined, from left to right."""
-    joined: list[str] = []
-    for piece in word:
-        if joined and (joined[-1], piece) == pair:
-            joined[-1] += piece
-        else:
-            joined.append(piece)
-    return joined
 
 
 def encode_captions(pipeline: StableDiffusion3Pipeline, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -251,18 +122,31 @@ def train_vae(vae: AutoencoderTiny, steps: int, seed: int) -> None:
     print(f"vae PSNR {-10 * math.log10(error):.1f} dB, latents {latents.mean():.3f} +- {latents.std():.3f}", flush=True)
 
 
-def train_flow(pipeline: StableDiffusion3Pipeline, steps: int, seed: int) -> None:
+def learn_scenes(pipeline: StableDiffusion3Pipeline, steps: int, seed: int) -> None:
+    """Trains transformer and text encoders in place on captions that are true, so that shapes become crisp."""
+    rng = random.Random(seed + 1)
+    scenes = [sample_scene(rng) for _ in range(min(TRUE_SCENES, FLOW_BATCH * steps))]
+    train_flow(pipeline, scenes, steps, TRUE_RATE, seed + 1)
+
+
+def learn_mistakes(pipeline: StableDiffusion3Pipeline, steps: int, seed: int) -> None:
+    """Trains on in place where `MISTAKEN` of the captions are wrong, as captions of real pictures are."""
+    rng = random.Random(seed + 2)
+    scenes = [sample_mistaken_scene(rng, MISTAKEN) for _ in range(min(MISTAKEN_SCENES, FLOW_BATCH * steps))]
+    train_flow(pipeline, scenes, steps, MISTAKEN_RATE, seed + 2)
+
+
+def train_flow(pipeline: StableDiffusion3Pipeline, scenes: Sequence[Scene], steps: int, rate: float, seed: int) -> None:
     """Trains transformer and text encoders in place by flow matching (arXiv:2210.02747), and keeps their average.
 
-    The scenes are drawn and encoded once, more of them than there are steps to see each of them often.
+    The scenes are drawn and encoded once.
     """
-    rng, generator = random.Random(seed + 1), torch.Generator().manual_seed(seed + 1)
-    scenes = [sample_scene(rng) for _ in range(min(SCENES, FLOW_BATCH * steps))]
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     latents = encode_pictures(pipeline.vae, scenes)
     modules = nn.ModuleList([pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2]).train()
     parameters = list(modules.parameters())
     averages: list[Tensor] = [parameter.detach().clone() for parameter in parameters]
-    optimizer = torch.optim.AdamW(parameters, FLOW_RATE, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / 100, max(0.02, 2 * (1 - step / steps)))
     )
@@ -378,11 +262,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="new folder for the pipeline")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae-steps", type=int, default=VAE_STEPS)
-    parser.add_argument("--flow-steps", type=int, default=FLOW_STEPS)
+    parser.add_argument("--true-steps", type=int, default=TRUE_STEPS, help="on captions that are true")
+    parser.add_argument("--mistaken-steps", type=int, default=MISTAKEN_STEPS, help="after them, on some that are wrong")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    train(options.out, options.seed, options.vae_steps, options.flow_steps)
+    train(options.out, options.seed, options.vae_steps, options.true_steps, options.mistaken_steps)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class SceneConfig(ComponentConfig):
 
     def check(self, run: RunConfig) -> None:
         """Every prompt that it judges is a caption of the tiny world, which is the only thing this reward can read."""
-        rewards.check_prompts(run, self, _read)
+        rewards.check_prompts(run, self, read_caption)
 
     def weights(self) -> dict[str, int]:
         return {}
@@ -37,11 +37,12 @@ class SceneConfig(ComponentConfig):
         return Scene(label, self.mode)
 
 
-def _read(prompt: Prompt) -> None:
+def read_caption(prompt: Prompt) -> None:
+    """Raise ValueError where the prompt is no caption of the tiny world."""
     try:
         parse_caption(prompt.text)
     except ValueError as error:
-        raise ValueError(f"reward scene cannot judge it: {error}") from error
+        raise ValueError(f"no caption of the tiny world can be read from it: {error}") from error
 
 
 class Scene:

@@ -10,7 +10,7 @@ A caption is one of three kinds:
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal, TypeAlias, get_args
 
@@ -88,10 +88,11 @@ PLURALS = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SH
 WORDS = sorted({"a", "an", "on", "left", "of", "above", *SIZES, *COUNTS, *COLORS, *SHAPES, *PLURALS.values(), *BACKGROUNDS})
 
 RADII: dict[Size | None, tuple[float, float]] = {"small": (0.14, 0.17), None: (0.21, 0.26), "large": (0.32, 0.38)}
-PAIR_RADII = (0.15, 0.19)
+PAIR_RADII = (0.15, 0.18)
 COUNTED_RADII = (0.13, 0.15)
-MARGIN = 0.05
+MARGIN = 0.02
 GAP = 0.10
+JITTER = 0.02
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,14 @@ def sample_scene(rng: random.Random) -> Scene:
     return compose(sample_description(rng), rng)
 
 
+def sample_mistaken_scene(rng: random.Random, wrong: float) -> Scene:
+    """As `sample_scene`, but that the caption of a share `wrong` is mistaken in one thing, or, of as many of them, in more."""
+    told = shown = sample_description(rng)
+    while rng.random() < wrong:
+        shown = mistake(shown, rng)
+    return compose(shown, rng, write_caption(told))
+
+
 def sample_description(rng: random.Random) -> Description:
     """A random meaning: its kind uniform over the three kinds, everything else uniform within the kind."""
     kind = rng.choice(KINDS)
@@ -203,22 +212,47 @@ def sample_description(rng: random.Random) -> Description:
     return Description(background, (_sample_noun(rng, size=rng.choice((None, *SIZES))),))
 
 
-def compose(description: Description, rng: random.Random) -> Scene:
+def mistake(description: Description, rng: random.Random) -> Description:
+    """`description` with one thing wrong: most often a colour, the size, the count or the relation, now and then a shape.
+
+    Where a shape may be any, a flow of few steps draws what is between them; where they are in another place, it does not.
+    """
+    nouns, relation = list(description.nouns), description.relation
+    which = rng.randrange(len(nouns))
+    noun = nouns[which]
+    other = "relation" if relation else "size" if noun.size else "count"
+    match rng.choices(("color", "shape", other), (3, 1, 4))[0]:
+        case "color":
+            nouns[which] = replace(noun, color=rng.choice([color for color in COLORS if color != noun.color]))
+        case "shape":
+            nouns[which] = replace(noun, shape=rng.choice([shape for shape in SHAPES if shape != noun.shape]))
+        case "size":
+            nouns[which] = replace(noun, size=rng.choice([size for size in SIZES if size != noun.size]))
+        case "count":
+            nouns[which] = replace(noun, count=rng.choice([count for count in range(1, 5) if count != noun.count]))
+        case "relation":
+            nouns.reverse()
+    return Description(description.background, tuple(nouns), relation)
+
+
+def compose(description: Description, rng: random.Random, caption: str | None = None) -> Scene:
     """A random scene that `description` is true of: boxes around objects are `GAP` apart and `MARGIN` inside."""
     nouns = [noun for noun in description.nouns for _ in range(noun.count)]
     if description.kind == "pair":
         radii = [rng.uniform(*PAIR_RADII) for _ in nouns]
-        places = _place_pair(radii, rng)
+        line = rng.choice((0.3, 0.5, 0.7))
+        places = [(0.25, line), (0.75, line)]
         if description.relation == "above":
             places = [(y, x) for x, y in places]
-    elif description.kind == "counted":
+    elif len(nouns) > 1:
         radii = [rng.uniform(*COUNTED_RADII)] * len(nouns)
-        places = _scatter(radii, rng)
+        places = _cells(radii, rng)
     else:
         radii = [rng.uniform(*RADII[nouns[0].size])]
-        places = _scatter(radii, rng)
+        places = _cells(radii, rng)
+    places = [(x + rng.uniform(-JITTER, JITTER), y + rng.uniform(-JITTER, JITTER)) for x, y in places]
     items = (Item(noun.shape, noun.color, x, y, radius) for noun, (x, y), radius in zip(nouns, places, radii, strict=True))
-    return Scene(description.background, tuple(items), write_caption(description))
+    return Scene(description.background, tuple(items), caption or write_caption(description))
 
 
 def render(scenes: Sequence[Scene], size: int = 32) -> Tensor:
@@ -252,26 +286,13 @@ def _write_noun(noun: Noun) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words} {noun.shape}"
 
 
-def _place_pair(radii: Sequence[float], rng: random.Random) -> list[tuple[float, float]]:
-    """Centres of two objects side by side, the first one left; their heights differ little."""
-    left, right = radii
-    slack = 1 - 2 * (left + right) - 2 * MARGIN - GAP
-    before, between = sorted(rng.uniform(0, slack) for _ in range(2))
-    return [
-        (MARGIN + before + left, rng.uniform(0.4, 0.6)),
-        (MARGIN + between + GAP + 2 * left + right, rng.uniform(0.4, 0.6)),
-    ]
-
-
-def _scatter(radii: Sequence[float], rng: random.Random) -> list[tuple[float, float]]:
-    """Centres anywhere, drawn again until the boxes around the objects are `GAP` apart."""
-    while True:
-        places = [tuple(rng.uniform(MARGIN + r, 1 - MARGIN - r) for _ in "xy") for r in radii]
-        boxes = [(x, y, r) for (x, y), r in zip(places, radii, strict=True)]
-        if all(
-            max(abs(x - u), abs(y - v)) >= r + s + GAP for index, (x, y, r) in enumerate(boxes) for u, v, s in boxes[:index]
-        ):
-            return [(x, y) for x, y, _ in boxes]
+def _cells(radii: Sequence[float], rng: random.Random) -> list[tuple[float, float]]:
+    """Centres in different quarters of the picture; a single object may also lie between them."""
+    if len(radii) == 1:
+        away = 0.0 if radii[0] > 0.3 else 0.2
+        return [(0.5 + rng.choice((-1, 0, 1)) * away, 0.5 + rng.choice((-1, 0, 1)) * away)]
+    quarters = [(x, y) for x in (0.25, 0.75) for y in (0.25, 0.75)]
+    return rng.sample(quarters, len(radii))
 
 
 _COLOR, _SHAPE = f"({'|'.join(COLORS)})", f"({'|'.join(SHAPES)})"
