@@ -45,3 +45,16 @@ def write_results(path: Path, result: dict[str, Any]) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return text
+
+
+def draw_sheet(folders: Sequence[Path], pictures: int, file: Path) -> None:
+    """Write the first ``pictures`` of each of ``folders``, a row each, to ``file``, a PNG, at twice their size."""
+    from PIL import Image
+
+    rows = [[Image.open(picture) for picture in sorted(folder.glob("*.png"))[:pictures]] for folder in folders]
+    side = rows[0][0].width + 2
+    sheet = Image.new("RGB", (side * pictures, side * len(rows)), (64, 64, 64))
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            sheet.paste(picture, (x * side + 1, y * side + 1))
+    sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST).save(file, optimize=True)
