@@ -14,22 +14,27 @@ import math
 import os
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import cycle
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from report import argument_parser, machine
 
-ALGORITHMS = ("grpo", "grpo-guard", "dppo", "nft", "awm", "dpo", "dgpo", "crd")
+ALGORITHMS = ("grpo", "grpo-guard", "dppo", "flash-grpo", "nft", "v-grpo", "awm", "ram", "rvm", "dpo", "dgpo", "crd")
 MEMBERS = 4
 PAGES = Path(__file__).parents[1] / "docs" / "algorithms"
 SCORE = "eval/strict/mean"
-COLOURS = ("#2563eb", "#7c3aed", "#0891b2", "#dc2626", "#ea580c", "#65a30d", "#111827", "#db2777")
+COLOURS = (
+    *("#2563eb", "#7c3aed", "#0891b2", "#dc2626", "#ea580c", "#65a30d"),
+    *("#111827", "#db2777", "#a16207", "#0d9488", "#9ca3af", "#f472b6"),
+)
 
 
-def run(name: str, seed: int, forwards: int) -> dict[str, Any]:
-    """One training, and what it took."""
+def run(name: str, seed: int, forwards: int, evaluations: int = 0) -> dict[str, Any]:
+    """One training, and what it took; held-out scores of ``evaluations`` places on the way, beside the first and the last."""
     import torch
 
     from flowfactory.config import loading
@@ -45,29 +50,33 @@ def run(name: str, seed: int, forwards: int) -> dict[str, Any]:
             directory = train(loading.load(name, settings, out=Path(folder) / "run"), observers=[counted], say=lambda _: None)
             return directory.records(), counted
 
-    # averages differ from the present weights from the third iteration on, which takes what every further one does; two groups
-    # take their share of it
-    groups = loading.load(name).sampling.groups
-    _, counted = trained(3, "prompts.heldout=null", "sampling.groups=2")
-    each = _forwards(counted.iterations[3]) * groups // 2
+    # averages differ from the present weights from the third iteration on, which takes what every further one does; a group an
+    # optimizer step takes its share of it
+    groups, few = (loaded := loading.load(name)).sampling.groups, loaded.training.updates
+    _, counted = trained(3, "prompts.heldout=null", f"sampling.groups={few}")
+    each = _forwards(counted.iterations[3]) * groups // few
     started = time.perf_counter()
-    records, counted = trained(forwards // each)
-    evaluated = [record for record in records if SCORE in record]
-    total, curve = 0, []
+    iterations = forwards // each
+    every = math.ceil(iterations / (evaluations + 1)) if evaluations else 0
+    records, counted = trained(iterations, f"evaluation.every={every}", f"output.checkpoint_every={iterations}")
+    total, curve, held_out = 0, list[list[float]](), list[list[float]]()
     for record, taken in zip(records, counted.iterations, strict=True):
         total += _forwards(taken)
         if record["iteration"]:
             curve.append([total, round(record["reward/scene/mean"], 4)])
+        if SCORE in record:
+            held_out.append([total, record[SCORE]])
     return {
         "algorithm": name,
         "seed": seed,
-        "iterations": forwards // each,
+        "iterations": iterations,
         "forwards": total,
         "seconds": round(time.perf_counter() - started, 1),
         "pictures": 240 * MEMBERS,
-        "before": evaluated[0][SCORE],
-        "after": evaluated[-1][SCORE],
+        "before": held_out[0][1],
+        "after": held_out[-1][1],
         "reward": curve,
+        "held_out": held_out,
     }
 
 
@@ -113,15 +122,20 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def curves(runs: list[dict[str, Any]], width: int = 640, height: int = 300) -> str:
-    """Training reward, a mean over seeds and five iterations, by forwards."""
+def mean_curves(runs: list[dict[str, Any]], key: str, over: int) -> dict[str, list[tuple[float, float]]]:
+    """{algorithm: [(forwards, value)]}: what the runs have under ``key``, a mean over seeds and ``over`` points."""
     lines = {}
     for name in ALGORITHMS:
-        mine = [r["reward"] for r in runs if r["algorithm"] == name]
+        mine = [r[key] for r in runs if r["algorithm"] == name]
         if mine:
             points = [(mean(p[0] for p in at), mean(p[1] for p in at)) for at in zip(*mine, strict=False)]
-            windows = [points[max(0, i - 4) : i + 1] for i in range(len(points))]
-            lines[name] = [(points[i][0], mean(y for _, y in window)) for i, window in enumerate(windows)][4:]
+            windows = [points[max(0, i - over + 1) : i + 1] for i in range(len(points))]
+            lines[name] = [(points[i][0], mean(y for _, y in window)) for i, window in enumerate(windows)][over - 1 :]
+    return lines
+
+
+def draw_curves(lines: dict[str, list[tuple[float, float]]], label: str, width: int = 640, height: int = 300) -> str:
+    """An SVG of a line for each algorithm, by forwards."""
     xs, ys = [x for line in lines.values() for x, _ in line], [y for line in lines.values() for _, y in line]
     left, top, right, bottom = 48, 10, width - 110, height - 34
     low, high = min(ys), max(ys)
@@ -130,21 +144,44 @@ def curves(runs: list[dict[str, Any]], width: int = 640, height: int = 300) -> s
         return f"{left + (right - left) * x / max(xs):.1f},{bottom - (bottom - top) * (y - low) / (high - low):.1f}"
 
     drawn = f"<path d='M{left} {top}V{bottom}H{right}' fill='none' stroke='#8888'/>"
-    for line, colour in zip(lines.values(), COLOURS, strict=False):
+    coloured = list(zip(lines.items(), cycle(COLOURS)))
+    for (_, line), colour in coloured:
         path = " ".join(place(x, y) for x, y in line)
         drawn += f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='1.8'/>"
-    ends = sorted(zip(lines.items(), COLOURS, strict=False), key=lambda item: -item[0][1][-1][1])
-    for i, ((name, _), colour) in enumerate(ends):
+    for i, ((name, _), colour) in enumerate(sorted(coloured, key=lambda item: -item[0][1][-1][1])):
         drawn += f"<text x='{right + 8}' y='{top + 14 + 16 * i}' font-size='12' fill='{colour}'>{name}</text>"
     for x, y, anchor, text in (
         (left - 6, top + 8, "end", f"{high:.2f}"),
         (left - 6, bottom, "end", f"{low:.2f}"),
         (right, height - 18, "end", f"{max(xs):,.0f} forwards"),
-        (left, height - 4, "start", "mean training reward, over five iterations and all seeds"),
+        (left, height - 4, "start", label),
     ):
         drawn += f"<text x='{x}' y='{y}' text-anchor='{anchor}' font-size='11' fill='currentColor'>{text}</text>"
     box = f"viewBox='0 0 {width} {height}' role='img' font-family='sans-serif'"
     return f"<svg xmlns='http://www.w3.org/2000/svg' {box}>{drawn}</svg>\n"
+
+
+def collect(
+    file: Path, seeds: list[int], names: list[str], workers: int, forwards: int, evaluations: int = 0
+) -> Iterator[list[dict[str, Any]]]:
+    """The runs in ``file`` with each further one, which is written there as it ends; those that are there are not run again."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    from flowfactory.runs.versions import versions
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    runs: list[dict[str, Any]] = json.loads(file.read_text())["runs"] if file.exists() else []
+    done = {(r["algorithm"], r["seed"]) for r in runs}
+    with ProcessPoolExecutor(workers) as pool:
+        wanted = [(name, seed) for seed in seeds for name in names if (name, seed) not in done]
+        for future in as_completed([pool.submit(run, name, seed, forwards, evaluations) for name, seed in wanted]):
+            found = future.result()
+            print({key: value for key, value in found.items() if key not in ("reward", "held_out")}, flush=True)
+            runs.append(found)
+            runs.sort(key=lambda r: (r["algorithm"], r["seed"]))
+            result = {"forwards": forwards, "rows": summary(runs), "runs": runs, "machine": machine(), "versions": versions()}
+            file.write_text(json.dumps(result) + "\n")
+            yield runs
+    yield runs
 
 
 def main() -> None:
@@ -152,25 +189,12 @@ def main() -> None:
     parser.add_argument("--forwards", type=int, default=50_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", nargs="+", default=list(ALGORITHMS))
-    arguments = parser.parse_args()
-    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    from flowfactory.runs.versions import versions
-
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    file = arguments.out / "learning.json"
-    runs: list[dict[str, Any]] = json.loads(file.read_text())["runs"] if file.exists() else []
-    done = {(r["algorithm"], r["seed"]) for r in runs}
-    with ProcessPoolExecutor(arguments.workers) as pool:
-        wanted = [(name, seed) for seed in arguments.seeds for name in arguments.only if (name, seed) not in done]
-        for future in [pool.submit(run, name, seed, arguments.forwards) for name, seed in wanted]:
-            found = future.result()
-            print({key: value for key, value in found.items() if key != "reward"}, flush=True)
-            runs.append(found)
-            rows = summary(runs)
-            result = {"forwards": arguments.forwards, "rows": rows, "runs": runs, "machine": machine(), "versions": versions()}
-            file.write_text(json.dumps(result) + "\n")
-            (PAGES / "learning.inc").write_text(table(rows))
-            (PAGES / "learning.svg").write_text(curves(runs))
+    chosen = parser.parse_args()
+    file = chosen.out / "learning.json"
+    for runs in collect(file, chosen.seeds, chosen.only, chosen.workers, chosen.forwards):
+        (PAGES / "learning.inc").write_text(table(summary(runs)))
+        reward = "mean training reward, over five iterations and all seeds"
+        (PAGES / "learning.svg").write_text(draw_curves(mean_curves(runs, "reward", over=5), reward))
     print(table(summary(runs)))
 
 

@@ -1,8 +1,10 @@
 """Three seeds of `flowfactory run quickstart`: held-out strict score before and after, as JSON, with the curve.
 
-    python benchmarks/quickstart.py [--seeds 1 2 3] [--out benchmarks/results] [-- --set a.b=value …]
+    python benchmarks/quickstart.py [--example quickstart] [--seeds 1 2 3] [--out benchmarks/results] [-- --set a.b=value …]
 
-Writes quickstart.json and quickstart.svg (training reward by iteration, a line a seed) and prints the JSON.
+Writes quickstart.json and quickstart.svg (training reward by iteration, a line a seed), and in docs quickstart.inc, a table,
+and quickstart.png, some of the first seed's held-out pictures before and after; of another example under its name. Prints the
+JSON.
 Scores are absolute; seconds are of this machine and say nothing about another.
 """
 
@@ -15,18 +17,20 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from report import argument_parser, machine, write_results
+from report import argument_parser, draw_sheet, machine, write_results
 
 from flowfactory.runs.charts import chart
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.versions import versions
 
 SCORE = "eval/strict/mean"
+PAGES = Path(__file__).parents[1] / "docs"
+PICTURES = 12
 
 
-def run(seed: int, folder: Path, options: list[str]) -> dict[str, Any]:
+def run(example: str, seed: int, folder: Path, options: list[str]) -> dict[str, Any]:
     out = folder / str(seed)
-    command = [sys.executable, "-m", "flowfactory", "run", "quickstart", "--set", f"seed={seed}", "--out", str(out), *options]
+    command = [sys.executable, "-m", "flowfactory", "run", example, "--set", f"seed={seed}", "--out", str(out), *options]
     started = time.perf_counter()
     subprocess.run(command, check=True, stdout=sys.stderr)
     seconds = time.perf_counter() - started
@@ -44,14 +48,27 @@ def run(seed: int, folder: Path, options: list[str]) -> dict[str, Any]:
     }
 
 
+def table(runs: list[dict[str, Any]]) -> str:
+    """The runs, and their mean, as Markdown."""
+    lines = ["| seed | before | after | points | seconds in total |", "|---|---|---|---|---|"]
+    for r in runs:
+        scores = f"{100 * r['before']:.1f} | {100 * r['after']:.1f} | {r['points']:+.1f}"
+        lines.append(f"| {r['seed']} | {scores} | {r['seconds']:.0f} |")
+    before, after, points = (mean(r[key] for r in runs) for key in ("before", "after", "points"))
+    return "\n".join([*lines, f"| mean | {100 * before:.1f} | {100 * after:.1f} | {points:+.1f} | |"]) + "\n"
+
+
 def main() -> None:
     parser = argument_parser(__doc__, seeds=[1, 2, 3])
+    parser.add_argument("--example", default="quickstart")
     arguments, options = parser.parse_known_args()
-    options = [option for option in options if option != "--"]
+    options, example = [option for option in options if option != "--"], arguments.example
     with tempfile.TemporaryDirectory() as folder:
-        runs = [run(seed, Path(folder), options) for seed in arguments.seeds]
+        runs = [run(example, seed, Path(folder), options) for seed in arguments.seeds]
+        first = sorted((Path(folder) / str(arguments.seeds[0]) / "samples").iterdir())
+        draw_sheet([first[0], first[-1]], PICTURES, PAGES / f"{example}.png")
     result = {
-        "command": " ".join(["flowfactory run quickstart", "--set seed=N", *options]),
+        "command": " ".join([f"flowfactory run {example}", "--set seed=N", *options]),
         "mean_before": round(mean(r["before"] for r in runs), 4),
         "mean_after": round(mean(r["after"] for r in runs), 4),
         "mean_points": round(mean(r["points"] for r in runs), 2),
@@ -59,8 +76,9 @@ def main() -> None:
         "machine": machine(),
         "versions": versions(),
     }
-    write_results(arguments.out / "quickstart.json", result)
-    (arguments.out / "quickstart.svg").write_text(chart(*([(x, y) for x, y in r["reward"]] for r in runs)) + "\n")
+    write_results(arguments.out / f"{example}.json", result)
+    (arguments.out / f"{example}.svg").write_text(chart(*([(x, y) for x, y in r["reward"]] for r in runs)) + "\n")
+    (PAGES / f"{example}.inc").write_text(table(runs))
     print(json.dumps(result, indent=1))
 
 

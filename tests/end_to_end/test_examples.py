@@ -7,7 +7,10 @@ from flowfactory.discovery.discover import discover
 from flowfactory.runs.train import train
 
 ALGORITHMS = sorted(discover().components["algorithm"])
-SHORT = ("training.iterations=2", "sampling.groups=2", "sampling.group_size=6", "sampling.steps=4", "prompts.heldout=null")
+SHORT = (
+    *("training.iterations=2", "training.updates=2"),
+    *("sampling.groups=2", "sampling.group_size=6", "sampling.steps=4", "prompts.heldout=null"),
+)
 
 
 def test_every_algorithm_has_an_example():

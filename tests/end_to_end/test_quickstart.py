@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-SHORT = ("--set", "training.iterations=2", "--set", "sampling.groups=3", "--set", "sampling.group_size=6")
+SETTINGS = ("training.iterations=2", "training.updates=2", "sampling.groups=3", "sampling.group_size=6")
+SHORT = tuple(word for setting in SETTINGS for word in ("--set", setting))
 PROMISED = {
-    *("iteration", "reward/scene/mean", "reward/scene/std", "loss", "implicit_reward", "optimality"),
+    *("iteration", "reward/scene/mean", "reward/scene/std", "loss", "old_distance", "optimality"),
     *("grad_norm", "seconds/sample", "seconds/reward", "seconds/update", "peak_memory_mb"),
 }
 
