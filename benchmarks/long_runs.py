@@ -21,7 +21,7 @@ EVALUATIONS = 11
 
 
 def quickstart_forwards() -> int:
-    """What the quickstart draws and learns with, in forwards: drawing, training, and the old policy; see docs/algorithms/index.md."""
+    """What the quickstart draws and learns with, in forwards: drawing, training, and the old policy."""
     config = loading.load("quickstart")
     sampling, times = config.sampling, config.algorithm.timesteps.count  # type: ignore[attr-defined]
     return config.training.iterations * sampling.groups * sampling.group_size * (sampling.steps + 2 * times)
