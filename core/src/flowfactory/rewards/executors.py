@@ -5,7 +5,8 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, InvalidStateError, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -124,7 +125,8 @@ class WorkerThread:
             try:
                 future.set_result(call(*arguments))
             except BaseException as error:
-                future.set_exception(error)
+                with suppress(InvalidStateError):  # it was cancelled: whoever waited for it gave up
+                    future.set_exception(error)
             del future, call, arguments  # what was judged is not to wait for what comes next
 
 
