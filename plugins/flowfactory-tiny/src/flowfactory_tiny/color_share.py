@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +24,7 @@ class ColorShareConfig(ComponentConfig):
 
     def check(self, run: RunConfig) -> None:
         """Every prompt that it judges is a caption of the tiny world."""
-        rewards.check_prompts(run, self, read_caption)
+        rewards.check_prompts(run, self, partial(read_caption, "color-share"))
 
     def weights(self) -> dict[str, int]:
         return {}

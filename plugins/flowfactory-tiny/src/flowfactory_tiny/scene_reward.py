@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -28,7 +29,7 @@ class SceneConfig(ComponentConfig):
 
     def check(self, run: RunConfig) -> None:
         """Every prompt that it judges is a caption of the tiny world, which is the only thing this reward can read."""
-        rewards.check_prompts(run, self, read_caption)
+        rewards.check_prompts(run, self, partial(read_caption, "scene"))
 
     def weights(self) -> dict[str, int]:
         return {}
@@ -37,12 +38,12 @@ class SceneConfig(ComponentConfig):
         return Scene(label, self.mode)
 
 
-def read_caption(prompt: Prompt) -> None:
-    """Raise ValueError where the prompt is no caption of the tiny world."""
+def read_caption(reward: str, prompt: Prompt) -> None:
+    """Raise ValueError, which names ``reward``, where the prompt is no caption of the tiny world."""
     try:
         parse_caption(prompt.text)
     except ValueError as error:
-        raise ValueError(f"no caption of the tiny world can be read from it: {error}") from error
+        raise ValueError(f"reward {reward} cannot judge it: {error}") from error
 
 
 class Scene:
