@@ -26,5 +26,5 @@ def test_a_picture_of_one_colour_fools_it():
 
 
 def test_another_text_is_refused():
-    with pytest.raises(ValueError, match="caption of the tiny world"):
-        read_caption(Prompt("a cat"))
+    with pytest.raises(ValueError, match="reward color-share cannot judge it: not a caption"):
+        read_caption("color-share", Prompt("a cat"))

@@ -14,7 +14,7 @@ from flowfactory.config.loading import validate
 from flowfactory.testing import settings
 
 CAPTION, OTHER = "a red circle on black", "a photo of a dog"
-REFUSED = "no caption of the tiny world can be read from it: not a caption"
+REFUSED = "reward scene cannot judge it: not a caption"
 
 
 def check(folder: Path, train: Sequence[Mapping[str, Any]], heldout: Sequence[Mapping[str, Any]], **changes: Any) -> None:
