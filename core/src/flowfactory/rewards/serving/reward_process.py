@@ -73,10 +73,10 @@ class RewardProcess:
         return torch.tensor(scores, dtype=torch.float64)
 
     def revive(self) -> None:
-        """Start it anew if it is not there. RequestRefused: it does not start, and is left alone for a while."""
+        """Start it anew if it is not there. RequestRefused: it does not start, and is left alone for a while, or for good."""
         if self._worker.is_alive():
             return
-        if time.monotonic() >= self._next_start:
+        if not self._closed and time.monotonic() >= self._next_start:
             if not self._trouble:
                 self._recycle(WorkerDied())
             try:
