@@ -9,16 +9,13 @@ hacking_NAME.png: some of the held-out prompts (columns) by evaluation (rows).
 """
 
 import json
-import os
 import tempfile
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from report import argument_parser, draw_sheet, machine, write_results
+from report import SCORE, argument_parser, draw_sheet, markdown, measured_on, run_apart, write_results
 
 PAGES = Path(__file__).parents[1] / "docs"
-SCORE = "eval/strict/mean"
 VARIANTS: dict[str, list[str]] = {
     "as it is": [],
     "adaptive KL": ["algorithm.kl={name: adaptive, target: 0.02, start: 0.1}"],
@@ -60,48 +57,29 @@ def run(variant: str, seed: int) -> dict[str, Any]:
 
 def table(runs: list[dict[str, Any]]) -> str:
     """The runs as Markdown, with means over the first and the last five iterations."""
-    head = (
-        "",
-        "seed",
-        "reward, first and last",
-        "strict before",
-        "after",
-        "drift alarm, iteration",
-        "held-out fell, iteration",
-    )
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    rows = []
     for found in runs:
         first, last = (sum(found["reward"][part]) / 5 for part in (slice(None, 5), slice(-5, None)))
         before, after = (f"{100 * found['strict'][at][1]:.1f} %" for at in (0, -1))
         drift = f"{found['drift'][0][0]}, {found['drift'][0][1].rpartition('/')[2]}" if found["drift"] else "none"
-        cells = (
-            found["variant"],
-            found["seed"],
-            f"{first:.3f}, {last:.3f}",
-            before,
-            after,
-            drift,
-            found["held_out_fell"] or "none",
-        )
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + "\n"
+        fell = found["held_out_fell"] or "none"
+        rows.append((found["variant"], found["seed"], f"{first:.3f}, {last:.3f}", before, after, drift, fell))
+    told = ("drift alarm, iteration", "held-out fell, iteration")
+    return markdown(("", "seed", "reward, first and last", "strict before", "after", *told), rows)
 
 
 def main() -> None:
     parser = argument_parser(__doc__, seeds=[1, 2, 3])
     parser.add_argument("--workers", type=int, default=2)
     chosen = parser.parse_args()
-    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    from flowfactory.runs.versions import versions
 
-    runs = []
-    with ProcessPoolExecutor(chosen.workers) as pool:
-        for future in as_completed([pool.submit(run, name, seed) for name in VARIANTS for seed in chosen.seeds]):
-            runs.append(future.result())
-            print(json.dumps(runs[-1]), flush=True)
-            runs.sort(key=lambda found: (list(VARIANTS).index(found["variant"]), found["seed"]))
-            write_results(chosen.out / "hacking.json", {"runs": runs, "machine": machine(), "versions": versions()})
-            (PAGES / "hacking.inc").write_text(table(runs))
+    runs: list[dict[str, Any]] = []
+    for found in run_apart(run, [(name, seed) for name in VARIANTS for seed in chosen.seeds], chosen.workers):
+        runs.append(found)
+        print(json.dumps(found), flush=True)
+        runs.sort(key=lambda found: (list(VARIANTS).index(found["variant"]), found["seed"]))
+        write_results(chosen.out / "hacking.json", {"runs": runs, **measured_on()})
+        (PAGES / "hacking.inc").write_text(table(runs))
 
 
 if __name__ == "__main__":

@@ -11,22 +11,19 @@ are not run again.
 
 import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import cycle
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from report import argument_parser, machine
+from report import SCORE, argument_parser, markdown, measured_on, run_apart
 
 ALGORITHMS = ("grpo", "grpo-guard", "dppo", "flash-grpo", "nft", "v-grpo", "awm", "ram", "rvm", "dpo", "dgpo", "crd")
 MEMBERS = 4
 PAGES = Path(__file__).parents[1] / "docs" / "algorithms"
-SCORE = "eval/strict/mean"
 COLOURS = (
     *("#2563eb", "#7c3aed", "#0891b2", "#dc2626", "#ea580c", "#65a30d"),
     *("#111827", "#db2777", "#a16207", "#0d9488", "#9ca3af", "#f472b6"),
@@ -113,13 +110,12 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     head = ("algorithm", "before", "after", "gain, mean", "gain, each seed", "z", "iterations", "forwards", "seconds")
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    cells = []
     for row in rows:
         name, gains = row["algorithm"], ", ".join(f"{gain:+.1f}" for gain in row["gains"])
-        scores = f"{row['before']} % | {row['after']} % | {row['gain']:+.1f} | {gains}"
-        cost = f"{row['iterations']} | {row['forwards']:,} | {row['seconds']}"
-        lines.append(f"| [`{name}`]({name}.md) | {scores} | {row['z']} | {cost} |")
-    return "\n".join(lines) + "\n"
+        scores = (f"{row['before']} %", f"{row['after']} %", f"{row['gain']:+.1f}", gains, row["z"])
+        cells.append((f"[`{name}`]({name}.md)", *scores, row["iterations"], f"{row['forwards']:,}", row["seconds"]))
+    return markdown(head, cells)
 
 
 def mean_curves(runs: list[dict[str, Any]], key: str, over: int) -> dict[str, list[tuple[float, float]]]:
@@ -165,22 +161,17 @@ def collect(
     file: Path, seeds: list[int], names: list[str], workers: int, forwards: int, evaluations: int = 0
 ) -> Iterator[list[dict[str, Any]]]:
     """The runs in ``file`` with each further one, which is written there as it ends; those that are there are not run again."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    from flowfactory.runs.versions import versions
-
     file.parent.mkdir(parents=True, exist_ok=True)
     runs: list[dict[str, Any]] = json.loads(file.read_text())["runs"] if file.exists() else []
     done = {(r["algorithm"], r["seed"]) for r in runs}
-    with ProcessPoolExecutor(workers) as pool:
-        wanted = [(name, seed) for seed in seeds for name in names if (name, seed) not in done]
-        for future in as_completed([pool.submit(run, name, seed, forwards, evaluations) for name, seed in wanted]):
-            found = future.result()
-            print({key: value for key, value in found.items() if key not in ("reward", "held_out")}, flush=True)
-            runs.append(found)
-            runs.sort(key=lambda r: (r["algorithm"], r["seed"]))
-            result = {"forwards": forwards, "rows": summary(runs), "runs": runs, "machine": machine(), "versions": versions()}
-            file.write_text(json.dumps(result) + "\n")
-            yield runs
+    wanted = [(name, seed, forwards, evaluations) for seed in seeds for name in names if (name, seed) not in done]
+    for found in run_apart(run, wanted, workers):
+        print({key: value for key, value in found.items() if key not in ("reward", "held_out")}, flush=True)
+        runs.append(found)
+        runs.sort(key=lambda r: (r["algorithm"], r["seed"]))
+        result = {"forwards": forwards, "rows": summary(runs), "runs": runs, **measured_on()}
+        file.write_text(json.dumps(result) + "\n")
+        yield runs
     yield runs
 
 

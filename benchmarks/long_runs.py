@@ -13,7 +13,7 @@ from statistics import mean
 from typing import Any
 
 import learning
-from report import argument_parser
+from report import argument_parser, markdown
 
 from flowfactory.config import loading
 
@@ -59,14 +59,13 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     head = ("algorithm", "before", "after", "each seed", "best on the way, each seed", "least end / best", "forwards")
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    cells = []
     for row in rows:
         name = row["algorithm"]
         ends, best = (", ".join(f"{100 * score:.1f}" for score in row[key]) for key in ("ends", "best"))
-        after = f"{100 * row['after']:.1f} ± {row['interval']:.1f} %"
-        kept = f"{100 * row['kept']:.0f} % | {row['forwards']:,}"
-        lines.append(f"| [`{name}`]({name}.md) | {100 * row['before']:.1f} % | {after} | {ends} | {best} | {kept} |")
-    return "\n".join(lines) + "\n"
+        scores = (f"{100 * row['before']:.1f} %", f"{100 * row['after']:.1f} ± {row['interval']:.1f} %", ends, best)
+        cells.append((f"[`{name}`]({name}.md)", *scores, f"{100 * row['kept']:.0f} %", f"{row['forwards']:,}"))
+    return markdown(head, cells)
 
 
 def main() -> None:

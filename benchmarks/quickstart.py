@@ -17,13 +17,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from report import argument_parser, draw_sheet, machine, write_results
+from report import SCORE, argument_parser, draw_sheet, machine, markdown, write_results
 
 from flowfactory.runs.charts import chart
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.versions import versions
 
-SCORE = "eval/strict/mean"
 PAGES = Path(__file__).parents[1] / "docs"
 PICTURES = 12
 
@@ -50,12 +49,12 @@ def run(example: str, seed: int, folder: Path, options: list[str]) -> dict[str, 
 
 def table(runs: list[dict[str, Any]]) -> str:
     """The runs, and their mean, as Markdown."""
-    lines = ["| seed | before | after | points | seconds in total |", "|---|---|---|---|---|"]
-    for r in runs:
-        scores = f"{100 * r['before']:.1f} | {100 * r['after']:.1f} | {r['points']:+.1f}"
-        lines.append(f"| {r['seed']} | {scores} | {r['seconds']:.0f} |")
-    before, after, points = (mean(r[key] for r in runs) for key in ("before", "after", "points"))
-    return "\n".join([*lines, f"| mean | {100 * before:.1f} | {100 * after:.1f} | {points:+.1f} | |"]) + "\n"
+    whole = {"seed": "mean"} | {key: mean(r[key] for r in runs) for key in ("before", "after", "points")}
+    rows = [
+        (r["seed"], f"{100 * r['before']:.1f}", f"{100 * r['after']:.1f}", f"{r['points']:+.1f}", r.get("seconds", ""))
+        for r in [*({**r, "seconds": round(r["seconds"])} for r in runs), whole]
+    ]
+    return markdown(("seed", "before", "after", "points", "seconds in total"), rows)
 
 
 def main() -> None:

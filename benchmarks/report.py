@@ -2,10 +2,15 @@
 
 import argparse
 import json
+import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
+
+SCORE = "eval/strict/mean"
+"""The held-out score of the tiny world in the records of a run."""
 
 
 def machine() -> dict[str, Any]:
@@ -21,6 +26,13 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.system(),
     }
+
+
+def measured_on() -> dict[str, Any]:
+    """The machine, and the versions of the packages, which are not imported before."""
+    from flowfactory.runs.versions import versions
+
+    return {"machine": machine(), "versions": versions()}
 
 
 def resident(which: str) -> float:
@@ -45,6 +57,20 @@ def write_results(path: Path, result: dict[str, Any]) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return text
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(map(str, cells))} |" for cells in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def run_apart(run: Callable[..., dict[str, Any]], jobs: Iterable[Sequence[Any]], workers: int) -> Iterator[dict[str, Any]]:
+    """What ``run(*job)`` gives of each of ``jobs``, as each ends: ``workers`` at a time, in processes of one thread."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with ProcessPoolExecutor(workers) as pool:
+        for future in as_completed([pool.submit(run, *job) for job in jobs]):
+            yield future.result()
 
 
 def draw_sheet(folders: Sequence[Path], pictures: int, file: Path) -> None:

@@ -11,18 +11,15 @@ table of all that is there; what is there already is not run again.
 
 import itertools
 import json
-import os
 import shlex
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from report import argument_parser, machine
+from report import SCORE, argument_parser, markdown, measured_on, run_apart
 
-SCORE = "eval/strict/mean"
 MEMBERS, PLACES = 2, 6
 TABLE = Path(__file__).parents[1] / "docs" / "search.inc"
 
@@ -65,13 +62,12 @@ def combinations(axes: Sequence[str]) -> list[list[str]]:
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
     """The runs as Markdown: those of each example together, the best end first."""
-    lines = ["| example | options | seed | before | on the way | after | seconds |", "|---|---|---|---|---|---|---|"]
+    rows = []
     for found in sorted(runs, key=lambda r: (r["example"], -r["validation"][-1][1])):
         before, *way, after = (f"{100 * score:.1f}" for _, score in found["validation"])
-        options = " ".join(found["options"]) or "as bundled"
-        cells = (found["example"], f"`{options}`", found["seed"], before, ", ".join(way), after, found["seconds"])
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+        options = f"`{' '.join(found['options']) or 'as bundled'}`"
+        rows.append((found["example"], options, found["seed"], before, ", ".join(way), after, found["seconds"]))
+    return markdown(("example", "options", "seed", "before", "on the way", "after", "seconds"), rows)
 
 
 def main() -> None:
@@ -81,21 +77,17 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="fixed", help="a.b=value, the same for all")
     parser.add_argument("--workers", type=int, default=2)
     chosen = parser.parse_args()
-    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    from flowfactory.runs.versions import versions
-
     file = chosen.out / "search.json"
     chosen.out.mkdir(parents=True, exist_ok=True)
     runs: list[dict[str, Any]] = json.loads(file.read_text())["runs"] if file.exists() else []
     done = {(r["example"], shlex.join(r["options"]), r["seed"]) for r in runs}
     wanted = [(chosen.example, [*chosen.fixed, *axes], seed) for seed in chosen.seeds for axes in combinations(chosen.axes)]
     wanted = [(example, options, seed) for example, options, seed in wanted if (example, shlex.join(options), seed) not in done]
-    with ProcessPoolExecutor(chosen.workers) as pool:
-        for future in as_completed([pool.submit(run, *each) for each in wanted]):
-            runs.append(future.result())
-            print(table(runs[-1:]).splitlines()[-1], flush=True)
-            file.write_text(json.dumps({"runs": runs, "machine": machine(), "versions": versions()}) + "\n")
-            TABLE.write_text(table(runs) + "\n")
+    for found in run_apart(run, wanted, chosen.workers):
+        runs.append(found)
+        print(table(runs[-1:]).splitlines()[-1], flush=True)
+        file.write_text(json.dumps({"runs": runs, **measured_on()}) + "\n")
+        TABLE.write_text(table(runs))
     print(table(runs))
 
 
