@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+
+from torch import Tensor
 
 from flowfactory.config.schema import reward_weights
 from flowfactory.data import batches
@@ -13,23 +15,21 @@ from flowfactory.rewards import statistics
 from flowfactory.rl.advantages import clipped_sum, reward_contributions
 from flowfactory.training.guidance import drawn_and_learned, most_guidance, training_plan
 from flowfactory.training.judging import Judging
-from flowfactory.training.kl_gate import gate_kl, gate_metrics
+from flowfactory.training.kl_gate import gate_kl
 from flowfactory.training.metrics import Timer, UpdateMetrics, peak_memory
 from flowfactory.training.recompute import recompute_log_prob
 from flowfactory.training.rollouts import Rollouts, roll_out
 from flowfactory.training.sampler import concatenate
 from flowfactory.training.setup import Run
 from flowfactory.training.update import learned_from, update
+from flowfactory.types import SamplingPlan
 
 
 def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     """The samples of an iteration: sample, reward, advantage."""
     config, ranks, workers = run.config, run.ranks, run.ranks.workers
     batch = _batch(run, iteration)
-    plan = training_plan(run, iteration, batch.keys)
-    if config.training.keep_graphs:
-        run.policy.drawn_graphs.held.clear()  # of an iteration that preflight has made begin again
-        plan = replace(plan, keep_graph=run.policy.drawn_graphs.keep)
+    plan = _plan(run, iteration, batch)
     known = run.sampler.conditions(batch.prompts, most_guidance(plan), plan.canvas)
     shown, learned = drawn_and_learned(known, plan, config.algorithm)
     if iteration + 1 < config.training.iterations:
@@ -55,26 +55,25 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     with timer("reward"):
         rewards = judging.scores()
     with timer("drift"):
-        drift = panel.metrics()
+        figures = panel.metrics()
     trajectory = concatenate(pieces, learned.rows(held[workers.rank]))
-    chosen = config.advantages
-    weights, how = reward_weights(config), (chosen.aggregate, chosen.spread)
-    supplied = reward_contributions(rewards, weights, batch.groups, *how, chosen.min_range)
+    supplied = _contributions(run, rewards, batch)
+    gate, gate_metrics = gate_kl(rewards, config)
     experience = Experience(
         latents=trajectory.latents,
         steps=trajectory.steps,
         conditions=learned,
         plan=plan,
         rewards=rewards,
-        advantages=clipped_sum(supplied, chosen.clip).to(trajectory.latents.device),
-        kl_gate=gate_kl(rewards, config, trajectory.latents.device),
+        advantages=clipped_sum(supplied, config.advantages.clip).to(trajectory.latents.device),
+        kl_gate=None if gate is None else gate.to(trajectory.latents.device),
         groups=batch.groups,
         sigmas=trajectory.sigmas,
         batch_size=config.training.batch_size,
         timesteps_per_forward=config.training.timesteps_per_forward,
         device=run.policy.device,
     )
-    return Rollouts(experience, ranks, held, trajectory.overshoot, drift=drift, supplied=supplied)
+    return Rollouts(experience, ranks, held, trajectory.overshoot, figures=figures | gate_metrics, supplied=supplied)
 
 
 def _batch(run: Run, iteration: int) -> batches.Batch:
@@ -82,6 +81,20 @@ def _batch(run: Run, iteration: int) -> batches.Batch:
     return batches.make_batch(
         batches.prompts_of_iteration(run.train, iteration, sampling.groups, run.config.seed), sampling.group_size
     )
+
+
+def _plan(run: Run, iteration: int, batch: batches.Batch) -> SamplingPlan:
+    plan = training_plan(run, iteration, batch.keys)
+    if not run.config.training.keep_graphs:
+        return plan
+    run.policy.drawn_graphs.held.clear()  # of an iteration that preflight has made begin again
+    return replace(plan, keep_graph=run.policy.drawn_graphs.keep)
+
+
+def _contributions(run: Run, rewards: Mapping[str, Tensor], batch: batches.Batch) -> dict[str, Tensor]:
+    chosen = run.config.advantages
+    how = chosen.aggregate, chosen.spread, chosen.min_range
+    return reward_contributions(rewards, reward_weights(run.config), batch.groups, *how)
 
 
 def iterate(run: Run, iteration: int, before_update: Callable[[Rollouts], None] | None = None) -> dict[str, float]:
@@ -107,10 +120,9 @@ def iterate(run: Run, iteration: int, before_update: Callable[[Rollouts], None] 
         "groups/equal": statistics.group_share(~learned_from(rollouts.experience), groups),
         **learned,
         **({} if coefficient is None else {"kl_coefficient": coefficient}),
-        **gate_metrics(rollouts.experience, run.config),
         **(run.learner.kl_reference.take_metrics() if run.learner.kl_reference else {}),
         **({} if deviation is None else {"ratio/sampling_deviation": deviation}),
-        **rollouts.drift,
+        **rollouts.figures,
         "velocity_rms/fixed": fixed_size,
         "grad_norm": sum(norms) / len(norms),
         **run.learner.movement.metrics(),

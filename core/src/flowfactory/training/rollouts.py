@@ -55,8 +55,8 @@ class Rollouts:
     ``experience`` has the latents and steps of this rank's samples, ``held[rank]``, and everything else of all samples; on one
     rank that is all there is. ``overshoot`` [n] of this rank's: see :func:`.inspection.clamp_media`.
     ``sampling_deviation``: the largest |ratio - 1| of the log-densities that sampling gave to those that took their place; None
-    where none did. ``drift``: the figures of :class:`~flowfactory.drift.panel.Panel`. ``supplied`` {label: [B]}: what each
-    reward adds to the advantage of all samples, before it is clipped.
+    where none did. ``figures``: the metrics of :class:`~flowfactory.drift.panel.Panel` and of the gate of a KL. ``supplied``
+    {label: [B]}: what each reward adds to the advantage of all samples, before it is clipped.
     """
 
     experience: Experience
@@ -64,7 +64,7 @@ class Rollouts:
     held: Rows | None = None
     overshoot: Tensor | None = None
     sampling_deviation: float | None = None
-    drift: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
     supplied: Mapping[str, Tensor] = field(default_factory=dict)
 
     def redistribute(self, wanted: Rows, epoch: int = 0) -> Experience:
