@@ -119,6 +119,12 @@ class WorkerThread:
         self._queue.put((future, call, arguments))
         return future
 
+    def wait_idle(self, seconds: float) -> None:
+        """Wait until all that was submitted is done, at most ``seconds``: a thread with tensors is not to outlive torch."""
+        if self._thread is not None:
+            with suppress(TimeoutError):
+                self.submit(lambda: None).result(seconds)
+
     def _work(self) -> None:
         while True:
             future, call, arguments = self._queue.get()

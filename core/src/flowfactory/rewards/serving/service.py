@@ -30,6 +30,9 @@ from flowfactory.rewards.wire import format, multipart, schema
 from flowfactory.temporary_folders import temporary_folder
 from flowfactory.types import Samples
 
+LAST_SECONDS = 5.0
+"""In which what still reads or scores comes to its end, when the reward's process has been ended."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -74,6 +77,8 @@ class Service:
     def close(self) -> None:
         """End the reward's process; nobody asks any more."""
         self._reward.close()
+        for thread in (self._reading, self._scoring):
+            thread.wait_idle(LAST_SECONDS)
 
     def app(self) -> ASGIApp:
         """The endpoints."""
