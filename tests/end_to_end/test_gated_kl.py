@@ -287,6 +287,34 @@ def test_what_is_wrong_is_told_by_its_key(kl: Any, told: str, tmp_path: Path) ->
     assert told in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("kl", "told"),
+    [
+        ({"name": "adaptiv", "target": 1e-3, "start": 1}, "algorithm.kl.name: got 'adaptiv'; give adaptive"),
+        ({"target": 1e-3, "start": 1}, "algorithm.kl: a weight that adapts says so; add name: adaptive"),
+        ({"coefficient": {"target": 1e-3}}, "algorithm.kl.coefficient: a weight that adapts says so; add name: adaptive"),
+        (
+            {"name": "adaptive", "target": 1e-3, "gate": {"share": 0.1}},
+            "algorithm.kl: gate goes beside a weight that adapts, not into it; write kl: "
+            "{coefficient: {name: adaptive, target: …}, gate: {…}}",
+        ),
+    ],
+)
+def test_one_mistake_is_told_once(kl: Any, told: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        validate(raw(tmp_path, {**AWM, "kl": kl}))
+    (line,) = str(refused.value).splitlines()
+    assert told in line
+
+
+def test_all_that_is_wrong_with_a_kl_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        validate(raw(tmp_path, {**AWM, "kl": {"name": "adaptiv", "target": -1}, "no_such": 1}))
+    told = str(refused.value).splitlines()
+    assert [any(key in line for line in told) for key in ("kl.name", "kl.target: got -1", "algorithm.no_such")] == [True] * 3
+    assert len(told) == 3
+
+
 def test_a_gate_needs_a_reward_that_is_only_watched(tmp_path: Path) -> None:
     rewards = {"rewards": {"watched": {"name": "watched", "weight": 0.5}}}
     with pytest.raises(UserError, match=r"algorithm\.kl\.gate: .*there are none; give a reward .* weight: 0"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from flowfactory.runs.doctor.reading import read_table
 from flowfactory.runs.doctor.supply import describe_dominance, dominant_reward
 from flowfactory.runs.doctor.table import Table, best_to_last, first_to_last
 from flowfactory.runs.doctor.watch import WINDOW, Watch
+from flowfactory.runs.lock import held
 from flowfactory.runs.train import train
 
 Records = list[dict[str, Any]]
@@ -31,7 +33,23 @@ Invoke = Callable[..., tuple[int, str, str]]
 HERE = Path(__file__).parent
 FROM_GENERATOR = HERE / "doctor_runs"
 """What the quickstart of the bundled generator wrote: with a learning rate of 6e-4 and guidance 3 in 30 iterations, trained at
-that guidance, which unlearned; and as it is in 40, which learned."""
+that guidance, which unlearned; and as it is in 40, which learned. With 30 times its rate it collapsed in one iteration, and nft
+with a KL of 0.01 ran away. Of a toy, the rate at 30 and at 300 times what it learns with: it drifted, and it exploded."""
+COLLAPSED: dict[str, Any] = {
+    "algorithm": {"name": "nft", "kl": 0.0, "norm_guard": 0.0, "timesteps": {"name": "uniform", "count": 2}},
+    "sampling": {"groups": 8, "group_size": 8},
+    "training": {"updates": 4, "epochs": 1, "optimizer": {"lr": 6e-3}},
+}
+RAN_AWAY: dict[str, Any] = {
+    "algorithm": {**COLLAPSED["algorithm"], "kl": 0.01},
+    "sampling": {"groups": 16, "group_size": 12},
+    "training": {"updates": 4, "epochs": 1, "optimizer": {"lr": 4e-4}},
+}
+EXPLODED: dict[str, Any] = {
+    "algorithm": {"name": "score", "clip_range": 0.1},
+    "sampling": {"groups": 4, "group_size": 4},
+    "training": {"updates": 2, "epochs": 1, "optimizer": {"lr": 0.3}},
+}
 GUIDED: dict[str, Any] = {
     "algorithm": {"name": "crd", "kl": 0.0, "timesteps": {"name": "uniform", "count": 2}},
     "sampling": {"groups": 18, "group_size": 12, "guidance": 3.0},
@@ -49,6 +67,7 @@ TOY: dict[str, Any] = {
     "device": "cpu",
     "seed": 7,
 }
+HONEST_RUNS = 300
 LATER = ("drift/", "weights/", "groups/")
 ENOUGH = {"sampling": {"groups": 16, "group_size": 8}}
 
@@ -146,7 +165,15 @@ def without_evaluations(run: Trained) -> Records:
 
 def reversed_reward(records: Records) -> Records:
     means = [record["reward/bright/mean"] for record in records if record["iteration"]]
-    return altered(records, reward__bright__mean=lambda iteration, _: means[-iteration])
+    return altered(records, reward__bright__mean=lambda iteration, _: means[-iteration], velocity_norm=1.0)
+
+
+def warnings_of(name: str, config: Mapping[str, Any]) -> dict[str, int]:
+    """The rules that a run of the generator is warned by while it goes on, and after which iteration."""
+    watch, told = Watch(config, {}), dict[str, int]()
+    for record in from_generator(name):
+        told |= {sentence.rsplit("#", 1)[1].rstrip(")"): record["iteration"] for sentence in watch.add(record)}
+    return told
 
 
 # what moves
@@ -180,6 +207,59 @@ def test_noise_is_no_reason_for_a_warning(iterations: int) -> None:
         assert not [finding for finding in diagnose(Table(records, config)) if finding.solid]
 
 
+def honest(source: random.Random) -> tuple[Records, dict[str, Any]]:
+    """A run that learns: a reward that rises and levels off, wanders a little, and is as noisy as its prompts and pictures."""
+    count = source.choice((6, 8, 12, 16, 24, 40, 80))
+    groups, size, prompts = source.choice((4, 8, 16, 48)), source.choice((4, 8, 24)), source.choice((60, 240))
+    start, between, pace = source.uniform(0.05, 0.6), source.uniform(0.1, 0.7), source.uniform(0.15, 1.5) * count
+    top, scale, wanders, wander = source.uniform(start + 0.15, start + 0.38), source.choice((0.1, 1, 20)), 0.02, 0.0
+    records: Records = [{"iteration": 0}]
+    for number in range(1, count + 1):
+        done = 1 - math.exp(-number / pace)
+        wander = 0.95 * wander + source.gauss(0, wanders) * 0.31
+        level = min(0.99, max(0.01, start + (top - start) * done + wander))
+        spread = 0.9 * math.sqrt(level * (1 - level))
+        noise = spread * math.sqrt(between / groups + (1 - between) / groups / size)
+        hard = [source.random() < level**4 for _ in range(groups)]  # a strict reward, of which prompts decide
+        right = sum(hard) / groups
+        record = {
+            "iteration": number,
+            "reward/a/mean": scale * (level + source.gauss(0, noise)),
+            "reward/a/std": scale * spread * source.uniform(0.9, 1.1),
+            "reward/a/flat": 0.1,
+            "reward/strict/mean": right,
+            "reward/strict/std": math.sqrt(right * (1 - right)),
+            "reward/strict/flat": 0.3,
+            "advantage/a/share": 0.6,
+            "advantage/strict/share": 0.4,
+            "groups/equal": sum(source.random() < level**8 for _ in range(groups)) / groups,
+            "velocity_norm": 1 + 0.2 * done + source.gauss(0, 0.003),
+        }
+        if number % 5 == 0:
+            kept = 0.1 + 0.8 * level
+            error = math.sqrt(kept * (1 - kept) / prompts)
+            record |= {"eval/kept/mean": kept + source.gauss(0, error), "eval/kept/std": error * math.sqrt(prompts)}
+            record |= {"eval/samples": prompts}
+        records.append(record)
+    return records, laid_over(COLLAPSED, {"sampling": {"groups": groups, "group_size": size}})
+
+
+FLAT = {"reward-flat", "few-groups", "small-groups", "reward-saturated"}
+"""Of a run that learned too little to be seen, or has learned all there is."""
+
+
+def test_fewer_than_one_in_a_hundred_honest_runs_are_blamed() -> None:
+    source = random.Random(5)
+    blamed = [0, 0]
+    for _ in range(HONEST_RUNS):
+        records, config = honest(source)
+        found = diagnose(Table(records, config, {"prompts": {"train": 100}}))
+        blamed[0] += any(finding.rule not in FLAT for finding in found)
+        watch = Watch(config, {"prompts": {"train": 100}})
+        blamed[1] += any(watch.add(record) for record in records)
+    assert max(blamed) < HONEST_RUNS / 100
+
+
 # each rule: a run that shows it, and one that does not
 
 
@@ -192,6 +272,9 @@ def test_small_updates_are_told_by_the_ratio_or_by_the_weights(still: Trained, l
     told = found(still.records, still.config)
     assert told["updates-too-small"].keys == {"training.optimizer.lr": 1e-8}
     assert "moves from 1 by 0 at most, of a clip range of 0.1" in told["updates-too-small"].what
+    pair = laid_over(still.config, {"algorithm": {"clip_range": [0.2, 0.1]}})
+    assert "of a clip range of 0.1" in found(still.records, pair)["updates-too-small"].what
+    assert "updates-too-small" not in found(altered(still.records, ratio__max_deviation=0.05), pair)
     one = laid_over(still.config, {"training": {"updates": 1}})
     assert "updates-too-small" not in found(still.records, one)
     for size, wrong in ((1e-8, True), (1e-4, False)):
@@ -270,6 +353,8 @@ def test_samples_whose_ratios_differ_much_are_told(
     told = found(run.records, run.config)
     assert all((record["effective_sample_size"] < 0.6) is wrong for record in run.records[1:])
     assert ("few-effective-samples" in told) is wrong
+    half = altered(run.records, effective_sample_size=0.5)  # of two updates, the second has no sample left
+    assert "few-effective-samples" in found(half, run.config)
     if wrong:
         assert told["few-effective-samples"].keys == {"training.optimizer.lr": 1.7}
         assert "nothing-clipped" not in told  # whose advice is to make larger steps
@@ -342,6 +427,66 @@ def test_what_is_to_fall_or_is_given_up_for_another_reward_is_not_unlearned(lear
     assert not {"rate-too-high", "no-kl"} & set(found(both, learned.config))
 
 
+def test_a_collapse_within_an_iteration_is_told_first_and_while_it_happens() -> None:
+    records = from_generator("collapsed")
+    for count in (6, 7, 10, 16, 24):  # iterations, of which the first one alone was before
+        told = diagnose(Table(records[: count + 1], COLLAPSED))
+        assert (told[0].rule, told[0].keys) == ("rate-too-high", {"training.optimizer.lr": 0.0006})
+        assert told[0].what.startswith("reward 'scene' fell at once: 0.3879 (iteration 1), 0.0")
+        assert "no-spread-in-groups" not in {finding.rule for finding in told}
+    assert warnings_of("collapsed", COLLAPSED) == {"rate-too-high": 10}
+    tail = [{**record, "iteration": 24 + n} for n, record in enumerate(records[13:] * 3, 1)]
+    longer = altered([*records, *tail], groups__equal=0.1)
+    assert diagnose(Table(longer, COLLAPSED))[0].what.startswith("reward 'scene' fell at once")
+
+
+def test_a_collapse_after_long_learning_is_told_as_one_at_first() -> None:
+    learned = from_generator("honest")
+    config = laid_over(GUIDED, {"sampling": {"guidance": 1.0}})
+    last = learned[-1]
+    for steps in (1, 2, 3):  # in so many iterations
+        parts = [(steps - min(n, steps)) / steps for n in range(1, 9)]
+        fallen = [{**last, "iteration": 40 + n, "reward/scene/mean": 0.6 * part} for n, part in enumerate(parts, 1)]
+        assert found([*learned, *fallen], config)["rate-too-high"].what.startswith("reward 'scene' fell at once")
+        dip = [*learned, *fallen[:3], *({**record, "iteration": record["iteration"] + 32} for record in learned[12:])]
+        assert "rate-too-high" not in found(dip, config)  # it came back
+
+
+def test_a_success_that_was_rare_is_no_collapse() -> None:
+    rare = [
+        {"iteration": n, "reward/a/mean": 0.125 * (n == 1), "reward/a/std": 0.33 * (n == 1), "advantage/a/share": 1.0}
+        for n in range(1, 31)
+    ]
+    assert "rate-too-high" not in found(rare, COLLAPSED)
+
+
+def test_groups_that_lost_their_spread_are_told_from_ones_that_had_none() -> None:
+    told = diagnose(Table(from_generator("exploded"), EXPLODED))
+    assert (told[0].rule, told[0].keys) == ("rate-too-high", {"training.optimizer.lr": 0.03})
+    assert "up to iteration 1 0% of them had none, of the last 10 iterations 100%" in told[0].what
+    assert "no-spread-in-groups" not in {finding.rule for finding in told}
+    never = found(altered(from_generator("exploded"), groups__equal=1.0), EXPLODED)
+    assert "no-spread-in-groups" in never
+    assert "rate-too-high" not in never
+    won = altered(from_generator("exploded"), reward__bright__mean=lambda n, _: 0.1 * n)  # it is higher
+    assert not {"no-spread-in-groups", "rate-too-high"} & set(found(won, EXPLODED))
+
+
+def test_velocities_that_run_away_are_told_before_the_reward_falls(learned: Trained) -> None:
+    assert warnings_of("ran_away", RAN_AWAY) == {"velocities-grow": 95}
+    told = found(from_generator("ran_away")[:96], RAN_AWAY)["velocities-grow"]
+    assert told.keys == {"algorithm.norm_guard": 10.0}
+    guarded = laid_over(RAN_AWAY, {"algorithm": {"norm_guard": 20.0}})
+    assert found(from_generator("ran_away"), guarded)["velocities-grow"].keys == {"algorithm.norm_guard": 200.0}
+    for until in range(1, 91):
+        assert "velocities-grow" not in found(from_generator("ran_away")[:until], RAN_AWAY)
+    assert warnings_of("exploded", EXPLODED)["velocities-grow"] == 5
+    assert found(from_generator("exploded"), EXPLODED)["velocities-grow"].keys == {"training.optimizer.lr": 0.1}
+    assert "velocities-grow" not in warnings_of("drifted", EXPLODED)  # they grow as it learns, to five times the size
+    assert max(record["velocity_norm"] for record in learned.records[1:]) > 1.2
+    assert "velocities-grow" not in found(learned.records, learned.config)
+
+
 def test_reward_hacking_is_told_while_it_happens_and_after(learned: Trained) -> None:
     told = found(learned.records, learned.config, learned.facts)["reward-hacking"]
     assert told.what.startswith("bright rose from ")
@@ -355,7 +500,23 @@ def test_reward_hacking_is_told_while_it_happens_and_after(learned: Trained) -> 
 
 def test_prompts_that_are_used_up_are_told(learned: Trained) -> None:
     told = found(learned.records, learned.config, learned.facts)["prompts-used-up"]
-    assert told.what.startswith("the 5 prompts were gone through 24 times: training rose")
+    assert told.what.startswith("the 5 prompts were gone through 24 times: training rose, and held-out dark fell from ")
+    late = altered(learned.records, eval__samples=100)
+    scores = {5: 0.1, 10: 0.2, 15: 0.3, 20: 0.4, 25: 0.5, 30: 0.2}  # the best is late, and the last far below
+    late = [
+        record | ({"eval/dark/mean": scores.get(record["iteration"], 0.0)} if "eval/dark/mean" in record else {})
+        for record in late
+    ]
+    assert "(after iteration 25) to 0.2 (after 30)" in found(late, learned.config, learned.facts)["prompts-used-up"].what
+    level = [record | ({"eval/dark/mean": 0.3} if "eval/dark/mean" in record else {}) for record in learned.records]
+    told = found(level, learned.config, learned.facts)["prompts-used-up"]
+    assert told.what.endswith("training rises on, and held-out dark has had no better score in the second half of the run")
+    levelled = [
+        {**r, **({"reward/bright/mean": 0.55 + 0.001 * (r["iteration"] % 2)} if r["iteration"] > 14 else {})} for r in level
+    ]
+    assert "prompts-used-up" not in found(
+        levelled, learned.config, learned.facts
+    )  # neither rises, which is no fault of prompts
     assert "prompts-used-up" not in found(learned.records, learned.config, {"prompts": {"train": 1000}})
     rising = [
         record | ({"eval/dark/mean": record["iteration"]} if "eval/dark/mean" in record else {}) for record in learned.records
@@ -370,7 +531,9 @@ def test_pictures_that_drift_as_the_reward_rises_are_told(learned: Trained, stil
     told = found(drifted, learned.config)["drift"]
     assert "by 4.5 standard deviations at most, since iteration 21" in told.what
     assert "drift" not in found(altered(drifted, drift__alarm=0.0), learned.config)
-    assert "drift" not in found(altered(still.records, drift__alarm=2.0), still.config)
+    assert "drift" in found(altered(still.records, drift__alarm=2.0), still.config)  # what the run said is said again
+    told = found(from_generator("drifted"), EXPLODED)["drift"]
+    assert told.what.startswith("bright rose in training, and 3 statistics of the pictures are far")
 
 
 def test_fresh_samples_that_are_clipped_are_told(learned: Trained) -> None:
@@ -404,6 +567,9 @@ def test_a_reference_that_is_always_taken_anew_is_told(learned: Trained) -> None
     records = without_evaluations(learned)
     told = found(altered(records, kl_reference__refreshed=1.0), learned.config)["reference-that-follows"]
     assert "was taken anew in each of the last 10 iterations" in told.what
+    watch = Watch(learned.config, {})
+    told_on_the_way = [sentence for record in altered(records, kl_reference__refreshed=1.0) for sentence in watch.add(record)]
+    assert any("#reference-that-follows" in sentence for sentence in told_on_the_way)
     for now_and_then in (0.0, lambda n, _: float(n % 3 > 0), lambda n, _: float(n < 29)):
         assert "reference-that-follows" not in found(altered(records, kl_reference__refreshed=now_and_then), learned.config)
 
@@ -543,7 +709,8 @@ def test_a_run_that_ends_names_the_likeliest(learned: Trained) -> None:
     said: list[str] = []
     _print_summary(learned.directory, said.append)
     (line,) = [line for line in said if line.startswith("doctor: ")]
-    assert line.startswith(f"doctor: 2 findings, the likeliest first with flowfactory doctor {learned.path}: bright rose from ")
+    assert line.startswith("doctor: bright rose from ")
+    assert line.endswith(f"; run flowfactory doctor {learned.path} for all 2 findings")
 
 
 def test_programs_get_one_object(learned: Trained, invoke: Invoke) -> None:
@@ -579,6 +746,20 @@ def test_a_run_is_looked_at_while_it_goes_on_and_after_it_failed(learned: Traine
     assert "line" in said[0]
     (path / "run.json").write_text(json.dumps({"end": {"how": "failed", "sentence": "the disk is full"}}))
     assert read_table(path, said.append)[1].endswith("failed: the disk is full")
+    stopped = {"how": "stopped", "sentence": "stopped after iteration 11; continue with --resume"}
+    (path / "run.json").write_text(json.dumps({"end": stopped}))
+    assert read_table(path, said.append)[1].endswith("stopped: stopped after iteration 11; continue with --resume")
+    (path / "run.json").write_text(json.dumps({"end": stopped, "under_way": "token"}))  # it was, and goes on
+    with held(path, said.append):
+        assert read_table(path, said.append)[1].endswith("of 30 iterations, under way")
+        lock = (path / "run.lock").read_bytes()
+    program = (
+        "import os\nfrom pathlib import Path\nfrom flowfactory.runs.lock import held\n"
+        f"with held(Path({str(path)!r}), print):\n    os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    assert (path / "run.lock").read_bytes() != lock
+    assert read_table(path, said.append)[1].endswith("of 30 iterations, killed")
 
 
 def test_no_torch_and_no_plugin_is_imported(learned: Trained, tmp_path: Path) -> None:
@@ -634,3 +815,8 @@ def test_a_run_that_fails_still_has_its_doctor(make: Callable[..., Trained], tmp
     assert code == 0
     assert out.startswith(f"{RunDirectory(folder).path}: ")
     assert "failed: reward" in out
+    told = json.loads(invoke("doctor", folder, "--json")[1])["findings"]
+    assert [finding["rule"] for finding in told] == ["run-failed"]
+    assert told[0]["what"].startswith("the run failed: reward")
+    assert "nothing is wrong" not in out
+    assert invoke("doctor", folder, "--strict")[0] == 1

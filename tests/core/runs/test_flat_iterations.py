@@ -64,11 +64,13 @@ def test_groups_that_lose_their_spread_are_warned_of_once_and_end_the_run_after_
     warned, error, saved = attempt((2,), patience_flat=3)
     assert warned == [
         "warning: in iteration 3 rewards do not differ within any group (all of 'bright' are near 0.8125), so nothing is "
-        "learned from them; after 3 such iterations in a row the run stops"
+        "learned from them; they differed up to iteration 2: if pictures are worse now, lower training.optimizer.lr; "
+        "after 3 such iterations in a row the run stops"
     ]
     assert error == (
         "rewards have not differed within any group for 3 iterations (all of 'bright' are near 0.8125), so nothing is learned "
-        "from them; look at the pictures and at the reward, or continue with --resume --set training.patience_flat=null; "
+        "from them; they differed up to iteration 2: if pictures are worse now, lower training.optimizer.lr; "
+        "look at the pictures and at the reward, or continue with --resume --set training.patience_flat=null; "
         f"the last checkpoint is {tmp_path / 'run/checkpoints/000005'}"
     )
     assert saved == ["000005"]

@@ -198,6 +198,8 @@ def test_every_constant_reward_is_named(prepared: Prepared) -> None:
     finding = rewards_differ(rewards, torch.tensor([0, 0, 1, 1]), run.config)
     told = "rewards do not differ within any group (all of 'bright' are near 0.5, all of 'glow' are near 2), so"
     assert finding.sentence.startswith(told)
+    assert "flowfactory sample" not in finding.sentence  # which needs a checkpoint, and there is none
+    assert finding.sentence.endswith("take a reward that gives partial credit, other prompts, or a larger sampling.group_size")
 
 
 def test_rewards_that_cancel_are_found_out_and_named(prepared: Prepared) -> None:

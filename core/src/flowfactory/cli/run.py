@@ -140,8 +140,8 @@ def _print_summary(directory: RunDirectory, say: Callable[[str], None]) -> None:
         say(sentence)
     table, _ = read_table(directory.path, say)
     if findings := diagnose(table):
-        count = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
-        say(f"doctor: {count}, the likeliest first with flowfactory doctor {directory.path}: {findings[0].what}")
+        more = f"all {len(findings)} findings" if len(findings) > 1 else "what to change"
+        say(f"doctor: {findings[0].what}; run flowfactory doctor {directory.path} for {more}")
     try:
         say(f"report: {write_report(directory, say)}")
     except OSError as error:  # the run is done and saved

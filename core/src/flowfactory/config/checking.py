@@ -52,7 +52,8 @@ def check(raw: Mapping[str, Any], catalogue: Catalogue, folder: Path | None, unr
         except ValidationError as error:
             problems = describe(error, schema, draft.raw)
             findings += [finding for problem in problems for finding in problem.findings if not draft.is_known(problem.keys)]
-            went = [draft.take_out(problem) for problem in problems]
+            whole = [p for p in problems if not any(p.keys[: len(q.keys)] == q.keys != p.keys for q in problems)]
+            went = [draft.take_out(problem) for problem in whole]
             if not any(went):
                 break
         except (UserError, MemoryError):

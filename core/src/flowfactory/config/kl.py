@@ -56,14 +56,30 @@ class KLRefresh(Strict):
 
 
 def _kind(value: Any) -> str:
-    if isinstance(value, KLTerm) or (isinstance(value, Mapping) and "name" not in value):
+    if isinstance(value, KLTerm) or (isinstance(value, Mapping) and "name" not in value and not _is_nameless(value)):
         return "KLTerm"
     adapts = value == "adaptive" or isinstance(value, AdaptiveKL | Mapping)  # any other text is no KL
     return "AdaptiveKL" if adapts else "number"
 
 
 def _expand(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        _check_place(value)
     return {"name": value} if value == "adaptive" else value
+
+
+def _check_place(value: Mapping[Any, Any]) -> None:
+    """ValueError: ``value``, a weight that adapts, does not say so, or holds what goes beside it."""
+    if "name" not in value:
+        raise ValueError("a weight that adapts says so; add name: adaptive")
+    if beside := [key for key in value if key in ("gate", "refresh")]:
+        whole = ", ".join(["coefficient: {name: adaptive, target: …}", *(f"{key}: {{…}}" for key in beside)])
+        raise ValueError(f"{beside[0]} goes beside a weight that adapts, not into it; write kl: {{{whole}}}")
+
+
+def _is_nameless(value: Mapping[Any, Any]) -> bool:
+    """Whether these are the options of a weight that adapts, and none of a whole term."""
+    return bool({"target", "start"} & value.keys()) and not {"coefficient", "gate", "refresh"} & value.keys()
 
 
 Adaptive = Annotated[AdaptiveKL, BeforeValidator(_expand), Tag("AdaptiveKL")]

@@ -75,7 +75,9 @@ def _problem(told: Any, found: _Found, schema: type[BaseModel], raw: Any) -> Pro
     else:
         finite = " that is finite" if kind == "finite_number" else ""
         message = f"got {written(value)}{_give(found.field, '; give ')}{finite}{_meant(place, value, found.field)}"
-    return Problem(found.keys, (Finding(place, message),), kind == "missing")
+    # without its name the rest of a section would be taken for another's
+    keys = found.keys[:-1] if kind == "literal_error" and found.keys[-1:] == ("name",) else found.keys
+    return Problem(keys, (Finding(place, message),), kind == "missing")
 
 
 def _give(field: FieldInfo | None, before: str) -> str:

@@ -27,14 +27,20 @@ class FlatIterations:
         if not self._warned:
             self._warned = True
             then = "" if self._patience is None else f"; after {self._patience} such iterations in a row the run stops"
-            told = f"rewards do not differ within any group ({near}), so nothing is learned from them"
+            told = f"rewards do not differ within any group ({near}), so nothing is learned from them{self._suspicion(number)}"
             self._say(f"warning: in iteration {number} {told}{then}")
         if self._patience is None or self._count < self._patience:
             return None
         return (
             f"rewards have not differed within any group for {self._count} iterations ({near}), so nothing is learned from "
-            "them; look at the pictures and at the reward, or continue with --resume --set training.patience_flat=null"
+            f"them{self._suspicion(number)}; look at the pictures and at the reward, or continue with --resume --set "
+            "training.patience_flat=null"
         )
+
+    def _suspicion(self, number: int) -> str:
+        """What is likely by iteration ``number`` if they differed before."""
+        last = number - self._count
+        return f"; they differed up to iteration {last}: if pictures are worse now, lower training.optimizer.lr" if last else ""
 
 
 def is_flat(metrics: Mapping[str, float]) -> bool:

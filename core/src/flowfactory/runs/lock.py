@@ -128,6 +128,17 @@ def held(folder: Path, say: Say) -> Iterator[RunLock]:
         lock.release()
 
 
+def is_held(folder: Path) -> bool | None:
+    """Whether the process that took a run directory has it still; None: none has, or this system cannot tell."""
+    try:
+        content = _read(folder / LOCK)
+    except UserError:
+        return None
+    holder = Holder.read(content) if content else None
+    ended = holder.no_longer_holds(folder) if holder else None
+    return None if ended is None else not ended
+
+
 def describe_unwritable(folder: Path, error: OSError) -> str:
     """The sentence about a run directory in which nothing can be written."""
     return f"output.dir: {folder} cannot be written to: {error.strerror}; {remedy(error)}, or choose another --out"

@@ -99,7 +99,8 @@ def rewards_differ(rewards: Mapping[str, Tensor], groups: Tensor, config: RunCon
         return Finding(
             False,
             f"rewards do not differ within any group ({near}), so "
-            "that nothing would be learned; look at the reward, and with flowfactory sample at the pictures",
+            "that nothing would be learned; take a reward that gives partial credit, other prompts, or a larger "
+            "sampling.group_size",
         )
     weights, chosen = {label: reward_weight(config.rewards[label]) for label in learned}, config.advantages
     if not advantages(rewards, weights, groups, chosen.aggregate, chosen.spread, min_range=chosen.min_range).any():

@@ -9,6 +9,7 @@ from typing import Any, Literal
 PAGE = "docs/when_it_does_not_learn.md"
 
 Rule = Literal[
+    "run-failed",
     "no-spread-in-groups",
     "reward-saturated",
     "updates-too-small",
@@ -22,6 +23,7 @@ Rule = Literal[
     "steps-under-guidance",
     "rate-too-high",
     "no-kl",
+    "velocities-grow",
     "reward-hacking",
     "drift",
     "first-ratio",

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from flowfactory.runs.doctor import names
+from flowfactory.runs.doctor.collapse import NO_SPREAD, lost_spread
 from flowfactory.runs.doctor.finding import Finding
-from flowfactory.runs.doctor.settings import learning_rate, optimizer_steps, scaled_rate
+from flowfactory.runs.doctor.settings import clip_range, learning_rate, optimizer_steps, scaled_rate
 from flowfactory.runs.doctor.table import RECENT, Move, Table, first_to_last, mean
 
 ITERATIONS, SOLID_ITERATIONS = 20, 40
 """Before which no reward is called flat, and before which no run warns of it."""
 ERRORS = 2.0
 """It is where its first and last quarter differ by less than these standard errors."""
-NO_SPREAD, HARDLY_ANY = 0.5, 0.75
-"""Shares of groups: of which more is told, and of which a run warns."""
+HARDLY_ANY = 0.75
+"""Share of groups without spread, of which a run warns."""
 LEFT_OF_SPREAD = 0.5
 """Of what it was at the beginning, of a reward that is nearly used up."""
 SMALL_UPDATE = 1e-6
@@ -24,7 +25,8 @@ MOSTLY, NEARLY_NONE = 0.4, 1e-4
 """Of the losses: those on the side where the ratio may move on are never cut, so that large steps cut half of all and more."""
 FEW_GROUPS, SMALL_GROUP, USUAL = 8, 4, 16
 FEW_SAMPLES = 0.5
-"""Share of the samples that as many of equal ratios would be: those of an iteration's first update alone are equal."""
+"""Share of the samples that as many of equal ratios would be: of an iteration's two updates, the first has all of them, and one
+of a policy that went far has none."""
 
 
 def flat(table: Table) -> Iterator[Finding]:
@@ -61,7 +63,7 @@ def no_spread(table: Table) -> Iterator[Finding]:
         evidence |= {"std_before": saturated.before.mean, "std_after": saturated.after.mean}
         spread = f"the spread of {label!r} went from {saturated.before} to {saturated.after} while its mean rose"
         yield Finding("reward-saturated", 40, f"{told}: {spread}", change, label, {}, evidence)
-    elif label not in table.rising():
+    elif label not in table.rising() and not lost_spread(table, label):  # of which else a fall tells
         size = table.count("sampling.group_size", 0)
         keys = {"sampling.group_size": 2 * size} if size else {}
         more = f"set sampling.group_size to {2 * size} (it is {size})" if size else "raise sampling.group_size"
@@ -97,7 +99,7 @@ def _small_updates(table: Table, told: str) -> Iterator[Finding]:
         what = f"{told}, and an iteration moves the weights by {size:.2g} of their norm"
         yield Finding("updates-too-small", 75, what, change, keys=keys, evidence={name: size})
         return
-    bound = table.number("algorithm.clip_range")
+    bound = clip_range(table)
     moved = table.recent(names.RATIO_DEVIATION)
     if bound and moved and optimizer_steps(table) > 1 and (most := max(value for _, value in moved)) < SMALL_DEVIATION * bound:
         what = f"{told}, and the ratio moves from 1 by {most:.2g} at most, of a clip range of {bound:g}"
@@ -118,7 +120,7 @@ def _few_groups(table: Table, told: str) -> Iterator[Finding]:
 
 def _few_samples(table: Table, told: str) -> Iterator[Finding]:
     name = table.first_known(names.EFFECTIVE_SAMPLES)
-    if name and (share := mean(table.recent(name))) < FEW_SAMPLES:
+    if name and (share := mean(table.recent(name))) <= FEW_SAMPLES:
         what = f"{told}, and the ratios differ so much that {share:.0%} of the samples would count for as much ({name})"
         change, keys = scaled_rate(table, 1 / 3)
         change += ", or lower training.updates or training.epochs"

@@ -6,14 +6,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from flowfactory.reward_trends import rising_rewards
+from flowfactory.reward_trends import quarter, rising_rewards
 from flowfactory.runs.doctor import names
 from flowfactory.runs.doctor.finding import Finding
 from flowfactory.runs.doctor.settings import hold_closer
-from flowfactory.runs.doctor.table import Table
+from flowfactory.runs.doctor.table import Table, mean, noise_without_jumps
 
 ERRORS = 2.0
-SOLID_ERRORS, SOLID_EVALUATIONS = 3.0, 3
+SOLID_ERRORS, SOLID_EVALUATIONS = 1.0, 3
+"""More than what is told of, for a run that looks at each evaluation; and as many as say how a score goes."""
 
 
 class HeldOutFall(NamedTuple):
@@ -48,20 +49,44 @@ class HeldOutFall(NamedTuple):
 def held_out_falls(table: Table) -> Iterator[HeldOutFall]:
     """Every held-out reward that fell while a training reward rose: what reward hacking looks like.
 
-    It fell where its last mean is below its best by more than two standard errors of their difference. A training reward rose
-    meanwhile where the mean of the last quarter of the iterations since is above that of the first by as much.
+    A training reward rose meanwhile where the mean of the last quarter of the iterations since is above that of the first by
+    more than two standard errors, by the noise of the whole run: a quarter may be one iteration.
     """
-    for label in (label for label in table.held_out() if table.weight(label) >= 0):  # else it is to fall
-        name = f"eval/{label}/mean"
-        points = [record for record in table.records if name in record]
-        best = max(points, key=lambda record: float(record[name]))
-        last = points[-1]
-        fall, error = best[name] - last[name], _error(best, last, label)
-        if fall <= ERRORS * error:
+    for label in table.held_out():
+        if (fall := fall_from_best(table, label)) is None:
             continue
-        since = [record for record in table.records if best["iteration"] <= record["iteration"] <= last["iteration"]]
-        for rising, (before, after) in rising_rewards(since, [f"reward/{label}/mean" for label in table.labels()]):
-            yield HeldOutFall(label, best, last, rising, before, after, fall / error if error else math.inf)
+        best, last, errors = fall
+        for rising in table.labels():
+            points = table.column(f"reward/{rising}/mean")
+            since = [point for point in points if best["iteration"] <= point[0] <= last["iteration"]]
+            if len(since) < 2:
+                continue
+            count = quarter(len(since))
+            before, after = mean(since[:count]), mean(since[-count:])
+            if after - before > ERRORS * noise_without_jumps(points) * math.sqrt(2 / count):
+                yield HeldOutFall(label, best, last, rising, before, after, errors)
+
+
+def fall_from_best(table: Table, label: str) -> tuple[Mapping[str, Any], Mapping[str, Any], float] | None:
+    """A held-out reward's best and last evaluation, and by how many standard errors it fell; None where it did not.
+
+    It fell where that is more than ERRORS, and more than the best of as many evaluations stands out by chance. One of a weight
+    below 0 is to fall.
+    """
+    name = f"eval/{label}/mean"
+    points = [record for record in table.records if name in record]
+    if not points or table.weight(label) < 0:
+        return None
+    best, last = max(points, key=lambda record: float(record[name])), points[-1]
+    fall, error = best[name] - last[name], _error(best, last, label)
+    if fall <= 0 or fall <= error * least_errors(len(points)):
+        return None
+    return best, last, fall / error if error else math.inf
+
+
+def least_errors(evaluations: int) -> float:
+    """Standard errors below the best of so many, from which chance hardly explains it: the best of many is high by chance."""
+    return math.sqrt(ERRORS**2 + 2 * math.log(evaluations))
 
 
 def hacking_warnings(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -77,16 +102,13 @@ def hacked(table: Table) -> Iterator[Finding]:
         evidence = {"best": float(fall.best[name]), "last": float(fall.last[name]), "standard_errors": fall.errors}
         change = f"{fall.change}; {hold_closer(table)}, or stop by training.early_stop"
         evaluations = sum(name in record for record in table.records)
-        solid = fall.errors >= SOLID_ERRORS and evaluations >= SOLID_EVALUATIONS
+        solid = fall.errors >= least_errors(evaluations) + SOLID_ERRORS and evaluations >= SOLID_EVALUATIONS
         evidence = {key: value for key, value in evidence.items() if math.isfinite(value)}
         yield Finding("reward-hacking", 88, fall.what, change, f"{fall.held_out}/{fall.training}", {}, evidence, solid)
 
 
 def drifted(table: Table) -> Iterator[Finding]:
-    """Statistics of the pictures left what they were while a training reward rose."""
-    rising = table.rising()
-    if not rising:
-        return
+    """Statistics of the pictures are far from what they were; that a training reward rose meanwhile the alarm has seen to."""
     alarms = table.recent(names.DRIFT_ALARM)
     if not alarms or not alarms[-1][1]:
         return
@@ -96,7 +118,8 @@ def drifted(table: Table) -> Iterator[Finding]:
     told = f"{alarms[-1][1]:g} statistics of the pictures are far from those of the first ones{far}, since iteration {since}"
     change = f"look at the pictures; where they got worse, {hold_closer(table)}"
     evidence = {names.DRIFT_ALARM: alarms[-1][1], "since": float(since)}
-    yield Finding("drift", 75, f"{rising[0]} rose in training, and {told}", change, evidence=evidence)
+    rose = next((label for label, _ in rising_rewards(table.records, table.reward_names())), "a reward")
+    yield Finding("drift", 75, f"{rose} rose in training, and {told}", change, evidence=evidence)
 
 
 def _error(one: Mapping[str, Any], other: Mapping[str, Any], label: str) -> float:

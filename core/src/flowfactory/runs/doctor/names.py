@@ -16,6 +16,8 @@ UPDATE_SIZE = ("weights/update",)
 """The norm of what an iteration added to the weights, by the norm of the weights."""
 EFFECTIVE_SAMPLES = ("effective_sample_size",)
 """The share of the samples that as many of equal ratios would be."""
+VELOCITY_SIZE = "velocity_norm"
+"""The size of velocities by that of the model that training started from."""
 KL_REFRESHED = "kl_reference/refreshed"
 COEFFICIENTS = ("kl_coefficient",)
 """What a controller sets."""
@@ -24,6 +26,6 @@ DRIFT_ALARM, DRIFT_DISTANCE = "drift/alarm", "drift/z"
 
 READ = (
     *(REWARD, ADVANTAGE, HELD_OUT, SECONDS, DRIFT_ALARM, DRIFT_DISTANCE, *CLIPPED, RATIO_DEVIATION, RATE),
-    *(*FLAT_GROUPS, *UPDATE_SIZE, *EFFECTIVE_SAMPLES, *COEFFICIENTS),
+    *(*FLAT_GROUPS, *UPDATE_SIZE, VELOCITY_SIZE, *EFFECTIVE_SAMPLES, *COEFFICIENTS, KL_REFRESHED),
 )
 """What the name of everything that is read begins with."""

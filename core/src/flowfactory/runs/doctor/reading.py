@@ -12,6 +12,7 @@ from flowfactory.errors import UserError
 from flowfactory.runs import metrics_file
 from flowfactory.runs.doctor.table import Table
 from flowfactory.runs.facts import END, FACTS, UNDER_WAY, read_facts
+from flowfactory.runs.lock import is_held
 from flowfactory.untrusted_files import Refused, read_bytes
 
 CONFIG, METRICS, LARGEST_CONFIG = "config.yaml", "metrics.jsonl", 2**19
@@ -30,7 +31,7 @@ def read_table(folder: Path, say: Callable[[str], None]) -> tuple[Table, str]:
     done = table.trained[-1]["iteration"] if table.trained else 0
     iterations = table.number("training.iterations")
     of = f" of {iterations:g}" if iterations else ""
-    return table, f"{done}{of} iterations, {_describe_end(facts)}"
+    return table, f"{done}{of} iterations, {_describe_end(folder, facts)}"
 
 
 def _read_config(folder: Path, say: Callable[[str], None]) -> Mapping[str, Any]:
@@ -44,9 +45,12 @@ def _read_config(folder: Path, say: Callable[[str], None]) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _describe_end(facts: Mapping[str, Any]) -> str:
+def _describe_end(folder: Path, facts: Mapping[str, Any]) -> str:
+    if isinstance(facts.get(UNDER_WAY), str):  # what is beside it then is how the run ended that this one continues
+        lives = is_held(folder)
+        return "under way, or killed" if lives is None else "under way" if lives else "killed"
     end = facts.get(END)
     if isinstance(end, Mapping) and end.get("how") in ("finished", "stopped", "failed"):
         sentence = str(end.get("sentence", ""))[:1000]
         return f"{end['how']}: {sentence}" if sentence else str(end["how"])
-    return "under way, or killed" if isinstance(facts.get(UNDER_WAY), str) else "not begun, or of unknown end"
+    return "not begun, or of unknown end"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,14 @@ def hold_closer(table: Table) -> str:
     if isinstance(table.key("algorithm.kl.refresh"), Mapping):
         ways.append("take its reference anew less often (algorithm.kl.refresh)")
     return " or ".join(ways)
+
+
+def clip_range(table: Table) -> float | None:
+    """How far the ratio may move before its gradient is cut; of two bounds, below and above, the nearer."""
+    value = table.key("algorithm.clip_range")
+    bounds = value if isinstance(value, list | tuple) else [value]
+    known = [float(bound) for bound in bounds if type(bound) in (int, float) and math.isfinite(bound) and bound > 0]
+    return min(known, default=None)
 
 
 def optimizer_steps(table: Table) -> int:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from flowfactory.runs.doctor import names
 from flowfactory.runs.doctor.finding import Finding
-from flowfactory.runs.doctor.table import RECENT, Table, mean
+from flowfactory.runs.doctor.hacked import fall_from_best
+from flowfactory.runs.doctor.table import RECENT, RISEN, Table, halves, mean
 
 NEARLY_ALL = 0.95
 OFTEN = 3
@@ -63,19 +64,37 @@ def prompts_used_up(table: Table) -> Iterator[Finding]:
         return
     what = f"the {prompts} prompts were gone through {passes:.0f} times"
     change, evidence = "give prompts.train more prompts, or stop by training.early_stop", {"passes": passes, "prompts": prompts}
-    if stalled := [label for label in table.held_out() if _has_stalled(table, label)]:
-        if table.rising():
-            what += f": training rose, and held-out {stalled[0]} has had no better score in the second half of the run"
-            yield Finding("prompts-used-up", 50, what, change, stalled[0], evidence=evidence)
-    elif passes >= MANY_PASSES and not table.held_out():
+    if not table.held_out() and passes >= MANY_PASSES:
         yield Finding("prompts-used-up", 15, f"{what}, and nothing is held out that would tell", change, evidence=evidence)
+    for label in table.held_out():
+        if told := _describe_held_out(table, label):
+            yield Finding("prompts-used-up", 50, f"{what}: {told}", change, label, evidence=evidence)
+            return
 
 
-def _has_stalled(table: Table, label: str) -> bool:
+def _describe_held_out(table: Table, label: str) -> str | None:
+    """How a held-out score went another way than training; None where it did not."""
     name = f"eval/{label}/mean"
-    scores = [record[name] for record in table.records if name in record]
-    half = len(scores) // 2
-    return len(scores) >= EVALUATIONS and max(scores[half:]) <= max(scores[:half])
+    evaluated = [record for record in table.records if name in record]
+    if len(evaluated) < EVALUATIONS:
+        return None
+    if (fall := fall_from_best(table, label)) and table.rising():
+        best, last, _ = fall
+        return (
+            f"training rose, and held-out {label} fell from {best[name]:.4g} (after iteration {best['iteration']}) to "
+            f"{last[name]:.4g} (after {last['iteration']})"
+        )
+    half = len(evaluated) // 2
+    stalled = max(record[name] for record in evaluated[half:]) <= max(record[name] for record in evaluated[:half])
+    if stalled and _rises_after(table, evaluated[half]["iteration"]):
+        return f"training rises on, and held-out {label} has had no better score in the second half of the run"
+    return None
+
+
+def _rises_after(table: Table, iteration: int) -> bool:
+    columns = (table.column(name) for name in table.reward_names())
+    moves = (halves([point for point in points if point[0] >= iteration]) for points in columns)
+    return any(move.errors > RISEN for move in moves if move)
 
 
 def slow_judge(table: Table) -> Iterator[Finding]:

@@ -17,6 +17,10 @@ LEAST = 16
 """Iterations without which nothing is said of how a figure moves."""
 RISEN = 3.0
 """Standard errors by which a reward rose."""
+FEWEST = 4
+"""Iterations of each half that is compared with the other."""
+JUMPS, MOST_JUMPS = 2, 16
+"""Differences of neighbours that may be a change and no noise: so many, and in a long run one of so many."""
 MOST = 20
 """Labels of each kind that are looked at."""
 LARGEST = 1e100
@@ -56,6 +60,10 @@ class Table:
         named = dict.fromkeys(name.split("/")[1] for record in self.trained for name in record if _is(name, REWARD, "mean"))
         wanted = [label for label in named if label in supplied or not supplied]
         return [label for label in wanted if self.weight(label) > 0][:MOST]
+
+    def reward_names(self) -> list[str]:
+        """The metrics of their means."""
+        return [f"reward/{label}/mean" for label in self.labels()]
 
     def weight(self, label: str) -> float:
         """Of a training reward; 1 where the config does not say."""
@@ -115,7 +123,8 @@ class Stretch(NamedTuple):
     mean: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.4g} (iterations {self.first} to {self.last})"
+        where = f"iteration {self.first}" if self.first == self.last else f"iterations {self.first} to {self.last}"
+        return f"{self.mean:.4g} ({where})"
 
 
 class Move(NamedTuple):
@@ -155,9 +164,33 @@ def best_to_last(points: Points) -> Move | None:
     return Move(max(stretches, key=lambda stretch: stretch.mean), _stretch(points[-count:]), _error(points, count))
 
 
+def halves(points: Points) -> Move | None:
+    """From the first half to the second; None where there are too few to tell their noise."""
+    count = len(points) // 2
+    if count < FEWEST:
+        return None
+    return Move(_stretch(points[:count]), _stretch(points[-count:]), _error(points, count))
+
+
+def over_the_same(points: Points, move: Move) -> Move | None:
+    """How a column went from the iterations of ``move.before`` to those of ``move.after``; None where it is in neither."""
+    first, last = ([point for point in points if part.first <= point[0] <= part.last] for part in (move.before, move.after))
+    if not first or not last or len(points) < 2:
+        return None
+    error = noise_without_jumps(points) * math.sqrt(1 / len(first) + 1 / len(last))
+    return Move(_stretch(first), _stretch(last), error)
+
+
 def mean(points: Points) -> float:
     """Of the values."""
     return fmean(value for _, value in points)
+
+
+def noise_without_jumps(points: Points) -> float:
+    """The standard deviation of a value, by what neighbours differ by; the JUMPS largest count as the next largest does."""
+    squares = sorted((after - before) ** 2 for (_, before), (_, after) in pairwise(points))
+    kept = squares[: -max(JUMPS, len(squares) // MOST_JUMPS)] or squares[:1]
+    return math.sqrt(fmean([*kept, *[kept[-1]] * (len(squares) - len(kept))]) / 2) if squares else 0.0
 
 
 def _stretch(points: Points) -> Stretch:
