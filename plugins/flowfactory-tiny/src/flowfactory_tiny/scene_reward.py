@@ -11,7 +11,6 @@ from torch import Tensor
 
 from flowfactory import ComponentConfig, Prompt, Samples, hookimpl, rewards
 from flowfactory_tiny.scenes import parse_caption
-from flowfactory_tiny.verifier import verify
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -57,5 +56,7 @@ class Scene:
     @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
         """Verify every picture against its prompt."""
+        from flowfactory_tiny.verifier import verify  # which computes moments of the shapes as it is imported
+
         verdicts = verify(samples.media, samples.prompts)
         return {self._label: torch.tensor([getattr(verdict, self._mode) for verdict in verdicts])}
