@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import Annotated
 
 import typer
 
 from flowfactory.atomic_files import disk_fault
 from flowfactory.cli import cache, doctor, estimate, export, plugins, report, run, sample, serve
-from flowfactory.cli.output import contain_libraries, rank_prefix, warn
+from flowfactory.cli.examples import epilog
+from flowfactory.cli.output import contain_libraries, rank_prefix, say, warn
 from flowfactory.cli.usage import usage_error
+from flowfactory.discovery.installed_version import installed_versions
 from flowfactory.distributed.cuda_allocator import let_segments_grow
 from flowfactory.distributed.environment import read_environment
 from flowfactory.distributed.hangup import outlive_readers
@@ -19,12 +22,9 @@ from flowfactory.distributed.outcome import to_outcome
 from flowfactory.distributed.rank_process import die_with_parent, is_supervised, report_outcome
 from flowfactory.errors import Interrupted, RunError, UserError
 
-app = typer.Typer(
-    help="Train image and video generators with reinforcement learning.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+HELP = {"help_option_names": ["-h", "--help"]}
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_settings=HELP)
 plugins_app = typer.Typer(help="What is installed.", no_args_is_help=True)
 plugins_app.command("list")(plugins.list_plugins)
 plugins_app.command("show")(plugins.show_plugin)
@@ -43,6 +43,35 @@ app.command()(report.report)
 app.command()(doctor.doctor)
 app.command()(plugins.schema)
 app.command()(serve.serve)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(", ".join(f"{name} {version}" for name, version in installed_versions()))
+        raise typer.Exit
+
+
+@app.callback(epilog=epilog(""))
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print versions and exit.")
+    ] = False,
+) -> None:
+    """Train image and video generators with reinforcement learning."""
+
+
+def add_epilogs(commands: typer.Typer, above: str = "") -> None:
+    """Have the help of all ``commands`` end with their examples."""
+    for command in commands.registered_commands:
+        name = command.name or (command.callback.__name__ if command.callback else "")
+        command.epilog = epilog(f"{above} {name}".strip())
+    for group in commands.registered_groups:
+        if group.typer_instance and group.name:
+            group.epilog = epilog(group.name)
+            add_epilogs(group.typer_instance, group.name)
+
+
+add_epilogs(app)
 
 
 def _quieten() -> None:

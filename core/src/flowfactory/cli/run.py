@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowfactory.cli.options import Nproc, Plugins, Sets, typed_path
+from flowfactory.cli.options import Config, Nproc, Plugins, Sets, typed_path
 from flowfactory.cli.output import say, show, warn
 from flowfactory.cli.rehearsal import rehearse
 from flowfactory.distributed import environment, launch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a bundled example.")],
+    config: Config,
     sets: Sets = None,
     plugin: Plugins = None,
     out: Annotated[

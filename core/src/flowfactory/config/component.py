@@ -31,6 +31,13 @@ class ComponentConfig(Strict, ABC):
     known_as: ClassVar[tuple[str, ...]] = ()
     """Other names that people have for it; whoever writes one is told the right one."""
 
+    starter_options: ClassVar[Mapping[str, Any]] = {}
+    """The options that examples of it are written with, such as a value for each that has no default."""
+
+    starter_prompts: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    """Prompts, each as a line of a ``.jsonl`` file, that a reward can judge where it cannot judge any: a starter config
+    trains on them."""
+
     @abstractmethod
     def build(self, label: str) -> object:
         """Make the component. ``label`` is the config's own name for it, which a reward returns its scores under."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -280,7 +281,12 @@ def _quote_before(mark: yaml.Mark, text: str) -> tuple[yaml.Mark, yaml.Mark] | N
 
 def dump(config: BaseModel) -> str:
     """The resolved config as YAML that :func:`flowfactory.config.loading.load` reads back to the same."""
-    return yaml.dump(_put_name_first(config.model_dump(mode="json")), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    return dump_values(config.model_dump(mode="json"))
+
+
+def dump_values(values: Mapping[str, Any]) -> str:
+    """``values``, of the types of JSON, as YAML, in block style."""
+    return yaml.dump(_put_name_first(dict(values)), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _put_name_first(value: Any) -> Any:

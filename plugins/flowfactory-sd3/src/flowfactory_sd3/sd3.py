@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -90,6 +90,8 @@ class SD3Config(FamilyConfig):
         *("sd3.5", "sd35", "sd3-medium", "sd3.5-medium", "sd3.5-large"),
         *("stable-diffusion-3", "stable-diffusion-3.5-medium", "stable-diffusion-3.5-large"),
     )
+
+    starter_options: ClassVar[Mapping[str, Any]] = {"path": "stabilityai/stable-diffusion-3.5-medium"}
 
     family: ClassVar[Family] = SD3
 

@@ -22,6 +22,15 @@ class SceneConfig(ComponentConfig):
     Prompts must be of the tiny world: ``flowfactory_tiny.scenes.parse_caption`` reads them.
     """
 
+    starter_prompts = (
+        {"prompt": "a large red circle on white"},
+        {"prompt": "a blue square above an orange ring on black"},
+        {"prompt": "three yellow triangles on gray"},
+        {"prompt": "a green cross on black"},
+        {"prompt": "a small cyan ring on white"},
+        {"prompt": "two purple squares on gray"},
+    )
+
     mode: Literal["strict", "partial"] = Field(
         "strict", description="strict: 1 if every check holds, else 0; partial: graded credit, the last quarter for strict"
     )
