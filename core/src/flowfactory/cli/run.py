@@ -48,7 +48,7 @@ def run(
     if dry_run:
         check = partial(_check, config, sets, plugin, out)
         # what is wrong without PyTorch may be right with it: no error is told but one that is made with it
-        if "torch" in sys.modules or not rehearse(partial(_without_torch, check)):
+        if "torch" in sys.modules or not rehearse(partial(without_torch, check)):
             check()
         return
     resolved = loading.load(config, sets or [], plugin or [], out)
@@ -72,7 +72,8 @@ OURS = ("flowfactory", *(f"flowfactory_{name}" for name in PLUGINS))
 """Packages that do with PyTorch, as they are imported, nothing that takes more than its names."""
 
 
-def _without_torch(check: Callable[[], None]) -> None:
+def without_torch(check: Callable[[], None]) -> None:
+    """Do ``check``, for which PyTorch is imported as soon as more than its names is needed."""
     with postponed_imports("torch", "safetensors.torch", importers=OURS):
         check()
 

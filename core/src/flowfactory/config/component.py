@@ -130,6 +130,11 @@ class ModelConfig(ComponentConfig):
         """How many tokens a prompt's picture of so many pixels adds to those of what is drawn, in one forward with them."""
         return 0
 
+    def encoded_bytes(self, precision: int) -> int | None:
+        """About how many bytes the text of a prompt takes, encoded, at most, where a number of the transformer takes
+        ``precision`` bytes; None where it is not known, as of a checkpoint that is not here."""
+        return None
+
     def takes_negatives(self) -> bool:
         """Whether guidance above 1 asks for a negative prompt, as far as files on this machine tell."""
         return True
@@ -209,3 +214,10 @@ class DynamicsConfig(ComponentConfig):
 
     linear: ClassVar[bool] = False
     """Whether the mean of a step is linear in its latents and velocity, which some algorithms' weights rely on."""
+
+    evaluations: ClassVar[int] = 1
+    """How many velocities each step takes, but the last, which takes one."""
+
+    def stochastic_steps(self, steps: int) -> int:
+        """How many of so many ``steps`` are stochastic in an iteration."""
+        return steps if self.stochastic else 0

@@ -17,6 +17,8 @@ LORA_TARGETS = (
     *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
 )
 
+CLIP_TOKENS = 77
+
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
     """embeds [L, D] and pooled [P] of each prompt."""
@@ -96,3 +98,8 @@ class SD3Config(FamilyConfig):
     family: ClassVar[Family] = SD3
 
     max_sequence_length: int = Field(256, ge=1, le=512, description="tokens of the T5 encoder")
+
+    def encoded_tokens(self) -> int | None:
+        """Those of CLIP, then those of the T5 encoder."""
+        clip = self.checkpoint.config("text_encoder").get("max_position_embeddings", CLIP_TOKENS)
+        return int(clip) + self.max_sequence_length
