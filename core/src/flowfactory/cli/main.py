@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from flowfactory.atomic_files import disk_fault
-from flowfactory.cli import cache, check, doctor, estimate, export, plugins, report, run, sample, serve
+from flowfactory.cli import cache, check, doctor, estimate, export, init, plugins, report, run, sample, serve
 from flowfactory.cli.examples import epilog
 from flowfactory.cli.output import contain_libraries, rank_prefix, say, warn
 from flowfactory.cli.usage import usage_error
@@ -34,8 +34,9 @@ cache_app.callback()(cache.show_unless_told)
 cache_app.command("show")(cache.show)
 cache_app.command("clear")(cache.clear)
 app.add_typer(cache_app, name="cache")
-app.command()(check.with_all_findings(run.run))
+app.command()(init.init)
 app.command()(check.check)
+app.command()(check.with_all_findings(run.run))
 app.command()(sample.sample)
 app.command("eval")(sample.evaluate_run)
 app.command()(export.export)

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 def schema(plugin: Plugins = None) -> None:
     """Print the JSON schema of a config, with every installed component."""
-    from flowfactory.config.component_slots import schema_type
+    from flowfactory.config.editor_schema import editor_schema
     from flowfactory.discovery.discover import discover
 
-    show_json(schema_type(discover(plugin or [])).model_json_schema(), indent=2)
+    show_json(editor_schema(discover(plugin or [])), indent=2)
 
 
 def list_plugins(

@@ -108,6 +108,9 @@ class ModelConfig(ComponentConfig):
     video_rate: ClassVar[float | None] = None
     """Frames a second that a prompt's video is read at, as many as are drawn; None where it is read in another way."""
 
+    starter_sampling: ClassVar[Mapping[str, Any]] = {}
+    """What of ``sampling`` examples of it are written with, where no bundled example says it."""
+
     caches_features: ClassVar[bool] = False
     """Whether its ``sample`` heeds a plan's ``cache_threshold``."""
     detaches_negatives: ClassVar[bool] = False

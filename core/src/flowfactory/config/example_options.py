@@ -54,11 +54,12 @@ def starter_values(catalogue: Catalogue, component: Component) -> dict[str, Any]
 
 
 def bundled_example(catalogue: Catalogue, component: Component) -> dict[str, Any] | None:
-    """The first example config of the same distribution that names ``component``, with absolute paths of prompts."""
-    return next(_examples_of(catalogue, component), None)
+    """The first of :func:`bundled_examples`."""
+    return next(bundled_examples(catalogue, component), None)
 
 
-def _examples_of(catalogue: Catalogue, component: Component) -> Iterator[dict[str, Any]]:
+def bundled_examples(catalogue: Catalogue, component: Component) -> Iterator[dict[str, Any]]:
+    """The example configs that name ``component``, those of its own distribution first, with absolute paths of prompts."""
     named = [each for each in catalogue.found if each.kind == "example"]
     # its own package's first, and of those the one that is called like it
     named.sort(key=lambda each: (each.distribution != component.distribution, each.name != component.name))
