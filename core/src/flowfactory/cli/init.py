@@ -123,7 +123,7 @@ def _write(
     here = card_memory() if memory is None else None
     card = memory or here or ASSUMED
     own = None if prompts is None else prompts.absolute()
-    wish = Wish(file.name, _as_typed(path), own, card, assumed=memory is None and here is None)
+    wish = Wish(file.name, _as_typed(path), own, card, assumed=memory is None and here is None, plugins=plugins)
     starter = make_starter(catalogue, choice, wish, warn)
     written = {file.parent / name: text for name, text in starter.prompts.items()}
     _require_new(list(written))
@@ -135,8 +135,7 @@ def _write(
         _create(new, content)
         say(f"wrote {new}")
     say(f"memory: {starter.fitted.sentence}")
-    more = "".join(f" --plugin {shlex.quote(str(each))}" for each in plugins)
-    say(f"next: flowfactory check {shlex.quote(str(file))}{more}")
+    say(f"next: flowfactory check {shlex.quote(str(file))}")
 
 
 def _as_typed(path: str | None) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from typing import Annotated
@@ -21,6 +20,7 @@ from flowfactory.distributed.hangup import outlive_readers
 from flowfactory.distributed.outcome import to_outcome
 from flowfactory.distributed.rank_process import die_with_parent, is_supervised, report_outcome
 from flowfactory.errors import Interrupted, RunError, UserError
+from flowfactory.quiet_libraries import quieten
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -76,14 +76,6 @@ def add_epilogs(commands: typer.Typer, above: str = "") -> None:
 add_epilogs(app)
 
 
-def _quieten() -> None:
-    """Libraries' own progress bars and hints would stand between the lines of a run."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which recommends a package on the first import
-
-
 def _call(commands: typer.Typer) -> int:
     """The exit code of the command that was typed. UserError: it was typed wrong."""
     try:
@@ -103,7 +95,7 @@ def main() -> None:
 
     A rank says to the process that started it how it ended, and that one speaks for all.
     """
-    _quieten()
+    quieten()
     let_segments_grow(os.environ)
     contain_libraries()
     outlive_readers()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +66,26 @@ def bundled_examples(catalogue: Catalogue, component: Component) -> Iterator[dic
     # its own package's first, and of those the one that is called like it
     named.sort(key=lambda each: (each.distribution != component.distribution, each.name != component.name))
     for each in named:
-        try:
-            raw = parse_yaml(read_text(Path(each.spec), each.name), each.name)
-        except UserError:
-            continue
+        raw = _read_example(Path(each.spec))
         if isinstance(raw, dict) and _names(raw.get(component.kind), component):
             prompts = raw.get("prompts")
             if isinstance(prompts, dict):
                 files = {key: str(_absolute(prompts[key], each.spec)) for key in ("train", "heldout") if key in prompts}
                 raw["prompts"] = {**prompts, **files}
             yield raw
+
+
+def _read_example(path: Path) -> Any:
+    return copy.deepcopy(_read_once(path))
+
+
+@cache
+def _read_once(path: Path) -> Any:
+    """What is in an example; None where it cannot be read, which whoever uses it will be told."""
+    try:
+        return parse_yaml(read_text(path, path.name), path.name)
+    except UserError:
+        return None
 
 
 def _absolute(path: object, config: object) -> Path:

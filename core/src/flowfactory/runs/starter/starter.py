@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowfactory.config.checking import check as check_config
 from flowfactory.config.component_slots import config_class, schema_type
 from flowfactory.config.example_options import bundled_example
-from flowfactory.config.loading import parse, validate
+from flowfactory.config.findings import WrongConfig
+from flowfactory.config.loading import parse
 from flowfactory.docs_address import page
 from flowfactory.errors import UserError
 from flowfactory.runs.starter.draft import drafts
@@ -49,6 +51,7 @@ class Wish:
     prompts: Path | None
     card: int
     assumed: bool
+    plugins: Sequence[Path] = ()
 
 
 def make_starter(catalogue: Catalogue, choice: Choice, wish: Wish, say: Say) -> Starter:
@@ -58,11 +61,12 @@ def make_starter(catalogue: Catalogue, choice: Choice, wish: Wish, say: Say) -> 
         folder = Path(temporary)
         for name, text in prompts.items():
             (folder / name).write_text(text, encoding="utf-8")
-        check = partial(_validate, folder=folder, name=wish.name)
+        check = partial(_validate, catalogue=catalogue, folder=folder, name=wish.name)
         raw = _first_valid(catalogue, choice, wish, list(prompts), check)
         model = config_class(choice.model[1])
         fitted = fit(raw, model, wish.card, check, say)
-        check(fitted.raw)
+        if fitted.raw != raw:
+            check(fitted.raw)
     return Starter(_render(catalogue, choice, wish, fitted), prompts, fitted)
 
 
@@ -81,6 +85,8 @@ def _first_valid(
     """The first draft that nothing is wrong with. UserError: that of the first, where there is something with all."""
     wrong: UserError | None = None
     for raw in drafts(catalogue, choice, wish.path):
+        if wish.plugins:
+            raw["plugins"] = [str(file.resolve()) for file in wish.plugins]
         raw["prompts"] = {"train": str(wish.prompts)} if wish.prompts else dict(zip(("train", "heldout"), files, strict=True))
         if wish.prompts:
             del raw["evaluation"]
@@ -94,9 +100,12 @@ def _first_valid(
     raise wrong
 
 
-def _validate(raw: dict[str, Any], folder: Path, name: str) -> RunConfig:
-    """The config of ``raw``, whose relative paths are in ``folder``; what is not installed is told by who checks it."""
-    return validate(raw, name, folder)
+def _validate(raw: dict[str, Any], catalogue: Catalogue, folder: Path, name: str) -> RunConfig:
+    """The config of ``raw``, whose relative paths are in ``folder``. UserError: something is wrong with it."""
+    try:
+        return check_config(raw, catalogue, folder)
+    except WrongConfig as error:
+        raise UserError(*error.describe(name)) from error
 
 
 def _render(catalogue: Catalogue, choice: Choice, wish: Wish, fitted: Fitted) -> str:
