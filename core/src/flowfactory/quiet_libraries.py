@@ -1,4 +1,4 @@
-"""Hints that libraries print of their own accord, between the lines of a run: about packages that would be faster, and the like.
+"""Hints that libraries print of their own accord, between the lines of a run: of packages that would be faster, for one.
 
 What a loaded checkpoint lacks, and whatever else is wrong, is found by looking, not by reading their warnings.
 """
