@@ -56,11 +56,16 @@ def check_run(
     """The checkup of the config ``source`` on so many ``ranks``, which compute on CUDA or on a CPU."""
     found = Checkup()
     found.config, found.errors = loading.examine(source, overrides, plugins, out)
-    config = found.config
-    if config is None:
-        return found
+    if found.config is not None:
+        _look_through(found, found.config, ranks, cuda)
+    found.errors = list(dict.fromkeys(found.errors))
+    found.warnings = [told for told in dict.fromkeys(found.warnings) if told not in found.errors]
+    return found
+
+
+def _look_through(found: Checkup, config: RunConfig, ranks: int, cuda: bool) -> None:
+    """Note what can be said of ``config`` beyond its keys."""
     look = _Looks(found, whole=not found.errors)
-    config = with_precision(config, cuda) if look.whole else config
     train = look.at(lambda: read_prompts(config.prompts.train, config.prompts.video_fps)) or ()
     heldout = look.at(lambda: _read_heldout(config)) or ()
     look.warn(lambda: idle_keys(config))
@@ -69,20 +74,18 @@ def check_run(
     look.warn(lambda: idle_keys_of_prompts(config, [*train, *heldout]))
     if look.whole:
         look.at(lambda: _assemble(config))
-    for check in _rank_checks(config, ranks):
-        look.at(check)
+    for count in _rank_checks(config, ranks):
+        look.at(count)
     found.errors += look.at(lambda: unreachable(list(servers(config)))) or []
-    found.errors += look.at(lambda: list(_offline(config))) or []
+    found.errors += look.each(lambda: _offline(config))
     look.warn(lambda: _downloads(config))
     look.warn(lambda: doubts(config, len(train)))
     look.at(lambda: _check_directory(config))
     look.warn(lambda: _begun(config))
     if train:
         found.sizes = look.at(lambda: count_sizes(config, train, heldout))
-        found.encoding = look.at(lambda: count_encoding(config, train, heldout, config.training.precision))
-    found.errors = list(dict.fromkeys(found.errors))
-    found.warnings = [told for told in dict.fromkeys(found.warnings) if told not in found.errors]
-    return found
+        settled = look.at(lambda: with_precision(config, cuda).training.precision)
+        found.encoding = look.at(lambda: count_encoding(config, train, heldout, settled or ""))
 
 
 class _Looks:

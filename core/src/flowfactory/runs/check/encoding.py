@@ -40,7 +40,7 @@ def count_encoding(config: RunConfig, train: Sequence[Prompt], heldout: Sequence
         texts.add((prompt.text, str(prompt.metadata), prompt.images, prompt.video, prompt.audio, False))
         if config.model.takes_negatives():
             texts.add((config.prompts.negative if prompt.negative is None else prompt.negative, True))
-    each = config.model.encoded_bytes(BYTES[precision])
+    each = config.model.encoded_bytes(BYTES[precision]) if precision in BYTES else None
     folder = default_folder() / "conditions"
     media = len({path for prompt in both for path in (*prompt.images, prompt.video, prompt.audio) if path})
     return Encoding(len(texts), None if each is None else each * len(texts), media, folder, _free(folder))
