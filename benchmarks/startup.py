@@ -1,6 +1,6 @@
 """What a start costs before anything is drawn: CPU seconds and memory of whole processes, as JSON.
 
-    python benchmarks/startup.py [--out benchmarks/results] [--rounds 5] [--older CHECKOUT]
+    python benchmarks/startup.py [--out benchmarks/results] [--rounds 5] [--older CHECKOUT] [--commands]
 
 `reference` is a plain script such as people write: FluxPipeline.from_pretrained, an adapter from peft, torch.optim.AdamW, up to
 the end of the transformer's first forward. `warm` is `flowfactory run` on the same checkpoint, all of whose prompts are in the
@@ -8,6 +8,9 @@ cache, up to the end of its first forward; `older` is the same with the sources 
 and the commands that draw nothing. The checkpoint is a tiny FLUX.1 with random weights, in float32 on the CPU, one thread.
 They take turns; figures are medians over the rounds, user and system time of the whole process. Writes startup.json, with the
 load of the machine in the last 1, 5 and 15 minutes: where others were at work beside it, ratios alone mean something.
+
+With `--commands`, the commands that ask about a run alone, and `torch` beside them; figures are the least of the rounds, which
+others at work disturb least. Writes startup_commands.json.
 """
 
 import os
@@ -119,22 +122,58 @@ def commands(folder: Path, older: Path | None) -> dict[str, tuple[list[str], Pat
     return given
 
 
+def asking() -> dict[str, tuple[list[str], Path]]:
+    """The commands that ask about a run, and draw nothing."""
+    typed = {
+        "version": ["--version"],
+        "help": ["--help"],
+        "plugins": ["plugins", "list"],
+        "check": ["check", "quickstart"],
+        "dry-run": ["run", "quickstart", "--dry-run"],
+    }
+    flowfactory = {name: (["-m", "flowfactory", *words], ROOT) for name, words in typed.items()}
+    return {**flowfactory, "torch": (["-c", "import torch"], ROOT)}
+
+
+def measure(measured: dict[str, tuple[list[str], Path]], folder: Path, rounds: int) -> dict[str, list[Cost]]:
+    """By name the costs of each round, in turns; a first one, which fills caches, is not counted."""
+    found: dict[str, list[Cost]] = {name: [] for name in measured}
+    for number in range(rounds + 1):
+        for name, (line, checkout) in measured.items():
+            subprocess.run(["rm", "-rf", str(folder / "started")], check=True)
+            spent = cost(line, checkout, folder)
+            if number:
+                found[name].append(spent)
+    return found
+
+
+def measure_commands(out: Path, rounds: int) -> None:
+    """Write startup_commands.json."""
+    from flowfactory.runs.versions import versions
+
+    with tempfile.TemporaryDirectory() as temporary:
+        found = measure(asking(), Path(temporary), rounds)
+    least = {name: Cost(*map(min, zip(*costs, strict=True))) for name, costs in found.items()}
+    rows = {name: {"cpu_s": round(one.cpu, 2), "memory_mb": round(one.memory)} for name, one in least.items()}
+    for name, row in rows.items():
+        print(f"{name:<10} {row['cpu_s']:6.2f} CPU s {row['memory_mb']:6} MB")
+    result = {"rows": rows, "rounds": rounds, "machine": machine(), "load": os.getloadavg(), "versions": versions()}
+    write_results(out / "startup_commands.json", result)
+
+
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--older", type=Path, help="another checkout, to be measured beside this one")
+    parser.add_argument("--commands", action="store_true", help="the commands that ask about a run alone")
     arguments = parser.parse_args()
-    found: dict[str, list[Cost]] = {}
+    if arguments.commands:
+        measure_commands(arguments.out, arguments.rounds)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(folder)
-        measured = commands(folder, arguments.older and arguments.older.resolve())
-        for number in range(arguments.rounds + 1):
-            for name, (line, checkout) in measured.items():
-                subprocess.run(["rm", "-rf", str(folder / "started")], check=True)
-                spent = cost(line, checkout, folder)
-                if number:  # the first fills the caches, of prompts and of compiled sources
-                    found.setdefault(name, []).append(spent)
+        found = measure(commands(folder, arguments.older and arguments.older.resolve()), folder, arguments.rounds)
     rows: dict[str, dict[str, Any]] = {}
     for name, costs in found.items():
         cpu, memory = (statistics.median(values) for values in zip(*costs, strict=True))

@@ -140,10 +140,9 @@ def test_packaged_it_is_the_same_file(importable: Path) -> None:
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: flowfactory-brightness\nVersion: 0.1.0\n")
     lines = "".join(f"{name} = {module}\n" for name, module in entries.items())
     (information / "entry_points.txt").write_text(f"[flowfactory]\n{lines}")
-    listed = flowfactory("plugins", "list").splitlines()
-    assert [line.split() for line in listed if "brightness" in line] == [
-        ["reward", "brightness", "flowfactory-brightness", "0.1.0"]
-    ]
+    listed = json.loads(flowfactory("plugins", "list", "--json"))["components"]
+    (found,) = [row for row in listed if row["name"] == "brightness"]
+    assert (found["kind"], found["distribution"], found["version"]) == ("reward", "flowfactory-brightness", "0.1.0")
 
 
 def test_the_errors_of_rewards_are_told_as_the_page_says(folder: Path) -> None:

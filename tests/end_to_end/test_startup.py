@@ -270,6 +270,47 @@ def test_warnings_and_errors_are_told_once(checked: Path) -> None:
     assert "none.txt" in told
 
 
+IMPORTED = """
+import json, os, sys
+from flowfactory.cli import main
+
+def told():
+    sys.stderr.write(json.dumps([name for name in {large!r} if name in sys.modules]) + "\\n")
+
+leave = os._exit
+os._exit = lambda code: (told(), sys.stderr.flush(), leave(code))  # of the fork in which a config is checked
+try:
+    main.main()
+except SystemExit as end:
+    told()
+    raise
+"""
+HEAVY = ("torch", "transformers", "diffusers", "peft", "scipy", "bitsandbytes")
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        *(["--version"], ["check", "-h"], ["plugins", "list"], ["init"]),
+        *(["check", "quickstart"], ["check", "flux1"], ["run", "quickstart", "--dry-run"]),
+    ],
+    ids=" ".join,
+)
+def test_what_asks_about_a_run_imports_none_of_what_computes_it(typed: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED.format(large=HEAVY), *typed],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+    )
+    assert not done.returncode, done.stderr
+    found = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("[")]
+    assert found
+    assert not any(found)
+
+
 def test_the_packages_that_need_names_of_pytorch_alone_are_those_of_this_repository() -> None:
     from flowfactory.cli.run import OURS
 

@@ -31,6 +31,15 @@ class GenevalConfig(RewardModelConfig):
     told the classes (OWL-ViT, OWLv2, Grounding DINO) or one with COCO's classes (DETR and its kind), colours by CLIP.
     """
 
+    starter_prompts = (
+        {"prompt": "a photo of two dogs", "tag": "counting", "include": [{"class": "dog", "count": 2}]},
+        {"prompt": "a photo of a red apple", "tag": "colors", "include": [{"class": "apple", "count": 1, "color": "red"}]},
+        {"prompt": "a photo of a blue chair", "tag": "colors", "include": [{"class": "chair", "count": 1, "color": "blue"}]},
+        {"prompt": "a photo of three cups", "tag": "counting", "include": [{"class": "cup", "count": 3}]},
+        {"prompt": "a photo of a bench", "tag": "single_object", "include": [{"class": "bench", "count": 1}]},
+        {"prompt": "a photo of a yellow bus", "tag": "colors", "include": [{"class": "bus", "count": 1, "color": "yellow"}]},
+    )
+
     path: CheckpointPath = Field("PekingU/rtdetr_r50vd", description="a folder or a hub id with the detector")
     clip: CheckpointPath = Field("openai/clip-vit-large-patch14", description="a folder or a hub id with the CLIP for colours")
     credit: Literal["strict", "partial"] = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -19,6 +20,8 @@ class GroupRankConfig(ComponentConfig):
     The best of a group scores 1, the worst 0, and ties share the mean of their places. What is left of ``of`` is its order,
     so that neither its scale nor its outliers matter.
     """
+
+    starter_options: ClassVar[Mapping[str, Any]] = {"of": "jpeg-size"}
 
     of: InnerReward = Field(description="the reward whose order counts: its name, or a mapping with 'name' and its options")
 

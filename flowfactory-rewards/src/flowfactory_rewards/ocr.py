@@ -41,6 +41,15 @@ class OcrConfig(ComponentConfig):
 
     known_as = ("text", "text-rendering")
 
+    starter_prompts = (
+        {"prompt": 'a neon sign that says "OPEN LATE" above a noodle shop'},
+        {"prompt": 'a poster of a whale that says "THE DEEP"'},
+        {"prompt": 'a birthday cake with "HAPPY 40" in red icing'},
+        {"prompt": 'a chalkboard on which "Soup of the day" is written'},
+        {"prompt": 'a wooden signpost that points to "Harbour"'},
+        {"prompt": 'a tote bag printed with "Read more books"'},
+    )
+
     free_to_change = ("threads",)
 
     case: bool = Field(False, description="whether capital and small letters differ")

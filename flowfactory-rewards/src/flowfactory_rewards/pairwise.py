@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache, partial
 from itertools import combinations
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -24,6 +25,8 @@ class PairwiseConfig(ChatConfig):
     The mean over its opponents of the probability that it wins, which is that of two questions, one in each order. Higher is
     better; the mean over a group is 1/2, whatever the group is.
     """
+
+    starter_options: ClassVar[Mapping[str, Any]] = {"url": "http://localhost:8000", "model": "Qwen/Qwen2.5-VL-7B-Instruct"}
 
     question: Template = Field(
         'Which figure shows "{prompt}" better, A or B? Answer with A or B alone.',

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, Field, ValidationError
@@ -24,6 +25,8 @@ class RemoteConfig(ClientConfig):
     """The scores that ``flowfactory serve`` gives behind ``url``; range and direction are those of the reward there."""
 
     known_as = ("http", "server", "api")
+
+    starter_options: ClassVar[Mapping[str, Any]] = {"url": "http://localhost:8100"}
 
     free_to_change = (*ClientConfig.free_to_change, "batch_size")
 

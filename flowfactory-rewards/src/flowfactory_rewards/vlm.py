@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -29,6 +30,8 @@ class VlmConfig(ChatConfig):
     """
 
     known_as = ("unified-reward", "qwen-vl", "vlm-judge", "gpt")
+
+    starter_options: ClassVar[Mapping[str, Any]] = {"url": "http://localhost:8000", "model": "Qwen/Qwen2.5-VL-7B-Instruct"}
 
     question: Template | None = Field(
         None, description="the rubric, with {prompt} and keys of the metadata in braces; does it show the prompt, if left out"

@@ -13,6 +13,7 @@ from torch import Tensor
 from flowfactory import Index, UserError
 from flowfactory.flow import expand_sigma, forward_by_kind
 from flowfactory.models import FamilyConfig, Parts, Pretrained
+from flowfactory_wan.common import TEXT_LENGTH
 
 HIGH, LOW = "transformer", "transformer_2"
 
@@ -66,6 +67,10 @@ class WanConfig(FamilyConfig):
     """What the options of every Wan model share."""
 
     context_parallel = True
+
+    def encoded_tokens(self) -> int | None:
+        """As many for each text."""
+        return TEXT_LENGTH
 
     def check_checkpoint(self) -> None:
         """ValueError: as for every family; or the checkpoint, where it is on this machine, is none for this model."""

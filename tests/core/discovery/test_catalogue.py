@@ -68,13 +68,22 @@ def test_an_installed_plugin_is_found_and_a_broken_one_listed(
     install(site, "aglow", HEAD + "    register('reward', 'glow', 'aglow_missing:Config')\n")
     install(site, "bshattered", "import no_such_thing\n")
     monkeypatch.setenv("FLOWFACTORY_PLUGINS", "aglow, bshattered")
-    done = command("plugins", "list", "--plugin", toy)
+    done = command("plugins", "list", "--plugin", toy, "--json")
     assert (done.returncode, done.stderr) == (0, "")
-    lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
-    assert ["reward", "glow", "ff-aglow 1.2.3"] in lines
-    assert ["reward", "bright", "toy_plugin.py"] in lines
-    told = "ModuleNotFoundError: No module named 'no_such_thing' (bshattered.py line 1)"
-    assert ["broken", "bshattered", told] in lines
+    listed = json.loads(done.stdout)
+    found = {(row["kind"], row["name"]): row for row in listed["components"]}
+    glow, bright = found["reward", "glow"], found["reward", "bright"]
+    assert (glow["distribution"], glow["version"], glow["full_name"]) == ("ff-aglow", "1.2.3", "ff-aglow:glow")
+    assert (bright["plugin"], bright["description"]) == ("toy_plugin.py", "The mean of the pixels.")
+    (broken,) = [row for row in listed["plugins"] if row["status"] == "broken"]
+    assert broken["told"] == "ModuleNotFoundError: No module named 'no_such_thing' (bshattered.py line 1)"
+    assert (broken["plugin"], broken["distribution"]) == ("bshattered", "ff-bshattered")
+    assert all(row["seconds"] >= 0 for row in listed["plugins"])
+    done = command("plugins", "list", "--plugin", toy)
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "bright The mean of the pixels." in lines
+    assert next(line for line in lines if line.startswith("bshattered ")).split()[1] == "broken"
+    assert broken["told"] in lines
 
 
 def test_a_broken_plugin_is_fatal_just_where_it_is_missed(
@@ -172,7 +181,7 @@ def test_nobody_takes_the_default_dynamics_away(config_file: Callable[..., Path]
 @pytest.mark.usefixtures("two_glows")
 def test_both_of_one_name_are_listed_and_shown(invoke: Callable[..., tuple[int, str, str]]) -> None:
     _, out, _ = invoke("plugins", "list")
-    assert {"ff-jone:glow", "ff-jtwo:glow", "flowfactory:ode"} <= {line.split()[1] for line in out.splitlines()}
+    assert {"ff-jone:glow", "ff-jtwo:glow", "flowfactory:ode"} <= {line.split()[0] for line in out.splitlines() if line}
     _, out, _ = invoke("plugins", "show", "glow")
     assert [line for line in out.splitlines() if "strength" in line] == [
         "  strength: a number; default 1",
@@ -258,9 +267,9 @@ def test_a_plugin_that_ends_the_process_or_holds_it_up_is_named(
     install(site, "gheavy", "import torch\nprint('hello')\n" + HEAD + "    ...\n")
     install(site, "gsleeps", "import time\ntime.sleep(0.6)\n" + HEAD + "    ...\n")
     monkeypatch.setenv("FLOWFACTORY_PLUGINS", "gends,gheavy,gsleeps")
-    done = command("plugins", "list")
+    done = command("plugins", "list", "--json")
     assert (done.returncode, done.stderr) == (0, "hello\n")
-    told = {tuple(line.split(maxsplit=2)[:2]): line.split(maxsplit=2)[2] for line in done.stdout.splitlines()}
+    told = {(row["status"], row["plugin"]): row["told"] for row in json.loads(done.stdout)["plugins"]}
     assert told["broken", "gends"] == "SystemExit: no licence (gends.py line 2)"
     seconds = r"\d+\.\d s"
     assert re.fullmatch(rf"{seconds}: imports torch when it is asked what it brings; register .*", told["slow", "gheavy"])
@@ -286,8 +295,9 @@ def test_a_plugin_for_another_version_of_core_is_told_and_not_used(
 ) -> None:
     install(site, "hglow", GLOWS.format(strength=1), requires=requires)
     monkeypatch.setenv("FLOWFACTORY_PLUGINS", "hglow")
-    _, out, _ = invoke("plugins", "list")
-    assert any(line.startswith("unfit      hglow") for line in out.splitlines()) is not fits
+    _, out, _ = invoke("plugins", "list", "--json")
+    (row,) = [row for row in json.loads(out)["plugins"] if row["plugin"] == "hglow"]
+    assert (row["status"] == "unfit") is not fits
     if fits:
         discover().find("reward", "glow")
         return
@@ -394,7 +404,7 @@ print(json.dumps([heavy, resource.getrusage(resource.RUSAGE_SELF).ru_utime]), fi
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plugins", "list"], ["cache"]], ids=["help", "plugins list", "cache"])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["plugins", "list"], ["cache"]])
 def test_asking_what_there_is_loads_nothing_heavy(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = []
     for _ in range(3):  # the least of three, since other processes share the machine

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from flowfactory.cli.options import Plugins, Sets
+from flowfactory.cli.options import Config, Plugins, Sets
 from flowfactory.cli.output import say
 from flowfactory.errors import UserError
 
 
 def estimate(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a bundled example.")],
+    config: Config,
     sets: Sets = None,
     plugin: Plugins = None,
     nproc: Annotated[int, typer.Option(metavar="N", min=1, help="How many ranks share the work.")] = 1,

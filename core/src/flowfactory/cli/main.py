@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
+from typing import Annotated
 
 import typer
 
 from flowfactory.atomic_files import disk_fault
-from flowfactory.cli import cache, doctor, estimate, export, plugins, report, run, sample, serve
-from flowfactory.cli.output import contain_libraries, rank_prefix, warn
+from flowfactory.cli import cache, check, doctor, estimate, export, init, plugins, report, run, sample, serve
+from flowfactory.cli.examples import epilog
+from flowfactory.cli.output import contain_libraries, rank_prefix, say, warn
 from flowfactory.cli.usage import usage_error
+from flowfactory.discovery.installed_version import installed_versions
 from flowfactory.distributed.cuda_allocator import let_segments_grow
 from flowfactory.distributed.environment import read_environment
 from flowfactory.distributed.hangup import outlive_readers
 from flowfactory.distributed.outcome import to_outcome
 from flowfactory.distributed.rank_process import die_with_parent, is_supervised, report_outcome
 from flowfactory.errors import Interrupted, RunError, UserError
+from flowfactory.quiet_libraries import quieten
 
-app = typer.Typer(
-    help="Train image and video generators with reinforcement learning.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+HELP = {"help_option_names": ["-h", "--help"]}
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_settings=HELP)
 plugins_app = typer.Typer(help="What is installed.", no_args_is_help=True)
 plugins_app.command("list")(plugins.list_plugins)
 plugins_app.command("show")(plugins.show_plugin)
@@ -34,7 +34,9 @@ cache_app.callback()(cache.show_unless_told)
 cache_app.command("show")(cache.show)
 cache_app.command("clear")(cache.clear)
 app.add_typer(cache_app, name="cache")
-app.command()(run.run)
+app.command()(init.init)
+app.command()(check.check)
+app.command()(check.with_all_findings(run.run))
 app.command()(sample.sample)
 app.command("eval")(sample.evaluate_run)
 app.command()(export.export)
@@ -45,12 +47,33 @@ app.command()(plugins.schema)
 app.command()(serve.serve)
 
 
-def _quieten() -> None:
-    """Libraries' own progress bars and hints would stand between the lines of a run."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which recommends a package on the first import
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(", ".join(f"{name} {version}" for name, version in installed_versions()))
+        raise typer.Exit
+
+
+@app.callback(epilog=epilog(""))
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print versions and exit.")
+    ] = False,
+) -> None:
+    """Train image and video generators with reinforcement learning."""
+
+
+def add_epilogs(commands: typer.Typer, above: str = "") -> None:
+    """Have the help of all ``commands`` end with their examples."""
+    for command in commands.registered_commands:
+        name = command.name or (command.callback.__name__ if command.callback else "")
+        command.epilog = epilog(f"{above} {name}".strip())
+    for group in commands.registered_groups:
+        if group.typer_instance and group.name:
+            group.epilog = epilog(group.name)
+            add_epilogs(group.typer_instance, group.name)
+
+
+add_epilogs(app)
 
 
 def _call(commands: typer.Typer) -> int:
@@ -72,7 +95,7 @@ def main() -> None:
 
     A rank says to the process that started it how it ended, and that one speaks for all.
     """
-    _quieten()
+    quieten()
     let_segments_grow(os.environ)
     contain_libraries()
     outlive_readers()

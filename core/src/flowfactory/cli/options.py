@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from flowfactory.cli.completion import complete_config, complete_run
 from flowfactory.errors import UserError
 
 
@@ -36,11 +37,17 @@ def typed_checkpoint(text: str | None) -> int | str | None:
     return int(text)
 
 
+Config = Annotated[
+    str,
+    typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a bundled example.", autocompletion=complete_config),
+]
 Plugins = Annotated[
     list[Path] | None, typer.Option("--plugin", metavar="FILE", parser=typed_path, help="A one-file plugin. May repeat.")
 ]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=value", help="Override a key; YAML. May repeat.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", parser=typed_path, help="A run directory.")]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", parser=typed_path, help="A run directory.", autocompletion=complete_run)
+]
 Trusted = Annotated[
     bool, typer.Option("--trust", help="Execute the plugins of RUN and ask its servers, though you have not trained with them.")
 ]

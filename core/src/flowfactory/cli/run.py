@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowfactory.cli.options import Nproc, Plugins, Sets, typed_path
+from flowfactory.cli.options import Config, Nproc, Plugins, Sets, typed_path
 from flowfactory.cli.output import say, show, warn
 from flowfactory.cli.rehearsal import rehearse
 from flowfactory.distributed import environment, launch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a bundled example.")],
+    config: Config,
     sets: Sets = None,
     plugin: Plugins = None,
     out: Annotated[
@@ -48,7 +48,7 @@ def run(
     if dry_run:
         check = partial(_check, config, sets, plugin, out)
         # what is wrong without PyTorch may be right with it: no error is told but one that is made with it
-        if "torch" in sys.modules or not rehearse(partial(_without_torch, check)):
+        if "torch" in sys.modules or not rehearse(partial(without_torch, check)):
             check()
         return
     resolved = loading.load(config, sets or [], plugin or [], out)
@@ -72,7 +72,8 @@ OURS = ("flowfactory", *(f"flowfactory_{name}" for name in PLUGINS))
 """Packages that do with PyTorch, as they are imported, nothing that takes more than its names."""
 
 
-def _without_torch(check: Callable[[], None]) -> None:
+def without_torch(check: Callable[[], None]) -> None:
+    """Do ``check``, for which PyTorch is imported as soon as more than its names is needed."""
     with postponed_imports("torch", "safetensors.torch", importers=OURS):
         check()
 

@@ -65,7 +65,7 @@ def check(raw: Mapping[str, Any], catalogue: Catalogue, folder: Path | None, unr
         findings += check_together(config, not findings, unread)
     if findings or config is None:
         order = {key: place for place, key in enumerate(raw)}
-        raise WrongConfig(sorted(findings, key=lambda finding: order.get(finding.section, len(order))))
+        raise WrongConfig(sorted(findings, key=lambda finding: order.get(finding.section, len(order))), config)
     return config
 
 

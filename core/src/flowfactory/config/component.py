@@ -31,6 +31,13 @@ class ComponentConfig(Strict, ABC):
     known_as: ClassVar[tuple[str, ...]] = ()
     """Other names that people have for it; whoever writes one is told the right one."""
 
+    starter_options: ClassVar[Mapping[str, Any]] = {}
+    """The options that examples of it are written with, such as a value for each that has no default."""
+
+    starter_prompts: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    """Prompts, each as a line of a ``.jsonl`` file, that a reward can judge where it cannot judge any: a starter config
+    trains on them."""
+
     @abstractmethod
     def build(self, label: str) -> object:
         """Make the component. ``label`` is the config's own name for it, which a reward returns its scores under."""
@@ -101,6 +108,9 @@ class ModelConfig(ComponentConfig):
     video_rate: ClassVar[float | None] = None
     """Frames a second that a prompt's video is read at, as many as are drawn; None where it is read in another way."""
 
+    starter_sampling: ClassVar[Mapping[str, Any]] = {}
+    """What of ``sampling`` examples of it are written with, where no bundled example says it."""
+
     caches_features: ClassVar[bool] = False
     """Whether its ``sample`` heeds a plan's ``cache_threshold``."""
     detaches_negatives: ClassVar[bool] = False
@@ -122,6 +132,11 @@ class ModelConfig(ComponentConfig):
     def picture_tokens(self, width: int, height: int) -> int:
         """How many tokens a prompt's picture of so many pixels adds to those of what is drawn, in one forward with them."""
         return 0
+
+    def encoded_bytes(self, precision: int) -> int | None:
+        """About how many bytes the text of a prompt takes, encoded, at most, where a number of the transformer takes
+        ``precision`` bytes; None where it is not known, as of a checkpoint that is not here."""
+        return None
 
     def takes_negatives(self) -> bool:
         """Whether guidance above 1 asks for a negative prompt, as far as files on this machine tell."""
@@ -202,3 +217,10 @@ class DynamicsConfig(ComponentConfig):
 
     linear: ClassVar[bool] = False
     """Whether the mean of a step is linear in its latents and velocity, which some algorithms' weights rely on."""
+
+    evaluations: ClassVar[int] = 1
+    """How many velocities each step takes, but the last, which takes one."""
+
+    def stochastic_steps(self, steps: int) -> int:
+        """How many of so many ``steps`` are stochastic in an iteration."""
+        return steps if self.stochastic else 0

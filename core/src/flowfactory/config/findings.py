@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from flowfactory.config.schema import RunConfig
 
 SHOWN, MOST = 20, 100
 """How many mistakes are told, and looked for."""
@@ -23,15 +26,18 @@ class Finding(NamedTuple):
 
 
 class WrongConfig(ValueError):
-    """Everything that is wrong with a config."""
+    """Everything that is wrong with a config.
 
-    def __init__(self, findings: Iterable[Finding]) -> None:
-        self.findings = tuple(dict.fromkeys(findings))
+    ``rest`` is the config without what is wrong, whose keys it lacks; None where too little is left.
+    """
+
+    def __init__(self, findings: Iterable[Finding], rest: RunConfig | None = None) -> None:
+        self.findings, self.rest = tuple(dict.fromkeys(findings)), rest
         super().__init__("\n".join(self.describe("config")))
 
-    def describe(self, source: str, overrides: Sequence[str] = ()) -> list[str]:
-        """A sentence each: the file, or ``--set``, and the key, and what to do; of very many the first."""
-        told = [_line(finding, source, overrides) for finding in self.findings[:SHOWN]]
+    def describe(self, source: str, overrides: Sequence[str] = (), shown: int = SHOWN) -> list[str]:
+        """A sentence each: the file, or ``--set``, and the key, and what to do; of more than ``shown`` the first."""
+        told = [_line(finding, source, overrides) for finding in self.findings[:shown]]
         more = len(self.findings) - len(told)
         at_least = "at least " if len(self.findings) >= MOST else ""
         return [*told, f"{source}: and {at_least}{more} more; mend these first"] if more else told

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowfactory.config.checking import check
-from flowfactory.config.findings import WrongConfig, locate
+from flowfactory.config.findings import MOST, WrongConfig, locate
 from flowfactory.config.overrides import apply_override
 from flowfactory.config.paths import CommandLineText, check_length, file_error, resolve_path
 from flowfactory.config.schema import RunConfig
@@ -32,6 +32,22 @@ def load(
     """
     path = find_config(source, check_given(plugins))
     return resolve(parse(read_text(path, path.name), path.name), path, overrides, plugins, out)
+
+
+def examine(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[Path] = (),
+    out: Path | None = None,
+) -> tuple[RunConfig | None, list[str]]:
+    """As :func:`load`, with a line for each mistake beside what is left of the config, which lacks what is wrong."""
+    try:
+        return load(source, overrides, plugins, out), []
+    except UserError as error:
+        wrong = error.__cause__
+        if isinstance(wrong, WrongConfig):
+            return wrong.rest, wrong.describe(find_config(source, plugins).name, overrides, MOST)
+        return None, list(error.sentences)
 
 
 def check_given(plugins: Sequence[Path]) -> Sequence[Path]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
+    BaseModel,
     BeforeValidator,
     PlainSerializer,
     ValidationInfo,
@@ -120,6 +122,15 @@ def _is_downloaded(hub_id: str) -> bool:
     from huggingface_hub import constants
 
     return os.path.isdir(Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}")
+
+
+def missing_checkpoints(options: BaseModel) -> Iterator[tuple[str, str]]:
+    """(key, hub id) of each option of one component that is a checkpoint and is not on this machine."""
+    for key, field in type(options).model_fields.items():
+        value = getattr(options, key)
+        is_checkpoint = any(getattr(item, "func", None) is _folder_or_hub_id for item in field.metadata)
+        if is_checkpoint and isinstance(value, str) and not os.path.isdir(value) and not _is_downloaded(value):
+            yield key, value
 
 
 CheckpointPath = Annotated[str, BeforeValidator(_folder_or_hub_id), PlainSerializer(_escape, when_used="json")]

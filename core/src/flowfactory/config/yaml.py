@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -280,7 +281,33 @@ def _quote_before(mark: yaml.Mark, text: str) -> tuple[yaml.Mark, yaml.Mark] | N
 
 def dump(config: BaseModel) -> str:
     """The resolved config as YAML that :func:`flowfactory.config.loading.load` reads back to the same."""
-    return yaml.dump(_put_name_first(config.model_dump(mode="json")), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    return dump_values(config.model_dump(mode="json"))
+
+
+def dump_values(values: Mapping[str, Any]) -> str:
+    """``values``, of the types of JSON, as YAML, in block style."""
+    return yaml.dump(_put_name_first(dict(values)), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
+def dump_value(value: Any) -> str:
+    """``value`` as YAML has it on one line."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    text = yaml.dump(
+        _put_name_first(_plain(value)), Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=10**9
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with lists in place of tuples, and text in place of paths."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 
 def _put_name_first(value: Any) -> Any:

@@ -46,6 +46,16 @@ class Remark:
     sentence: str
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A plugin that was asked what it brings, the distribution or the file that it is of, and how many seconds it took."""
+
+    plugin: str
+    distribution: str
+    version: str
+    seconds: float
+
+
 @dataclass
 class Catalogue:
     """Every component, the plugins that failed, those that are slow, and those that FLOWFACTORY_PLUGINS leaves out."""
@@ -54,6 +64,7 @@ class Catalogue:
     broken: list[Remark] = field(default_factory=list)
     slow: list[Remark] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
 
     @property
     def components(self) -> dict[str, dict[str, Component]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pluggy
 
-from flowfactory.discovery.catalogue import CORE, NARROW, Catalogue, Component, Remark, check_kind
+from flowfactory.discovery.catalogue import CORE, NARROW, Asked, Catalogue, Component, Remark, check_kind
 from flowfactory.discovery.hook_checks import check_hooks, require_marked
 from flowfactory.discovery.source_places import describe_exception
 from flowfactory.discovery.specs import PROJECT, DiscoverySpecs
@@ -100,15 +100,18 @@ def _ask(
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(DiscoverySpecs)
     started, had_torch = time.perf_counter(), "torch" in sys.modules
-    with redirect_stdout(sys.stderr):  # what a plugin prints is no part of a command's answer
-        module = load()
-        if not isinstance(module, ModuleType):
-            raise UserError(f"the entry point is a {type(module).__name__}; name the module, without a colon")
-        check_hooks(module, DiscoverySpecs)
-        require_marked(module, "register_components")
-        manager.register(module)
-        manager.hook.register_components(register=register)
-    seconds = time.perf_counter() - started
+    try:
+        with redirect_stdout(sys.stderr):  # what a plugin prints is no part of a command's answer
+            module = load()
+            if not isinstance(module, ModuleType):
+                raise UserError(f"the entry point is a {type(module).__name__}; name the module, without a colon")
+            check_hooks(module, DiscoverySpecs)
+            require_marked(module, "register_components")
+            manager.register(module)
+            manager.hook.register_components(register=register)
+    finally:
+        seconds = time.perf_counter() - started
+        catalogue.asked.append(Asked(plugin, distribution, version, seconds))
     catalogue.found += mine
     if not had_torch and "torch" in sys.modules:
         advice = 'register "package.module:Class" instead of the class, and import torch there'

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 
@@ -13,3 +15,10 @@ def installed_version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def installed_versions() -> Iterator[tuple[str, str]]:
+    """Name and version of what an answer to a question begins with; torch is not imported."""
+    for name in ("flowfactory", "torch", "diffusers"):
+        yield name, installed_version(name) or "not installed"
+    yield "Python", platform.python_version()

@@ -49,6 +49,7 @@ class HeunConfig(DynamicsConfig):
     known_as = ("flow-match-heun", "heun2", "rk2")
 
     stochastic: ClassVar[bool] = False
+    evaluations: ClassVar[int] = 2
 
     def build(self, label: str) -> ODE:
         return ODE(Heun)
@@ -125,6 +126,10 @@ class SDEConfig(DynamicsConfig):
                 f"sampling.dynamics.slide.every {self.slide.every}: the run has {run.training.iterations} iterations, so that "
                 "the window never slides; set it lower"
             )
+
+    def stochastic_steps(self, steps: int) -> int:
+        """``num_sde_steps``, or all candidates."""
+        return self.num_sde_steps or len(self.candidates(steps))
 
     def candidates(self, steps: int) -> tuple[int, ...]:
         """The steps that may be stochastic."""

@@ -60,6 +60,12 @@ if TYPE_CHECKING:
 FIRST_SIGMA = 0.99  # of what starts from pure noise: schedulers that begin a little below 1 are released
 
 
+TEXT_WIDTHS = ("joint_attention_dim", "text_dim", "cap_feat_dim", "caption_channels")
+"""Keys of transformers' configs that say how wide the embedding of a token of the text is."""
+ENTRY_HEADER = 256
+"""Bytes of a file of the cache beside its tensors, about."""
+
+
 class FamilyConfig(ModelConfig):
     """What the options of every model over a diffusers pipeline share."""
 
@@ -93,6 +99,19 @@ class FamilyConfig(ModelConfig):
     def checkpoint(self) -> Pretrained:
         """What ``path`` names."""
         return Pretrained(self.path, self.family.pipelines, self.variant, self.family.unused)
+
+    def encoded_tokens(self) -> int | None:
+        """The most tokens of an encoded text; None where nothing bounds them."""
+        return getattr(self, "max_sequence_length", None)
+
+    def encoded_bytes(self, precision: int) -> int | None:
+        """Tokens by the width that the transformer takes them in, and one vector where it takes one of the whole text."""
+        settings, tokens = self.checkpoint.config(self.family.transformers[0]), self.encoded_tokens()
+        width = next((settings[key] for key in TEXT_WIDTHS if isinstance(settings.get(key), int)), None)
+        if tokens is None or width is None:
+            return None
+        pooled = settings.get("pooled_projection_dim")
+        return (tokens * width + (pooled if isinstance(pooled, int) else 0)) * precision + ENTRY_HEADER
 
     def check_checkpoint(self) -> None:
         """ValueError: the checkpoint is damaged or another pipeline's, as far as files on this machine tell."""

@@ -20,6 +20,7 @@ from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.drift.alarm import DriftWatch
 from flowfactory.errors import Interrupted, RunError, UserError
 from flowfactory.flow.noise import generator
+from flowfactory.quiet_libraries import quiet_libraries
 from flowfactory.runs import trust
 from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory
@@ -41,6 +42,7 @@ from flowfactory.training.setup import Run, prepare_run
 from flowfactory.types import Say
 
 
+@quiet_libraries()
 def train(
     config: RunConfig,
     resume: bool = False,

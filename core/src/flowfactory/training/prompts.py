@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+
 from flowfactory.config.schema import RunConfig, reward_weight
 from flowfactory.data import prompts
 from flowfactory.types import Prompt
@@ -17,11 +19,18 @@ def prepare_prompts(
     wanted = config.prompts
     train = prompts.read_prompts(wanted.train, wanted.video_fps) if trains else ()
     heldout = prompts.read_prompts(wanted.heldout, wanted.video_fps) if wanted.heldout and (trains or scores) else ()
-    prompts.check_media([*train, *heldout], config.model.takes, getattr(config.model, "name", "model"))
-    prompts.check_files(train, config.model, config.sampling.canvas.frames)
-    prompts.check_files(heldout, config.model, config.evaluation.canvas(config.sampling).frames)
-    prompts.check_picture_tokens([*train, *heldout], config.model, config.distributed.context)
-    labels, learned = [*config.rewards, *config.evaluation.rewards], {x for x, r in config.rewards.items() if reward_weight(r)}
-    prompts.check_reward_labels(train, labels, learned)
-    prompts.check_reward_labels(heldout, labels)
+    for check in prompt_checks(config, train, heldout):
+        check()
     return train, heldout
+
+
+def prompt_checks(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[Prompt]) -> Iterator[Callable[[], None]]:
+    """What is to be looked at of prompts that were read: each raises a UserError where they are not what the model takes."""
+    both, model = [*train, *heldout], config.model
+    yield lambda: prompts.check_media(both, model.takes, getattr(model, "name", "model"))
+    yield lambda: prompts.check_files(train, model, config.sampling.canvas.frames)
+    yield lambda: prompts.check_files(heldout, model, config.evaluation.canvas(config.sampling).frames)
+    yield lambda: prompts.check_picture_tokens(both, model, config.distributed.context)
+    labels, learned = [*config.rewards, *config.evaluation.rewards], {x for x, r in config.rewards.items() if reward_weight(r)}
+    yield lambda: prompts.check_reward_labels(train, labels, learned)
+    yield lambda: prompts.check_reward_labels(heldout, labels)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -16,6 +16,8 @@ LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
 )
+
+CLIP_TOKENS = 77
 
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
@@ -91,6 +93,14 @@ class SD3Config(FamilyConfig):
         *("stable-diffusion-3", "stable-diffusion-3.5-medium", "stable-diffusion-3.5-large"),
     )
 
+    starter_options: ClassVar[Mapping[str, Any]] = {"path": "stabilityai/stable-diffusion-3.5-medium"}
+    starter_sampling: ClassVar[Mapping[str, Any]] = {"size": [512, 512], "steps": 10, "guidance": 4.5}
+
     family: ClassVar[Family] = SD3
 
     max_sequence_length: int = Field(256, ge=1, le=512, description="tokens of the T5 encoder")
+
+    def encoded_tokens(self) -> int | None:
+        """Those of CLIP, then those of the T5 encoder."""
+        clip = self.checkpoint.config("text_encoder").get("max_position_embeddings", CLIP_TOKENS)
+        return int(clip) + self.max_sequence_length

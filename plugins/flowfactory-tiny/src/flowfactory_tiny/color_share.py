@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowfactory import ComponentConfig, Samples, hookimpl, rewards
-from flowfactory_tiny.scene_reward import read_caption
+from flowfactory_tiny.scene_reward import SceneConfig, read_caption
 from flowfactory_tiny.scenes import BACKGROUNDS, COLORS, parse_caption
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ class ColorShareConfig(ComponentConfig):
 
     Prompts must be of the tiny world.
     """
+
+    starter_prompts = SceneConfig.starter_prompts
 
     def check(self, run: RunConfig) -> None:
         """Every prompt that it judges is a caption of the tiny world."""

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from flowfactory import ComponentConfig, Prompt, Samples, hookimpl, rewards
 from flowfactory_tiny.scenes import parse_caption
-from flowfactory_tiny.verifier import verify
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -22,6 +21,15 @@ class SceneConfig(ComponentConfig):
 
     Prompts must be of the tiny world: ``flowfactory_tiny.scenes.parse_caption`` reads them.
     """
+
+    starter_prompts = (
+        {"prompt": "a large red circle on white"},
+        {"prompt": "a blue square above an orange ring on black"},
+        {"prompt": "three yellow triangles on gray"},
+        {"prompt": "a green cross on black"},
+        {"prompt": "a small cyan ring on white"},
+        {"prompt": "two purple squares on gray"},
+    )
 
     mode: Literal["strict", "partial"] = Field(
         "strict", description="strict: 1 if every check holds, else 0; partial: graded credit, the last quarter for strict"
@@ -57,5 +65,7 @@ class Scene:
     @hookimpl
     def compute_reward(self, samples: Samples) -> dict[str, Tensor]:
         """Verify every picture against its prompt."""
+        from flowfactory_tiny.verifier import verify  # which computes moments of the shapes as it is imported
+
         verdicts = verify(samples.media, samples.prompts)
         return {self._label: torch.tensor([getattr(verdict, self._mode) for verdict in verdicts])}

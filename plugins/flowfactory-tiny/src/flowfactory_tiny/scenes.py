@@ -7,6 +7,8 @@ A caption is one of three kinds:
 * counted: `three yellow triangles on gray`
 """
 
+from __future__ import annotations
+
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,8 @@
 """The embedded generator: an ordinary StableDiffusion3Pipeline folder inside this package."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -15,6 +16,7 @@ class TinyConfig(SD3Config):
     """A 1.7 M parameter Stable Diffusion 3 that draws coloured shapes at 32x32 pixels; pretrained, offline."""
 
     known_as = ("toy", "small", "test")
+    starter_options: ClassVar[Mapping[str, Any]] = {"train": "full"}
     family: ClassVar[Family] = replace(SD3, comfyui=())
 
     path: CheckpointPath = Field(str(FOLDER / "pipeline"), description="the folder in this package")

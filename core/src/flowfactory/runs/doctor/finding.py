@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-PAGE = "docs/when_it_does_not_learn.md"
+from flowfactory.docs_address import page
+
+PAGE = page("when_it_does_not_learn")
 
 Rule = Literal[
     "run-failed",

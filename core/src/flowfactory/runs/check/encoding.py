@@ -1,0 +1,54 @@
+"""What a run's prompts will take in the cache of encoded prompts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowfactory.data.cache_folder import default_folder
+from flowfactory.types import Prompt
+
+if TYPE_CHECKING:
+    from flowfactory.config.schema import RunConfig
+
+BYTES = {"float32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How many prompts are encoded, in about how many bytes at most, where, and how many bytes are free there.
+
+    What is in the cache from before is not encoded again. ``size`` is None where the model, or files that are not here,
+    do not tell; pictures and videos of prompts, whose number is ``media``, are not in it.
+    """
+
+    prompts: int
+    size: int | None
+    media: int
+    folder: Path
+    free: int
+
+
+def count_encoding(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[Prompt], precision: str) -> Encoding:
+    """Of a run with these prompts, whose transformer computes in ``precision``."""
+    texts: set[tuple[object, ...]] = set()
+    both = [*train, *heldout]
+    for prompt in both:
+        texts.add((prompt.text, str(prompt.metadata), prompt.images, prompt.video, prompt.audio, False))
+        if config.model.takes_negatives():
+            texts.add((config.prompts.negative if prompt.negative is None else prompt.negative, True))
+    each = config.model.encoded_bytes(BYTES[precision]) if precision in BYTES else None
+    folder = default_folder() / "conditions"
+    media = len({path for prompt in both for path in (*prompt.images, prompt.video, prompt.audio) if path})
+    return Encoding(len(texts), None if each is None else each * len(texts), media, folder, _free(folder))
+
+
+def _free(folder: Path) -> int:
+    there = next((path for path in (folder, *folder.parents) if path.is_dir()), Path("/"))
+    try:
+        return shutil.disk_usage(there).free
+    except OSError:
+        return 0
