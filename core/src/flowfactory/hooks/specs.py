@@ -105,7 +105,7 @@ class RunSpecs:
 
     @hookspec
     def prepare_tracker(self) -> None:
-        """Ask whether a service would take what is to be sent: a UserError here comes before weights are read. Tracker, optional.
+        """Ask whether a service would take what is sent: a UserError comes before weights are read. Tracker, optional.
 
         A service that does not answer is no error of the run: it may be there when the run has begun.
         """
