@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from flowfactory import RunInfo, UserError
 from flowfactory.runs.directory import RunDirectory
-from flowfactory.runs.trackers.csv_files import Table
+from flowfactory.runs.trackers.csv_files import CsvConfig, Table
 
 Tracked = Callable[..., tuple[RunDirectory, list[str]]]
 
@@ -60,6 +61,22 @@ def test_columns_that_come_later_are_empty_before_and_rows_that_are_made_again_g
     again = Table(path)
     again.add(2, [{"c": 3}, {"c": 4}])
     assert [(row["iteration"], row["a"], row["c"]) for row in read(path)] == [("1", "1.5", ""), ("2", "", "3"), ("2", "", "4")]
+
+
+def test_nothing_is_written_through_a_link(info: RunInfo, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "metrics.csv").write_text("iteration,a\n1,2\n")
+    (info.directory / "csv").symlink_to(elsewhere)
+    with pytest.raises(UserError, match="leads out of"):
+        CsvConfig().service().start(info)
+    (info.directory / "csv").unlink()
+    service = CsvConfig().service()
+    service.start(info)
+    (info.directory / "csv" / "metrics.csv").symlink_to(elsewhere / "metrics.csv")
+    service.log(1, {"b": 1.0}, [])
+    assert read(info.directory / "csv" / "metrics.csv") == [{"iteration": "1", "b": "1.0"}]
+    assert (elsewhere / "metrics.csv").read_text() == "iteration,a\n1,2\n"
 
 
 def test_a_row_more_is_one_write_at_the_end(tmp_path: Path) -> None:

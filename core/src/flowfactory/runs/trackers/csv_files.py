@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from flowfactory.atomic_files import replacing
+from flowfactory.errors import UserError
 from flowfactory.hooks.evaluated_sample import EvaluatedSample
 from flowfactory.runs.trackers.config import TrackerConfig
 from flowfactory.types import RunInfo
+from flowfactory.untrusted_files import leads_into
 
 ITERATION = "iteration"
 
@@ -38,8 +41,11 @@ class CsvFiles:
     def start(self, run: RunInfo) -> None:
         """Make the folder."""
         self._folder = run.directory
-        (run.directory / "csv").mkdir(exist_ok=True)
-        self._metrics, self._samples = (Table(run.directory / "csv" / name) for name in ("metrics.csv", "samples.csv"))
+        folder = run.directory / "csv"
+        folder.mkdir(exist_ok=True)
+        if not leads_into(folder, run.directory):
+            raise UserError(f"{folder} leads out of {run.directory}; remove the link")
+        self._metrics, self._samples = (Table(folder / name) for name in ("metrics.csv", "samples.csv"))
 
     def log(self, iteration: int, metrics: Mapping[str, float], samples: Sequence[EvaluatedSample]) -> None:
         """A row an iteration, and a row a sample."""
@@ -67,13 +73,15 @@ class Table:
         columns = list(dict.fromkeys([*self._columns, *(column for row in rows for column in row)]))
         if columns != self._columns:
             self._columns = self._rewrite(iteration, columns)
-        with self._path.open("a", newline="", encoding="utf-8") as file:
+        # not through a link that was put in its place
+        handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(handle, "a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, [ITERATION, *self._columns]).writerows({ITERATION: iteration, **row} for row in rows)
 
     def _rewrite(self, before: int, columns: list[str]) -> list[str]:
         """Have the rows of iterations ``before`` this one below a header of the ``columns``, or of those that are there."""
         kept: list[dict[str, str]] = []
-        if self._path.exists():
+        if self._path.is_file() and not self._path.is_symlink():
             with self._path.open(newline="", encoding="utf-8") as file:
                 reader = csv.DictReader(file)
                 columns = columns or [name for name in reader.fieldnames or () if name != ITERATION]

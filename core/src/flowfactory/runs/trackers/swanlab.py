@@ -80,11 +80,12 @@ class SwanLab:
                 mode=self._mode,
                 id=identify(run, f"swanlab:{chosen.workspace or ''}/{chosen.project}"),
                 resume="allow",
+                reinit=True,  # one that was opened by a start that failed later
                 log_dir=str(run.directory / "swanlab"),
                 config=run.config.model_dump(mode="json"),
             )
-        if url := getattr(self._run, "url", None):
-            run.say(f"swanlab: {url}")
+        if self._mode == "online":
+            run.say(f"swanlab: {self._run.url}")
 
     def log(self, iteration: int, metrics: Mapping[str, float], samples: Sequence[EvaluatedSample]) -> None:
         """One step, with the samples as a gallery."""
