@@ -28,7 +28,7 @@ class Judging:
     applies to are dealt to the ranks in turn over all rounds, and wait there until every rank has one: then all judge at once,
     and a rank holds the media of one group more than it was given at the most. Where only the first ``judges`` ranks compute
     rewards, everything is dealt to them. Of ranks that share forwards, which draw the same samples, one judges them.
-    ``told`` hears how many samples are judged, as this rank's own answers tell, whenever this thread turns to judging.
+    ``tell`` hears how many samples are judged, as this rank's own answers tell, whenever this thread turns to judging.
     """
 
     def __init__(
@@ -38,12 +38,12 @@ class Judging:
         ranks: Ranks,
         judges: int,
         frame_rate: float | None,
-        told: Callable[[int], None] = lambda _: None,
+        tell: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._rewards, self._batch, self._ranks, self._frame_rate = rewards, batch, ranks, frame_rate
         self._workers = ranks.workers
         self._started: list[tuple[list[int], PendingScores]] = []
-        self._told, self._drawn, self._there = told, 0, 0
+        self._tell, self._drawn, self._there = tell, 0, 0
         told = self._workers.gather(rewards.pointwise_labels) if judges == self._workers.count else []
         everywhere = [set(labels) for labels in told]
         # a server may tell two ranks two things: then it judges groups
@@ -94,7 +94,7 @@ class Judging:
         """Tell how many of the samples drawn so far are judged: the share of this rank's answers that are there, in order."""
         while self._there < len(self._started) and self._started[self._there][1].done():
             self._there += 1
-        self._told(self._drawn * self._there // len(self._started) if self._started else 0)
+        self._tell(self._drawn * self._there // len(self._started) if self._started else 0)
 
     def scores(self) -> dict[str, Tensor]:
         """{label: scores [B]} of the whole batch; waits for them. A joint work of the ranks."""
@@ -102,7 +102,7 @@ class Judging:
         for rows, pending in self._started:
             self._tell_judged()
             mine.append((rows, pending.result()))
-        self._told(self._drawn)
+        self._tell(self._drawn)
         pieces = [piece for told in self._ranks.gather(mine) for piece in told]
         return merge_scores(self._rewards.labels, len(self._batch.keys), pieces)
 
