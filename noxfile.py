@@ -55,6 +55,12 @@ LICENCES = (  # what a project under Apache-2.0 may depend on, as packages write
     *("Mozilla Public License 2.0 (MPL 2.0)", "MPL-2.0", "MPL-2.0 AND MIT"),
 )
 EXTRAS = {CORE: "[bitsandbytes,serve,tensorboard,video]", REWARDS: "[all]"}
+TRACKERS = {  # each takes half a minute and a hundred megabytes, and two go with other versions than constraints.txt has
+    "mlflow": "mlflow-skinny==3.17.2",
+    "swanlab": "swanlab==0.10.3",
+    "trackio": "trackio==0.43.0",
+    "wandb": "wandb==0.31.0",
+}
 
 
 def install(session: nox.Session, *extra: str, extras: bool = False) -> None:
@@ -104,6 +110,18 @@ def isolated(session: nox.Session, package: str) -> None:
         session.run(*PYTEST, f"tests/{package}", *session.posargs, env=ONE_THREAD)
 
 
+@nox.session
+@nox.parametrize("tracker", list(TRACKERS), ids=list(TRACKERS))
+def trackers(session: nox.Session, tracker: str) -> None:
+    """A tracker with its real library, which the default suite has not; and the licences of what that brings."""
+    free = {"PIP_CONSTRAINT": ""}
+    session.install("torch==2.13.0")
+    session.install("-e", f"./{CORE}[{tracker},video]", "-e", f"./{TINY}", TRACKERS[tracker], *TESTING, env=free)
+    session.run("pytest", f"tests/core/runs/trackers/test_{tracker}.py", *session.posargs, env=ONE_THREAD)
+    session.install("pip-licenses", env=free)
+    check_licences(session)
+
+
 @nox.session(python=["3.11", "3.12", "3.13", "3.14"])
 def pythons(session: nox.Session) -> None:
     """The default suite on each version of Python that is installed; nox skips the others."""
@@ -129,6 +147,11 @@ def licences(session: nox.Session) -> None:
     """Every package that ours need, with its licence; fails at one that does not go with Apache-2.0."""
     install(session, extras=True)
     session.install("pip-licenses")
+    check_licences(session)
+
+
+def check_licences(session: nox.Session) -> None:
+    """Fails at a licence that is not among LICENCES, of anything that is installed."""
     listed = json.loads(session.run("pip", "list", "--format=json", silent=True) or "[]")
     # torch's CUDA build brings NVIDIA's libraries, whose terms its user accepts
     cuda = [package["name"] for package in listed if package["name"].startswith(("nvidia-", "cuda-"))]

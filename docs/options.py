@@ -185,7 +185,7 @@ MEANINGS = {
     "TrainingConfig.optimizer": "see [training.optimizer](#trainingoptimizer)",
     "TrainingConfig.max_grad_norm": "gradients are scaled down to it",
     "OutputConfig.dir": "the run directory; `--out` goes first",
-    "OutputConfig.trackers": "who else is told the metrics",
+    "OutputConfig.trackers": "who else is told: [trackers](trackers.md)",
     "RunConfig.model": "which model",
     "RunConfig.algorithm": "which algorithm",
     "RunConfig.rewards": "rewards by label",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flowfactory.config.paths import CheckpointPath, LocalPath
     from flowfactory.config.schema import RunConfig
     from flowfactory.experience import Experience, Loss
+    from flowfactory.hooks.evaluated_sample import EvaluatedSample
     from flowfactory.policy.comparing import At
     from flowfactory.policy.policy import Policy
     from flowfactory.types import (
@@ -43,6 +44,7 @@ _HOMES = {
     "config.component": ("AlgorithmConfig", "ComponentConfig", "Device", "DynamicsConfig", "ModelConfig", "Takes"),
     "config.schema": ("RunConfig",),
     "experience": ("Experience", "Loss"),
+    "hooks.evaluated_sample": ("EvaluatedSample",),
     "policy.comparing": ("At",),
     "policy.policy": ("Policy",),
 }
@@ -56,6 +58,7 @@ __all__ = [
     "Conditions",
     "Device",
     "DynamicsConfig",
+    "EvaluatedSample",
     "Evaluation",
     "Experience",
     "Index",

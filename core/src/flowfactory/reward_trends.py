@@ -8,6 +8,10 @@ from typing import Any
 
 ERRORS = 2.0
 """Standard errors of the difference by which a reward rose."""
+LATEST = 20
+"""Iterations that tell where a reward is going at the moment."""
+TELLING = 6
+"""Iterations of which fewer do not."""
 
 
 def rising_rewards(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Iterator[tuple[str, tuple[float, float]]]:
@@ -34,6 +38,19 @@ def quarter(length: int) -> int:
 def is_rise(first: tuple[float, float], last: tuple[float, float], count: int) -> bool:
     """Whether the mean of ``count`` iterations rose from ``first`` to ``last``, each a mean and a variance."""
     return last[0] - first[0] > ERRORS * math.sqrt((first[1] + last[1]) / count)
+
+
+def direction(values: Sequence[float]) -> int:
+    """1 where the latest ``values`` are rising, -1 where they are falling, 0 where neither can be told yet.
+
+    The later half of the last 20 is compared with the earlier half; fewer than TELLING tell nothing.
+    """
+    latest = [value for value in values[-LATEST:] if math.isfinite(value)]
+    count = len(latest) // 2
+    if count < TELLING // 2:
+        return 0
+    earlier, later = _mean_and_variance(latest[:count]), _mean_and_variance(latest[-count:])
+    return int(is_rise(earlier, later, count)) - int(is_rise(later, earlier, count))
 
 
 def _mean_and_variance(values: Sequence[float]) -> tuple[float, float]:

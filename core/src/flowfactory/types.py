@@ -385,11 +385,12 @@ class Trainable:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A run as its observers see it: its directory, its resolved config, and how many iterations it will have."""
+    """A run as its observers see it: its directory, resolved config and number of iterations; ``say`` prints a line of it."""
 
     directory: Path
     config: Any
     iterations: int
+    say: Say = lambda _: None
 
 
 Velocity = Callable[[Tensor, Tensor, Conditions, float], Tensor]

@@ -42,10 +42,13 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_core_brings_its_dynamics_and_tracker() -> None:
+def test_core_brings_its_dynamics_and_trackers() -> None:
     found = discover()
     names = {kind: set(components) for kind, components in found.components.items() if components}
-    assert names == {"dynamics": {"ode", "dpm-solver", "heun", "flow-sde", "dance-sde", "cps"}, "tracker": {"tensorboard"}}
+    assert names == {
+        "dynamics": {"ode", "dpm-solver", "heun", "flow-sde", "dance-sde", "cps"},
+        "tracker": {"csv", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"},
+    }
     assert found.broken == []
     assert found.components["dynamics"]["ode"].plugin == "core"
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import re
 import shutil
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 from flowfactory.config.schema import RunConfig
 from flowfactory.data import media
@@ -21,9 +19,7 @@ from flowfactory.runs.charts import chart
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.report import write_report
 from flowfactory.runs.score_format import format_score, tell_evaluation
-from flowfactory.runs.terminal import Terminal
 from flowfactory.runs.train import train
-from flowfactory.types import RunInfo
 
 Trained = Callable[..., RunDirectory]
 Invoke = Callable[..., tuple[int, str, str]]
@@ -194,37 +190,6 @@ def test_a_model_that_draws_videos_is_told_of_in_videos() -> None:
     assert tell_evaluation(0, 2, False, {"a": None}) == (
         "held-out score after iteration 0, 2 pictures: no reward applies to them"
     )
-
-
-def test_a_terminal_gets_a_bar_that_begins_where_the_run_does(load: Callable[..., RunConfig]) -> None:
-    screen = io.StringIO()
-    terminal = Terminal(Console(file=screen, force_terminal=True, width=120))
-    terminal.run_started(RunInfo(Path("run"), load(), 10))
-    terminal.iteration_finished(0, {"eval/bright/mean": 0.5})
-    assert screen.getvalue() == ""
-    terminal.iteration_finished(4, {"reward/bright/mean": 0.25, "seconds/sample": 2.0, "seconds/update": 2.0})
-    terminal.say("[bold] is no markup")
-    terminal.run_finished()
-    terminal.close()
-    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
-    assert "4/10" in shown
-    assert "bright 0.2500  4.0 images/s" in shown  # 16 pictures in 4 seconds
-    assert "[bold] is no markup" in shown
-    assert screen.getvalue().count("\x1b[?25h") == 1  # the cursor is given back
-
-
-def test_a_terminal_gets_a_bar_of_what_is_encoded_which_goes_at_the_end() -> None:
-    screen = io.StringIO()
-    terminal = Terminal(Console(file=screen, force_terminal=True, width=120))
-    for done in (1, 150, 300):
-        terminal.prompts_encoded(done, 300)
-    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
-    assert "encoding" in shown
-    assert "300/300 prompts" in shown
-    assert screen.getvalue().count("\x1b[?25h") == 1
-    plain = io.StringIO()
-    Terminal(Console(file=plain)).prompts_encoded(1, 300)
-    assert plain.getvalue() == ""
 
 
 def test_report_makes_the_page_anew(directory: RunDirectory, invoke: Invoke) -> None:

@@ -78,7 +78,9 @@ def test_every_ratio_of_the_first_epoch_is_one_to_the_bit(prepared: Prepared, tr
     run = prepared({**NET, "training": {**training, "precision": "bf16"}, "sampling": {"keep_on": keep_on}})
     pool = off(collect_rollouts(run, 0, Timer(CPU)))
     assert min(deviations(run, pool)) > 0
-    fresh = recompute_log_prob(pool, run.policy, config_of(run))
+    told: list[int] = []
+    fresh = recompute_log_prob(pool, run.policy, config_of(run), told.append)
+    assert sum(told) == 16  # each sample once
     assert set(deviations(run, fresh)) == {0.0}
     expected = (torch.exp(densities(fresh.experience) - densities(pool.experience)) - 1).abs().max()
     assert fresh.sampling_deviation == pytest.approx(float(expected), rel=1e-6)

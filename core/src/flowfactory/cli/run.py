@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flowfactory.cli.options import Config, Nproc, Plugins, Sets, typed_path
-from flowfactory.cli.output import say, show, warn
+from flowfactory.cli.output import show, warn
 from flowfactory.cli.rehearsal import rehearse
 from flowfactory.distributed import environment, launch
 from flowfactory.postponed_imports import postponed_imports, without_collections
@@ -37,6 +37,7 @@ def run(
     nnodes: Annotated[int, typer.Option(metavar="N", help="On how many nodes this command is given.")] = 1,
     node_rank: Annotated[int | None, typer.Option(metavar="N", help="Which of them this is, from 0.")] = None,
     rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where node 0 waits for the others.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print warnings, errors and the summary at the end alone.")] = False,
     max_restarts: Annotated[int, typer.Option(metavar="N", help="How often to start again when ranks die or are lost.")] = 3,
 ) -> None:
     """Train as CONFIG says."""
@@ -53,12 +54,12 @@ def run(
         return
     resolved = loading.load(config, sets or [], plugin or [], out)
     if not wanted.starts_ranks:
-        _train(resolved, resume)
+        _train(resolved, resume, quiet)
         return
     from flowfactory.distributed.supervisor import check_devices, start
 
     check_devices(wanted, resolved.device)
-    options = [*(["--out", str(out)] if out else []), *(["--resume"] if resume else [])]
+    options = [*(["--out", str(out)] if out else []), *(["--resume"] if resume else []), *(["--quiet"] if quiet else [])]
     options += [part for file in plugin or [] for part in ("--plugin", str(file))]
     options += [part for assignment in sets or [] for part in ("--set", assignment)]
     # -P: the folder that this is called in is no place to import from, as it is not for the installed command
@@ -109,7 +110,7 @@ def _owned_by_first_node(config: RunConfig, wanted: launch.Launch) -> Iterator[d
         yield {ENVIRONMENT: lock.token}
 
 
-def _train(config: RunConfig, resume: bool) -> None:
+def _train(config: RunConfig, resume: bool, quiet: bool) -> None:
     with without_collections():
         from rich.console import Console
 
@@ -118,16 +119,16 @@ def _train(config: RunConfig, resume: bool) -> None:
         from flowfactory.runs.terminal import Terminal
         from flowfactory.runs.train import train
 
-    with join_process_group(config, partial(find_room, config, say), say) as ranks:
+    terminal = Terminal(Console(), quiet)
+    with join_process_group(config, partial(find_room, config, terminal.say), terminal.say) as ranks:
         if not ranks.leads:
             train(config, resume, ranks=ranks)
             return
-        terminal = Terminal(Console())
         try:
             directory = train(config, resume, [terminal], terminal.say, ranks)
         finally:
             terminal.close()
-        _print_summary(directory, terminal.say)
+        _print_summary(directory, terminal.show)
 
 
 def _print_summary(directory: RunDirectory, say: Callable[[str], None]) -> None:

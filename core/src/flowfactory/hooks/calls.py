@@ -17,6 +17,7 @@ from flowfactory.canvas import Canvas
 from flowfactory.discovery.source_places import describe_exception, place_of
 from flowfactory.errors import RunError, UserError
 from flowfactory.experience import Experience, Loss
+from flowfactory.hooks.evaluated_sample import EvaluatedSample
 from flowfactory.types import Conditions, Evaluation, Prompt, RunInfo, Runtime, SamplingPlan, Say, Step, Trainable, Trajectory
 
 if TYPE_CHECKING:
@@ -68,9 +69,17 @@ class Hooks:
                 raise UserError(f"{values}; give one value a sample, [b], and leave the mean to core")
             yield loss
 
+    def prepare_tracker(self) -> None:
+        """See RunSpecs.prepare_tracker."""
+        self._call("prepare_tracker")
+
     def prompts_encoded(self, done: int, total: int) -> None:
         """See RunSpecs.prompts_encoded."""
         self._call("prompts_encoded", done=done, total=total)
+
+    def phase_progressed(self, phase: str, done: int, total: int) -> None:
+        """See RunSpecs.phase_progressed."""
+        self._call("phase_progressed", phase=phase, done=done, total=total)
 
     @property
     def names_comparisons(self) -> bool:
@@ -90,6 +99,10 @@ class Hooks:
     def run_started(self, run: RunInfo, policy: Policy) -> None:
         """See RunSpecs.run_started."""
         self._call("run_started", run=run, policy=policy)
+
+    def evaluation_finished(self, iteration: int, samples: Sequence[EvaluatedSample]) -> None:
+        """See RunSpecs.evaluation_finished."""
+        self._call("evaluation_finished", iteration=iteration, samples=samples)
 
     def iteration_finished(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """See RunSpecs.iteration_finished."""
@@ -111,6 +124,8 @@ class Hooks:
             caller = self._manager.subset_hook_caller("run_failed", [other for known, other in plugins if known != name])
             try:
                 caller(run=run, error=error)
+            except KeyboardInterrupt:  # of who does not want to wait for it
+                say(f"warning: {name}: run_failed: interrupted before it was done")
             except (Exception, SystemExit) as problem:
                 say(f"warning: {name}: run_failed: {describe_exception(problem)}")
 

@@ -17,7 +17,10 @@ MARKED_TOGETHER = (
     ("load", "encode", "sample", "log_prob"),
     ("plan", "update"),
     ("prepare_reward", "compute_reward"),
-    ("prompts_encoded", "run_started", "iteration_finished", "checkpoint_saved", "run_finished", "run_failed"),
+    (
+        *("prepare_tracker", "prompts_encoded", "phase_progressed", "run_started", "evaluation_finished"),
+        *("iteration_finished", "checkpoint_saved", "run_finished", "run_failed"),
+    ),
 )
 """What a component that has one of them implements: where one is marked, another without a mark was forgotten."""
 

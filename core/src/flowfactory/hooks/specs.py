@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from flowfactory.canvas import Canvas
     from flowfactory.experience import Experience, Loss
+    from flowfactory.hooks.evaluated_sample import EvaluatedSample
     from flowfactory.policy.comparing import Comparison
     from flowfactory.policy.policy import Policy
     from flowfactory.types import (
@@ -103,6 +104,13 @@ class RunSpecs:
         """
 
     @hookspec
+    def prepare_tracker(self) -> None:
+        """Ask whether a service would take what is sent: a UserError comes before weights are read. Tracker, optional.
+
+        A service that does not answer is no error of the run: it may be there when the run has begun.
+        """
+
+    @hookspec
     def prompts_encoded(self, done: int, total: int) -> None:
         """So many of the ``total`` prompts that the cache lacks are encoded, on all ranks. Anyone; the leading rank alone.
 
@@ -110,8 +118,24 @@ class RunSpecs:
         """
 
     @hookspec
+    def phase_progressed(self, phase: str, done: int, total: int) -> None:
+        """``done`` of the ``total`` samples of a phase are done, on all ranks. Anyone; the leading rank alone.
+
+        Comes when a phase begins, after every forward's worth of it, and so often that an implementation must be quick. Before
+        ``run_started``: loading, encoding (of prompts). In an iteration: drawing and judging in turn, recomputing, checking
+        (before the first update), learning (all epochs together), evaluating, saving. ``total`` is 0 where none can be told.
+        """
+
+    @hookspec
     def run_started(self, run: RunInfo, policy: Policy) -> None:
         """Weights are in place, nothing has been sampled. Anyone."""
+
+    @hookspec
+    def evaluation_finished(self, iteration: int, samples: Sequence[EvaluatedSample]) -> None:
+        """The first ``evaluation.pictures`` held-out samples are drawn, scored and on disk. Anyone; the leading rank alone.
+
+        Comes before the ``iteration_finished`` that carries the means over all of them.
+        """
 
     @hookspec
     def iteration_finished(self, iteration: int, metrics: Mapping[str, float]) -> None:
@@ -132,7 +156,8 @@ class RunSpecs:
     def run_failed(self, run: RunInfo, error: BaseException) -> None:
         """The run ends before its last iteration, by ``error``: it could not go on, or was asked to stop (Interrupted). Anyone.
 
-        Called on each rank on which ``run_started`` was, while ``error`` is on its way: close what is open, and ask no other
-        rank, which may be gone. What an implementation raises is a warning, and keeps no other from being called. Who kills a
-        process (SIGKILL, lack of memory) keeps it from all of this.
+        Called on each rank once the components are built, while ``error`` is on its way: close what is open, and ask no other
+        rank, which may be gone. ``run_started`` may not have been called, where weights could not be read, or another's raised;
+        and ``run_finished`` may have been, where another's raised. What an implementation raises is a warning, and keeps no
+        other from being called. Who kills a process (SIGKILL, lack of memory) keeps it from all of this.
         """

@@ -93,6 +93,13 @@ def applies(label: str, metadata: Mapping[str, Any]) -> bool:
     return label in metadata["rewards"] if "rewards" in metadata else True
 
 
+def is_there(value: Any) -> bool:
+    """Whether ``value``, a future or a mapping that may hold some, need not be waited for."""
+    if isinstance(value, Future):
+        return value.done()
+    return not isinstance(value, Mapping) or all(map(is_there, value.values()))
+
+
 def wait_for(value: Any, timeout: float | None) -> Any:
     """``value``, or what it is the future of. RunError: it did not come within ``timeout`` seconds."""
     if not isinstance(value, Future):

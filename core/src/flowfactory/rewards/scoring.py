@@ -16,7 +16,7 @@ from torch import Tensor
 from flowfactory.config.component import ComponentConfig
 from flowfactory.errors import RunError
 from flowfactory.rewards.errors import name_errors
-from flowfactory.rewards.executors import PendingAnswers, RewardExecutor, wait_for
+from flowfactory.rewards.executors import PendingAnswers, RewardExecutor, is_there, wait_for
 from flowfactory.types import Answer, Samples
 
 
@@ -84,6 +84,10 @@ class PendingScores:
 
     count: int
     asked: Mapping[str, PendingAnswers]
+
+    def done(self) -> bool:
+        """Whether nothing is on its way any more."""
+        return all(is_there(answer) for asked in self.asked.values() for answer in asked.answers)
 
     def result(self) -> dict[str, Tensor]:
         """``{label: scores [B]}`` on the CPU, in the dtype they came in; NaN where a label does not apply to a sample's prompt.

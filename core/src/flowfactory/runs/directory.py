@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from flowfactory.config.schema import RunConfig
 from flowfactory.config.text_files import decode
 from flowfactory.data.media import write_media
 from flowfactory.errors import UserError
+from flowfactory.hooks.evaluated_sample import EvaluatedSample
 from flowfactory.runs import metrics_file, trust
 from flowfactory.runs.checkpoints import lookup
 from flowfactory.runs.facts import FACTS
@@ -136,18 +138,22 @@ class RunDirectory:
         prompts: Sequence[str],
         scores: Mapping[str, Tensor],
         frame_rate: float | None = None,
-    ) -> None:
-        """Write ``samples/<iteration>/<number>.png``, or ``.mp4`` of what moves, and ``index.json``.
+    ) -> tuple[EvaluatedSample, ...]:
+        """Write ``samples/<iteration>/<number>.png``, or ``.mp4`` of what moves, and ``index.json``; what was written.
 
         OSError: they cannot be written.
         """
         folder = self.samples / f"{iteration:06d}"
         folder.mkdir(parents=True, exist_ok=True)
-        index = []
+        index, written = [], []
         for i, (medium, prompt) in enumerate(zip(media, prompts, strict=True)):
             file = write_media(medium, folder / f"{i:03d}", frame_rate)
-            index.append({"file": file.name, "prompt": prompt, "scores": {k: float(v[i]) for k, v in scores.items()}})
+            told = {label: float(score[i]) for label, score in scores.items()}
+            index.append({"file": file.name, "prompt": prompt, "scores": told})
+            known = {label: score for label, score in told.items() if math.isfinite(score)}
+            written.append(EvaluatedSample(file, prompt, known))
         write_json_atomically(folder / "index.json", index)
+        return tuple(written)
 
     def drawn(self) -> Path:
         """Where ``sample`` writes to. UserError: a link leads out of this directory there."""

@@ -33,12 +33,14 @@ from flowfactory.runs.metrics_file import UNREADABLE
 from flowfactory.runs.ownership import own
 from flowfactory.runs.score_format import tell_evaluation
 from flowfactory.runs.versions import versions
+from flowfactory.training.assembly import Assembly
 from flowfactory.training.evaluation import evaluate
 from flowfactory.training.iteration import iterate
 from flowfactory.training.judging import judges_here
+from flowfactory.training.phases import begin_phase
 from flowfactory.training.preflight import PreflightError, preflight
 from flowfactory.training.rollouts import Rollouts
-from flowfactory.training.setup import Run, prepare_run
+from flowfactory.training.setup import Run, prepare_run, run_info
 from flowfactory.types import Say
 
 
@@ -63,12 +65,13 @@ def train(
         with _translated(directory, lock):
             # for plugins that draw from torch's own generator, whose state a checkpoint holds
             torch.manual_seed(generator("torch", config.seed, ranks.workers.rank).initial_seed())
-            run = prepare_run(config, observers, say, ranks=ranks)
-            if judges_here(config.distributed, ranks):
-                run.assembly.prepare_rewards(run.policy.device)
-        hooks = run.assembly.hooks
+            assembly = Assembly(config, observers, ranks.leads)
+        hooks = assembly.hooks
         try:
             with _translated(directory, lock):
+                run = prepare_run(config, say, ranks=ranks, assembly=assembly)
+                if judges_here(config.distributed, ranks):
+                    assembly.prepare_rewards(run.policy.device)
                 require = lock.require if lock else _nothing
                 require()
                 hooks.run_started(run.info, run.policy)
@@ -76,7 +79,7 @@ def train(
                 require()
                 hooks.run_finished(run.info)
         except BaseException as error:
-            hooks.run_failed(run.info, error, say)
+            hooks.run_failed(run_info(config, say), error, say)
             raise
     return directory
 
@@ -268,6 +271,7 @@ def _save(run: Run, checkpoints: Checkpoints, number: int, best: bool, last: boo
     """Save the checkpoint of iteration ``number`` if it is time, it is the ``best``, or the ``last``; observers hear of it."""
     saved = checkpoints.poll()
     if last or best or number % run.config.output.checkpoint_every == 0:
+        begin_phase(run.assembly.hooks, run.ranks, "saving", 0)
         run.learner.check_weights()  # again: whoever heard of the iteration may have changed them
         saved += checkpoints.save(number, run.policy, run.learner)
     if last:
@@ -297,7 +301,8 @@ def _record(
         scores = {label: score[kept] for label, score in result.scores.items()}
         if run.ranks.leads:
             require()
-            directory.write_samples(number, result.media, result.prompts[kept], scores, run.sampler.frame_rate)
+            written = directory.write_samples(number, result.media, result.prompts[kept], scores, run.sampler.frame_rate)
+            run.assembly.hooks.evaluation_finished(number, written)
         means = {label: figures.get(f"eval/{label}/mean") for label in result.scores}
         say(tell_evaluation(number, len(result.prompts), run.sampler.frame_rate is not None, means))
     metrics = metrics | drift.add({"iteration": number, **metrics})

@@ -15,6 +15,7 @@ from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.drift.panel import Panel
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.judging import Judging
+from flowfactory.training.phases import begin_phase
 from flowfactory.training.plans import evaluation_plan
 from flowfactory.training.rollouts import roll_out
 from flowfactory.training.sampler import Sampler
@@ -65,11 +66,12 @@ def evaluate(
     judges = config.distributed.count_reward_ranks(workers.count)
     judging = Judging(assembly.evaluation_rewards, batch, ranks, judges, sampler.frame_rate) if score else None
     panel = Panel(batch.groups, ranks) if score else None
+    drawing = begin_phase(assembly.hooks, ranks, "evaluating", len(batch.keys))
     kept, left = [], len(batch.keys) if keep is None else keep
     for rows in split_whole_groups(batch, batch_size * workers.count):
         part = batch.rows(rows)
         conditions = sampler.conditions(part.prompts, plan.guidance, plan.canvas)
-        drawn = roll_out(sampler, part, conditions, plan.rows(rows), batch_size, ranks)
+        drawn = roll_out(sampler, part, conditions, plan.rows(rows), batch_size, ranks, drawing.add)
         if judging:
             judging.add(drawn, rows)
         if panel:

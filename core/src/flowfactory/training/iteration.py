@@ -17,6 +17,7 @@ from flowfactory.training.guidance import drawn_and_learned, most_guidance, trai
 from flowfactory.training.judging import Judging
 from flowfactory.training.kl_gate import gate_kl
 from flowfactory.training.metrics import Timer, UpdateMetrics, peak_memory
+from flowfactory.training.phases import Phase, begin_phase, phase_teller
 from flowfactory.training.recompute import recompute_log_prob
 from flowfactory.training.rollouts import Rollouts, roll_out
 from flowfactory.training.sampler import concatenate
@@ -35,13 +36,16 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     if iteration + 1 < config.training.iterations:
         run.sampler.read_ahead(_batch(run, iteration + 1).prompts, most_guidance(plan), plan.canvas)
     judges = config.distributed.count_reward_ranks(workers.count)
-    judging = Judging(run.assembly.rewards, batch, ranks, judges, run.sampler.frame_rate)
+    judged = Phase(phase_teller(run.assembly.hooks, ranks), "judging", len(batch.keys))
+    judging = Judging(run.assembly.rewards, batch, ranks, judges, run.sampler.frame_rate, judged.reach)
     panel = Panel(batch.groups, ranks)
+    drawing = begin_phase(run.assembly.hooks, ranks, "drawing", len(batch.keys))
     pieces, batch_size = [], config.sampling.batch_size
     held: list[list[int]] = [[] for _ in range(workers.count)]
     for rows in batches.split_whole_groups(batch, batch_size * workers.count):
         with timer("sample"):
-            drawn = roll_out(run.sampler, batch.rows(rows), shown.rows(rows), plan.rows(rows), batch_size, ranks)
+            some = batch.rows(rows), shown.rows(rows), plan.rows(rows)
+            drawn = roll_out(run.sampler, *some, batch_size, ranks, drawing.add)
         with timer("reward"):
             judging.add(drawn, rows)
         with timer("drift"):
@@ -104,8 +108,10 @@ def iterate(run: Run, iteration: int, before_update: Callable[[Rollouts], None] 
     rollouts = replace(rollouts, experience=replace(rollouts.experience, kl_coefficient=coefficient))
     if run.config.training.recompute_log_prob:
         with timer("recompute"):
-            rollouts = recompute_log_prob(rollouts, run.policy, run.config)
+            recomputing = begin_phase(run.assembly.hooks, run.ranks, "recomputing", len(rollouts.experience))
+            rollouts = recompute_log_prob(rollouts, run.policy, run.config, recomputing.add)
     if before_update is not None:
+        begin_phase(run.assembly.hooks, run.ranks, "checking", 0)
         before_update(rollouts)
     fixed_size = run.velocity_probe.measure(rollouts.experience)
     run.learner.movement.mark()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 
 import torch
@@ -28,12 +28,22 @@ class Judging:
     applies to are dealt to the ranks in turn over all rounds, and wait there until every rank has one: then all judge at once,
     and a rank holds the media of one group more than it was given at the most. Where only the first ``judges`` ranks compute
     rewards, everything is dealt to them. Of ranks that share forwards, which draw the same samples, one judges them.
+    ``tell`` hears how many samples are judged, as this rank's own answers tell, whenever this thread turns to judging.
     """
 
-    def __init__(self, rewards: Rewards, batch: Batch, ranks: Ranks, judges: int, frame_rate: float | None) -> None:
+    def __init__(
+        self,
+        rewards: Rewards,
+        batch: Batch,
+        ranks: Ranks,
+        judges: int,
+        frame_rate: float | None,
+        tell: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._rewards, self._batch, self._ranks, self._frame_rate = rewards, batch, ranks, frame_rate
         self._workers = ranks.workers
         self._started: list[tuple[list[int], PendingScores]] = []
+        self._tell, self._drawn, self._there = tell, 0, 0
         told = self._workers.gather(rewards.pointwise_labels) if judges == self._workers.count else []
         everywhere = [set(labels) for labels in told]
         # a server may tell two ranks two things: then it judges groups
@@ -50,6 +60,8 @@ class Judging:
         """Have judged what was drawn of the samples ``rows``: whole groups, in the batch's order. A joint work of the ranks."""
         if not self._ranks.speaks:
             return
+        self._tell_judged()
+        self._drawn = rows[-1] + 1
         me = self._workers.rank
         media, holders = drawn.trajectory.media, Holders([[rows[i] for i in held] for held in drawn.held])
         own = holders.own(me)
@@ -78,9 +90,19 @@ class Judging:
     def _samples(self, rows: list[int], media: Tensor) -> Samples:
         return to_samples(media, self._batch.rows(rows), self._frame_rate)
 
+    def _tell_judged(self) -> None:
+        """Tell how many of the samples drawn so far are judged: the share of this rank's answers that are there, in order."""
+        while self._there < len(self._started) and self._started[self._there][1].done():
+            self._there += 1
+        self._tell(self._drawn * self._there // len(self._started) if self._started else 0)
+
     def scores(self) -> dict[str, Tensor]:
         """{label: scores [B]} of the whole batch; waits for them. A joint work of the ranks."""
-        mine = [(rows, pending.result()) for rows, pending in self._started]
+        mine = []
+        for rows, pending in self._started:
+            self._tell_judged()
+            mine.append((rows, pending.result()))
+        self._tell(self._drawn)
         pieces = [piece for told in self._ranks.gather(mine) for piece in told]
         return merge_scores(self._rewards.labels, len(self._batch.keys), pieces)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -16,11 +17,13 @@ from flowfactory.training.update import micro_batch_units, optimizer_steps
 from flowfactory.types import Step
 
 
-def recompute_log_prob(rollouts: Rollouts, policy: Policy, config: RunConfig) -> Rollouts:
+def recompute_log_prob(
+    rollouts: Rollouts, policy: Policy, config: RunConfig, told: Callable[[int], None] = lambda _: None
+) -> Rollouts:
     """The rollouts whose recorded steps have the log-density, and the mean if they have one, that training computes.
 
     By the weights that drew them, in the micro-batches of the iteration's first epoch: one forward each. A joint work of the
-    ranks. RunError: a recorded step has no log-density.
+    ranks. RunError: a recorded step has no log-density. ``told`` hears how many more samples this rank has done.
     """
     experience = rollouts.experience
     plan, sampled = experience.plan, [step.log_prob for step in experience.steps if step.log_prob is not None]
@@ -37,6 +40,7 @@ def recompute_log_prob(rollouts: Rollouts, policy: Policy, config: RunConfig) ->
                     for pair in ((log_prob, step.log_prob), (kept.mean, step.mean))
                 ]
                 rollouts.write_back(pairs, shown)
+                told(len(shown[rollouts.ranks.workers.rank]))
     apart = [float((torch.exp(now - then) - 1).abs().max()) for now, then in zip(fresh, sampled, strict=True)]
     steps = tuple(replace(step, log_prob=log_prob) for step, log_prob in zip(experience.steps, fresh, strict=True))
     deviation = max(rollouts.ranks.gather(max(apart, default=0.0)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -27,17 +27,24 @@ class RankRollout:
 
 
 def roll_out(
-    sampler: Sampler, batch: Batch, conditions: Conditions, plan: SamplingPlan, batch_size: int, ranks: Ranks
+    sampler: Sampler,
+    batch: Batch,
+    conditions: Conditions,
+    plan: SamplingPlan,
+    batch_size: int,
+    ranks: Ranks,
+    told: Callable[[int], None] | None = None,
 ) -> RankRollout:
     """All samples of ``batch``, each rank its part and as many as the others, at most ``batch_size`` at once.
 
+    ``told`` hears how many more this rank has drawn, each time that some are.
     UserError: what was drawn is not of the form that ``plan`` asks for. RunError: it is not finite on some rank. A joint
     work of the ranks.
     """
     held = split_with_padding(range(len(plan.keys)), ranks.workers.count)
     mine = held[ranks.workers.rank]
     own = conditions.rows(mine)
-    drawn = sampler.draw(own, plan.rows(mine), batch_size)
+    drawn = sampler.draw(own, plan.rows(mine), batch_size, told)
     if sampler.inspects:
         inspection.check_form(drawn, plan.rows(mine))
 

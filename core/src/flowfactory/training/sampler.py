@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -123,8 +123,13 @@ class Sampler:
             return replace(prompt, text=text, index=0, metadata={}, negative=None, is_negative=True)
         return Prompt(text, is_negative=True)
 
-    def draw(self, conditions: Conditions, plan: SamplingPlan, batch_size: int) -> Trajectory:
-        """The trajectory of all samples of ``plan``, drawn at most ``batch_size`` at once, with the weights it names."""
+    def draw(
+        self, conditions: Conditions, plan: SamplingPlan, batch_size: int, drawn: Callable[[int], None] | None = None
+    ) -> Trajectory:
+        """The trajectory of all samples of ``plan``, drawn at most ``batch_size`` at once, with the weights it names.
+
+        ``drawn`` hears how many more are, after each forward's worth.
+        """
         pieces = []
         if self._merges:
             plan = replace(plan, unrecorded=self._policy.merged)
@@ -134,6 +139,8 @@ class Sampler:
                 piece = self._hooks.sample(conditions.rows(index), plan.rows(index))
                 piece = clamp_media(piece)
                 pieces.append(piece if self._rests_on is None else piece.to(self._rests_on))
+                if drawn is not None:
+                    drawn(len(index))
         return concatenate(pieces, conditions)
 
 

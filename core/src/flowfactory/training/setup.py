@@ -23,6 +23,7 @@ from flowfactory.training.assembly import Assembly
 from flowfactory.training.drawn_batches import check_drawn_batches
 from flowfactory.training.judging import judges_here
 from flowfactory.training.learner import Learner
+from flowfactory.training.phases import phase_teller
 from flowfactory.training.plans import EVALUATION, SAMPLING
 from flowfactory.training.prompts import prepare_prompts
 from flowfactory.training.sampler import Sampler
@@ -41,11 +42,12 @@ class Run:
     train: Sequence[Prompt]
     heldout: Sequence[Prompt]
     ranks: Ranks = ALONE
+    say: Say = lambda _: None
 
     @property
     def info(self) -> RunInfo:
         """What observers are told."""
-        return RunInfo(self.config.output.dir, self.config, self.config.training.iterations)
+        return run_info(self.config, self.say)
 
     @cached_property
     def learner(self) -> Learner:
@@ -56,6 +58,11 @@ class Run:
     def velocity_probe(self) -> VelocityProbe:
         """What tells how large the velocity is where nothing changes but the weights."""
         return VelocityProbe(self.policy, self.sampler, self.train, self.config.seed, self.config.sampling.batch_size)
+
+
+def run_info(config: RunConfig, say: Say) -> RunInfo:
+    """What observers are told of a run of ``config``."""
+    return RunInfo(config.output.dir, config, config.training.iterations, say)
 
 
 def slow_products(config: RunConfig, trainable: Trainable) -> str | None:
@@ -71,26 +78,28 @@ def slow_products(config: RunConfig, trainable: Trainable) -> str | None:
 
 def prepare_run(
     config: RunConfig,
-    observers: Sequence[object] = (),
     say: Say = lambda _: None,
     trackers: bool = True,
     ranks: Ranks = ALONE,
     scores: bool = True,
     trains: bool = True,
     drawn: Sequence[Prompt] = (),
+    assembly: Assembly | None = None,
 ) -> Run:
     """Components assembled, prompts read and encoded, weights where the ranks are to have them.
 
     Where it is to have ``scores``, rewards that hold no weights are prepared first: a server that is not there is told soon.
     What does not train reads no prompts to train on, and without ``scores`` none at all; its weights have the run's precision.
-    ``drawn`` are to be drawn as held-out ones are, and are encoded with the others.
+    ``drawn`` are to be drawn as held-out ones are, and are encoded with the others. ``assembly`` has who watches, if somebody
+    does; it is made of ``config`` where there is none.
     """
     device = resolve_device(config.device, ranks.local)
     config = with_precision(config, device.type == "cuda")
     torch.set_float32_matmul_precision(config.training.matmul)  # of this process: backward passes run beyond any context
     if trains:
         _check_ranks(config, ranks)
-    assembly = Assembly(config, observers, trackers and ranks.leads)
+    assembly = assembly or Assembly(config, trackers=trackers and ranks.leads)
+    assembly.hooks.prepare_tracker()
     use_host_threads(device)
     folder = CacheFolder.from_environment(say)
     train, heldout = prepare_prompts(config, trains, scores)
@@ -101,6 +110,8 @@ def prepare_run(
     precision = DTYPES[config.training.precision]
     context = ranks.context.count if ranks.context else 1
     runtime = Runtime(device, precision, ranks.agree, places=True, in_turn=ranks.in_turn, context=context)
+    tell_phase = phase_teller(assembly.hooks, ranks)
+    tell_phase("loading", 0, 0)
     trainable = assembly.hooks.load(runtime)
     try:
         config.model.check(config)  # again: what a hub id names may only now be on this machine
@@ -118,7 +129,7 @@ def prepare_run(
     sampler.check_conditions(wanted)
     say(f"{len(train)} training and {len(heldout)} held-out prompts, {encoded} encoded now, the rest from the cache")
     _distribute(config, policy, ranks)
-    return Run(config, assembly, policy, sampler, train, heldout, ranks)
+    return Run(config, assembly, policy, sampler, train, heldout, ranks, say)
 
 
 def _check_ranks(config: RunConfig, ranks: Ranks) -> None:
@@ -132,7 +143,13 @@ def _check_ranks(config: RunConfig, ranks: Ranks) -> None:
 def _make_sampler(
     config: RunConfig, assembly: Assembly, policy: Policy, trainable: Trainable, folder: CacheFolder, ranks: Ranks
 ) -> Sampler:
-    tell = assembly.hooks.prompts_encoded if ranks.leads else _tell_nobody
+    tell_phase = phase_teller(assembly.hooks, ranks)
+
+    def tell(done: int, total: int) -> None:
+        if ranks.leads:
+            assembly.hooks.prompts_encoded(done, total)
+        tell_phase("encoding", done, total)
+
     encode, matters = assembly.hooks.encode, trainable.canvas_matters
     cache = EncodeCache(encode, trainable.encoding, folder, policy.device, matters, ranks, tell)
     on_host, merges = config.sampling.keep_on == "host", config.sampling.merge_adapters == "auto"
@@ -147,7 +164,3 @@ def _distribute(config: RunConfig, policy: Policy, ranks: Ranks) -> None:
     for name, decay in ((SAMPLING, config.sampling.ema), (EVALUATION, config.evaluation.ema)):
         if decay is not None:
             policy.track_ema(name, decay)
-
-
-def _tell_nobody(done: int, total: int) -> None:
-    """How far encoding is, on ranks other than the leading one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,24 +14,35 @@ from flowfactory.flow.noise import generator
 from flowfactory.policy.comparing import Comparison
 from flowfactory.rl.groups import group_max, rows_by_group
 from flowfactory.training.metrics import UpdateMetrics
+from flowfactory.training.phases import begin_phase
 from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.setup import Run
 
 
 def update(run: Run, rollouts: Rollouts, iteration: int, metrics: UpdateMetrics) -> list[float]:
     """The gradient's norm at each optimizer step, ``updates`` of them an epoch; averages of weights move at the end."""
-    training, norms = run.config.training, list[float]()
-    for epoch in range(training.epochs):
-        for rows, share in optimizer_steps(rollouts.experience, run.config, iteration, epoch):
-            norms.append(run.learner.step(losses(run, rollouts, rows, epoch), metrics, share))
-            if len(norms) == 1:
-                metrics.finish_first_update()
+    norms = list[float]()
+    steps = [
+        (epoch, rows, share)
+        for epoch in range(run.config.training.epochs)
+        for rows, share in optimizer_steps(rollouts.experience, run.config, iteration, epoch)
+    ]
+    learning = begin_phase(run.assembly.hooks, run.ranks, "learning", sum(len(rows) for _, rows, _ in steps))
+    for epoch, rows, share in steps:
+        norms.append(run.learner.step(losses(run, rollouts, rows, epoch, learning.add), metrics, share))
+        if len(norms) == 1:
+            metrics.finish_first_update()
     run.policy.iteration_finished(iteration)
     return norms
 
 
-def losses(run: Run, rollouts: Rollouts, rows: Sequence[int], epoch: int) -> Iterator[Loss]:
-    """The losses of the samples ``rows``, this rank's part of them, as many on every rank."""
+def losses(
+    run: Run, rollouts: Rollouts, rows: Sequence[int], epoch: int, told: Callable[[int], None] = lambda _: None
+) -> Iterator[Loss]:
+    """The losses of the samples ``rows``, this rank's part of them, as many on every rank.
+
+    ``told`` hears how many more samples this rank has learned from, each time that the losses of a piece are.
+    """
     units, size = micro_batch_units(rows, rollouts.experience, run.config.algorithm)
     hooks, policy = run.assembly.hooks, run.policy
 
@@ -44,6 +55,7 @@ def losses(run: Run, rollouts: Rollouts, rows: Sequence[int], epoch: int) -> Ite
         for piece, counts in rollouts.micro_batches(units, size, epoch):
             for loss in hooks.update(piece, policy):
                 yield loss if counts else loss.empty()
+            told(len(piece))
 
 
 def learned_from(experience: Experience) -> Tensor:
