@@ -9,7 +9,7 @@ import sys
 import typer
 
 from flowfactory.atomic_files import disk_fault
-from flowfactory.cli import cache, doctor, estimate, export, plugins, report, run, sample, serve
+from flowfactory.cli import cache, doctor, estimate, export, plugins, report, run, runs, sample, serve
 from flowfactory.cli.output import contain_libraries, rank_prefix, warn
 from flowfactory.cli.usage import usage_error
 from flowfactory.distributed.cuda_allocator import let_segments_grow
@@ -40,6 +40,7 @@ app.command("eval")(sample.evaluate_run)
 app.command()(export.export)
 app.command()(estimate.estimate)
 app.command()(report.report)
+app.command("runs")(runs.list_runs)
 app.command()(doctor.doctor)
 app.command()(plugins.schema)
 app.command()(serve.serve)

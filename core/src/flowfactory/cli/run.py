@@ -132,7 +132,7 @@ def _train(config: RunConfig, resume: bool) -> None:
 def _print_summary(directory: RunDirectory, say: Callable[[str], None]) -> None:
     from flowfactory.runs.doctor.diagnosis import diagnose
     from flowfactory.runs.doctor.reading import read_table
-    from flowfactory.runs.report import write_report
+    from flowfactory.runs.report.page import write_report
     from flowfactory.runs.score_format import tell_change
 
     records = directory.records()
@@ -143,6 +143,6 @@ def _print_summary(directory: RunDirectory, say: Callable[[str], None]) -> None:
         count = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
         say(f"doctor: {count}, the likeliest first with flowfactory doctor {directory.path}: {findings[0].what}")
     try:
-        say(f"report: {write_report(directory, say)}")
+        say(f"report: {write_report(directory.path, say)}")
     except OSError as error:  # the run is done and saved
         say(f"warning: {directory.report} cannot be written ({error.strerror}); write it with flowfactory report")

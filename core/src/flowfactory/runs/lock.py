@@ -15,13 +15,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowfactory.atomic_files import remedy, remove_old, replacing, temporary_name
 from flowfactory.errors import RunError, UserError
 from flowfactory.runs.facts import FACTS, is_under_way
 from flowfactory.runs.holder import Holder
-from flowfactory.types import Say
 from flowfactory.untrusted_files import Refused, read_bytes
+
+if TYPE_CHECKING:
+    from flowfactory.types import Say  # which imports torch
 
 LOCK = "run.lock"
 ENVIRONMENT = "FLOWFACTORY_LOCK"
@@ -131,6 +134,21 @@ def held(folder: Path, say: Say) -> Iterator[RunLock]:
 def describe_unwritable(folder: Path, error: OSError) -> str:
     """The sentence about a run directory in which nothing can be written."""
     return f"output.dir: {folder} cannot be written to: {error.strerror}; {remedy(error)}, or choose another --out"
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process holds the run directory, as far as can be told without waiting for a sign of one elsewhere."""
+    path = folder / LOCK
+    try:
+        content = _read(path)
+    except UserError:
+        return False
+    holder = Holder.read(content) if content is not None else None
+    ended = holder.no_longer_holds(folder) if holder else None
+    if content is None or ended is not None:
+        return ended is False
+    before = _heartbeat(path)
+    return before is not None and time.time() - before / 1e9 < ABANDONED_SECONDS
 
 
 def _join(folder: Path) -> RunLock | None:
