@@ -18,7 +18,8 @@ from flowfactory.runs import metrics_file, sample_index, trust
 from flowfactory.runs.checkpoints import listing, lookup
 from flowfactory.runs.facts import FACTS
 from flowfactory.runs.resume import config_changes, fixed_config
-from flowfactory.runs.sample_index import INDEX, folder_of
+from flowfactory.runs.sample_index import INDEX, TRAINING, folder_of
+from flowfactory.training.extremes import Extreme
 from flowfactory.types import Say
 from flowfactory.untrusted_files import Refused, leads_into, read_bytes
 
@@ -55,12 +56,12 @@ class RunDirectory:
                 raise UserError(f"{self.path} already holds a run; continue it with --resume, or choose another --out")
             self._require_same_config(config, before)
         self.path.mkdir(parents=True, exist_ok=True)
-        for folder in (self.path, *self.samples.glob("[0-9]*")):
+        for folder in (self.path, self.path / TRAINING, *self.samples.glob("[0-9]*")):
             remove_leftovers(folder)
         write_atomically(self.config, yaml.dump(config))
 
     def _require_samples_within(self) -> None:
-        for folder in (self.samples, *self.samples.glob("[0-9]*")):
+        for folder in (self.samples, self.path / TRAINING, *self.samples.glob("[0-9]*")):
             if not leads_into(folder, self.path):
                 raise UserError(f"{folder} leads out of {self.path}; put the whole run directory there, or link that")
 
@@ -148,6 +149,24 @@ class RunDirectory:
             file = write_media(medium, folder / f"{i:03d}", frame_rate)
             index.append({"file": file.name, "prompt": prompt, "scores": {k: float(v[i]) for k, v in scores.items()}})
         write_json_atomically(folder / INDEX, index)
+
+    def write_extremes(self, iteration: int, extremes: Sequence[Extreme]) -> None:
+        """Write the best and the worst samples of ``iteration`` to ``samples/training``, in the place of those before.
+
+        OSError: they cannot be written.
+        """
+        folder = self.path / TRAINING
+        folder.mkdir(parents=True, exist_ok=True)
+        index = []
+        for i, each in enumerate(extremes):
+            file = write_media(each.picture / 255, folder / f"{iteration:06d}{i:03d}")
+            told = {"file": file.name, "prompt": each.prompt, "scores": each.scores}
+            index.append({**told, "which": each.which, "iteration": iteration})
+        write_json_atomically(folder / INDEX, index)
+        named = {told["file"] for told in index}
+        for path in folder.glob("[0-9]*.png"):
+            if path.name not in named:
+                path.unlink()
 
     def drawn(self) -> Path:
         """Where ``sample`` writes to. UserError: a link leads out of this directory there."""

@@ -25,8 +25,6 @@ STEPS = 4
 COLOURS = 8
 DOTS = 30
 """Points of a line up to which each is a dot, too."""
-LARGEST = 1e300
-"""The range of larger values may be no number."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +70,18 @@ def smoothed(line: Line) -> list[Line]:
 
 
 def draw(chart: Chart, axis: Axis) -> Markup:
-    """The chart as a figure; empty where there is nothing finite to draw."""
-    lines = [replace(line, points=[point for point in line.points if abs(point.value) < LARGEST]) for line in chart.lines]
-    lines = [line for line in lines if line.points]
+    """The chart as a figure; empty where there is nothing to draw."""
+    lines = [line for line in chart.lines if line.points]
     if not lines:
         return Markup()
-    scale = round_scale(*_range(lines))
-    low, high = scale[-1], scale[0]
     shown = [replace(line, points=thin(line.points)) for line in lines]
+    scale = round_scale(*_range(shown))
+    low, high = scale[-1], scale[0]
     drawn = [_draw_line(line, axis, low, high) for line in shown]
     rules = (f"M{-PAD} {i * SIDE // STEPS}H{SIDE + PAD}" for i in range(STEPS + 1))
     grid = element("path", d="".join(rules), class_="grid")
     view = {"viewBox": f"{-PAD} {-PAD} {SIDE + 2 * PAD} {SIDE + 2 * PAD}", "preserveAspectRatio": "none"}
-    picture = element("svg", grid, drawn, role="img", aria_label=_describe(chart, lines), **view)
+    picture = element("svg", grid, drawn, role="img", aria_label=_describe(chart, shown), **view)
     middle = (axis.first + axis.last) // 2
     sides = element("div", *(element("span", y) for y in format_scale(scale)), class_="y")
     below = element("div", *(element("span", str(x)) for x in (axis.first, middle, axis.last)), class_="x")

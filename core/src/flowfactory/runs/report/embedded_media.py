@@ -23,14 +23,16 @@ MOST_PIXELS = 64 * 10**6
 """Of a picture, and of each frame of a video."""
 MOST_PIXELS_OF_A_VIDEO = 2 * 10**9
 FRAME_RATES = (0.01, 1000.0)
-SHARP = 128
-"""Pixels of the longer side up to which a picture is embedded pixel for pixel."""
+SHARP, SMALLEST = 128, 32
+"""Pixels of the longer side up to which a picture is embedded pixel for pixel, and to which it is shrunk at the most."""
 LOSS, QUALITY = 24, 80
 """Of videos and pictures that are shrunk: ``crf`` of x264, and ``quality`` of WebP or JPEG."""
 
 
-def data_url(path: Path, within: Path, side: int) -> str:
-    """The PNG, or the MP4 where its name ends so, as a URL that holds it, its longer side at most ``side`` pixels.
+def data_url(path: Path, within: Path, side: int, most: int) -> str:
+    """The PNG, or the MP4 where its name ends so, as a URL that holds it.
+
+    Its longer side has at most ``side`` pixels; a picture is shrunk further to take no more than ``most`` bytes.
 
     Refused: it is none, too large, or elsewhere.
     """
@@ -41,7 +43,7 @@ def data_url(path: Path, within: Path, side: int) -> str:
     if path.suffix == ".mp4":
         kind, encoded = "video/mp4", encode_video_anew(content, side)
     else:
-        kind, encoded = encode_picture_anew(content, side)
+        kind, encoded = encode_picture_anew(content, side, most)
     return f"data:{kind};base64,{b64encode(encoded).decode()}"
 
 
@@ -60,7 +62,7 @@ def count_pixels(path: Path, within: Path) -> int:
         return 0
 
 
-def encode_picture_anew(content: bytes, side: int = MOST_PIXELS) -> tuple[str, bytes]:
+def encode_picture_anew(content: bytes, side: int = MOST_PIXELS, most: int = LARGEST_FILE) -> tuple[str, bytes]:
     """The type and the bytes of a picture with the pixels of a PNG and nothing else of it: PNG, or shrunk to ``side``.
 
     Refused: it is none, or too large.
@@ -70,18 +72,27 @@ def encode_picture_anew(content: bytes, side: int = MOST_PIXELS) -> tuple[str, b
         if picture.width * picture.height > MOST_PIXELS:
             raise Refused(f"has more than {MOST_PIXELS // 10**6} megapixels")
         pixels = picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
-        if max(pixels.size) <= min(side, SHARP) or side >= MOST_PIXELS:
-            alone, kind = pixels, "PNG"
-        else:
-            alone, kind = shrink(pixels, side), "WEBP" if features.check("webp") else "JPEG"
-        alone = Image.frombytes(alone.mode, alone.size, alone.tobytes())  # without what else it tells
+        alone = Image.frombytes(pixels.mode, pixels.size, pixels.tobytes())  # without what else it tells
     except Refused:
         raise
     except Exception as error:  # Pillow raises whatever a decoder stumbles over
         raise Refused("is no PNG that can be read") from error
+    if side >= MOST_PIXELS or max(alone.size) <= min(side, SHARP):
+        whole = _save(alone, "PNG")
+        if len(whole) <= most:
+            return "image/png", whole
+    kind = "WEBP" if features.check("webp") else "JPEG"
+    encoded = _save(shrink(alone, side), kind)
+    while len(encoded) > most and side > SMALLEST:
+        side = max(SMALLEST, side * 3 // 4)
+        encoded = _save(shrink(alone, side), kind)
+    return f"image/{kind.lower()}", encoded
+
+
+def _save(picture: Image.Image, kind: str) -> bytes:
     found = BytesIO()
-    alone.save(found, format=kind, **({} if kind == "PNG" else {"quality": QUALITY}))
-    return f"image/{kind.lower()}", found.getvalue()
+    picture.save(found, format=kind, **({} if kind == "PNG" else {"quality": QUALITY}))
+    return found.getvalue()
 
 
 def shrink(picture: Image.Image, side: int) -> Image.Image:

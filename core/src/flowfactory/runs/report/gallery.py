@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from flowfactory.runs import sample_index
-from flowfactory.runs.report.embedded_media import count_pixels, data_url
+from flowfactory.runs.report.embedded_media import SHARP, count_pixels, data_url
 from flowfactory.runs.report.markup import Markup, element, join
 from flowfactory.runs.report.run_files import RunFiles, Say
 from flowfactory.runs.report.sections import Section, section
@@ -19,18 +19,21 @@ from flowfactory.untrusted_files import Refused
 
 MOST_CHARACTERS = 13 * 2**20
 """Of all pictures and videos of a page."""
-MOST_PIXELS = 250 * 10**6
+MOST_PIXELS = 100 * 10**6
 """That are decoded for a page, which takes a core some seconds; of videos VIDEO times as many."""
 VIDEO = 6
 MOST_PROMPTS, MOST_EXTREMES = 1000, 32
 SIDES = (128, 640)
 """Pixels of the longer side, at least and at most."""
+HEAD = 32
+"""Characters before those of a picture."""
 CHARACTERS_A_PIXEL = 0.27
 """Of a picture as it is embedded: about that of a photograph."""
 
 NAME, EXTREMES = ("pictures", "Same prompt, same noise"), ("extremes", "Best and worst")
 Sample = Mapping[str, Any]
 Key = tuple[str, int]
+Work, Result = TypeVar("Work"), TypeVar("Result")
 
 
 class Column(NamedTuple):
@@ -74,28 +77,37 @@ def spread(columns: Sequence[Column], most: int) -> Sequence[Column]:
 
 def embed(plan: Plan, say: Say) -> list[list[Markup]]:
     """The element of each sample of the plan, column after column; ``say`` hears of what is left out."""
+    shares = sum(len(column.samples[: plan.prompts]) for column in plan.columns)
+    most = int(MOST_CHARACTERS * 3 / 4 / max(1, shares)) - HEAD
     wanted = [(column, sample) for column in plan.columns for sample in column.samples[: plan.prompts]]
 
     def encode(what: tuple[Column, Sample]) -> str | Refused:
         column, sample = what
         try:
-            return data_url(sample["path"], column.within, plan.side)
+            return data_url(sample["path"], column.within, plan.side, most)
         except Refused as error:
             return error
 
     elements: list[Markup] = []
     left = MOST_CHARACTERS
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        encoded = pool.map(encode, wanted) if len(wanted) > 1 else map(encode, wanted)
-        for (column, sample), found in zip(wanted, encoded, strict=True):
-            if isinstance(found, str) and len(found) > left:
-                found = Refused("is more than the page holds")
-            left -= len(found) if isinstance(found, str) else 0
-            if isinstance(found, Refused):
-                say(f"warning: {sample['path']} {found}; left out of the report")
-            elements.append(_medium(sample, column.name, found))
+    for (column, sample), found in zip(wanted, _map(encode, wanted, plan.side > SHARP), strict=True):
+        if isinstance(found, str) and len(found) > left:
+            found = Refused("is more than the page holds")
+        left -= len(found) if isinstance(found, str) else 0
+        if isinstance(found, Refused):
+            say(f"warning: {sample['path']} {found}; left out of the report")
+        elements.append(_medium(sample, column.name, found))
     rows = iter(elements)
     return [[next(rows) for _ in column.samples[: plan.prompts]] for column in plan.columns]
+
+
+def _map(encode: Callable[[Work], Result], wanted: Sequence[Work], heavy: bool) -> Iterator[Result]:
+    """``encode`` of each, in order; in several threads where that is worth their asking one another."""
+    if not heavy:
+        yield from map(encode, wanted)
+        return
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        yield from pool.map(encode, wanted)
 
 
 def _medium(sample: Sample, name: str, found: str | Refused) -> Markup:
@@ -111,7 +123,7 @@ def _medium(sample: Sample, name: str, found: str | Refused) -> Markup:
 
 def evaluation_columns(run: RunFiles, say: Say) -> list[Column]:
     """The samples of each evaluation that has some."""
-    evaluated = list(dict.fromkeys(run.evaluated()))
+    evaluated = run.evaluated()
     named = [f"after iteration {iteration}" if iteration else "before training" for iteration in evaluated]
     samples = [sample_index.read(run.path, sample_index.folder_of(iteration), say) for iteration in evaluated]
     return [Column(name, found, run.path) for name, found in zip(named, samples, strict=True) if found]

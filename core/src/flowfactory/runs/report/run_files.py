@@ -80,7 +80,8 @@ class RunFiles:
 
     def evaluated(self) -> list[int]:
         """The iterations after which there was an evaluation."""
-        return [record["iteration"] for record in self.records if any(name.startswith("eval/") for name in record)]
+        columns = (points for name, points in self.columns.items() if name.startswith("eval/"))
+        return sorted({point.iteration for points in columns for point in points})
 
     @property
     def last_iteration(self) -> int:

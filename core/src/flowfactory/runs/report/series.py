@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -55,11 +56,12 @@ def thin(points: Points) -> Points:
     if len(points) <= MOST_POINTS:
         return points
     length = -(-2 * len(points) // MOST_POINTS)
+    values = [point.value for point in points]
     kept: list[Point] = []
     for start in range(0, len(points), length):
-        stretch = range(start, min(start + length, len(points)))
-        ends = {min(stretch, key=lambda i: points[i].value), max(stretch, key=lambda i: points[i].value)}
-        kept += [points[i] for i in sorted(ends)]
+        stretch = values[start : start + length]
+        ends = {stretch.index(min(stretch)), stretch.index(max(stretch))}
+        kept += [points[start + place] for place in sorted(ends)]
     return kept
 
 
@@ -69,23 +71,26 @@ def window(points: Points) -> int:
 
 
 def smooth(points: Points) -> list[Point]:
-    """The running mean of ``points`` over :func:`window` of them, fewer at the ends; each keeps its spread, averaged too."""
-    half = window(points) // 2
-    values = _running([point.value for point in points], half)
+    """The running mean of ``points`` over :func:`window` of them, fewer at the ends, at no more than MOST_POINTS of them.
+
+    Each keeps its spread, averaged too, where all have one.
+    """
+    half, last = window(points) // 2, len(points) - 1
+    step = max(1, -(-len(points) // MOST_POINTS))
+    places = [*range(0, last, step), last] if points else []
+    values = _means([point.value for point in points], half, places)
     whole = all(point.spread is not None for point in points)
-    spreads = _running([point.spread or 0.0 for point in points], half) if whole else [None] * len(points)
-    return [Point(p.iteration, value, spread) for p, value, spread in zip(points, values, spreads, strict=True)]
+    spreads = _means([point.spread or 0.0 for point in points], half, places) if whole else [None] * len(places)
+    return [Point(points[i].iteration, value, spread) for i, value, spread in zip(places, values, spreads, strict=True)]
 
 
-def _running(values: Sequence[float], half: int) -> list[float]:
-    """The mean of each of ``values`` with ``half`` of them on either side, of fewer near the ends, as many on both."""
+def _means(values: Sequence[float], half: int, places: Sequence[int]) -> list[float]:
+    """The mean of each of ``values`` at ``places`` with ``half`` on either side, of fewer near the ends, as many on both."""
     base = values[0] if values else 0.0  # sums of what is far from 0 would lose digits
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + (value - base))
+    sums = list(accumulate((value - base for value in values), initial=0.0))
     found = []
-    for place in range(len(values)):
+    for place in places:
         reach = min(half, place, len(values) - 1 - place)
-        first, last = place - reach, place + reach + 1
-        found.append(base + (sums[last] - sums[first]) / (last - first))
+        first, after = place - reach, place + reach + 1
+        found.append(base + (sums[after] - sums[first]) / (after - first))
     return found
