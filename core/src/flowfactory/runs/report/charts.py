@@ -22,6 +22,8 @@ PAD = 12
 """Around it, so that a dot at an end is whole."""
 STEPS = 4
 """Of the scale of values."""
+CLOSE = 1e-9
+"""Of a step, by which numbers differ that are the same but for rounding."""
 COLOURS = 8
 DOTS = 30
 """Points of a line up to which each is a dot, too."""
@@ -108,8 +110,8 @@ def round_scale(low: float, high: float) -> list[float]:
     exponent = math.floor(math.log10(wide / STEPS))
     for factor in (1, 2, 2.5, 5, 10, 20, 25, 50):
         step = factor * 10.0**exponent
-        bottom = math.floor(low / step) * step
-        if bottom + STEPS * step >= high:
+        bottom = math.floor(low / step + CLOSE) * step
+        if bottom + (STEPS + CLOSE) * step >= high:
             break
     return [bottom + i * step for i in range(STEPS, -1, -1)]
 
@@ -192,7 +194,7 @@ def _table(chart: Chart, lines: Sequence[Line]) -> Markup:
     head = element("tr", element("th", "iteration", scope="col"), [element("th", line.name, scope="col") for line in told])
     rows = []
     for place, stretch in enumerate(stretches):
-        name = str(stretch[0]) if length == 1 else f"{stretch[0]} to {stretch[-1]}"
+        name = str(stretch[0]) if stretch[0] == stretch[-1] else f"{stretch[0]} to {stretch[-1]}"
         rows.append(element("tr", element("th", name, scope="row"), [element("td", column[place]) for column in columns]))
     caption = element("caption", chart.title if length == 1 else f"{chart.title}: the mean of each stretch of iterations")
     table = element("table", caption, element("thead", head), element("tbody", rows))

@@ -2,7 +2,7 @@
 // Hovering, zoom and the keyboard for the charts, and the slider of the pictures. The page is whole without it; it makes no
 // markup from text, and fetches nothing.
 (() => {
-  const SIDE = 1000, PAD = 0.012, STEPS = 4;
+  const SIDE = 1000, PAD = 0.012, STEPS = 4, CLOSE = 1e-9;
   const all = (where, what) => [...where.querySelectorAll(what)];
   const short = value => Number.isFinite(value) ? String(Number(value.toPrecision(4))) : "";
   const numbers = text => text ? text.split(" ").map(Number) : [];
@@ -28,8 +28,8 @@
     let step, bottom;
     for (const factor of [1, 2, 2.5, 5, 10, 20, 25, 50]) {
       step = factor * unit;
-      bottom = Math.floor(low / step) * step;
-      if (bottom + STEPS * step >= high) break;
+      bottom = Math.floor(low / step + CLOSE) * step;
+      if (bottom + (STEPS + CLOSE) * step >= high) break;
     }
     return Array.from({ length: STEPS + 1 }, (_, i) => bottom + (STEPS - i) * step);
   }
