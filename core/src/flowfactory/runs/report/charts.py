@@ -87,7 +87,12 @@ def draw(chart: Chart, axis: Axis) -> Markup:
     middle = (axis.first + axis.last) // 2
     sides = element("div", *(element("span", y) for y in format_scale(scale)), class_="y")
     below = element("div", *(element("span", str(x)) for x in (axis.first, middle, axis.last)), class_="x")
-    ends = {"data_first": axis.first, "data_last": axis.last, "data_low": f"{low:.9g}", "data_high": f"{high:.9g}"}
+    ends: dict[str, str | float | bool | None] = {
+        "data_first": axis.first,
+        "data_last": axis.last,
+        "data_low": f"{low:.9g}",
+        "data_high": f"{high:.9g}",
+    }
     frame = element("div", picture, element("div", class_="cursor", hidden=True), class_="frame", tabindex=0, role="group",
                     aria_label=f"{chart.title}: arrow keys read the values")  # fmt: skip
     tip = element("p", class_="tip", aria_live="polite")

@@ -33,7 +33,8 @@ CHARACTERS_A_PIXEL = 0.27
 NAME, EXTREMES = ("pictures", "Same prompt, same noise"), ("extremes", "Best and worst")
 Sample = Mapping[str, Any]
 Key = tuple[str, int]
-Work, Result = TypeVar("Work"), TypeVar("Result")
+Work = TypeVar("Work")
+Result = TypeVar("Result")
 
 
 class Column(NamedTuple):
@@ -144,7 +145,7 @@ def evaluation_gallery(run: RunFiles, say: Say) -> Section:
         *NAME,
         element("p", _told(columns, plan), class_="note"),
         _toolbar(plan, labels) if len(plan.columns) > 1 else None,
-        element("ul", cards, class_="pictures", id="gallery", role="list"),
+        element("ul", cards, class_="pictures" if len(plan.columns) > 1 else "pictures few", id="gallery", role="list"),
     )
 
 

@@ -24,12 +24,12 @@ MOST_SCORES = 20
 
 
 class Score(NamedTuple):
-    """A mean after ``iteration`` and its standard error, of ``count`` pictures or videos; NaN and 0 where that is not told."""
+    """A mean after ``iteration`` and its standard error, of ``samples`` pictures or videos; NaN and 0 where not told."""
 
     iteration: int
     mean: float
     error: float
-    count: int
+    samples: int
 
     def __str__(self) -> str:
         error = f" ± {format_score(self.error)}" if math.isfinite(self.error) else ""
@@ -115,7 +115,7 @@ def _card(change: Change, videos: bool) -> Markup:
     before, after, many = change.before, change.after, change.before.iteration != change.after.iteration
     kind = "videos" if videos else "pictures"
     title = element("h2", f"Held-out score: {change.label}")
-    of = f", {after.count} {kind}" if after.count else ""
+    of = f", {after.samples} {kind}" if after.samples else ""
     if not many:
         alone = element("p", str(after), class_="numbers")
         return element("div", title, alone, element("p", f"{_when(after)}{of}"), class_="score")
