@@ -17,9 +17,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from line_chart import chart
 from report import SCORE, argument_parser, draw_sheet, machine, markdown, write_results
 
-from flowfactory.runs.charts import chart
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.versions import versions
 

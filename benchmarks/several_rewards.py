@@ -16,11 +16,11 @@ from statistics import mean
 from typing import Any
 
 import torch
+from line_chart import COLOURS, Style, chart
 from report import argument_parser, machine, write_results
 
 from flowfactory.config import loading
 from flowfactory.rl.groups import group_std
-from flowfactory.runs.charts import COLOURS, Style, chart
 from flowfactory.runs.train import train
 from flowfactory.runs.versions import versions
 from flowfactory.training.iteration import collect_rollouts

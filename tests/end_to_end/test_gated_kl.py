@@ -18,7 +18,7 @@ from flowfactory.config.loading import validate
 from flowfactory.errors import RunError, UserError
 from flowfactory.flow import FlowSDEConfig
 from flowfactory.policy import KL_REFERENCE
-from flowfactory.runs.checkpoints.lookup import list_checkpoints
+from flowfactory.runs.checkpoints.listing import list_checkpoints
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.estimate.estimate import estimate
 from flowfactory.runs.train import train

@@ -24,7 +24,7 @@ def main() -> None:
 
     import flowfactory.cli.main
     import flowfactory.runs.export.export
-    import flowfactory.runs.report
+    import flowfactory.runs.report.page
     import flowfactory.runs.terminal
     import flowfactory.runs.train  # noqa: F401
 

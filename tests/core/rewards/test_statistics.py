@@ -121,3 +121,9 @@ def test_a_reward_that_differs_in_no_group_of_an_iteration_is_not_judged_by_it(q
     assert dominant() is None
     rewards["quiet"] = torch.tensor([0.0, 0.01, *[0.2] * 4])
     assert dominant() == "loud"
+
+
+def test_the_spread_of_groups_is_that_of_their_means() -> None:
+    groups = torch.tensor([3, 1, 3, 1, 7])
+    found = reward_metrics({"a": torch.tensor([1.0, 4.0, 3.0, 6.0, torch.nan])}, {"a": torch.zeros(5)}, groups)
+    assert found["reward/a/group_std"] == pytest.approx(1.5)  # of the means 2 and 5; the third group has no score

@@ -12,10 +12,10 @@ import pytest
 from flowfactory import hookimpl
 from flowfactory.config.schema import RunConfig
 from flowfactory.errors import RunError
+from flowfactory.runs.best_score import Evaluated, evaluated, find_best
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.facts import read_facts
-from flowfactory.runs.held_out_scores import Evaluated, evaluated, find_best
-from flowfactory.runs.report import write_report
+from flowfactory.runs.report.page import write_report
 from flowfactory.runs.train import train
 
 Load = Callable[..., RunConfig]
@@ -81,7 +81,7 @@ def test_a_run_whose_score_does_not_rise_ends_as_finished_and_says_so(load: Load
     facts = read_facts(directory.facts)
     assert (facts["end"]["how"], facts["end"]["sentence"]) == ("finished", told)
     assert "stopped_early" not in facts
-    assert f"The run finished: {told}" in write_report(directory).read_text()
+    assert f"The run finished: {told}" in write_report(directory.path).read_text()
 
 
 def test_a_run_whose_score_rises_is_not_stopped(load: Load) -> None:
@@ -127,7 +127,7 @@ def test_the_best_checkpoint_outlives_the_last_ones_and_is_named(load: Load) -> 
     assert best.iteration == 1
     assert saved(directory) == [1, 8]
     told = f"The best checkpoint by {SCORE} is checkpoints/000001: {best.score:.4f} after iteration 1."
-    assert told in write_report(directory).read_text()
+    assert told in write_report(directory.path).read_text()
 
 
 def test_each_best_so_far_takes_the_place_of_the_one_before(load: Load) -> None:

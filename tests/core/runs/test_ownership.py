@@ -23,7 +23,7 @@ from flowfactory.config.schema import RunConfig
 from flowfactory.errors import Interrupted, RunError, UserError
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.lock import LOCK
-from flowfactory.runs.report import write_report
+from flowfactory.runs.report.page import write_report
 from flowfactory.runs.train import train
 from flowfactory.types import RunInfo, SamplingPlan
 
@@ -163,7 +163,7 @@ def test_a_resume_that_makes_no_iteration_leaves_the_end_that_the_metrics_have(l
         train(config, observers=[Observer(acts[before])], say=lambda _: None)
     directory = RunDirectory(config.output.dir)
     end, figures = end_of(directory), directory.metrics.read_bytes()
-    page = write_report(directory).read_text()
+    page = write_report(directory.path).read_text()
     assert end["how"] == before
     more = load({"training": {"iterations": 4}})
     with pytest.raises(RunError, match="the server is down"):
@@ -292,4 +292,4 @@ def test_a_killed_run_says_in_its_report_that_no_end_is_known(load: Load, tmp_pa
     done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "config.yaml", config.output.dir], check=False)
     assert done.returncode == -signal.SIGKILL
     directory = RunDirectory(config.output.dir)
-    assert "The run was under way when this page was made, or it was killed." in write_report(directory).read_text()
+    assert "The run was under way when this page was made, or it was killed." in write_report(directory.path).read_text()

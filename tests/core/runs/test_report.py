@@ -15,9 +15,8 @@ from PIL import Image
 
 from flowfactory.config.schema import RunConfig
 from flowfactory.data import media
-from flowfactory.runs.charts import chart
 from flowfactory.runs.directory import RunDirectory
-from flowfactory.runs.report import write_report
+from flowfactory.runs.report.page import write_report
 from flowfactory.runs.score_format import format_score, tell_evaluation
 from flowfactory.runs.train import train
 
@@ -45,7 +44,7 @@ class Page(HTMLParser):
 
 
 def reported(directory: RunDirectory) -> Page:
-    return Page(write_report(directory).read_text(encoding="utf-8"))
+    return Page(write_report(directory.path).read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -57,28 +56,45 @@ def test_the_page_needs_nothing_from_outside(directory: RunDirectory) -> None:
     page = reported(directory)
     links = [value for _, name, value in page.attributes if name in {"src", "href", "srcset", "data", "action"}]
     assert links
-    assert all(link.startswith("data:image/png;base64,") for link in links)
-    assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in links)
+    assert not {"link", "iframe", "object", "base"} & set(page.tags)
+    assert page.tags.count("script") == page.tags.count("style") == 1
+    assert "style" not in [name for _, name, _ in page.attributes]
     assert not re.search(r"url\(|@import", directory.report.read_text())
 
 
-def test_the_pictures_before_and_after_are_on_the_page(directory: RunDirectory) -> None:
+def test_the_pictures_of_all_evaluations_are_on_the_page(directory: RunDirectory) -> None:
     page = reported(directory)
     shown = [base64.b64decode(value.partition(",")[2]) for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
-    kept = [directory.read_samples(iteration) for iteration in (0, 3)]
-    pairs = [item["path"].read_bytes() for pair in zip(*kept, strict=True) for item in pair]
-    assert shown == pairs
-    assert len(shown) == 4
-    assert "after 0 and after 3 iterations" in page.text
-    for item in kept[1]:
-        assert item["prompt"] in page.text
-        assert f"{item['scores']['bright']:.2f}" in page.text
+    kept = [directory.read_samples(iteration) for iteration in (0, 1, 2, 3)]
+    assert shown[:8] == [item["path"].read_bytes() for same in zip(*kept, strict=True) for item in same]
+    told = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
+    for item in kept[3]:
+        assert f"before training: {item['prompt']}" in told
+        assert f"after iteration 3: {item['prompt']}" in told
+        assert f"bright {item['scores']['bright']:.2f}" in page.text
+    (names,) = [value for _, name, value in page.attributes if name == "data-names"]
+    assert names.split("|") == ["after iteration 1", "after iteration 2", "after iteration 3"]
 
 
-def test_the_scores_before_and_after_are_on_the_page(directory: RunDirectory) -> None:
+def test_without_a_script_the_first_and_the_last_evaluation_are_seen(directory: RunDirectory) -> None:
+    attributes = reported(directory).attributes
+    hidden = [place for place, (_, name, _) in enumerate(attributes) if name == "hidden"]
+    evaluations = [place for place, (_, name, _) in enumerate(attributes) if name == "data-evaluation"]
+    assert [attributes[place][2] for place in evaluations] == ["0", "1", "2"] * 2
+    assert [attributes[place][2] for place in evaluations if place + 1 in hidden] == ["0", "1"] * 2
+
+
+def test_the_scores_before_and_after_are_on_top_with_their_errors(directory: RunDirectory) -> None:
     records = directory.records()
-    before, after = records[0]["eval/bright/mean"], records[-1]["eval/bright/mean"]
-    assert f"bright{before:.4f}{after:.4f}{after - before:+.4f}" in reported(directory).text
+    before, after = (
+        (r["eval/bright/mean"], r["eval/bright/std"] / r["eval/samples"] ** 0.5) for r in (records[0], records[-1])
+    )
+    told = f"{before[0]:.4f} ± {before[1]:.4f} → {after[0]:.4f} ± {after[1]:.4f}"
+    text = reported(directory).text
+    assert told in text
+    assert f"{after[0] - before[0]:+.4f} ± {(before[1] ** 2 + after[1] ** 2) ** 0.5:.4f}" in text
+    assert text.index(told) < text.index("3 of 3") < text.index("Same prompt, same noise")
 
 
 def test_config_and_versions_are_on_the_page(directory: RunDirectory) -> None:
@@ -90,34 +106,38 @@ def test_config_and_versions_are_on_the_page(directory: RunDirectory) -> None:
     assert all(f"{name}{version}" in page.text for name, version in versions.items())
 
 
-def test_the_curves_are_on_the_page(directory: RunDirectory) -> None:
-    page = reported(directory)
-    # both, reward, held-out score; loss, clip_fraction twice, ratios twice, grad_norm, weights twice, velocity; the panel
-    assert page.tags.count("svg") == 3 + 6 + 3 + 6
-    for name in ("Reward while training", "Held-out score", "clip_fraction", "clip_fraction/first_update", "grad_norm"):
-        assert name in page.text
+def test_every_metric_of_the_run_is_drawn(directory: RunDirectory) -> None:
+    drawn = " ".join(value for _, name, value in reported(directory).attributes if name in ("data-name", "data-y"))
+    records = directory.records()
+    beside = re.compile("iteration|eval/.*/std|eval/samples|reward/.*/(std|group_std)|drift/.*/std|drift/.*groups")
+    names = {name for record in records for name in record if not beside.fullmatch(name)}
+    assert len(names) > 30
+    for name in names:
+        figures = [record[name] for record in records if name in record]
+        assert " ".join(f"{figure:.5g}" for figure in figures) in drawn, name
 
 
 def test_what_drifted_is_told_on_top_and_in_its_part(directory: RunDirectory) -> None:
-    assert "see Drift below" not in reported(directory).text
+    assert "left where training began" not in reported(directory).text
     lines = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
     for line in lines:
         line |= {"drift/heldout/luma": 0.4 + 0.2 * line["iteration"], "drift/heldout/luma/std": 0.1, "drift/heldout/groups": 32}
         line |= {"reward/bright/mean": 0.1 * line["iteration"], "advantage/bright/share": 1.0} if line["iteration"] else {}
     directory.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = reported(directory).text
-    assert text.index("of what is drawn left where training began") < text.index("Held-out score")
+    assert text.index("of what is drawn left where training began") < text.index("Same prompt")
     told = "by iteration 2 the brightness of held-out samples went from 0.4 to 0.8, 16.0 standard deviations, while bright rose"
-    assert text.index("Drift") < text.index(told) < text.index("colour entropy")
+    assert text.rindex("Drift") < text.index(told) < text.index("Colour entropy")
 
 
 def test_prompts_are_text_and_nothing_else(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "nasty.txt").write_text(NASTY + "\n")
     directory = trained({"prompts": {"heldout": "nasty.txt", "negative": NASTY}})
     page = reported(directory)
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1
     assert NASTY in page.text
-    assert [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")] == [NASTY, NASTY]
+    told = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
+    assert told[:2] == [f"before training: {NASTY}", f"after iteration 3: {NASTY}"]
 
 
 def test_a_run_without_held_out_prompts_has_a_report_too(trained: Trained) -> None:
@@ -128,29 +148,6 @@ def test_a_run_without_held_out_prompts_has_a_report_too(trained: Trained) -> No
 
 def test_a_run_that_has_not_begun_has_a_report_too(tmp_path: Path) -> None:
     assert "Config" in reported(RunDirectory(tmp_path)).text
-
-
-def points_of(svg: str) -> list[tuple[float, float]]:
-    found = re.search(r"<polyline points='([^']*)'", svg)
-    assert found
-    return [(float(x), float(y)) for x, _, y in (pair.partition(",") for pair in found[1].split())]
-
-
-def test_a_curve_goes_from_corner_to_corner() -> None:
-    first, middle, last = points_of(chart([(0, -1.0), (5, 0.0), (10, 1.0)]))
-    assert first[0] < middle[0] < last[0]
-    assert first[1] > middle[1] > last[1]  # y counts downwards
-    assert middle == ((first[0] + last[0]) / 2, (first[1] + last[1]) / 2)
-    assert re.search(r">1</text>.*>-1</text>.*>0</text>.*>10</text>", chart([(0, -1.0), (10, 1.0)]))
-
-
-@pytest.mark.parametrize("points", [[(1, 0.5)], [(1, 0.5), (2, 0.5)], [(1, float("nan")), (2, 0.5), (3, float("inf"))]])
-def test_flat_and_broken_curves_are_drawn(points: list[tuple[float, float]]) -> None:
-    svg = chart(points)
-    assert "nan" not in svg
-    assert "inf" not in svg
-    assert len(points_of(svg)) == sum(abs(y) < 1 for _, y in points)
-    assert chart([(1, float("nan"))]) == ""
 
 
 def test_the_command_ends_with_scores_and_report_in_plain_lines(
@@ -339,8 +336,10 @@ def test_what_should_be_looked_at_first_is_on_the_page(directory: RunDirectory, 
         copy.append({"iteration": 4 + number, **told, "eval/taste/mean": held, "eval/taste/std": 0.1, "eval/samples": 100})
     page = reported(copy)
     assert "while held-out taste fell from 0.6 (after iteration 5) to 0.2 (after 6): this is what reward hacking" in page.text
-    assert "in 3 iterations, 4 the first of them, reward 'bright' supplies 99% of the advantage" in page.text
-    for name in ("Training and held-out together", "bright in training", "taste held out"):
+    assert re.search("reward 'bright' supplies (99|100)% of the advantage, and the others hardly train", page.text)
+    assert "docs/when_it_does_not_learn.md#one-reward-dominates" in page.text
+    assert page.text.index("Warnings") < page.text.index("Same prompt, same noise")
+    for name in ("Training and held out together", "bright in training", "taste held out"):
         assert name in page.text
     assert "aggregate: gdpo}" in page.text
     written = copy.config.read_text()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import html
 import io
 import json
 import os
@@ -21,8 +23,8 @@ from PIL import Image, PngImagePlugin
 
 from flowfactory.control_characters import has_controls
 from flowfactory.runs.directory import RunDirectory
-from flowfactory.runs.embedded_media import encode_picture_anew, encode_video_anew
-from flowfactory.runs.report import write_report
+from flowfactory.runs.report.embedded_media import encode_picture_anew, encode_video_anew
+from flowfactory.runs.report.page import write_report
 from flowfactory.untrusted_files import Refused
 
 Invoke = Callable[..., tuple[int, str, str]]
@@ -80,7 +82,7 @@ def report(run: RunDirectory, invoke: Invoke) -> tuple[Page, str]:
     assert (code, out) == (0, f"{run.report}\n")
     assert all(line.startswith("warning: ") for line in err.splitlines())
     page = Page(run.report.read_text(encoding="utf-8"))
-    assert "script" not in page.tags
+    assert page.tags.count("script") == page.tags.count("style") == 1
     return page, err
 
 
@@ -105,7 +107,7 @@ def test_names_that_lead_elsewhere_are_left_out(
     rename_in_index(run, name.format(tmp_path) if isinstance(name, str) else name)
     page, err = report(run, invoke)
     assert secret not in page.media
-    assert len(page.media) == 2
+    assert len(page.media) == 3
     index = run.samples / "000000/index.json"
     assert err == f"warning: {index}: what is no sample with the name of a file in that folder is left out\n"
 
@@ -277,7 +279,7 @@ def test_odd_figures_are_left_out(line: str, run: RunDirectory, invoke: Invoke) 
     assert f"{run.metrics} line " in err
     assert len(page.media) >= 2
     assert "loss" in page.text
-    assert not re.search(r"points='[^']*(nan|inf)", run.report.read_text())
+    assert not re.search(r'(points|data-y|data-spread)="[^"]*(nan|inf)', run.report.read_text())
 
 
 @pytest.mark.parametrize(
@@ -321,7 +323,7 @@ def test_odd_facts_are_left_out(text: str, run: RunDirectory, invoke: Invoke) ->
 def test_an_odd_index_is_left_out(text: str, run: RunDirectory, invoke: Invoke) -> None:
     (run.samples / "000000/index.json").write_text(text)
     page, err = report(run, invoke)
-    assert page.media == []
+    assert len(page.media) == 2, "those of the other evaluation"
     assert str(run.samples / "000000/index.json") in err
 
 
@@ -331,7 +333,7 @@ def test_odd_prompts_and_scores_are_text(run: RunDirectory, invoke: Invoke) -> N
     path.write_text(json.dumps([{"file": "000.png", "prompt": f"'>{MARK}\ud800", "scores": scores}]))
     page, _ = report(run, invoke)
     assert f"'>{MARK}\\ud800" in page.text
-    assert len(page.media) == 2
+    assert len(page.media) == 3
 
 
 def test_what_a_terminal_obeys_is_escaped_in_a_report(run: RunDirectory, invoke: Invoke) -> None:
@@ -359,12 +361,19 @@ def test_an_odd_config_has_a_report_too(content: bytes, run: RunDirectory, invok
     assert len(report(run, invoke)[0].media) == 4
 
 
-def test_a_browser_is_told_to_run_and_fetch_nothing(run: RunDirectory, invoke: Invoke) -> None:
+def test_a_browser_is_told_to_run_our_script_alone_and_to_fetch_nothing(run: RunDirectory, invoke: Invoke) -> None:
     report(run, invoke)
     text = run.report.read_text()
-    policy = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
-    assert f'<meta http-equiv=Content-Security-Policy content="{policy}">' in text
-    assert text.index("Content-Security-Policy") < text.index("<title>")
+    (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="(.*?)"/>', text)
+    hashes = {}
+    for name in ("style", "script"):
+        (content,) = re.findall(f"<{name}>(.*?)</{name}>", text, re.DOTALL)
+        hashes[name] = "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+    assert html.unescape(policy) == (
+        f"default-src 'none'; img-src data:; media-src data:; style-src '{hashes['style']}'; "
+        f"script-src '{hashes['script']}'; base-uri 'none'; form-action 'none'"
+    )
+    assert text.index("Content-Security-Policy") < text.index("<title>") < text.index("<style>")
 
 
 @pytest.mark.parametrize(
@@ -404,9 +413,9 @@ def test_a_long_run_has_a_page_that_shows_its_peaks(run: RunDirectory) -> None:
     figures = [1.0] * 20_000
     figures[7777], figures[12_345] = 9.0, -5.0
     run.metrics.write_text("".join(json.dumps({"iteration": n, "loss": loss}) + "\n" for n, loss in enumerate(figures)))
-    page = write_report(run).read_text()
-    assert len(page) < 100_000
-    (line,) = re.findall("<polyline points='(.*?)'", page)
+    page = write_report(run.path).read_text()
+    assert len(page) < 200_000
+    (line, _) = re.findall('<polyline points="(.*?)"', page)
     heights = [float(place.split(",")[1]) for place in line.split()]
     assert 3 <= len(heights) <= 1000
     assert sum(height == min(heights) for height in heights) == sum(height == max(heights) for height in heights) == 1

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from flowfactory.atomic_files import disk_fault
-from flowfactory.cli import cache, check, doctor, estimate, export, init, plugins, report, run, sample, serve
+from flowfactory.cli import cache, check, doctor, estimate, export, init, plugins, report, run, runs, sample, serve
 from flowfactory.cli.examples import epilog
 from flowfactory.cli.output import contain_libraries, rank_prefix, say, warn
 from flowfactory.cli.usage import usage_error
@@ -42,6 +42,7 @@ app.command("eval")(sample.evaluate_run)
 app.command()(export.export)
 app.command()(estimate.estimate)
 app.command()(report.report)
+app.command("runs")(runs.list_runs)
 app.command()(doctor.doctor)
 app.command()(plugins.schema)
 app.command()(serve.serve)

@@ -134,7 +134,7 @@ def _train(config: RunConfig, resume: bool, quiet: bool) -> None:
 def _print_summary(directory: RunDirectory, say: Callable[[str], None]) -> None:
     from flowfactory.runs.doctor.diagnosis import diagnose
     from flowfactory.runs.doctor.reading import read_table
-    from flowfactory.runs.report import write_report
+    from flowfactory.runs.report.page import write_report
     from flowfactory.runs.score_format import tell_change
 
     records = directory.records()
@@ -145,6 +145,6 @@ def _print_summary(directory: RunDirectory, say: Callable[[str], None]) -> None:
         more = f"all {len(findings)} findings" if len(findings) > 1 else "what to change"
         say(f"doctor: {findings[0].what}; run flowfactory doctor {directory.path} for {more}")
     try:
-        say(f"report: {write_report(directory, say)}")
+        say(f"report: {write_report(directory.path, say)}")
     except OSError as error:  # the run is done and saved
         say(f"warning: {directory.report} cannot be written ({error.strerror}); write it with flowfactory report")

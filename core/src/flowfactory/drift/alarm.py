@@ -6,10 +6,12 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowfactory.reward_trends import is_rise, quarter
-from flowfactory.types import Say
+
+if TYPE_CHECKING:
+    from flowfactory.types import Say  # which imports torch
 
 TRAINING, HELD_OUT = "drift/", "drift/heldout/"
 """What the names of the panel's metrics begin with."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,17 @@ from flowfactory.config.text_files import decode
 from flowfactory.data.media import write_media
 from flowfactory.errors import UserError
 from flowfactory.hooks.evaluated_sample import EvaluatedSample
-from flowfactory.runs import metrics_file, trust
-from flowfactory.runs.checkpoints import lookup
+from flowfactory.runs import metrics_file, sample_index, trust
+from flowfactory.runs.checkpoints import listing, lookup
 from flowfactory.runs.facts import FACTS
 from flowfactory.runs.resume import config_changes, fixed_config
+from flowfactory.runs.sample_index import INDEX, TRAINING, folder_of
+from flowfactory.training.extremes import Extreme
 from flowfactory.types import Say
-from flowfactory.untrusted_files import Refused, leads_into, read_bytes, read_json
+from flowfactory.untrusted_files import Refused, leads_into, read_bytes
 
-LARGEST_CONFIG, LARGEST_INDEX = 2**19, 8 * 2**20
-"""In bytes: a config with all defaults written out is several times as long as it was, and a picture's entry has hundreds."""
+LARGEST_CONFIG = 2**19
+"""In bytes: a config with all defaults written out is several times as long as it was."""
 
 UNREAD, OF_SCORING = ("prompts.train", "output.trackers"), ("prompts.heldout", "rewards", "evaluation.rewards")
 """Keys of a run's config that nothing reads once it has ended, and those that are read to score alone."""
@@ -57,18 +58,18 @@ class RunDirectory:
                 raise UserError(f"{self.path} already holds a run; continue it with --resume, or choose another --out")
             self._require_same_config(config, before)
         self.path.mkdir(parents=True, exist_ok=True)
-        for folder in (self.path, *self.samples.glob("[0-9]*")):
+        for folder in (self.path, self.path / TRAINING, *self.samples.glob("[0-9]*")):
             remove_leftovers(folder)
         write_atomically(self.config, yaml.dump(config))
 
     def _require_samples_within(self) -> None:
-        for folder in (self.samples, *self.samples.glob("[0-9]*")):
+        for folder in (self.samples, self.path / TRAINING, *self.samples.glob("[0-9]*")):
             if not leads_into(folder, self.path):
                 raise UserError(f"{folder} leads out of {self.path}; put the whole run directory there, or link that")
 
     def has_begun(self) -> bool:
         """Whether there is something to lose: a run that failed before its first update is not in the way of the next."""
-        return metrics_file.has_begun(self.metrics) or bool(lookup.list_checkpoints(self.checkpoints))
+        return metrics_file.has_begun(self.metrics) or bool(listing.list_checkpoints(self.checkpoints))
 
     def require_run(self) -> None:
         """UserError: this is no run directory."""
@@ -143,7 +144,7 @@ class RunDirectory:
 
         OSError: they cannot be written.
         """
-        folder = self.samples / f"{iteration:06d}"
+        folder = self.path / folder_of(iteration)
         folder.mkdir(parents=True, exist_ok=True)
         index, written = [], []
         for i, (medium, prompt) in enumerate(zip(media, prompts, strict=True)):
@@ -152,8 +153,26 @@ class RunDirectory:
             index.append({"file": file.name, "prompt": prompt, "scores": told})
             known = {label: score for label, score in told.items() if math.isfinite(score)}
             written.append(EvaluatedSample(file, prompt, known))
-        write_json_atomically(folder / "index.json", index)
+        write_json_atomically(folder / INDEX, index)
         return tuple(written)
+
+    def write_extremes(self, iteration: int, extremes: Sequence[Extreme]) -> None:
+        """Write the best and the worst samples of ``iteration`` to ``samples/training``, in the place of those before.
+
+        OSError: they cannot be written.
+        """
+        folder = self.path / TRAINING
+        folder.mkdir(parents=True, exist_ok=True)
+        index = []
+        for i, each in enumerate(extremes):
+            file = write_media(each.picture / 255, folder / f"{iteration:06d}{i:03d}")
+            told = {"file": file.name, "prompt": each.prompt, "scores": each.scores}
+            index.append({**told, "which": each.which, "iteration": iteration})
+        write_json_atomically(folder / INDEX, index)
+        named = {told["file"] for told in index}
+        for path in folder.glob("[0-9]*.png"):
+            if path.name not in named:
+                path.unlink()
 
     def drawn(self) -> Path:
         """Where ``sample`` writes to. UserError: a link leads out of this directory there."""
@@ -164,26 +183,4 @@ class RunDirectory:
 
     def read_samples(self, iteration: int, say: Say = lambda _: None) -> list[dict[str, Any]]:
         """What :meth:`write_samples` wrote, with ``path`` in place of ``file``; ``say`` hears of what nobody wrote so."""
-        folder = self.samples / f"{iteration:06d}"
-        path = folder / "index.json"
-        try:
-            index = read_json(path, LARGEST_INDEX, within=self.path)
-        except FileNotFoundError:
-            return []
-        except (Refused, OSError) as error:
-            say(f"warning: {path} {error if isinstance(error, Refused) else error.strerror}; left out")
-            return []
-        items = [_sample(item, folder) for item in index] if isinstance(index, list) else [None]
-        if None in items:
-            say(f"warning: {path}: what is no sample with the name of a file in that folder is left out")
-        return [item for item in items if item is not None]
-
-
-def _sample(item: Any, folder: Path) -> dict[str, Any] | None:
-    """An item of index.json; None where it is not as it is written."""
-    match item:
-        case {"file": str(file), "prompt": str(prompt), "scores": dict(scores)} if re.fullmatch(r"[0-9]+\.(png|mp4)", file):
-            told = {label: float(score) for label, score in scores.items() if isinstance(score, float)}
-            return {"prompt": prompt, "scores": told, "path": folder / file}
-        case _:
-            return None
+        return sample_index.read(self.path, folder_of(iteration), say)

@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from flowfactory.config.held_out_scores import best_score
 from flowfactory.config.schema import RunConfig
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.errors import UserError
-from flowfactory.runs.checkpoints.lookup import list_checkpoints
+from flowfactory.runs.best_score import evaluated, find_best
+from flowfactory.runs.checkpoints.listing import list_checkpoints
 from flowfactory.runs.directory import RunDirectory
-from flowfactory.runs.score_format import format_score
 from flowfactory.suggestions import did_you_mean
 from flowfactory.types import Say
 
 BEST = "best"
 """What stands for the best checkpoint on the command line, alone or as ``best:<score>``."""
-
-
-class Evaluated(NamedTuple):
-    """A score and after which iteration."""
-
-    iteration: int
-    score: float
-
-    def __str__(self) -> str:
-        when = f"after iteration {self.iteration}" if self.iteration else "before training"
-        return f"{format_score(self.score)} {when}"
-
-
-def evaluated(records: Iterable[Mapping[str, Any]], name: str) -> list[Evaluated]:
-    """Every evaluation in which the score ``name`` is a number."""
-    return [Evaluated(record["iteration"], record[name]) for record in records if math.isfinite(record.get(name, math.nan))]
-
-
-def find_best(scores: Sequence[Evaluated], among: Collection[int] | None = None) -> Evaluated | None:
-    """The first of those with the highest score, of the iterations ``among`` where they are given; None: there is none."""
-    there = [each for each in scores if among is None or each.iteration in among]
-    return max(there, key=lambda each: each.score, default=None)
 
 
 class HeldOutScores:
@@ -140,33 +117,3 @@ def _best_there(directory: RunDirectory, config: RunConfig, name: str, say: Say)
         told = f"{name} was {highest}, of which no checkpoint was kept; the best there is has {best}"
         say(f"warning: {told}; train with output.keep_best")
     return best.iteration
-
-
-def best_sentence(directory: RunDirectory, written: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str | None:
-    """Which checkpoint is kept as the best, of a run whose config is ``written`` as YAML has it; None where none is."""
-    name = _written_score(written)
-    try:
-        saved = {int(path.name): path for path in list_checkpoints(directory.checkpoints)}
-    except UserError:
-        return None
-    best = find_best(evaluated(records, name), saved) if name else None
-    if best is None:
-        return None
-    return f"The best checkpoint by {name} is checkpoints/{saved[best.iteration].name}: {best}."
-
-
-def _written_score(written: Mapping[str, Any]) -> str | None:
-    """:func:`best_score` of a config whose components need not be on this machine."""
-    match written:
-        case {"output": {"keep_best": str(name)}}:
-            return name
-        case {"training": {"early_stop": {"on": str(name), "keep": "best"}}}:
-            return name
-        case {"output": {"keep_best": True}, "training": {"early_stop": {"on": str(name)}}}:
-            return name
-        case {"output": {"keep_best": True}, "evaluation": {"rewards": dict(rewards)}} if rewards:
-            return f"eval/{next(iter(rewards))}/mean"
-        case {"output": {"keep_best": True}, "rewards": dict(rewards)} if rewards:
-            return f"eval/{next(iter(rewards))}/mean"
-        case _:
-            return None

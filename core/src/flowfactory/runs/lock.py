@@ -15,13 +15,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowfactory.atomic_files import remedy, remove_old, replacing, temporary_name
 from flowfactory.errors import RunError, UserError
 from flowfactory.runs.facts import FACTS, is_under_way
 from flowfactory.runs.holder import Holder
-from flowfactory.types import Say
 from flowfactory.untrusted_files import Refused, read_bytes
+
+if TYPE_CHECKING:
+    from flowfactory.types import Say  # which imports torch
 
 LOCK = "run.lock"
 ENVIRONMENT = "FLOWFACTORY_LOCK"
@@ -128,20 +131,28 @@ def held(folder: Path, say: Say) -> Iterator[RunLock]:
         lock.release()
 
 
+def describe_unwritable(folder: Path, error: OSError) -> str:
+    """The sentence about a run directory in which nothing can be written."""
+    return f"output.dir: {folder} cannot be written to: {error.strerror}; {remedy(error)}, or choose another --out"
+
+
 def is_held(folder: Path) -> bool | None:
-    """Whether the process that took a run directory has it still; None: none has, or this system cannot tell."""
+    """Whether the process that took a run directory has it still; None: nobody has, or this system cannot tell.
+
+    Of a process elsewhere, whether it gave a sign lately; nobody waits for one.
+    """
     try:
         content = _read(folder / LOCK)
     except UserError:
         return None
-    holder = Holder.read(content) if content else None
+    if content is None:
+        return None
+    holder = Holder.read(content)
     ended = holder.no_longer_holds(folder) if holder else None
-    return None if ended is None else not ended
-
-
-def describe_unwritable(folder: Path, error: OSError) -> str:
-    """The sentence about a run directory in which nothing can be written."""
-    return f"output.dir: {folder} cannot be written to: {error.strerror}; {remedy(error)}, or choose another --out"
+    if ended is not None:
+        return not ended
+    before = _heartbeat(folder / LOCK)
+    return None if before is None else time.time() - before / 1e9 < ABANDONED_SECONDS
 
 
 def _join(folder: Path) -> RunLock | None:

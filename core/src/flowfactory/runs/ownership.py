@@ -11,7 +11,7 @@ from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.facts import is_under_way, record_end
 from flowfactory.runs.lock import RunLock, held
 from flowfactory.runs.metrics_file import read_lines
-from flowfactory.runs.report import write_report
+from flowfactory.runs.report.page import write_report
 from flowfactory.types import Say
 
 REPORT_SECONDS = 20.0
@@ -53,4 +53,4 @@ def _conclude(directory: RunDirectory, error: BaseException) -> None:
 def _write_report(directory: RunDirectory) -> None:
     with suppress(Exception):
         if any(line.record for line in read_lines(directory.metrics)):
-            write_report(directory)
+            write_report(directory.path)

@@ -32,3 +32,8 @@ def tell_change(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         before, after = format_score(first[key]), format_score(last[key])
         begun, ended = (f"after iteration {first['iteration']}", "at the end") if first["iteration"] else ("before", "after")
         yield f"held-out {key.split('/')[1]}: {before} {begun}, {after} {ended}"
+
+
+def format_figure(value: float) -> str:
+    """A figure of any kind with four digits that say something: ``0.4513``, ``1234``, ``2.5e-05``."""
+    return f"{value:.4g}"

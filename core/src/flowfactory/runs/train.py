@@ -234,6 +234,8 @@ def _iterations(
             too_long = None if last else flat_for_long
             interrupted = run.ranks.any(asked.is_set()) and not last  # a signal does not reach all ranks at once
             stopping = interrupted or too_long is not None
+            if last or stopping or is_evaluated(config, number):
+                _write_extremes(run, directory, require, number)
             _save(run, checkpoints, number, held_out.is_best(number), last or stopping)
             if too_long:
                 raise RunError(too_long)
@@ -292,8 +294,7 @@ def _record(
 ) -> dict[str, float]:
     """Evaluate when it is time, write the iteration's record, tell the observers; the metrics, with those of the evaluation."""
     config = run.config.evaluation
-    regular = config.every and number and number % config.every == 0
-    if run.heldout and (last or regular or (number == 0 and config.at_start)):
+    if run.heldout and (last or is_evaluated(run.config, number) or (number == 0 and config.at_start)):
         result = evaluate(run.sampler, run.assembly, run.config, run.heldout, keep=config.pictures, ranks=run.ranks)
         figures = result.metrics()
         metrics = metrics | figures
@@ -312,6 +313,20 @@ def _record(
         directory.append({"iteration": number, **metrics})
     run.assembly.hooks.iteration_finished(number, metrics)
     return metrics
+
+
+def is_evaluated(config: RunConfig, number: int) -> bool:
+    """Whether an evaluation is due after iteration ``number``, be it the last or not."""
+    every = config.evaluation.every
+    return bool(every and number and number % every == 0)
+
+
+def _write_extremes(run: Run, directory: RunDirectory, require: Callable[[], None], number: int) -> None:
+    """Write the best and the worst samples of iteration ``number``. A joint work of the ranks."""
+    extremes = run.extremes.gather()
+    if run.ranks.leads:
+        require()
+        directory.write_extremes(number, extremes)
 
 
 @contextmanager

@@ -40,6 +40,7 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     judging = Judging(run.assembly.rewards, batch, ranks, judges, run.sampler.frame_rate, judged.reach)
     panel = Panel(batch.groups, ranks)
     drawing = begin_phase(run.assembly.hooks, ranks, "drawing", len(batch.keys))
+    run.extremes.begin(len(batch.keys))
     pieces, batch_size = [], config.sampling.batch_size
     held: list[list[int]] = [[] for _ in range(workers.count)]
     for rows in batches.split_whole_groups(batch, batch_size * workers.count):
@@ -50,6 +51,7 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
             judging.add(drawn, rows)
         with timer("drift"):
             panel.add(drawn.trajectory.media, drawn.trajectory.latents, drawn.held, rows)
+            run.extremes.add(drawn.trajectory.media, drawn.held, rows)
         # media are the largest there is, and are with their rewards; a view would keep them all the same
         pieces.append(replace(drawn.trajectory, media=drawn.trajectory.media[:0].clone()))
         for already, now in zip(held, drawn.held, strict=True):
@@ -62,6 +64,8 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
         figures = panel.metrics()
     trajectory = concatenate(pieces, learned.rows(held[workers.rank]))
     supplied = _contributions(run, rewards, batch)
+    advantages = clipped_sum(supplied, config.advantages.clip)
+    run.extremes.judge(advantages, rewards, batch.texts)
     gate, gate_metrics = gate_kl(rewards, config)
     experience = Experience(
         latents=trajectory.latents,
@@ -69,7 +73,7 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
         conditions=learned,
         plan=plan,
         rewards=rewards,
-        advantages=clipped_sum(supplied, config.advantages.clip).to(trajectory.latents.device),
+        advantages=advantages.to(trajectory.latents.device),
         kl_gate=None if gate is None else gate.to(trajectory.latents.device),
         groups=batch.groups,
         sigmas=trajectory.sigmas,

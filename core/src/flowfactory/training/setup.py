@@ -21,6 +21,7 @@ from flowfactory.policy import blocks
 from flowfactory.policy.policy import Policy
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.drawn_batches import check_drawn_batches
+from flowfactory.training.extremes import Extremes
 from flowfactory.training.judging import judges_here
 from flowfactory.training.learner import Learner
 from flowfactory.training.phases import phase_teller
@@ -53,6 +54,11 @@ class Run:
     def learner(self) -> Learner:
         """The owner of the optimizer, made when it is first asked for: what draws alone has none, nor its moments."""
         return Learner(self.policy, self.config.training, self.ranks, self.config.algorithm.kl_term)
+
+    @cached_property
+    def extremes(self) -> Extremes:
+        """The best and the worst samples of the last iteration."""
+        return Extremes(self.ranks)
 
     @cached_property
     def velocity_probe(self) -> VelocityProbe:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,24 +9,9 @@ from typing import Any
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.errors import UserError
 from flowfactory.runs.checkpoints.files import Damaged
-from flowfactory.runs.checkpoints.manifest import MANIFEST, Manifest, find_damage
+from flowfactory.runs.checkpoints.listing import list_checkpoints
+from flowfactory.runs.checkpoints.manifest import Manifest, find_damage
 from flowfactory.types import Say
-
-NUMBER = "[0-9]{6}|[1-9][0-9]{6,}"
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in ``folder``, oldest first; whether one is whole is not looked at. Other names are passed over.
-
-    UserError: the folder cannot be read.
-    """
-    try:
-        there = [path for path in folder.iterdir() if re.fullmatch(NUMBER, path.name) and (path / MANIFEST).exists()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror}; see that you may read it") from error
-    return sorted(there, key=lambda path: int(path.name))
 
 
 def latest(folder: Path) -> Path | None:

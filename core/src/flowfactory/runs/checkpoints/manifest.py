@@ -21,12 +21,12 @@ from flowfactory.errors import UserError
 from flowfactory.policy.lora import Adapters
 from flowfactory.policy.policy import REFERENCE
 from flowfactory.runs.checkpoints.files import Damaged, Stored, file_record, flush_to_disk
+from flowfactory.runs.checkpoints.listing import MANIFEST
 from flowfactory.runs.checkpoints.roles import WEIGHTS, kept_role, role_of_shard, shard_name
 from flowfactory.runs.checkpoints.shards import read_index
 from flowfactory.runs.resume import checksum
 from flowfactory.untrusted_files import Refused, read_json
 
-MANIFEST = "checkpoint.json"
 FORMAT = 3
 OLDER = "use the version that wrote it, or start a new run in another --out"
 LARGEST, LARGEST_NUMBER = 4 * 2**20, 2**63

@@ -25,8 +25,9 @@ from flowfactory.atomic_files import NO_ROOM, system_error
 from flowfactory.errors import RunError, UserError
 from flowfactory.policy.policy import REFERENCE
 from flowfactory.runs.checkpoints.files import Stored, file_record, flush_to_disk
+from flowfactory.runs.checkpoints.listing import NUMBER, list_checkpoints
 from flowfactory.runs.checkpoints.load import load
-from flowfactory.runs.checkpoints.lookup import NUMBER, find_damage_together, latest, list_checkpoints, newest_intact
+from flowfactory.runs.checkpoints.lookup import find_damage_together, latest, newest_intact
 from flowfactory.runs.checkpoints.manifest import START, Manifest
 from flowfactory.runs.checkpoints.parts import PART, read_part, write_part
 from flowfactory.runs.checkpoints.remade_start import find_lacking, remake_start
