@@ -10,7 +10,7 @@ author = "the flowfactory authors"
 copyright = "the flowfactory authors, Apache-2.0"
 version = release = "0.1"
 
-extensions = ["myst_parser", "options"]
+extensions = ["myst_parser", "drawing", "options"]
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 nitpicky = True
