@@ -4,9 +4,9 @@
 
 Each runs its bundled example for as many iterations as the budget allows, one thread a run. A forward is one picture through
 the transformer once, differentiable or not; evaluation does not count. The held-out strict score is of 4 pictures for each of
-240 prompts, with noise that does not change. Writes learning.json, and in docs/algorithms learning.inc, the table, and
-learning.svg: training reward by forwards, a curve an algorithm, the mean of its seeds. Runs that are in learning.json already
-are not run again.
+240 prompts, with noise that does not change. Writes learning.json, and in docs/algorithms learning.inc, the table, a sentence
+for each algorithm's page in measured, and learning.svg: training reward by forwards, a curve an algorithm, the mean of its
+seeds. Runs that are in learning.json already are not run again.
 """
 
 import json
@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from report import ALONE, SCORE, argument_parser, markdown, measured_on, run_apart
+from report import ALONE, SCORE, argument_parser, half_interval, markdown, measured_on, run_apart
 
 ALGORITHMS = ("grpo", "grpo-guard", "dppo", "flash-grpo", "nft", "v-grpo", "awm", "ram", "rvm", "dpo", "dgpo", "crd")
 MEMBERS = 4
@@ -88,9 +88,6 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         mine = [r for r in runs if r["algorithm"] == name]
         if mine:
             before, after = mean(r["before"] for r in mine), mean(r["after"] for r in mine)
-            pictures = sum(r["pictures"] for r in mine)
-            # as if the pictures before and after were drawn from other noise, which understates it
-            error = math.sqrt((before * (1 - before) + after * (1 - after)) / pictures)
             gains = [100 * (r["after"] - r["before"]) for r in mine]
             rows.append(
                 {
@@ -99,7 +96,7 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "after": round(100 * after, 1),
                     "gains": [round(gain, 1) for gain in gains],
                     "gain": round(mean(gains), 1),
-                    "z": round((after - before) / error, 1),
+                    "interval": round(half_interval(gains), 1) if len(gains) > 1 else None,
                     "iterations": mine[0]["iterations"],
                     "forwards": round(mean(r["forwards"] for r in mine)),
                     "seconds": round(mean(r["seconds"] for r in mine)),
@@ -109,13 +106,26 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    head = ("algorithm", "before", "after", "gain, mean", "gain, each seed", "z", "iterations", "forwards", "seconds")
+    head = ("algorithm", "before", "after", "gain, mean", "gain, each seed", "iterations", "forwards", "seconds")
     cells = []
     for row in rows:
-        name, gains = row["algorithm"], ", ".join(f"{gain:+.1f}" for gain in row["gains"])
-        scores = (f"{row['before']} %", f"{row['after']} %", f"{row['gain']:+.1f}", gains, row["z"])
+        name, gain = row["algorithm"], f"{row['gain']:+.1f}" + (f" ± {row['interval']}" if row["interval"] else "")
+        scores = (f"{row['before']} %", f"{row['after']} %", gain, listed(row["gains"]))
         cells.append((f"[`{name}`]({name}.md)", *scores, row["iterations"], f"{row['forwards']:,}", row["seconds"]))
     return markdown(head, cells)
+
+
+def listed(gains: list[float]) -> str:
+    return ", ".join(f"{gain:+.1f}" for gain in gains)
+
+
+def sentence(row: dict[str, Any], forwards: int) -> str:
+    """What the page of an algorithm says of it."""
+    return (
+        f"Within {forwards:,} transformer forwards, the bundled example took the held-out score from {row['before']} to\n"
+        f"{row['after']} %: {row['gain']:+.1f} points, the mean of {len(row['gains'])} seeds ({listed(row['gains'])}).\n"
+        "See [all results, and how they were measured](index.md#what-was-measured).\n"
+    )
 
 
 def mean_curves(runs: list[dict[str, Any]], key: str, over: int) -> dict[str, list[tuple[float, float]]]:
@@ -183,7 +193,10 @@ def main() -> None:
     chosen = parser.parse_args()
     file = chosen.out / "learning.json"
     for runs in collect(file, chosen.seeds, chosen.only, chosen.workers, chosen.forwards):
-        (PAGES / "learning.inc").write_text(table(summary(runs)))
+        rows = summary(runs)
+        (PAGES / "learning.inc").write_text(table(rows))
+        for row in rows:
+            (PAGES / "measured" / f"{row['algorithm']}.inc").write_text(sentence(row, chosen.forwards))
         reward = "mean training reward, over five iterations and all seeds"
         (PAGES / "learning.svg").write_text(draw_curves(mean_curves(runs, "reward", over=5), reward))
     print(table(summary(runs)))

@@ -166,6 +166,8 @@ FOLLOWING = {"old": {"name": "constant", "decay": 0.0}}
     [
         ({"name": "nft", **FOLLOWING}, 1),
         ({"name": "awm"}, 1),
+        ({"name": "ram"}, 1),  # which needs the same reference without the guard
+        ({"name": "rvm"}, 1),
         ({"name": "crd", **FOLLOWING}, 1),
         ({"name": "dgpo"}, 1),  # which needs the same reference without the guard
         ({"name": "dpo"}, 2 / MEMBERS),

@@ -10,15 +10,18 @@ import torch
 from flowfactory import testing
 from flowfactory.testing import Learning
 from flowfactory_awm.awm import AWMConfig
+from flowfactory_awm.ram import RAMConfig
+from flowfactory_awm.rvm import RVMConfig
 from flowfactory_crd.crd import CRDConfig
 from flowfactory_dpo.dgpo import DGPOConfig
 from flowfactory_dpo.dpo import DPOConfig
 from flowfactory_nft.nft import NFTConfig
+from flowfactory_nft.vgrpo import VGRPOConfig
 
 START, LARGER, SMALLER = (0.3, -0.2), (0.6, -0.4), (0.15, -0.1)
 ADVANTAGES = (1.2, -0.7, 0.4, -1.5, 0.9, -0.3, 2.0, -2.0)
-WITH_KL = [NFTConfig, AWMConfig, CRDConfig, DGPOConfig]
-ALL = [*WITH_KL, DPOConfig]
+WITH_KL = [NFTConfig, VGRPOConfig, AWMConfig, RVMConfig, CRDConfig, DGPOConfig]
+ALL = [*WITH_KL, RAMConfig, DPOConfig]
 
 
 def learn(config: Any, **options: Any) -> Learning:

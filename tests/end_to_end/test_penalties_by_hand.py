@@ -33,7 +33,7 @@ ADAPTIVE = {"name": "adaptive", "target": 1e-3}
 LEVEL, WEIGHT = 0.8, 0.64
 COUPLED: list[Any] = [GRPOConfig, GRPOGuardConfig, DPPOConfig, FlashGRPOConfig]
 DECOUPLED: list[Any] = [NFTConfig, AWMConfig, CRDConfig, DGPOConfig, VGRPOConfig, RVMConfig]
-GUARDED: list[Any] = [NFTConfig, AWMConfig, CRDConfig, DGPOConfig]
+GUARDED: list[Any] = [NFTConfig, AWMConfig, CRDConfig, DGPOConfig, VGRPOConfig, RVMConfig]
 
 Term = Callable[[Tensor | Weights], Tensor]
 """``term(weights) -> [b]``, float64, differentiable where the weights are."""

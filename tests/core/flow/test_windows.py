@@ -79,3 +79,15 @@ def test_all_steps_can_be_recorded_of_all_samples_to_look_for_what_went_wrong() 
     assert torch.equal(latents, roll(PLAN)[0])
     assert [float(step.sigma[0]) for step in steps] == pytest.approx(SIGMAS[:-1].tolist())
     assert all(len(step.latents) == 6 for step in steps)
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_shared_prefix_records_nothing_where_windows_begin_later(first: int) -> None:
+    windows = {7: frozenset({first}), 2: frozenset({first + 1}), 5: frozenset({3})}
+    steps = frozenset().union(*windows.values())
+    starts = tuple(NoiseKey(key.prompt, 0) for key in KEYS)
+    plan = replace(PLAN, windows=windows, stochastic=steps, recorded=steps, starts=starts)
+    (whole, (kept,)), (shared, (own,)) = roll(plan), roll(replace(plan, shares_prefix=True))
+    assert torch.equal(shared, whole)
+    for name in ("latents", "sigma", "next_latents", "log_prob"):
+        assert torch.equal(getattr(own, name), getattr(kept, name)), name

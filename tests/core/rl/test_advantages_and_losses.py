@@ -165,6 +165,24 @@ def test_rewards_that_cancel_leave_exact_zeros(aggregate: Literal["sum", "gdpo"]
     assert advantages(rewards, weights, groups, aggregate).tolist() == [0.0] * 4
 
 
+@pytest.mark.parametrize("aggregate", ["sum", "gdpo"])
+def test_rewards_that_cancel_but_for_their_own_roundings_leave_exact_zeros(aggregate: Literal["sum", "gdpo"]) -> None:
+    torch.manual_seed(1)
+    shares = torch.softmax(torch.randn(8, 3), 1)  # whose sum is 1 up to a rounding of float32
+    groups = torch.tensor([0] * 4 + [1] * 4)
+    assert len(set(shares.double().sum(1).tolist())) > 1
+    scores = shares[:, 0]
+    cases = [
+        ({"a": scores, "b": (scores * 3) / 3}, {"a": 1.0, "b": -1.0}),
+        ({"a": scores, "b": 1e3 - scores}, {"a": 1.0, "b": 1.0}),
+        ({"a": scores, "b": (scores * 3) / 3, "c": torch.full((8,), 1e6)}, {"a": 1.0, "b": -1.0, "c": 1.0}),
+    ]
+    if aggregate == "sum":  # normalised one by one, the three are no constant sum
+        cases.append(({name: shares[:, i] for i, name in enumerate("abc")}, dict.fromkeys("abc", 1.0)))
+    for rewards, weights in cases:
+        assert advantages(rewards, weights, groups, aggregate).tolist() == [0.0] * 8
+
+
 def test_a_reward_that_weighs_two_equal_sums_is_constant() -> None:
     # 0.1 * 3 and 0.3 * 1 differ in the last bit
     rewards = {"a": torch.tensor([3.0, 0.0], dtype=torch.float64), "b": torch.tensor([0.0, 1.0], dtype=torch.float64)}

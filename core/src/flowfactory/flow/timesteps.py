@@ -54,7 +54,10 @@ class Discrete(_TimestepRange):
         """There are as many steps as times."""
         there = run.sampling.steps - (not self.initial)
         if self.count > there:
-            raise ValueError(f"algorithm.timesteps.count ({self.count}) is more than the {there} sampling steps there are")
+            raise ValueError(
+                f"algorithm.timesteps.count ({self.count}) is more than the {there} sampling steps there are; lower it, raise "
+                f"sampling.steps, or choose times in between: algorithm.timesteps={{name: uniform, count: {self.count}}}"
+            )
 
     def sigmas(self, schedule: Tensor, generator: torch.Generator) -> Tensor:
         """[count] of ``schedule`` [steps + 1], each once. RunError: too few lie between low and high."""

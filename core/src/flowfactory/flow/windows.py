@@ -25,8 +25,11 @@ def within(plan: SamplingPlan, step: int, latents: Tensor) -> Tensor:
 def join_own(plan: SamplingPlan, found: Mapping[int, Step], conditions: Conditions) -> tuple[Step, ...]:
     """The recorded steps of B samples, the first stochastic one of each, the second, and so on.
 
-    ``found`` has the steps by their number, each with the samples of :func:`rows_within` alone. Windows are of one size.
+    ``found`` has the steps by their number, each with the samples of :func:`rows_within` alone. Windows are of one size. None
+    of what is shared before they begin.
     """
+    if not found:
+        return ()
     own = [sorted(plan.windows[key.prompt]) for key in plan.keys]
     steps = []
     for place in range(len(own[0])):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal
@@ -11,9 +10,7 @@ import torch
 from torch import Tensor
 
 from flowfactory.errors import RunError
-from flowfactory.rl.groups import ROUNDINGS, center, group_max, group_range, group_std, root_mean_square
-
-ROUNDING = ROUNDINGS * sys.float_info.epsilon
+from flowfactory.rl.groups import center, group_max, group_range, group_rounding, group_std, root_mean_square
 
 Spread = Literal["group", "within", "global"]
 """Whose standard deviation divides a centred reward: its group's, that of all centred ones, or that of all raw ones."""
@@ -68,20 +65,32 @@ def reward_contributions(
     # centred first: a large constant beside them would take the small ones' digits
     one_by_one, alone = aggregate == "gdpo", partial(normalize, spread=spread)
     parts, sums, raw = {}, dict[str, Tensor](), torch.zeros(len(groups), dtype=torch.float64)
+    rounding = torch.zeros(len(groups), dtype=torch.float64)
     for label, weight in weights.items():
         if weight != 0:
             reward = rewards[label]
             sums[label] = weight * _differences(reward, groups)
             parts[label] = weight * _where_known(reward, groups, alone) if one_by_one else sums[label]
             raw = raw + weight * _where_known(reward, torch.zeros_like(groups), center)
+            rounding = rounding + _rounding_of(reward, weight, parts[label], sums[label], groups)
             if not (parts[label].isfinite().all() and sums[label].isfinite().all()):
                 raise RunError(f"reward {label!r}: its scores times its weight are too large to add up; scale them down")
-    total, size = sum_of(parts), torch.stack(list(parts.values())).abs().sum(0)
+    total = sum_of(parts)
     # rewards that cancel leave roundings, which division by their spread would blow up to one
-    differs = group_max(total.abs(), groups) > ROUNDING * group_max(size, groups)
+    differs = group_range(total, groups) > rounding
     differs &= group_range(sum_of(sums), groups) >= min_range
     scale = _spread(torch.where(differs, total, 0.0), raw, groups, "within" if one_by_one else spread)
     return {label: torch.where(differs, part / scale, 0.0) for label, part in parts.items()}
+
+
+def _rounding_of(reward: Tensor, weight: float, part: Tensor, weighed: Tensor, groups: Tensor) -> Tensor:
+    """What the roundings of a reward's scores come to in its ``part`` [B], which is ``weighed`` [B] by what divides that; [B].
+
+    Zero where the reward is constant in the group: it has added nothing.
+    """
+    spread, divided = (group_max(values.abs(), groups) for values in (weighed, part))
+    scores = abs(weight) * _where_known(reward, groups, group_rounding)
+    return torch.where(spread > 0, scores * (divided / spread), 0.0)
 
 
 def clipped_sum(contributions: Mapping[str, Tensor], clip: float | None = None) -> Tensor:

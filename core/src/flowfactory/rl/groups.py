@@ -20,15 +20,19 @@ def center(rewards: Tensor, groups: Tensor) -> Tensor:
 def group_std(rewards: Tensor, groups: Tensor) -> Tensor:
     """Population standard deviation [B] of each sample's group, float64; exactly zero where the group is constant.
 
-    It is where its rewards lie within ``ROUNDINGS`` roundings of one another, in the dtype that they come in; within one where
-    that has half the bits, of which four are percents of a score.
+    It is where its rewards lie within :func:`group_rounding` of one another.
     """
-    _, index = torch.unique(groups, return_inverse=True)
-    largest, smallest = (_group_extreme(rewards.double(), index, kind) for kind in ("amax", "amin"))
+    constant = group_range(rewards.double(), groups) <= group_rounding(rewards, groups)
+    return torch.where(constant, 0.0, root_mean_square(center(rewards, groups), groups))
+
+
+def group_rounding(rewards: Tensor, groups: Tensor) -> Tensor:
+    """What ``ROUNDINGS`` roundings of the largest of each sample's group come to, [B], float64, in the dtype that they come in.
+
+    One rounding where that has half the bits, of which four are percents of a score.
+    """
     numbers = torch.finfo(rewards.dtype if rewards.is_floating_point() else torch.float64)
-    rounding = numbers.eps * (ROUNDINGS if numbers.bits > 16 else 1)
-    constant = largest - smallest <= rounding * torch.maximum(largest.abs(), smallest.abs())
-    return torch.where(constant[index], 0.0, root_mean_square(center(rewards, groups), groups))
+    return numbers.eps * (ROUNDINGS if numbers.bits > 16 else 1) * group_max(rewards.double().abs(), groups)
 
 
 def root_mean_square(values: Tensor, groups: Tensor) -> Tensor:

@@ -198,7 +198,7 @@ def check_timesteps_options(settings: Settings) -> None:
     Each refusal is one line, before anything is loaded; bounds that too few sampling steps lie between stop the run.
     """
     steps = settings["sampling"]["steps"]
-    there = r"algorithm\.timesteps\.count \({}\) is more than the {} sampling steps there are$"
+    there = r"algorithm\.timesteps\.count \({}\) is more than the {} sampling steps there are; lower it"
     refused: list[tuple[dict[str, Any], str]] = [
         ({"name": "discrete", "count": steps + 1}, there.format(steps + 1, steps)),
         ({"name": "discrete", "count": steps, "initial": False}, there.format(steps, steps - 1)),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pydantic import Field
 
 from flowfactory.flow import TimestepsConfig
+from flowfactory.rl import NormGuardConfig
 from flowfactory_awm.velocity_matching import Anchor, VelocityMatching
 
 
-class RAMConfig(TimestepsConfig):
+class RAMConfig(NormGuardConfig, TimestepsConfig):
     """RAM, arXiv:2605.10759: regression of the reference's velocity plus the advantage times the residual of pretraining."""
 
     known_as = ("reinforce-adjoint-matching", "adjoint-matching")
@@ -18,4 +19,4 @@ class RAMConfig(TimestepsConfig):
     )
 
     def build(self, label: str) -> VelocityMatching:
-        return VelocityMatching(self.timesteps, self.reward_multiplier, Anchor(1.0))
+        return VelocityMatching(self.timesteps, self.reward_multiplier, Anchor(1.0), self.norm_guard)

@@ -9,14 +9,14 @@ from pydantic import Field
 
 from flowfactory.flow import TimestepsConfig
 from flowfactory.policy import Decay, Power
-from flowfactory.rl import KL
+from flowfactory.rl import KL, NormGuardConfig
 from flowfactory_awm.velocity_matching import Anchor, VelocityMatching
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
 
 
-class RVMConfig(TimestepsConfig):
+class RVMConfig(NormGuardConfig, TimestepsConfig):
     """RVM, arXiv:2608.23664: good samples pull the velocity to their own, bad ones push it away; an anchor may hold it."""
 
     known_as = ("reward-based-velocity-matching", "velocity-matching")
@@ -45,4 +45,4 @@ class RVMConfig(TimestepsConfig):
 
     def build(self, label: str) -> VelocityMatching:
         anchor = Anchor(self.kl, self.ema if self.anchor == "ema" else None)
-        return VelocityMatching(self.timesteps, self.advantage_scale, anchor)
+        return VelocityMatching(self.timesteps, self.advantage_scale, anchor, self.norm_guard)

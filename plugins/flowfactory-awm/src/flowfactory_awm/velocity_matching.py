@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from flowfactory import At, Experience, Loss, Policy, hookimpl
 from flowfactory.flow import NoisedBatch, Timesteps, noised_micro_batches
-from flowfactory.policy import Comparison, keep_kl_reference, kl_reference
-from flowfactory.rl import add_kl, squared_error, velocity_kl
+from flowfactory.policy import REFERENCE, Comparison, keep_kl_reference, kl_reference
+from flowfactory.rl import NORM_GUARD, add_kl, guard_norm, squared_error, velocity_kl
 
 if TYPE_CHECKING:
     from flowfactory.policy import Decay
@@ -31,14 +31,16 @@ class VelocityMatching:
     At the weights that an iteration began with, its gradient is AWM's of the uniform weighting times ``scale``.
     """
 
-    def __init__(self, timesteps: Timesteps, scale: float, anchor: Anchor) -> None:
-        self._timesteps, self._scale, self._anchor = timesteps, scale, anchor
+    def __init__(self, timesteps: Timesteps, scale: float, anchor: Anchor, norm_guard: float) -> None:
+        self._timesteps, self._scale, self._anchor, self._norm_guard = timesteps, scale, anchor, norm_guard
         at = At(kl_reference(anchor.weight) if anchor.decay is None else ANCHOR)
-        self._kept = {ANCHOR: at} if anchor.weight else {}
+        self._kept = ({ANCHOR: at} if anchor.weight else {}) | ({NORM_GUARD: At(REFERENCE)} if norm_guard else {})
 
     @hookimpl
     def run_started(self, policy: Policy) -> None:
-        """Keep what is pulled to, if anything is."""
+        """Keep what is pulled to, and whose size is kept to, if anything is."""
+        if self._norm_guard:
+            policy.keep_reference()
         if not self._anchor.weight:
             return
         if self._anchor.decay is None:
@@ -63,6 +65,8 @@ class VelocityMatching:
         new, kept = policy.compare(at.step, self._kept)
         error = squared_error(new.velocity, at.target)
         loss = Loss(self._scale * at.samples.advantages * error, metrics={"matching_error": error})
-        if not self._kept:
-            return loss
-        return add_kl(loss, self._anchor.weight, at.samples, velocity_kl(new.velocity, kept[ANCHOR].velocity))
+        if self._anchor.weight:
+            loss = add_kl(loss, self._anchor.weight, at.samples, velocity_kl(new.velocity, kept[ANCHOR].velocity))
+        if self._norm_guard:
+            loss = guard_norm(loss, self._norm_guard, new.velocity, kept[NORM_GUARD].velocity)
+        return loss

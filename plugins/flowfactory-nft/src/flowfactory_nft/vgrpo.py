@@ -10,8 +10,18 @@ from pydantic import Field
 
 from flowfactory import At, Evaluation, Experience, Loss, Policy, hookimpl
 from flowfactory.flow import NoisedBatch, Timesteps, TimestepsConfig, Uniform, expand_sigma, noised_batches
-from flowfactory.policy import Comparison, Constant, keep_kl_reference, kl_reference, look_ahead
-from flowfactory.rl import KL, ClipRange, add_kl, clip_ratio, squared_error, velocity_kl
+from flowfactory.policy import REFERENCE, Comparison, Constant, keep_kl_reference, kl_reference, look_ahead
+from flowfactory.rl import (
+    KL,
+    NORM_GUARD,
+    ClipRange,
+    NormGuardConfig,
+    add_kl,
+    clip_ratio,
+    guard_norm,
+    squared_error,
+    velocity_kl,
+)
 from flowfactory_nft.nft import x0_error
 
 if TYPE_CHECKING:
@@ -21,7 +31,7 @@ if TYPE_CHECKING:
 OLD = "old"
 
 
-class VGRPOConfig(TimestepsConfig):
+class VGRPOConfig(NormGuardConfig, TimestepsConfig):
     """V-GRPO, arXiv:2604.23380: the ratio of a sample is by how much its error, the mean over its times, has fallen."""
 
     known_as = ("vgrpo", "variational-grpo")
@@ -45,12 +55,16 @@ class VGRPO:
         self._config = config
         self._old = {"old": At(OLD)}
         self._wanted = self._old | ({"reference": At(kl_reference(config.kl))} if config.kl else {})
+        if config.norm_guard:
+            self._wanted[NORM_GUARD] = At(REFERENCE)
 
     @hookimpl
     def run_started(self, policy: Policy) -> None:
         """Keep the weights that each iteration starts from, and the reference if the KL needs one."""
         policy.track_ema(OLD, Constant(decay=0))
         keep_kl_reference(policy, self._config.kl)
+        if self._config.norm_guard:
+            policy.keep_reference()
 
     @hookimpl
     def comparisons(self, experience: Experience) -> Iterator[Comparison]:
@@ -96,6 +110,8 @@ class VGRPO:
         if config.old_kl:
             sigma = expand_sigma(at.step.sigma, new.velocity)
             loss = loss.add_term("old_kl", config.old_kl, squared_error(sigma * new.velocity, sigma * kept["old"].velocity))
+        if config.norm_guard:
+            loss = guard_norm(loss, config.norm_guard, new.velocity, kept[NORM_GUARD].velocity)
         return loss
 
 
