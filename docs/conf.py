@@ -17,6 +17,7 @@ nitpicky = True
 
 html_theme = "furo"
 html_title = "flowfactory"
+html_static_path = ["_static"]
 html_show_sphinx = False
 html_copy_source = False
 pygments_style = "friendly"

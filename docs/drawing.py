@@ -29,9 +29,10 @@ def setup(app: Any) -> dict[str, bool]:
             drawn = file.read_text(encoding="utf-8")
             if alt := self.options.get("alt"):
                 drawn = drawn.replace("<svg ", f'<svg aria-label="{escape(alt)}" ', 1)
-            holder = nodes.container(classes=["drawing"])
-            holder += nodes.raw("", drawn, format="html")
-            return [holder]
+            # it scrolls where it is wider than the page, by keyboard too
+            box = f'<div class="drawing" tabindex="0" role="group" aria-label="Drawing">{drawn}</div>'
+            return [nodes.raw("", box, format="html")]
 
     app.add_directive("drawing", Drawing)
+    app.add_css_file("drawing.css")
     return {"parallel_read_safe": True, "parallel_write_safe": True}
