@@ -5,7 +5,7 @@
 Trains with the share of the named colours as it is, with an adaptive KL and with NormGuard, one thread a run. Of every run: the
 training reward, the held-out strict score on the way, and the iteration in which the drift alarm and the rule of `flowfactory
 doctor` for fooled rewards first spoke. Writes hacking.json, and in docs hacking.inc, the table, and for the first seed
-hacking_NAME.png: some of the held-out prompts (columns) by evaluation (rows).
+hacking_NAME.svg: some of the held-out prompts (columns) by evaluation (rows).
 """
 
 import json
@@ -41,7 +41,8 @@ def run(variant: str, seed: int) -> dict[str, Any]:
         if seed == 1:
             folders = sorted((directory.path / "samples").iterdir())
             chosen = [folders[round(i * (len(folders) - 1) / (ROWS - 1))] for i in range(ROWS)]
-            draw_sheet(chosen, PICTURES, PAGES / f"hacking_{variant.replace(' ', '_').lower()}.png")
+            rows = {f"after {int(folder.name)}": folder for folder in chosen}
+            draw_sheet(rows, PICTURES, PAGES / f"hacking_{variant.replace(' ', '_').lower()}.svg")
     alarms = drift_alarms(records)
     fallen = [record["iteration"] for at, record in enumerate(records) if any(hacking_warnings(records[: at + 1]))]
     return {

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from report import SCORE, argument_parser, half_interval, markdown, measured_on, run_apart
+from report import ALONE, SCORE, argument_parser, half_interval, markdown, measured_on, run_apart
 
 ALGORITHMS = ("grpo", "grpo-guard", "dppo", "flash-grpo", "nft", "v-grpo", "awm", "ram", "rvm", "dpo", "dgpo", "crd")
 MEMBERS = 4
@@ -164,7 +164,7 @@ def draw_curves(lines: dict[str, list[tuple[float, float]]], label: str, width: 
     ):
         drawn += f"<text x='{x}' y='{y}' text-anchor='{anchor}' font-size='11' fill='currentColor'>{text}</text>"
     box = f"viewBox='0 0 {width} {height}' role='img' font-family='sans-serif'"
-    return f"<svg xmlns='http://www.w3.org/2000/svg' {box}>{drawn}</svg>\n"
+    return f"<svg xmlns='http://www.w3.org/2000/svg' {box}>{ALONE}{drawn}</svg>\n"
 
 
 def collect(

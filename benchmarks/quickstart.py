@@ -3,7 +3,7 @@
     python benchmarks/quickstart.py [--example quickstart] [--seeds 1 2 3] [--out benchmarks/results] [-- --set a.b=value …]
 
 Writes quickstart.json and quickstart.svg (training reward by iteration, a line a seed), and in docs quickstart.inc, a table,
-and quickstart.png, some of the first seed's held-out pictures before and after; of another example under its name. Prints the
+and quickstart.svg, some of the first seed's held-out pictures before and after; of another example under its name. Prints the
 JSON.
 Scores are absolute; seconds are of this machine and say nothing about another.
 """
@@ -24,7 +24,7 @@ from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.versions import versions
 
 PAGES = Path(__file__).parents[1] / "docs"
-PICTURES = 12
+PICTURES = 8
 
 
 def run(example: str, seed: int, folder: Path, options: list[str]) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         runs = [run(example, seed, Path(folder), options) for seed in arguments.seeds]
         first = sorted((Path(folder) / str(arguments.seeds[0]) / "samples").iterdir())
-        draw_sheet([first[0], first[-1]], PICTURES, PAGES / f"{example}.png")
+        draw_sheet({"before": first[0], "after": first[-1]}, PICTURES, PAGES / f"{example}.svg")
     result = {
         "command": " ".join([f"flowfactory run {example}", "--set seed=N", *options]),
         "mean_before": round(mean(r["before"] for r in runs), 4),

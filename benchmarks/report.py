@@ -5,14 +5,19 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from html import escape
 from pathlib import Path
 from statistics import stdev
+from textwrap import wrap
 from typing import Any
 
 SCORE = "eval/strict/mean"
 """The held-out score of the tiny world in the records of a run."""
+ALONE = "<style>svg:root{color:#1f2328}@media(prefers-color-scheme:dark){svg:root{color:#e6edf3}}</style>"
+"""What an SVG needs where it is an image of its own, which has no page to take its colour from."""
 
 
 def machine() -> dict[str, Any]:
@@ -81,14 +86,30 @@ def run_apart(run: Callable[..., dict[str, Any]], jobs: Iterable[Sequence[Any]],
             yield future.result()
 
 
-def draw_sheet(folders: Sequence[Path], pictures: int, file: Path) -> None:
-    """Write the first ``pictures`` of each of ``folders``, a row each, to ``file``, a PNG, at twice their size."""
-    from PIL import Image
+def draw_sheet(rows: Mapping[str, Path], pictures: int, file: Path, width: int = 92) -> None:
+    """Write ``file``, an SVG: the first ``pictures`` of each folder of samples in ``rows``, with their prompts below.
 
-    rows = [[Image.open(picture) for picture in sorted(folder.glob("*.png"))[:pictures]] for folder in folders]
-    side = rows[0][0].width + 2
-    sheet = Image.new("RGB", (side * pictures, side * len(rows)), (64, 64, 64))
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            sheet.paste(picture, (x * side + 1, y * side + 1))
-    sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST).save(file, optimize=True)
+    A mark says which ones are strictly right. The text is for light and dark, alone or inside a page.
+    """
+    indices = [json.loads((folder / "index.json").read_text())[:pictures] for folder in rows.values()]
+    left, top, side = 62, 4, width - 8
+    height = top + width * len(rows) + 74
+    drawn = ""
+    for y, (label, folder, index) in enumerate(zip(rows, rows.values(), indices, strict=True)):
+        drawn += f"<text x='0' y='{top + width * y + side / 2 + 4:.0f}' font-weight='600'>{escape(label)}</text>"
+        for x, entry in enumerate(index):
+            content = b64encode((folder / entry["file"]).read_bytes()).decode()
+            at = f"x='{left + width * x}' y='{top + width * y}' width='{side}' height='{side}'"
+            drawn += f"<image {at} style='image-rendering:pixelated' href='data:image/png;base64,{content}'/>"
+            right = entry["scores"]["strict"] == 1
+            mark = f"cx='{left + width * x + side - 9}' cy='{top + width * y + 9}' r='8'"
+            drawn += f"<circle {mark} fill='{'#15803d' if right else '#b91c1c'}'/>"
+            place = f"x='{left + width * x + side - 9}' y='{top + width * y + 13}' text-anchor='middle' fill='#fff'"
+            drawn += f"<text {place} font-size='11'>{'✓' if right else '✗'}</text>"
+    for x, entry in enumerate(indices[0]):
+        for line, words in enumerate(wrap(entry["prompt"], 15)):
+            place = f"x='{left + width * x}' y='{top + width * len(rows) + 10 + 13 * line}'"
+            drawn += f"<text {place} font-size='11'>{escape(words)}</text>"
+    box = f"viewBox='0 0 {left + width * pictures} {height}' role='img' font-family='sans-serif' font-size='13'"
+    title = f"<title>The same prompts with the same noise: {', '.join(rows)}</title>"
+    file.write_text(f"<svg xmlns='http://www.w3.org/2000/svg' {box} fill='currentColor'>{title}{ALONE}{drawn}</svg>\n")

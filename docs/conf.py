@@ -10,13 +10,14 @@ author = "the flowfactory authors"
 copyright = "the flowfactory authors, Apache-2.0"
 version = release = "0.1"
 
-extensions = ["myst_parser", "options", "commands"]
+extensions = ["myst_parser", "commands", "drawing", "options"]
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 nitpicky = True
 
 html_theme = "furo"
 html_title = "flowfactory"
+html_static_path = ["_static"]
 html_show_sphinx = False
 html_copy_source = False
 pygments_style = "friendly"
