@@ -353,10 +353,10 @@ def test_samples_whose_ratios_differ_much_are_told(
     told = found(run.records, run.config)
     assert all((record["effective_sample_size"] < 0.6) is wrong for record in run.records[1:])
     assert ("few-effective-samples" in told) is wrong
-    half = altered(run.records, effective_sample_size=0.5)  # of two updates, the second has no sample left
-    assert "few-effective-samples" in found(half, run.config)
     if wrong:
         assert told["few-effective-samples"].keys == {"training.optimizer.lr": 1.7}
+        half = altered(run.records, effective_sample_size=0.5)  # of two updates, the second has no sample left
+        assert "few-effective-samples" in found(half, run.config)
         assert "nothing-clipped" not in told  # whose advice is to make larger steps
 
 

@@ -15,7 +15,7 @@ BEFORE, AFTER = RECENT, 5
 """Iterations: at most those before a fall, and at least those since."""
 SHARE = 0.5
 """Of the samples' spread before, which a fall is at least."""
-NEAR, AT_ONCE = 2, 0.5
+NEAR, AT_ONCE = 3, 0.75
 """Iterations to either side of it, between which at least so much of it lies: a steady decline is none."""
 ERRORS, OWN_ERRORS = 6.0, 3.0
 """A fall is at least so many standard errors by what neighbours differ by, and by what the samples of those iterations do."""
