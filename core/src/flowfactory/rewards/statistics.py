@@ -51,8 +51,8 @@ def advantage_shares(contributions: Mapping[str, Tensor]) -> dict[str, float]:
 def group_means(values: Tensor, groups: Tensor) -> Tensor:
     """The mean of ``values`` [B] of each group, [G]."""
     _, which, counts = torch.unique(groups, return_inverse=True, return_counts=True)
-    sums: Tensor = values.new_zeros(len(counts)).index_add(0, which, values)
-    return sums / counts
+    means: Tensor = values.new_zeros(len(counts)).index_add(0, which, values) / counts
+    return means
 
 
 def group_share(flags: Tensor, groups: Tensor) -> float:
