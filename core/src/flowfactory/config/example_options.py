@@ -38,11 +38,12 @@ def example(catalogue: Catalogue, component: Component) -> str:
         options = {key: value for key, value in options.items() if key not in wrong}
         lacking = [f"# {key}: {allowed(config.model_fields[key])}" for key in wrong if key in config.model_fields]
     label = component.name
-    placed: Mapping[str, Any] = {
+    places: Mapping[str, dict[str, Any]] = {
         "reward": {"rewards": {label: options}},
         "dynamics": {"sampling": {"dynamics": options}},
         "tracker": {"output": {"trackers": [options]}},
-    }.get(component.kind, {component.kind: options})
+    }
+    placed = places.get(component.kind, {component.kind: options})
     return "\n".join([dump_values(placed).rstrip("\n"), *lacking])
 
 

@@ -102,12 +102,13 @@ class FamilyConfig(ModelConfig):
 
     def encoded_tokens(self) -> int | None:
         """The most tokens of an encoded text; None where nothing bounds them."""
-        return getattr(self, "max_sequence_length", None)
+        tokens: int | None = getattr(self, "max_sequence_length", None)
+        return tokens
 
     def encoded_bytes(self, precision: int) -> int | None:
         """Tokens by the width that the transformer takes them in, and one vector where it takes one of the whole text."""
         settings, tokens = self.checkpoint.config(self.family.transformers[0]), self.encoded_tokens()
-        width = next((settings[key] for key in TEXT_WIDTHS if isinstance(settings.get(key), int)), None)
+        width: int | None = next((settings[key] for key in TEXT_WIDTHS if isinstance(settings.get(key), int)), None)
         if tokens is None or width is None:
             return None
         pooled = settings.get("pooled_projection_dim")
