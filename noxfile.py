@@ -49,6 +49,7 @@ LICENCES = (  # what a project under Apache-2.0 may depend on, as packages write
     ),
     *("BSD License", "BSD-2-Clause", "BSD-3-Clause", "ISC License (ISCL)", "MIT", "MIT License", "MIT-CMU", "PSF-2.0"),
     *("Apache-2.0 OR BSD-2-Clause", "Apache-2.0 AND CNRI-Python", "MIT AND BSD-3-Clause"),
+    *("Apache-2.0 OR BSD-3-Clause", "MIT OR AFL-2.1", "MIT-0", "MPL-2.0 AND (Apache-2.0 OR MIT)"),  # of trackers' libraries
     "BSD-3-Clause AND 0BSD AND MIT AND Zlib AND CC0-1.0",  # numpy
     "Apache-2.0 AND Apache-2.0 WITH LLVM-exception AND BSD-2-Clause AND BSD-3-Clause AND BSL-1.0 AND MIT",  # torch
     # of files that stay as they are: used, and not changed
