@@ -9,7 +9,7 @@ import sys
 import typer
 
 from flowfactory.atomic_files import disk_fault
-from flowfactory.cli import cache, doctor, estimate, export, plugins, plugins_new, report, run, sample, serve
+from flowfactory.cli import cache, doctor, estimate, export, plugins, plugins_check, plugins_new, report, run, sample, serve
 from flowfactory.cli.output import contain_libraries, rank_prefix, warn
 from flowfactory.cli.usage import usage_error
 from flowfactory.distributed.cuda_allocator import let_segments_grow
@@ -29,6 +29,7 @@ plugins_app = typer.Typer(help="What is installed.", no_args_is_help=True)
 plugins_app.command("list")(plugins.list_plugins)
 plugins_app.command("show")(plugins.show_plugin)
 plugins_app.command("new")(plugins_new.new)
+plugins_app.command("check")(plugins_check.check)
 app.add_typer(plugins_app, name="plugins")
 cache_app = typer.Typer(help="The cache of encoded prompts: what is in it, and clearing it.", invoke_without_command=True)
 cache_app.callback()(cache.show_unless_told)

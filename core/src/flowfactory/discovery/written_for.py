@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowfactory.discovery.catalogue import CORE
@@ -101,3 +102,22 @@ def _is_too_new_for(versions: SpecifierSet, present: str) -> bool:
 
     lowest = [Version(one.version.removesuffix(".*")) for one in versions if one.operator in ("~=", ">=", ">", "==", "===")]
     return any(version > Version(present) for version in lowest)
+
+
+def undeclared(distributions: Iterable[str], files: Iterable[Path]) -> dict[str, str]:
+    """What is wrong with how plugins declare the core they are for: of a package that does not, of a comment that is torn."""
+    told = {}
+    for name in sorted(set(distributions) - {CORE}):
+        try:
+            found = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue  # a file
+        if not any(requirement.specifier for requirement in core_requirements(found.requires or ())):
+            series = ".".join(metadata.version(CORE).split(".")[:2])
+            told[f"package {name}"] = f"says not which {CORE} it is for; add '{CORE} ~= {series}.0' to its dependencies"
+    for file in files:
+        try:
+            script_requirements(file.read_text(encoding="utf-8", errors="replace"))
+        except UserError as error:
+            told[f"plugin {file.name}"] = str(error)
+    return told
