@@ -36,6 +36,8 @@ def _after(
     outcome: pluggy.Result[Any], hook: str, implementations: Sequence[pluggy.HookImpl], given: Mapping[str, Any]
 ) -> None:
     seconds = time.perf_counter() - _open_calls().pop()
+    if not implementations:  # nobody was called
+        return
     told = f"{hook}: {_name_all(implementations)}"
     answer = None if outcome.exception else outcome.get_result()
     if isinstance(answer, Iterator):
@@ -78,7 +80,7 @@ def _name_all(implementations: Sequence[pluggy.HookImpl]) -> str:
     """``model within tracker 0``: who answers, in the order of the calls, and the wrappers around them."""
     wrapping = [one.plugin_name for one in reversed(implementations) if one.wrapper or one.hookwrapper]
     answering = [one.plugin_name for one in reversed(implementations) if not (one.wrapper or one.hookwrapper)]
-    return " within ".join([", ".join(answering) or "nobody", *reversed(wrapping)])
+    return " within ".join([", ".join(answering), *reversed(wrapping)] if answering else reversed(wrapping))
 
 
 def _tell(seconds: float, told: str, error: BaseException | None) -> None:
