@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -148,7 +148,7 @@ def _elsewhere(config: ComponentConfig) -> Iterator[str]:
     """What of a component is not on this machine: checkpoints of a hub, and servers."""
     for key, option in type(config).model_fields.items():
         value = getattr(config, key)
-        if CheckpointPath.__metadata__[0] in option.metadata and not Path(str(value)).is_dir():
+        if get_args(CheckpointPath)[1] in option.metadata and not Path(str(value)).is_dir():
             yield f"its {key} {value} may have to be downloaded"
     for key, does in config.sends_to.items():
         if getattr(config, key, None):
@@ -163,7 +163,8 @@ def _check_model(question: Question, config: Any, run: RunConfig, raw: Mapping[s
 
 
 def _check_algorithm(question: Question, config: Any, run: RunConfig, raw: Mapping[str, Any]) -> None:
-    check_algorithm(config, dynamics=run.sampling.dynamics.build("dynamics"))
+    dynamics: Any = build(run.sampling.dynamics, "dynamics")
+    check_algorithm(config, dynamics=dynamics)
     check_resumes_bit_for_bit(raw)
 
 
