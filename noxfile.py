@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import nox
@@ -176,6 +177,25 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     # as text: nothing of core is imported, nor needs to be installed
     session.run("lint-imports", "pyproject.toml", "--no-cache", "--no-logo", env={"PYTHONPATH": f"{CORE}/src"})
+
+
+@nox.session
+@nox.parametrize("kind", ["reward", "model", "algorithm", "dynamics", "tracker"])
+def templates(session: nox.Session, kind: str) -> None:
+    """The package that `flowfactory plugins new` writes, in a clean environment: installed, linted, typed, tested, checked."""
+    parent = Path(session.create_tmp())
+    package = parent / f"flowfactory-my-{kind}"
+    shutil.rmtree(package, ignore_errors=True)  # of the last time
+    session.install("torch==2.13.0")
+    session.install(f"./{CORE}", "mypy", "ruff", "types-PyYAML")
+    session.run("flowfactory", "plugins", "new", kind, f"my-{kind}", "--out", str(parent))
+    session.install(f"{package}[test]")
+    session.chdir(package)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy", "src")
+    session.run("pytest")
+    session.run("flowfactory", "plugins", "check", f"my-{kind}")
 
 
 @nox.session

@@ -14,7 +14,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROOMS = ("flow", "models", "policy", "rewards", "rewards.wire", "rl", "testing", "testing.tiny_checkpoints")
 DOORS = ["flowfactory", *(f"flowfactory.{room}" for room in ROOMS)]
-PLUGINS = sorted(file for folder in ("plugins/*/src", "flowfactory-*/src") for file in ROOT.glob(f"{folder}/**/*.py"))
+TEMPLATES = "core/src/flowfactory/templates/files"
+PLUGINS = sorted(
+    file for folder in ("plugins/*/src", "flowfactory-*/src", TEMPLATES) for file in ROOT.glob(f"{folder}/**/*.py")
+)
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("plugins/*/README.md")])
 
 PRIVATE = ["from flowfactory.rl.groups import center", "import flowfactory.training", "from flowfactory import nothing"]

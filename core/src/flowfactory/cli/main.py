@@ -9,7 +9,22 @@ from typing import Annotated
 import typer
 
 from flowfactory.atomic_files import disk_fault
-from flowfactory.cli import cache, check, doctor, estimate, export, init, plugins, report, run, runs, sample, serve
+from flowfactory.cli import (
+    cache,
+    check,
+    doctor,
+    estimate,
+    export,
+    init,
+    plugins,
+    plugins_check,
+    plugins_new,
+    report,
+    run,
+    runs,
+    sample,
+    serve,
+)
 from flowfactory.cli.examples import epilog
 from flowfactory.cli.output import contain_libraries, rank_prefix, say, warn
 from flowfactory.cli.usage import usage_error
@@ -28,6 +43,8 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_
 plugins_app = typer.Typer(help="What is installed.", no_args_is_help=True)
 plugins_app.command("list")(plugins.list_plugins)
 plugins_app.command("show")(plugins.show_plugin)
+plugins_app.command("new")(plugins_new.new)
+plugins_app.command("check")(plugins_check.check)
 app.add_typer(plugins_app, name="plugins")
 cache_app = typer.Typer(help="The cache of encoded prompts: what is in it, and clearing it.", invoke_without_command=True)
 cache_app.callback()(cache.show_unless_told)

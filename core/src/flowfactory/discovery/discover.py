@@ -19,8 +19,10 @@ import pluggy
 
 from flowfactory.discovery.catalogue import CORE, NARROW, Asked, Catalogue, Component, Remark, check_kind
 from flowfactory.discovery.hook_checks import check_hooks, require_marked
+from flowfactory.discovery.hook_trace import trace_calls
 from flowfactory.discovery.source_places import describe_exception
 from flowfactory.discovery.specs import PROJECT, DiscoverySpecs
+from flowfactory.discovery.written_for import file_misfit, package_misfit
 from flowfactory.errors import UserError
 from flowfactory.suggestions import did_you_mean
 from flowfactory.untrusted_files import Refused, read_bytes
@@ -46,7 +48,7 @@ def discover(files: Sequence[Path] = (), approve: Approve = lambda file, content
     for entry in _chosen_entries(catalogue):
         distribution = entry.dist.name if entry.dist else entry.name
         version = entry.dist.version if entry.dist else ""
-        misfit = _misfit(entry.dist) if entry.dist else ""
+        misfit = package_misfit(entry.dist) if entry.dist else ""
         try:
             _ask(catalogue, entry.name, entry.load, distribution, version, misfit)
         except (Exception, SystemExit) as error:
@@ -54,10 +56,16 @@ def discover(files: Sequence[Path] = (), approve: Approve = lambda file, content
     paths = list(dict.fromkeys(Path(file).resolve() for file in files))
     for file in paths:
         alone = [path.name for path in paths].count(file.name) == 1
+        misfit = ""
         try:
-            _ask(catalogue, file.name, partial(_import_file, file, approve), file.name if alone else str(file))
+            content = read_plugin(file)
+            approve(file, content)
+            misfit = file_misfit(file.name, content.decode(errors="replace"))
+            load = partial(_execute, file, content)
+            _ask(catalogue, file.name, load, file.name if alone else str(file), misfit=misfit)
         except (Exception, SystemExit) as error:
-            raise UserError(f"plugin {file}: {describe_exception(error)}") from error
+            told = "; ".join(filter(None, [describe_exception(error), misfit]))
+            raise UserError(f"plugin {file}: {told}") from error
     return catalogue
 
 
@@ -99,6 +107,7 @@ def _ask(
 
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(DiscoverySpecs)
+    trace_calls(manager)
     started, had_torch = time.perf_counter(), "torch" in sys.modules
     try:
         with redirect_stdout(sys.stderr):  # what a plugin prints is no part of a command's answer
@@ -107,7 +116,7 @@ def _ask(
                 raise UserError(f"the entry point is a {type(module).__name__}; name the module, without a colon")
             check_hooks(module, DiscoverySpecs)
             require_marked(module, "register_components")
-            manager.register(module)
+            manager.register(module, plugin)
             manager.hook.register_components(register=register)
     finally:
         seconds = time.perf_counter() - started
@@ -120,42 +129,26 @@ def _ask(
         catalogue.slow.append(Remark(plugin, f"{seconds:.1f} s to say what it brings"))
 
 
-def _misfit(distribution: metadata.Distribution) -> str:
-    """Why the distribution does not go with the core that is installed; "" where it does."""
-    if not any(line.startswith(CORE) for line in distribution.requires or ()):
-        return ""
-    from packaging.requirements import InvalidRequirement, Requirement
-
-    present = metadata.version(CORE)
-    for line in distribution.requires or ():
-        try:
-            wanted = Requirement(line)
-        except InvalidRequirement:
-            continue
-        applies = wanted.name == CORE and (wanted.marker is None or wanted.marker.evaluate({"extra": ""}))
-        if applies and not wanted.specifier.contains(present, prereleases=True):
-            own = f"{distribution.name} {distribution.version}"
-            return (
-                f"{own} requires flowfactory{wanted.specifier}, and {present} is installed; install versions of both that fit"
-            )
-    return ""
-
-
-def _import_file(path: Path, approve: Approve) -> ModuleType:
-    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
-    name = f"flowfactory_plugin_{path.stem}_{digest}"  # files of one name in two folders are two modules
-    spec = util.spec_from_file_location(name, path)
-    if spec is None or path.suffix != ".py":
+def read_plugin(path: Path) -> bytes:
+    """The content of a one-file plugin. UserError: it is no Python file, or cannot be read."""
+    if path.suffix != ".py":
         raise UserError("not a Python file, whose name ends in .py")
     try:
-        content = read_bytes(path, LARGEST_FILE)
+        return read_bytes(path, LARGEST_FILE)
     except FileNotFoundError as error:
         raise UserError("no such file") from error
     except Refused as error:
         raise UserError(str(error)) from error
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}") from error
-    approve(path, content)
+
+
+def _execute(path: Path, content: bytes) -> ModuleType:
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    name = f"flowfactory_plugin_{path.stem}_{digest}"  # files of one name in two folders are two modules
+    spec = util.spec_from_file_location(name, path)
+    if spec is None:
+        raise UserError("not a Python file, whose name ends in .py")
     module = util.module_from_spec(spec)
     sys.modules[name] = module  # pydantic resolves annotations through sys.modules
     # not by the loader, which would read the file again, or execute what lies compiled beside it

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pluggy
 
 from flowfactory.discovery.hook_checks import check_hooks, check_unmarked, require_marked
+from flowfactory.discovery.hook_trace import trace_calls
 from flowfactory.discovery.specs import PROJECT
 from flowfactory.errors import UserError
 from flowfactory.hooks.specs import RunSpecs
@@ -29,6 +30,7 @@ def make_manager(components: Mapping[str, object]) -> pluggy.PluginManager:
     """A fresh manager that holds just ``components`` under their labels. UserError: one does not fit the hook specs."""
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(RunSpecs)
+    trace_calls(manager)
     for label, component in components.items():
         try:
             check_hooks(component, RunSpecs)

@@ -15,6 +15,7 @@ from flowfactory.testing.by_hand import (
     step_by_hand,
 )
 from flowfactory.testing.counters import ForwardCalls, ForwardCount
+from flowfactory.testing.dynamics_contract import check_dynamics
 from flowfactory.testing.learning_bench import Learning, Update, Weights, learning, make_plan
 from flowfactory.testing.loss_suite import (
     BEYOND_THE_CLIP,
@@ -50,6 +51,7 @@ from flowfactory.testing.run_suite import (
     guided_learning,
     train,
 )
+from flowfactory.testing.tracker_contract import check_tracker
 from flowfactory.testing.two_parameter import TwoParameter, TwoParameterConfig, settings
 
 __all__ = [
@@ -77,6 +79,7 @@ __all__ = [
     "check_average",
     "check_clip",
     "check_descent_follows_advantages",
+    "check_dynamics",
     "check_first_update",
     "check_forwards",
     "check_forwards_fit",
@@ -96,6 +99,7 @@ __all__ = [
     "check_runs",
     "check_same_updates_whatever_fits_a_forward",
     "check_timesteps_options",
+    "check_tracker",
     "clip_by_hand",
     "guided_learning",
     "learning",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +15,13 @@ from flowfactory.config.component import ModelConfig
 from flowfactory.distributed.ranks import ALONE
 from flowfactory.errors import RunError, UserError
 from flowfactory.policy import blocks
+from flowfactory.policy.policy import Policy
 from flowfactory.runs.checkpoints import load
 from flowfactory.runs.checkpoints.save import save_weights
 from flowfactory.testing.model_bench import Bench, bench
 from flowfactory.training.inspection import check_range
 from flowfactory.training.rollouts import roll_out
-from flowfactory.types import Prompt, Trajectory
+from flowfactory.types import Prompt, Step, Trainable, Trajectory
 
 
 def check_model(
@@ -29,8 +30,8 @@ def check_model(
     size: tuple[int, ...] = (32, 32),
     guidance: float = 1.0,
     tolerance: float = 1e-4,
-) -> None:
-    """A model keeps its contract.
+) -> Trainable:
+    """What the model loads, after it has kept its contract.
 
     Prompts are encoded once, and other texts to other conditions; sigmas fall from 1 to 0; media have the size of the canvas,
     are finite and, as they are decoded, in [0, 1] up to a decoder's overshoot; the same plan draws the same, in one batch or in
@@ -56,14 +57,20 @@ def check_model(
         assert torch.allclose(whole.latents, pieces.latents, atol=tolerance), (
             "the batch size changes what is drawn: a sample looks at others, or at padding that a mask should hide"
         )
-        for step in pieces.steps:
-            replayed = made.policy.evaluate(step).log_prob
-            assert replayed is not None
-            assert step.log_prob is not None
-            deviation = float((torch.exp(replayed - step.log_prob) - 1).abs().max().detach())
-            assert deviation <= 1e-5, f"replaying a recorded step gives a ratio that is off by {deviation:.1e}"
+        check_replay(made.policy, pieces.steps)
         _check_gradients(made, whole)
         _check_weights(made, config, folder)
+    return made.trainable
+
+
+def check_replay(policy: Policy, steps: Iterable[Step]) -> None:
+    """Each of the recorded ``steps`` has the log-density that it was drawn with."""
+    for step in steps:
+        replayed = policy.evaluate(step).log_prob
+        assert replayed is not None
+        assert step.log_prob is not None
+        deviation = float((torch.exp(replayed - step.log_prob) - 1).abs().max().detach())
+        assert deviation <= 1e-5, f"replaying a recorded step gives a ratio that is off by {deviation:.1e}"
 
 
 @contextmanager

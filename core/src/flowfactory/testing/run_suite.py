@@ -74,14 +74,14 @@ def train(settings: Settings, resume: bool = False, out: Path | None = None, **t
     if out is not None:
         chosen["output"]["dir"] = str(out)
     said: list[str] = []
-    with _cache_of(chosen):
+    with cache_of(chosen):
         directory = train_to_end(validate(chosen), resume, say=said.append)
     return Trained(directory.records()[1:], said, directory.path)
 
 
 def begin(settings: Settings) -> Started:
     """The run of ``settings``, started. UserError: as ``flowfactory run``."""
-    with _cache_of(settings):
+    with cache_of(settings):
         run = prepare_run(validate(settings))
         run.assembly.hooks.run_started(run.info, run.policy)
     return Started(run)
@@ -246,7 +246,8 @@ def read_checkpoint(folder: Path, prefix: str = "") -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items()}
 
 
-def _cache_of(settings: Settings) -> Any:
+def cache_of(settings: Settings) -> Any:
+    """Within it prompts are cached beside the run of ``settings``."""
     cache = Path(settings["output"]["dir"]).with_name("cache")
     return mock.patch.dict(os.environ, {"FLOWFACTORY_CACHE": str(cache)})
 

@@ -160,8 +160,9 @@ def settings(
 
 @hookimpl
 def register_components(register: Callable[[str, str, Any], None]) -> None:
-    """Register the models ``two-parameter`` and ``guided``, and the reward ``bright``."""
+    """Register the models ``two-parameter`` and ``guided``, the reward ``bright`` and the algorithm ``policy-gradient``."""
     # by name: as a plugin this file is a module of its own
     register("model", "two-parameter", "flowfactory.testing.two_parameter:TwoParameterConfig")
     register("model", "guided", "flowfactory.testing.two_parameter:GuidedConfig")
     register("reward", "bright", "flowfactory.testing.two_parameter:BrightConfig")
+    register("algorithm", "policy-gradient", "flowfactory.testing.policy_gradient:PolicyGradientConfig")
