@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -30,6 +31,11 @@ class GenevalConfig(RewardModelConfig):
     ``exclude`` and ``tag``, or a mapping of those under ``geneval``. Objects are found by a detector, either one that is
     told the classes (OWL-ViT, OWLv2, Grounding DINO) or one with COCO's classes (DETR and its kind), colours by CLIP.
     """
+
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {
+        "PekingU/rtdetr_r50vd": "Apache-2.0",
+        "openai/clip-vit-large-patch14": "see its page; the authors' code is MIT",
+    }
 
     path: CheckpointPath = Field("PekingU/rtdetr_r50vd", description="a folder or a hub id with the detector")
     clip: CheckpointPath = Field("openai/clip-vit-large-patch14", description="a folder or a hub id with the CLIP for colours")

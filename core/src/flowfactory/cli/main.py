@@ -9,7 +9,7 @@ import sys
 import typer
 
 from flowfactory.atomic_files import disk_fault
-from flowfactory.cli import cache, doctor, estimate, export, plugins, report, run, sample, serve
+from flowfactory.cli import cache, doctor, estimate, export, licences, plugins, report, run, sample, serve
 from flowfactory.cli.output import contain_libraries, rank_prefix, warn
 from flowfactory.cli.usage import usage_error
 from flowfactory.distributed.cuda_allocator import let_segments_grow
@@ -43,6 +43,7 @@ app.command()(report.report)
 app.command()(doctor.doctor)
 app.command()(plugins.schema)
 app.command()(serve.serve)
+app.command()(licences.licences)
 
 
 def _quieten() -> None:

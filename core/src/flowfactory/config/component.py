@@ -31,6 +31,10 @@ class ComponentConfig(Strict, ABC):
     known_as: ClassVar[tuple[str, ...]] = ()
     """Other names that people have for it; whoever writes one is told the right one."""
 
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {}
+    """The checkpoints that its defaults and its examples name, and the licence that the authors state for the weights of each,
+    such as {"org/model": "Apache-2.0"}; "see its page" where none could be confirmed. ``flowfactory licences`` lists them."""
+
     @abstractmethod
     def build(self, label: str) -> object:
         """Make the component. ``label`` is the config's own name for it, which a reward returns its scores under."""

@@ -1,5 +1,6 @@
 """The embedded generator: an ordinary StableDiffusion3Pipeline folder inside this package."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ class TinyConfig(SD3Config):
     """A 1.7 M parameter Stable Diffusion 3 that draws coloured shapes at 32x32 pixels; pretrained, offline."""
 
     known_as = ("toy", "small", "test")
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {"pipeline, in the package flowfactory-tiny": "Apache-2.0"}
     family: ClassVar[Family] = replace(SD3, comfyui=())
 
     path: CheckpointPath = Field(str(FOLDER / "pipeline"), description="the folder in this package")
