@@ -208,10 +208,11 @@ def workflows(session: nox.Session) -> None:
         "github-workflows": sorted(github.glob("workflows/*.yml")),
         "github-issue-forms": sorted(path for path in github.glob("ISSUE_TEMPLATE/*.yml") if path.name != "config.yml"),
         "github-issue-config": [github / "ISSUE_TEMPLATE/config.yml"],
+        "dependabot": [github / "dependabot.yml"],
     }
     for schema, files in forms.items():
         session.run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *map(str, files))
-    session.run("zizmor", "--offline", str(github / "workflows"))
+    session.run("zizmor", "--offline", str(github))
 
 
 @nox.session
