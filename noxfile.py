@@ -121,6 +121,7 @@ def lowest(session: nox.Session) -> None:
     # pip knows no such resolution
     session.run(*uv, "--resolution", "lowest-direct", *(part for package in packages for part in ("-e", package)))
     session.run(*uv, *TESTING)
+    session.run("python", "releasing/lowest_versions.py")
     # what is deprecated now was not when they came out
     session.run(*PYTEST, "-W", "ignore::DeprecationWarning", *session.posargs, env=ONE_THREAD)
 
