@@ -78,10 +78,14 @@ def licence_of(stated: metadata.PackageMetadata) -> str:
 
     "not stated" where it names none.
     """
-    if expression := stated.get("License-Expression"):
-        return str(expression)
-    written = str(stated.get("License") or "").strip()
+    if expression := _first(stated, "License-Expression"):
+        return expression
+    written = _first(stated, "License").strip()
     if written and written != "UNKNOWN" and "\n" not in written and len(written) <= LONGEST:
         return written
     classifiers = [line.split(" :: ")[-1] for line in stated.get_all("Classifier") or () if line.startswith("License :: ")]
     return " and ".join(name for name in classifiers if name != "OSI Approved") or NOT_STATED
+
+
+def _first(stated: metadata.PackageMetadata, key: str) -> str:
+    return next(iter(stated.get_all(key) or ()), "")
