@@ -168,10 +168,10 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def build(session: nox.Session) -> None:
     """A source distribution of every package, and a wheel built from it, in dist/; what they hold is looked at."""
-    session.install("build", "twine")
+    session.install("build", "hatchling", "twine")
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     for folder in PACKAGES.values():
-        session.run("python", "-m", "build", "--outdir", "dist", f"./{folder}", silent=True)
+        session.run("python", "-m", "build", "--no-isolation", "--outdir", "dist", f"./{folder}", silent=True)
     session.run("twine", "check", "--strict", *sorted(map(str, (ROOT / "dist").iterdir())))
     session.run("python", "releasing/release_archives.py", "dist")
 
