@@ -185,7 +185,7 @@ def release(session: nox.Session) -> None:
     """
     session.run("python", "releasing/release_versions.py", *session.posargs)
     build(session)
-    away = Path(session.create_tmp()) / "away"
+    away = Path(session.create_tmp()).resolve() / "away"
     shutil.rmtree(away, ignore_errors=True)
     shutil.copytree(ROOT / "dist", away / "wheels", ignore=shutil.ignore_patterns("*.tar.gz"))
     session.run("python", "-m", "venv", str(away / "clean"))
