@@ -27,7 +27,7 @@ PACKAGES = {  # what is built, by the folder of its tests
     "wan": WAN,
     "rewards": REWARDS,
 }
-TESTING = ["httpx2", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist"]
+TESTING = ["hatchling", "httpx2", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist"]
 PYTEST = ["pytest", "-n", "2", "--dist", "loadfile"]
 
 os.environ["PIP_CONSTRAINT"] = str(ROOT / "constraints.txt")
@@ -67,7 +67,7 @@ TRACKERS = {  # each takes half a minute and a hundred megabytes, and two go wit
 
 def install(session: nox.Session, *extra: str, extras: bool = False) -> None:
     """Torch on its own first, so that nothing else chooses its build; then our packages from source."""
-    session.install("torch==2.13.0")
+    session.install("torch")
     packages = [package + (EXTRAS.get(package, "") if extras else "") for package in PACKAGES.values()]
     session.install(*(part for package in packages for part in ("-e", package)), *extra)
 
@@ -99,7 +99,7 @@ def soak(session: nox.Session) -> None:
 def isolated(session: nox.Session, package: str) -> None:
     """One package alone with core (and what it declares) in a clean environment, from built wheels; its own tests."""
     wheels = session.create_tmp()
-    session.install("torch==2.13.0", *TESTING)
+    session.install("torch", *TESTING)
     for folder in PACKAGES.values():
         session.run_install("pip", "wheel", "-q", "--no-deps", "-w", wheels, f"./{folder}", silent=True)
     wanted = {
@@ -133,15 +133,25 @@ def pythons(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def lowest(session: nox.Session) -> None:
-    """The default suite with the lowest version of everything that our packages declare, torch's largest build among them."""
+    """The default suite with the lowest version of all that our packages declare; UV_TORCH_BACKEND=cpu for a small torch."""
     session.install("uv")
     uv = ("uv", "pip", "install", "--python", f"{session.bin}/python")
     packages = [f"./{folder}{EXTRAS.get(folder, '')}" for folder in PACKAGES.values()]
     # pip knows no such resolution
     session.run(*uv, "--resolution", "lowest-direct", *(part for package in packages for part in ("-e", package)))
     session.run(*uv, *TESTING)
+    session.run("python", "releasing/lowest_versions.py")
     # what is deprecated now was not when they came out
     session.run(*PYTEST, "-W", "ignore::DeprecationWarning", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def upper(session: nox.Session) -> None:
+    """The default suite with the newest version of everything, whatever constraints.txt says: what breaks next."""
+    session.env["PIP_CONSTRAINT"] = ""
+    install(session, *TESTING, extras=True)
+    session.run("pip", "list")
+    session.run(*PYTEST, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
@@ -200,10 +210,53 @@ def templates(session: nox.Session, kind: str) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """A wheel and a source distribution of every package, in dist/."""
-    session.install("build")
+    """A source distribution of every package, and a wheel built from it, in dist/; what they hold is looked at."""
+    session.install("build", "hatchling", "twine")
+    shutil.rmtree(ROOT / "dist", ignore_errors=True)
     for folder in PACKAGES.values():
-        session.run("python", "-m", "build", "--outdir", "dist", f"./{folder}")
+        session.run("python", "-m", "build", "--no-isolation", "--outdir", "dist", f"./{folder}", silent=True)
+    session.run("twine", "check", "--strict", *sorted(map(str, (ROOT / "dist").iterdir())))
+    session.run("python", "releasing/release_archives.py", "dist")
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """All that a release needs: versions, changelog, archives, and the quickstart from the wheels with no clone in sight.
+
+    What is given after -- is for versions: --tag vX.Y.Z, or --rehearsal, with which the changelog need not have a date yet
+    and the quickstart takes two iterations.
+    """
+    session.run("python", "releasing/release_versions.py", *session.posargs)
+    build(session)
+    away = Path(session.create_tmp()).resolve() / "away"
+    shutil.rmtree(away, ignore_errors=True)
+    shutil.copytree(ROOT / "dist", away / "wheels", ignore=shutil.ignore_patterns("*.tar.gz"))
+    session.run("python", "-m", "venv", str(away / "clean"))
+    python, command = str(away / "clean/bin/python"), str(away / "clean/bin/flowfactory")
+    session.run(python, "-m", "pip", "install", "torch", external=True)
+    session.run(python, "-m", "pip", "install", *sorted(map(str, (away / "wheels").iterdir())), external=True)
+    session.chdir(away)
+    alone = {"PYTHONPATH": None, "FLOWFACTORY_CACHE": str(away / "cache"), "FLOWFACTORY_STATE": str(away / "state")}
+    session.run(python, "-m", "pip", "check", external=True)
+    session.run(command, "plugins", "list", env=alone, external=True)
+    short = ["--set", "training.iterations=2"] if "--rehearsal" in session.posargs else []
+    session.run(command, "run", "quickstart", *short, "--out", "run", env=alone, external=True)
+
+
+@nox.session
+def workflows(session: nox.Session) -> None:
+    """Whether GitHub takes the workflows and the forms of issues, and whether the workflows give away what they should not."""
+    session.install("check-jsonschema", "zizmor")
+    github = ROOT / ".github"
+    forms = {
+        "github-workflows": sorted(github.glob("workflows/*.yml")),
+        "github-issue-forms": sorted(path for path in github.glob("ISSUE_TEMPLATE/*.yml") if path.name != "config.yml"),
+        "github-issue-config": [github / "ISSUE_TEMPLATE/config.yml"],
+        "dependabot": [github / "dependabot.yml"],
+    }
+    for schema, files in forms.items():
+        session.run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *map(str, files))
+    session.run("zizmor", "--offline", str(github))
 
 
 @nox.session

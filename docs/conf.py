@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 project = "flowfactory"
 author = "the flowfactory authors"
 copyright = "the flowfactory authors, Apache-2.0"
-version = release = "0.1"
+version = release = (Path(__file__).parents[1] / "VERSION").read_text(encoding="utf-8").strip()
 
 extensions = ["myst_parser", "commands", "drawing", "options"]
 myst_enable_extensions = ["deflist"]

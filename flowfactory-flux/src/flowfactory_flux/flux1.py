@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -110,6 +110,7 @@ class Flux1Config(FamilyConfig):
     )
 
     family: ClassVar[Family] = FLUX1
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {"black-forest-labs/FLUX.1-dev": "FLUX.1 [dev] Non-Commercial License"}
     context_parallel = True
 
     max_sequence_length: int = Field(512, ge=1, le=512, description="tokens of the T5 encoder; schnell was made for 256")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -54,6 +54,9 @@ class Flux1KontextConfig(Flux1Config):
     known_as = ("kontext", "flux-kontext", "flux.1-kontext-dev")
 
     family: ClassVar[Family] = FLUX1_KONTEXT
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {
+        "black-forest-labs/FLUX.1-Kontext-dev": "FLUX.1 [dev] Non-Commercial License"
+    }
     takes: ClassVar[Takes] = Takes(images=(1, 1))
 
     auto_resize: bool = Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -169,6 +169,7 @@ class Flux2Config(FamilyConfig):
     known_as: ClassVar[tuple[str, ...]] = ("flux.2", "flux-2", "flux2-dev", "flux.2-dev")
 
     family: ClassVar[Family] = FLUX2
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {"black-forest-labs/FLUX.2-dev": "FLUX Non-Commercial License"}
     context_parallel = True
     takes: ClassVar[Takes] = Takes(images=(0, 10))
 

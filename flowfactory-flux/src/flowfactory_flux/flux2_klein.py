@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -31,4 +32,5 @@ class Flux2KleinConfig(Flux2Config):
     known_as = ("klein", "flux-klein", "flux.2-klein-4b", "flux.2-klein-base-4b")
 
     family: ClassVar[Family] = FLUX2_KLEIN
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {"black-forest-labs/FLUX.2-klein-base-4B": "Apache-2.0"}
     takes: ClassVar[Takes] = Takes(images=(0, math.inf))

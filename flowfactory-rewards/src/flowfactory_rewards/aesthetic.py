@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -23,6 +24,11 @@ class AestheticConfig(RewardModelConfig):
     """
 
     known_as = ("aesthetics", "laion-aesthetic", "aesthetic-score")
+
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {
+        "openai/clip-vit-large-patch14": "see its page; the authors' code is MIT",
+        "trl-lib/ddpo-aesthetic-predictor": "Apache-2.0",
+    }
 
     path: CheckpointPath = Field(
         "openai/clip-vit-large-patch14", description="a folder or a hub id with the CLIPModel and its processor"

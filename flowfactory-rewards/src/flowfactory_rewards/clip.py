@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pydantic import Field
 
 from flowfactory import CheckpointPath
@@ -17,6 +20,10 @@ class ClipConfig(RewardModelConfig):
     """
 
     known_as = ("clip-score", "clipscore")
+
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {
+        "openai/clip-vit-large-patch14": "see its page; the authors' code is MIT"
+    }
 
     path: CheckpointPath = Field(
         "openai/clip-vit-large-patch14", description="a folder or a hub id with a CLIPModel, its tokenizer and its processor"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -39,6 +40,10 @@ class GenevalConfig(RewardModelConfig):
         {"prompt": "a photo of a bench", "tag": "single_object", "include": [{"class": "bench", "count": 1}]},
         {"prompt": "a photo of a yellow bus", "tag": "colors", "include": [{"class": "bus", "count": 1, "color": "yellow"}]},
     )
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {
+        "PekingU/rtdetr_r50vd": "Apache-2.0",
+        "openai/clip-vit-large-patch14": "see its page; the authors' code is MIT",
+    }
 
     path: CheckpointPath = Field("PekingU/rtdetr_r50vd", description="a folder or a hub id with the detector")
     clip: CheckpointPath = Field("openai/clip-vit-large-patch14", description="a folder or a hub id with the CLIP for colours")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -38,6 +38,11 @@ class HpsV2Config(RewardModelConfig):
     """
 
     known_as = ("hps", "hps-v2", "hpsv2.1")
+
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {
+        "xswu/HPSv2": "Apache-2.0",
+        CLIP_H: "MIT",
+    }
 
     path: CheckpointPath = Field("xswu/HPSv2", description="a folder or a hub id with the weights")
     file: str | None = Field(

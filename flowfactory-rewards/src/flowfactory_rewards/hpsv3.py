@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -36,6 +36,11 @@ class HpsV3Config(RewardModelConfig):
     """
 
     known_as = ("hps", "hps-v3")
+
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {
+        "MizzenAI/HPSv3": "see its page; the authors' code is MIT",
+        "Qwen/Qwen2-VL-7B-Instruct": "Apache-2.0",
+    }
 
     path: CheckpointPath = Field("MizzenAI/HPSv3", description="a folder or a hub id with the released file")
     file: str = Field("HPSv3.safetensors", description="the released file there")

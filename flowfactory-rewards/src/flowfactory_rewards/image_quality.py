@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -37,6 +38,10 @@ class ImageQualityConfig(RewardModelConfig):
     two texts. blur, in [-1, 0]: minus the perceptual blur of Crété et al. (2007). noise, in [-1, 0]: minus the estimated
     standard deviation of Gaussian noise, of Donoho and Johnstone (1994). The last two are scikit-image's and need no weights.
     """
+
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {
+        "openai/clip-vit-base-patch16": "see its page; the authors' code is MIT"
+    }
 
     metric: Literal["clip-iqa", "blur", "noise"] = Field("clip-iqa", description="what is measured; see above")
     path: CheckpointPath = Field(

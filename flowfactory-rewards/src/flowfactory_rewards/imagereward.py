@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -42,6 +42,11 @@ class ImageRewardConfig(RewardModelConfig):
     """
 
     known_as = ("image-reward",)
+
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {
+        "zai-org/ImageReward": "Apache-2.0",
+        "google-bert/bert-base-uncased": "Apache-2.0",
+    }
 
     path: CheckpointPath = Field("zai-org/ImageReward", description="a folder or a hub id with the released file")
     file: str = Field("ImageReward.pt", description="the released file there")

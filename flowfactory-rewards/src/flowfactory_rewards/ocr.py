@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -51,6 +51,8 @@ class OcrConfig(ComponentConfig):
     )
 
     free_to_change = ("threads",)
+
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {"PP-OCRv6, in the package rapidocr": "Apache-2.0"}
 
     case: bool = Field(False, description="whether capital and small letters differ")
     spaces: bool = Field(False, description="whether spaces between words count as characters")

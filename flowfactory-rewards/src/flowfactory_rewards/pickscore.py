@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pydantic import Field
 
 from flowfactory import CheckpointPath
@@ -17,6 +20,11 @@ class PickScoreConfig(RewardModelConfig):
     """
 
     known_as = ("pick-score", "pick")
+
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {
+        "yuvalkirstain/PickScore_v1": "see its page",
+        CLIP_H: "MIT",
+    }
 
     path: CheckpointPath = Field("yuvalkirstain/PickScore_v1", description="a folder or a hub id with the tuned CLIPModel")
     processor: CheckpointPath | None = Field(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -21,6 +22,8 @@ class SiglipConfig(RewardModelConfig):
 
     Higher is better. The logit is any number, mostly below 0; the probability is its sigmoid, in [0, 1].
     """
+
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {"google/siglip2-so400m-patch14-384": "Apache-2.0"}
 
     path: CheckpointPath = Field(
         "google/siglip2-so400m-patch14-384", description="a folder or a hub id with a SiglipModel, its tokenizer and processor"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from pydantic import Field
@@ -34,6 +35,8 @@ class VideoConsistencyConfig(RewardModelConfig):
     first frame, each 0 where it is negative. Embeddings are those of a vision transformer: DINO's class token as VBench has
     it, DINOv2's, or CLIP's picture embedding, which VBench takes for backgrounds. A still scores best: watch motion too.
     """
+
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {"facebook/dino-vitb16": "Apache-2.0"}
 
     path: CheckpointPath = Field("facebook/dino-vitb16", description="a folder or a hub id with a vision transformer")
     frames: int = Field(16, ge=2, le=10_000, description="of a video that are looked at, evenly spread")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -90,6 +90,7 @@ class WanI2VConfig(ExpertsConfig):
     known_as = ("wan", "wan2.1", "wan2.2", "wan2", "i2v", "wan-2.1", "wan-2.2")
 
     family: ClassVar[Family] = WAN_I2V
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {"Wan-AI/Wan2.2-TI2V-5B-Diffusers": "Apache-2.0"}
     takes: ClassVar[Takes] = Takes(images=(1, 1))
 
     def picture_error(self, width: int, height: int) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from torch import Tensor
@@ -67,5 +67,6 @@ class WanT2VConfig(ExpertsConfig):
     """Any diffusers WanPipeline: text to video with Wan 2.1, Wan 2.2 A14B and 5B (arXiv:2503.20314)."""
 
     known_as = ("wan", "wan2.1", "wan2.2", "wan2", "t2v", "wan-2.1", "wan-2.2")
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {"Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "Apache-2.0"}
 
     family: ClassVar[Family] = WAN_T2V

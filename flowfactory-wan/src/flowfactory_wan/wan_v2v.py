@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import ClassVar
@@ -69,6 +69,7 @@ class WanV2VConfig(WanConfig):
     known_as = ("wan", "wan2.1", "v2v", "wan-2.1")
 
     family: ClassVar[Family] = WAN_V2V
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {"Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "Apache-2.0"}
     takes: ClassVar[Takes] = Takes(video=(1, 1))
     video_rate: ClassVar[float | None] = 16
 

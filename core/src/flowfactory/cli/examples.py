@@ -19,6 +19,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "runs": ("flowfactory runs", "flowfactory runs /data/runs"),
     "doctor": ("flowfactory doctor runs/first", "flowfactory doctor runs/first --json"),
     "schema": ("flowfactory schema", "flowfactory schema --plugin brightness.py"),
+    "licences": ("flowfactory licences", "flowfactory licences --json"),
     "serve": ("flowfactory serve jpeg-size", "flowfactory serve ocr --set resolution=512 --port 8101"),
     "plugins": ("flowfactory plugins list", "flowfactory plugins show nft"),
     "plugins list": ("flowfactory plugins list", "flowfactory plugins list --kind reward --json"),

@@ -16,6 +16,7 @@ from flowfactory.cli import (
     estimate,
     export,
     init,
+    licences,
     plugins,
     plugins_check,
     plugins_new,
@@ -63,6 +64,7 @@ app.command("runs")(runs.list_runs)
 app.command()(doctor.doctor)
 app.command()(plugins.schema)
 app.command()(serve.serve)
+app.command()(licences.licences)
 
 
 def _print_version(wanted: bool) -> None:

@@ -38,6 +38,10 @@ class ComponentConfig(Strict, ABC):
     """Prompts, each as a line of a ``.jsonl`` file, that a reward can judge where it cannot judge any: a starter config
     trains on them."""
 
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {}
+    """The checkpoints that its defaults and its examples name, and the licence that the authors state for the weights of each,
+    such as {"org/model": "Apache-2.0"}; "see its page" where none could be confirmed. ``flowfactory licences`` lists them."""
+
     @abstractmethod
     def build(self, label: str) -> object:
         """Make the component. ``label`` is the config's own name for it, which a reward returns its scores under."""

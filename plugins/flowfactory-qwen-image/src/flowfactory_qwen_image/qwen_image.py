@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -121,6 +121,7 @@ class QwenImageConfig(FamilyConfig):
     known_as = ("qwen", "qwenimage")
 
     family: ClassVar[Family] = QWEN_IMAGE
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {"Qwen/Qwen-Image": "Apache-2.0"}
     context_parallel = True
 
     max_sequence_length: int = Field(512, ge=1, le=1024, description="tokens of a prompt")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -73,6 +73,7 @@ class QwenImageEditConfig(FamilyConfig):
     known_as = ("qwen-edit", "qwenimageedit", "qwen-image-edit-2509", "qwen-image-edit-2511")
 
     family: ClassVar[Family] = QWEN_IMAGE_EDIT
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {"Qwen/Qwen-Image-Edit-2511": "Apache-2.0"}
     context_parallel = True
     takes: ClassVar[Takes] = Takes(images=(1, float("inf")))
 

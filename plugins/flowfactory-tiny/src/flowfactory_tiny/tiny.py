@@ -17,6 +17,7 @@ class TinyConfig(SD3Config):
 
     known_as = ("toy", "small", "test")
     starter_options: ClassVar[Mapping[str, Any]] = {"train": "full"}
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {"pipeline, in the package flowfactory-tiny": "Apache-2.0"}
     family: ClassVar[Family] = replace(SD3, comfyui=())
 
     path: CheckpointPath = Field(str(FOLDER / "pipeline"), description="the folder in this package")

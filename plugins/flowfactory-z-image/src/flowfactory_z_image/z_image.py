@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -106,6 +106,7 @@ class ZImageConfig(FamilyConfig):
     """Any diffusers ZImagePipeline: Z-Image and Z-Image-Turbo (arXiv:2511.22699)."""
 
     known_as = ("zimage", "z-image-turbo", "z-turbo")
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {"Tongyi-MAI/Z-Image": "Apache-2.0"}
 
     family: ClassVar[Family] = Z_IMAGE
 
