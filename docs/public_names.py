@@ -19,6 +19,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+import flowfactory
+
 DOCS = Path(__file__).parent
 EXAMPLES = DOCS / "reference" / "examples"
 ROOMS = ("flow", "rl", "policy", "models", "rewards", "rewards.wire", "testing", "testing.tiny_checkpoints")
@@ -57,8 +59,16 @@ class Entry:
 @cache
 def tree_of(module: str) -> tuple[Path, ast.Module]:
     """The file of a module, and what stands in it."""
-    file = Path(import_module(module).__file__ or "")
+    place = Path(flowfactory.__file__).parents[1].joinpath(*module.split("."))
+    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
     return file, ast.parse(file.read_text(encoding="utf-8"))
+
+
+@cache
+def names_behind(door: str) -> tuple[str, ...]:
+    """The ``__all__`` of ``door``, whose import would take long."""
+    value = next(node.value for node in tree_of(door)[1].body if isinstance(node, ast.Assign) and assigned(node) == "__all__")
+    return tuple(ast.literal_eval(value))
 
 
 def definition(module: str, name: str) -> tuple[Path, Definition, str]:
@@ -92,7 +102,7 @@ def entries(door: str) -> tuple[Entry, ...]:
     """Everything behind ``door``, in order; or every hook."""
     if door == HOOKS:
         return tuple(hook for module, specs in SPECS.items() for hook in hooks_of(module, specs))
-    return tuple(Entry(door, name, *definition(door, name)) for name in import_module(door).__all__)
+    return tuple(Entry(door, name, *definition(door, name)) for name in names_behind(door))
 
 
 def hooks_of(module: str, specs: str) -> Iterator[Entry]:
@@ -108,7 +118,7 @@ def homes() -> dict[str, str]:
     """The path of every public name at the first door it stands behind."""
     found: dict[str, str] = {}
     for door in DOORS:
-        for name in import_module(door).__all__:
+        for name in names_behind(door):
             found.setdefault(name, f"{door}.{name}")
     return found
 
@@ -127,7 +137,9 @@ def page(door: str) -> list[str]:
     lines = ["| name | what it is |", "|---|---|"]
     for entry in entries(door):
         target = entry.path if entry in own else homes()[entry.name]
-        lines.append(f"| {{py:obj}}`{entry.name} <{target}>` | {markdown(first_sentence(entry.text)).replace('|', chr(92) + '|')} |")
+        lines.append(
+            f"| {{py:obj}}`{entry.name} <{target}>` | {markdown(first_sentence(entry.text)).replace('|', chr(92) + '|')} |"
+        )
     return lines + [line for entry in own for line in ["", *described(entry)]]
 
 
@@ -147,7 +159,9 @@ def described(entry: Entry) -> list[str]:
         example, members = example_of(entry), [line for member in members_of(node) for line in ["", *member]]
         return fenced(6, f"{{py:class}} {entry.path}{class_signature(thing)}", lines + example + members)
     if isinstance(node, ast.FunctionDef):
-        return fenced(6, f"{{py:function}} {entry.path}{signature(node, method=entry.door == HOOKS)}", lines + example_of(entry))
+        return fenced(
+            6, f"{{py:function}} {entry.path}{signature(node, method=entry.door == HOOKS)}", lines + example_of(entry)
+        )
     value = node.value
     assert value is not None
     if isinstance(value, ast.Subscript):
@@ -195,7 +209,10 @@ def members_of(node: ast.ClassDef) -> Iterator[list[str]]:
                     head = f"{member.name}{signature(member, method='staticmethod' not in marks)}"
                     yield fenced(5, f"{{py:method}} {head}", kinds + lines)
         elif isinstance(member, ast.AnnAssign) and (text := written_below(following)):
-            told = [f":type: {annotation(member.annotation)}", *([f":value: {ast.unparse(member.value)}"] if member.value else [])]
+            told = [
+                f":type: {annotation(member.annotation)}",
+                *([f":value: {ast.unparse(member.value)}"] if member.value else []),
+            ]
             yield fenced(5, f"{{py:attribute}} {assigned(member)}", [*told, "", markdown(text)])
 
 
@@ -208,7 +225,11 @@ def class_signature(thing: type) -> str:
         return ""
     node = class_node(thing)
     return next(
-        (signature(made, method=True).partition(" -> ")[0] for made in node.body if isinstance(made, ast.FunctionDef) and made.name == "__init__"),
+        (
+            signature(made, method=True).partition(" -> ")[0]
+            for made in node.body
+            if isinstance(made, ast.FunctionDef) and made.name == "__init__"
+        ),
         "",
     )
 
@@ -227,7 +248,11 @@ def fields_of(thing: type) -> Iterator[str]:
         if base.__module__.startswith("flowfactory."):
             for node in class_node(base).body:
                 name = assigned(node)
-                if isinstance(node, ast.AnnAssign) and not name.startswith("_") and "ClassVar" not in ast.unparse(node.annotation):
+                if (
+                    isinstance(node, ast.AnnAssign)
+                    and not name.startswith("_")
+                    and "ClassVar" not in ast.unparse(node.annotation)
+                ):
                     default = "" if node.value is None else f" = {default_of(node.value)}"
                     found[name] = f"{name}: {annotation(node.annotation)}{default}"
     yield from found.values()
@@ -257,16 +282,16 @@ def annotation(node: ast.expr) -> str:
     """A type as it is written, without what only pydantic reads, and with public types by their whole names."""
 
     class Reader(ast.NodeTransformer):
-        def visit_Subscript(self, node: ast.Subscript) -> ast.AST:  # noqa: N802 ast has it so
+        def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
             if ast.unparse(node.value) == "Annotated" and isinstance(node.slice, ast.Tuple):
                 return self.visit(node.slice.elts[0])  # type: ignore[no-any-return]
             return self.generic_visit(node)
 
-        def visit_Name(self, node: ast.Name) -> ast.AST:  # noqa: N802
+        def visit_Name(self, node: ast.Name) -> ast.AST:
             home = homes().get(node.id)
             return ast.Name(f"~{home}") if home else node
 
-        def visit_Constant(self, node: ast.Constant) -> ast.AST:  # noqa: N802
+        def visit_Constant(self, node: ast.Constant) -> ast.AST:
             quoted = isinstance(node.value, str) and re.fullmatch(r"[\w.\[\], |]*\[.*\]", node.value)
             return self.visit(ast.parse(node.value, mode="eval").body) if quoted else node  # type: ignore[no-any-return]
 

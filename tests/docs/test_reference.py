@@ -14,6 +14,7 @@ from typing import Any
 
 import pluggy
 import pytest
+from tests.shared.public_doors import DOORS
 
 from flowfactory.discovery.specs import PROJECT, DiscoverySpecs
 from flowfactory.hooks.specs import RunSpecs
@@ -62,8 +63,6 @@ def test_every_public_name_has_a_docstring_of_its_own(names: ModuleType) -> None
 
 
 def test_every_public_door_has_a_page(names: ModuleType) -> None:
-    from test_public_names import DOORS
-
     assert set(names.DOORS) == set(DOORS)
     pages = "".join(page.read_text(encoding="utf-8") for page in REFERENCE.glob("*.md"))
     for door in (*names.DOORS, names.HOOKS):
@@ -89,11 +88,11 @@ def test_every_example_belongs_to_an_entry(names: ModuleType) -> None:
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_an_example_prints_what_it_says(file: Path) -> None:
     lines = file.read_text(encoding="utf-8").splitlines()
-    said = [line.removeprefix("#> ") for line in lines if line.startswith("#> ")]
+    said = [line.removeprefix("# > ") for line in lines if line.startswith("# > ")]
     output, space = printed(file)
     assert said
     assert output == said
-    assert sum(1 for line in lines if line and not line.startswith(("#> ", "import ", "from "))) <= 8
+    assert sum(1 for line in lines if line and not line.startswith(("# > ", "import ", "from "))) <= 8
     if file.parent.name == "hooks":
         assert file.stem in answered(space)
 
@@ -105,7 +104,10 @@ def answered(space: dict[str, Any]) -> set[str]:
         manager.add_hookspecs(specs)
     module = ModuleType("example")
     vars(module).update(space)
-    for plugin in (module, *(made for made in space.values() if inspect.isclass(made) and made.__module__ == space["__name__"])):
+    for plugin in (
+        module,
+        *(made for made in space.values() if inspect.isclass(made) and made.__module__ == space["__name__"]),
+    ):
         manager.register(plugin() if inspect.isclass(plugin) else plugin)
     manager.check_pending()
     return {hook.name for plugin in manager.get_plugins() for hook in manager.get_hookcallers(plugin) or ()}

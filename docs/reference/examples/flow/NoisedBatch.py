@@ -8,4 +8,4 @@ experience = learning(NFTConfig(), advantages=[1.0, -1.0, 1.0, -1.0]).experience
 [batch] = noised_batches(experience, Uniform(count=1))
 clean, sigma = batch.samples.latents, expand_sigma(batch.step.sigma, batch.target)
 print(len(batch), allclose(batch.step.latents, clean + sigma * batch.target))
-#> 4 True
+# > 4 True

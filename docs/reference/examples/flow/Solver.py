@@ -10,4 +10,4 @@ class Plain:
 
 solver: Solver = Plain()
 print(solver.step(tensor([2.0]), tensor([1.0]), 1.0, 0.75, ask=None))
-#> tensor([0.5000])
+# > tensor([0.5000])

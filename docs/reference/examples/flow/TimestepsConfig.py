@@ -7,4 +7,4 @@ class Options(TimestepsConfig):
 
 options = Options.model_validate({"timesteps": {"name": "logit-normal", "count": 4}})
 print(options.timesteps.count, options.timesteps.mean)
-#> 4 0.0
+# > 4 0.0

@@ -7,4 +7,4 @@ sde, latents, conditions = FlowSDEConfig(noise_level=1.0).build("dynamics"), ten
 there = {"next_sigma": tensor([0.25]), "next_latents": tensor([[0.375]])}
 found = evaluate(tensor([[1.0]]), Step(latents, tensor([0.5]), conditions, 1.0, sde, **there))
 print(found.mean, found.std, found.log_prob)
-#> tensor([[0.3750]]) tensor([[0.5000]]) tensor([-0.2258])
+# > tensor([[0.3750]]) tensor([[0.5000]]) tensor([-0.2258])

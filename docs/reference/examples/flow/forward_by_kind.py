@@ -9,6 +9,6 @@ def velocity(rows, kind):
 
 
 print(forward_by_kind(["wide", "tall", "wide"], velocity).flatten())
-#> wide [0, 2]
-#> tall [1]
-#> tensor([0., 1., 2.])
+# > wide [0, 2]
+# > tall [1]
+# > tensor([0., 1., 2.])

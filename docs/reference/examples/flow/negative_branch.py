@@ -7,4 +7,4 @@ weight = tensor(2.0, requires_grad=True)
 with negative_branch(Conditions(({},), detached=True)):
     without = 3 * weight
 print(without)
-#> tensor(6.)
+# > tensor(6.)

@@ -5,5 +5,5 @@ from flowfactory_nft.nft import NFTConfig
 experience = learning(NFTConfig(), advantages=[1.0, -1.0, 1.0, -1.0]).experience
 for batch in noised_batches(experience, Uniform(count=2)):
     print(batch.time.tolist())
-#> [0, 0, 0, 0]
-#> [1, 1, 1, 1]
+# > [0, 0, 0, 0]
+# > [1, 1, 1, 1]

@@ -10,4 +10,4 @@ class Observer:
 
 
 Observer().checkpoint_saved(20, Path("first") / "checkpoints" / "20")
-#> to be copied: 20
+# > to be copied: 20

@@ -11,4 +11,4 @@ class Model:
 
 
 print(list(Model().encode([Prompt("red"), Prompt("green")], Canvas(8, 8))))
-#> [{'length': tensor(3.)}, {'length': tensor(5.)}]
+# > [{'length': tensor(3.)}, {'length': tensor(5.)}]

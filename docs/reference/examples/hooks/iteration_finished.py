@@ -9,4 +9,4 @@ class Observer:
 
 
 Observer().iteration_finished(5, {"eval/brightness/mean": 0.75})
-#> 5 0.75
+# > 5 0.75

@@ -12,4 +12,4 @@ class Model:
 
 
 print(Model().load(Runtime(torch.device("cpu"), torch.float32)).modules)
-#> {'transformer': Linear(in_features=4, out_features=4, bias=True)}
+# > {'transformer': Linear(in_features=4, out_features=4, bias=True)}

@@ -11,4 +11,4 @@ class Model:
 
 step = Step(tensor([[2.0]]), tensor([0.5]), Conditions(({},)), 1.0, flow.ODEConfig().build("dynamics"))
 print(Model().log_prob(step).velocity)
-#> tensor([[1.]])
+# > tensor([[1.]])

@@ -11,4 +11,4 @@ class Algorithm:
 
 sde, window = flow.FlowSDEConfig().build("dynamics"), frozenset({0, 2})
 print(sorted(Algorithm().plan(0, SamplingPlan(4, Canvas(8, 8), 1.0, sde, 0, 0, stochastic=window)).recorded))
-#> [0, 2]
+# > [0, 2]

@@ -12,4 +12,4 @@ class Sharpness:
 reward = Sharpness()
 reward.prepare_reward(torch.device("cpu"))
 print(reward.kernel.sum())
-#> tensor(0.)
+# > tensor(0.)

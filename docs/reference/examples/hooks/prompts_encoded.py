@@ -8,4 +8,4 @@ class Observer:
 
 
 Observer().prompts_encoded(done=3, total=12)
-#> 3/12
+# > 3/12

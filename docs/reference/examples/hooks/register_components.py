@@ -7,4 +7,4 @@ def register_components(register):
 
 
 register_components(register=print)
-#> reward brightness brightness:BrightnessConfig
+# > reward brightness brightness:BrightnessConfig

@@ -10,4 +10,4 @@ class Observer:
 
 
 Observer().run_failed(RunInfo(Path("first"), None, 100), RunError("the loss is not finite"))
-#> first ended by RunError: the loss is not finite
+# > first ended by RunError: the loss is not finite

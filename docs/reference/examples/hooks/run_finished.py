@@ -10,4 +10,4 @@ class Observer:
 
 
 Observer().run_finished(RunInfo(Path("first"), config=None, iterations=100))
-#> done: first
+# > done: first

@@ -10,4 +10,4 @@ class Observer:
 
 
 Observer().run_started(RunInfo(Path("first"), config=None, iterations=100), policy=None)
-#> 100 iterations into first
+# > 100 iterations into first

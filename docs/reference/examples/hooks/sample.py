@@ -13,4 +13,4 @@ class Model:
 
 plan = SamplingPlan(4, Canvas(2, 2), 1.0, flow.ODEConfig().build("dynamics"), seed=0, iteration=0)
 print(Model().sample(Conditions(({},)), plan).media.flatten())
-#> tensor([0.5000, 0.5000, 0.5000, 0.5000])
+# > tensor([0.5000, 0.5000, 0.5000, 0.5000])

@@ -13,4 +13,4 @@ class Reinforce:
 
 drawn = learning(GRPOConfig(), [1.0, -1.0, 2.0, -2.0], dynamics=FlowSDEConfig().build("dynamics"))
 print([len(loss.values) for loss in Reinforce().update(drawn.experience, drawn.policy)])
-#> [4, 4, 4]
+# > [4, 4, 4]

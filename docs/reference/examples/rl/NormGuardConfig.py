@@ -6,4 +6,4 @@ class Options(NormGuardConfig):
 
 
 print(Options(norm_guard=0.5).norm_guard, Options().norm_guard)
-#> 0.5 0.0
+# > 0.5 0.0

@@ -11,4 +11,4 @@ bench.move_to(1.0, 0.0)  # the velocity p x + q sigma doubles
 [batch] = noised_batches(bench.experience, Uniform(count=1))
 new, kept = bench.policy.compare(batch.step, {"old": At("before")})
 print(allclose(new.velocity, 2 * kept["old"].velocity))
-#> True
+# > True

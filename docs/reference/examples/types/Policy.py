@@ -7,4 +7,4 @@ bench.move_to(1.0, 0.0)
 bench.policy.update_ema("average", decay=0.75)
 with bench.policy.using("average"):
     print(bench.policy.parameters["transformer.p"].item())
-#> 0.625
+# > 0.625
