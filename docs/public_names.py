@@ -1,7 +1,7 @@
 """The directive ``reference``: an entry for everything behind a public door, or for every hook, made from its source.
 
-``{reference} flowfactory.rl`` walks ``flowfactory.rl.__all__``, ``{reference} hooks`` the hook specs. An entry has the signature,
-the docstring, what can be done with it, and the file of ``reference/examples`` that bears its name.
+``{reference} flowfactory.rl`` walks ``flowfactory.rl.__all__``, ``{reference} hooks`` the hook specs. An entry has the
+signature, the docstring, the members, and the file of ``reference/examples`` that bears its name.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def members_of(node: ast.ClassDef) -> Iterator[list[str]]:
                     yield fenced(5, f"{{py:property}} {member.name}", kind + lines)
                 else:
                     kinds = [f":{mark}:" for mark in ("staticmethod", "classmethod", "abstractmethod") if mark in marks]
-                    head = f"{member.name}{signature(member, method='staticmethod' not in marks)}"
+                    head = f"{member.name}{signature(member, method=True)}"
                     yield fenced(5, f"{{py:method}} {head}", kinds + lines)
         elif isinstance(member, ast.AnnAssign) and (text := written_below(following)):
             told = [
