@@ -10,10 +10,13 @@ author = "the flowfactory authors"
 copyright = "the flowfactory authors, Apache-2.0"
 version = release = (Path(__file__).parents[1] / "VERSION").read_text(encoding="utf-8").strip()
 
-extensions = ["myst_parser", "commands", "drawing", "options"]
+extensions = ["myst_parser", "commands", "drawing", "options", "public_names"]
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 nitpicky = True
+nitpick_ignore_regex = [("py:class", r"(?!flowfactory\.).*")]  # types of others, and private ones, in signatures
+maximum_signature_line_length = 100
+toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
 html_title = "flowfactory"

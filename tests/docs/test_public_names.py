@@ -10,14 +10,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from tests.shared.public_doors import DOORS
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("flow", "models", "policy", "rewards", "rewards.wire", "rl", "testing", "testing.tiny_checkpoints")
-DOORS = ["flowfactory", *(f"flowfactory.{room}" for room in ROOMS)]
-TEMPLATES = "core/src/flowfactory/templates/files"
-PLUGINS = sorted(
-    file for folder in ("plugins/*/src", "flowfactory-*/src", TEMPLATES) for file in ROOT.glob(f"{folder}/**/*.py")
-)
+SOURCES = ("plugins/*/src", "flowfactory-*/src", "docs/reference/examples", "core/src/flowfactory/templates/files")
+PLUGINS = sorted(file for folder in SOURCES for file in ROOT.glob(f"{folder}/**/*.py"))
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("plugins/*/README.md")])
 
 PRIVATE = ["from flowfactory.rl.groups import center", "import flowfactory.training", "from flowfactory import nothing"]

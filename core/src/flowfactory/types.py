@@ -21,6 +21,7 @@ from flowfactory.canvas import Canvas
 from flowfactory.device_copies import send
 
 Index = Sequence[int]
+"""Places of samples, from 0, in any order; what takes one may be given a ``range``, and gives a view of neighbours."""
 Say = Callable[[str], None]
 """Prints one line."""
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}

@@ -26,7 +26,7 @@ class ComponentConfig(Strict, ABC):
 
     sends_to: ClassVar[Mapping[str, str]] = {}
     """The options that reach beyond this machine, and the words before the value of each that say what it does, such as
-    {"url": "sends pictures and prompts to"}. In the run directory of somebody else they need ``--trust``."""
+    ``{"url": "sends pictures and prompts to"}``. In the run directory of somebody else they need ``--trust``."""
 
     known_as: ClassVar[tuple[str, ...]] = ()
     """Other names that people have for it; whoever writes one is told the right one."""
@@ -176,8 +176,8 @@ class AlgorithmConfig(ComponentConfig):
 
     trust_region: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Which extremes of its losses tell how far replayed steps are from what they were when drawn, and the options, the least
-    of which bounds each: beyond it gradients are cut. Such as {"ratio/max_deviation": ("clip_low", "clip_high")}. Empty where
-    no loss compares a recorded step with what it was."""
+    of which bounds each: beyond it gradients are cut. Such as ``{"ratio/max_deviation": ("clip_low", "clip_high")}``. Empty
+    where no loss compares a recorded step with what it was."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -135,3 +135,4 @@ Decay = Annotated[
     Field(discriminator="name"),
     BeforeValidator(expand_name),
 ]
+"""The option ``ema``: ``{name: power, power: 0.75}``, or the name alone; ``decay(n)`` is what is kept."""

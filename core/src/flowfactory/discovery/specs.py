@@ -10,6 +10,7 @@ import pluggy
 PROJECT = "flowfactory"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks a method of a component as its answer to the hook of that name; what is not marked is never called."""
 
 
 class DiscoverySpecs:

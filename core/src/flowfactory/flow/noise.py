@@ -12,6 +12,7 @@ from flowfactory.device_copies import send
 from flowfactory.types import NoiseKey, SamplingPlan
 
 INITIAL = -1
+"""The ``step`` of the noise that a trajectory starts from."""
 
 
 def generator(*key: int | str) -> torch.Generator:

@@ -114,6 +114,7 @@ class LogitNormal(_Continuous):
 
 
 Timesteps = Annotated[Discrete | Uniform | LogitNormal, Field(discriminator="name"), BeforeValidator(expand_name)]
+"""The option ``timesteps``: ``{name: uniform, count: 4}``, or the name alone."""
 
 
 class TimestepsConfig(AlgorithmConfig):

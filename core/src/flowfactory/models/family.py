@@ -21,6 +21,7 @@ from flowfactory.types import Agree, Conditions, Prompt, as_they_are
 ENCODE_BATCH = 32
 MOST_KEPT = 64  # prompts may bring pictures of any size
 Entry = Mapping[str, Tensor]
+"""What ``encode`` makes of one prompt: tensors by name, without a batch axis."""
 T = TypeVar("T")
 
 

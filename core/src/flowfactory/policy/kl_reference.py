@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from flowfactory.config.kl import AdaptiveKL, KLTerm
 
 KL_REFERENCE = "kl reference"
+"""The name under which the weights of a KL whose reference is taken anew are kept."""
 
 
 def kl_reference(kl: float | AdaptiveKL | KLTerm) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from flowfactory.config.schema import TrainingConfig
 
 REFERENCE = "reference"
+"""The name under which the weights that training started from are kept."""
 CONFIGURED = ("sampling", "evaluation")
 """The averages that the config itself can ask for."""
 

@@ -31,10 +31,12 @@ __all__ = [
 ]
 
 WORDS = ("a", "photo", "of", "red", "green", "blue", "circle", "square", "cat", "blurry")
+"""What the tiny tokenizers know, a token each."""
 QWEN_SPECIALS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
     *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
 )
+"""The special tokens of Qwen's tokenizers that pipelines use."""
 
 
 def byte_pairs(words: Iterable[str], end: str = "") -> tuple[dict[str, int], list[tuple[str, str]]]:

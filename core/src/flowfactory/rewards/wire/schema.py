@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from flowfactory.config.strict import Strict
 
 VERSION = 1
+"""Of the format; a server refuses requests of another."""
 Encoding = Literal["png", "webp", "raw", "raw8"]
 """How media travel: pictures as PNG or lossless WebP and videos as FFV1, in 8 bits; or numbers, float32 or uint8."""
 

@@ -1,0 +1,8 @@
+from torch import tensor
+
+from flowfactory.flow import FlowSDEConfig
+
+sde = FlowSDEConfig(noise_level=1.0).build("dynamics")
+velocity, latents = tensor([[1.0]]), tensor([[1.0]])
+print(sde.transition(velocity, latents, sigma=tensor([[0.5]]), next_sigma=tensor([[0.25]])))
+# > Transition(mean=tensor([[0.3750]]), std=tensor([[0.5000]]))
