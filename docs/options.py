@@ -82,6 +82,7 @@ UNITS = {
     "Constant.decay": "share",
     "Power.power": "exponent",
     "Power.decay": "share",
+    "WarmUp.decay": "share",
     "Linear.start": "share",
     "Linear.end": "share",
     "Linear.iterations": "iterations",

@@ -203,6 +203,9 @@ COMMANDS = {
 def test_a_command_has_the_options_it_is_shown_with(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     words = line.split(": ", 1)[1].split()[1:]
+    if words[0].startswith("-"):  # of the command line itself
+        assert words[0] in flowfactory("--help")
+        return
     shown = flowfactory(*words[: 2 if words[0] in ("plugins", "cache") else 1], "--help")
     for word in words:
         if word.startswith("--"):

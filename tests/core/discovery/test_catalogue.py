@@ -187,7 +187,7 @@ def test_both_of_one_name_are_listed_and_shown(invoke: Callable[..., tuple[int, 
     _, out, _ = invoke("plugins", "list")
     assert {"ff-jone:glow", "ff-jtwo:glow", "flowfactory:ode"} <= {line.split()[0] for line in out.splitlines() if line}
     _, out, _ = invoke("plugins", "show", "glow")
-    assert [line for line in out.splitlines() if "strength" in line] == [
+    assert [line for line in out.splitlines() if "strength: a number" in line] == [
         "  strength: a number; default 1",
         "  strength: a number; default 2",
     ]

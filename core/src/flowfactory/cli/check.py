@@ -17,6 +17,7 @@ from flowfactory.cli.options import Config, Plugins, Sets, typed_path
 from flowfactory.cli.output import say, show_json, warn
 from flowfactory.cli.rehearsal import rehearse
 from flowfactory.cli.run import without_torch
+from flowfactory.config.findings import SHOWN
 from flowfactory.errors import UserError
 
 if TYPE_CHECKING:
@@ -132,6 +133,8 @@ def with_all_findings(run: Callable[..., None]) -> Callable[..., None]:
         try:
             run(**given)
         except UserError as error:
+            if len(error.sentences) > SHOWN:  # of which it said that more are to be told when these are mended
+                raise
             raise UserError(*dict.fromkeys([*error.sentences, *_others(given)])) from error
 
     return tell_all
