@@ -57,6 +57,7 @@ LICENCES = (  # what a project under Apache-2.0 may depend on, as packages write
     *("Mozilla Public License 2.0 (MPL 2.0)", "MPL-2.0", "MPL-2.0 AND MIT"),
 )
 EXTRAS = {CORE: "[bitsandbytes,serve,tensorboard,video]", REWARDS: "[all]"}
+KINDS = ["reward", "model", "algorithm", "dynamics", "tracker"]  # of plugins that have a template
 TRACKERS = {  # each takes half a minute and a hundred megabytes, and two go with other versions than constraints.txt has
     "mlflow": "mlflow-skinny==3.17.2",
     "swanlab": "swanlab==0.10.3",
@@ -190,7 +191,7 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("kind", ["reward", "model", "algorithm", "dynamics", "tracker"])
+@nox.parametrize("kind", KINDS, ids=KINDS)
 def templates(session: nox.Session, kind: str) -> None:
     """The package that `flowfactory plugins new` writes, in a clean environment: installed, linted, typed, tested, checked."""
     parent = Path(session.create_tmp())

@@ -49,9 +49,14 @@ def sessions() -> set[str]:
     """What ``nox --list`` names, read from the file: nox itself need not be installed."""
     tree = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
     assigned = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
-    listed = assigned["PACKAGES"]
-    assert isinstance(listed, ast.Dict)
-    packages = [ast.literal_eval(key) for key in listed.keys if key]
+
+    def choices(values: ast.expr) -> list[str]:
+        """Of a list by its name, or ``list(NAME)`` of the keys of a mapping; the folder of a package by its own name."""
+        listed = assigned[ast.unparse(values.args[0] if isinstance(values, ast.Call) else values)]
+        assert isinstance(listed, ast.Dict | ast.List)
+        found = listed.keys if isinstance(listed, ast.Dict) else listed.elts
+        return [Path(ast.literal_eval(each)).name for each in found if each]
+
     names = set()
     for node in tree.body:
         if not isinstance(node, ast.FunctionDef):
@@ -59,8 +64,9 @@ def sessions() -> set[str]:
         marks = [ast.unparse(mark) for mark in node.decorator_list]
         called = [mark for mark in node.decorator_list if isinstance(mark, ast.Call)]
         pythons = [word.value for mark in called for word in mark.keywords if word.arg == "python"]
-        if any(mark.startswith("nox.parametrize") for mark in marks):
-            names |= {f"{node.name}({Path(package).name})" for package in packages}
+        chosen = [mark.args[1] for mark in called if ast.unparse(mark.func) == "nox.parametrize"]
+        if chosen:
+            names |= {f"{node.name}({choice})" for choice in choices(chosen[0])}
         elif any(isinstance(python, ast.List) for python in pythons):
             names |= {f"{node.name}-{version}" for python in pythons for version in ast.literal_eval(python)}
         elif any(mark.startswith("nox.session") for mark in marks):
