@@ -39,7 +39,7 @@ def run(variant: str, seed: int) -> dict[str, Any]:
         directory = train(config, say=lambda _: None)
         records = directory.records()
         if seed == 1:
-            folders = sorted((directory.path / "samples").iterdir())
+            folders = sorted((directory.path / "samples").glob("[0-9]*"))
             chosen = [folders[round(i * (len(folders) - 1) / (ROWS - 1))] for i in range(ROWS)]
             rows = {f"after {int(folder.name)}": folder for folder in chosen}
             draw_sheet(rows, PICTURES, PAGES / f"hacking_{variant.replace(' ', '_').lower()}.svg")

@@ -64,7 +64,7 @@ def main() -> None:
     options, example = [option for option in options if option != "--"], arguments.example
     with tempfile.TemporaryDirectory() as folder:
         runs = [run(example, seed, Path(folder), options) for seed in arguments.seeds]
-        first = sorted((Path(folder) / str(arguments.seeds[0]) / "samples").iterdir())
+        first = sorted((Path(folder) / str(arguments.seeds[0]) / "samples").glob("[0-9]*"))
         draw_sheet({"before": first[0], "after": first[-1]}, PICTURES, PAGES / f"{example}.svg")
     result = {
         "command": " ".join([f"flowfactory run {example}", "--set seed=N", *options]),

@@ -63,7 +63,7 @@ class TensorBoard:
 
     def _show(self, tag: str, sample: EvaluatedSample, iteration: int) -> None:
         from PIL import Image
-        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
         content = to_gif(sample.path) if is_video(sample) else sample.path.read_bytes()
         with Image.open(io.BytesIO(content)) as picture:
