@@ -27,6 +27,7 @@ class PairwiseConfig(ChatConfig):
     """
 
     starter_options: ClassVar[Mapping[str, Any]] = {"url": "http://localhost:8000", "model": "Qwen/Qwen2.5-VL-7B-Instruct"}
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {"Qwen/Qwen2.5-VL-7B-Instruct": "see its page"}
 
     question: Template = Field(
         'Which figure shows "{prompt}" better, A or B? Answer with A or B alone.',

@@ -32,6 +32,7 @@ class VlmConfig(ChatConfig):
     known_as = ("unified-reward", "qwen-vl", "vlm-judge", "gpt")
 
     starter_options: ClassVar[Mapping[str, Any]] = {"url": "http://localhost:8000", "model": "Qwen/Qwen2.5-VL-7B-Instruct"}
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {"Qwen/Qwen2.5-VL-7B-Instruct": "see its page"}
 
     question: Template | None = Field(
         None, description="the rubric, with {prompt} and keys of the metadata in braces; does it show the prompt, if left out"

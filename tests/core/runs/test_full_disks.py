@@ -64,7 +64,7 @@ FLOWFACTORY = (sys.executable, "-m", "flowfactory")
 
 
 @pytest.mark.parametrize(
-    ("evaluation", "what"), [({"every": 0}, "run/metrics.jsonl"), ({"every": 1}, "run/samples/000003/000.png")]
+    ("evaluation", "what"), [({"every": 0}, "run/metrics.jsonl"), ({"every": 1}, "run/samples/training/000002000.png")]
 )
 def test_a_disk_that_fills_up_ends_a_run_by_one_line_after_which_it_resumes(
     config_file: Callable[..., Path],

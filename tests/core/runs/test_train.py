@@ -158,7 +158,7 @@ def test_the_record_of_an_iteration_has_every_promised_key(trained: Trained) -> 
     assert set(records[0]) == {"iteration", *held}
     promised = {"iteration", "loss", "pull", "ratio/mean", "ratio/max_deviation", "clip_fraction", "grad_norm", "lr"}
     promised |= {"clip_fraction/first_update", "seconds/sample", "seconds/reward", "seconds/update", "peak_memory_mb"}
-    promised |= {f"reward/{label}/{what}" for label in ("bright", "watched") for what in ("mean", "std", "flat")}
+    promised |= {f"reward/{label}/{what}" for label in ("bright", "watched") for what in ("mean", "std", "flat", "group_std")}
     promised |= {"advantage/bright/share", "correlation/bright/watched", "seconds/drift", "drift/groups"}
     promised |= {f"drift/{name}{end}" for name in (*figures, "diversity") for end in ("", "/std")}
     promised |= {"weights/moved", "weights/update", "velocity_rms", "velocity_rms/fixed", "velocity_norm", "groups/equal"}
@@ -262,7 +262,7 @@ def test_without_the_evaluation_at_the_start_all_else_is_the_same(trained: Train
     assert rest[0] == {"iteration": 0}
     assert rest[1:] == whole[1:]
     assert "eval/bright/mean" in whole[0]
-    assert sorted(path.name for path in directory.samples.iterdir()) == ["000002", "000003"]
+    assert sorted(path.name for path in directory.samples.iterdir()) == ["000002", "000003", "training"]
 
 
 def test_a_run_that_is_asked_to_stop_at_its_first_evaluation_stops_at_once(load: Callable[..., RunConfig]) -> None:

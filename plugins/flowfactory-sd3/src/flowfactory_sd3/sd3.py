@@ -94,6 +94,7 @@ class SD3Config(FamilyConfig):
     )
 
     starter_options: ClassVar[Mapping[str, Any]] = {"path": "stabilityai/stable-diffusion-3.5-medium"}
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {"stabilityai/stable-diffusion-3.5-medium": "see its page"}
     starter_sampling: ClassVar[Mapping[str, Any]] = {"size": [512, 512], "steps": 10, "guidance": 4.5}
 
     family: ClassVar[Family] = SD3
