@@ -46,14 +46,14 @@ class Extremes:
         """Forget the iteration before; ``count`` samples are to come."""
         self._count, self._copies, self._chosen = count, {}, []
 
-    @torch.no_grad()
     def add(self, media: Tensor, held: Rows, rows: Sequence[int]) -> None:
         """Take in what was drawn of the samples ``rows``, of which each rank has those that ``held`` says."""
         if not self._ranks.speaks:
             return
         own = Holders([[rows[i] for i in mine] for mine in held]).own(self._ranks.workers.rank)
         for part in (own[i : i + AT_ONCE] for i in range(0, len(own), AT_ONCE)):
-            small = shrink(media[[place for _, place in part]], side_of(self._count))
+            with torch.no_grad():  # not a decorator, for which PyTorch would be imported with this file
+                small = shrink(media[[place for _, place in part]], side_of(self._count))
             self._copies |= {row: copy.clone() for (row, _), copy in zip(part, small, strict=True)}
 
     def judge(self, advantages: Tensor, scores: Mapping[str, Tensor], prompts: Sequence[str]) -> None:
