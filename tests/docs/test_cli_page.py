@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
 
+import docs_modules
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "cli.md").read_text(encoding="utf-8")
 
 
-def load_commands() -> Any:
-    spec = importlib.util.spec_from_file_location("docs_commands", DOCS / "commands.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-COMMANDS = load_commands()
+COMMANDS: Any = docs_modules.load("commands")
 
 
 def test_the_page_has_each_command_once() -> None:

@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import importlib.util
 import json
 import re
 import sys
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import docs_modules
 import pytest
 from pydantic import BaseModel
 from typer.testing import CliRunner
@@ -235,12 +235,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def options() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("options", DOCS / "options.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return docs_modules.load("options")
 
 
 TABLES = sorted(

@@ -191,7 +191,8 @@ def test_a_checkpoint_that_is_away_is_a_warning_and_offline_an_error(write: Writ
 
 def test_a_directory_that_cannot_be_written_or_holds_a_run_is_told(write: Write, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
-    assert any("is a file" in told for told in check_run(write(), out=tmp_path / "taken" / "run").errors)
+    away = f"output.dir: {tmp_path / 'taken' / 'run'} cannot be written to: Not a directory; see that it can be written to"
+    assert any(told.startswith(away) for told in check_run(write(), out=tmp_path / "taken" / "run").errors)
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.yaml").write_text("{}")
     (tmp_path / "old" / "metrics.jsonl").write_text('{"iteration": 1}\n')

@@ -135,9 +135,7 @@ def with_all_findings(run: Callable[..., None]) -> Callable[..., None]:
         except UserError as error:
             if len(error.sentences) > SHOWN:  # of which it said that more are to be told when these are mended
                 raise
-            folder = any(sentence.startswith("output.dir:") for sentence in error.sentences)
-            others = [told for told in _others(given) if not (folder and told.startswith("output.dir:"))]
-            raise UserError(*dict.fromkeys([*error.sentences, *others])) from error
+            raise UserError(*dict.fromkeys([*error.sentences, *_others(given)])) from error
 
     return tell_all
 

@@ -9,7 +9,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from flowfactory.rl.groups import center, group_std
+from flowfactory.rl.groups import center, group_means, group_std
 
 
 def reward_metrics(rewards: Mapping[str, Tensor], contributions: Mapping[str, Tensor], groups: Tensor) -> dict[str, float]:
@@ -27,7 +27,7 @@ def reward_metrics(rewards: Mapping[str, Tensor], contributions: Mapping[str, Te
         if len(own):
             found[f"reward/{label}/mean"] = float(own.double().mean())
             found[f"reward/{label}/std"] = float(own.double().std(correction=0))
-            found[f"reward/{label}/group_std"] = float(group_means(own.double(), where).std(correction=0))
+            found[f"reward/{label}/group_std"] = float(group_means(own.double(), where)[0].std(correction=0))
             found[f"reward/{label}/flat"] = group_share(group_std(own, where) == 0, where)
     found |= {f"advantage/{label}/share": share for label, share in advantage_shares(contributions).items()}
     for a, b in combinations(rewards, 2):
@@ -46,13 +46,6 @@ def advantage_shares(contributions: Mapping[str, Tensor]) -> dict[str, float]:
     total = torch.stack(list(contributions.values())).sum(0)
     power = float(total.square().sum())
     return {label: float((part * total).sum()) / power for label, part in contributions.items()} if power else {}
-
-
-def group_means(values: Tensor, groups: Tensor) -> Tensor:
-    """The mean of ``values`` [B] of each group, [G]."""
-    _, which, counts = torch.unique(groups, return_inverse=True, return_counts=True)
-    means: Tensor = values.new_zeros(len(counts)).index_add(0, which, values) / counts
-    return means
 
 
 def group_share(flags: Tensor, groups: Tensor) -> float:

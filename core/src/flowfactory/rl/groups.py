@@ -13,7 +13,7 @@ ROUNDINGS = 4
 
 def center(rewards: Tensor, groups: Tensor) -> Tensor:
     """Rewards [B] less the mean of their group, float64. ``groups`` [B], int64, any ids."""
-    mean, index = _group_mean(rewards.double(), groups)
+    mean, index = group_means(rewards.double(), groups)
     return rewards.double() - mean[index]
 
 
@@ -40,7 +40,7 @@ def root_mean_square(values: Tensor, groups: Tensor) -> Tensor:
     _, index = torch.unique(groups, return_inverse=True)
     unit = _group_extreme(values.abs(), index, "amax")
     unit = torch.where(unit > 0, unit, 1.0)
-    mean, _ = _group_mean((values / unit[index]).square(), groups)
+    mean, _ = group_means((values / unit[index]).square(), groups)
     return (unit * mean.sqrt())[index]
 
 
@@ -67,7 +67,7 @@ def _group_extreme(values: Tensor, index: Tensor, kind: str) -> Tensor:
     return found.scatter_reduce(0, index, values, kind, include_self=False)
 
 
-def _group_mean(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+def group_means(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of each group [G], and which of them is each sample's [B]."""
     _, index = torch.unique(groups, return_inverse=True)
     count = torch.bincount(index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from flowfactory.runs.check.recipe import doubts
 from flowfactory.runs.check.servers import servers, unreachable
 from flowfactory.runs.check.sizes import Sizes, count_sizes
 from flowfactory.runs.directory import RunDirectory
+from flowfactory.runs.lock import describe_unwritable
 from flowfactory.training.prompts import prompt_checks
 from flowfactory.types import Prompt
 
@@ -168,13 +170,16 @@ def _downloads(config: RunConfig) -> Iterator[str]:
 
 
 def _check_directory(config: RunConfig) -> None:
-    """UserError: the run directory cannot be written to."""
+    """UserError: the run directory cannot be written to; in the words of the run that would find it out."""
     path = config.output.dir
     there = next((folder for folder in (path, *path.parents) if folder.exists()), Path("/"))
     if not there.is_dir():
-        raise UserError(f"output.dir: {there} is a file; choose another folder with --out")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"output.dir: {there} cannot be written to; choose another folder with --out")
+        fault = errno.ENOTDIR
+    elif not os.access(there, os.W_OK | os.X_OK):
+        fault = errno.EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else errno.EACCES
+    else:
+        return
+    raise UserError(describe_unwritable(path, OSError(fault, os.strerror(fault))))
 
 
 def _begun(config: RunConfig) -> Iterator[str]:
