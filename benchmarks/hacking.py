@@ -21,7 +21,7 @@ VARIANTS: dict[str, list[str]] = {
     "adaptive KL": ["algorithm.kl={name: adaptive, target: 0.02, start: 0.1}"],
     "NormGuard": ["algorithm.norm_guard=10"],
 }
-ROWS, PICTURES = 5, 12
+ROWS, PICTURES = 5, 8
 
 
 def run(variant: str, seed: int) -> dict[str, Any]:
