@@ -92,7 +92,7 @@ def distributed(session: nox.Session) -> None:
 def soak(session: nox.Session) -> None:
     """A long run, in which nothing grows, and runs that are killed and resumed bitwise; prints what it counted."""
     install(session, *TESTING, extras=True)
-    session.run("pytest", "-m", "soak", "tests/soak", *session.posargs, env=ONE_THREAD)
+    session.run("pytest", "-m", "soak", "tests/soak", "tests/end_to_end", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session

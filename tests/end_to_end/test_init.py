@@ -132,9 +132,12 @@ def test_the_first_level_that_fits_is_found_with_few_estimates(fits: int) -> Non
     assert len(asked) == len(set(asked)) <= 4
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of a schedule whose numbers an estimate does not look at
+@pytest.mark.soak  # some ten estimates at the size of released checkpoints: four minutes
 def test_a_smaller_card_gets_a_leaner_config(catalogue: Catalogue, tmp_path: Path) -> None:
     folder = CASES["flux1"].build(tmp_path / "checkpoint")
+    schedule = folder / "scheduler" / "scheduler_config.json"
+    # init draws at the sizes of released checkpoints, for which a shift of 64 tokens overflows
+    schedule.write_text(json.dumps({**json.loads(schedule.read_text()), "max_image_seq_len": 4096}))
     found = []
     for card in (CARD, GIB + GIB // 1024, 1):
         wish = Wish("x.yaml", str(folder), None, card, assumed=False)
@@ -143,7 +146,7 @@ def test_a_smaller_card_gets_a_leaner_config(catalogue: Catalogue, tmp_path: Pat
     assert (whole.fits, none.fits) == (True, False)
     assert "activation_checkpointing" not in whole.raw["training"]
     assert none.raw["distributed"] == {"offload": True}
-    assert whole.sentence.startswith("estimated to take 1.0 GiB of a GPU's 24 GiB")
+    assert whole.sentence.startswith("estimated to take 2.5 GiB of a GPU's 24 GiB")
     assert "does not fit" in none.sentence
     assert lean.raw["sampling"]["batch_size"] <= whole.raw["sampling"]["batch_size"]
 
