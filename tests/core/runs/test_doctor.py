@@ -313,6 +313,8 @@ def test_a_trust_region_that_nothing_reaches_is_told(still: Trained, learned: Tr
 
 
 COIN = """
+import torch
+
 from flowfactory import ComponentConfig, hookimpl
 
 
@@ -324,10 +326,11 @@ class CoinConfig(ComponentConfig):
 class Coin:
     def __init__(self, label):
         self.label = label
+        self.random = torch.Generator().manual_seed(0)  # nothing that another processor rounds otherwise
 
     @hookimpl
     def compute_reward(self, samples):
-        return {self.label: (1e4 * samples.media.flatten(1).double().mean(1)).cos()}
+        return {self.label: torch.rand(len(samples.prompts), generator=self.random)}
 
 
 @hookimpl
@@ -336,7 +339,7 @@ def register_components(register):
 """
 
 
-@pytest.mark.parametrize(("rate", "wrong"), [(5.0, True), (0.3, False)])
+@pytest.mark.parametrize(("rate", "wrong"), [(10.0, True), (0.2, False)])
 def test_samples_whose_ratios_differ_much_are_told(
     rate: float, wrong: bool, make: Callable[..., Trained], tmp_path: Path
 ) -> None:
@@ -345,7 +348,7 @@ def test_samples_whose_ratios_differ_much_are_told(
     changes = {
         "algorithm": {"pull": 0.0, "clip_range": 10.0},
         "plugins": [*TOY["plugins"], str(tmp_path / "coin.py")],
-        "training": {"iterations": 20, "updates": 4, "batch_size": 128, "optimizer": {"lr": rate}},
+        "training": {"iterations": 20, "updates": 8, "batch_size": 128, "optimizer": {"lr": rate}},
         "sampling": {"groups": 16, "group_size": 8, "batch_size": 128},
         "evaluation": {"every": 0},
     }
@@ -354,7 +357,7 @@ def test_samples_whose_ratios_differ_much_are_told(
     assert all((record["effective_sample_size"] < 0.6) is wrong for record in run.records[1:])
     assert ("few-effective-samples" in told) is wrong
     if wrong:
-        assert told["few-effective-samples"].keys == {"training.optimizer.lr": 1.7}
+        assert told["few-effective-samples"].keys == {"training.optimizer.lr": 3.3}
         half = altered(run.records, effective_sample_size=0.5)  # of two updates, the second has no sample left
         assert "few-effective-samples" in found(half, run.config)
         assert "nothing-clipped" not in told  # whose advice is to make larger steps

@@ -19,6 +19,7 @@ from flowfactory.hooks.evaluated_sample import EvaluatedSample
 from flowfactory.runs import metrics_file, sample_index, trust
 from flowfactory.runs.checkpoints import listing, lookup
 from flowfactory.runs.facts import FACTS
+from flowfactory.runs.report import small_copies
 from flowfactory.runs.resume import config_changes, fixed_config
 from flowfactory.runs.sample_index import INDEX, TRAINING, folder_of
 from flowfactory.training.extremes import Extreme
@@ -140,15 +141,17 @@ class RunDirectory:
         scores: Mapping[str, Tensor],
         frame_rate: float | None = None,
     ) -> tuple[EvaluatedSample, ...]:
-        """Write ``samples/<iteration>/<number>.png``, or ``.mp4`` of what moves, and ``index.json``; what was written.
+        """What was written: ``samples/<iteration>/<number>.png``, or ``.mp4`` of what moves, and ``index.json``.
 
-        OSError: they cannot be written.
+        Pictures have small copies beside them, see :mod:`.report.small_copies`. OSError: they cannot be written.
         """
         folder = self.path / folder_of(iteration)
         folder.mkdir(parents=True, exist_ok=True)
         index, written = [], []
         for i, (medium, prompt) in enumerate(zip(media, prompts, strict=True)):
             file = write_media(medium, folder / f"{i:03d}", frame_rate)
+            if file.suffix == ".png":
+                small_copies.write(file)
             told = {label: float(score[i]) for label, score in scores.items()}
             index.append({"file": file.name, "prompt": prompt, "scores": told})
             known = {label: score for label, score in told.items() if math.isfinite(score)}

@@ -3,6 +3,8 @@ from __future__ import annotations
 import html
 import json
 import re
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from made_runs import make_run, write_samples
 from PIL import Image
 
-from flowfactory.runs.report import documentation, gallery
+from flowfactory.runs.report import documentation, gallery, small_copies
 from flowfactory.runs.report.page import write_report
 from flowfactory.runs.report.run_files import read_run
 from flowfactory.runs.report.verdict import changes, duration
@@ -65,6 +67,33 @@ def test_a_prompt_that_one_evaluation_lacks_keeps_its_own_pictures(tmp_path: Pat
     run = make_run(tmp_path / "run", {0: {"a": 0.0, "b": 0.0}, 20: {"b": 1.0, "c": 1.0}})
     told = re.findall('<img alt="(.*?)"', write_report(run).read_text())
     assert told == ["before training: b", "after iteration 20: b", "after iteration 20: c", "before training: a"]
+
+
+@pytest.mark.parametrize("small", [True, False], ids=["small copies", "none"])
+def test_small_copies_are_shown_where_there_is_no_time_to_decode_the_whole_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: bool
+) -> None:
+    run = make_run(tmp_path / "run", {i: {"a": 0.0, "b": 1.0} for i in range(21)}, side=400)
+    for picture in run.glob("samples/*/*.png") if small else ():
+        small_copies.write(picture)
+    monkeypatch.setattr(gallery, "MOST_PIXELS", 5 * 2 * 400 * 400)
+    text = page_of(run)
+    assert ("5 of 21 evaluations" in text) != small
+    embedded = re.findall('src="data:image/webp;base64,(.*?)"', (run / "report.html").read_text())
+    assert len(embedded) == 2 * (21 if small else 5)
+    sides = {max(Image.open(BytesIO(b64decode(each))).size) for each in embedded}
+    assert sides == ({small_copies.SIDE} if small else {400})
+
+
+def test_a_small_picture_has_no_smaller_copy_and_leaves_none_of_a_larger_one(tmp_path: Path) -> None:
+    picture = tmp_path / "000.png"
+    Image.new("RGB", (300, 100)).save(picture)
+    small_copies.write(picture)
+    with Image.open(small_copies.path_of(picture)) as copy:
+        assert (copy.format, copy.size) == ("WEBP", (176, 59))
+    Image.new("RGB", (64, 64)).save(picture)
+    small_copies.write(picture)
+    assert not small_copies.path_of(picture).exists()
 
 
 def test_more_pictures_than_a_page_has_room_and_time_for_leave_out_evaluations_evenly(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -42,9 +43,19 @@ class Table:
         self.trained = [record for record in records if record["iteration"] > 0]
         self._config, self._facts = config or {}, facts or {}
 
+    @cached_property
+    def _columns(self) -> Mapping[str, Points]:
+        """Every metric of training, in the order in which they first appear."""
+        columns: dict[str, list[tuple[int, float]]] = {}
+        for record in self.trained:
+            iteration = record["iteration"]
+            for name, value in record.items():
+                columns.setdefault(name, []).append((iteration, value))
+        return columns
+
     def column(self, name: str) -> Points:
         """(iteration, value) wherever an iteration of training has the metric."""
-        return [(record["iteration"], record[name]) for record in self.trained if name in record]
+        return self._columns.get(name, ())
 
     def recent(self, name: str) -> Points:
         """Those of the last RECENT iterations."""
@@ -56,9 +67,8 @@ class Table:
 
     def labels(self) -> list[str]:
         """The rewards that are learned from, and that are to rise: a weight below 0 has what they count fall."""
-        supplied = {name.split("/")[1] for record in self.trained for name in record if _is(name, ADVANTAGE, "share")}
-        named = dict.fromkeys(name.split("/")[1] for record in self.trained for name in record if _is(name, REWARD, "mean"))
-        wanted = [label for label in named if label in supplied or not supplied]
+        supplied = {*_labels(self._columns, ADVANTAGE, "share")}
+        wanted = [label for label in _labels(self._columns, REWARD, "mean") if label in supplied or not supplied]
         return [label for label in wanted if self.weight(label) > 0][:MOST]
 
     def reward_names(self) -> list[str]:
@@ -74,8 +84,7 @@ class Table:
 
     def held_out(self) -> list[str]:
         """The labels of the held-out rewards."""
-        found = dict.fromkeys(name.split("/")[1] for record in self.records for name in record if _is(name, HELD_OUT, "mean"))
-        return list(found)[:MOST]
+        return [*_labels(dict.fromkeys(name for record in self.records for name in record), HELD_OUT, "mean")][:MOST]
 
     def rising(self) -> list[str]:
         """The rewards that are learned from and are higher in the last quarter than in the first, beyond their noise."""
@@ -110,9 +119,12 @@ def _number(value: Any) -> float | None:
     return float(value) if type(value) in (int, float) and -LARGEST < value < LARGEST else None
 
 
-def _is(name: str, kind: str, figure: str) -> bool:
-    parts = name.split("/")
-    return len(parts) == 3 and f"{parts[0]}/" == kind and parts[2] == figure
+def _labels(names: Iterable[str], kind: str, figure: str) -> Iterator[str]:
+    """The middle of each of ``names`` that is ``<kind><label>/<figure>``."""
+    for name in names:
+        parts = name.split("/")
+        if len(parts) == 3 and f"{parts[0]}/" == kind and parts[2] == figure:
+            yield parts[1]
 
 
 class Stretch(NamedTuple):

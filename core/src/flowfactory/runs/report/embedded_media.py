@@ -30,7 +30,7 @@ LOSS, QUALITY = 24, 80
 
 
 def data_url(path: Path, within: Path, side: int, most: int) -> str:
-    """The PNG, or the MP4 where its name ends so, as a URL that holds it.
+    """The PNG, or the WebP or the MP4 where its name ends so, as a URL that holds it.
 
     Its longer side has at most ``side`` pixels; a picture is shrunk further to take no more than ``most`` bytes.
 
@@ -43,7 +43,7 @@ def data_url(path: Path, within: Path, side: int, most: int) -> str:
     if path.suffix == ".mp4":
         kind, encoded = "video/mp4", encode_video_anew(content, side)
     else:
-        kind, encoded = encode_picture_anew(content, side, most)
+        kind, encoded = encode_picture_anew(content, side, most, "WEBP" if path.suffix == ".webp" else "PNG")
     return f"data:{kind};base64,{b64encode(encoded).decode()}"
 
 
@@ -62,13 +62,15 @@ def count_pixels(path: Path, within: Path) -> int:
         return 0
 
 
-def encode_picture_anew(content: bytes, side: int = MOST_PIXELS, most: int = LARGEST_FILE) -> tuple[str, bytes]:
-    """The type and the bytes of a picture with the pixels of a PNG and nothing else of it: PNG, or shrunk to ``side``.
+def encode_picture_anew(
+    content: bytes, side: int = MOST_PIXELS, most: int = LARGEST_FILE, read: str = "PNG"
+) -> tuple[str, bytes]:
+    """The type and the bytes of a picture with the pixels of one to ``read`` and nothing else: PNG, or shrunk to ``side``.
 
     Refused: it is none, or too large.
     """
     try:
-        picture = open_picture(BytesIO(content), ("PNG",))
+        picture = open_picture(BytesIO(content), (read,))
         if picture.width * picture.height > MOST_PIXELS:
             raise Refused(f"has more than {MOST_PIXELS // 10**6} megapixels")
         pixels = picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
@@ -76,7 +78,7 @@ def encode_picture_anew(content: bytes, side: int = MOST_PIXELS, most: int = LAR
     except Refused:
         raise
     except Exception as error:  # Pillow raises whatever a decoder stumbles over
-        raise Refused("is no PNG that can be read") from error
+        raise Refused(f"is no {read} that can be read") from error
     if side >= MOST_PIXELS or max(alone.size) <= min(side, SHARP):
         whole = _save(alone, "PNG")
         if len(whole) <= most:
@@ -91,7 +93,9 @@ def encode_picture_anew(content: bytes, side: int = MOST_PIXELS, most: int = LAR
 
 def _save(picture: Image.Image, kind: str) -> bytes:
     found = BytesIO()
-    picture.save(found, format=kind, **({} if kind == "PNG" else {"quality": QUALITY}))
+    # of WebP the quickest method, which takes a quarter of the time and a tenth more bytes
+    options = {"PNG": {}, "WEBP": {"quality": QUALITY, "method": 0}, "JPEG": {"quality": QUALITY}}
+    picture.save(found, format=kind, **options[kind])
     return found.getvalue()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from flowfactory.runs import sample_index
+from flowfactory.runs.report import small_copies
 from flowfactory.runs.report.embedded_media import SHARP, count_pixels, data_url
 from flowfactory.runs.report.markup import Markup, element, join
 from flowfactory.runs.report.run_files import RunFiles, Say
@@ -46,11 +47,12 @@ class Column(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Which ``columns`` are shown, of how many prompts, with how many pixels a side."""
+    """Which ``columns`` are shown, of how many prompts, with how many pixels a side; of pictures their ``small`` copies."""
 
     columns: Sequence[Column]
     prompts: int
     side: int
+    small: bool = False
 
 
 def plan_gallery(columns: Sequence[Column], keep: int = 2) -> Plan:
@@ -60,6 +62,15 @@ def plan_gallery(columns: Sequence[Column], keep: int = 2) -> Plan:
         return Plan((), 0, 0)
     path, within = next((column.samples[0]["path"], column.within) for column in columns if column.samples)
     pixels = max(1, count_pixels(path, within) // (VIDEO if path.suffix == ".mp4" else 1))
+    whole = _plan(columns, prompts, keep, pixels)
+    if (whole.prompts, len(whole.columns)) == (prompts, len(columns)) or not small_copies.path_of(path).is_file():
+        return whole
+    small = _plan(columns, prompts, keep, min(pixels, small_copies.SIDE**2))
+    return small._replace(side=min(small.side, small_copies.SIDE), small=True)
+
+
+def _plan(columns: Sequence[Column], prompts: int, keep: int, pixels: int) -> Plan:
+    """What there is room and time for of pictures that have so many ``pixels`` each."""
     smallest = SIDES[0] ** 2 * CHARACTERS_A_PIXEL
     most = min(MOST_PIXELS // pixels, int(MOST_CHARACTERS / smallest))
     prompts = max(1, min(prompts, most // keep))
@@ -84,8 +95,10 @@ def embed(plan: Plan, say: Say) -> list[list[Markup]]:
 
     def encode(what: tuple[Column, Sample]) -> str | Refused:
         column, sample = what
+        copy = small_copies.path_of(sample["path"])
+        path = copy if plan.small and copy.is_file() else sample["path"]
         try:
-            return data_url(sample["path"], column.within, plan.side, most)
+            return data_url(path, column.within, plan.side, most)
         except Refused as error:
             return error
 
