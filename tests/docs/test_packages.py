@@ -6,6 +6,9 @@ from collections import defaultdict
 from itertools import chain
 from pathlib import Path
 
+from flowfactory.discovery.discover import discover
+from flowfactory.discovery.own_packages import OWN_PACKAGES
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = sorted(path.parent for path in ROOT.glob("**/pyproject.toml") if (path.parent / "src").is_dir())
 
@@ -27,3 +30,12 @@ def test_what_two_packages_require_has_one_lower_bound() -> None:
                 bounds[found[1].lower()].add(found[3])
     assert len(PACKAGES) == 13
     assert {name: found for name, found in bounds.items() if len(found) > 1} == {}
+
+
+def test_every_component_of_a_package_is_named_with_it_where_it_is_missing() -> None:
+    brought: dict[str, dict[str, set[str]]] = {"model": {}, "algorithm": {}, "reward": {}}
+    for component in discover([]).found:
+        if component.kind in brought and component.distribution.startswith("flowfactory-"):
+            brought[component.kind].setdefault(component.distribution, set()).add(component.name)
+    known = {kind: {package: set(names) for package, names in packages.items()} for kind, packages in OWN_PACKAGES.items()}
+    assert known == brought

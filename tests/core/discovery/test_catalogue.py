@@ -14,6 +14,8 @@ import pytest
 
 from flowfactory.config import loading as configs
 from flowfactory.config.component_slots import config_class
+from flowfactory.discovery import own_packages
+from flowfactory.discovery.catalogue import Catalogue
 from flowfactory.discovery.discover import discover
 from flowfactory.errors import UserError
 from flowfactory.suggestions import did_you_mean
@@ -425,3 +427,12 @@ def test_asking_what_there_is_loads_nothing_heavy(arguments: list[str], monkeypa
         if user < 1:
             break
     assert min(seconds) < 1  # a third of it is usual, and a machine may be slower; torch alone takes several
+
+
+def test_a_component_that_is_not_installed_is_told_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_packages, "_is_installed", lambda package: False)
+    catalogue = Catalogue([], [], [], [], [])
+    with pytest.raises(UserError, match="no algorithm called 'grpo'; it comes with flowfactory-grpo, which is not installed"):
+        catalogue.find("algorithm", "grpo")
+    with pytest.raises(UserError, match="no algorithm called 'gpro'; none is installed"):
+        catalogue.find("algorithm", "gpro")

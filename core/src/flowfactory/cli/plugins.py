@@ -113,6 +113,7 @@ def show_plugin(
     """What a component is, its options with their types, bounds and defaults, and an example to copy."""
     from flowfactory.config.component_slots import known_as
     from flowfactory.discovery.discover import discover
+    from flowfactory.discovery.own_packages import missing_package
     from flowfactory.suggestions import did_you_mean, join_or
 
     catalogue = discover(plugin or [])
@@ -120,7 +121,10 @@ def show_plugin(
     if not found:
         everything = {known for components in catalogue.components.values() for known in components}
         meant = list(filter(None, (known_as(catalogue, kind, name) for kind in KINDS if kind != "example")))
+        packages = [kind for kind in KINDS if missing_package(kind, name)]
         nearest = f"; did you mean {join_or(meant)}?" if meant else did_you_mean(name, everything)
+        if packages and not meant:
+            nearest = catalogue.instead_of(packages[0], name)
         raise UserError(f"no component called {name!r}{nearest}")
     for component in found:
         say(f"{component.kind} {component.name}, from {component.origin}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from flowfactory.discovery.own_packages import missing_package
 from flowfactory.errors import UserError
 from flowfactory.suggestions import did_you_mean
 
@@ -92,6 +93,8 @@ class Catalogue:
 
     def instead_of(self, kind: str, name: str) -> str:
         """What to say after a ``name`` that no ``kind`` has: the nearest, and what is not loaded and may have brought it."""
+        if package := missing_package(kind, name):
+            return f"; it comes with {package}, which is not installed: pip install {package}"
         full = [component.full_name for component in self.found if component.kind == kind]
         told = did_you_mean(name, full if ":" in name else self.components[kind])
         return told + self._absent(name, others=not told.endswith("?"))

@@ -111,7 +111,7 @@ def round_scale(low: float, high: float) -> list[float]:
     """Five round numbers, equally far apart, from the highest to the lowest, between which ``low`` and ``high`` are."""
     if high == low:
         low, high = low - 0.05 * abs(low), high + 0.05 * abs(high) or 1.0
-    wide = max(high - low, 1e-6 * max(abs(low), abs(high)), 1e-280)  # what a reader can tell apart
+    wide = max(high - low, 1e-5 * max(abs(low), abs(high)), 1e-280)  # what a reader can tell apart
     exponent = math.floor(math.log10(wide / STEPS))
     for factor in (1, 2, 2.5, 5, 10, 20, 25, 50):
         step = factor * 10.0**exponent

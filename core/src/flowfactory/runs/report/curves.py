@@ -76,7 +76,9 @@ TOPICS = (
     ),
 )
 ELSEWHERE = re.compile(
-    r"iteration|eval/.+|reward/.+/(?:mean|std|group_std)|drift/.+/std|drift/(?:heldout/)?(?:groups|" + "|".join(TITLES) + ")"
+    r"iteration|eval/.+|reward/.+/(?:mean|std|group_std)|drift/.+/std|drift/(?:z|alarm|(?:heldout/)?(?:groups|"
+    + "|".join(TITLES)
+    + "))"
 )
 """Metrics that have a section of their own, or are the spread or the number of another."""
 

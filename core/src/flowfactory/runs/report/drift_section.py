@@ -30,6 +30,9 @@ def drift_charts(run: RunFiles) -> list[Chart]:
         if held_out := run.columns.get(HELD_OUT + name):
             lines.append(Line("held out", held_out, 1, dashed=True))
         found.append(Chart(title[:1].upper() + title[1:], lines, TRAINING + name))
+    if distance := run.columns.get("drift/z"):
+        note = "In standard deviations, of the figure that is farthest from where it started; beyond 3 is far."
+        found.append(Chart("Farthest from the start", smoothed(Line("distance", distance)), "drift/z", note))
     return found
 
 

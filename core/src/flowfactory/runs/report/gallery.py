@@ -182,13 +182,14 @@ def _toolbar(plan: Plan, labels: Sequence[str]) -> Markup:
     names = [column.name for column in plan.columns[1:]]
     last = len(names) - 1
     slider = element("input", type="range", id="evaluation", min=0, max=last, value=last, step=1, data_names="|".join(names))
+    evaluation = element("label", "Evaluation", slider, element("output", names[-1], id="evaluated"), hidden=not last)
     options = [element("option", "as in the file", value="")]
     for place, label in enumerate(labels):
         options.append(element("option", f"{label}: gains first", value=f"{place}:1"))
         options.append(element("option", f"{label}: losses first", value=f"{place}:-1"))
     return element(
         "div",
-        element("label", "Evaluation", slider, element("output", names[-1], id="evaluated")),
+        evaluation,
         element("label", "Order", element("select", options, id="order")),
         class_="toolbar",
         id="pictures-toolbar",

@@ -1,0 +1,44 @@
+"""Which package of this project brings a component that is not installed, so that a message can name it."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+OWN_PACKAGES: dict[str, dict[str, tuple[str, ...]]] = {
+    "model": {
+        "flowfactory-flux": ("flux1", "flux1-kontext", "flux2", "flux2-klein"),
+        "flowfactory-qwen-image": ("qwen-image", "qwen-image-edit"),
+        "flowfactory-sd3": ("sd3",),
+        "flowfactory-tiny": ("tiny",),
+        "flowfactory-wan": ("wan-t2v", "wan-i2v", "wan-v2v"),
+        "flowfactory-z-image": ("z-image",),
+    },
+    "algorithm": {
+        "flowfactory-awm": ("awm", "ram", "rvm"),
+        "flowfactory-crd": ("crd",),
+        "flowfactory-dpo": ("dpo", "dgpo"),
+        "flowfactory-grpo": ("grpo", "grpo-guard", "dppo", "flash-grpo"),
+        "flowfactory-nft": ("nft", "v-grpo"),
+    },
+    "reward": {
+        "flowfactory-rewards": (
+            *("aesthetic", "clip", "geneval", "group-rank", "hpsv2", "hpsv3", "image-quality", "imagereward", "jpeg-size"),
+            *("ocr", "pairwise", "pickscore", "remote", "siglip", "video-consistency", "video-motion", "vlm"),
+        ),
+        "flowfactory-tiny": ("scene", "color-share"),
+    },
+}
+
+
+def missing_package(kind: str, name: str) -> str | None:
+    """The package of this project that has the component ``name``; None where none has, or it is installed."""
+    packages = OWN_PACKAGES.get(kind, {})
+    return next((package for package, names in packages.items() if name in names and not _is_installed(package)), None)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
