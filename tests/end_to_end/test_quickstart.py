@@ -46,6 +46,10 @@ def test_the_quickstart_runs_from_an_empty_directory_and_leaves_what_it_promises
     drawn = flowfactory("sample", run, "two red circles on white", "a blue ring on black", "--count", 2, "--out", "drawn")
     assert [Path(line).name for line in drawn.stdout.split()] == ["000.png", "001.png", "002.png", "003.png"]
     assert size(tmp_path / "drawn" / "003.png") == (32, 32)
+    flowfactory("sample", run, "a blue ring on black", "--out", "drawn")
+    told = [(item["file"], item["prompt"]) for item in json.loads((tmp_path / "drawn" / "index.json").read_text())]
+    ring = "a blue ring on black"
+    assert told == [(f"{i:03d}.png", "two red circles on white" if i < 2 else ring) for i in range(5)]
 
     scored = json.loads(flowfactory("eval", run).stdout)
     assert scored["eval/samples"] == 8

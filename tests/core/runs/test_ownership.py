@@ -263,7 +263,7 @@ def test_a_second_sigterm_ends_a_real_run_with_its_report_and_without_a_lock(
     assert next(line for line in process.stdout if line.startswith("stopping after this iteration"))
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
-    told = "stopped at once; what was saved before is as it was, continue with --resume"
+    told = "stopped at once; nothing was saved yet"
     assert (process.returncode, err) == (130, f"{told}\n")
     directory = RunDirectory(tmp_path / "run")
     assert end_of(directory)["sentence"] == told

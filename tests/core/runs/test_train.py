@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flowfactory import flow, hookimpl
+from flowfactory.config import loading
 from flowfactory.config.schema import RunConfig
 from flowfactory.distributed.mesh import resolve_device
 from flowfactory.errors import Interrupted, RunError, UserError
@@ -323,6 +324,87 @@ def test_a_reward_that_turns_nan_stops_the_run_and_names_the_last_checkpoint(
 def test_a_run_that_stops_before_its_first_checkpoint_says_so(trained: Trained) -> None:
     with pytest.raises(RunError, match=r"there is no checkpoint yet$"):
         trained({"rewards": {"bright": {"name": "bright", "nan_from": 1}}, "prompts": {"heldout": None}})
+
+
+STUMBLES = """
+from flowfactory import ComponentConfig, hookimpl
+
+class StumblesConfig(ComponentConfig):
+    def build(self, label):
+        return Stumbles(label)
+
+class Stumbles:
+    def __init__(self, label):
+        self.label = label
+
+    @hookimpl
+    def compute_reward(self, samples):
+        {edit}
+        return {{self.label: samples.media.flatten(1).mean(1)}}
+
+@hookimpl
+def register_components(register):
+    register("reward", "stumbles", StumblesConfig)
+"""
+FROM_THE_FOURTH_ON = """
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls > 6:  # of which an iteration has two
+            raise ValueError("no more")
+"""
+
+
+def test_a_reward_that_fails_costs_no_iteration_that_was_made(
+    load: Callable[..., RunConfig], figures: Figures, tmp_path: Path
+) -> None:
+    file = tmp_path / "stumbles.py"
+    changes = {
+        "plugins": [*load().model_dump(mode="json")["plugins"], str(file)],
+        "rewards": {"bright": None, "stumbles": "stumbles"},
+        "prompts": {"heldout": None},
+        "training": {"iterations": 6},
+        "output": {"checkpoint_every": 100},
+    }
+    file.write_text(STUMBLES.format(edit=""))
+    whole = train(load(changes, out=tmp_path / "whole"), say=lambda _: None)
+    file.write_text(STUMBLES.format(edit=FROM_THE_FOURTH_ON))
+    with pytest.raises(RunError, match=r"no more .*; the last checkpoint is .*000003$"):
+        train(load(changes), say=lambda _: None)
+    file.write_text(STUMBLES.format(edit=""))
+    said: list[str] = []
+    resumed = train(load(changes), resume=True, say=said.append)
+    assert any(line.startswith("resumed after iteration 3") for line in said)
+    assert [line for line in said if "stumbles.py was edited since the run went so far" in line]
+    assert figures(resumed) == figures(whole)
+    again: list[str] = []
+    train(load({**changes, "training": {"iterations": 7}}), resume=True, say=again.append)
+    assert not [line for line in again if "was edited" in line]
+
+
+def test_a_run_directory_is_resumed_by_its_name(trained: Trained, figures: Figures) -> None:
+    directory = trained()
+    config = loading.load(directory.path)
+    assert (config.output.dir, config.training.iterations) == (directory.path, 3)
+    said: list[str] = []
+    assert figures(train(config, resume=True, say=said.append)) == figures(directory)
+    assert any(line.startswith("resumed after iteration 3") for line in said)
+
+
+def test_a_step_that_was_made_is_not_saved_as_the_iteration_before(load: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """The second of an iteration's updates fails: the weights are those of no whole iteration."""
+
+    class Fails:
+        steps = 0
+
+        @hookimpl(wrapper=True)
+        def update(self) -> Any:
+            self.steps += 1
+            if self.steps == 4:
+                raise RunError("no more")
+            return (yield)
+
+    changes = {"training": {"updates": 2, "iterations": 6}, "output": {"checkpoint_every": 100}}
+    with pytest.raises(RunError, match=r"no more; there is no checkpoint yet$"):
+        train(load(changes), observers=[Fails()], say=lambda _: None)
 
 
 def test_observers_see_the_run_in_order(load: Callable[..., RunConfig]) -> None:

@@ -142,6 +142,14 @@ def test_without_a_name_what_needs_an_option_is_no_fault(glow: Path, invoke: Inv
     )
 
 
+def test_without_a_name_a_tracker_that_may_write_to_an_account_is_not_tried(tmp_path: Path, invoke: Invoke) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    lines = invoke("plugins", "check", "--plugin", tmp_path / "broken.py")[1].splitlines()
+    told = dict(line.split(": ", 1) for line in lines if line.startswith("tracker "))
+    assert told["tracker heavy"].startswith("not checked, it may send runs to an account, or write them elsewhere")
+    assert told["tracker csv"] == "in order"
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

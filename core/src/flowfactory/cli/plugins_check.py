@@ -37,6 +37,8 @@ def check(
         files.append(typed_path(name))
     catalogue = discover(files)
     chosen = _choose(catalogue, None if is_file else name, files[-1:] if is_file else [])
+    if sets:  # which no example takes, and many a model has an example of its name
+        chosen = [component for component in chosen if component.kind != "example"] or chosen
     options = _read_options(sets or [], len(chosen))
     from flowfactory.testing.component_check import Question, check_component
 

@@ -48,6 +48,7 @@ def sample(
     """Draw PROMPTs with a run's weights."""
     from flowfactory.data import media
     from flowfactory.distributed.process_group import join_process_group
+    from flowfactory.runs import sample_index
     from flowfactory.runs.directory import RunDirectory
     from flowfactory.training.evaluation import evaluate
 
@@ -60,12 +61,16 @@ def sample(
         return
     with join_process_group(config) as ranks:
         run, _ = _restore(where, config, chosen, ranks, scores=False, drawn=wanted)
-        drawn = evaluate(run.sampler, run.assembly, run.config, wanted, count, score=False, ranks=ranks).media
-    number = 0
-    for medium in drawn:
+        drawn = evaluate(run.sampler, run.assembly, run.config, wanted, count, score=False, ranks=ranks)
+    number, written = 0, list[tuple[str, str]]()
+    for medium, text in zip(drawn.media, drawn.prompts[: len(drawn.media)], strict=True):
         while any(folder.glob(f"{number:03d}.*")):
             number += 1
-        say(str(media.write_media(medium, folder / f"{number:03d}", run.sampler.frame_rate)))
+        path = media.write_media(medium, folder / f"{number:03d}", run.sampler.frame_rate)
+        written.append((path.name, text))
+        say(str(path))
+    if written:
+        sample_index.append(folder, written)
 
 
 def _read_wanted(

@@ -57,6 +57,12 @@ def _remarks(component: ComponentConfig, config: RunConfig) -> list[str]:
     return found
 
 
+def remarks_on_prompts(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[Prompt]) -> Iterator[str]:
+    """A sentence for each thing about the prompts that is allowed and most likely not what somebody wanted."""
+    yield from idle_keys_of_prompts(config, [*train, *heldout])
+    yield from _trained_and_held_out(train, heldout)
+
+
 def idle_keys_of_prompts(config: RunConfig, prompts: Sequence[Prompt]) -> Iterator[str]:
     """One sentence for each key of prompt files that does nothing beside the config, or hardly what was meant."""
     if count := sum(bool(prompt.negative) for prompt in prompts):
@@ -67,6 +73,21 @@ def idle_keys_of_prompts(config: RunConfig, prompts: Sequence[Prompt]) -> Iterat
         count = sum(not getattr(prompt, kind) and name in map(plain, prompt.metadata) for prompt in with_more)
         if wanted and count:
             yield f"{name!r} of {count} of the prompts is metadata, which rewards alone see; did you mean {key!r}?"
+
+
+def _trained_and_held_out(train: Sequence[Prompt], heldout: Sequence[Prompt]) -> Iterator[str]:
+    """A sentence where held-out prompts are trained on too, so that their score says nothing of others."""
+    trained = {_asked(prompt) for prompt in train}
+    if count := sum(_asked(prompt) in trained for prompt in heldout):
+        told = "all" if count == len(heldout) else f"{count:,} of the {len(heldout):,}"
+        yield (
+            f"prompts.heldout: {told} prompts are in prompts.train too, so that their score does not tell what was learned "
+            "from what was remembered; hold out others"
+        )
+
+
+def _asked(prompt: Prompt) -> tuple[object, ...]:
+    return prompt.text, prompt.images, prompt.video, prompt.audio
 
 
 MEANT: Mapping[str, tuple[str, str]] = {

@@ -115,7 +115,7 @@ def is_run_config(path: Path) -> bool:
 
 
 def find_config(source: str | Path, plugins: Sequence[Path] = ()) -> Path:
-    """The config file: an existing path, or the bundled example of that name. UserError: neither."""
+    """The config file: an existing path, that of a run directory, or the bundled example of that name. UserError: none."""
     path = Path(os.path.expanduser(source))
     try:
         check_length(path)
@@ -123,6 +123,8 @@ def find_config(source: str | Path, plugins: Sequence[Path] = ()) -> Path:
         raise UserError(str(error)) from error
     if os.path.isfile(path):
         return path
+    if is_run_config(path / "config.yaml"):
+        return path / "config.yaml"
     catalogue = discover(plugins)
     examples = catalogue.components["example"]
     if any(str(source) in (example.name, example.full_name) for example in examples.values()):

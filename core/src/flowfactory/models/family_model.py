@@ -255,7 +255,8 @@ class FamilyModel:
         names = (*family.encoders, *family.encoded_with)
         tiled = config.tiling and "vae" in family.encoded_with  # pictures are encoded in tiles too
         # torchvision, where it is installed, prepares pictures otherwise
-        libraries = ("diffusers", "transformers", "pillow", "torchvision")
+        pictures = ("pillow", "torchvision") if any(most for _, most in config.takes) else ()
+        libraries = ("diffusers", "transformers", *pictures)
         versions = [installed_version(name) for name in (family.distribution, *libraries)]
         dtypes = [str(self._dtype), str(self._encoders_in)]
         return json.dumps([self._checkpoint.identity(names), family.pipelines[0], options, tiled, dtypes, versions])

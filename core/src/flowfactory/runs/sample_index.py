@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from flowfactory.atomic_files import write_json_atomically
 from flowfactory.untrusted_files import Refused, read_json
 
 INDEX, LARGEST = "index.json", 8 * 2**20
@@ -34,6 +35,20 @@ def read(run: Path, folder: Path, say: Callable[[str], None]) -> list[dict[str, 
     if None in items:
         say(f"warning: {path}: what is no sample with the name of a file in that folder is left out")
     return [item for item in items if item is not None]
+
+
+def append(folder: Path, drawn: Iterable[tuple[str, str]]) -> None:
+    """Add to ``index.json`` in ``folder`` the name and the prompt of each file ``drawn``. OSError: it cannot be written."""
+    try:
+        known = read_json(folder / INDEX, LARGEST, within=folder)
+    except (FileNotFoundError, Refused):
+        known = []
+    drawn = list(drawn)
+    names = {name for name, _ in drawn}
+    kept = (
+        [item for item in known if isinstance(item, dict) and item.get("file") not in names] if isinstance(known, list) else []
+    )
+    write_json_atomically(folder / INDEX, [*kept, *({"file": name, "prompt": prompt, "scores": {}} for name, prompt in drawn)])
 
 
 def _sample(item: Any, folder: Path) -> dict[str, Any] | None:

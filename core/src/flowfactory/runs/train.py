@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from types import FrameType
 
 import torch
 
@@ -14,7 +11,6 @@ from flowfactory.atomic_files import disk_fault
 from flowfactory.config.idle_keys import idle_keys
 from flowfactory.config.precision import with_precision
 from flowfactory.config.schema import RunConfig
-from flowfactory.distributed.hangup import SIGHUP, stop_signals
 from flowfactory.distributed.mesh import resolve_device
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.drift.alarm import DriftWatch
@@ -22,9 +18,11 @@ from flowfactory.errors import Interrupted, RunError, UserError
 from flowfactory.flow.noise import generator
 from flowfactory.quiet_libraries import quiet_libraries
 from flowfactory.runs import trust
+from flowfactory.runs.checkpoints.listing import list_checkpoints
 from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.doctor.watch import Watch
+from flowfactory.runs.edited_plugins import note_plugins
 from flowfactory.runs.facts import EARLY, add_facts, begin, go_on, read_facts
 from flowfactory.runs.flat_iterations import FlatIterations, count_flat
 from flowfactory.runs.held_out_scores import HeldOutScores
@@ -32,6 +30,7 @@ from flowfactory.runs.lock import DirectoryLost, RunLock, describe_unwritable
 from flowfactory.runs.metrics_file import UNREADABLE
 from flowfactory.runs.ownership import own
 from flowfactory.runs.score_format import tell_evaluation
+from flowfactory.runs.stop_request import stop_request, stops_at_once
 from flowfactory.runs.versions import versions
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.evaluation import evaluate
@@ -61,7 +60,7 @@ def train(
     config = with_precision(config, resolve_device(config.device, ranks.local).type == "cuda")
     directory = RunDirectory(config.output.dir)
     say = say if ranks.leads else _silent
-    with _stops_at_once(ranks), _opened(directory, config, resume, ranks, say) as lock:
+    with stops_at_once(ranks), _opened(directory, config, resume, ranks, say) as lock:
         with _translated(directory, lock):
             # for plugins that draw from torch's own generator, whose state a checkpoint holds
             torch.manual_seed(generator("torch", config.seed, ranks.workers.rank).initial_seed())
@@ -128,7 +127,9 @@ def _translated(directory: RunDirectory, lock: RunLock | None) -> Iterator[None]
     except Interrupted:
         raise
     except KeyboardInterrupt as error:
-        raise Interrupted("stopped at once; what was saved before is as it was, continue with --resume") from error
+        saved = bool(list_checkpoints(directory.checkpoints))
+        what = "what was saved before is as it was, continue with --resume" if saved else "nothing was saved yet"
+        raise Interrupted(f"stopped at once; {what}") from error
     except Exception as error:
         if lock and (lost := lock.lost()):
             raise DirectoryLost(lost) from error
@@ -177,6 +178,7 @@ def _resume(
             if any(record["iteration"] > done for record in directory.records(say)):  # which says what cannot be read
                 go_on(directory.facts)
             _rewind(directory, done, say)
+            note_plugins(directory.facts, run.config.plugins, say)
         return done
     if resume:
         say("nothing to resume from: starting at the first iteration")
@@ -184,6 +186,7 @@ def _resume(
         go_on(directory.facts)
         _rewind(directory, -1, say)
         add_facts(directory.facts, {"versions": versions()})
+        note_plugins(directory.facts, run.config.plugins, _silent)
     return 0
 
 
@@ -225,7 +228,8 @@ def _iterations(
         for number in range(done + 1, config.training.iterations + 1):
             if ended:
                 break
-            metrics = _iterate(run, number, before_first_update if number == done + 1 else None, say)
+            with _kept_where_it_fails(run, directory, checkpoints, number - 1, say):
+                metrics = _iterate(run, number, before_first_update if number == done + 1 else None, say)
             last = number == config.training.iterations
             flat_for_long = flat.add(number, metrics)  # which warns, in the last iteration too
             record(number, metrics, last)
@@ -267,6 +271,26 @@ def _iterate(run: Run, number: int, before_update: Callable[[Rollouts], None] | 
             raise
         say(f"warning: {error}; once more without torch.compile, which training.compile: auto had chosen")
         return iterate(run, number - 1, before_update)
+
+
+@contextmanager
+def _kept_where_it_fails(run: Run, directory: RunDirectory, checkpoints: Checkpoints, done: int, say: Say) -> Iterator[None]:
+    """Within it iteration ``done`` is saved if the next one fails before it has changed a weight, as where a reward does.
+
+    One rank alone does so: of several, others may be gone, or have failed elsewhere.
+    """
+    random, steps = torch.get_rng_state(), run.learner.steps
+    try:
+        yield
+    except (RunError, UserError) as error:
+        there = (directory.checkpoints / f"{done:06d}").exists()
+        if done and not there and run.ranks.count == 1 and run.learner.steps == steps:
+            torch.set_rng_state(random)
+            try:
+                _save(run, checkpoints, done, best=False, last=True)
+            except (RunError, UserError, OSError) as problem:
+                say(f"warning: iteration {done}, the last that was made, cannot be saved: {problem}")
+        raise error
 
 
 def _save(run: Run, checkpoints: Checkpoints, number: int, best: bool, last: bool) -> None:
@@ -327,71 +351,3 @@ def _write_extremes(run: Run, directory: RunDirectory, require: Callable[[], Non
     if run.ranks.leads:
         require()
         directory.write_extremes(number, extremes)
-
-
-@contextmanager
-def _stops_at_once(ranks: Ranks) -> Iterator[None]:
-    """Within it SIGTERM and SIGHUP are what Ctrl+C is, where nothing is to be saved first: observers hear of the end.
-
-    One of several ranks may be waiting for the others in a call that hears of nothing; it just ends, as always.
-    """
-    if ranks.count > 1 or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    changed = [number for number in stop_signals() if signal.getsignal(number) is signal.SIG_DFL]
-    for number in changed:
-        signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number in changed:
-            signal.signal(number, signal.SIG_DFL)
-
-
-class StopRequest:
-    """Set by the first Ctrl+C, SIGTERM or SIGHUP; the second one acts as always, but SIGHUP is only heard once."""
-
-    def __init__(self, say: Say) -> None:
-        self._say, self._asked = say, threading.Event()
-        heard = threading.current_thread() is threading.main_thread()  # which alone may set handlers
-        self._before = {number: signal.getsignal(number) for number in stop_signals()} if heard else {}
-
-    def is_set(self) -> bool:
-        """Whether somebody asked."""
-        return self._asked.is_set()
-
-    def listen(self) -> None:
-        """Hear of the signals from now on."""
-        for which in self._before:
-            signal.signal(which, self._ask)
-
-    def stop_listening(self) -> None:
-        """Have the signals act as they did before."""
-        for which, handler in self._before.items():
-            signal.signal(which, handler)
-
-    @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """Within it a signal acts as it did before."""
-        self.stop_listening()
-        yield
-        self.listen()
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked.set()
-        for which, handler in self._before.items():  # a terminal that is closed sends several
-            signal.signal(which, signal.SIG_IGN if which == SIGHUP else handler)
-        # last: the second one may come before
-        self._say("stopping after this iteration, which is saved; once more to stop at once")
-
-
-@contextmanager
-def stop_request(say: Say) -> Iterator[StopRequest]:
-    """What was asked of this process within it."""
-    asked = StopRequest(say)
-    asked.listen()
-    try:
-        yield asked
-    finally:
-        asked.stop_listening()

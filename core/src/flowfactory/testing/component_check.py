@@ -78,7 +78,7 @@ def check_component(question: Question) -> Verdict:
         if component.kind == "example":
             return Verdict()
         config = _PICK[component.kind](run)
-        if not question.named and (away := next(_elsewhere(config), None)):
+        if not question.named and (away := next(_elsewhere(component.kind, config), None)):
             return Verdict(left_out=away)
         try:
             build(config, LABEL)
@@ -144,8 +144,10 @@ _PICK: Mapping[str, Callable[[RunConfig], Any]] = {
 }
 
 
-def _elsewhere(config: ComponentConfig) -> Iterator[str]:
-    """What of a component is not on this machine: checkpoints of a hub, and servers."""
+def _elsewhere(kind: str, config: ComponentConfig) -> Iterator[str]:
+    """What of a component is not on this machine: checkpoints of a hub, and servers; or not in a run, such as an account."""
+    if kind == "tracker" and not getattr(config, "stays_in_run", False):
+        yield "it may send runs to an account, or write them elsewhere than to a run directory; name it to have it tried"
     for key, option in type(config).model_fields.items():
         value = getattr(config, key)
         if get_args(CheckpointPath)[1] in option.metadata and not Path(str(value)).is_dir():

@@ -39,6 +39,11 @@ class Learner:
         self.kl_coefficient = self._kl.start if self._kl else None
         self.kl_reference = KLReference(policy, kl.refresh) if kl and kl.refresh else None
 
+    @property
+    def steps(self) -> int:
+        """How many optimizer steps have been made since training began."""
+        return self._steps
+
     def step(self, losses: Iterable[Loss], metrics: UpdateMetrics, share: float = 1.0) -> float:
         """The gradient's norm, after one optimizer step along the mean of all ``losses``; their metrics go to ``metrics``.
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import torch
 
-from flowfactory.config.idle_keys import idle_keys_of_prompts
+from flowfactory.config.idle_keys import remarks_on_prompts
 from flowfactory.config.precision import with_precision
 from flowfactory.config.schema import RunConfig
 from flowfactory.data.cache_folder import CacheFolder
@@ -109,7 +109,7 @@ def prepare_run(
     use_host_threads(device)
     folder = CacheFolder.from_environment(say)
     train, heldout = prepare_prompts(config, trains, scores)
-    for sentence in idle_keys_of_prompts(config, [*train, *heldout]):
+    for sentence in remarks_on_prompts(config, train, heldout):
         say(f"warning: {sentence}")
     if scores and judges_here(config.distributed, ranks):
         assembly.prepare_rewards(device, weights=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,7 +79,7 @@ def test_every_metric_and_every_held_out_picture_is_there(tracked: Tracked) -> N
     config = {item.key: json.loads(item.value_json) for item in begun.config.update}
     assert config["training"]["iterations"] == 2
     assert next(record.exit.exit_code for record in part if record.HasField("exit")) == 0
-    pictures = list(directory.path.glob("wandb/*/files/media/images/**/*.png"))
+    pictures = list(directory.path.glob("wandb/offline-run-*/files/media/images/**/*.png"))
     assert len(pictures) == 6
 
 
@@ -102,11 +104,13 @@ def test_a_video_is_a_video(info: RunInfo, samples: list[EvaluatedSample]) -> No
 
 
 @contextmanager
-def answering(code: int) -> Iterator[str]:
-    """The address of a server that answers every question with ``code``."""
+def answering(code: int, asked: list[str] | None = None) -> Iterator[str]:
+    """The address of a server that answers every question with ``code``, and adds what it is ``asked`` for."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            if asked is not None:
+                asked.append(self.path)
             self.send_response(code)
             self.end_headers()
             self.wfile.write(b'{"errors": [{"message": "permission denied"}]}' if code == 401 else b"{}")
@@ -122,6 +126,37 @@ def answering(code: int) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+OFFLINE = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from flowfactory import RunInfo
+from flowfactory.runs.trackers.wandb import WandbConfig
+
+config = SimpleNamespace(model_dump=lambda mode: {})
+service = WandbConfig(mode="offline").service()
+service.start(RunInfo(Path(sys.argv[1]), config, 1, print))
+service.log(1, {"loss": 1.0}, ())
+service.end("finished")
+"""
+
+
+@pytest.mark.parametrize("wanted", [None, "true"])
+def test_offline_nothing_is_sent_unless_its_user_lets_the_library_tell_of_itself(
+    wanted: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("WANDB_MODE", "WANDB_ERROR_REPORTING"):
+        monkeypatch.delenv(name)
+    if wanted:
+        monkeypatch.setenv("WANDB_ERROR_REPORTING", wanted)
+    asked: list[str] = []
+    with answering(500, asked) as address:
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        subprocess.run([sys.executable, "-c", OFFLINE, tmp_path], check=True, capture_output=True, timeout=120)
+    assert bool(asked) is (wanted is not None)
 
 
 def test_a_key_that_is_refused_and_none_at_all_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

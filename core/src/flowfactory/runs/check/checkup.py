@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from flowfactory.config import loading
 from flowfactory.config.component import ComponentConfig
-from flowfactory.config.idle_keys import idle_keys, idle_keys_of_prompts
+from flowfactory.config.idle_keys import idle_keys, remarks_on_prompts
 from flowfactory.config.paths import missing_checkpoints
 from flowfactory.config.precision import with_precision
 from flowfactory.data.prompts import read_prompts
@@ -73,7 +73,7 @@ def _look_through(found: Checkup, config: RunConfig, ranks: int, cuda: bool) -> 
     look.warn(lambda: idle_keys(config))
     for check in look.each(lambda: prompt_checks(config, train, heldout)):
         look.at(check)
-    look.warn(lambda: idle_keys_of_prompts(config, [*train, *heldout]))
+    look.warn(lambda: remarks_on_prompts(config, train, heldout))
     if look.whole:
         look.at(lambda: _assemble(config))
     for count in _rank_checks(config, ranks):

@@ -26,6 +26,8 @@ class TrackerConfig(ComponentConfig):
     """What must be there to be imported."""
     secrets: ClassVar[str] = "leave it out"
     """How its service is told a key, in words that end a sentence."""
+    stays_in_run: ClassVar[bool] = False
+    """Whether all that it writes is in the run directory, so that it may be tried without being asked for."""
 
     media: bool = Field(True, description="whether the pictures and videos of evaluations go there too")
 

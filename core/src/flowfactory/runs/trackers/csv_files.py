@@ -22,6 +22,7 @@ class CsvConfig(TrackerConfig):
     """Metrics in ``<run>/csv/metrics.csv``, prompts and scores of held-out samples in ``<run>/csv/samples.csv``."""
 
     called: ClassVar[str] = "csv"
+    stays_in_run: ClassVar[bool] = True
 
     def service(self) -> CsvFiles:
         return CsvFiles()

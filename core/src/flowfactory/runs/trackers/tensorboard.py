@@ -19,6 +19,7 @@ class TensorBoardConfig(TrackerConfig):
 
     known_as = ("tb", "tensorboardx")
     called: ClassVar[str] = "tensorboard"
+    stays_in_run: ClassVar[bool] = True
     modules: ClassVar[tuple[str, ...]] = ("tensorboard",)
 
     def service(self) -> TensorBoard:

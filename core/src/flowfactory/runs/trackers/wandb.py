@@ -54,9 +54,15 @@ class Wandb:
     def _mode(self) -> str:
         return self._config.mode or os.environ.get("WANDB_MODE") or "online"
 
+    def _library(self) -> Any:
+        """wandb; where nothing is to be sent, without what it tells its makers of itself."""
+        if self._mode in ("offline", "disabled"):
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        return import_module("wandb")
+
     def check(self) -> None:
         """UserError: there is no key, or the service refuses it."""
-        wandb: Any = import_module("wandb")
+        wandb = self._library()
         if self._mode not in ("online", "shared"):
             return
         if not wandb.api.api_key and not os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
@@ -70,7 +76,7 @@ class Wandb:
 
     def start(self, run: RunInfo) -> None:
         """Open the run, or go on with it."""
-        wandb: Any = import_module("wandb")
+        wandb = self._library()
         chosen, offline = self._config, self._mode == "offline"
         self._run = wandb.init(
             project=chosen.project,
