@@ -36,6 +36,42 @@ class Score(NamedTuple):
         return f"{format_score(self.mean)}{error}"
 
 
+class Difference(NamedTuple):
+    """By how much the score ``after`` is above that ``before``."""
+
+    before: Score
+    after: Score
+
+    @property
+    def value(self) -> float:
+        """The difference itself."""
+        return self.after.mean - self.before.mean
+
+    @property
+    def error(self) -> float:
+        """Its standard error, as if the two had no prompts and no noise in common: at most that large."""
+        return math.hypot(self.before.error, self.after.error)
+
+    @property
+    def is_told_apart(self) -> bool:
+        """Whether it is more than chance explains."""
+        return math.isfinite(self.error) and abs(self.value) > ERRORS * self.error
+
+    @property
+    def judgement(self) -> str:
+        """In words, whether chance explains it."""
+        if not math.isfinite(self.error):
+            return "of how many pictures is not known"
+        return "more than chance explains" if self.is_told_apart else "within noise: chance alone may do as much"
+
+    def markup(self) -> Markup:
+        """The difference, coloured where it is more than chance explains, its standard error, and the judgement."""
+        sign = ("gained" if self.value > 0 else "lost") if self.is_told_apart else None
+        error = f" ± {format_score(self.error)}" if math.isfinite(self.error) else ""
+        number = element("strong" if sign else "span", format_score(self.value, sign="+"), class_=sign)
+        return join(number, f"{error}, {self.judgement}")
+
+
 class Change(NamedTuple):
     """A held-out score in the first evaluation and in the last, and the best there was."""
 
@@ -45,23 +81,9 @@ class Change(NamedTuple):
     best: Score
 
     @property
-    def difference(self) -> float:
-        """By how much it rose."""
-        return self.after.mean - self.before.mean
-
-    @property
-    def error(self) -> float:
-        """The standard error of the difference, as if the two had no prompts and no noise in common: at most that large."""
-        return math.hypot(self.before.error, self.after.error)
-
-    @property
-    def judgement(self) -> str:
-        """In words, whether chance explains the difference."""
-        if not math.isfinite(self.error):
-            return "of how many pictures is not known"
-        if abs(self.difference) <= ERRORS * self.error:
-            return "no more than chance may do"
-        return "more than chance explains"
+    def difference(self) -> Difference:
+        """Between the two."""
+        return Difference(self.before, self.after)
 
 
 def scores_of(run: RunFiles, label: str) -> list[Score]:
@@ -119,19 +141,16 @@ def _card(change: Change, videos: bool) -> Markup:
     if not many:
         alone = element("p", str(after), class_="numbers")
         return element("div", title, alone, element("p", f"{_when(after)}{of}"), class_="score")
-    sign = "gained" if change.difference > 0 else "lost"
     numbers = [
         *(element("span", format_score(before.mean)), _error(before), " → ", element("strong", format_score(after.mean))),
         _error(after),
     ]
-    difference = element("strong", format_score(change.difference, sign="+"), class_=sign)
-    told = f" ± {format_score(change.error)}" if math.isfinite(change.error) else ""
     best = f"; best {format_score(change.best.mean)} {_when(change.best)}" if change.best.mean > after.mean else ""
     return element(
         "div",
         title,
         element("p", numbers, class_="numbers"),
-        element("p", difference, f"{told}: {change.judgement}{best}"),
+        element("p", change.difference.markup(), best),
         element("p", f"{_when(before)} → {_when(after)}{of}; ± is one standard error", class_="quiet"),
         class_="score",
     )
