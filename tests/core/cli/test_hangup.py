@@ -19,7 +19,7 @@ import pytest
 from flowfactory.distributed.supervisor import StopRequests
 from flowfactory.runs.checkpoints import lookup
 from flowfactory.runs.directory import RunDirectory
-from flowfactory.runs.train import stop_request
+from flowfactory.runs.stop_request import stop_request
 
 ConfigFile = Callable[..., Path]
 SLOW = {"rewards": {"bright": {"name": "bright", "seconds": 0.08}}, "training": {"iterations": 9}}

@@ -6,7 +6,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from types import FrameType
 
 import torch
 
@@ -14,7 +13,7 @@ from flowfactory.atomic_files import disk_fault
 from flowfactory.config.idle_keys import idle_keys
 from flowfactory.config.precision import with_precision
 from flowfactory.config.schema import RunConfig
-from flowfactory.distributed.hangup import SIGHUP, stop_signals
+from flowfactory.distributed.hangup import stop_signals
 from flowfactory.distributed.mesh import resolve_device
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.drift.alarm import DriftWatch
@@ -29,10 +28,10 @@ from flowfactory.runs.facts import EARLY, add_facts, begin, go_on, read_facts
 from flowfactory.runs.flat_iterations import FlatIterations, count_flat
 from flowfactory.runs.held_out_scores import HeldOutScores
 from flowfactory.runs.lock import DirectoryLost, RunLock, describe_unwritable
-from flowfactory.runs.metrics_file import UNREADABLE
 from flowfactory.runs.ownership import own
+from flowfactory.runs.resumption import resume_run
 from flowfactory.runs.score_format import tell_evaluation
-from flowfactory.runs.versions import versions
+from flowfactory.runs.stop_request import stop_request
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.evaluation import evaluate
 from flowfactory.training.iteration import iterate
@@ -148,7 +147,7 @@ def _train(
 ) -> None:
     held_out = HeldOutScores(run.config, directory, run.ranks)
     checkpoints = Checkpoints(directory.checkpoints, run.ranks, run.config, say, require, held_out.best_until)
-    done = _resume(run, directory, checkpoints, require, resume, say)
+    done = resume_run(run, directory, checkpoints, require, resume, say)
     held_out.forget_after(done)
     try:
         with _translated(directory, lock):
@@ -163,34 +162,6 @@ def _train(
 
 def _silent(sentence: str) -> None:
     """What ranks other than the leading one say."""
-
-
-def _resume(
-    run: Run, directory: RunDirectory, checkpoints: Checkpoints, require: Callable[[], None], resume: bool, say: Say
-) -> int:
-    """The iteration that is done, after the last whole checkpoint where there is one to resume from."""
-    done = checkpoints.restore(run.policy, run.learner) if resume else None
-    require()
-    if done is not None:
-        say(f"resumed after iteration {done} from {directory.checkpoints / f'{done:06d}'}")
-        if run.ranks.leads:
-            if any(record["iteration"] > done for record in directory.records(say)):  # which says what cannot be read
-                go_on(directory.facts)
-            _rewind(directory, done, say)
-        return done
-    if resume:
-        say("nothing to resume from: starting at the first iteration")
-    if run.ranks.leads:
-        go_on(directory.facts)
-        _rewind(directory, -1, say)
-        add_facts(directory.facts, {"versions": versions()})
-    return 0
-
-
-def _rewind(directory: RunDirectory, iteration: int, say: Say) -> None:
-    if unread := directory.rewind(iteration):
-        lines = "a line that cannot be read was" if unread == 1 else f"{unread} lines that cannot be read were"
-        say(f"warning: {lines} moved from {directory.metrics.name} to {directory.metrics.with_name(UNREADABLE)}")
 
 
 def _iterations(
@@ -347,51 +318,3 @@ def _stops_at_once(ranks: Ranks) -> Iterator[None]:
     finally:
         for number in changed:
             signal.signal(number, signal.SIG_DFL)
-
-
-class StopRequest:
-    """Set by the first Ctrl+C, SIGTERM or SIGHUP; the second one acts as always, but SIGHUP is only heard once."""
-
-    def __init__(self, say: Say) -> None:
-        self._say, self._asked = say, threading.Event()
-        heard = threading.current_thread() is threading.main_thread()  # which alone may set handlers
-        self._before = {number: signal.getsignal(number) for number in stop_signals()} if heard else {}
-
-    def is_set(self) -> bool:
-        """Whether somebody asked."""
-        return self._asked.is_set()
-
-    def listen(self) -> None:
-        """Hear of the signals from now on."""
-        for which in self._before:
-            signal.signal(which, self._ask)
-
-    def stop_listening(self) -> None:
-        """Have the signals act as they did before."""
-        for which, handler in self._before.items():
-            signal.signal(which, handler)
-
-    @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """Within it a signal acts as it did before."""
-        self.stop_listening()
-        yield
-        self.listen()
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked.set()
-        for which, handler in self._before.items():  # a terminal that is closed sends several
-            signal.signal(which, signal.SIG_IGN if which == SIGHUP else handler)
-        # last: the second one may come before
-        self._say("stopping after this iteration, which is saved; once more to stop at once")
-
-
-@contextmanager
-def stop_request(say: Say) -> Iterator[StopRequest]:
-    """What was asked of this process within it."""
-    asked = StopRequest(say)
-    asked.listen()
-    try:
-        yield asked
-    finally:
-        asked.stop_listening()

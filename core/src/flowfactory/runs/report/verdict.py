@@ -10,7 +10,7 @@ from flowfactory.drift.alarm import Alarm
 from flowfactory.runs.best_score import best_sentence
 from flowfactory.runs.doctor.diagnosis import diagnose
 from flowfactory.runs.doctor.finding import Finding
-from flowfactory.runs.facts import ending_sentence
+from flowfactory.runs.facts import ending_sentence, tell_progress
 from flowfactory.runs.report.documentation import link_of
 from flowfactory.runs.report.markup import Markup, element, join
 from flowfactory.runs.report.run_files import RunFiles
@@ -135,7 +135,7 @@ def is_video(run: RunFiles) -> bool:
 
 def _card(change: Change, videos: bool) -> Markup:
     before, after, many = change.before, change.after, change.before.iteration != change.after.iteration
-    kind = "videos" if videos else "pictures"
+    kind = ("video" if videos else "picture") + ("" if after.samples == 1 else "s")
     title = element("h2", f"Held-out score: {change.label}")
     of = f", {after.samples} {kind}" if after.samples else ""
     if not many:
@@ -169,7 +169,7 @@ def facts_of(run: RunFiles) -> Iterator[tuple[str, str]]:
     trained = run.table.trained
     planned = run.table.number("training.iterations")
     done = max((record["iteration"] for record in trained), default=0)
-    yield "iterations", f"{done} of {planned:g}" if planned else str(done)
+    yield "iterations", tell_progress(done, planned)
     if seconds := sum(value for record in trained for name, value in record.items() if name.startswith("seconds/")):
         yield "time in iterations", duration(seconds)
     if drawn := samples_drawn(run):
