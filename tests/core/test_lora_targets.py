@@ -5,7 +5,7 @@ from torch import nn
 
 from flowfactory.config.component import LoraConfig
 from flowfactory.errors import RunError
-from flowfactory.lora_targets import linear_endings, unadaptable
+from flowfactory.lora_targets import kinds_of, linear_endings, unadaptable
 from flowfactory.policy import lora
 
 
@@ -70,3 +70,13 @@ def test_what_peft_says_of_a_layer_is_told() -> None:
 def test_names_that_are_offered_take_adapters() -> None:
     layers = dict(transformer().named_modules())
     assert linear_endings(layers) == {"to_q", "to_out.0", "out_proj"}  # to_out is a list, too
+
+
+def test_adapted_layers_are_told_by_endings_that_mean_something() -> None:
+    inside = ("attn.to_q", "attn.add_k_proj", "attn.to_out.0", "ff.net.0.proj", "ff.net.2", "proj_mlp")
+    layers = [f"transformer_blocks.{block}.{name}" for block in range(2) for name in inside]
+    assert kinds_of([*layers, "x_embedder"]) == [
+        *("add_k_proj", "attn.to_out.0", "ff.net.0.proj", "ff.net.2", "proj_mlp", "to_q", "x_embedder")
+    ]
+    assert kinds_of(["0", "2"]) == ["0", "2"]
+    assert kinds_of(["net.0", "net.2"]) == ["net.0", "net.2"]

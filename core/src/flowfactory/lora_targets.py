@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from torch import nn
@@ -51,3 +52,21 @@ def _ending(layer: str) -> str:
     """The end of a layer's name that says which it is."""
     *before, last = layer.rsplit(".", 2)
     return f"{before[-1]}.{last}" if last.isdecimal() and before else last
+
+
+def kinds_of(layers: Iterable[str]) -> list[str]:
+    """The endings that ``layers`` share, each once: ``to_q``; ``ff.net.2``, and not ``2``, where a number is part of one."""
+    parts = [tuple(layer.split(".")) for layer in layers]
+    repeated = Counter(place for each in parts for place in _numbered(each))
+    return sorted({_kind(each, repeated) for each in parts})
+
+
+def _numbered(parts: tuple[str, ...]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """What stands before and after each number in a layer's name that is not its end."""
+    return [(parts[:i], parts[i + 1 :]) for i, part in enumerate(parts[:-1]) if part.isdecimal()]
+
+
+def _kind(parts: tuple[str, ...], repeated: Mapping[tuple[tuple[str, ...], tuple[str, ...]], int]) -> str:
+    """What stands after the last number that counts blocks, and of that the last word where it has no number in it."""
+    after = next((rest for before, rest in reversed(_numbered(parts)) if repeated[before, rest] > 1), parts)
+    return ".".join(after) if any(part.isdecimal() for part in after) else after[-1]

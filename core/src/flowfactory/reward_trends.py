@@ -12,6 +12,8 @@ LATEST = 20
 """Iterations that tell where a reward is going at the moment."""
 TELLING = 6
 """Iterations of which fewer do not."""
+TREND = 3.0
+"""Standard errors of the difference beyond which it is said: it is asked after each iteration, and 2 would often be noise."""
 
 
 def rising_rewards(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Iterator[tuple[str, tuple[float, float]]]:
@@ -35,9 +37,9 @@ def quarter(length: int) -> int:
     return max(1, length // 4)
 
 
-def is_rise(first: tuple[float, float], last: tuple[float, float], count: int) -> bool:
+def is_rise(first: tuple[float, float], last: tuple[float, float], count: float, errors: float = ERRORS) -> bool:
     """Whether the mean of ``count`` iterations rose from ``first`` to ``last``, each a mean and a variance."""
-    return last[0] - first[0] > ERRORS * math.sqrt((first[1] + last[1]) / count)
+    return last[0] - first[0] > errors * math.sqrt((first[1] + last[1]) / count)
 
 
 def direction(values: Sequence[float]) -> int:
@@ -50,7 +52,8 @@ def direction(values: Sequence[float]) -> int:
     if count < TELLING // 2:
         return 0
     earlier, later = _mean_and_variance(latest[:count]), _mean_and_variance(latest[-count:])
-    return int(is_rise(earlier, later, count)) - int(is_rise(later, earlier, count))
+    free = count - 1  # the variance is that of the values themselves, which is too small for what they are drawn from
+    return int(is_rise(earlier, later, free, TREND)) - int(is_rise(later, earlier, free, TREND))
 
 
 def _mean_and_variance(values: Sequence[float]) -> tuple[float, float]:

@@ -733,6 +733,10 @@ def test_exit_codes_are_for_bad_paths_and_for_who_asks(learned: Trained, invoke:
     code, out, _ = invoke("doctor", tmp_path, "--strict")
     assert code == 0
     assert out.endswith("nothing is wrong so far; of how rewards move, rules speak from iteration 16 on\n")
+    (tmp_path / "run.json").write_text('{"end": {"how": "finished"}}')
+    assert invoke("doctor", tmp_path)[1].endswith(
+        "nothing is wrong; how rewards move is not judged: a run of fewer than 16 iterations is too short for that\n"
+    )
 
 
 def test_a_run_is_looked_at_while_it_goes_on_and_after_it_failed(learned: Trained, tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_what_reads_a_run_directory_says_in_one_line_that_it_cannot_write_there(
         *("code 2", str(tmp_path / "page.html"), "code 0", "code 2"),
         *(str(tmp_path / "drawn/000.png"), "code 0", "code 2", "code 2"),
     ]
-    assert "<title>run" in (tmp_path / "page.html").read_text()
+    assert "<title>Run run" in (tmp_path / "page.html").read_text()
     assert page.read_text() == "what was there\n"
 
 

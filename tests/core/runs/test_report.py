@@ -187,6 +187,7 @@ def test_a_model_that_draws_videos_is_told_of_in_videos() -> None:
     assert tell_evaluation(0, 2, False, {"a": None}) == (
         "held-out score after iteration 0, 2 pictures: no reward applies to them"
     )
+    assert tell_evaluation(1, 1, False, {"a": 0.25}) == "held-out score after iteration 1, 1 picture: a 0.2500"
 
 
 def test_report_makes_the_page_anew(directory: RunDirectory, invoke: Invoke) -> None:

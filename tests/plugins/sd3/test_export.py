@@ -238,3 +238,25 @@ def test_links_of_a_model_that_you_have_trained_with_are_followed(trained: Any, 
         (tmp_path / "vae").rename(vae)
     for file in (out / "vae").iterdir():
         assert (linked / "vae" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("form", ["diffusers", "comfyui"])
+def test_a_name_that_ends_in_safetensors_is_the_file_itself(trained: Any, tmp_path: Path, form: str) -> None:
+    directory = trained(LORA)
+    folder = export(directory, tmp_path / "folder", None, None, None, form)
+    file = export(directory, tmp_path / "x.safetensors", None, None, None, form)
+    (whole,) = folder.glob("*.safetensors")
+    assert file.read_bytes() == whole.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} >= {"folder", "x.safetensors"}
+    assert not list(tmp_path.glob(".*"))
+    with pytest.raises(UserError, match=r"x\.safetensors already exists; choose another file$"):
+        export(directory, file, None, None, None, form)
+
+
+@pytest.mark.parametrize(("train", "form", "what"), [(LORA, "peft", "adapters for peft"), ("full", None, "all weights")])
+def test_what_is_several_files_is_no_file(trained: Any, tmp_path: Path, train: Any, form: str | None, what: str) -> None:
+    directory, out = trained(train), tmp_path / "x.safetensors"
+    with pytest.raises(UserError) as refused:
+        export(directory, out, None, None, None, form)
+    assert str(refused.value) == f"{out}: {what} are several files; name a folder, without .safetensors"
+    assert not out.exists()

@@ -14,7 +14,9 @@ from flowfactory.errors import UserError
 
 def export(
     directory: RunFolder,
-    out: Annotated[Path, typer.Argument(metavar="OUT", parser=typed_path, help="A folder that is not there yet.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", parser=typed_path, help="A folder, or FILE.safetensors, that is not there yet.")
+    ],
     checkpoint: Checkpoint = None,
     weights: Annotated[str | None, typer.Option(help="Kept weights, such as 'evaluation'; else the trained ones.")] = None,
     precision: Annotated[

@@ -122,7 +122,7 @@ def _write(
         raise UserError(f"--prompts: no file {prompts}")
     here = card_memory() if memory is None else None
     card = memory or here or ASSUMED
-    own = None if prompts is None else prompts.absolute()
+    own = None if prompts is None else _whole(prompts)
     wish = Wish(file.name, _as_typed(path), own, card, assumed=memory is None and here is None, plugins=plugins)
     starter = make_starter(catalogue, choice, wish, warn)
     written = {file.parent / name: text for name, text in starter.prompts.items()}
@@ -143,7 +143,12 @@ def _as_typed(path: str | None) -> str | None:
     if path is None:
         return None
     folder = Path(os.path.expanduser(path))
-    return str(folder.absolute()) if folder.is_dir() else path
+    return str(_whole(folder)) if folder.is_dir() else path
+
+
+def _whole(path: Path) -> Path:
+    """``path`` from the root on, and without ``..``; links in it stay where it has none."""
+    return path.resolve() if ".." in path.parts else path.absolute()
 
 
 def _require_new(files: list[Path]) -> None:

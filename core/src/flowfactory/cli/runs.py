@@ -37,9 +37,11 @@ _HEAD = ("run", "state", "iterations", "best score", "algorithm", "model")
 
 
 def _row(run: RunState, folder: Path) -> tuple[str, ...]:
+    from flowfactory.runs.facts import tell_progress
+
     name = run.path.relative_to(folder).as_posix()
     score = f"{_label(run.score_name or '')} {run.score}" if run.score else "–"
-    progress = f"{run.done}/{run.planned}" if run.planned else str(run.done)
+    progress = tell_progress(run.done, run.planned, "/")
     return (str(folder) if name == "." else name, run.state, progress, score, run.algorithm or "–", run.model or "–")
 
 

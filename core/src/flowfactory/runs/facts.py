@@ -74,3 +74,8 @@ def record_end(path: Path, how: str, sentence: str = "") -> None:
     if how == "finished" or not isinstance(facts.get(END), dict):
         facts[END] = {"how": how, "time": time, **({"sentence": sentence} if sentence else {})}
     write_json_atomically(path, facts)
+
+
+def tell_progress(done: int, planned: float | None, between: str = " of ") -> str:
+    """``3 of 20``; ``17`` alone where no more are planned, as of a run that is resumed with fewer than it has."""
+    return f"{done}{between}{planned:g}" if planned and done <= planned else str(done)

@@ -22,16 +22,14 @@ from flowfactory.runs.checkpoints.listing import list_checkpoints
 from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.doctor.watch import Watch
-from flowfactory.runs.edited_plugins import note_plugins
 from flowfactory.runs.facts import EARLY, add_facts, begin, go_on, read_facts
 from flowfactory.runs.flat_iterations import FlatIterations, count_flat
 from flowfactory.runs.held_out_scores import HeldOutScores
 from flowfactory.runs.lock import DirectoryLost, RunLock, describe_unwritable
-from flowfactory.runs.metrics_file import UNREADABLE
 from flowfactory.runs.ownership import own
+from flowfactory.runs.resumption import resume_run
 from flowfactory.runs.score_format import tell_evaluation
 from flowfactory.runs.stop_request import stop_request, stops_at_once
-from flowfactory.runs.versions import versions
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.evaluation import evaluate
 from flowfactory.training.iteration import iterate
@@ -149,7 +147,7 @@ def _train(
 ) -> None:
     held_out = HeldOutScores(run.config, directory, run.ranks)
     checkpoints = Checkpoints(directory.checkpoints, run.ranks, run.config, say, require, held_out.best_until)
-    done = _resume(run, directory, checkpoints, require, resume, say)
+    done = resume_run(run, directory, checkpoints, require, resume, say)
     held_out.forget_after(done)
     try:
         with _translated(directory, lock):
@@ -164,36 +162,6 @@ def _train(
 
 def _silent(sentence: str) -> None:
     """What ranks other than the leading one say."""
-
-
-def _resume(
-    run: Run, directory: RunDirectory, checkpoints: Checkpoints, require: Callable[[], None], resume: bool, say: Say
-) -> int:
-    """The iteration that is done, after the last whole checkpoint where there is one to resume from."""
-    done = checkpoints.restore(run.policy, run.learner) if resume else None
-    require()
-    if done is not None:
-        say(f"resumed after iteration {done} from {directory.checkpoints / f'{done:06d}'}")
-        if run.ranks.leads:
-            if any(record["iteration"] > done for record in directory.records(say)):  # which says what cannot be read
-                go_on(directory.facts)
-            _rewind(directory, done, say)
-            note_plugins(directory.facts, run.config.plugins, say)
-        return done
-    if resume:
-        say("nothing to resume from: starting at the first iteration")
-    if run.ranks.leads:
-        go_on(directory.facts)
-        _rewind(directory, -1, say)
-        add_facts(directory.facts, {"versions": versions()})
-        note_plugins(directory.facts, run.config.plugins, _silent)
-    return 0
-
-
-def _rewind(directory: RunDirectory, iteration: int, say: Say) -> None:
-    if unread := directory.rewind(iteration):
-        lines = "a line that cannot be read was" if unread == 1 else f"{unread} lines that cannot be read were"
-        say(f"warning: {lines} moved from {directory.metrics.name} to {directory.metrics.with_name(UNREADABLE)}")
 
 
 def _iterations(

@@ -83,9 +83,14 @@ class Learner:
             torch._foreach_mul_(gradients, torch.clamp(self._config.max_grad_norm / (norm + 1e-6), max=1.0))
         return float(norm)
 
+    @property
+    def next_rate(self) -> float:
+        """The learning rate of the optimizer step to come; ``rate`` is that of the step made last."""
+        return optimizers.learning_rate(self._config, self._steps)
+
     def apply(self) -> None:
         """One optimizer step along the gradient, which is freed."""
-        self.rate = optimizers.learning_rate(self._config, self._steps)
+        self.rate = self.next_rate
         self._optimizer.step(self.rate)
         self._optimizer.zero_grad()  # now, so that whatever comes next has its memory
         self._policy.mark_changed()
@@ -172,6 +177,8 @@ class Learner:
         prefix = "optimizer/"
         self._optimizer.load_state({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
         self._steps = int(state["steps"])
+        if self._steps:
+            self.rate = optimizers.learning_rate(self._config, self._steps - 1)
         if self.kl_coefficient is not None:
             self.kl_coefficient = float(state["kl_coefficient"])
         if self.kl_reference is not None:

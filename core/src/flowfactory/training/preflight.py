@@ -17,6 +17,7 @@ from flowfactory.errors import RunError
 from flowfactory.experience import Experience, Loss
 from flowfactory.flow import generator
 from flowfactory.hooks.calls import Hooks
+from flowfactory.lora_targets import kinds_of
 from flowfactory.policy.policy import Policy
 from flowfactory.rl.advantages import advantages
 from flowfactory.rl.groups import group_std, rows_by_group
@@ -76,7 +77,7 @@ def trains(policy: Policy) -> Finding:
     """Something trains, and it is said what."""
     count = sum(parameter.numel() for parameter in policy.parameters.values())
     if policy.adapted:
-        kinds = sorted({name.rsplit(".", 1)[-1] for name in policy.adapted})
+        kinds = kinds_of(name.partition(".")[2] for name in policy.adapted)  # without that of their module
         where = f"LoRA on {len(policy.adapted)} layers ({', '.join(kinds)})"
     else:
         where = f"all weights of {', '.join(policy.modules)}"

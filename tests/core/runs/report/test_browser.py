@@ -29,7 +29,7 @@ def shown(page: Path, profile: Path) -> str:
 def test_the_script_of_the_page_runs_and_text_of_strangers_does_not_become_script(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {0: {ATTACK: 0.0}, 10: {ATTACK: 0.5}, 20: {ATTACK: 1.0}}, config={"note": ATTACK})
     text = shown(write_report(run), tmp_path / "profile")
-    assert "<title>run · flowfactory</title>" in text
+    assert "<title>Run run · flowfactory report</title>" in text
     assert re.search('<div class="toolbar zoom" role="group" aria-label="[^"]*">', text), "which is hidden without the script"
     assert 'aria-valuetext="after iteration 20"' in text
 
@@ -38,4 +38,4 @@ def test_a_script_that_somebody_put_into_the_page_does_not_run(tmp_path: Path) -
     page = write_report(make_run(tmp_path / "run", {}))
     page.write_text(page.read_text().replace("</body>", f"{ATTACK}</body>"))
     text = shown(page, tmp_path / "profile")
-    assert "<title>run · flowfactory</title>" in text
+    assert "<title>Run run · flowfactory report</title>" in text

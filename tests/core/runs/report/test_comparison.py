@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from made_runs import CONFIG, make_run
 
-from flowfactory.runs.report.comparison import name_runs
+from flowfactory.runs.report.comparison import columns_of, name_runs
 
 Invoke = Callable[..., tuple[int, str, str]]
 
@@ -54,6 +55,60 @@ def test_the_scores_of_each_run_are_in_the_table(compared: str) -> None:
     text = re.sub("<[^>]*>", "", compared)
     assert "0.0000 ± 0.2887 → 0.5000 ± 0.2887" in text
     assert "0.0000 ± 0.3536 → 0.5000 ± 0.3536" in text
+
+
+def text_of(page: str) -> str:
+    return html.unescape(re.sub("<[^>]*>", "", page))
+
+
+def test_each_row_says_whether_the_run_learned_and_whether_it_differs_from_the_first(tmp_path: Path, invoke: Invoke) -> None:
+    prompts = [f"prompt {i}" for i in range(25)]  # whose mean has a standard error of 0.5 / sqrt(25)
+    for name, score in {"one": 0.5, "two": 0.6, "three": 1.5}.items():
+        make_run(tmp_path / name, {0: dict.fromkeys(prompts, 0.0), 20: dict.fromkeys(prompts, score)})
+    _, out, _ = invoke("report", *(tmp_path / name for name in ("one", "two", "three")), "--out", tmp_path / "page.html")
+    text = text_of(Path(out.strip()).read_text())
+    assert "0.0000 ± 0.1000 → 0.5000 ± 0.1000+0.5000 ± 0.1414, more than chance explains" in text
+    assert "against oneheld-out bright" in text
+    assert "two+0.1000 ± 0.1414, within noise: chance alone may do as muchafter iteration 20" in text
+    assert "three+1.0000 ± 0.1414, more than chance explainsafter iteration 20" in text
+    assert "different numbers of iterations" not in text
+
+
+def test_runs_of_different_lengths_are_compared_after_the_same_iteration_where_both_were_evaluated(
+    compared: str, tmp_path: Path, invoke: Invoke
+) -> None:
+    assert "The runs made different numbers of iterations: one 20, two 10." in text_of(compared)
+    assert "after iteration 10, and 20 of the other: no evaluation after the same iteration" in text_of(compared)
+    make_run(tmp_path / "long", {10: {"a": 0.25}, 20: {"a": 1.0}})
+    _, out, _ = invoke("report", tmp_path / "long", tmp_path / "two", "--out", tmp_path / "page.html")
+    assert "two+0.2500 ± 0.6124" in text_of(Path(out.strip()).read_text())
+
+
+def test_what_does_not_change_what_is_learned_stands_last_by_name(tmp_path: Path, invoke: Invoke) -> None:
+    make_run(tmp_path / "one", {}, config={"output": {"dir": "one", "keep_last": 1}, "trackers": {"csv": {"name": "csv"}}})
+    make_run(tmp_path / "two", {}, config={"output": {"dir": "two", "keep_last": 2}, "seed": 8})
+    _, out, _ = invoke("report", tmp_path / "one", tmp_path / "two", "--out", tmp_path / "page.html")
+    (table,) = re.findall('id="config">.*?</section>', Path(out.strip()).read_text())
+    rows = re.findall(r'<th scope="row(?:group)?".*?>(.*?)</th>', table)
+    told = "These do not change what is learned"
+    assert [text_of(row) for row in rows] == ["seed", told, "output.keep_last", "trackers.csv.name"]
+
+
+def test_each_chart_has_a_title_of_its_own(tmp_path: Path, invoke: Invoke) -> None:
+    for name in ("one", "two"):
+        run = make_run(tmp_path / name, {})
+        more = {"groups/equal": 0.5, "reward/bright/flat": 0.25, "reward/dim/flat": 0.5, "grad_norm/a": 1.0, "grad_norm/b": 2.0}
+        lines = [json.dumps(json.loads(line) | more) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    _, out, _ = invoke("report", tmp_path / "one", tmp_path / "two", "--out", tmp_path / "page.html")
+    titles = re.findall("<figcaption><h3>(.*?) <code>", Path(out.strip()).read_text())
+    assert len(set(titles)) == len(titles)
+    assert {"Groups that teach nothing: bright", "Gradient norm by part: a", "Gradient norm by part: b", "Loss"} <= set(titles)
+
+
+@pytest.mark.parametrize(("count", "across"), [(2, 2), (3, 3), (4, 4), (5, 3), (6, 3), (7, 4), (9, 3), (13, 4)])
+def test_pictures_of_a_prompt_are_in_rows_of_about_the_same_length(count: int, across: int) -> None:
+    assert columns_of(count) == across
 
 
 def test_without_out_the_page_is_written_to_the_present_folder(

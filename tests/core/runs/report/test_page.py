@@ -27,9 +27,11 @@ def test_the_change_has_the_standard_errors_of_both_ends(tmp_path: Path) -> None
     run = make_run(tmp_path / "run", {0: prompts, 10: dict.fromkeys(prompts, 1.0), 20: dict.fromkeys(prompts, 0.5)})
     (change,) = changes(read_run(run, print))
     assert (change.before.error, change.after.error) == (0.1, 0.1)  # 0.5 / sqrt(25)
-    assert change.error == pytest.approx(0.1 * 2**0.5)
-    assert (change.difference, change.judgement) == (0.5, "more than chance explains")
+    assert change.difference.error == pytest.approx(0.1 * 2**0.5)
+    assert change.difference.value == 0.5
     text = page_of(run)
+    assert "+0.5000 ± 0.1414, more than chance explains; best" in text
+    assert '<strong class="gained">+0.5000</strong>' in (run / "report.html").read_text()
     assert "0.0000 ± 0.1000 → 0.5000 ± 0.1000" in text
     assert "best 1.0000 after iteration 10" in text
     assert "20 of 20" in text
@@ -39,7 +41,14 @@ def test_the_change_has_the_standard_errors_of_both_ends(tmp_path: Path) -> None
 
 def test_a_difference_within_two_standard_errors_is_called_chance(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {0: {"one": 0.0}, 20: {"one": 0.5}})
-    assert changes(read_run(run, print))[0].judgement == "no more than chance may do"
+    assert "+0.5000 ± 0.7071, within noise: chance alone may do as much" in page_of(run)
+    assert 'class="gained"' not in (run / "report.html").read_text()
+
+
+def test_the_title_says_what_the_page_is(tmp_path: Path) -> None:
+    text = write_report(make_run(tmp_path / "c", {})).read_text()
+    assert "<title>Run c · flowfactory report</title>" in text
+    assert "<h1>Run c</h1>" in text
 
 
 @pytest.mark.parametrize(

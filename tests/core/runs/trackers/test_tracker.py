@@ -102,8 +102,16 @@ def test_samples_go_with_the_figures_of_their_iteration_where_they_are_wanted(
     tracker.run_started(info)
     tracker.evaluation_finished(samples)
     tracker.iteration_finished(0, {})
-    tracker.iteration_finished(1, {})
-    assert service.heard == ["start", (0, 2 if media else 0), (1, 0)]
+    tracker.iteration_finished(1, {"loss": 1.0})
+    assert service.heard == ["start", *([(0, 2)] if media else []), (1, 0)]
+
+
+def test_nothing_is_sent_where_there_is_nothing(info: RunInfo) -> None:
+    service = Shaky()
+    tracker = Tracker("tracker 0", service)
+    tracker.run_started(info)
+    tracker.iteration_finished(0, {})
+    assert service.heard == ["start"]
 
 
 def test_a_run_whose_tracker_fails_trains_to_its_end(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from flowfactory.config.yaml import parse_yaml
 from flowfactory.errors import UserError
 from flowfactory.runs import metrics_file
 from flowfactory.runs.doctor.table import Table
-from flowfactory.runs.facts import END, FACTS, UNDER_WAY, read_facts
+from flowfactory.runs.facts import END, FACTS, UNDER_WAY, read_facts, tell_progress
 from flowfactory.runs.lock import is_held
 from flowfactory.untrusted_files import Refused, read_bytes
 
@@ -30,8 +30,7 @@ def read_table(folder: Path, say: Callable[[str], None]) -> tuple[Table, str]:
     table = Table(records, _read_config(folder, say), facts)
     done = table.trained[-1]["iteration"] if table.trained else 0
     iterations = table.number("training.iterations")
-    of = f" of {iterations:g}" if iterations else ""
-    return table, f"{done}{of} iterations, {_describe_end(folder, facts)}"
+    return table, f"{tell_progress(done, iterations)} iterations, {_describe_end(folder, facts)}"
 
 
 def _read_config(folder: Path, say: Callable[[str], None]) -> Mapping[str, Any]:

@@ -18,13 +18,15 @@ from flowfactory.runs.checkpoints.load import reading
 from flowfactory.runs.checkpoints.roles import WEIGHTS, kept_role
 from flowfactory.runs.checkpoints.stored_modules import StoredModule, read_modules
 from flowfactory.runs.directory import RunDirectory
-from flowfactory.runs.export.adapters import choose_format, write_formatted
+from flowfactory.runs.export.adapters import PEFT, choose_format, write_formatted
 from flowfactory.runs.export.card import Exported, write_card
 from flowfactory.runs.export.origin import Origin, find_origin
 from flowfactory.runs.export.pipeline import complete_pipeline
 from flowfactory.runs.export.weights import MAX_SHARD_SIZE, write_whole
 from flowfactory.runs.held_out_scores import choose_checkpoint
 from flowfactory.types import DTYPES
+
+FILE = ".safetensors"
 
 
 def export(
@@ -40,6 +42,7 @@ def export(
     max_shard_size: str = MAX_SHARD_SIZE,
 ) -> Path:
     """Write ``out`` and return it: of a LoRA run the adapters, of a full one the whole pipeline; and a model card, README.md.
+    An ``out`` that ends in .safetensors is the file of the adapters alone.
 
     ``checkpoint`` is an iteration, ``best``, or None for the newest. ``weights`` are those kept under that name, the trained
     ones when None. ``precision`` is that of fully trained weights, the run's own when None. ``form`` is the format of adapters,
@@ -51,10 +54,11 @@ def export(
     of at most ``max_shard_size``. No model is made, and nothing else is read: neither moments nor other kept weights.
 
     UserError: ``out`` exists, there is no such checkpoint, nothing is kept under that name, or the model has nothing in that
-    format. RunError: the disk is full, or the checkpoint is of another kind of training.
+    format, or more than the one file that ``out`` is. RunError: the disk is full, or the checkpoint is of another kind of
+    training.
     """
     if out.exists():
-        raise UserError(f"{out} already exists; choose another folder")
+        raise UserError(f"{out} already exists; choose another {'file' if _is_file(out) else 'folder'}")
     config = directory.load_config(plugins=plugins, trusted=trusted)
     origin = find_origin(config.model)
     chosen = choose_format(form, config.model, origin)
@@ -66,15 +70,19 @@ def export(
         with reading(saved):
             modules = read_modules(saved, weights)
             _require_same_training(saved, modules, config)
+            if _is_file(out):
+                _require_one_file(out, chosen, config, [module.name for module in modules])
             if config.model.train == "full":
                 follows = trusted or trust.is_known(trust.model_mark(str(getattr(config.model, "path", ""))))
                 files = _write_full(modules, temporary, config, origin, precision, follows, max_shard_size)
             else:
-                files = write_formatted(modules, temporary, chosen, config.model, origin, out.absolute().name)
-        exported = Exported(int(saved.name), weights, chosen, dict(zip((m.name for m in modules), files, strict=True)))
-        write_card(temporary, directory, config, origin, exported, say)
-        temporary.chmod(0o755)
-        os.rename(temporary, out)
+                files = write_formatted(
+                    modules, temporary, chosen, config.model, origin, out.absolute().name.removesuffix(FILE)
+                )
+        if not _is_file(out):
+            exported = Exported(int(saved.name), weights, chosen, dict(zip((m.name for m in modules), files, strict=True)))
+            write_card(temporary, directory, config, origin, exported, say)
+        _put_in_place(temporary, files[0], out)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if disk_fault(error):
@@ -82,6 +90,33 @@ def export(
             raise RunError(f"{told}; make room, or choose another folder") from error
         raise
     return out
+
+
+def _is_file(out: Path) -> bool:
+    return out.suffix == FILE
+
+
+def _put_in_place(temporary: Path, file: Path, out: Path) -> None:
+    """Have ``out`` be the folder ``temporary``, or the ``file`` in it alone."""
+    if _is_file(out):
+        os.rename(temporary / file, out)
+        shutil.rmtree(temporary)
+    else:
+        temporary.chmod(0o755)
+        os.rename(temporary, out)
+
+
+def _require_one_file(out: Path, chosen: str, config: RunConfig, modules: Sequence[str]) -> None:
+    """UserError: what is exported is more than one file."""
+    if config.model.train == "full":
+        what = "all weights are"
+    elif chosen == PEFT:
+        what = f"adapters for {PEFT} are"
+    elif len(modules) > 1:
+        what = f"the adapters of {' and '.join(modules)} are"
+    else:
+        return
+    raise UserError(f"{out}: {what} several files; name a folder, without {FILE}")
 
 
 def _require_same_training(saved: Path, modules: Sequence[StoredModule], config: RunConfig) -> None:

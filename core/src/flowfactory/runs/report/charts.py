@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import NamedTuple
 
-from flowfactory.runs.report.markup import Markup, element
+from flowfactory.runs.report.markup import Markup, element, scrolled
 from flowfactory.runs.report.series import MOST_ROWS, SMOOTHED_FROM, Point, Points, smooth, thin, window
 from flowfactory.runs.score_format import format_figure
 
@@ -203,8 +203,11 @@ def _table(chart: Chart, lines: Sequence[Line]) -> Markup:
         rows.append(element("tr", element("th", name, scope="row"), [element("td", column[place]) for column in columns]))
     caption = element("caption", chart.title if length == 1 else f"{chart.title}: the mean of each stretch of iterations")
     table = element("table", caption, element("thead", head), element("tbody", rows))
-    scrolled = element("div", table, class_="scroll", tabindex=0, role="group", aria_label=f"Table of {chart.title}")
-    return element("details", element("summary", "Table", element("span", f" of {chart.title}", class_="unseen")), scrolled)
+    return element(
+        "details",
+        element("summary", "Table", element("span", f" of {chart.title}", class_="unseen")),
+        scrolled(table, f"Table of {chart.title}"),
+    )
 
 
 def _cells(line: Line, stretches: Sequence[Sequence[int]]) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -13,19 +13,20 @@ from typing import Any
 from flowfactory.config.wording import written
 from flowfactory.errors import UserError
 from flowfactory.runs.report.charts import Axis, Chart, Line, smoothed
-from flowfactory.runs.report.curves import MOST_CHARTS, TOPICS, draw_all
+from flowfactory.runs.report.curves import MOST_CHARTS, TOPICS, draw_all, members
 from flowfactory.runs.report.gallery import Column, Plan, embed, evaluation_columns, format_scores, plan_gallery, samples_by_key
-from flowfactory.runs.report.markup import Markup, element, join
+from flowfactory.runs.report.markup import Markup, element, join, scrolled
 from flowfactory.runs.report.page import whole_page, write_page
+from flowfactory.runs.report.results import results
 from flowfactory.runs.report.run_files import RunFiles, Say, read_run
 from flowfactory.runs.report.sections import Section, section
-from flowfactory.runs.report.verdict import changes, duration, findings, samples_drawn, with_errors
-from flowfactory.runs.score_format import format_score
+from flowfactory.runs.report.verdict import with_errors
 
 MOST_RUNS = 12
 NAME = "comparison.html"
 MOST_DIFFERENCES, LONGEST = 500, 200
 """Keys that differ; and characters of a value."""
+BESIDE = "These do not change what is learned"
 UNSEEN = ("output.dir",)
 """Keys that differ between any two runs, and say nothing."""
 
@@ -46,7 +47,7 @@ def comparison_page(runs: Sequence[RunFiles], say: Say) -> Markup:
     axis = Axis(0, max(1, *(run.last_iteration for run in runs)))
     charts = [section("scores", "Scores", draw_all(_score_charts(runs, names), axis))]
     charts += [section(name, title, draw_all(found, axis)) for name, title, found in _topics(runs, names)]
-    top = join(*(part.markup() for part in (section("results", "Results", _results(runs, names)), _differences(runs, names))))
+    top = join(*(part.markup() for part in (section("results", "Results", results(runs, names)), _differences(runs, names))))
     return whole_page("Comparison of runs", top, [_pictures(runs, names, say)], charts, [])
 
 
@@ -60,41 +61,34 @@ def name_runs(paths: Sequence[Path]) -> list[str]:
     return [f"{name} ({number})" for number, name in enumerate(names, 1)]
 
 
-def _results(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
-    labels = list(dict.fromkeys(label for run in runs for label in run.held_out()))[:20]
-    heads = ["run", *(f"held-out {label}" for label in labels), "iterations", "time in iterations", "drawn", "warnings"]
-    rows = []
-    for run, name in zip(runs, names, strict=True):
-        found = {change.label: change for change in changes(run)}
-        cells: list[Any] = []
-        for label in labels:
-            change = found.get(label)
-            best = f"best {format_score(change.best.mean)} after {change.best.iteration}" if change else ""
-            cells.append([f"{change.before} → ", element("strong", str(change.after)), element("br"), best] if change else "")
-        trained = run.table.trained
-        seconds = sum(value for record in trained for key, value in record.items() if key.startswith("seconds/"))
-        cells += [str(run.last_iteration), duration(seconds), f"{samples_drawn(run):,}", str(len(findings(run)))]
-        rows.append(element("tr", element("th", name, scope="row"), [element("td", cell) for cell in cells]))
-    head = element("thead", element("tr", [element("th", each, scope="col") for each in heads]))
-    note = element("p", "± is one standard error. The doctor's warnings stand in each run's own report.", class_="note")
-    return join(_scrolled(element("table", head, element("tbody", rows), class_="results"), "Results"), note)
-
-
 def _differences(runs: Sequence[RunFiles], names: Sequence[str]) -> Section:
     """The keys of the configs that differ, and nothing else of them."""
     flat = [dict(flatten(run.written)) for run in runs]
     keys = [key for key in dict.fromkeys(key for each in flat for key in each) if key not in UNSEEN]
     differing = [key for key in keys if len({each.get(key, "") for each in flat}) > 1]
-    rows = [
-        element("tr", element("th", element("code", key), scope="row"), [element("td", each.get(key, "–")) for each in flat])
-        for key in differing[:MOST_DIFFERENCES]
-    ]
+    learned, beside = ([key for key in differing if is_beside(key) is which] for which in (False, True))
+    told = [element("tr", element("th", BESIDE, scope="rowgroup", colspan=len(runs) + 1))] if beside else []
+    room = MOST_DIFFERENCES
+    rows = [*_rows(learned[:room], flat), *told, *_rows(beside[: max(0, room - len(learned))], flat)]
     head = element("thead", element("tr", [element("th", each, scope="col") for each in ("key", *names)]))
     left = len(differing) - MOST_DIFFERENCES
     note = element("p", f"{left} more keys differ.", class_="note") if left > 0 else None
     same = element("p", "The configs are the same.") if not rows else None
-    table = _scrolled(element("table", head, element("tbody", rows)), "Differences of the configs") if rows else None
+    table = scrolled(element("table", head, element("tbody", rows)), "Differences of the configs") if rows else None
     return section("config", "Where the configs differ", table, note, same)
+
+
+def is_beside(key: str) -> bool:
+    """Whether a key of a config decides what is kept and told of a run, and nothing of what it learns."""
+    return key.partition(".")[0] in ("output", "trackers") or key == "evaluation.pictures"
+
+
+def _rows(keys: Sequence[str], flat: Sequence[Mapping[str, str]]) -> list[Markup]:
+    """A row for each of ``keys`` with what the configs have."""
+    return [
+        element("tr", element("th", element("code", key), scope="row"), [element("td", each.get(key, "–")) for each in flat])
+        for key in keys
+    ]
 
 
 def flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -105,10 +99,6 @@ def flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     elif path:
         told = written(value)
         yield path, told if len(told) <= LONGEST else f"{told[:LONGEST]}…"
-
-
-def _scrolled(table: Markup, name: str) -> Markup:
-    return element("div", table, class_="scroll", tabindex=0, role="group", aria_label=name)
 
 
 def _score_charts(runs: Sequence[RunFiles], names: Sequence[str]) -> Iterator[Chart]:
@@ -127,8 +117,10 @@ def _topics(runs: Sequence[RunFiles], names: Sequence[str]) -> Iterator[tuple[st
     for topic in TOPICS:
         charts = []
         for family in topic.families:
-            found = [name for name in metrics if re.fullmatch(family.pattern, name)]
-            charts += [_together(runs, names, name, family.title, family.note) for name in found]
+            found = dict(members(metrics, family))
+            for name, line in found.items():
+                title = f"{family.title}: {line}" if len(found) > 1 else family.title
+                charts.append(_together(runs, names, name, title, family.note))
         yield topic.name, topic.title, charts[:MOST_CHARTS]
 
 
@@ -169,7 +161,12 @@ def _card(plan: Plan, shown: Sequence[Sequence[Markup]], place: int) -> Markup:
         scores = element("p", format_scores(column.samples[place]["scores"]))
         parts.append(element("div", element("p", column.name), media[place], scores, class_="shown"))
     prompt = element("p", plan.columns[0].samples[place]["prompt"], class_="prompt told")
-    return element("li", prompt, element("div", parts, class_="side many"))
+    return element("li", prompt, element("div", parts, class_=f"side many of{columns_of(len(parts))}"))
+
+
+def columns_of(count: int) -> int:
+    """Into how many columns ``count`` pictures go, at most four, so that the last row is nearly full."""
+    return math.ceil(count / math.ceil(count / 4))
 
 
 def align(columns: Sequence[Column]) -> list[Column]:

@@ -107,7 +107,7 @@ def topic_charts(run: RunFiles) -> Iterator[tuple[str, str, list[Chart]]]:
     for topic in TOPICS:
         charts = []
         for family in topic.families:
-            named = dict(_members(run.columns, family))
+            named = dict(members(run.columns, family))
             seen |= named.keys()
             if named:
                 charts.append(_chart(run, family.title, named, family.note))
@@ -116,7 +116,7 @@ def topic_charts(run: RunFiles) -> Iterator[tuple[str, str, list[Chart]]]:
     yield "others", "Whatever else is logged", [_chart(run, name, {name: name}) for name in rest[:MOST_CHARTS]]
 
 
-def _members(columns: Iterable[str], family: Family) -> Iterator[tuple[str, str]]:
+def members(columns: Iterable[str], family: Family) -> Iterator[tuple[str, str]]:
     """The metrics of a family, each with the name of its line."""
     for name in columns:
         if found := re.fullmatch(family.pattern, name):

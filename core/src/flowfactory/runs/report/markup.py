@@ -40,6 +40,11 @@ def element(name: str, /, *parts: Part, **attributes: str | float | bool | None)
     return Markup(f"<{name}{told}>{join(*parts)}</{name}>")
 
 
+def scrolled(table: Markup, name: str) -> Markup:
+    """``table``, which scrolls by itself where it is wider than the page; ``name`` says what it is."""
+    return element("div", table, class_="scroll", tabindex=0, role="group", aria_label=name)
+
+
 def _attribute(name: str, value: str | float | bool | None) -> str:
     if value is None or value is False:
         return ""

@@ -44,7 +44,7 @@ def report_page(run: RunFiles, say: Say) -> Markup:
     axis = Axis(0, max(1, run.last_iteration))
     pictures = [evaluation_gallery(run, say), training_gallery(run, say)]
     charts = [*curves(run, axis), drift_section(run, axis, alarms)]
-    return whole_page(run.name, verdict(run, alarms), pictures, charts, settings(run))
+    return whole_page(f"Run {run.name}", verdict(run, alarms), pictures, charts, settings(run))
 
 
 def settings(run: RunFiles) -> list[Section]:
@@ -67,7 +67,7 @@ def whole_page(
         # first: a browser holds to it from there on
         element("meta", http_equiv="Content-Security-Policy", content=policy(style, script)),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", f"{title} · flowfactory"),
+        element("title", f"{title} · flowfactory report"),
         element("style", raw(style)),
     )
     body = element(

@@ -10,7 +10,7 @@ from flowfactory.drift.alarm import Alarm
 from flowfactory.runs.best_score import best_sentence
 from flowfactory.runs.doctor.diagnosis import diagnose
 from flowfactory.runs.doctor.finding import Finding
-from flowfactory.runs.facts import ending_sentence
+from flowfactory.runs.facts import ending_sentence, tell_progress
 from flowfactory.runs.report.documentation import link_of
 from flowfactory.runs.report.markup import Markup, element, join
 from flowfactory.runs.report.run_files import RunFiles
@@ -36,6 +36,42 @@ class Score(NamedTuple):
         return f"{format_score(self.mean)}{error}"
 
 
+class Difference(NamedTuple):
+    """By how much the score ``after`` is above that ``before``."""
+
+    before: Score
+    after: Score
+
+    @property
+    def value(self) -> float:
+        """The difference itself."""
+        return self.after.mean - self.before.mean
+
+    @property
+    def error(self) -> float:
+        """Its standard error, as if the two had no prompts and no noise in common: at most that large."""
+        return math.hypot(self.before.error, self.after.error)
+
+    @property
+    def is_told_apart(self) -> bool:
+        """Whether it is more than chance explains."""
+        return math.isfinite(self.error) and abs(self.value) > ERRORS * self.error
+
+    @property
+    def judgement(self) -> str:
+        """In words, whether chance explains it."""
+        if not math.isfinite(self.error):
+            return "of how many pictures is not known"
+        return "more than chance explains" if self.is_told_apart else "within noise: chance alone may do as much"
+
+    def markup(self) -> Markup:
+        """The difference, coloured where it is more than chance explains, its standard error, and the judgement."""
+        sign = ("gained" if self.value > 0 else "lost") if self.is_told_apart else None
+        error = f" ± {format_score(self.error)}" if math.isfinite(self.error) else ""
+        number = element("strong" if sign else "span", format_score(self.value, sign="+"), class_=sign)
+        return join(number, f"{error}, {self.judgement}")
+
+
 class Change(NamedTuple):
     """A held-out score in the first evaluation and in the last, and the best there was."""
 
@@ -45,23 +81,9 @@ class Change(NamedTuple):
     best: Score
 
     @property
-    def difference(self) -> float:
-        """By how much it rose."""
-        return self.after.mean - self.before.mean
-
-    @property
-    def error(self) -> float:
-        """The standard error of the difference, as if the two had no prompts and no noise in common: at most that large."""
-        return math.hypot(self.before.error, self.after.error)
-
-    @property
-    def judgement(self) -> str:
-        """In words, whether chance explains the difference."""
-        if not math.isfinite(self.error):
-            return "of how many pictures is not known"
-        if abs(self.difference) <= ERRORS * self.error:
-            return "no more than chance may do"
-        return "more than chance explains"
+    def difference(self) -> Difference:
+        """Between the two."""
+        return Difference(self.before, self.after)
 
 
 def scores_of(run: RunFiles, label: str) -> list[Score]:
@@ -113,25 +135,22 @@ def is_video(run: RunFiles) -> bool:
 
 def _card(change: Change, videos: bool) -> Markup:
     before, after, many = change.before, change.after, change.before.iteration != change.after.iteration
-    kind = "videos" if videos else "pictures"
+    kind = ("video" if videos else "picture") + ("" if after.samples == 1 else "s")
     title = element("h2", f"Held-out score: {change.label}")
     of = f", {after.samples} {kind}" if after.samples else ""
     if not many:
         alone = element("p", str(after), class_="numbers")
         return element("div", title, alone, element("p", f"{_when(after)}{of}"), class_="score")
-    sign = "gained" if change.difference > 0 else "lost"
     numbers = [
         *(element("span", format_score(before.mean)), _error(before), " → ", element("strong", format_score(after.mean))),
         _error(after),
     ]
-    difference = element("strong", format_score(change.difference, sign="+"), class_=sign)
-    told = f" ± {format_score(change.error)}" if math.isfinite(change.error) else ""
     best = f"; best {format_score(change.best.mean)} {_when(change.best)}" if change.best.mean > after.mean else ""
     return element(
         "div",
         title,
         element("p", numbers, class_="numbers"),
-        element("p", difference, f"{told}: {change.judgement}{best}"),
+        element("p", change.difference.markup(), best),
         element("p", f"{_when(before)} → {_when(after)}{of}; ± is one standard error", class_="quiet"),
         class_="score",
     )
@@ -150,7 +169,7 @@ def facts_of(run: RunFiles) -> Iterator[tuple[str, str]]:
     trained = run.table.trained
     planned = run.table.number("training.iterations")
     done = max((record["iteration"] for record in trained), default=0)
-    yield "iterations", f"{done} of {planned:g}" if planned else str(done)
+    yield "iterations", tell_progress(done, planned)
     if seconds := sum(value for record in trained for name, value in record.items() if name.startswith("seconds/")):
         yield "time in iterations", duration(seconds)
     if drawn := samples_drawn(run):

@@ -14,6 +14,7 @@ from flowfactory.config.component_slots import config_class, schema_type
 from flowfactory.config.example_options import bundled_example
 from flowfactory.config.findings import WrongConfig
 from flowfactory.config.loading import parse
+from flowfactory.data.prompt_files import read_rows
 from flowfactory.docs_address import page
 from flowfactory.errors import UserError
 from flowfactory.runs.starter.draft import drafts
@@ -62,12 +63,32 @@ def make_starter(catalogue: Catalogue, choice: Choice, wish: Wish, say: Say) -> 
         for name, text in prompts.items():
             (folder / name).write_text(text, encoding="utf-8")
         check = partial(_validate, catalogue=catalogue, folder=folder, name=wish.name)
-        raw = _first_valid(catalogue, choice, wish, list(prompts), check)
+        raw, remarks = _completed(_first_valid(catalogue, choice, wish, list(prompts), check), folder, wish, check)
         model = config_class(choice.model[1])
         fitted = fit(raw, model, wish.card, check, say)
-        if fitted.raw != raw:
-            check(fitted.raw)
-    return Starter(_render(catalogue, choice, wish, fitted), prompts, fitted)
+        check(fitted.raw)
+    return Starter(_render(catalogue, choice, wish, fitted, remarks), prompts, fitted)
+
+
+def _completed(
+    raw: dict[str, Any], folder: Path, wish: Wish, check: Callable[[dict[str, Any]], RunConfig]
+) -> tuple[dict[str, Any], list[str]]:
+    """``raw`` with no more groups than prompts, and with guidance where the model has some; what is to be known of these."""
+    sampling, remarks, config = {**raw["sampling"]}, [], check(raw)
+    train = Path(raw["prompts"]["train"])
+    count = sum(1 for _ in read_rows(folder / train))
+    wanted, least = config.sampling.groups, config.training.updates
+    if count < wanted and least < wanted:
+        sampling["groups"] = max(count, least)
+        more = f"set sampling.groups to up to {wanted}"
+        if wish.prompts:
+            remarks.append(f"Prompts: {train.name} has {count}, with a group each; with more of them, {more}.")
+        else:
+            remarks.append(f"Prompts: the {count} in {train.name} are placeholders; write many of your own there, and {more}.")
+    if config.model.takes_negatives():
+        sampling.setdefault("guidance", config.sampling.guidance)
+        remarks.append(f"Guidance: set sampling.guidance to that which the model will be used with, see {page('guidance')}.")
+    return {**raw, "sampling": sampling}, remarks
 
 
 def _prompt_files(catalogue: Catalogue, choice: Choice, stem: str) -> dict[str, str]:
@@ -108,7 +129,8 @@ def _validate(raw: dict[str, Any], catalogue: Catalogue, folder: Path, name: str
         raise UserError(*error.describe(name)) from error
 
 
-def _render(catalogue: Catalogue, choice: Choice, wish: Wish, fitted: Fitted) -> str:
+def _render(catalogue: Catalogue, choice: Choice, wish: Wish, fitted: Fitted, remarks: Sequence[str]) -> str:
+    """The text of the file; ``remarks`` stand at the end of its header."""
     names = {
         "model": [choice.model[0]],
         "algorithm": [choice.algorithm[0]],
@@ -123,6 +145,7 @@ def _render(catalogue: Catalogue, choice: Choice, wish: Wish, fitted: Fitted) ->
         f"Check it with flowfactory check {wish.name}, and train with flowfactory run {wish.name}",
         f"Every key: {page('config')}. What is commented out is the default.",
         f"Memory: {fitted.sentence}{assumed}.",
+        *remarks,
     ]
     text = render(fitted.raw, schema_type(catalogue, names), header)
     parse(text, wish.name)  # as whoever reads it will

@@ -60,9 +60,10 @@ class Tracker:
 
     @hookimpl
     def iteration_finished(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        """Pass the figures on, and what was drawn."""
+        """Pass the figures on, and what was drawn, if there is something: before training there may be nothing."""
         samples, self._samples = self._samples, ()
-        self._attempt(lambda: self._service.log(iteration, metrics, samples))
+        if metrics or samples:
+            self._attempt(lambda: self._service.log(iteration, metrics, samples))
 
     @hookimpl
     def run_finished(self) -> None:
