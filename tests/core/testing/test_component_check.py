@@ -179,3 +179,74 @@ def test_a_torn_comment_of_one_file_is_told(glow: Path, invoke: Invoke) -> None:
     code, out, _ = invoke("plugins", "check", glow, "--set", "factor=2")
     assert code == 2
     assert out.startswith("plugin glow.py: its comment '# /// script' is not TOML: ")
+
+
+FAULTY = '''
+from flowfactory import AlgorithmConfig, ComponentConfig, Conditions, Evaluation, ModelConfig, Loss, flow, hookimpl
+from flowfactory.testing import TwoParameter
+
+class Slips(TwoParameter):
+    def velocity(self, latents, sigma, conditions, guidance):
+        return latents.foo                                         # line 7
+
+class SlipsConfig(ModelConfig):
+    """A velocity that fails, which core calls."""
+    train: str = "full"
+    def build(self, label):
+        return Slips(0.1, 0.0)
+
+class Short(TwoParameter):
+    @hookimpl
+    def encode(self, prompts, canvas):                             # line 17
+        return list(super().encode(prompts))[:-1]
+
+class ShortConfig(SlipsConfig):
+    """Fewer entries than prompts."""
+    def build(self, label):
+        return Short(0.1, 0.0)
+
+class Misses:
+    @hookimpl
+    def update(self, experience, policy):
+        yield Loss({}["nothing"])                                  # line 28
+
+class MissesConfig(AlgorithmConfig):
+    """Fails in what it yields."""
+    def build(self, label):
+        return Misses()
+
+def measure(samples):
+    return helper_of_it(samples)
+
+def helper_of_it(samples):
+    raise KeyError("deep")                                         # line 39
+
+class Deep:
+    @hookimpl
+    def compute_reward(self, samples):
+        return {"x": measure(samples)}
+
+class DeepConfig(ComponentConfig):
+    """Fails in a helper."""
+    def build(self, label):
+        return Deep()
+
+@hookimpl
+def register_components(register):
+    register("model", "slips", SlipsConfig)
+    register("model", "short", ShortConfig)
+    register("algorithm", "misses", MissesConfig)
+    register("reward", "deep", DeepConfig)
+'''
+
+
+def test_a_fault_is_placed_in_the_innermost_line_of_the_authors_code(tmp_path: Path, invoke: Invoke) -> None:
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    code, out, _ = invoke("plugins", "check", "faulty.py")
+    told = dict(line.split(": ", 1) for line in out.splitlines())
+    assert code == 2
+    assert told["model slips"] == "AttributeError: 'Tensor' object has no attribute 'foo' (faulty.py line 7)"
+    assert told["algorithm misses"] == "KeyError: 'nothing' (faulty.py line 28)"
+    assert told["reward deep"] == "reward 'under test': KeyError: 'deep' (faulty.py line 39)"
+    wanted = "yielded 1 for 2 prompts; yield one mapping of tensors a prompt, in their order"
+    assert told["model short"] == f"model: Short.encode (faulty.py line 16) {wanted}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -11,8 +12,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from flowfactory import Canvas, Conditions, models
-from flowfactory.models import Family, Parts
+from flowfactory import Canvas, Conditions, Prompt, UserError, models
+from flowfactory.models import Entry, Family, Parts
 from flowfactory.testing import check_against_pipeline
 from flowfactory_sd3 import sd3
 
@@ -108,3 +109,14 @@ def test_a_pipeline_that_packs_says_so(checkpoint: Any, diffusers_pipeline: Any)
     pipeline = diffusers_pipeline(checkpoint())
     with pytest.raises(AssertionError, match=r"have shape .*; give pack and unpack$"):
         check_against_pipeline(config(checkpoint()), pipeline=pipeline, unpack=lambda p, x, canvas: x.flatten(2), **TEXT)
+
+
+def test_a_family_that_encodes_too_few_is_told(checkpoint: Any) -> None:
+    def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
+        return itertools.islice(sd3.encode(parts, prompts, canvas), 1)
+
+    line = encode.__code__.co_firstlineno
+    with pytest.raises(
+        UserError, match=rf"^model: encode \(test_pipeline_check\.py line {line}\) yielded 1 for 2 prompts; yield"
+    ):
+        check_against_pipeline(config(checkpoint(), encode=encode), **TEXT)
