@@ -250,3 +250,45 @@ def test_a_fault_is_placed_in_the_innermost_line_of_the_authors_code(tmp_path: P
     assert told["reward deep"] == "reward 'under test': KeyError: 'deep' (faulty.py line 39)"
     wanted = "yielded 1 for 2 prompts; yield one mapping of tensors a prompt, in their order"
     assert told["model short"] == f"model: Short.encode (faulty.py line 16) {wanted}"
+
+
+CLIPS = '''
+import torch
+from flowfactory import CheckpointPath, ModelConfig, Trajectory, flow, hookimpl
+from flowfactory.testing import TwoParameter
+
+class Clips(TwoParameter):
+    @hookimpl
+    def sample(self, conditions, plan):
+        height, width, frames = plan.canvas
+        sigmas = torch.linspace(1, 0, plan.steps + 1)
+        noise = flow.noise(plan, (frames, 3, height, width))
+        latents, steps = flow.rollout(self.velocity, noise, sigmas, conditions, plan)
+        return Trajectory(latents.sigmoid(), latents, sigmas, steps)
+
+class ClipsConfig(ModelConfig):
+    """Videos of five frames."""
+    path: CheckpointPath
+    train: str = "full"
+    def check(self, run):
+        if run.sampling.frames != 5:
+            raise ValueError("sampling.frames: this model draws 5")
+    def build(self, label):
+        return Clips(0.1, 0.0)
+
+@hookimpl
+def register_components(register):
+    register("model", "clips", ClipsConfig)
+'''
+
+
+def test_a_video_model_is_asked_for_frames_and_mistakes_of_size_hide_behind_others(tmp_path: Path, invoke: Invoke) -> None:
+    (tmp_path / "clips.py").write_text(CLIPS)
+    code, out, _ = invoke("plugins", "check", "clips.py")
+    assert code == 2
+    assert [line.partition(";")[0] for line in out.splitlines()] == ["model clips: model.path: this key is missing"]
+    code, out, _ = invoke("plugins", "check", "clips.py", "--set", "path=nowhere")
+    assert [line.startswith("model clips: model.path: ") for line in out.splitlines()] == [True]
+    told = invoke("plugins", "check", "clips.py", "--set", f"path={tmp_path}", "--size", "8x8")[1]
+    assert told == "model clips: sampling.frames: this model draws 5\n"
+    assert invoke("plugins", "check", "clips.py", "--set", f"path={tmp_path}")[:2] == (0, "model clips: in order\n")
