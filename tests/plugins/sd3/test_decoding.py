@@ -11,6 +11,7 @@ from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLFlux2
 
 from flowfactory import UserError
 from flowfactory.models import Parts, decode_scaled
+from flowfactory.testing.tiny_checkpoints import kl_vae
 
 DC: dict[str, Any] = {
     "latent_channels": 4,
@@ -52,3 +53,11 @@ def test_a_class_without_a_scale_takes_another_function() -> None:
     told = r"^model: decode_scaled does not fit AutoencoderKLFlux2, which has no scaling_factor; let the family's decode"
     with pytest.raises(UserError, match=told):
         decode_scaled(parts_with(vae), torch.zeros(1, 4, 8, 8))
+
+
+@pytest.mark.parametrize(("widths", "groups"), [((8, 8), 8), ((8, 12), 4), ((64, 32), 32)])
+def test_a_tiny_vae_may_be_of_any_widths(widths: tuple[int, ...], groups: int) -> None:
+    vae = kl_vae(widths, 4, 0.1)
+    assert vae.config.norm_num_groups == groups
+    with torch.no_grad():
+        assert decode_scaled(parts_with(vae), torch.zeros(1, 4, 8, 8)).shape == (1, 3, 16, 16)
