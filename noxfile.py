@@ -57,7 +57,7 @@ LICENCES = (  # what a project under Apache-2.0 may depend on, as packages write
     *("Mozilla Public License 2.0 (MPL 2.0)", "MPL-2.0", "MPL-2.0 AND MIT"),
 )
 EXTRAS = {CORE: "[bitsandbytes,serve,tensorboard,video]", REWARDS: "[all]"}
-KINDS = ["reward", "model", "algorithm", "dynamics", "tracker"]  # of plugins that have a template
+KINDS = ["reward", "model", "algorithm", "dynamics", "tracker", "family"]  # of plugins that have a template
 TRACKERS = {  # each takes half a minute and a hundred megabytes, and two go with other versions than constraints.txt has
     "mlflow": "mlflow-skinny==3.17.2",
     "swanlab": "swanlab==0.10.3",
@@ -199,14 +199,18 @@ def templates(session: nox.Session, kind: str) -> None:
     shutil.rmtree(package, ignore_errors=True)  # of the last time
     session.install("torch==2.13.0")
     session.install(f"./{CORE}", "mypy", "ruff", "types-PyYAML")
-    session.run("flowfactory", "plugins", "new", kind, f"my-{kind}", "--out", str(parent))
+    asked = ("model", f"my-{kind}", "--family") if kind == "family" else (kind, f"my-{kind}")
+    session.run("flowfactory", "plugins", "new", *asked, "--out", str(parent))
     session.install(f"{package}[test]")
     session.chdir(package)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy", "src")
     session.run("pytest")
-    session.run("flowfactory", "plugins", "check", f"my-{kind}")
+    if kind == "family":
+        session.run("python", "tests/conftest.py", "checkpoint")
+    options = ("--set", "path=checkpoint") if kind == "family" else ()
+    session.run("flowfactory", "plugins", "check", f"my-{kind}", *options)
 
 
 @nox.session

@@ -72,15 +72,15 @@ def test_diffusers_loads_the_adapters_and_draws_the_same(flux: Flux, tmp_path: P
     made = flux.own(variant, *PROMPTS, guidance=3.0, train=LORA)
     pipeline = flux.fresh_pipeline(variant)
     fresh = made.draw(2).latents
-    assert relative_difference(fresh, drawn_by(pipeline, made, max_sequence_length=TOKENS[variant])[0]) < 1e-5
+    assert relative_difference(fresh, drawn_by(pipeline, made, max_sequence_length=TOKENS[variant]).latents) < 1e-5
     nudge(made)
     ours = made.draw(2).latents
     assert relative_difference(ours, fresh) > 1e-2, "the adapters change nothing that could be compared"
     save_trained(made.policy, tmp_path)
     pipeline.load_lora_weights(tmp_path)
-    assert relative_difference(ours, drawn_by(pipeline, made, max_sequence_length=TOKENS[variant])[0]) < 1e-5
+    assert relative_difference(ours, drawn_by(pipeline, made, max_sequence_length=TOKENS[variant]).latents) < 1e-5
     pipeline.fuse_lora()
-    assert relative_difference(ours, drawn_by(pipeline, made, max_sequence_length=TOKENS[variant])[0]) < 1e-4
+    assert relative_difference(ours, drawn_by(pipeline, made, max_sequence_length=TOKENS[variant]).latents) < 1e-4
 
 
 @pytest.mark.parametrize("variant", ["dev", "flux2"])
@@ -91,7 +91,7 @@ def test_every_loader_of_adapters_draws_what_was_trained(flux: Flux, tmp_path: P
     kind = "flux1" if variant == "dev" else "flux2"
 
     def draw(pipeline: Any) -> torch.Tensor:
-        drawn: torch.Tensor = drawn_by(pipeline, made, max_sequence_length=TOKENS[variant])[0]
+        drawn: torch.Tensor = drawn_by(pipeline, made, max_sequence_length=TOKENS[variant]).latents
         return drawn
 
     check_every_loader(made.policy, model, kind, made.draw(2).latents, lambda: flux.fresh_pipeline(variant), draw, tmp_path)
@@ -129,7 +129,7 @@ def test_diffusers_loads_the_fully_trained_transformer(flux: Flux, tmp_path: Pat
     loaded = pipeline.transformer.state_dict()
     assert {f"transformer.{name}" for name in loaded} == set(made.policy.parameters)
     assert all(torch.equal(loaded[name.removeprefix("transformer.")], w) for name, w in made.policy.parameters.items())
-    assert relative_difference(ours, drawn_by(pipeline, made, max_sequence_length=TOKENS[variant])[0]) < 1e-5
+    assert relative_difference(ours, drawn_by(pipeline, made, max_sequence_length=TOKENS[variant]).latents) < 1e-5
 
 
 @pytest.mark.parametrize("variant", EVERY)

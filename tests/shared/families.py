@@ -10,7 +10,6 @@ from typing import Any
 import policy_gradient
 import pytest
 import torch
-from torch import Tensor
 
 from flowfactory import Prompt, Trajectory, UserError
 from flowfactory.config.loading import validate
@@ -18,6 +17,7 @@ from flowfactory.flow.dynamics import ODE
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.train import train
 from flowfactory.testing import Bench, bench
+from flowfactory.testing.pipeline_parity import relative_difference as relative_difference
 from flowfactory.testing.two_parameter import FILE
 
 LORA = {"lora": {"rank": 3, "alpha": 7.5}}
@@ -49,12 +49,6 @@ def open_bench(
         negative=negative,
         precision=precision,
     )
-
-
-def relative_difference(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference, relative to the largest element."""
-    assert ours.shape == theirs.shape, f"{list(ours.shape)} and {list(theirs.shape)}"
-    return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 def nudge(made: Bench, scale: float = 0.3) -> None:

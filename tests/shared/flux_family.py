@@ -11,12 +11,11 @@ from typing import Any
 import tiny_flux
 from diffusers import DiffusionPipeline
 from families import open_bench
-from PIL import Image
 from torch import Tensor
 
 from flowfactory import Canvas, Prompt, flow
 from flowfactory.data.batches import make_batch
-from flowfactory.testing import Bench
+from flowfactory.testing import Bench, Drawn, draw_with_pipeline
 from flowfactory_flux.flux1 import Flux1Config
 from flowfactory_flux.flux1_kontext import Flux1KontextConfig
 from flowfactory_flux.flux2 import Flux2Config
@@ -139,34 +138,18 @@ def is_flux2(pipeline: Any) -> bool:
     return type(pipeline).__name__.startswith("Flux2")
 
 
-def drawn_by(pipeline: Any, made: Bench, **options: Any) -> tuple[Tensor, Tensor]:
-    """Final latents and pictures of the pipeline, from the noise, prompts, size and steps of ``made``.
-
-    It draws with the pictures of the first prompt; ``options`` go to its call.
-    """
-    noise, prompts, (height, width, _) = initial_noise(made, pipeline), made.batch.prompts, made.plan.canvas
-    packed: list[Tensor] = []
-
-    def keep(pipeline: Any, step: int, time: Tensor, found: dict[str, Tensor]) -> dict[str, Tensor]:
-        packed.append(found["latents"])
-        return {}
-
-    call: dict[str, Any] = {
-        "prompt": [prompt.text for prompt in prompts],
-        "height": height,
-        "width": width,
-        "num_inference_steps": made.plan.steps,
-        "guidance_scale": made.plan.guidance,
-        "latents": noise if is_flux2(pipeline) else pipeline._pack_latents(noise, *noise.shape),
-        "output_type": "pt",
-        "callback_on_step_end": keep,
-    }
-    images = [Image.open(path).convert("RGB") for path in prompts[0].images]
-    if images:
-        call["image"] = images if is_flux2(pipeline) else images[0]
+def drawn_by(pipeline: Any, made: Bench, **options: Any) -> Drawn:
+    """What the pipeline draws from the noise, prompts, size and steps of ``made``; ``options`` go to its call."""
+    shape = initial_noise(made, pipeline).shape[1:]
     if type(pipeline).__name__ == "FluxKontextPipeline":
-        call |= {"max_area": height * width, "_auto_resize": False}
-    media = pipeline(**(call | options)).images
-    if is_flux2(pipeline):
-        return packed[-1].transpose(1, 2).reshape(noise.shape), media
-    return pipeline._unpack_latents(packed[-1], height, width, pipeline.vae_scale_factor), media
+        options = {"max_area": made.plan.canvas.height * made.plan.canvas.width, "_auto_resize": False, **options}
+
+    def pack(pipeline: Any, noise: Tensor) -> Any:
+        return noise if is_flux2(pipeline) else pipeline._pack_latents(noise, *noise.shape)
+
+    def unpack(pipeline: Any, latents: Tensor, canvas: Canvas) -> Any:
+        if is_flux2(pipeline):
+            return latents.transpose(1, 2).reshape(-1, *shape)
+        return pipeline._unpack_latents(latents, canvas.height, canvas.width, pipeline.vae_scale_factor)
+
+    return draw_with_pipeline(pipeline, made, shape, pack, unpack, **options)

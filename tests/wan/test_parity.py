@@ -13,6 +13,8 @@ from torch import Tensor
 from wan_pipelines import EVERY, SIZES, draw_reference, schedule
 
 from flowfactory import Canvas
+from flowfactory.testing import check_against_pipeline
+from flowfactory_wan.wan_t2v import WanT2VConfig
 
 EXACT = 1e-5
 SMALL = (32, 32, 5)
@@ -215,3 +217,9 @@ def test_the_canvas_of_a_plan_decides_the_shape_of_the_latents(model: Any, promp
     made = model("t2v", "5b", prompts("t2v")[:1], (96, 32, 13), 1)
     assert made.plan.canvas == Canvas(96, 32, 13)
     assert made.draw(1).latents.shape == (1, 6, 4, 6, 2)
+
+
+def test_authors_check_finds_the_same_with_the_schedulers_own_sigmas(checkpoint: Any) -> None:
+    config = WanT2VConfig.model_validate({"path": str(checkpoint("t2v", "2.1")), "train": "full"})
+    ours = check_against_pipeline(config, ("cat", "a photo of a red circle"), SMALL, guidance=4.5, steps=2)
+    assert ours.media.shape == (2, 5, 3, 32, 32)

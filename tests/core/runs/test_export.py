@@ -130,7 +130,7 @@ def by_hand(module: nn.Module, name: str, trained: dict[str, Tensor]) -> Tensor:
     [
         (LORA, "diffuser", "--format diffuser: write one of diffusers, comfyui, peft"),
         (LORA, "diffusers", "--format diffusers: net is no diffusers pipeline; write --format peft"),
-        (LORA, "comfyui", "--format comfyui: ComfyUI has no model like net; write --format peft"),
+        (LORA, "comfyui", "--format comfyui: net is no diffusers pipeline; write --format peft"),
         ("full", "peft", "--format peft is for adapters, and this run trained all weights; leave it out"),
         ("full", "comfyui", "--format comfyui is for adapters, and this run trained all weights; leave it out"),
         (

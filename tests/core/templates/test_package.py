@@ -39,7 +39,8 @@ def test_the_tests_of_every_kind_pass_once_it_is_installed(tmp_path: Path, monke
     site = tmp_path / "site"
     site.mkdir()
     for kind in IMPORTS:
-        write_package(kind, f"my-{kind}", tmp_path, discover())
+        family = kind == "family"
+        write_package("model" if family else kind, f"my-{kind}", tmp_path, discover(), family)
         install(tmp_path / f"flowfactory-my-{kind}", site)
     monkeypatch.setenv("FLOWFACTORY_PLUGINS", ",".join(f"my-{kind}" for kind in IMPORTS))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])]))
@@ -47,7 +48,7 @@ def test_the_tests_of_every_kind_pass_once_it_is_installed(tmp_path: Path, monke
     options = ["-q", "--import-mode=importlib", "-p", "no:cacheprovider", "--rootdir=."]
     done = subprocess.run([sys.executable, "-m", "pytest", *options, *folders], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout
-    assert "16 passed" in done.stdout
+    assert "24 passed" in done.stdout
     without = "import sys; sys.modules['pytest'] = None; from flowfactory.cli.main import main; main()"
     checked = [sys.executable, "-c", without, "plugins", "check"]
     done = subprocess.run([*checked, "my-dynamics"], capture_output=True, text=True, timeout=600)
@@ -106,6 +107,7 @@ def test_nothing_that_is_there_is_written_over(tmp_path: Path, invoke: Invoke) -
 @pytest.mark.parametrize(
     ("kind", "name", "told"),
     [
+        ("family", "glow", "no template for a 'family'"),
         ("rewrad", "glow", "no template for a 'rewrad'; did you mean 'reward'?"),
         ("reward", "My_Reward", "did you mean 'my-reward'?"),
         ("reward", "3d", "did you mean 'd'?"),
@@ -153,3 +155,17 @@ def test_the_name_of_a_distribution_or_a_module_that_is_installed_is_taken(
 def test_a_package_is_for_the_series_of_the_core_at_hand(present: str, wanted: str) -> None:
     assert compatible_versions(present) == wanted
     assert Requirement(f"flowfactory {wanted}").specifier.contains(present, prereleases=True)
+
+
+def test_a_family_is_a_model_with_its_libraries_and_a_workflow_that_fits(tmp_path: Path, invoke: Invoke) -> None:
+    assert invoke("plugins", "new", "model", "glow", "--family")[0] == 0
+    folder = tmp_path / "flowfactory-glow"
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    sd3 = tomllib.loads((ROOT / "plugins/flowfactory-sd3/pyproject.toml").read_text())["project"]
+    assert {line for line in project["dependencies"] if "flowfactory" not in line} == {
+        line for line in sd3["dependencies"] if "flowfactory" not in line
+    }
+    assert "plugins check glow --set path=checkpoint" in (folder / ".github/workflows/tests.yml").read_text()
+    code, _, err = invoke("plugins", "new", "reward", "gleam", "--family")
+    told = "--family is for a model over a pipeline of diffusers, not for a reward; leave it out"
+    assert (code, err) == (2, f"error: {told}\n")

@@ -187,3 +187,116 @@ def test_a_torn_comment_of_one_file_is_told(glow: Path, invoke: Invoke) -> None:
     code, out, _ = invoke("plugins", "check", glow, "--set", "factor=2")
     assert code == 2
     assert out.startswith("plugin glow.py: its comment '# /// script' is not TOML: ")
+
+
+FAULTY = '''
+from flowfactory import AlgorithmConfig, ComponentConfig, Conditions, Evaluation, ModelConfig, Loss, flow, hookimpl
+from flowfactory.testing import TwoParameter
+
+class Slips(TwoParameter):
+    def velocity(self, latents, sigma, conditions, guidance):
+        return latents.foo                                         # line 7
+
+class SlipsConfig(ModelConfig):
+    """A velocity that fails, which core calls."""
+    train: str = "full"
+    def build(self, label):
+        return Slips(0.1, 0.0)
+
+class Short(TwoParameter):
+    @hookimpl
+    def encode(self, prompts, canvas):                             # line 17
+        return list(super().encode(prompts))[:-1]
+
+class ShortConfig(SlipsConfig):
+    """Fewer entries than prompts."""
+    def build(self, label):
+        return Short(0.1, 0.0)
+
+class Misses:
+    @hookimpl
+    def update(self, experience, policy):
+        yield Loss({}["nothing"])                                  # line 28
+
+class MissesConfig(AlgorithmConfig):
+    """Fails in what it yields."""
+    def build(self, label):
+        return Misses()
+
+def measure(samples):
+    return helper_of_it(samples)
+
+def helper_of_it(samples):
+    raise KeyError("deep")                                         # line 39
+
+class Deep:
+    @hookimpl
+    def compute_reward(self, samples):
+        return {"x": measure(samples)}
+
+class DeepConfig(ComponentConfig):
+    """Fails in a helper."""
+    def build(self, label):
+        return Deep()
+
+@hookimpl
+def register_components(register):
+    register("model", "slips", SlipsConfig)
+    register("model", "short", ShortConfig)
+    register("algorithm", "misses", MissesConfig)
+    register("reward", "deep", DeepConfig)
+'''
+
+
+def test_a_fault_is_placed_in_the_innermost_line_of_the_authors_code(tmp_path: Path, invoke: Invoke) -> None:
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    code, out, _ = invoke("plugins", "check", "faulty.py")
+    told = dict(line.split(": ", 1) for line in out.splitlines())
+    assert code == 2
+    assert told["model slips"] == "AttributeError: 'Tensor' object has no attribute 'foo' (faulty.py line 7)"
+    assert told["algorithm misses"] == "KeyError: 'nothing' (faulty.py line 28)"
+    assert told["reward deep"] == "reward 'under test': KeyError: 'deep' (faulty.py line 39)"
+    wanted = "yielded 1 for 2 prompts; yield one mapping of tensors a prompt, in their order"
+    assert told["model short"] == f"model: Short.encode (faulty.py line 16) {wanted}"
+
+
+CLIPS = '''
+import torch
+from flowfactory import CheckpointPath, ModelConfig, Trajectory, flow, hookimpl
+from flowfactory.testing import TwoParameter
+
+class Clips(TwoParameter):
+    @hookimpl
+    def sample(self, conditions, plan):
+        height, width, frames = plan.canvas
+        sigmas = torch.linspace(1, 0, plan.steps + 1)
+        noise = flow.noise(plan, (frames, 3, height, width))
+        latents, steps = flow.rollout(self.velocity, noise, sigmas, conditions, plan)
+        return Trajectory(latents.sigmoid(), latents, sigmas, steps)
+
+class ClipsConfig(ModelConfig):
+    """Videos of five frames."""
+    path: CheckpointPath
+    train: str = "full"
+    def check(self, run):
+        if run.sampling.frames != 5:
+            raise ValueError("sampling.frames: this model draws 5")
+    def build(self, label):
+        return Clips(0.1, 0.0)
+
+@hookimpl
+def register_components(register):
+    register("model", "clips", ClipsConfig)
+'''
+
+
+def test_a_video_model_is_asked_for_frames_and_mistakes_of_size_hide_behind_others(tmp_path: Path, invoke: Invoke) -> None:
+    (tmp_path / "clips.py").write_text(CLIPS)
+    code, out, _ = invoke("plugins", "check", "clips.py")
+    assert code == 2
+    assert [line.partition(";")[0] for line in out.splitlines()] == ["model clips: model.path: this key is missing"]
+    code, out, _ = invoke("plugins", "check", "clips.py", "--set", "path=nowhere")
+    assert [line.startswith("model clips: model.path: ") for line in out.splitlines()] == [True]
+    told = invoke("plugins", "check", "clips.py", "--set", f"path={tmp_path}", "--size", "8x8")[1]
+    assert told == "model clips: sampling.frames: this model draws 5\n"
+    assert invoke("plugins", "check", "clips.py", "--set", f"path={tmp_path}")[:2] == (0, "model clips: in order\n")

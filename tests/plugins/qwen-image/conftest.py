@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +16,8 @@ from PIL import Image
 from tiny_qwen_image import LATENTS, qwen_image, qwen_image_edit
 from torch import Tensor
 
-from flowfactory import Prompt, Trajectory, flow
-from flowfactory.testing import Bench
+from flowfactory import Canvas, Prompt, Trajectory
+from flowfactory.testing import Bench, Drawn, draw_with_pipeline
 from flowfactory_qwen_image.picture_processor import PictureProcessor
 from flowfactory_qwen_image.qwen_image import QwenImageConfig
 from flowfactory_qwen_image.qwen_image_edit import QwenImageEditConfig
@@ -97,51 +97,17 @@ def diffusers_pipeline() -> Callable[[Path], Any]:
     return load
 
 
-class Drawn(NamedTuple):
-    """Latents [B, C, H, W] and pictures [B, 3, H, W]."""
-
-    latents: Tensor
-    pictures: Tensor
-
-
-def theirs(pipeline: Any, made: Bench, prompts: Sequence[str | Prompt], negative: str = "") -> Drawn:
+def theirs(pipeline: Any, made: Bench) -> Drawn:
     """What the pipeline makes of the plan of ``made``, a sample at a time where it takes one."""
-    plan = made.plan
-    (height, width), count = plan.canvas[:2], len(prompts)
-    noise = flow.noise(plan, (LATENTS, height // 8, width // 8))
-    noise = pipeline._pack_latents(noise, count, LATENTS, height // 8, width // 8)
-    asked = [prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts]
-    texts = [prompt.text for prompt in asked]
-    against = [negative if prompt.negative is None else prompt.negative for prompt in asked]
+    height, width, _ = made.plan.canvas
 
-    last: list[Tensor] = []
+    def pack(pipeline: Any, noise: Tensor) -> Any:
+        return pipeline._pack_latents(noise, *noise.shape)
 
-    def keep(pipeline: Any, step: int, time: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        if step == plan.steps - 1:
-            last.append(tensors["latents"])
-        return {}
+    def unpack(pipeline: Any, latents: Tensor, canvas: Canvas) -> Any:
+        return pipeline._unpack_latents(latents, canvas.height, canvas.width, 8)[:, :, 0]
 
-    def draw(texts: Any, against: Any, noise: Tensor, **given: Any) -> Tensor:
-        pictures: Tensor = pipeline(
-            prompt=texts,
-            negative_prompt=against if plan.guidance > 1 else None,
-            height=height,
-            width=width,
-            num_inference_steps=plan.steps,
-            true_cfg_scale=plan.guidance,
-            latents=noise,
-            output_type="pt",
-            callback_on_step_end=keep,
-            **given,
-        ).images
-        return pictures
-
-    if asked[0].images:
-        files = [[Image.open(path).convert("RGB") for path in prompt.images] for prompt in asked]
-        drawn = torch.cat([draw(texts[i], against[i], noise[i : i + 1], image=files[i]) for i in range(count)])
-    else:
-        drawn = draw(texts, against, noise)
-    return Drawn(pipeline._unpack_latents(torch.cat(last), height, width, 8)[:, :, 0], drawn)
+    return draw_with_pipeline(pipeline, made, (LATENTS, height // 8, width // 8), pack, unpack, "true_cfg_scale")
 
 
 Both = Callable[..., tuple[Trajectory, Drawn]]
@@ -162,12 +128,12 @@ def both(config: Any, diffusers_pipeline: Any, checkpoint: Checkpoint, tmp_path_
         negative: str = "",
     ) -> tuple[Trajectory, Drawn]:
         made = open_bench(config(kind), cached, prompts, size, steps, guidance, negative)
-        return made.draw(len(prompts)), theirs(pipeline(checkpoint(kind)), made, prompts, negative)
+        return made.draw(len(prompts)), theirs(pipeline(checkpoint(kind)), made)
 
     return draw
 
 
 @pytest.fixture(scope="session")
 def their_picture() -> Callable[..., Drawn]:
-    """``their_picture(pipeline, made, prompts, negative)``: what the pipeline draws where ``made`` does."""
+    """``their_picture(pipeline, made)``: what the pipeline draws where ``made`` does."""
     return theirs

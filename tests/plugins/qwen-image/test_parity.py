@@ -18,7 +18,7 @@ CLOSE = 1e-5
 
 def assert_same(ours: Trajectory, theirs: Any) -> None:
     assert relative_difference(ours.latents, theirs.latents) < CLOSE
-    assert relative_difference(ours.media, theirs.pictures) < CLOSE
+    assert relative_difference(ours.media, theirs.media) < CLOSE
 
 
 def of(pictures: Pictures, *names: str, text: str = "a red circle", negative: str | None = None) -> Prompt:

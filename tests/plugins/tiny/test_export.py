@@ -48,7 +48,8 @@ def test_the_code_of_its_card_finds_the_pipeline_in_the_package(
     assert "`files` finds the model in the installed package `flowfactory_tiny`." in text
     assert "base_model" not in cards.head(out)
 
-    with pytest.raises(UserError, match=r"^--format comfyui: ComfyUI has no model like tiny; write --format diffusers$"):
+    lacking = "the family of tiny says not what ComfyUI calls its layers, which takes Family.comfyui of its package"
+    with pytest.raises(UserError, match=rf"^--format comfyui: {lacking}; write --format diffusers$"):
         export(RunDirectory(tmp_path / "run"), tmp_path / "other", None, None, None, "comfyui")
 
 

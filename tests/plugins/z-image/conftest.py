@@ -13,8 +13,7 @@ from diffusers import ZImagePipeline
 from families import open_bench
 from tiny_z_image import z_image
 
-from flowfactory import flow
-from flowfactory.testing import Bench
+from flowfactory.testing import Bench, Drawn, draw_with_pipeline
 from flowfactory_z_image.z_image import ZImageConfig
 
 TEXT_LENGTH = 64
@@ -76,22 +75,11 @@ def pipeline_of() -> Callable[[Path], ZImagePipeline]:
 
 
 @pytest.fixture(scope="session")
-def drawn_by() -> Callable[..., torch.Tensor]:
-    """``drawn_by(pipeline, made, output, negative, …)``: what diffusers draws of the plan of ``made`` from the same noise."""
+def drawn_by() -> Callable[..., Drawn]:
+    """``drawn_by(pipeline, made, …)``: what diffusers draws of the plan of ``made`` from the same noise."""
 
-    def draw(pipeline: Any, made: Bench, output: str = "latent", negative: str = "", **given: Any) -> torch.Tensor:
-        plan = made.plan
-        result: torch.Tensor = pipeline(
-            prompt=list(made.batch.texts),
-            negative_prompt=[negative] * len(plan.keys),
-            height=plan.canvas.height,
-            width=plan.canvas.width,
-            num_inference_steps=plan.steps,
-            latents=flow.noise(plan, (4, plan.canvas.height // 2, plan.canvas.width // 2)),
-            max_sequence_length=TEXT_LENGTH,
-            output_type=output,
-            **({"guidance_scale": plan.guidance} | given),
-        ).images
-        return result
+    def draw(pipeline: Any, made: Bench, **given: Any) -> Drawn:
+        height, width, _ = made.plan.canvas
+        return draw_with_pipeline(pipeline, made, (4, height // 2, width // 2), max_sequence_length=TEXT_LENGTH, **given)
 
     return draw

@@ -9,27 +9,24 @@ from typing import Any
 
 import pytest
 from families import draw_one_by_one, relative_difference
-from torch import Tensor
 
 from flowfactory import Trajectory
-from flowfactory.testing import Bench
+from flowfactory.testing import Bench, Drawn
 
 LONG = "a photo of a red circle and a blue square, " * 2  # more than the 32 tokens that are padded to
 PROMPTS = ("a photo of a red circle", LONG)
-Both = Callable[..., tuple[Trajectory, Callable[[str], Tensor]]]
+Both = Callable[..., tuple[Trajectory, Drawn]]
 
 
 @pytest.fixture(scope="module")
 def both(bench_of: Callable[..., Bench], pipeline_of: Any, drawn_by: Any) -> Both:
-    """``both(folder, …)``: our trajectory, and ``theirs("latent")`` or ``theirs("pt")`` of the pipeline from the same noise."""
+    """``both(folder, …)``: our trajectory, and what the pipeline drew from the same noise."""
     pipeline_for = lru_cache(pipeline_of)
 
-    def draw(
-        folder: Path, prompts: Any = PROMPTS, negative: str = "", **given: Any
-    ) -> tuple[Trajectory, Callable[[str], Tensor]]:
+    def draw(folder: Path, prompts: Any = PROMPTS, **given: Any) -> tuple[Trajectory, Drawn]:
         twists = {name: given[name] for name in ("cfg_normalization", "cfg_truncation") if name in given}
-        made = bench_of(folder, prompts, negative=negative, **given)
-        return made.draw(len(prompts)), lambda output: drawn_by(pipeline_for(folder), made, output, negative, **twists)
+        made = bench_of(folder, prompts, **given)
+        return made.draw(len(prompts)), drawn_by(pipeline_for(folder), made, **twists)
 
     return draw
 
@@ -38,29 +35,29 @@ def both(bench_of: Callable[..., Bench], pipeline_of: Any, drawn_by: Any) -> Bot
 @pytest.mark.parametrize("shift", ["turbo", "base", "dynamic"])
 def test_ode_latents_and_pictures_are_the_pipelines(both: Both, checkpoint: Any, shift: str, guidance: float) -> None:
     ours, theirs = both(checkpoint(shift), guidance=guidance)
-    assert relative_difference(ours.latents, theirs("latent")) < 1e-5
+    assert relative_difference(ours.latents, theirs.latents) < 1e-5
     assert ours.media.shape == (2, 3, 32, 32)
-    assert relative_difference(ours.media, theirs("pt")) < 1e-5
+    assert relative_difference(ours.media, theirs.media) < 1e-5
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9])
 def test_any_number_of_steps_is_the_pipelines(both: Both, checkpoint: Any, steps: int) -> None:
     ours, theirs = both(checkpoint("dynamic"), steps=steps)
-    assert relative_difference(ours.latents, theirs("latent")) < 1e-5
+    assert relative_difference(ours.latents, theirs.latents) < 1e-5
 
 
 @pytest.mark.parametrize("size", [(32, 48), (64, 16), (20, 12)])  # 96, 64 and 15 tokens: with and without padding to 32
 def test_a_picture_need_not_be_square(both: Both, checkpoint: Any, size: tuple[int, int]) -> None:
     ours, theirs = both(checkpoint("dynamic"), size=size, guidance=3.0)
     assert ours.media.shape[-2:] == size
-    assert relative_difference(ours.latents, theirs("latent")) < 1e-5
-    assert relative_difference(ours.media, theirs("pt")) < 1e-5
+    assert relative_difference(ours.latents, theirs.latents) < 1e-5
+    assert relative_difference(ours.media, theirs.media) < 1e-5
 
 
 @pytest.mark.parametrize("prompt", ["", "cat", LONG, LONG * 3], ids=["empty", "short", "long", "cut"])
 def test_a_prompt_of_any_length_is_the_pipelines(both: Both, checkpoint: Any, prompt: str) -> None:
     ours, theirs = both(checkpoint(), (prompt,), guidance=2.0)
-    assert relative_difference(ours.latents, theirs("latent")) < 1e-5
+    assert relative_difference(ours.latents, theirs.latents) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -77,14 +74,14 @@ def test_a_prompt_of_any_length_is_the_pipelines(both: Both, checkpoint: Any, pr
 )
 def test_the_twists_of_guidance_are_the_pipelines(both: Both, checkpoint: Any, twists: dict[str, Any]) -> None:
     ours, theirs = both(checkpoint("base"), guidance=4.0, steps=6, **twists)
-    assert relative_difference(ours.latents, theirs("latent")) < 1e-5
+    assert relative_difference(ours.latents, theirs.latents) < 1e-5
     plain, _ = both(checkpoint("base"), guidance=4.0, steps=6)
     assert relative_difference(ours.latents, plain.latents) > 1e-3, "the option changes nothing"
 
 
 def test_a_bound_that_nothing_reaches_changes_nothing(both: Both, checkpoint: Any) -> None:
     ours, theirs = both(checkpoint(), guidance=4.0, cfg_normalization=100.0)
-    assert relative_difference(ours.latents, theirs("latent")) < 1e-5
+    assert relative_difference(ours.latents, theirs.latents) < 1e-5
     plain, _ = both(checkpoint(), guidance=4.0)
     assert relative_difference(ours.latents, plain.latents) < 1e-6
 
@@ -92,12 +89,12 @@ def test_a_bound_that_nothing_reaches_changes_nothing(both: Both, checkpoint: An
 def test_guidance_ends_at_the_step_at_which_the_pipeline_ends_it(both: Both, checkpoint: Any) -> None:
     # with these steps 1 - sigma is 0.6 at the fourth of them, rounded up
     ours, theirs = both(checkpoint("even"), guidance=4.0, steps=5, cfg_truncation=0.6)
-    assert relative_difference(ours.latents, theirs("latent")) < 1e-5
+    assert relative_difference(ours.latents, theirs.latents) < 1e-5
 
 
 def test_a_negative_prompt_is_what_the_pipeline_makes_of_it(both: Both, checkpoint: Any) -> None:
     ours, theirs = both(checkpoint(), guidance=4.0, negative="blurry square")
-    assert relative_difference(ours.latents, theirs("latent")) < 1e-5
+    assert relative_difference(ours.latents, theirs.latents) < 1e-5
     empty, _ = both(checkpoint(), guidance=4.0)
     assert relative_difference(ours.latents, empty.latents) > 1e-3, "the negative prompt changes nothing"
 
@@ -115,8 +112,8 @@ def test_guidance_of_one_is_off_unlike_in_the_pipeline(
 ) -> None:
     made = bench_of(checkpoint(), PROMPTS, guidance=1.0)
     ours, pipeline = made.draw(2).latents, pipeline_of(checkpoint())
-    assert relative_difference(ours, drawn_by(pipeline, made, guidance_scale=0.0)) < 1e-5
-    assert relative_difference(ours, drawn_by(pipeline, made)) > 1e-2
+    assert relative_difference(ours, drawn_by(pipeline, made, guidance_scale=0.0).latents) < 1e-5
+    assert relative_difference(ours, drawn_by(pipeline, made).latents) > 1e-2
 
 
 @pytest.mark.parametrize("size", [(32, 32), (20, 12)])

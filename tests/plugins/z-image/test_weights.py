@@ -47,15 +47,17 @@ def test_diffusers_loads_the_adapters_and_draws_the_same(
 ) -> None:
     made = bench_of(checkpoint(), PROMPTS, guidance=guidance, train=LORA)
     pipeline = pipeline_of(checkpoint())
-    assert relative_difference(made.draw(2).latents, drawn_by(pipeline, made)) < 1e-5, "fresh adapters change something"
+    assert relative_difference(made.draw(2).latents, drawn_by(pipeline, made).latents) < 1e-5, "fresh adapters change something"
     nudge(made)
     ours = made.draw(2).latents
     save_trained(made.policy, tmp_path)
-    assert relative_difference(ours, drawn_by(pipeline, made)) > 1e-2, "the adapters change nothing that could be compared"
+    assert relative_difference(ours, drawn_by(pipeline, made).latents) > 1e-2, (
+        "the adapters change nothing that could be compared"
+    )
     pipeline.load_lora_weights(tmp_path)
-    assert relative_difference(ours, drawn_by(pipeline, made)) < 1e-5
+    assert relative_difference(ours, drawn_by(pipeline, made).latents) < 1e-5
     pipeline.fuse_lora()
-    assert relative_difference(ours, drawn_by(pipeline, made)) < 1e-4
+    assert relative_difference(ours, drawn_by(pipeline, made).latents) < 1e-4
 
 
 def test_every_loader_of_adapters_draws_what_was_trained(
@@ -69,7 +71,7 @@ def test_every_loader_of_adapters_draws_what_was_trained(
         "z-image",
         made.draw(2).latents,
         lambda: pipeline_of(checkpoint()),
-        lambda pipeline: drawn_by(pipeline, made),
+        lambda pipeline: drawn_by(pipeline, made).latents,
         tmp_path,
     )
 
@@ -94,9 +96,9 @@ def test_diffusers_loads_the_fully_trained_transformer(
     ours = made.draw(2).latents
     save_trained(made.policy, tmp_path)
     pipeline = pipeline_of(checkpoint())
-    assert relative_difference(ours, drawn_by(pipeline, made)) > 1e-2, "training changed nothing that could be compared"
+    assert relative_difference(ours, drawn_by(pipeline, made).latents) > 1e-2, "training changed nothing that could be compared"
     pipeline.transformer = ZImageTransformer2DModel.from_pretrained(tmp_path / "transformer")
-    assert relative_difference(ours, drawn_by(pipeline, made)) < 1e-5
+    assert relative_difference(ours, drawn_by(pipeline, made).latents) < 1e-5
 
 
 @pytest.mark.parametrize(

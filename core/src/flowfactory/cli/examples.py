@@ -24,7 +24,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "plugins": ("flowfactory plugins list", "flowfactory plugins show nft"),
     "plugins list": ("flowfactory plugins list", "flowfactory plugins list --kind reward --json"),
     "plugins show": ("flowfactory plugins show ocr", "flowfactory plugins show brightness --plugin brightness.py"),
-    "plugins new": ("flowfactory plugins new reward sharpness", "flowfactory plugins new model tiny-flow --out packages"),
+    "plugins new": ("flowfactory plugins new reward sharpness", "flowfactory plugins new model sana --family --out packages"),
     "plugins check": ("flowfactory plugins check brightness", "flowfactory plugins check brightness.py --set target=0.8"),
     "cache": ("flowfactory cache", "flowfactory cache clear --older-than 30d"),
     "cache show": ("flowfactory cache show", "flowfactory cache"),

@@ -17,12 +17,15 @@ def new(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", parser=typed_path, help="Where its folder goes; here when left out.")
     ] = None,
+    family: Annotated[
+        bool, typer.Option("--family", help="A model over a pipeline of diffusers, rather than one of its own.")
+    ] = False,
 ) -> None:
     """Write the package of a new plugin into the folder flowfactory-NAME: it works, and is yours to change."""
     from flowfactory.discovery.discover import discover
     from flowfactory.templates.package import write_package
 
-    written = write_package(kind, name, out or Path(), discover())
+    written = write_package(kind, name, out or Path(), discover(), family)
     for path in written:
         say(str(path))
     folder = (out or Path()) / f"flowfactory-{name}"

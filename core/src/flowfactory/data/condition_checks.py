@@ -1,17 +1,19 @@
-"""Conditions as an encoder made them: finite, and other ones for another prompt."""
+"""Conditions as an encoder made them: as many as prompts, finite, and other ones for another prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from flowfactory.errors import RunError
+from flowfactory.errors import RunError, UserError
 from flowfactory.types import Prompt
 
 Encoded = tuple[Prompt, Mapping[str, Tensor]]
+T = TypeVar("T")
 COMPARED = 16
 HEAD = 20  # characters, few enough for the shortest sequence that an encoder may cut a prompt to
 ADVICE = "look at the tokenizer and the text encoder of model.path, and at how many tokens of a prompt they keep"
@@ -25,6 +27,18 @@ def check_finite(prompt: Prompt, entry: Mapping[str, Tensor]) -> None:
             raise RunError(
                 f"the model's encode made {name!r} that is not finite, for the prompt {prompt.text[:60]!r}; look at {looked_at}"
             )
+
+
+def one_each(entries: Iterable[T], count: int, place: str) -> Iterator[T]:
+    """``entries``, one after the other. UserError: ``place``, which makes them, makes more or fewer than ``count``."""
+    found = 0
+    for found, entry in enumerate(entries, 1):
+        if found > count:
+            break
+        yield entry
+    if found != count:
+        made = f"more than {count}" if found > count else str(found)
+        raise UserError(f"{place} yielded {made} for {count} prompts; yield one mapping of tensors a prompt, in their order")
 
 
 def choose_compared(prompts: Iterable[Prompt]) -> list[Prompt]:

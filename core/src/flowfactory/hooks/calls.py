@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flowfactory.canvas import Canvas
+from flowfactory.data.condition_checks import one_each
 from flowfactory.discovery.source_places import describe_exception, place_of
 from flowfactory.errors import RunError, UserError
 from flowfactory.experience import Experience, Loss
@@ -40,7 +41,7 @@ class Hooks:
     def encode(self, prompts: Sequence[Prompt], canvas: Canvas) -> Iterable[Mapping[str, Tensor]]:
         """See RunSpecs.encode."""
         result: Iterable[Mapping[str, Tensor]] = self._ask("encode", Iterable, prompts=prompts, canvas=canvas)
-        return result
+        return one_each(result, len(prompts), self._places("encode"))
 
     def sample(self, conditions: Conditions, plan: SamplingPlan) -> Trajectory:
         """See RunSpecs.sample."""

@@ -22,7 +22,9 @@ from flowfactory.canvas import Canvas
 from flowfactory.config.attention import Attention, attention_unavailable, attention_untrainable
 from flowfactory.config.component import LoraTraining, ModelConfig
 from flowfactory.config.paths import CheckpointPath
+from flowfactory.data.condition_checks import one_each
 from flowfactory.discovery.installed_version import installed_version
+from flowfactory.discovery.source_places import place_of
 from flowfactory.discovery.specs import hookimpl
 from flowfactory.errors import UserError
 from flowfactory.flow.rollout import ask_once
@@ -276,8 +278,10 @@ class FamilyModel:
         _freeze([pipeline.vae, *(getattr(pipeline, name, None) for name in family.encoders)], parts.device)
         try:
             for start in range(0, len(prompts), family.encode_batch):
+                asked = prompts[start : start + family.encode_batch]
                 with torch.no_grad(), using_template(f"model.path: tokenizer of {self._checkpoint.path}"):
-                    entries = list(family.encode(parts, prompts[start : start + family.encode_batch], canvas))
+                    made = family.encode(parts, asked, canvas)
+                    entries = list(one_each(made, len(asked), f"model: {place_of(family.encode)}"))
                 made_in, exact = self._encoders_in, family.exact
                 yield from (round_entry(entry, made_in, self._dtype, exact) for entry in entries)
         finally:

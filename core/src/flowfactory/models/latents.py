@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Collection
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,14 +28,32 @@ def packed_shape(parts: Parts, canvas: Canvas) -> tuple[int, ...]:
 
 
 def decode_scaled(parts: Parts, latents: Tensor) -> Tensor:
-    """Pictures [B, 3, H, W] of a VAE with a scale and a shift for all channels. UserError: its config lacks one of them."""
+    """Pictures [B, 3, H, W] of a VAE with a scale and, where its class has one, a shift for all channels.
+
+    UserError: its config lacks one of them that its class has; or the class has no scale.
+    """
     vae = parts.pipeline.vae
-    for name in ("scaling_factor", "shift_factor"):
-        if vae.config.get(name) is None:
-            raise UserError(f"model.path: the config.json of the vae of {parts.options.path} has no {name}; {AGAIN}")
-    latents = latents / vae.config.scaling_factor + vae.config.shift_factor
+    latents = latents / _factor(parts, "scaling_factor")
+    if "shift_factor" in _settings(vae):
+        latents = latents + _factor(parts, "shift_factor")
     pictures: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
     return pictures.float() / 2 + 0.5
+
+
+def _settings(vae: Any) -> Collection[str]:
+    """The names of all that the config of a VAE of its class may say."""
+    return inspect.signature(type(vae).__init__).parameters
+
+
+def _factor(parts: Parts, name: str) -> float:
+    vae = parts.pipeline.vae
+    if name not in _settings(vae):
+        told = f"decode_scaled does not fit {type(vae).__name__}, which has no {name}"
+        raise UserError(f"model: {told}; let the family's decode be another, such as decode_normalized")
+    found: float | None = vae.config.get(name)
+    if found is None:
+        raise UserError(f"model.path: the config.json of the vae of {parts.options.path} has no {name}; {AGAIN}")
+    return found
 
 
 def decode_normalized(parts: Parts, latents: Tensor) -> Tensor:

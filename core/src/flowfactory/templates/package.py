@@ -23,21 +23,29 @@ IMPORTS = {
     "algorithm": ("pydantic",),
     "dynamics": ("pydantic", "torch"),
     "tracker": ("pydantic",),
+    "family": ("pydantic", "torch", "diffusers", "transformers"),
 }
-"""What the template of each kind imports besides core; core's own bounds are the package's."""
+"""What each template imports besides core; core's own bounds are the package's. One a kind, and a model over a pipeline."""
+KINDS = tuple(template for template in IMPORTS if template != "family")
+LIBRARIES = {"diffusers": ">=0.42", "transformers": ">=5.14"}
+"""The bounds of what core does not need."""
 LONGEST = 30
 """Characters of a name."""
 
 
-def write_package(kind: str, name: str, parent: Path, catalogue: Catalogue) -> list[Path]:
+def write_package(kind: str, name: str, parent: Path, catalogue: Catalogue, family: bool = False) -> list[Path]:
     """The files written, of a package for a new component, in the new folder ``flowfactory-NAME`` of ``parent``.
 
+    family: of a model over a pipeline of diffusers.
     UserError: there is no such kind; the name is no name, or is taken; the folder is there; or it cannot be written.
     """
-    if kind not in IMPORTS:
-        raise UserError(f"no template for a {kind!r}{did_you_mean(kind, IMPORTS)}")
-    check_name(kind, name, catalogue)
-    texts = package_texts(kind, name)
+    if kind not in KINDS:
+        raise UserError(f"no template for a {kind!r}{did_you_mean(kind, KINDS)}")
+    if family and kind != "model":
+        raise UserError(f"--family is for a model over a pipeline of diffusers, not for a {kind}; leave it out")
+    template = "family" if family else kind
+    check_name(kind, name, catalogue, template)
+    texts = package_texts(template, name)
     folder = parent / f"{CORE}-{name}"
     try:
         os.makedirs(parent, exist_ok=True)
@@ -56,7 +64,7 @@ def write_package(kind: str, name: str, parent: Path, catalogue: Catalogue) -> l
     return [folder / path for path in texts]
 
 
-def check_name(kind: str, name: str, catalogue: Catalogue) -> None:
+def check_name(kind: str, name: str, catalogue: Catalogue, template: str) -> None:
     """UserError: a distribution, a module or a component cannot have the ``name``, or one that is installed has it."""
     if not re.fullmatch("[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or len(name) > LONGEST:
         plain = re.sub("[^a-z0-9]+", "-", name.lower().removeprefix(CORE)).strip("-0123456789")[:LONGEST].strip("-")
@@ -67,7 +75,7 @@ def check_name(kind: str, name: str, catalogue: Catalogue) -> None:
         raise UserError(f"{name!r}: packages of plugins are called {CORE}-NAME anyway; leave {CORE}- out")
     if parse_yaml(f"name: {name}", name) != {"name": name}:
         raise UserError(f"{name!r} is no text in YAML, where configs write it; choose another name")
-    if taken := _names_in_template(kind) & {_title(name), f"{_title(name)}Config"}:
+    if taken := _names_in_template(template) & {_title(name), f"{_title(name)}Config"}:
         raise UserError(f"{name!r}: its class would be called {taken.pop()}, as one of core's is; choose another name")
     distribution, module = f"{CORE}-{name}", module_name(name)
     for component in catalogue.found:
@@ -84,10 +92,10 @@ def module_name(name: str) -> str:
     return f"{CORE}_{name.replace('-', '_')}"
 
 
-def package_texts(kind: str, name: str) -> Mapping[Path, str]:
+def package_texts(template: str, name: str) -> Mapping[Path, str]:
     """The text of each file of a package, by its path in it."""
     texts = {}
-    for root in (FILES, FILES / kind):
+    for root in (FILES, FILES / template):
         for file in sorted(path for path in root.rglob("*") if path.is_file()):
             place = file.relative_to(root)
             is_cache = any(
@@ -97,18 +105,18 @@ def package_texts(kind: str, name: str) -> Mapping[Path, str]:
                 path = _fill(place.as_posix().replace("dot_", "."), name)
                 texts[Path(path)] = _fill(file.read_text(encoding="utf-8"), name)
     project = Path("pyproject.toml")
-    needed = "".join(f'  "{line}",\n' for line in requirements(kind))
+    needed = "".join(f'  "{line}",\n' for line in requirements(template))
     texts[project] = texts[project].replace("dependencies = []", f"dependencies = [\n{needed}]", 1)
     return texts
 
 
-def requirements(kind: str) -> list[str]:
-    """What a package of ``kind`` requires: the present core, within whose X.Y hooks do not change, and core's own bounds."""
+def requirements(template: str) -> list[str]:
+    """What a package of ``template`` requires: the present core, within whose X.Y no hook changes, and core's own bounds."""
     from packaging.requirements import Requirement
 
     own = [Requirement(line) for line in metadata.requires(CORE) or ()]
-    bounds = {one.name: str(one.specifier) for one in own if one.marker is None}
-    return [f"{CORE} {compatible_versions(metadata.version(CORE))}", *(f"{name}{bounds[name]}" for name in IMPORTS[kind])]
+    bounds = LIBRARIES | {one.name: str(one.specifier) for one in own if one.marker is None}
+    return [f"{CORE} {compatible_versions(metadata.version(CORE))}", *(f"{name}{bounds[name]}" for name in IMPORTS[template])]
 
 
 def compatible_versions(present: str) -> str:
@@ -130,8 +138,10 @@ def _title(name: str) -> str:
     return "".join(word.capitalize() for word in name.split("-"))
 
 
-def _names_in_template(kind: str) -> set[str]:
+def _names_in_template(template: str) -> set[str]:
     """What the code of a template calls things, which the new classes must not be called."""
     return {
-        word for file in (FILES / kind / "src").rglob("*.py") for word in re.findall(r"\w+", file.read_text(encoding="utf-8"))
+        word
+        for file in (FILES / template / "src").rglob("*.py")
+        for word in re.findall(r"\w+", file.read_text(encoding="utf-8"))
     }

@@ -35,6 +35,7 @@ from flowfactory.testing.loss_suite import (
 )
 from flowfactory.testing.model_bench import Bench, bench
 from flowfactory.testing.model_contract import check_model
+from flowfactory.testing.pipeline_parity import Drawn, check_against_pipeline, draw_with_pipeline
 from flowfactory.testing.reward_contract import check_reward
 from flowfactory.testing.run_suite import (
     Started,
@@ -59,6 +60,7 @@ __all__ = [
     "ODE",
     "Bench",
     "ClippedByHand",
+    "Drawn",
     "FlowByHand",
     "ForwardCalls",
     "ForwardCount",
@@ -75,6 +77,7 @@ __all__ = [
     "begin",
     "bench",
     "blend",
+    "check_against_pipeline",
     "check_algorithm",
     "check_average",
     "check_clip",
@@ -101,6 +104,7 @@ __all__ = [
     "check_timesteps_options",
     "check_tracker",
     "clip_by_hand",
+    "draw_with_pipeline",
     "guided_learning",
     "learning",
     "make_plan",

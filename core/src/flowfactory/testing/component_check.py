@@ -96,7 +96,7 @@ def _make_run(question: Question, folder: Path) -> tuple[RunConfig, Mapping[str,
     """A small run that the component is part of, and its config. UserError: the options, or what is installed, allow none."""
     if question.component.kind == "example":
         return load(question.component.spec, (), question.plugins), {}
-    error = UserError("no run was tried")
+    refused = []
     for sections in _SECTIONS[question.component.kind](question):
         algorithm = sections.pop("algorithm", "policy-gradient")
         raw = settings(folder, algorithm, question.plugins, **{"sampling": {"dynamics": "flow-sde"}, **sections})
@@ -107,9 +107,10 @@ def _make_run(question: Question, folder: Path) -> tuple[RunConfig, Mapping[str,
         raw["prompts"] = {"train": str(prompts)}
         try:
             return validate(raw), raw
-        except UserError as refused:
-            error = refused
-    raise error
+        except UserError as error:
+            refused.append(error)
+    lasting = [sentence for sentence in refused[0].sentences if all(sentence in error.sentences for error in refused)]
+    raise UserError(*lasting) if lasting else refused[-1]  # what no other size or dynamics mends hides what one might
 
 
 def _options(question: Question) -> dict[str, Any]:
@@ -120,7 +121,8 @@ def _options(question: Question) -> dict[str, Any]:
 
 def _model_sections(question: Question) -> Iterator[dict[str, Any]]:
     for size in [question.size] if question.size else SIZES:
-        yield {"model": _options(question), "sampling": {"dynamics": "flow-sde", "size": list(size)}}
+        canvas = {"size": list(size[:2]), **({"frames": size[2]} if len(size) > 2 else {})}
+        yield {"model": _options(question), "sampling": {"dynamics": "flow-sde", **canvas}}
 
 
 def _algorithm_sections(question: Question) -> Iterator[dict[str, Any]]:
@@ -159,7 +161,8 @@ def _elsewhere(kind: str, config: ComponentConfig) -> Iterator[str]:
 
 def _check_model(question: Question, config: Any, run: RunConfig, raw: Mapping[str, Any]) -> None:
     prompts: Sequence[str | Prompt] = PROMPTS if question.prompts is None else read_prompts(question.prompts)[:2]
-    size = tuple(run.sampling.size)
+    frames = run.sampling.frames
+    size = (*run.sampling.size, *(() if frames is None else (frames,)))
     if check_model(config, prompts, size).guided:
         check_model(config, prompts, size, guidance=3.0)
 

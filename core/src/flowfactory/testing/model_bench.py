@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Bench:
-    """A model with its policy, sampler and plan, ready to draw."""
+    """A model with its policy, sampler and plan, ready to draw; ``negative``: of prompts that have none of their own."""
 
     hooks: Hooks
     policy: Policy
@@ -37,6 +37,7 @@ class Bench:
     conditions: Conditions
     entries: int
     trainable: Trainable
+    negative: str = ""
 
     def draw(self, batch_size: int) -> Trajectory:
         """The whole plan, ``batch_size`` at once."""
@@ -73,4 +74,4 @@ def bench(
     plan = SamplingPlan(steps, Canvas(*size), guidance, chosen, 0, 0, batch.keys, window, window)
     encoded = cache.prepare(batch.prompts, plan.canvas)
     conditions = sampler.conditions(batch.prompts, guidance, plan.canvas)
-    return Bench(hooks, policy, sampler, batch, plan, conditions, encoded, trainable)
+    return Bench(hooks, policy, sampler, batch, plan, conditions, encoded, trainable, negative)

@@ -5,6 +5,7 @@ Needs transformers, and diffusers for what is of diffusers.
 
 from __future__ import annotations
 
+import math
 import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -134,9 +135,13 @@ def t5_text(vocabulary: int, width: int, model: Any = T5EncoderModel, config: An
 
 
 def kl_vae(widths: Sequence[int], channels: int, shift: float, scale: float = 0.18215, **options: Any) -> Any:
-    """An AutoencoderKL that halves each side between two of ``widths``; its latents have ``channels``."""
+    """An AutoencoderKL that halves each side between two of ``widths``; its latents have ``channels``.
+
+    It normalises by as many groups as divide the widths, 32 at most, unless ``options`` say norm_num_groups.
+    """
     from diffusers import AutoencoderKL
 
+    options = {"norm_num_groups": math.gcd(32, *widths), **options}
     return AutoencoderKL(
         block_out_channels=tuple(widths),
         down_block_types=["DownEncoderBlock2D"] * len(widths),

@@ -39,7 +39,10 @@ def choose_format(asked: str | None, model: ModelConfig, origin: Origin) -> str:
         raise UserError(f"--format {asked}: {name} is no diffusers pipeline; write --format {PEFT}")
     if asked == COMFYUI and not _comfyui_names(model):
         other = DIFFUSERS if origin.pipeline else PEFT
-        raise UserError(f"--format {asked}: ComfyUI has no model like {name}; write --format {other}")
+        if isinstance(model, FamilyConfig):
+            lacking = f"the family of {name} says not what ComfyUI calls its layers, which takes Family.comfyui of its package"
+            raise UserError(f"--format {asked}: {lacking}; write --format {other}")
+        raise UserError(f"--format {asked}: {name} is no diffusers pipeline; write --format {other}")
     return asked
 
 

@@ -1,6 +1,6 @@
 """The model: its options, its network, and the four hooks.
 
-Where diffusers has a pipeline for yours, derive the options from ``flowfactory.models.FamilyConfig`` instead. It brings the
+Where diffusers has a pipeline for yours, begin with ``flowfactory plugins new model NAME --family`` instead. Core then has the
 hooks, and what you write is a record of functions: flowfactory's page on models shows them.
 """
 
