@@ -64,9 +64,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every file of the pages, and the prompts that their configs name."""
     for name, block in WHOLE.items():
         (tmp_path / name).write_text(block.text, encoding="utf-8")
-    for prompts in ("prompts.txt", "heldout.txt"):
-        (tmp_path / prompts).write_text(
-            "a red circle on white\ntwo blue rings on black\na green square above a red cross on gray\n", encoding="utf-8"
+    for file, colour in {"prompts.txt": "red", "heldout.txt": "yellow"}.items():
+        (tmp_path / file).write_text(
+            f"a {colour} circle on white\ntwo {colour} rings on black\na green square above a {colour} cross on gray\n",
+            encoding="utf-8",
         )
     monkeypatch.setenv("FLOWFACTORY_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
