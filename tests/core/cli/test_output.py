@@ -164,8 +164,8 @@ def test_what_a_plugin_raises(invoke: Invoke, config_file: Config, plugin: Path,
 
 def test_a_dry_run_prints_what_can_be_read_again(invoke: Invoke, config_file: Config, tmp_path: Path) -> None:
     config = config_file({"prompts": {"train": f"猫 {NAME}.txt", "heldout": "猫.txt"}})
-    for name in (f"猫 {NAME}.txt", "猫.txt"):
-        (tmp_path / name).write_text("a cat\n")
+    for name, prompt in {f"猫 {NAME}.txt": "a cat", "猫.txt": "a dog"}.items():
+        (tmp_path / name).write_text(f"{prompt}\n")
     code, out, err = invoke("run", config, "--dry-run")
     assert (code, err, obeyed(out)) == (0, "", [])
     assert "猫.txt" in out
