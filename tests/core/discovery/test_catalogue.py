@@ -430,7 +430,7 @@ def test_asking_what_there_is_loads_nothing_heavy(arguments: list[str], monkeypa
 
 
 def test_a_component_that_is_not_installed_is_told_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_packages, "_is_installed", lambda package: False)
+    monkeypatch.setattr(own_packages, "installed_version", lambda package: None)
     catalogue = Catalogue([], [], [], [], [])
     with pytest.raises(UserError, match="no algorithm called 'grpo'; it comes with flowfactory-grpo, which is not installed"):
         catalogue.find("algorithm", "grpo")

@@ -121,10 +121,11 @@ def show_plugin(
     if not found:
         everything = {known for components in catalogue.components.values() for known in components}
         meant = list(filter(None, (known_as(catalogue, kind, name) for kind in KINDS if kind != "example")))
-        packages = [kind for kind in KINDS if missing_package(kind, name)]
-        nearest = f"; did you mean {join_or(meant)}?" if meant else did_you_mean(name, everything)
-        if packages and not meant:
-            nearest = catalogue.instead_of(packages[0], name)
+        absent = next((kind for kind in KINDS if missing_package(kind, name)), None)
+        if meant:
+            nearest = f"; did you mean {join_or(meant)}?"
+        else:
+            nearest = catalogue.instead_of(absent, name) if absent else did_you_mean(name, everything)
         raise UserError(f"no component called {name!r}{nearest}")
     for component in found:
         say(f"{component.kind} {component.name}, from {component.origin}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import metadata
+from flowfactory.discovery.installed_version import installed_version
 
 OWN_PACKAGES: dict[str, dict[str, tuple[str, ...]]] = {
     "model": {
@@ -33,12 +33,4 @@ OWN_PACKAGES: dict[str, dict[str, tuple[str, ...]]] = {
 def missing_package(kind: str, name: str) -> str | None:
     """The package of this project that has the component ``name``; None where none has, or it is installed."""
     packages = OWN_PACKAGES.get(kind, {})
-    return next((package for package, names in packages.items() if name in names and not _is_installed(package)), None)
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        metadata.distribution(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    return next((package for package, names in packages.items() if name in names and not installed_version(package)), None)

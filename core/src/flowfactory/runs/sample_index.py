@@ -43,12 +43,11 @@ def append(folder: Path, drawn: Iterable[tuple[str, str]]) -> None:
         known = read_json(folder / INDEX, LARGEST, within=folder)
     except (FileNotFoundError, Refused):
         known = []
-    drawn = list(drawn)
-    names = {name for name, _ in drawn}
-    kept = (
-        [item for item in known if isinstance(item, dict) and item.get("file") not in names] if isinstance(known, list) else []
-    )
-    write_json_atomically(folder / INDEX, [*kept, *({"file": name, "prompt": prompt, "scores": {}} for name, prompt in drawn)])
+    added = [{"file": name, "prompt": prompt, "scores": {}} for name, prompt in drawn]
+    names = {item["file"] for item in added}
+    items = known if isinstance(known, list) else []
+    kept = [item for item in items if isinstance(item, dict) and item.get("file") not in names]
+    write_json_atomically(folder / INDEX, [*kept, *added])
 
 
 def _sample(item: Any, folder: Path) -> dict[str, Any] | None:

@@ -18,8 +18,13 @@ def format_score(value: float, decimals: int = 4, sign: str = "") -> str:
 def tell_evaluation(iteration: int, count: int, videos: bool, means: Mapping[str, float | None]) -> str:
     """The line of an evaluation after ``iteration``: of how many pictures, or ``videos``, and the mean by label of a reward."""
     told = ", ".join(f"{label} {format_score(mean)}" for label, mean in means.items() if mean is not None)
-    kind = ("video" if videos else "picture") + ("" if count == 1 else "s")
-    return f"held-out score after iteration {iteration}, {count} {kind}: {told or 'no reward applies to them'}"
+    drawn = tell_count(count, videos)
+    return f"held-out score after iteration {iteration}, {drawn}: {told or 'no reward applies to them'}"
+
+
+def tell_count(count: int, videos: bool) -> str:
+    """``1 picture``, ``240 videos``."""
+    return f"{count} {'video' if videos else 'picture'}{'' if count == 1 else 's'}"
 
 
 def tell_change(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:

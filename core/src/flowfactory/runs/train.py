@@ -250,7 +250,7 @@ def _kept_where_it_fails(run: Run, directory: RunDirectory, checkpoints: Checkpo
     random, steps = torch.get_rng_state(), run.learner.steps
     try:
         yield
-    except (RunError, UserError) as error:
+    except (RunError, UserError):
         there = (directory.checkpoints / f"{done:06d}").exists()
         if done and not there and run.ranks.count == 1 and run.learner.steps == steps:
             torch.set_rng_state(random)
@@ -258,7 +258,7 @@ def _kept_where_it_fails(run: Run, directory: RunDirectory, checkpoints: Checkpo
                 _save(run, checkpoints, done, best=False, last=True)
             except (RunError, UserError, OSError) as problem:
                 say(f"warning: iteration {done}, the last that was made, cannot be saved: {problem}")
-        raise error
+        raise
 
 
 def _save(run: Run, checkpoints: Checkpoints, number: int, best: bool, last: bool) -> None:

@@ -95,7 +95,7 @@ def module_name(name: str) -> str:
 def package_texts(template: str, name: str) -> Mapping[Path, str]:
     """The text of each file of a package, by its path in it."""
     texts = {}
-    for root in (FILES, FILES / template):
+    for root in (FILES, *([FILES / "model"] if template == "family" else []), FILES / template):
         for file in sorted(path for path in root.rglob("*") if path.is_file()):
             place = file.relative_to(root)
             is_cache = any(

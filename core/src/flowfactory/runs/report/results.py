@@ -7,7 +7,16 @@ from typing import Any
 
 from flowfactory.runs.report.markup import Markup, element, join, scrolled
 from flowfactory.runs.report.run_files import RunFiles
-from flowfactory.runs.report.verdict import Change, Difference, changes, duration, findings, samples_drawn, scores_of
+from flowfactory.runs.report.verdict import (
+    Change,
+    Difference,
+    changes,
+    duration,
+    findings,
+    samples_drawn,
+    scores_of,
+    seconds_in_iterations,
+)
 from flowfactory.runs.score_format import format_score
 
 MOST_LABELS = 20
@@ -39,8 +48,8 @@ def _row(run: RunFiles, name: str, labels: Sequence[str]) -> Markup:
     """What a run reached."""
     found = {change.label: change for change in changes(run)}
     cells: list[Any] = [_cell(found[label]) if label in found else "" for label in labels]
-    seconds = sum(value for record in run.table.trained for key, value in record.items() if key.startswith("seconds/"))
-    cells += [str(run.last_iteration), duration(seconds), f"{samples_drawn(run):,}", str(len(findings(run)))]
+    time = duration(seconds_in_iterations(run))
+    cells += [str(run.last_iteration), time, f"{samples_drawn(run):,}", str(len(findings(run)))]
     return element("tr", element("th", name, scope="row"), [element("td", cell) for cell in cells])
 
 

@@ -16,7 +16,7 @@ from flowfactory.runs.report.markup import Markup, element, join
 from flowfactory.runs.report.run_files import RunFiles
 from flowfactory.runs.report.sections import section
 from flowfactory.runs.report.series import Point
-from flowfactory.runs.score_format import format_score
+from flowfactory.runs.score_format import format_score, tell_count
 
 ERRORS = 2.0
 """Standard errors of a difference beyond which chance is no likely reason for it."""
@@ -135,9 +135,8 @@ def is_video(run: RunFiles) -> bool:
 
 def _card(change: Change, videos: bool) -> Markup:
     before, after, many = change.before, change.after, change.before.iteration != change.after.iteration
-    kind = ("video" if videos else "picture") + ("" if after.samples == 1 else "s")
     title = element("h2", f"Held-out score: {change.label}")
-    of = f", {after.samples} {kind}" if after.samples else ""
+    of = f", {tell_count(after.samples, videos)}" if after.samples else ""
     if not many:
         alone = element("p", str(after), class_="numbers")
         return element("div", title, alone, element("p", f"{_when(after)}{of}"), class_="score")
@@ -164,13 +163,18 @@ def _when(score: Score) -> str:
     return f"after iteration {score.iteration}" if score.iteration else "before training"
 
 
+def seconds_in_iterations(run: RunFiles) -> float:
+    """Those of all phases together."""
+    return sum(float(value) for record in run.table.trained for name, value in record.items() if name.startswith("seconds/"))
+
+
 def facts_of(run: RunFiles) -> Iterator[tuple[str, str]]:
     """What a run is, in a few words each; what it does not tell is left out."""
     trained = run.table.trained
     planned = run.table.number("training.iterations")
     done = max((record["iteration"] for record in trained), default=0)
     yield "iterations", tell_progress(done, planned)
-    if seconds := sum(value for record in trained for name, value in record.items() if name.startswith("seconds/")):
+    if seconds := seconds_in_iterations(run):
         yield "time in iterations", duration(seconds)
     if drawn := samples_drawn(run):
         yield ("videos drawn" if is_video(run) else "pictures drawn"), f"{drawn:,}"
