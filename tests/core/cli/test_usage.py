@@ -21,6 +21,7 @@ Invoke = Callable[..., tuple[int, str, str]]
         ("run x --res", "flowfactory run has no option --res; did you mean '--resume'?"),
         ("run x -s a=1", "flowfactory run has no option -s; did you mean '--set'?"),
         ("run x seed=3", "flowfactory run takes no 'seed=3'; write --set seed=3"),
+        ("run x a=1 b.c=2", "flowfactory run takes no 'a=1 b.c=2'; write --set a=1 --set b.c=2"),
         ("run x y", "flowfactory run takes no 'y'; see flowfactory run --help"),
         ("run x --set", "--set needs a value after it"),
         ("run x --nproc two", "--nproc: give a whole number"),

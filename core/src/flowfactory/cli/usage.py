@@ -42,7 +42,8 @@ def _options(name: str, context: Any) -> str:
 def _meant(extra: str, context: Any) -> str | None:
     """What a word too many is likely to be for."""
     takes_sets = any("--set" in parameter.opts for parameter in context.command.params)
-    return f"write --set {extra}" if takes_sets and "=" in extra and " " not in extra else None
+    words = extra.split()
+    return f"write --set {' --set '.join(words)}" if takes_sets and all("=" in word for word in words) else None
 
 
 def _wanted(told: str) -> str:

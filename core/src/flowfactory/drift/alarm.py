@@ -209,8 +209,7 @@ def _alarm(name: str, iteration: int, ends: tuple[Figure, Figure], rising: tuple
 def _figures(record: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
     """The panel's figures in ``record``, under the names of their metrics."""
     for key, std in record.items():
-        name, _, end = key.rpartition("/")
-        if end != "std" or not name.startswith(TRAINING) or name not in record:
+        if not key.startswith(TRAINING) or not key.endswith("/std") or (name := key.removesuffix("/std")) not in record:
             continue
         held_out = name.startswith(HELD_OUT)
         groups = record.get((HELD_OUT if held_out else TRAINING) + "groups", 0)
@@ -221,6 +220,5 @@ def _figures(record: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
 def _rewards(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """The label and the mean of each reward in ``record``."""
     for key, mean in record.items():
-        parts = key.split("/")
-        if len(parts) == 3 and parts[0] == "reward" and parts[2] == "mean":
-            yield parts[1], mean
+        if key.startswith("reward/") and key.endswith("/mean") and key.count("/") == 2:
+            yield key[len("reward/") : -len("/mean")], mean

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from flowfactory.runs.report.markup import Markup, element, scrolled
-from flowfactory.runs.report.series import MOST_ROWS, SMOOTHED_FROM, Point, Points, smooth, thin, window
+from flowfactory.runs.report.series import MOST_ROWS, SMOOTHED_FROM, Points, smooth, thin, window, without_spread
 from flowfactory.runs.score_format import format_figure
 
 SIDE = 1000
@@ -66,7 +66,7 @@ def smoothed(line: Line) -> list[Line]:
     """``line`` alone, or faintly with its running mean, which has the band, where it has enough points."""
     if len(line.points) < SMOOTHED_FROM:
         return [line]
-    bare = replace(line, points=[Point(point.iteration, point.value) for point in line.points], faint=True)
+    bare = replace(line, points=without_spread(line.points), faint=True)
     mean = replace(line, name=f"{line.name}, mean of {window(line.points)}", points=smooth(line.points))
     return [bare, mean]
 

@@ -79,7 +79,8 @@ def encode_picture_anew(
         raise
     except Exception as error:  # Pillow raises whatever a decoder stumbles over
         raise Refused(f"is no {read} that can be read") from error
-    if side >= MOST_PIXELS or max(alone.size) <= min(side, SHARP):
+    # what is half again too large as it is will hardly fit anew
+    if side >= MOST_PIXELS or (max(alone.size) <= min(side, SHARP) and len(content) <= 1.5 * most):
         whole = _save(alone, "PNG")
         if len(whole) <= most:
             return "image/png", whole

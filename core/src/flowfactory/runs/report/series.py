@@ -51,6 +51,13 @@ def with_spread(points: Points, spreads: Points) -> list[Point]:
     return [Point(point.iteration, point.value, known.get(point.iteration)) for point in points]
 
 
+def without_spread(points: Points) -> Points:
+    """``points``, none with a spread."""
+    if all(point.spread is None for point in points):
+        return points
+    return [Point(point.iteration, point.value) for point in points]
+
+
 def thin(points: Points) -> Points:
     """``points``, or of more than MOST_POINTS the lowest and the highest of each stretch, which is what is seen of them."""
     if len(points) <= MOST_POINTS:

@@ -165,7 +165,8 @@ def _when(score: Score) -> str:
 
 def seconds_in_iterations(run: RunFiles) -> float:
     """Those of all phases together."""
-    return sum(float(value) for record in run.table.trained for name, value in record.items() if name.startswith("seconds/"))
+    columns = (points for name, points in run.columns.items() if name.startswith("seconds/"))
+    return sum(point.value for points in columns for point in points if point.iteration > 0)
 
 
 def facts_of(run: RunFiles) -> Iterator[tuple[str, str]]:
