@@ -11,7 +11,8 @@ import tiny_flux
 import tiny_qwen_image
 import tiny_wan
 import torch
-from safetensors.torch import load_file
+from diffusers import FluxTransformer2DModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowfactory.runs.directory import RunDirectory
@@ -34,6 +35,8 @@ HALF = {
 }
 BF16 = ("bf16-lora", "bf16-full")
 NOT_TOLD = ("seconds/", "peak_memory_mb")
+START = "adapters.safetensors"
+"""Beside the runs: what some of them start from."""
 
 # name: model, its options, algorithm, sections set on top
 CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
@@ -48,6 +51,8 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
         GRPO | {"kl": GATED},
         {"training": {"updates": 2}, "rewards": {"watched": {"name": "contrast", "weight": 0}}},
     ),
+    # the reference is by value, and divided
+    "started": ("flux1", {"lora": {"from": START}}, GRPO | {"kl": 0.1}, {"training": {"updates": 2}}),
     # a group is larger than the samples of a forward, and than the share of a rank
     "dgpo": ("flux1", LORA, {"name": "dgpo", "kl": ADAPTIVE, "timesteps": TIMES}, {"sampling": {"groups": 1, "group_size": 7}}),
     "dpo": (
@@ -176,6 +181,16 @@ class Runs:
         self.prompts = root / "prompts.txt"
         self.prompts.write_text("a cat\na photo of a red circle\na dog in the rain, from far away\n")
 
+        source = torch.Generator().manual_seed(7)
+        layers = [f"transformer_blocks.{i}.attn.{name}" for i in (0, 1) for name in ("to_q", "to_k", "add_v_proj")]
+        module = FluxTransformer2DModel.load_config(self.checkpoints["flux1"] / "transformer")
+        width = module["attention_head_dim"] * module["num_attention_heads"]
+        shapes = {"A": (3, width), "B": (width, 3)}
+        save_file(
+            {f"{x}.lora_{y}.weight": torch.randn(shapes[y], generator=source) / 10 for x in layers for y in shapes},
+            root / START,
+        )
+
     def __getitem__(self, run: tuple[str, int]) -> Path:
         name, count = run
         folder = self.root / f"{name}-{count}"
@@ -202,7 +217,7 @@ def config(name: str, checkpoints: Mapping[str, Path], prompts: Path, folder: Pa
     model, training, algorithm, sections = CASES[name]
     options = {"max_sequence_length": 16} if model == "flux1" else {}
     raw: dict[str, Any] = {
-        "model": {"name": model, "path": str(checkpoints[model]), "train": training, **options},
+        "model": {"name": model, "path": str(checkpoints[model]), "train": _placed(training, folder.parent), **options},
         "algorithm": algorithm,
         # beside drawing in some: each rank has a thread for its own groups
         "rewards": {"place": {"name": "recorder", "folder": str(folder / "seen"), "concurrent": name in ("dpo", "full-nft")}},
@@ -223,6 +238,13 @@ def config(name: str, checkpoints: Mapping[str, Path], prompts: Path, folder: Pa
     for section, values in sections.items():
         raw[section] = {**raw.get(section, {}), **values}
     return raw
+
+
+def _placed(training: Any, folder: Path) -> Any:
+    """``training`` with START in ``folder``."""
+    if training == "full" or "from" not in training["lora"]:
+        return training
+    return {"lora": training["lora"] | {"from": str(folder / training["lora"]["from"])}}
 
 
 def movement(folder: Path, checkpoint: Path) -> Tensor:

@@ -81,6 +81,7 @@ def train_two_iterations(
     prompts: Path,
     folder: Path,
     say: Callable[[str], None] = lambda _: None,
+    resume: bool = False,
     **sections: Any,
 ) -> RunDirectory:
     """A run of two iterations in ``folder/run``, with an evaluation before and after; ``sections`` are set on top."""
@@ -97,4 +98,4 @@ def train_two_iterations(
     }
     for name, section in sections.items():
         raw[name] = {**raw.get(name, {}), **section} if isinstance(section, Mapping) else section
-    return train(validate(raw), say=say)
+    return train(validate(raw), resume, say=say)

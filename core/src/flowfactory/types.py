@@ -369,6 +369,9 @@ class Trainable:
     negative_media: whether a negative prompt is encoded together with its prompt's pictures and videos.
     canvas_matters: whether what ``encode`` makes depends on the size and frames that are to be drawn.
     frame_rate: frames a second of what it draws, None for pictures.
+    convert_adapters: from tensors by name of another program's adapters to diffusers' names,
+    ``transformer.<layer>.lora_A.weight``, with ``<layer>.alpha`` where alpha is not the rank; ValueError: it cannot. None: no
+    other names than those are read.
     """
 
     modules: Mapping[str, nn.Module]
@@ -382,6 +385,7 @@ class Trainable:
     negative_media: bool = False
     canvas_matters: bool = False
     frame_rate: float | None = None
+    convert_adapters: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from flowfactory.config.kl import AdaptiveKL, KLTerm, kl_term
 from flowfactory.config.strict import Strict
+from flowfactory.config.warm_start import WarmStart, find_error, is_base, started_from
 
+OF_AN_ADAPTER = ("rank", "alpha", "targets")
+"""What adapters bring themselves that training starts from."""
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")]
 """Where something computes: auto, cpu, cuda, cuda:1 …"""
 
@@ -65,7 +75,7 @@ class ComponentConfig(Strict, ABC):
         return None
 
 
-class LoraConfig(Strict):
+class LoraConfig(WarmStart):
     """Low-rank adapters (arXiv:2106.09685) on the layers whose names end in one of ``targets``."""
 
     rank: int = Field(32, ge=1, le=4096, description="of the two factors of an adapter")
@@ -84,6 +94,27 @@ class LoraConfig(Strict):
         if "alpha" not in self.model_fields_set:
             object.__setattr__(self, "alpha", float(self.rank))  # it is frozen
         return self
+
+    @model_validator(mode="after")
+    def _check_start(self, info: ValidationInfo) -> LoraConfig:
+        start, context = started_from(self), info.context or {}
+        if start is None:
+            if "as" in self.model_fields_set and is_base(self):
+                raise ValueError("as: base is for adapters that training starts from; name them as from, or leave it out")
+            return self
+        if not is_base(self) and (own := [key for key in OF_AN_ADAPTER if key in self.model_fields_set]):
+            raise ValueError(f"{' and '.join(own)}: those of the adapters in from are kept; leave it out, or write as: base")
+        if not context.get("anywhere") and (reason := find_error(start)):
+            raise ValueError(f"from: {reason}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_the_file_says(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        start = started_from(self)
+        if start is None:  # as it was written before there were any
+            return {key: value for key, value in found.items() if key not in ("from", "as")}
+        return found if is_base(self) else {key: value for key, value in found.items() if key not in OF_AN_ADAPTER}
 
 
 class LoraTraining(Strict):
@@ -124,6 +155,15 @@ class ModelConfig(ComponentConfig):
 
     train: Training = Field(LoraTraining(), description="'full', or {lora: {rank, alpha, targets}}")
     quantize: Literal["nf4", "int8"] | None = Field(None, description="how the frozen weights below adapters are stored")
+
+    @model_validator(mode="after")
+    def _check_fused(self) -> ModelConfig:
+        if self.quantize and isinstance(self.train, LoraTraining) and is_base(self.train.lora):
+            raise ValueError(
+                f"train.lora.as: base adds the adapters to the frozen weights, which quantize: {self.quantize} stores in fewer "
+                "bits; write as: start, or leave out quantize"
+            )
+        return self
 
     def untrainable(self) -> str | None:
         """Why nothing can be trained with these options, though drawing can, and what to do; None where it can."""

@@ -28,6 +28,7 @@ from flowfactory.discovery.source_places import place_of
 from flowfactory.discovery.specs import hookimpl
 from flowfactory.errors import UserError
 from flowfactory.flow.rollout import ask_once
+from flowfactory.models.adapter_layouts import read_adapters
 from flowfactory.models.attention import use_attention
 from flowfactory.models.checkpoint_files import reading
 from flowfactory.models.context_checks import check_canvases, check_heads
@@ -217,6 +218,7 @@ class FamilyModel:
             negative_media=family.negative_media,
             canvas_matters=family.canvas_matters,
             frame_rate=family.frame_rate(self._parts),
+            convert_adapters=partial(read_adapters, family.comfyui, transformers, type(pipeline)),
         )
 
     def _fetch(self, online: bool) -> tuple[list[str], tuple[str, ...]]:

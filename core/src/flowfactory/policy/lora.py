@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
     from flowfactory.config.component import LoraConfig
 
-ADAPTER = "default"
+ADAPTER, BASE = "default", "base"
+"""What peft calls the adapters that train; and checkpoints those that are a part of the frozen weights."""
 FILE = "pytorch_lora_weights.safetensors"
 FIRST = "transformer"
 """The pipeline's first transformer; and what diffusers wants before each name, whichever transformer it loads them into."""
 
 
 def add_adapters(
-    module: nn.Module, config: LoraConfig, targets: Sequence[str], seed: int, merging: Merging | None = None
+    module: nn.Module, config: LoraConfig | Adapters, targets: Sequence[str], seed: int, merging: Merging | None = None
 ) -> list[str]:
     """The names of the layers that got an adapter; the rest of ``module`` is frozen.
 
@@ -43,7 +44,7 @@ def add_adapters(
 
 
 def _add_adapters(
-    module: nn.Module, config: LoraConfig, targets: Sequence[str], seed: int, merging: Merging | None
+    module: nn.Module, config: LoraConfig | Adapters, targets: Sequence[str], seed: int, merging: Merging | None
 ) -> list[str]:
     from peft import inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -106,12 +107,13 @@ def _no_layer(layers: Mapping[str, nn.Module], targets: Sequence[str]) -> str:
 
 
 @contextmanager
-def adapters_disabled(module: nn.Module) -> Iterator[None]:
-    """Within it the adapters of ``module`` add nothing: the weights are those that training started from."""
+def adapters_disabled(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within it the adapters of ``modules`` add nothing: the weights are those that new adapters started from."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
-    trains = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    every = list(modules)
+    layers = [layer for module in every for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+    trains = [parameter for module in every for parameter in module.parameters() if parameter.requires_grad]
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -153,13 +155,13 @@ def adapters_of(module: nn.Module) -> Adapters:
     return Adapters(config.r, float(config.lora_alpha), tuple(sorted(config.target_modules)))
 
 
-def exported_name(parameter: str) -> str | None:
-    """``parameter`` without the name that peft has for the adapter. None: it is no adapter's.
+def exported_name(parameter: str, adapter: str = ADAPTER) -> str | None:
+    """``parameter`` without the name of the ``adapter``, which is peft's. None: it is none of its.
 
     ``<layer>.lora_A.weight`` [rank, in, ...] and ``<layer>.lora_B.weight`` [out, rank, ...]; of an embedding
     ``<layer>.lora_embedding_A`` [rank, entries] and ``<layer>.lora_embedding_B`` [out, rank].
     """
-    found = re.fullmatch(rf"(.+\.lora_[AB])\.{ADAPTER}(\.weight)|(.+\.lora_embedding_[AB])\.{ADAPTER}", parameter)
+    found = re.fullmatch(rf"(.+\.lora_[AB])\.{adapter}(\.weight)|(.+\.lora_embedding_[AB])\.{adapter}", parameter)
     return "".join(filter(None, found.groups())) if found else None
 
 

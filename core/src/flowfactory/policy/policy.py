@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,7 @@ class Policy:
         self._merging = Merging()
         self._transformers = Transformers(trainable, precision, seed, quantize, trains, device, self._merging)
         self.modules, self.lora, self.adapted = self._transformers.modules, self._transformers.lora, self._transformers.adapted
+        self.start = self._transformers.start
         self._ahead = Ahead()
         self._evaluate, self._drops_graphs = evaluate, False
         self.velocity_sizes = VelocitySizes()  # of forwards with a gradient
@@ -226,8 +227,8 @@ class Policy:
         self._version = next(self._versions)
 
     def keep_reference(self) -> None:
-        """Remember the weights that training starts from; with LoRA they are the base, and cost nothing."""
-        if self.lora:
+        """Remember the weights that training starts from; with new adapters they are the base, and cost nothing."""
+        if self._transformers.starts_bare:
             self._kept[REFERENCE] = _Kept(self._start, {})
         else:
             self.keep(REFERENCE)
@@ -288,17 +289,10 @@ class Policy:
         kept = self._find(name)
         version, self._version = self._version, kept.version
         try:
-            with self._without_adapters() if name == REFERENCE and self.lora else self._swapped(kept.weights):
+            with self._swapped(kept.weights) if kept.weights else lora.adapters_disabled(self.modules.values()):
                 yield
         finally:
             self._version = version
-
-    @contextmanager
-    def _without_adapters(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for module in self.modules.values():
-                stack.enter_context(lora.adapters_disabled(module))
-            yield
 
     @contextmanager
     def _swapped(self, weights: Mapping[str, Tensor]) -> Iterator[None]:

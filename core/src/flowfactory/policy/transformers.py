@@ -16,6 +16,7 @@ from flowfactory.policy.drawing_layers import DrawingLayers
 from flowfactory.policy.float32_islands import is_island, keep_in_float32
 from flowfactory.policy.merging import Merging
 from flowfactory.policy.parts import parts_of
+from flowfactory.policy.starting_adapters import read_starting_adapters
 from flowfactory.policy.without_autocast import compute_in
 from flowfactory.types import Trainable
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 class Transformers:
     """Owner of the modules of a policy: those that train, and those that sampling needs beside them.
 
-    ``adapted`` are the names of the layers that adapters went on. ``drawing_layers``: see there.
+    ``adapted`` are the names of the layers that adapters went on. ``drawing_layers``: see there. ``start``: the adapters that
+    training starts from, None where these are new and go on the model as it is.
     """
 
     def __init__(
@@ -45,6 +47,9 @@ class Transformers:
         self._device, self._precision, self._trains = device, precision, trains
         self._blocks, self._unread = trainable.blocks, trainable.unread
         self._named: dict[str, nn.Parameter] = {}
+        self.start = read_starting_adapters(trainable)
+        if self.start and self.start.base:
+            self.start.fuse(self.modules)
         self._compiled: list[Callable[[], None]] = []  # what undoes it, where nobody asked for it
         drawing = [*((module, not self.lora) for module in self.modules.values()), *((m, False) for m in self.frozen.values())]
         self.drawing_layers = DrawingLayers(drawing, trainable.blocks, precision, device)
@@ -55,7 +60,11 @@ class Transformers:
                 quantization.quantize_blocks(module, trainable.blocks, quantize, precision, device)
         for name, module in self.modules.items():
             if self.lora:
-                found = lora.add_adapters(module, trainable.training.lora, trainable.lora_targets, seed, merging)
+                kept = self.start if self.start and not self.start.base else None
+                config = kept.adapters(name, module) if kept else trainable.training.lora
+                found = lora.add_adapters(module, config, trainable.lora_targets, seed, merging)
+                if kept:
+                    kept.fill(name, module)
                 self.adapted += [full for layer in found if not (full := f"{name}.{layer}").startswith(trainable.unread)]
             else:
                 module.requires_grad_(True)
@@ -69,6 +78,11 @@ class Transformers:
             module.eval()  # dropout would make the ratio differ from one
         for module in self.frozen.values():
             module.requires_grad_(False).eval()
+
+    @property
+    def starts_bare(self) -> bool:
+        """Whether the weights that training starts from are those without adapters."""
+        return self.lora and (self.start is None or self.start.base)
 
     @property
     def all(self) -> dict[str, nn.Module]:
@@ -144,10 +158,10 @@ class Transformers:
 
         That is, buffers and weights that do not train of modules that train whole, and adapters that do not train.
         """
+        found = {f"frozen/{key}": value for key, value in (self.start.frozen_state() if self.start else {}).items()}
         if self.lora and not self._unread:
-            return {}
+            return found
         trained = self.parameters
-        found: dict[str, Tensor] = {}
         for name, module in self.modules.items():
             inside: dict[str, Tensor] = dict(module.named_parameters()) if self.lora else module.state_dict()
             wanted = (key for key in inside if f"{name}.{key}" not in trained and (not self.lora or lora.exported_name(key)))

@@ -12,7 +12,9 @@ from pydantic import BaseModel
 
 from flowfactory.config.component import ComponentConfig
 from flowfactory.config.schema import RunConfig
+from flowfactory.config.warm_start import find_adapters
 from flowfactory.data import prompts
+from flowfactory.errors import UserError
 
 FREE_TO_CHANGE = (
     *("evaluation", "output", "plugins", "device", "training.iterations"),
@@ -22,18 +24,19 @@ FREE_TO_CHANGE = (
     *("training.batch_size", "training.timesteps_per_forward", "training.kept_on"),
     *("training.activation_checkpointing", "training.compile", "training.matmul", "training.keep_graphs"),
 )
-PROMPTS = ("prompts.train", "prompts.heldout")
+PROMPTS, START = ("prompts.train", "prompts.heldout"), "model.train.lora.from"
 
 
 def fixed_config(config: RunConfig) -> dict[str, Any]:
-    """Every key of ``config`` that is not free to change and its value in JSON; of a prompt file the checksum of its content.
+    """Every key of ``config`` that is not free to change and its value in JSON; of files the checksum of their content.
 
-    UserError: a prompt file cannot be read.
+    UserError: one of them cannot be read.
     """
     free = (*FREE_TO_CHANGE, *_components_free(config))
     values = {key: value for key, value in _flat(config.model_dump(mode="json")).items() if not _is_below(key, free)}
     files = {key: getattr(config.prompts, key.partition(".")[2]) for key in PROMPTS}
-    return values | {key: path and _prompt_checksum(path) for key, path in files.items()}
+    start = {} if START not in values else {START: _adapter_checksum(Path(values[START]))}
+    return values | start | {key: path and _prompt_checksum(path) for key, path in files.items()}
 
 
 def config_changes(before: Mapping[str, Any], config: RunConfig) -> list[str]:
@@ -84,9 +87,16 @@ def _components_free(value: object, place: str = "") -> Iterator[str]:
 
 
 def _describe(key: str, before: Any, now: Any) -> str:
-    if key in PROMPTS:
+    if key in (*PROMPTS, START):
         return f"{key}: its content has changed since" if before and now else f"{key} is {'set' if now else 'not set'} now"
     return f"{key} ({before} then, {now} now)"
+
+
+def _adapter_checksum(path: Path) -> str:
+    try:
+        return checksum({name: _file_checksum(file) for name, file in find_adapters(path).items()})
+    except (ValueError, OSError) as error:
+        raise UserError(f"{START}: {error}") from error
 
 
 def _prompt_checksum(path: Path) -> str:

@@ -128,6 +128,8 @@ def prepare_run(
     blocks.check_names([*trainable.modules.values(), *trainable.frozen.values()], trainable.blocks)
     host = config.training.kept_on == "host"
     policy = Policy(trainable, assembly.hooks.log_prob, device, precision, config.seed, host, config.model.quantize, trains)
+    if policy.start:
+        say(policy.start.sentence())
     sampler = _make_sampler(config, assembly, policy, trainable, folder, ranks)
     heldout_canvas = config.evaluation.canvas(config.sampling)
     wanted = [(train, config.sampling.canvas), (heldout, heldout_canvas)]

@@ -59,20 +59,67 @@ class StoredModule:
             size += own
         yield batch
 
+    @property
+    def exported(self) -> Adapters | None:
+        """Its adapters as others have them: with those that are a part of the frozen weights, of the sum of both ranks."""
+        if self.adapters is None or not (base := self._base):
+            return self.adapters
+        rank = self.adapters.rank + max(self.tensors[name].shape[0] for name in base.values() if _is_down(name))
+        layers = {_layer_of(name) for name in (*base, *self._own)}
+        return Adapters(rank, float(rank), tuple(sorted(layers)))
+
     def folded_entries(self) -> list[Entry]:
         """Its adapters as others name them, see :func:`lora.exported_name`."""
-        return in_order(Entry(name, stored.shape, stored.dtype) for name, (_, stored) in self._exported().items())
+        names = dict.fromkeys((*self._own, *self._base))
+        return in_order(Entry(name, self._shape(name), torch.float32 if self._base else self._dtype(name)) for name in names)
 
     def folded(self, entries: Sequence[Entry]) -> Iterator[Tensor]:
         """The numbers of :meth:`folded_entries`, such that the product of two is what an adapter adds."""
         assert self.adapters is not None
-        exported = self._exported()
-        for entry, factor in zip(entries, self.read(exported[entry.name][0] for entry in entries), strict=True):
-            yield self.adapters.fold(entry.name, factor)
+        if not self._base:
+            factors = self.read(self._own[entry.name] for entry in entries)
+            yield from (self.adapters.fold(entry.name, factor) for entry, factor in zip(entries, factors, strict=True))
+            return
+        for entry in entries:
+            axis = 0 if _is_down(entry.name) else 1
+            own, base = self._own.get(entry.name), self._base.get(entry.name)
+            parts = [self.adapters.fold(entry.name, factor) for factor in self.read([own] if own else [])]
+            parts += self.read([base] if base else [])
+            missing = entry.shape[axis] - sum(part.shape[axis] for part in parts)
+            shape = [missing if place == axis else length for place, length in enumerate(entry.shape)]
+            yield torch.cat([*(part.float() for part in parts), torch.zeros(shape)], axis)
 
-    def _exported(self) -> dict[str, tuple[str, StoredTensor]]:
-        names = {name: lora.exported_name(name) for name in self.tensors}
-        return {exported: (name, self.tensors[name]) for name, exported in names.items() if exported}
+    def _shape(self, name: str) -> tuple[int, ...]:
+        shape = list(self.tensors[self._own.get(name) or self._base[name]].shape)
+        if self._base and self.exported:
+            shape[0 if _is_down(name) else 1] = self.exported.rank
+        return tuple(shape)
+
+    def _dtype(self, name: str) -> torch.dtype:
+        return self.tensors[self._own[name]].dtype
+
+    @property
+    def _own(self) -> dict[str, str]:
+        """By the names that others have, those of the adapters that train."""
+        return self._named(lora.ADAPTER)
+
+    @property
+    def _base(self) -> dict[str, str]:
+        """Those of the adapters that are a part of the frozen weights."""
+        return self._named(lora.BASE)
+
+    def _named(self, adapter: str) -> dict[str, str]:
+        names = {name: lora.exported_name(name, adapter) for name in self.tensors}
+        return {exported: name for name, exported in names.items() if exported}
+
+
+def _is_down(name: str) -> bool:
+    """Whether it is the factor whose first axis is the rank."""
+    return ".lora_A." in name or ".lora_embedding_A" in name
+
+
+def _layer_of(name: str) -> str:
+    return name.partition(".lora_")[0]
 
 
 def read_modules(path: Path, weights: str | None = None) -> list[StoredModule]:
@@ -110,10 +157,11 @@ def write_adapters(modules: Sequence[StoredModule], folder: Path) -> list[Path]:
     """Write adapters as ``pipeline.load_lora_weights`` reads them, and return each module's file."""
     files = []
     for module in modules:
-        assert module.adapters is not None
+        exported = module.exported
+        assert exported is not None
         file, entries = lora.adapter_path(folder, module.name), module.folded_entries()
         file.parent.mkdir(exist_ok=True)
         named = [entry._replace(name=f"{lora.FIRST}.{entry.name}") for entry in entries]
-        write_tensors(file, named, module.folded(entries), lora.adapter_header(module.adapters))
+        write_tensors(file, named, module.folded(entries), lora.adapter_header(exported))
         files.append(file)
     return files

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flowfactory.config.component import ModelConfig
 from flowfactory.errors import UserError
+from flowfactory.models.adapter_layouts import comfyui_name
 from flowfactory.models.family_model import FamilyConfig
 from flowfactory.policy import lora
 from flowfactory.runs.checkpoints.stored_modules import StoredModule, write_adapters
@@ -96,14 +97,6 @@ def _comfyui_layer(layer: str, model: ModelConfig) -> str:
     return name
 
 
-def comfyui_name(layer: str, names: tuple[tuple[str, str], ...]) -> str | None:
-    """What a family's ``names`` make of a layer; None: none of them matches it."""
-    for pattern, name in names:
-        if found := re.fullmatch(pattern, layer):
-            return found.expand(name)
-    return None
-
-
 def _comfyui_names(model: ModelConfig) -> tuple[tuple[str, str], ...]:
     return model.family.comfyui if isinstance(model, FamilyConfig) else ()
 
@@ -113,8 +106,8 @@ def _write_peft(module: StoredModule, folder: Path, origin: Origin) -> Path:
     place = lora.adapter_path(folder, module.name).parent
     place.mkdir(exist_ok=True)
     _write(module, place / PEFT_FILE, lambda layer: f"base_model.model.{layer}")
-    assert module.adapters is not None
-    config = module.adapters.folded_config()
+    assert module.exported is not None
+    config = module.exported.folded_config()
     config.inference_mode = True
     config.base_model_name_or_path = origin.name if origin.hub else None
     config.save_pretrained(str(place))

@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flowfactory.atomic_files import disk_fault, make_temporary_folder, remove_leftovers, system_error
+from flowfactory.config.component import LoraConfig
 from flowfactory.config.schema import RunConfig
+from flowfactory.config.warm_start import is_base, started_from
 from flowfactory.config.wording import written
 from flowfactory.errors import RunError, UserError
 from flowfactory.models.family_model import FamilyConfig
+from flowfactory.policy.lora import Adapters
 from flowfactory.runs import trust
 from flowfactory.runs.checkpoints import lookup
 from flowfactory.runs.checkpoints.load import reading
@@ -126,11 +129,19 @@ def _require_same_training(saved: Path, modules: Sequence[StoredModule], config:
     names = [module.name for module in modules]
     if isinstance(model, FamilyConfig):
         names += model.family.trained_transformers(model.checkpoint, model)
-    told = {module.name: module.adapters and (module.adapters.rank, module.adapters.alpha) for module in modules}
-    if other := next((name for name in names if told.get(name, ()) != (lora and (lora.rank, lora.alpha))), None):
+    told = {module.name: module.adapters for module in modules}
+    if other := next((name for name in names if name not in told or not _is_trained_so(told[name], lora)), None):
         raise RunError(
             f"{saved} holds other weights than the config trains: {written(other)}; choose the run directory that it is of"
         )
+
+
+def _is_trained_so(adapters: Adapters | None, lora: LoraConfig | None) -> bool:
+    """Whether ``adapters`` are what a run of ``lora`` trains; None of both: all weights."""
+    if adapters is None or lora is None:
+        return adapters is None and lora is None
+    brings_own = started_from(lora) is not None and not is_base(lora)  # rank and alpha, as its file says
+    return brings_own or (adapters.rank, adapters.alpha) == (lora.rank, lora.alpha)
 
 
 def _write_full(
