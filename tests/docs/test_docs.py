@@ -7,12 +7,12 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import docs_modules
 import pytest
+from pages import BLOCKS, DOCS, PAGES, ROOT, WHOLE, WRITTEN, Block, blocks_of, write_files
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
@@ -23,33 +23,6 @@ from flowfactory.discovery.discover import discover
 from flowfactory.errors import RunError, UserError
 from flowfactory_tiny import pretrain, prompt_files, scenes
 
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.rglob("*.md"))
-READMES = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("*/README.md"), *ROOT.glob("plugins/*/README.md")]
-WRITTEN = [*PAGES, *READMES]
-
-
-@dataclass(frozen=True)
-class Block:
-    page: Path
-    language: str
-    text: str
-
-    @property
-    def file(self) -> str | None:
-        """The file it is, if its first line says so: then it is whole."""
-        match = re.match(r"# (\w+\.(?:py|yaml|toml))\n", self.text)
-        return match.group(1) if match else None
-
-
-def blocks_of(page: Path) -> list[Block]:
-    found = re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [Block(page, language, text) for language, text in found]
-
-
-BLOCKS = [block for page in WRITTEN for block in blocks_of(page)]
-WHOLE = {block.file: block for block in BLOCKS if block.file}
 CONFIGS = sorted(name for name in WHOLE if name.endswith(".yaml"))
 TOYS = [name for name in CONFIGS if "name: pixels" in WHOLE[name].text]
 OTHERS = [name for name in CONFIGS if name not in TOYS]
@@ -62,13 +35,7 @@ COUPLED = ("grpo", "grpo-guard", "dppo")
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every file of the pages, and the prompts that their configs name."""
-    for name, block in WHOLE.items():
-        (tmp_path / name).write_text(block.text, encoding="utf-8")
-    for file, colour in {"prompts.txt": "red", "heldout.txt": "yellow"}.items():
-        (tmp_path / file).write_text(
-            f"a {colour} circle on white\ntwo {colour} rings on black\na green square above a {colour} cross on gray\n",
-            encoding="utf-8",
-        )
+    write_files(tmp_path)
     monkeypatch.setenv("FLOWFACTORY_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -26,8 +26,8 @@ SPECS = (DiscoverySpecs, RunSpecs)
 HOOKS = sorted(name for specs in SPECS for name, hook in vars(specs).items() if hasattr(hook, f"{PROJECT}_spec"))
 MATHS = ("flowfactory.flow", "flowfactory.rl", "flowfactory.policy")
 TYPES = (
-    *("Canvas", "Conditions", "Evaluation", "Experience", "Loss", "Policy", "Prompt", "RunInfo", "Runtime", "Samples"),
-    *("SamplingPlan", "Step", "Trainable", "Trajectory"),
+    *("Canvas", "Conditions", "Dynamics", "Evaluation", "Experience", "Loss", "NoiseKey", "Policy", "Prompt", "RunInfo"),
+    *("Runtime", "Samples", "SamplingPlan", "Step", "Trainable", "Trajectory"),
 )
 
 

@@ -79,29 +79,24 @@ def command(*arguments: str) -> tuple[int, str]:
     return found.exit_code, found.output
 
 
+def of_no_example(folder: Path) -> tuple[str, ...]:
+    """Options of a start with a model that has no bundled example, and so no prompts of its own."""
+    plugin = folder / "guided.py"
+    plugin.write_text("from flowfactory.testing.two_parameter import register_components  # noqa: F401\n")
+    return ("--model", "guided", "--algorithm", "policy-gradient", "--reward", "bright", "--plugin", str(plugin))
+
+
 def test_placeholder_prompts_are_called_that_and_no_group_lacks_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    command("init", "--model", "sd3", "--algorithm", "grpo", "--reward", "jpeg-size", "--memory", "24GB")
-    prompts = (tmp_path / "sd3-grpo-prompts.txt").read_text().splitlines()
-    text = (tmp_path / "sd3-grpo.yaml").read_text()
-    assert load(tmp_path / "sd3-grpo.yaml").sampling.groups == len(prompts) == 4
+    command("init", *of_no_example(tmp_path), "--memory", "24GB", "--out", "guided.yaml")
+    prompts = (tmp_path / "guided-prompts.txt").read_text().splitlines()
+    text = (tmp_path / "guided.yaml").read_text()
+    assert load(tmp_path / "guided.yaml").sampling.groups == len(prompts) == 4
     told = "are placeholders; write many of your own there, and set sampling.groups to up to 16."
-    assert f"# Prompts: the 4 in sd3-grpo-prompts.txt {told}" in text
+    assert f"# Prompts: the 4 in guided-prompts.txt {told}" in text
     (tmp_path / "sub").mkdir()
     (tmp_path / "mine.txt").write_text("\n".join(map(str, range(40))))
-    command(
-        "init",
-        "--model",
-        "sd3",
-        "--algorithm",
-        "grpo",
-        "--reward",
-        "jpeg-size",
-        "--prompts",
-        "sub/../mine.txt",
-        "--out",
-        "x.yaml",
-    )
+    command("init", *of_no_example(tmp_path), "--prompts", "sub/../mine.txt", "--out", "x.yaml")
     assert load(tmp_path / "x.yaml").sampling.groups == 16
     assert "# Prompts:" not in (tmp_path / "x.yaml").read_text()
     assert f"train: {tmp_path.resolve()}/mine.txt" in (tmp_path / "x.yaml").read_text()
@@ -109,11 +104,8 @@ def test_placeholder_prompts_are_called_that_and_no_group_lacks_one(tmp_path: Pa
 
 def test_guidance_is_written_for_a_model_that_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    plugin = tmp_path / "guided.py"
-    plugin.write_text("from flowfactory.testing.two_parameter import register_components  # noqa: F401\n")
     told = "# Guidance: set sampling.guidance to that which the model will be used with, see docs/guidance"
-    guided = ("--model", "guided", "--algorithm", "policy-gradient", "--reward", "bright", "--plugin", str(plugin))
-    command("init", *guided, "--out", "x.yaml")
+    command("init", *of_no_example(tmp_path), "--out", "x.yaml")
     text = (tmp_path / "x.yaml").read_text()
     assert told in text
     assert "\n  guidance: 1.0 " in text

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from flowfactory.policy.policy import Policy
     from flowfactory.types import (
         Conditions,
+        Dynamics,
         Evaluation,
         Index,
+        NoiseKey,
         Prompt,
         RunInfo,
         Runtime,
@@ -57,6 +59,7 @@ __all__ = [
     "ComponentConfig",
     "Conditions",
     "Device",
+    "Dynamics",
     "DynamicsConfig",
     "EvaluatedSample",
     "Evaluation",
@@ -66,6 +69,7 @@ __all__ = [
     "LocalPath",
     "Loss",
     "ModelConfig",
+    "NoiseKey",
     "Policy",
     "Prompt",
     "RunConfig",

@@ -122,7 +122,10 @@ HELD_OUT = -1
 
 
 class NoiseKey(NamedTuple):
-    """What, beside the plan's seed and iteration, the noise of one sample depends on."""
+    """What, beside the plan's seed and iteration, the noise of one sample depends on.
+
+    ``prompt``: the ``index`` of its prompt; ``member``: its place among the samples of that prompt, from 0.
+    """
 
     prompt: int
     member: int

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from flowfactory import Policy, RunInfo, UserError, hookimpl
 from flowfactory.cli.main import app
-from flowfactory.config.loading import validate
+from flowfactory.config.loading import load, validate
 from flowfactory.runs.train import train
 from flowfactory.testing.two_parameter import FILE
 
@@ -184,3 +184,12 @@ def test_a_folder_that_holds_no_pipeline_is_one_line(settings: dict[str, Any], t
     with pytest.raises(UserError, match=rf"model\.path: {tmp_path} has no model_index\.json; give the folder") as refused:
         validate(settings)
     assert "\n" not in str(refused.value)
+
+
+def test_the_example_is_of_the_released_checkpoint_and_draws_as_it_learns(tmp_path: Path) -> None:
+    pytest.importorskip("flowfactory_rewards", reason="the reward of the example")
+    pytest.importorskip("flowfactory_grpo", reason="its algorithm")
+    chosen = load("sd3", out=tmp_path / "run")
+    assert chosen.model.path == "stabilityai/stable-diffusion-3.5-medium"  # type: ignore[attr-defined]
+    assert chosen.sampling.batch_size == chosen.training.batch_size, "the first ratio would be rounding"
+    assert chosen.sampling.groups * chosen.sampling.group_size % (chosen.training.updates * chosen.training.batch_size) == 0
