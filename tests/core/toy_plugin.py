@@ -172,7 +172,7 @@ class BrightConfig(ComponentConfig):
 
     weighs: int | None = Field(None, description="bytes that it says it holds, under one name for all")
 
-    def weights(self) -> dict[str, int] | None:
+    def weight_bytes(self) -> dict[str, int] | None:
         return None if self.weighs is None else {"bright": self.weighs}
 
     def build(self, label: str) -> Bright:

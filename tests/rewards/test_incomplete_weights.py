@@ -295,7 +295,7 @@ def test_files_that_macos_leaves_are_not_read(whole: dict[str, Path], tmp_path: 
     assert config_with_reward(tmp_path, {"name": "clip", "path": "weights"}, [{"prompt": "a cat"}])
     config = ClipConfig(path=str(folder))
     config.build("mine").prepare_reward(CPU)
-    assert config.weights() == {f"{folder}, float32": sum(ClipConfig(path=str(whole["clip"])).weights().values())}
+    assert config.weight_bytes() == {f"{folder}, float32": sum(ClipConfig(path=str(whole["clip"])).weight_bytes().values())}
 
 
 @pytest.mark.parametrize("harm", ["half", "cut"])

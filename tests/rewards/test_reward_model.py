@@ -184,7 +184,7 @@ def test_it_tells_what_its_weights_take_without_reading_them(folder: Path, tmp_p
         "far": {"name": "clip", "path": "nobody/has-this"},
     }
     config = configured(tmp_path, rewards)
-    held = {label: reward.weights() for label, reward in config.rewards.items()}
+    held = {label: reward.weight_bytes() for label, reward in config.rewards.items()}
     assert held["a"] is not None
     assert held["b"] is not None
     assert [*held["a"].values(), *held["b"].values()] == [4 * count, 2 * count]

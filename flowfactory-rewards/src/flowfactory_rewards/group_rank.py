@@ -32,8 +32,8 @@ class GroupRankConfig(ComponentConfig):
     def lacking(self) -> str | None:
         return self.of.lacking()
 
-    def weights(self) -> Mapping[str, int] | None:
-        return self.of.weights()
+    def weight_bytes(self) -> Mapping[str, int] | None:
+        return self.of.weight_bytes()
 
     def build(self, label: str) -> GroupRank:
         return GroupRank(label, Rewards({label: self.of}))

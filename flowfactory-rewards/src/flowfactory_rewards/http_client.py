@@ -72,7 +72,7 @@ class ClientConfig(ComponentConfig):
         description="seconds that a request waits for servers that are busy, or that were there and are away",
     )
 
-    def weights(self) -> dict[str, int]:
+    def weight_bytes(self) -> dict[str, int]:
         """None here: so that the servers are asked before any weight is read."""
         return {}
 

@@ -24,7 +24,7 @@ class JpegSizeConfig(ComponentConfig):
     quality: int = Field(95, ge=1, le=100, description="of the JPEG, as Pillow counts it")
     frames: int = Field(8, ge=1, le=10_000, description="of a video that are looked at, evenly spread")
 
-    def weights(self) -> dict[str, int]:
+    def weight_bytes(self) -> dict[str, int]:
         return {}
 
     def build(self, label: str) -> JpegSize:

@@ -67,7 +67,7 @@ class OcrConfig(ComponentConfig):
         """Every prompt says what is to be written."""
         check_prompts(run, self, lambda prompt: parse_texts(prompt.text, prompt.metadata))
 
-    def weights(self) -> dict[str, int]:
+    def weight_bytes(self) -> dict[str, int]:
         return {}
 
     def lacking(self) -> str | None:

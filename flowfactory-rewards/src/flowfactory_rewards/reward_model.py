@@ -61,7 +61,7 @@ class RewardModelConfig(ComponentConfig):
         except UserError as error:
             raise ValueError(str(error)) from error
 
-    def weights(self) -> dict[str, int] | None:
+    def weight_bytes(self) -> dict[str, int] | None:
         """As ComponentConfig.weights, where all of them are on this machine as safetensors."""
         size = DTYPES[self.dtype].itemsize
         found = {f"{path}, {self.dtype}": count_parameters(path) for path in self.checkpoints}

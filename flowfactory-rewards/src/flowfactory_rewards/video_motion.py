@@ -37,7 +37,7 @@ class VideoMotionConfig(ComponentConfig):
         """What is drawn moves."""
         check_videos(run, self, "video-motion")
 
-    def weights(self) -> dict[str, int]:
+    def weight_bytes(self) -> dict[str, int]:
         return {}
 
     def lacking(self) -> str | None:

@@ -67,7 +67,7 @@ class ComponentConfig(Strict, ABC):
         """One sentence for each option that does nothing beside the others of ``run``, a RunConfig, with what to do."""
         return ()
 
-    def weights(self) -> Mapping[str, int] | None:
+    def weight_bytes(self) -> Mapping[str, int] | None:
         """Bytes of the weights that a reward will hold, by what they are called; None where that is not known.
 
         What two rewards call by one name they hold together. ``flowfactory estimate`` counts them.

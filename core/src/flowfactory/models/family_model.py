@@ -20,7 +20,7 @@ from torch import Tensor
 from flowfactory import flow
 from flowfactory.canvas import Canvas
 from flowfactory.config.attention import Attention, attention_unavailable, attention_untrainable
-from flowfactory.config.component import LoraTraining, ModelConfig
+from flowfactory.config.component import LoraTraining
 from flowfactory.config.paths import CheckpointPath
 from flowfactory.data.condition_checks import one_each
 from flowfactory.discovery.installed_version import installed_version
@@ -33,12 +33,13 @@ from flowfactory.models.attention import use_attention
 from flowfactory.models.checkpoint_files import reading
 from flowfactory.models.context_checks import check_canvases, check_heads
 from flowfactory.models.encoder_dtype import choose_encoder_dtype, round_entry
-from flowfactory.models.family import Entry, Family, Parts, start_from_noise
+from flowfactory.models.family import Entry, Parts, start_from_noise
 from flowfactory.models.feature_cache import Remembering, remember_nothing, use_feature_cache
 from flowfactory.models.library_imports import without_peft
 from flowfactory.models.on_meta import check_lora_targets
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.models.resolution import Grid
+from flowfactory.models.single_file_option import SingleFileConfig
 from flowfactory.models.tokenizers import using_template
 from flowfactory.types import (
     Agree,
@@ -69,13 +70,11 @@ ENTRY_HEADER = 256
 """Bytes of a file of the cache beside its tensors, about."""
 
 
-class FamilyConfig(ModelConfig):
+class FamilyConfig(SingleFileConfig):
     """What the options of every model over a diffusers pipeline share."""
 
     caches_features: ClassVar[bool] = True
     detaches_negatives: ClassVar[bool] = True
-
-    family: ClassVar[Family]
 
     path: CheckpointPath = Field(description="a diffusers folder or a hub id")
     free_to_change = ("decode_batch_size", "tiling", "encoders_on", "decoder_on", "attention")
@@ -101,7 +100,7 @@ class FamilyConfig(ModelConfig):
     @property
     def checkpoint(self) -> Pretrained:
         """What ``path`` names."""
-        return Pretrained(self.path, self.family.pipelines, self.variant, self.family.unused)
+        return Pretrained(self.path, self.family.pipelines, self.variant, self.family.unused, self.single_files)
 
     def encoded_tokens(self) -> int | None:
         """The most tokens of an encoded text; None where nothing bounds them."""

@@ -22,6 +22,7 @@ from flowfactory.models.checkpoint_files import check_file, check_files, read_se
 from flowfactory.models.library_imports import library_class, only_diffusers, reads_text
 from flowfactory.models.loading_report import load_module
 from flowfactory.models.scheduler_settings import check_scheduler
+from flowfactory.models.single_file import load_single_file
 from flowfactory.models.tokenizers import check_vocabulary, check_vocabulary_files, limit_length, load_tokenizer
 from flowfactory.postponed_imports import settle_imports
 
@@ -38,6 +39,7 @@ class Pretrained:
     """A folder or a hub id that ``pipelines[0]`` opens, a class of diffusers; ``pipelines`` are what it may call itself.
 
     variant: of the weights, where a part has it. unused: by part, names of weights as :func:`refuse_gaps` takes them.
+    single_files: by part, the file that has its weights in place of those in its folder.
     """
 
     def __init__(
@@ -46,8 +48,10 @@ class Pretrained:
         pipelines: tuple[str, ...],
         variant: str | None = None,
         unused: Mapping[str, Collection[str]] | None = None,
+        single_files: Mapping[str, Path] | None = None,
     ) -> None:
         self.path, self._pipelines, self._variant, self._unused = path, pipelines, variant, unused or {}
+        self._single_files = single_files or {}
         self._online, self._fetched = True, dict[frozenset[str], Path]()
 
     @cached_property
@@ -233,6 +237,8 @@ class Pretrained:
         stays: whether they stay in their files, where they can, until :func:`flowfactory.stored_weights.place`.
         """
         path, source = folder / name, f"{name} of {self.path}"
+        if name in self._single_files:
+            return load_single_file(kind, self._single_files[name], path, dtype, self._unused.get(name, ()))
         if issubclass(kind, nn.Module):
             return load_module(kind, path, source, self._unused.get(name, ()), self._variant_of(path), stays, dtype=dtype)
         if reads_text(kind):

@@ -43,7 +43,7 @@ class RewardExecutor:
 
     def __init__(self, label: str, config: ComponentConfig, plugins: Sequence[Path] = ()) -> None:
         self.label = label
-        self.holds_weights = config.weights() != {}
+        self.holds_weights = config.weight_bytes() != {}
         self._ready = False
         self._component = RewardComponent(label, config)
         self._timeout: float | None = getattr(config, "timeout", None)

@@ -28,7 +28,7 @@ class ColorShareConfig(ComponentConfig):
         """Every prompt that it judges is a caption of the tiny world."""
         rewards.check_prompts(run, self, partial(read_caption, "color-share"))
 
-    def weights(self) -> dict[str, int]:
+    def weight_bytes(self) -> dict[str, int]:
         return {}
 
     def build(self, label: str) -> ColorShare:

@@ -39,7 +39,7 @@ class SceneConfig(ComponentConfig):
         """Every prompt that it judges is a caption of the tiny world, which is the only thing this reward can read."""
         rewards.check_prompts(run, self, partial(read_caption, "scene"))
 
-    def weights(self) -> dict[str, int]:
+    def weight_bytes(self) -> dict[str, int]:
         return {}
 
     def build(self, label: str) -> Scene:

@@ -171,7 +171,7 @@ def reward_weight_bytes(config: RunConfig, cuda: bool) -> tuple[Part, tuple[str,
     told: dict[tuple[str, bool], int] = {}
     unknown = []
     for label, reward in (*config.rewards.items(), *config.evaluation.rewards.items()):
-        weights, workers = reward.weights(), getattr(reward, "workers", 0)
+        weights, workers = reward.weight_bytes(), getattr(reward, "workers", 0)
         if weights is None:
             unknown.append(label)
             continue
