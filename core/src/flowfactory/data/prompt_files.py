@@ -305,7 +305,7 @@ def _read_header(cells: Sequence[str], line: int, delimiter: str) -> list[str]:
     return names
 
 
-_KEYS = ("prompt", "negative_prompt", "image", "images", "video", "audio", "rewards")
+_KEYS = ("prompt", "negative_prompt", "image", "images", "video", "audio", "target", "chosen", "rejected", "rewards")
 _READERS: Mapping[str, Callable[[Iterator[str]], Iterator[Row]]] = {
     ".txt": _read_lines,
     ".jsonl": _read_json_lines,

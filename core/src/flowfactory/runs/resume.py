@@ -90,11 +90,14 @@ def _describe(key: str, before: Any, now: Any) -> str:
 
 
 def _prompt_checksum(path: Path) -> str:
-    """The checksum of the prompts in a file and of the media they bring, wherever those lie."""
+    """The checksum of the prompts in a file and of the files they bring, wherever those lie."""
     found = hashlib.blake2b(digest_size=16)
     for prompt in prompts.read_prompts(path):
         kinds = [len(prompt.images), prompt.video is not None, prompt.audio is not None]
-        whole = [prompt.text, prompt.negative, dict(prompt.metadata), kinds, [_file_checksum(file) for file in prompt.media]]
+        whole: list[Any] = [prompt.text, prompt.negative, dict(prompt.metadata), kinds]
+        whole.append([_file_checksum(file) for file in prompt.media])
+        if prompt.records:  # without them as it always was
+            whole.append([path and _file_checksum(path) for path in (prompt.target, prompt.chosen, prompt.rejected)])
         found.update(checksum(whole).encode())
     return found.hexdigest()
 

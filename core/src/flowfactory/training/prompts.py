@@ -30,6 +30,7 @@ def prompt_checks(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[
     yield lambda: prompts.check_media(both, model.takes, getattr(model, "name", "model"))
     yield lambda: prompts.check_files(train, model, config.sampling.canvas.frames)
     yield lambda: prompts.check_files(heldout, model, config.evaluation.canvas(config.sampling).frames)
+    yield lambda: prompts.check_records(both)
     yield lambda: prompts.check_picture_tokens(both, model, config.distributed.context)
     labels, learned = [*config.rewards, *config.evaluation.rewards], {x for x, r in config.rewards.items() if reward_weight(r)}
     yield lambda: prompts.check_reward_labels(train, labels, learned)
