@@ -18,7 +18,7 @@ from flowfactory.config.component import AlgorithmConfig, ComponentConfig, Devic
 from flowfactory.config.ema import Decay
 from flowfactory.config.feature_caches import FeatureCache
 from flowfactory.config.optimizers import AdamWConfig, Optimizer
-from flowfactory.config.paths import LocalPath, file_error
+from flowfactory.config.paths import LocalPath, prompts_error
 from flowfactory.config.strict import Strict
 
 Side = Annotated[int, Field(ge=1, le=16_384)]
@@ -26,7 +26,9 @@ Side = Annotated[int, Field(ge=1, le=16_384)]
 
 
 class PromptsConfig(Strict):
-    """Files of prompts: ``.txt``, ``.jsonl``, ``.ndjson``, ``.json``, ``.csv`` or ``.tsv``."""
+    """Files of prompts: ``.txt``, ``.jsonl``, ``.ndjson``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet``; or folders of
+    pictures with captions.
+    """
 
     train: LocalPath = Field(description="prompts to train on")
     heldout: LocalPath | None = Field(None, description="drawn before, during and after training, never trained on")
@@ -39,7 +41,7 @@ class PromptsConfig(Strict):
     @classmethod
     def _check_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
         unread = f"prompts.{info.field_name}" in (info.context or {}).get("unread", ())
-        if path is not None and not unread and (reason := file_error(path)):
+        if path is not None and not unread and (reason := prompts_error(path)):
             none = info.field_name == "heldout" and path.name.lower() in ("none", "null")
             raise ValueError(f"{reason}; for none, write null" if none else reason)
         return path

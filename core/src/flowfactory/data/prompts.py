@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Collection, Sequence
@@ -24,20 +25,20 @@ from flowfactory.types import Prompt
 
 
 def read_prompts(path: Path, video_fps: Literal["model", "keep"] = "model") -> tuple[Prompt, ...]:
-    """The prompts of a .txt, .jsonl, .ndjson, .json, .csv or .tsv file: a text or an object each; empty lines are passed over.
+    """The prompts of a file, or of a folder of pictures with captions: a text or an object each, as the suffix says.
 
     An object has ``prompt``, and may have ``negative_prompt``, ``image`` or ``images``, ``video``, ``audio``, ``target``,
     ``chosen`` and ``rejected``, whose relative paths are relative to the file; everything else is metadata, and null says
-    nothing. UserError: one line with the file and the line in it: no prompts, none of these kinds of file, a prompt that is
-    none, or a file that is not there.
+    nothing. UserError: one line with the file and the place in it: no prompts, another kind of file, a prompt that is none, or
+    a file that is not there.
     """
     prompts: list[Prompt] = []
-    folder = path.parent.resolve()
-    for line, item in read_rows(path):
+    folder = (path if os.path.isdir(path) else path.parent).resolve()
+    for place, item in read_rows(path):
         try:
             prompts.append(_parse_prompt(item, len(prompts), folder, video_fps))
         except ValueError as error:
-            raise UserError(f"prompts {path} line {line}: {error}") from error
+            raise UserError(f"prompts {path} {place}: {error}") from error
     if not prompts:
         raise UserError(f"prompts {path}: there is no prompt in it; write one a line")
     return tuple(prompts)
