@@ -25,6 +25,10 @@ Side = Annotated[int, Field(ge=1, le=16_384)]
 """Of a picture, in pixels."""
 
 
+MANY_PROMPTS, PROMPTS_AT_ONCE = 4096, 2048
+"""The most training prompts that are encoded before a run begins, and how many of more are at a time, unless a config says."""
+
+
 class PromptsConfig(Strict):
     """Files of prompts: ``.txt``, ``.jsonl``, ``.ndjson``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet``; or folders of
     pictures with captions.
@@ -36,6 +40,18 @@ class PromptsConfig(Strict):
     video_fps: Literal["model", "keep"] = Field(
         "model", description="model: a prompt's video is read at the model's frames per second; keep: frame by frame"
     )
+    encode_ahead: Literal["auto", "all"] | Annotated[int, Field(ge=1, le=1_000_000_000)] = Field(
+        "auto",
+        description="training prompts that are encoded in one go, before the iterations that draw them; all: every one before "
+        f"the first iteration; auto: all of at most {MANY_PROMPTS}, else {PROMPTS_AT_ONCE}; does not change what is drawn",
+    )
+
+    def iterations_at_once(self, count: int, groups: int) -> int | None:
+        """Iterations whose prompts are encoded in one go, of ``count`` training prompts; None where all are at the start."""
+        ahead = self.encode_ahead
+        if ahead == "auto":
+            ahead = "all" if count <= MANY_PROMPTS else PROMPTS_AT_ONCE
+        return None if ahead == "all" or ahead >= count else max(1, ahead // groups)
 
     @field_validator("train", "heldout")
     @classmethod

@@ -18,7 +18,7 @@ FREE_TO_CHANGE = (
     *("evaluation", "output", "plugins", "device", "training.iterations"),
     *("training.patience_flat", "training.early_stop"),
     # about memory and speed, and no number but for rounding
-    *("distributed", "sampling.keep_on", "sampling.batch_size"),
+    *("distributed", "sampling.keep_on", "sampling.batch_size", "prompts.encode_ahead"),
     *("training.batch_size", "training.timesteps_per_forward", "training.kept_on"),
     *("training.activation_checkpointing", "training.compile", "training.matmul", "training.keep_graphs"),
 )
