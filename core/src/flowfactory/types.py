@@ -42,7 +42,8 @@ class Prompt:
     ``negative`` is its own negative prompt, None for the config's; images, video and audio are files; metadata is what else
     its file says of it. ``is_negative``: it is itself what guidance leads away from, for an ``encode`` that treats both apart.
     ``video_fps``: whether its video is read at the model's frame rate, or frame by frame. ``target``, ``chosen`` and
-    ``rejected`` are pictures or videos that were made for it; nothing that is drawn depends on them.
+    ``rejected`` are pictures or videos that were made for it; nothing that is drawn depends on them. ``source`` is the name of
+    its file, where the config gives files names, and ``index`` its place in all of them.
     """
 
     text: str
@@ -57,6 +58,7 @@ class Prompt:
     target: Path | None = None
     chosen: Path | None = None
     rejected: Path | None = None
+    source: str = ""
 
     @property
     def media(self) -> tuple[Path, ...]:

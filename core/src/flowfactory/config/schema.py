@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +19,8 @@ from flowfactory.config.component import AlgorithmConfig, ComponentConfig, Devic
 from flowfactory.config.ema import Decay
 from flowfactory.config.feature_caches import FeatureCache
 from flowfactory.config.optimizers import AdamWConfig, Optimizer
-from flowfactory.config.paths import LocalPath, prompts_error
+from flowfactory.config.paths import LocalPath
+from flowfactory.config.sources import PromptSource, Source, Train, check_file
 from flowfactory.config.strict import Strict
 
 Side = Annotated[int, Field(ge=1, le=16_384)]
@@ -34,7 +36,10 @@ class PromptsConfig(Strict):
     pictures with captions.
     """
 
-    train: LocalPath = Field(description="prompts to train on")
+    train: Train = Field(
+        examples=["a path", "{NAME: {file: …}}"],
+        description="prompts to train on: a file, or several by names, each with its weight",
+    )
     heldout: LocalPath | None = Field(None, description="drawn before, during and after training, never trained on")
     negative: str = Field("", description="the negative prompt of classifier-free guidance, for prompts without their own")
     video_fps: Literal["model", "keep"] = Field(
@@ -56,11 +61,30 @@ class PromptsConfig(Strict):
     @field_validator("train", "heldout")
     @classmethod
     def _check_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
-        unread = f"prompts.{info.field_name}" in (info.context or {}).get("unread", ())
-        if path is not None and not unread and (reason := prompts_error(path)):
-            none = info.field_name == "heldout" and path.name.lower() in ("none", "null")
-            raise ValueError(f"{reason}; for none, write null" if none else reason)
-        return path
+        return check_file(path, f"prompts.{info.field_name}", info) if isinstance(path, Path) else path
+
+    @property
+    def named(self) -> Mapping[str, PromptSource]:
+        """The sources of training prompts by their names; empty where they are one file."""
+        return {} if isinstance(self.train, Path) else self.train
+
+    @property
+    def weights(self) -> dict[str, int]:
+        """The share of an iteration's groups that each source has."""
+        return {name: source.weight for name, source in self.named.items()}
+
+    @property
+    def trained(self) -> list[Source]:
+        """The files of training prompts, in order."""
+        if isinstance(self.train, Path):
+            return [Source("", self.train)]
+        return [Source(name, source.file, source.rewards) for name, source in self.train.items()]
+
+    @property
+    def held_out(self) -> list[Source]:
+        """The files of held-out prompts, in order."""
+        own = [Source(name, source.heldout, source.rewards) for name, source in self.named.items() if source.heldout]
+        return [*([Source("", self.heldout)] if self.heldout else ()), *own]
 
 
 class SamplingConfig(Strict):

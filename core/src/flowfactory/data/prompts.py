@@ -8,12 +8,15 @@ import os
 import re
 import unicodedata
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from flowfactory.config.component import ModelConfig, Takes
 from flowfactory.config.paths import URL, resolve_path
+from flowfactory.config.sources import Source
 from flowfactory.config.wording import LONGEST, written
 from flowfactory.data.file_kinds import sort_of
 from flowfactory.data.pictures import check_picture
@@ -42,6 +45,23 @@ def read_prompts(path: Path, video_fps: Literal["model", "keep"] = "model") -> t
     if not prompts:
         raise UserError(f"prompts {path}: there is no prompt in it; write one a line")
     return tuple(prompts)
+
+
+def read_source(source: Source, video_fps: Literal["model", "keep"] = "model") -> tuple[Prompt, ...]:
+    """The prompts of ``source``, to which its rewards apply where they do not say so themselves. UserError: as read_prompts."""
+    found = read_prompts(source.file, video_fps)
+    if source.rewards is not None:
+        told = {"rewards": [*source.rewards]}
+        found = tuple(replace(prompt, metadata={**told, **prompt.metadata}) for prompt in found)
+    return tuple(replace(prompt, source=source.name) for prompt in found) if source.name else found
+
+
+def read_sources(sources: Sequence[Source], video_fps: Literal["model", "keep"] = "model") -> tuple[Prompt, ...]:
+    """The prompts of all ``sources``, one behind the other, and numbered so."""
+    found = [read_source(source, video_fps) for source in sources]
+    if len(found) < 2:
+        return found[0] if found else ()
+    return tuple(replace(prompt, index=index) for index, prompt in enumerate(chain.from_iterable(found)))
 
 
 def _parse_prompt(item: Any, index: int, folder: Path, video_fps: Literal["model", "keep"]) -> Prompt:

@@ -32,8 +32,7 @@ def fixed_config(config: RunConfig) -> dict[str, Any]:
     """
     free = (*FREE_TO_CHANGE, *_components_free(config))
     values = {key: value for key, value in _flat(config.model_dump(mode="json")).items() if not _is_below(key, free)}
-    files = {key: getattr(config.prompts, key.partition(".")[2]) for key in PROMPTS}
-    return values | {key: path and _prompt_checksum(path) for key, path in files.items()}
+    return values | {key: path and _prompt_checksum(path) for key, path in _prompt_files(config).items()}
 
 
 def config_changes(before: Mapping[str, Any], config: RunConfig) -> list[str]:
@@ -84,9 +83,18 @@ def _components_free(value: object, place: str = "") -> Iterator[str]:
 
 
 def _describe(key: str, before: Any, now: Any) -> str:
-    if key in PROMPTS:
+    if key in PROMPTS or (key.startswith("prompts.train.") and key.endswith((".file", ".heldout"))):
         return f"{key}: its content has changed since" if before and now else f"{key} is {'set' if now else 'not set'} now"
     return f"{key} ({before} then, {now} now)"
+
+
+def _prompt_files(config: RunConfig) -> dict[str, Path | None]:
+    """The files of prompts by their keys; None where there is none."""
+    chosen = config.prompts
+    train: dict[str, Path | None] = {"prompts.train": chosen.train} if isinstance(chosen.train, Path) else {}
+    for name, source in chosen.named.items():
+        train |= {f"prompts.train.{name}.file": source.file, f"prompts.train.{name}.heldout": source.heldout}
+    return {**train, "prompts.heldout": chosen.heldout}
 
 
 def _prompt_checksum(path: Path) -> str:

@@ -35,10 +35,10 @@ class EncodingAhead:
 
     def upcoming(self, iteration: int) -> list[Prompt]:
         """The prompts of the stretch that begins with ``iteration``, each once, in the order in which they are drawn."""
-        groups, seed = self._config.sampling.groups, self._config.seed
+        groups, seed, weights = self._config.sampling.groups, self._config.seed, self._config.prompts.weights
         found: dict[int, Prompt] = {}
         for number in self._stretch(iteration):
-            found |= {prompt.index: prompt for prompt in prompts_of_iteration(self._prompts, number, groups, seed)}
+            found |= {prompt.index: prompt for prompt in prompts_of_iteration(self._prompts, number, groups, seed, weights)}
         return list(found.values())
 
     def reach(self, iteration: int) -> None:

@@ -70,6 +70,7 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     advantages = clipped_sum(supplied, config.advantages.clip)
     run.extremes.judge(advantages, rewards, batch.texts)
     gate, gate_metrics = gate_kl(rewards, config)
+    told = statistics.source_metrics(rewards, [prompt.source for prompt in batch.prompts])
     experience = Experience(
         latents=trajectory.latents,
         steps=trajectory.steps,
@@ -84,7 +85,7 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
         timesteps_per_forward=config.training.timesteps_per_forward,
         device=run.policy.device,
     )
-    return Rollouts(experience, ranks, held, trajectory.overshoot, figures=figures | gate_metrics, supplied=supplied)
+    return Rollouts(experience, ranks, held, trajectory.overshoot, figures=figures | gate_metrics | told, supplied=supplied)
 
 
 def _is_encoded(run: Run, iteration: int) -> bool:
@@ -101,7 +102,8 @@ def _encode_from(run: Run, iteration: int) -> None:
 def _batch(run: Run, iteration: int) -> batches.Batch:
     sampling = run.config.sampling
     return batches.make_batch(
-        batches.prompts_of_iteration(run.train, iteration, sampling.groups, run.config.seed), sampling.group_size
+        batches.prompts_of_iteration(run.train, iteration, sampling.groups, run.config.seed, run.config.prompts.weights),
+        sampling.group_size,
     )
 
 

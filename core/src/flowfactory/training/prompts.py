@@ -17,8 +17,8 @@ def prepare_prompts(
     UserError: they are not what the model takes.
     """
     wanted = config.prompts
-    train = prompts.read_prompts(wanted.train, wanted.video_fps) if trains else ()
-    heldout = prompts.read_prompts(wanted.heldout, wanted.video_fps) if wanted.heldout and (trains or scores) else ()
+    train = prompts.read_sources(wanted.trained, wanted.video_fps) if trains else ()
+    heldout = prompts.read_sources(wanted.held_out, wanted.video_fps) if trains or scores else ()
     for check in prompt_checks(config, train, heldout):
         check()
     return train, heldout
