@@ -56,7 +56,7 @@ LICENCES = (  # what a project under Apache-2.0 may depend on, as packages write
     # of files that stay as they are: used, and not changed
     *("Mozilla Public License 2.0 (MPL 2.0)", "MPL-2.0", "MPL-2.0 AND MIT"),
 )
-EXTRAS = {CORE: "[bitsandbytes,serve,tensorboard,video]", REWARDS: "[all]"}
+EXTRAS = {CORE: "[bitsandbytes,parquet,serve,tensorboard,video]", REWARDS: "[all]"}
 KINDS = ["reward", "model", "algorithm", "dynamics", "tracker", "family"]  # of plugins that have a template
 TRACKERS = {  # each takes half a minute and a hundred megabytes, and two go with other versions than constraints.txt has
     "mlflow": "mlflow-skinny==3.17.2",

@@ -23,6 +23,7 @@ from flowfactory.config.feature_caches import FirstBlockConfig
 from flowfactory.config.kl import AdaptiveKL, KLGate, KLRefresh, KLTerm
 from flowfactory.config.optimizers import Optimizer
 from flowfactory.config.schema import EarlyStopConfig
+from flowfactory.config.sources import PromptSource
 from flowfactory.discovery.discover import discover
 from flowfactory.flow.dynamics import Slide
 from flowfactory.flow.timesteps import Timesteps
@@ -31,6 +32,8 @@ from flowfactory.models.family_model import FamilyConfig
 UNITS = {
     "LoraConfig.rank": "dimensions",
     "LoraConfig.alpha": "factor",
+    "PromptsConfig.encode_ahead": "prompts",
+    "PromptSource.weight": "groups",
     "SamplingConfig.groups": "prompts",
     "SamplingConfig.group_size": "pictures",
     "SamplingConfig.size": "pixels",
@@ -181,7 +184,6 @@ UNITS = {
 
 MEANINGS = {
     "LoraConfig.rank": "of the two factors of an adapter",
-    "PromptsConfig.train": "a file with a prompt a line",
     "TrainingConfig.iterations": "rounds of sample, reward, update",
     "TrainingConfig.optimizer": "see [training.optimizer](#trainingoptimizer)",
     "TrainingConfig.max_grad_norm": "gradients are scaled down to it",
@@ -220,6 +222,7 @@ SHARED: dict[str, type[BaseModel]] = {
     "kl": KLTerm,
     "kl_gate": KLGate,
     "kl_refresh": KLRefresh,
+    "source": PromptSource,
     "feature_cache": FirstBlockConfig,
 }
 """Classes that stand in no one place of a config."""

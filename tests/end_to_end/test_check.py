@@ -164,6 +164,16 @@ def test_encoded_prompts_take_about_as_many_bytes_as_is_told(name: str, write: W
         assert real <= found.size
 
 
+def test_prompts_that_are_encoded_as_training_comes_to_them_are_told_of(write: Write) -> None:
+    def told(ahead: Any) -> str:
+        checked = CliRunner().invoke(app, ["check", str(write()), "--set", f"prompts.encode_ahead={ahead}"])
+        lines = " ".join(checked.output.split())
+        return lines.partition("encoded prompts ")[2].partition(" about")[0]
+
+    assert told("all") == told("auto") == "4, at most"
+    assert told(1) == "up to 4, 2 at a time, at most"
+
+
 def test_a_server_that_is_there_is_no_finding_and_a_silent_one_takes_no_longer_than_it_may() -> None:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

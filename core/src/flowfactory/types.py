@@ -41,7 +41,9 @@ class Prompt:
 
     ``negative`` is its own negative prompt, None for the config's; images, video and audio are files; metadata is what else
     its file says of it. ``is_negative``: it is itself what guidance leads away from, for an ``encode`` that treats both apart.
-    ``video_fps``: whether its video is read at the model's frame rate, or frame by frame.
+    ``video_fps``: whether its video is read at the model's frame rate, or frame by frame. ``target``, ``chosen`` and
+    ``rejected`` are pictures or videos that were made for it; nothing that is drawn depends on them. ``source`` is the name of
+    its file, where the config gives files names, and ``index`` its place in all of them.
     """
 
     text: str
@@ -53,11 +55,20 @@ class Prompt:
     audio: Path | None = None
     is_negative: bool = False
     video_fps: Literal["model", "keep"] = "model"
+    target: Path | None = None
+    chosen: Path | None = None
+    rejected: Path | None = None
+    source: str = ""
 
     @property
     def media(self) -> tuple[Path, ...]:
-        """All its files."""
+        """The files that it is drawn from."""
         return (*self.images, *(path for path in (self.video, self.audio) if path is not None))
+
+    @property
+    def records(self) -> tuple[Path, ...]:
+        """The files that were made for it."""
+        return tuple(path for path in (self.target, self.chosen, self.rejected) if path is not None)
 
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]

@@ -94,11 +94,11 @@ def test_whatever_python_writes_is_read_back(tmp_path_factory: pytest.TempPathFa
         assert [prompt.text for prompt in read(folder, name, content)] == texts
 
 
-@pytest.mark.parametrize("name", ["p", "p.gz", "p.parquet", "p.yaml", "p.jsonl.zip"])
+@pytest.mark.parametrize("name", ["p", "p.gz", "p.arrow", "p.yaml", "p.jsonl.zip"])
 def test_other_files_are_refused_with_the_list_of_those_that_are_read(name: str, tmp_path: Path) -> None:
     sentence = refusal(tmp_path, name, "a cat\n")
     assert sentence.startswith(f"files of the kind '{Path(name).suffix}' are" if "." in name else "files without a suffix are")
-    for suffix in (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv"):
+    for suffix in (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"):
         assert f"{suffix} " in sentence
 
 
@@ -223,10 +223,15 @@ def test_a_text_about_prompts_is_no_header(first: str, tmp_path: Path) -> None:
     assert [prompt.text for prompt in read(tmp_path, "p.txt", f"{first}\na dog")] == [first, "a dog"]
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.txt").mkdir()
-    with pytest.raises(UserError, match=r"p\.txt: this is a folder; name a file in it$"):
+    with pytest.raises(UserError, match=r"p\.txt: this is a folder without pictures; name a file in it, or put some there$"):
         read_prompts(tmp_path / "p.txt")
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path: Path) -> None:
+    sentence = refusal(tmp_path, "shard-0000.tar", b"x" * 512)
+    assert sentence == "archives, as WebDataset writes them, are not read; unpack it, and name the folder"
 
 
 def test_media_are_found_from_the_file_the_home_folder_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,25 @@ def test_gradients_of_copies_that_several_ranks_share_are_summed_in_one_piece(lo
     assert more == NET / 2
 
 
+def test_encoders_that_come_again_are_beside_the_weights(load: Load) -> None:
+    def estimated(ahead: Any, **training: Any) -> Estimate:
+        return estimate(load({**FULL, "prompts": {"encode_ahead": ahead}, "training": training}), cuda=True)
+
+    before, within = estimated("all"), estimated(1)
+    resting = sum(part.device for name, part in before.parts.items() if name in RESTING)
+    assert before.phases["encode"] < resting <= within.phases["encode"]
+    assert within.phases["encode"] - resting <= before.phases["encode"]
+    assert {name: size for name, size in within.phases.items() if name != "encode"} == {
+        name: size for name, size in before.phases.items() if name != "encode"
+    }
+    assert estimated(1, iterations=1).phases["encode"] == before.phases["encode"], "there is one stretch"
+    parts = {"encoders": Part(20 * GIB), "weights": Part(30 * GIB)}
+    found = Estimate(parts, {"encode": 50 * GIB, "learn": 30 * GIB}, 0, cuda=True, ranks=1, encodes_again=True)
+    assert "prompts.encode_ahead: all" in remedies(found, load(FULL))
+    assert "prompts.encode_ahead: all" not in remedies(replace(found, encodes_again=False), load(FULL))
+    assert (before.encodes_again, within.encodes_again) == (False, True)
+
+
 def test_larger_batches_take_more_activations_and_no_more_samples(load: Load) -> None:
     small, large = (estimate(load({**FULL, "training": {"batch_size": size}})) for size in (2, 4))
     assert large.parts["activations"].device > 1.5 * small.parts["activations"].device

@@ -122,7 +122,9 @@ def _encoding_rows(encoding: Encoding | None) -> list[tuple[str, str]]:
     size = "of a size that is not known before" if encoding.size is None else f"at most about {format_size(encoding.size)}"
     media = f", and {encoding.media} files of pictures, videos or sounds beside" if encoding.media else ""
     free = f"{format_size(encoding.free)} are free"
-    return [("encoded prompts", f"{encoding.prompts:,}, {size}{media}, in {encoding.folder}, where {free}")]
+    count = f"{encoding.prompts:,}"
+    count = count if encoding.at_once is None else f"up to {count}, {encoding.at_once:,} at a time"
+    return [("encoded prompts", f"{count}, {size}{media}, in {encoding.folder}, where {free}")]
 
 
 def with_all_findings(run: Callable[..., None]) -> Callable[..., None]:

@@ -118,7 +118,7 @@ def _write(
     choice = choose(catalogue, model, algorithm, rewards)
     file = out or Path(f"{choice.model[0]}-{choice.algorithm[0]}.yaml".replace(":", "-"))
     _require_new([file])
-    if prompts is not None and not prompts.is_file():
+    if prompts is not None and not prompts.exists():
         raise UserError(f"--prompts: no file {prompts}")
     here = card_memory() if memory is None else None
     card = memory or here or ASSUMED

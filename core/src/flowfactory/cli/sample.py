@@ -132,7 +132,7 @@ def evaluate_run(
 
     where, chosen = RunDirectory(directory), typed_checkpoint(checkpoint)
     config = where.load_config(sets or [], plugin or [], trusted, scores=True)
-    if config.prompts.heldout is None:
+    if not config.prompts.held_out:
         raise UserError(f"{directory}: prompts.heldout is not set; give one with --set prompts.heldout=FILE")
     if start_ranks(nproc, config.device):
         return

@@ -27,10 +27,10 @@ def held_out_score_errors(config: RunConfig) -> Iterator[str]:
     """What cannot be of ``training.early_stop`` and ``output.keep_best``."""
     keep, stop, known = config.output.keep_best, config.training.early_stop, score_names(config)
     named = {"training.early_stop": stop is not None, "output.keep_best": bool(keep)}
-    for key in (key for key, given in named.items() if given and config.prompts.heldout is None):
+    for key in (key for key, given in named.items() if given and not config.prompts.held_out):
         yield f"{key}: nothing is held out to be scored; name a file in prompts.heldout, or leave it out"
     if stop is not None:
-        if config.prompts.heldout is not None and not config.evaluation.every:
+        if config.prompts.held_out and not config.evaluation.every:
             yield "training.early_stop: there is no evaluation on the way; set evaluation.every, or leave it out"
         if stop.on not in known:
             yield f"training.early_stop.on: no held-out score called {stop.on!r}{did_you_mean(stop.on, known)}"

@@ -19,7 +19,7 @@ def idle_keys(config: RunConfig) -> Iterator[str]:
     """One sentence a key, with what to do."""
     yield from _heldout(config)
     yield from _beyond_the_run(config)
-    for place in ("sampling", "evaluation") if config.prompts.heldout is not None else ("sampling",):
+    for place in ("sampling", "evaluation") if config.prompts.held_out else ("sampling",):
         decay = getattr(config, place).ema
         if decay is not None:
             moves = config.training.updates * config.training.epochs if decay.counted == "steps" else 1
@@ -131,7 +131,7 @@ def _kl(config: RunConfig) -> Iterator[str]:
 
 
 def _heldout(config: RunConfig) -> Iterator[str]:
-    if config.prompts.heldout is not None:
+    if config.prompts.held_out:
         return
     fields = EvaluationConfig.model_fields
     keys = ("at_start", "every", "members", "size", "frames", "steps", "guidance", "batch_size", "ema", "dynamics", "pictures")
@@ -148,10 +148,10 @@ def _beyond_the_run(config: RunConfig) -> Iterator[str]:
             f"training.warmup {training.warmup}: the run has {steps} optimizer steps, so that the learning rate never arrives; "
             "set it lower"
         )
-    if config.prompts.heldout is not None and every > training.iterations:
+    if config.prompts.held_out and every > training.iterations:
         when = "before and after" if config.evaluation.at_start else "after"
         yield f"evaluation.every {every} is more than the {training.iterations} iterations; it evaluates {when} alone"
-    if config.output.keep_best and config.prompts.heldout is not None and not every:
+    if config.output.keep_best and config.prompts.held_out and not every:
         yield "output.keep_best does nothing with one evaluation, at the end; set evaluation.every, or leave it out"
     saved = config.output.checkpoint_every
     if saved > training.iterations and saved != type(config.output).model_fields["checkpoint_every"].default:

@@ -19,6 +19,8 @@ from flowfactory.config.wording import written
 
 URL = re.compile(r"data:|[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+"""Of a folder that stands for a file of prompts, each of which has a caption."""
 LONGEST_NAME, LONGEST_PATH = 255, 4095
 """Bytes that Linux and macOS take of a file's name, and of a path at the most."""
 
@@ -83,6 +85,17 @@ def file_error(path: Path) -> str | None:
         return f"{path} is a folder; give a file" if path.is_dir() else f"no file {path}"
     except OSError as error:  # of a folder on the way that may not be looked into
         return f"no file {path} that can be read: {error.strerror}"
+
+
+def prompts_error(path: Path) -> str | None:
+    """Why no prompts can be read at ``path``, with what to do: it is neither a file nor a folder of PICTURES."""
+    try:
+        with os.scandir(path) as files:
+            if any(file.name.lower().endswith(PICTURES) for file in files):
+                return None
+        return f"{path} is a folder without pictures; give a file, or a folder of pictures with captions"
+    except OSError:  # no folder, or none that may be looked into
+        return file_error(path)
 
 
 def _resolve(path: Any, info: ValidationInfo) -> Any:

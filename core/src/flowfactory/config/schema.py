@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,31 +19,72 @@ from flowfactory.config.component import AlgorithmConfig, ComponentConfig, Devic
 from flowfactory.config.ema import Decay
 from flowfactory.config.feature_caches import FeatureCache
 from flowfactory.config.optimizers import AdamWConfig, Optimizer
-from flowfactory.config.paths import LocalPath, file_error
+from flowfactory.config.paths import LocalPath
+from flowfactory.config.sources import PromptSource, Source, Train, check_file
 from flowfactory.config.strict import Strict
 
 Side = Annotated[int, Field(ge=1, le=16_384)]
 """Of a picture, in pixels."""
 
 
-class PromptsConfig(Strict):
-    """Files of prompts: ``.txt``, ``.jsonl``, ``.ndjson``, ``.json``, ``.csv`` or ``.tsv``."""
+MANY_PROMPTS, PROMPTS_AT_ONCE = 4096, 2048
+"""The most training prompts that are encoded before a run begins, and how many of more are at a time, unless a config says."""
 
-    train: LocalPath = Field(description="prompts to train on")
+
+class PromptsConfig(Strict):
+    """Files of prompts: ``.txt``, ``.jsonl``, ``.ndjson``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet``; or folders of
+    pictures with captions.
+    """
+
+    train: Train = Field(
+        examples=["a path", "{NAME: {file: …}}"],
+        description="prompts to train on: a file, or several by names, each with its weight",
+    )
     heldout: LocalPath | None = Field(None, description="drawn before, during and after training, never trained on")
     negative: str = Field("", description="the negative prompt of classifier-free guidance, for prompts without their own")
     video_fps: Literal["model", "keep"] = Field(
         "model", description="model: a prompt's video is read at the model's frames per second; keep: frame by frame"
     )
+    encode_ahead: Literal["auto", "all"] | Annotated[int, Field(ge=1, le=1_000_000_000)] = Field(
+        "auto",
+        description="training prompts that are encoded in one go, before the iterations that draw them; all: every one before "
+        f"the first iteration; auto: all of at most {MANY_PROMPTS}, else {PROMPTS_AT_ONCE}; does not change what is drawn",
+    )
+
+    def iterations_at_once(self, count: int, groups: int) -> int | None:
+        """Iterations whose prompts are encoded in one go, of ``count`` training prompts; None where all are at the start."""
+        ahead = self.encode_ahead
+        if ahead == "auto":
+            ahead = "all" if count <= MANY_PROMPTS else PROMPTS_AT_ONCE
+        return None if ahead == "all" or ahead >= count else max(1, ahead // groups)
 
     @field_validator("train", "heldout")
     @classmethod
     def _check_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
-        unread = f"prompts.{info.field_name}" in (info.context or {}).get("unread", ())
-        if path is not None and not unread and (reason := file_error(path)):
-            none = info.field_name == "heldout" and path.name.lower() in ("none", "null")
-            raise ValueError(f"{reason}; for none, write null" if none else reason)
-        return path
+        return check_file(path, f"prompts.{info.field_name}", info) if isinstance(path, Path) else path
+
+    @property
+    def named(self) -> Mapping[str, PromptSource]:
+        """The sources of training prompts by their names; empty where they are one file."""
+        return {} if isinstance(self.train, Path) else self.train
+
+    @property
+    def weights(self) -> dict[str, int]:
+        """The share of an iteration's groups that each source has."""
+        return {name: source.weight for name, source in self.named.items()}
+
+    @property
+    def trained(self) -> list[Source]:
+        """The files of training prompts, in order."""
+        if isinstance(self.train, Path):
+            return [Source("", self.train)]
+        return [Source(name, source.file, source.rewards) for name, source in self.train.items()]
+
+    @property
+    def held_out(self) -> list[Source]:
+        """The files of held-out prompts, in order."""
+        own = [Source(name, source.heldout, source.rewards) for name, source in self.named.items() if source.heldout]
+        return [*([Source("", self.heldout)] if self.heldout else ()), *own]
 
 
 class SamplingConfig(Strict):

@@ -15,7 +15,7 @@ from flowfactory.config.shortcuts import kept_graph_errors, shortcut_errors
 from flowfactory.config.training_guidance import training_guidance_errors
 from flowfactory.discovery.source_places import describe_exception, place_of
 from flowfactory.errors import UserError
-from flowfactory.suggestions import join_or
+from flowfactory.suggestions import did_you_mean, join_or
 
 PICTURES = 1_000_000
 """The most an iteration draws: what is known of each is held in memory."""
@@ -34,7 +34,7 @@ def check_together(config: RunConfig, whole: bool = True, unread: Collection[str
         (place, part) for place, part in _components(config, whole) if not place.startswith(tuple(f"{key}." for key in unread))
     ]
     trains = "prompts.train" not in unread
-    checks = (*CHECKS, *((_trainable, held_out_score_errors) if trains else ()))
+    checks = (*CHECKS, *((_trainable, _sources, held_out_score_errors) if trains else ()))
     given_up = None
     for check in (*checks, *(_component_check(place, part, whole) for place, part in used)):
         try:
@@ -47,6 +47,18 @@ def check_together(config: RunConfig, whole: bool = True, unread: Collection[str
         except (AttributeError, TypeError):
             if whole:
                 raise
+
+
+def _sources(config: RunConfig) -> Iterator[str]:
+    chosen = config.prompts
+    if not chosen.trained:
+        yield "prompts.train: names no file; write at least one, NAME: {file: …}"
+    labels = [*config.rewards, *config.evaluation.rewards]
+    for name, source in chosen.named.items():
+        for label in source.rewards or ():
+            if label not in labels:
+                told = f"{label!r} is no label of the config{did_you_mean(label, labels)}"
+                yield f"prompts.train.{name}.rewards: {told}"
 
 
 def _components(config: RunConfig, whole: bool) -> Iterator[tuple[str, ComponentConfig]]:

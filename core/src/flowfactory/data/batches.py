@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -57,15 +59,56 @@ def make_batch(prompts: Sequence[Prompt], group_size: int) -> Batch:
     return Batch(repeated, tuple(keys), torch.arange(len(prompts)).repeat_interleave(group_size))
 
 
-def prompts_of_iteration(prompts: Sequence[Prompt], iteration: int, groups: int, seed: int) -> list[Prompt]:
-    """The prompts of an iteration: every epoch is its own order of all, and nothing but the arguments decides it."""
-    result = []
-    for position in range(iteration * groups, (iteration + 1) * groups):
-        epoch, place = divmod(position, len(prompts))
-        result.append(prompts[_epoch_order(len(prompts), epoch, seed)[place]])
+def prompts_of_iteration(
+    prompts: Sequence[Prompt], iteration: int, groups: int, seed: int, weights: Mapping[str, int] = MappingProxyType({})
+) -> list[Prompt]:
+    """The prompts of an iteration: every epoch is its own order of all, and nothing but the arguments decides it.
+
+    Of sources with ``weights``, behind one another in that order, each has epochs of its own: the run's groups are dealt to
+    them in turn, so that of each sum of the weights in a row every source has as many as it weighs.
+    """
+    positions = range(iteration * groups, (iteration + 1) * groups)
+    if not weights:
+        return [prompts[_place(len(prompts), position, seed)] for position in positions]
+    bounds, total = _bounds(prompts, list(weights)), sum(weights.values())
+    dealt, result = _deal(tuple(weights.items())), []
+    for position in positions:
+        name, turn = dealt[position % total]
+        first, last = bounds[name]
+        turn += position // total * weights[name]
+        result.append(prompts[first + _place(last - first, turn, seed, name)])
     return result
 
 
-@lru_cache(2)  # an iteration may end one epoch and begin the next
-def _epoch_order(count: int, epoch: int, seed: int) -> list[int]:
-    return torch.randperm(count, generator=generator("prompts", seed, epoch)).tolist()
+def _bounds(prompts: Sequence[Prompt], names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Where the prompts of each source begin and end."""
+    order = {name: place for place, name in enumerate(names)}
+
+    def place(prompt: Prompt) -> int:
+        return order[prompt.source]
+
+    return {name: (bisect_left(prompts, n, key=place), bisect_right(prompts, n, key=place)) for name, n in order.items()}
+
+
+@lru_cache(8)
+def _deal(weights: tuple[tuple[str, int], ...]) -> list[tuple[str, int]]:
+    """Whose each of a sum of ``weights`` groups is, the one's that lacks most, and how many of its came before."""
+    total, counts = sum(weight for _, weight in weights), Counter[str]()
+    dealt = []
+    for done in range(1, total + 1):
+        name, _ = max(weights, key=lambda source: source[1] * done - counts[source[0]] * total)
+        dealt.append((name, counts[name]))
+        counts[name] += 1
+    return dealt
+
+
+def _place(count: int, position: int, seed: int, name: str = "") -> int:
+    """Which of ``count`` prompts is drawn at a ``position`` of a run, counted from 0."""
+    epoch, place = divmod(position, count)
+    return _epoch_order(count, epoch, seed, name)[place]
+
+
+@lru_cache(16)  # an iteration may end one epoch and begin the next, of each source
+def _epoch_order(count: int, epoch: int, seed: int, name: str) -> list[int]:
+    key = ("prompts", seed, epoch, name) if name else ("prompts", seed, epoch)
+    return torch.randperm(count, generator=generator(*key)).tolist()

@@ -89,6 +89,7 @@ class CacheFolder:
         self._limit, self._say = limit, say
         self._takes_more, self._told_of_one, self._told_of_limit = True, False, False
         self._lease: Lease | None = None
+        self._passing: Lease | None = None
         self.refusal: str | None = None
         """What was said first of what it did not take, for ranks that are not heard."""
 
@@ -142,16 +143,26 @@ class CacheFolder:
             return False
         return True
 
-    def need(self, keys: Collection[str]) -> None:
-        """Have nobody delete ``keys`` to make room until this process ends, for others than this system's a day later."""
+    def need(self, keys: Collection[str], for_now: bool = False) -> None:
+        """Have nobody delete ``keys`` to make room until this process ends, for others than this system's a day later.
+
+        ``for_now``: until others are needed so.
+        """
         with suppress(OSError):  # nor is room made where nothing can be written
             self._make(self.path)
+            if for_now:
+                former, self._passing = self._passing, Lease(self.path)
+                self._passing.add(keys)
+                if former is not None:
+                    former.end()
+                return
             self._lease = self._lease or Lease(self.path)
             self._lease.add(keys)
 
     def _renew(self) -> None:
-        if self._lease is not None:
-            self._lease.renew()
+        for lease in (self._lease, self._passing):
+            if lease is not None:
+                lease.renew()
 
     def discard(self, key: str) -> None:
         """Delete what is under ``key``, if it can be."""

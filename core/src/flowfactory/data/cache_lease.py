@@ -28,7 +28,7 @@ class Lease:
     def __init__(self, folder: Path) -> None:
         self.path = folder / f".{secrets.token_hex(8)}.needed"
         self._renewed = time.monotonic()
-        weakref.finalize(self, _remove, self.path, os.getpid())
+        self._finalizer = weakref.finalize(self, _remove, self.path, os.getpid())
 
     def add(self, keys: Iterable[str]) -> None:
         """Need ``keys``, too. OSError: the folder takes no file."""
@@ -44,6 +44,10 @@ class Lease:
             self._renewed = time.monotonic()
             with suppress(OSError):  # deleted by hand
                 os.utime(self.path)
+
+    def end(self) -> None:
+        """Need them no more."""
+        self._finalizer()
 
 
 class Need(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -28,6 +28,8 @@ DEALT = 32
 """Prompts that a rank encodes at least, if there are so many; a multiple of the batches of most models."""
 MEASURED = 16
 """Entries after which it is known about how large all will be."""
+_ENCODES_FIRST = ", or continue with --resume, which encodes before the transformer is there"
+_ALL_BEFORE = ", or prompts.encode_ahead to all, which encodes before the transformer is there; and continue with --resume"
 Encode = Callable[[Sequence[Prompt], Canvas], Iterable[Entry]]
 Wanted = Sequence[tuple[Sequence[Prompt], Canvas]]
 
@@ -70,18 +72,21 @@ class EncodeCache:
         self._unwritten: dict[str, Entry] = {}
         self._ahead: _Ahead | None = None
         self._reader: ThreadPoolExecutor | None = None
-        self._lost_in_training = False
+        self._told_of_lost = False
+        self._beside: str | None = None  # what to do where the encoders do not fit beside what is there
 
     def prepare(self, prompts: Sequence[Prompt], canvas: Canvas) -> int:
         """As :meth:`prepare_all`, of one canvas."""
         return self.prepare_all([(prompts, canvas)])
 
-    def prepare_all(self, wanted: Wanted) -> int:
+    def prepare_all(self, wanted: Wanted, in_training: bool = False) -> int:
         """Have the entries of all prompts ``wanted`` in the folder; returns how many were not. Each rank encodes a part.
 
-        Looks at the names of what is there. Ranks that share no disk encode apart, and where nothing can be written each rank
-        holds all. UserError, RunError: on whichever rank, a file cannot be read; an entry is not finite; there is no room.
+        They are needed until the run ends, or ``in_training`` until the next time. Looks at the names of what is there. Ranks
+        that share no disk encode apart, and where nothing can be written each rank holds all. UserError, RunError: on whichever
+        rank, a file cannot be read; an entry is not finite; there is no room.
         """
+        self._beside = _ALL_BEFORE if in_training else None
         mates = find_mates(self._folder, self._ranks)
         first = mates[0] == self._ranks.rank
         needed: set[str] = set()
@@ -92,7 +97,7 @@ class EncodeCache:
         listed = do_apart(self._ranks, look)
         missing = listed[mates[0]]
         if needed:
-            self._folder.need(needed)
+            self._folder.need(needed, for_now=in_training)
         total = sum(len(places) for one in listed for places in one)
         if total:
             self._encode_jointly(wanted, missing, mates, lambda done: self._tell(done, total))
@@ -148,8 +153,9 @@ class EncodeCache:
 
     def _restore(self, prompts: list[Prompt], canvas: Canvas, told: Sequence[list[int]]) -> None:
         """Encode again what each rank has lost, ``told[rank]``."""
-        if not self._lost_in_training:
-            self._lost_in_training = True
+        self._beside = _ENCODES_FIRST
+        if not self._told_of_lost:
+            self._told_of_lost = True
             self._folder.tell_of_lost(max(map(len, told)))
         mates = find_mates(self._folder, self._ranks)
         lost = sorted(set().union(*(told[mate] for mate in mates)))
@@ -216,8 +222,9 @@ class EncodeCache:
         self._folder.remove_leftovers()
         chosen, held, size = [prompts[place] for place in places], [], 0
         try:
-            entries = zip(places, chosen, self._encode(chosen, canvas), strict=True)
-            for count, (place, prompt, entry) in enumerate(entries, 1):
+            for count, (place, prompt, entry) in enumerate(
+                zip(places, chosen, self._encode_apart(chosen, canvas), strict=True), 1
+            ):
                 check_finite(prompt, entry)
                 kept = {name: tensor.cpu().contiguous() for name, tensor in entry.items()}
                 key = self.key(prompt, canvas)
@@ -230,12 +237,23 @@ class EncodeCache:
                     self._folder.announce(announced, size * announced // count)
                 advance()
         except torch.OutOfMemoryError as error:
-            where, remedy = "on the device", "set model.encoders_on to host"
-            if self._lost_in_training:  # at the start nothing else is there yet
-                where += " beside what is there"
-                remedy += ", or continue with --resume, which encodes before the transformer is there"
-            raise RunError(f"the encoders do not fit {where}; {remedy}") from error
+            where = "on the device" + (" beside what is there" if self._beside else "")  # at the start nothing is yet
+            raise RunError(f"the encoders do not fit {where}; set model.encoders_on to host{self._beside or ''}") from error
         return held
+
+    def _encode_apart(self, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
+        """What the model makes of ``prompts``, without a trace in torch's own generators.
+
+        What is drawn from them then does not depend on when a prompt is encoded, or on whether it was before.
+        """
+        generators = [self._device] if self._device.type == "cuda" else []
+        states = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in generators]
+        try:
+            yield from self._encode(prompts, canvas)
+        finally:
+            torch.set_rng_state(states[0])
+            for device, state in zip(generators, states[1], strict=True):
+                torch.cuda.set_rng_state(state, device)
 
     def _read_all(self, prompts: Sequence[Prompt], canvas: Canvas, held: dict[str, Entry]) -> dict[str, Entry | None]:
         """By key, the entry of each prompt, None where there is none. Runs in a thread, too."""

@@ -30,6 +30,16 @@ def name_kind(head: bytes) -> Kind | None:
     return next((kind for begins, kind in _KINDS if begins.match(head)), None)
 
 
+def sort_of(path: Path) -> Sort | None:
+    """The sort of thing that the file is, by how it begins; None where that is not known, or it cannot be read."""
+    try:
+        with open_regular(path) as file:
+            kind = name_kind(file.read(HEAD))
+    except (OSError, Refused):
+        return None
+    return kind and kind.sort
+
+
 class BoundedFile:
     """A regular file, of which a decoder may read ``budget`` bytes, in CALLS pieces, until it knows what is in it.
 

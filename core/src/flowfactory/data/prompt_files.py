@@ -4,55 +4,57 @@ from __future__ import annotations
 
 import csv
 import json
-import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from flowfactory.config.text_files import read_pieces
 from flowfactory.config.wording import written
+from flowfactory.data.captioned_pictures import read_captioned_pictures
+from flowfactory.data.parquet_rows import read_parquet
+from flowfactory.data.prompt_rows import LONGEST, TOO_DEEP, TOO_LONG, Mistake, Row, check_value, column_names
 from flowfactory.errors import UserError
-from flowfactory.untrusted_files import DEEPEST
 
-KINDS = ".txt (a prompt a line), .jsonl or .ndjson (an object a line), .json (a list), .csv or .tsv (a header with 'prompt')"
-LONGEST = 2**20
-"""Characters of a prompt with all that it brings. No more of a file is looked at at once, whatever its size."""
-
-
-class Row(NamedTuple):
-    """A text or an object, and the line that it begins in, counted from 1."""
-
-    line: int
-    item: Any
-
-
-class _Mistake(ValueError):
-    """What is wrong with the row that begins in ``line``."""
-
-    def __init__(self, line: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.line = line
+KINDS = (
+    ".txt (a prompt a line), .jsonl or .ndjson (an object a line), .json (a list), .csv or .tsv (a header with 'prompt'), "
+    ".parquet (a column 'prompt'), or a folder of pictures with .txt captions"
+)
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of the file, read as its suffix says.
+    """The rows of the file, read as its suffix says, or of a folder of pictures with captions.
 
-    UserError: one line with the file and the line in it: not UTF-8, another kind of file, or not what its suffix says.
+    UserError: one line with the file and the place in it: not UTF-8, another kind of file, or not what its suffix says.
     """
-    reader = _READERS.get(path.suffix.lower())
-    if path.is_dir():
-        raise UserError(f"prompts {path}: this is a folder; name a file in it")
-    if reader is None:
-        kind = f"files of the kind {path.suffix!r}" if path.suffix else "files without a suffix"
-        raise UserError(f"prompts {path}: {kind} are not read; write {KINDS}")
     try:
-        yield from reader(read_pieces(path, f"prompts {path}"))
-    except _Mistake as mistake:
-        raise UserError(f"prompts {path} line {mistake.line}: {mistake}") from mistake
+        yield from _choose_reader(path)(path)
+    except Mistake as mistake:
+        raise UserError(f"prompts {path} {mistake.place}: {mistake}") from mistake
+
+
+def _choose_reader(path: Path) -> Callable[[Path], Iterator[Row]]:
+    """What reads the file. UserError: nothing does."""
+    suffix = path.suffix.lower()
+    if os.path.isdir(path):
+        return read_captioned_pictures
+    if suffix == ".parquet":
+        return read_parquet
+    if reader := _READERS.get(suffix):
+        return lambda file: reader(read_pieces(file, f"prompts {file}"))
+    if suffix == ".tar":
+        raise UserError(f"prompts {path}: archives, as WebDataset writes them, are not read; unpack it, and name the folder")
+    kind = f"files of the kind {path.suffix!r}" if path.suffix else "files without a suffix"
+    raise UserError(f"prompts {path}: {kind} are not read; write {KINDS}")
+
+
+def _mistake(line: int, sentence: str) -> Mistake:
+    """That something is wrong with the row that begins in ``line``."""
+    return Mistake(f"line {line}", sentence)
 
 
 def _split(pieces: Iterator[str]) -> Iterator[str]:
@@ -70,30 +72,30 @@ def _split(pieces: Iterator[str]) -> Iterator[str]:
 
 def _check_length(text: str, line: int) -> None:
     if len(text) > LONGEST:
-        raise _Mistake(line, _TOO_LONG)
+        raise _mistake(line, TOO_LONG)
 
 
 def _read_lines(pieces: Iterator[str]) -> Iterator[Row]:
     lines = _split(pieces)
     begun = list(_take(lines, LONGEST))
     if (text := "\n".join(begun)).lstrip().startswith(("[", "{")) and _is_json(text):
-        raise _Mistake(1, "this is JSON, which is read from a file that ends in .json; rename it")
+        raise _mistake(1, "this is JSON, which is read from a file that ends in .json; rename it")
     first = True
     for number, line in enumerate(chain(begun, lines), 1):
         words = line.strip()
         if words.startswith("{") and words.endswith("}") and _is_json(words):
-            raise _Mistake(number, "this is a JSON object, which is read from a file that ends in .jsonl; rename it")
+            raise _mistake(number, "this is a JSON object, which is read from a file that ends in .jsonl; rename it")
         if _LIKE_JSON.match(words):
-            raise _Mistake(
+            raise _mistake(
                 number, f"{words[:30]!r} looks like JSON, and not all here is; mend it, and name the file .jsonl or .json"
             )
         if first and words and _is_header(words):
-            raise _Mistake(
+            raise _mistake(
                 number, "this is the header of a table, which is read from a file that ends in .csv or .tsv; rename it"
             )
         if words:
             first = False
-            yield Row(number, words)
+            yield Row(f"line {number}", words)
 
 
 def _take(texts: Iterator[str], count: int) -> Iterator[str]:
@@ -123,11 +125,11 @@ def _read_json_lines(pieces: Iterator[str]) -> Iterator[Row]:
         if line.strip():
             start = _skip(line, 0)
             if line.startswith("[", start):  # most likely the first line of a list
-                raise _Mistake(number, "expected an object with a 'prompt'; a list is read from a file that ends in .json")
+                raise _mistake(number, "expected an object with a 'prompt'; a list is read from a file that ends in .json")
             item, end = _decode(line, start, number)
             if end < len(line):
-                raise _Mistake(number, f"no JSON: something stands behind the object, from character {end + 1} on")
-            yield Row(number, item)
+                raise _mistake(number, f"no JSON: something stands behind the object, from character {end + 1} on")
+            yield Row(f"line {number}", item)
 
 
 class _Window:
@@ -172,7 +174,7 @@ def _read_json(pieces: Iterator[str]) -> Iterator[Row]:
     while (sign := window.peek()) and not (listed and sign == "]"):
         line = window.line()
         item, window.place = _decode(window.text, window.place, line, window.before)
-        yield Row(line, item)
+        yield Row(f"line {line}", item)
         if listed and (sign := window.peek()) == ",":
             window.place += 1
         elif listed and sign != "]":
@@ -181,7 +183,7 @@ def _read_json(pieces: Iterator[str]) -> Iterator[Row]:
     closed = window.peek() == "]"
     window.place += listed and closed
     if listed and (not closed or window.peek()):
-        raise _Mistake(line, "no JSON: the list should go on with ',' or end with ']' here")
+        raise _mistake(line, "no JSON: the list should go on with ',' or end with ']' here")
 
 
 def _skip(text: str, place: int) -> int:
@@ -197,35 +199,19 @@ def _decode(text: str, place: int, line: int, before: int = 0) -> tuple[Any, int
     """
     try:
         item, end = _DECODER.raw_decode(text, place)
-        _check(item)
+        check_value(item)
     except json.JSONDecodeError as error:
         if (len(text) if error.msg.startswith("Unterminated string") else error.pos) - place > LONGEST:
-            raise _Mistake(line, _TOO_LONG) from error
+            raise _mistake(line, TOO_LONG) from error
         character = error.colno + (before if error.lineno == 1 else 0)
-        raise _Mistake(line + text.count("\n", place, error.pos), f"no JSON: {error.msg} at character {character}") from error
+        raise _mistake(line + text.count("\n", place, error.pos), f"no JSON: {error.msg} at character {character}") from error
     except ValueError as error:
-        raise _Mistake(line, str(error).partition("; use sys.")[0]) from error  # of a number with thousands of digits
+        raise _mistake(line, str(error).partition("; use sys.")[0]) from error  # of a number with thousands of digits
     except RecursionError as error:
-        raise _Mistake(line, _TOO_DEEP) from error
+        raise _mistake(line, TOO_DEEP) from error
     if end - place > LONGEST:
-        raise _Mistake(line, _TOO_LONG)
+        raise _mistake(line, TOO_LONG)
     return item, _skip(text, end)
-
-
-def _check(value: Any, depth: int = 0) -> None:
-    """ValueError: something in it cannot go on to where prompts go."""
-    if isinstance(value, str):
-        if "\0" in value:
-            raise ValueError(r"a text in it holds \u0000, which is no character; leave it out")
-        if not value.isascii() and (half := _HALF.search(value)):
-            raise ValueError(rf"a text in it holds \u{ord(half[0]):04x}, half a character; write both halves, or neither")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"a number in it is {json.dumps(value)}, and each should be finite; write null, or leave it out")
-    elif isinstance(value, dict | list):
-        if depth == DEEPEST:
-            raise ValueError(_TOO_DEEP)
-        for item in (*value, *value.values()) if isinstance(value, dict) else value:
-            _check(item, depth + 1)
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -243,10 +229,7 @@ _LIKE_JSON = re.compile(
     | \[\s*["'].*["']\s*[,\]]*$         # ["a cat", … """,
     re.VERBOSE,
 )
-_TOO_DEEP = f"it is nested more than {DEEPEST} deep; no prompt needs that"
-_TOO_LONG = f"it is longer than {LONGEST / 2**20:g} Mi characters; no prompt needs that"
 _SPACE = re.compile(r"[ \t\n\r]*")
-_HALF = re.compile(r"[\ud800-\udfff]")
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
@@ -259,7 +242,7 @@ def _read_table(pieces: Iterator[str], delimiter: str) -> Iterator[Row]:
         for line in _split(pieces):
             size += len(line)
             if size > LONGEST:
-                raise _Mistake(following, _TOO_LONG)
+                raise _mistake(following, TOO_LONG)
             yield f"{line}\n"
 
     reader = csv.reader(feed(), delimiter=delimiter, strict=True)
@@ -276,36 +259,34 @@ def _read_table(pieces: Iterator[str], delimiter: str) -> Iterator[Row]:
                 continue
             if len(cells) != len(header):
                 remedy = "write text with {} in quotes" if len(cells) > len(header) else "put {} between all, empty ones too"
-                raise _Mistake(line, f"{len(cells)} cells under a header of {len(header)}; {remedy.format(told)}")
+                raise _mistake(line, f"{len(cells)} cells under a header of {len(header)}; {remedy.format(told)}")
             found = {name: cell for name, cell in zip(header, cells, strict=True) if name and cell.strip()}
-            yield Row(line, {"prompt": "", **found})
+            yield Row(f"line {line}", {"prompt": "", **found})
     except csv.Error as error:
         if "field limit" in str(error):
             told = f"a cell has more than {csv.field_size_limit():,} characters; end a text in quotes with its quote"
-            raise _Mistake(following, f"{told}, or write a .jsonl file") from error
+            raise _mistake(following, f"{told}, or write a .jsonl file") from error
         problem = str(error).replace("'\t'", told)
-        raise _Mistake(
+        raise _mistake(
             following, f"{problem}; a text in quotes ends with its quote, and a quote within it is written twice"
         ) from error
 
 
 def _read_header(cells: Sequence[str], line: int, delimiter: str) -> list[str]:
     """The names of the columns; those that mean something may be written in any case."""
-    names = [cell.strip() for cell in cells]
-    names = [name.lower() if name.lower() in _KEYS else name for name in names]
+    names = column_names(list(cells))
     if "prompt" not in names:
         told = ", ".join(names)[:80]
-        raise _Mistake(line, f"the header, {told!r}, has no 'prompt'; write one, with {delimiter} between columns")
+        raise _mistake(line, f"the header, {told!r}, has no 'prompt'; write one, with {delimiter} between columns")
     counts = Counter(names)
     for name in names:
         if name and counts[name] > 1:
-            raise _Mistake(line, f"two columns are called {written(name)}; rename one")
+            raise _mistake(line, f"two columns are called {written(name)}; rename one")
         if name in ("images", "rewards"):
-            raise _Mistake(line, f"{name!r} is a list, which no cell holds; write a .jsonl file")
+            raise _mistake(line, f"{name!r} is a list, which no cell holds; write a .jsonl file")
     return names
 
 
-_KEYS = ("prompt", "negative_prompt", "image", "images", "video", "audio", "rewards")
 _READERS: Mapping[str, Callable[[Iterator[str]], Iterator[Row]]] = {
     ".txt": _read_lines,
     ".jsonl": _read_json_lines,

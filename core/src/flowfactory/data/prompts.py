@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from flowfactory.config.component import ModelConfig, Takes
 from flowfactory.config.paths import URL, resolve_path
+from flowfactory.config.sources import Source
 from flowfactory.config.wording import LONGEST, written
+from flowfactory.data.file_kinds import sort_of
 from flowfactory.data.pictures import check_picture
 from flowfactory.data.prompt_files import read_rows
 from flowfactory.data.videos import check_video
@@ -23,22 +28,40 @@ from flowfactory.types import Prompt
 
 
 def read_prompts(path: Path, video_fps: Literal["model", "keep"] = "model") -> tuple[Prompt, ...]:
-    """The prompts of a .txt, .jsonl, .ndjson, .json, .csv or .tsv file: a text or an object each; empty lines are passed over.
+    """The prompts of a file, or of a folder of pictures with captions: a text or an object each, as the suffix says.
 
-    An object has ``prompt``, and may have ``negative_prompt``, ``image`` or ``images``, ``video`` and ``audio``, whose
-    relative paths are relative to the file; everything else is metadata, and null says nothing. UserError: one line with the
-    file and the line in it: no prompts, none of these kinds of file, a prompt that is none, or a file that is not there.
+    An object has ``prompt``, and may have ``negative_prompt``, ``image`` or ``images``, ``video``, ``audio``, ``target``,
+    ``chosen`` and ``rejected``, whose relative paths are relative to the file; everything else is metadata, and null says
+    nothing. UserError: one line with the file and the place in it: no prompts, another kind of file, a prompt that is none, or
+    a file that is not there.
     """
     prompts: list[Prompt] = []
-    folder = path.parent.resolve()
-    for line, item in read_rows(path):
+    folder = (path if os.path.isdir(path) else path.parent).resolve()
+    for place, item in read_rows(path):
         try:
             prompts.append(_parse_prompt(item, len(prompts), folder, video_fps))
         except ValueError as error:
-            raise UserError(f"prompts {path} line {line}: {error}") from error
+            raise UserError(f"prompts {path} {place}: {error}") from error
     if not prompts:
         raise UserError(f"prompts {path}: there is no prompt in it; write one a line")
     return tuple(prompts)
+
+
+def read_source(source: Source, video_fps: Literal["model", "keep"] = "model") -> tuple[Prompt, ...]:
+    """The prompts of ``source``, to which its rewards apply where they do not say so themselves. UserError: as read_prompts."""
+    found = read_prompts(source.file, video_fps)
+    if source.rewards is not None:
+        told = {"rewards": [*source.rewards]}
+        found = tuple(replace(prompt, metadata={**told, **prompt.metadata}) for prompt in found)
+    return tuple(replace(prompt, source=source.name) for prompt in found) if source.name else found
+
+
+def read_sources(sources: Sequence[Source], video_fps: Literal["model", "keep"] = "model") -> tuple[Prompt, ...]:
+    """The prompts of all ``sources``, one behind the other, and numbered so."""
+    found = [read_source(source, video_fps) for source in sources]
+    if len(found) < 2:
+        return found[0] if found else ()
+    return tuple(replace(prompt, index=index) for index, prompt in enumerate(chain.from_iterable(found)))
 
 
 def _parse_prompt(item: Any, index: int, folder: Path, video_fps: Literal["model", "keep"]) -> Prompt:
@@ -58,6 +81,12 @@ def _parse_prompt(item: Any, index: int, folder: Path, video_fps: Literal["model
         name = text(key)
         return None if name is None else _resolve_file(key, name, folder)
 
+    def record(key: str) -> Path | None:
+        try:
+            return file(key)
+        except ValueError as error:  # a likely name for what a reward wants to know
+            raise ValueError(f"{error}; {key!r} is a picture or a video; for metadata, take another name") from error
+
     words = text("prompt")
     if words is None:
         raise ValueError(f"'prompt' is missing{_called_otherwise(rest)}")
@@ -68,12 +97,15 @@ def _parse_prompt(item: Any, index: int, folder: Path, video_fps: Literal["model
         raise ValueError("has both 'image' and 'images'; write all of them as 'images'")
     single, negative, video, audio = file("image"), text("negative_prompt"), file("video"), file("audio")
     images = (single,) if single else tuple(_resolve_file("images", name, folder) for name in names)
+    target, chosen, rejected = map(record, RECORDS)
     for key in rest:
         if meant := _misspelt(key):
             raise ValueError(f"unknown key {written(key)}; did you mean {meant!r}? For metadata, take another name")
-    return Prompt(_strip(words), index, rest, negative, images, video, audio, video_fps=video_fps)
+    return Prompt(_strip(words), index, rest, negative, images, video, audio, False, video_fps, target, chosen, rejected)
 
 
+RECORDS = ("target", "chosen", "rejected")
+"""Keys of files that were made for a prompt."""
 MANY = 100
 """Keys that one that is missing is looked for among."""
 
@@ -93,7 +125,7 @@ def _misspelt(key: str) -> str | None:
     return next(iter([*swapped, *near]), None)
 
 
-_OPTIONAL = ("negative_prompt", "image", "images", "video", "audio")
+_OPTIONAL = ("negative_prompt", "image", "images", "video", "audio", *RECORDS)
 
 
 def _strip(words: str) -> str:
@@ -152,6 +184,15 @@ def check_files(prompts: Sequence[Prompt], model: ModelConfig, frames: int) -> N
     for number, (video, fps) in enumerate(videos):
         looked_into = bool(rate) and number < LOOKED_INTO
         check_video(video, frames if looked_into else 0, rate if looked_into and fps == "model" else None)
+
+
+def check_records(prompts: Sequence[Prompt]) -> None:
+    """UserError: a ``target``, ``chosen`` or ``rejected`` of a prompt is neither a picture nor a video, or damaged."""
+    for number, path in enumerate(dict.fromkeys(path for prompt in prompts for path in prompt.records)):
+        if sort_of(path) == "video":
+            check_video(path)
+        else:
+            check_picture(path, number < LOOKED_INTO)
 
 
 def check_picture_tokens(prompts: Sequence[Prompt], model: ModelConfig, context: int) -> None:

@@ -45,7 +45,7 @@ class RunSpecs:
     def load(self, runtime: Runtime) -> Trainable:  # type: ignore[empty-body]
         """Weights in host memory, what of them trains, and the blocks to shard. Model, one.
 
-        Core moves what is returned to ``runtime.device``, after the prompts are encoded.
+        Core moves what is returned to ``runtime.device``, after the prompts of the first iterations are encoded.
         """
 
     @hookspec(firstresult=True)
@@ -53,7 +53,8 @@ class RunSpecs:
         """One mapping of tensors per prompt, in order, without a batch axis. Model, one.
 
         Called once per distinct prompt; core puts each answer on disk as it comes, which a generator makes the most of. Text
-        encoders are loaded here, and freed. ``canvas`` is what will be drawn on, for conditions that must fit it.
+        encoders are loaded here, and freed: before the first iteration, and of many prompts in later ones, too. ``canvas`` is
+        what will be drawn on, for conditions that must fit it.
         """
 
     @hookspec(firstresult=True)
@@ -114,7 +115,8 @@ class RunSpecs:
     def prompts_encoded(self, done: int, total: int) -> None:
         """So many of the ``total`` prompts that the cache lacks are encoded, on all ranks. Anyone; the leading rank alone.
 
-        Comes before ``run_started``, as often as a prompt is done and at times between.
+        Comes as often as a prompt is done and at times between: before ``run_started``, and at the begin of iterations whose
+        prompts are encoded as training comes to them (``prompts.encode_ahead``).
         """
 
     @hookspec
@@ -122,8 +124,9 @@ class RunSpecs:
         """``done`` of the ``total`` samples of a phase are done, on all ranks. Anyone; the leading rank alone.
 
         Comes when a phase begins, after every forward's worth of it, and so often that an implementation must be quick. Before
-        ``run_started``: loading, encoding (of prompts). In an iteration: drawing and judging in turn, recomputing, checking
-        (before the first update), learning (all epochs together), evaluating, saving. ``total`` is 0 where none can be told.
+        ``run_started``: loading, encoding (of prompts). In an iteration: encoding (where more prompts are due), drawing and
+        judging in turn, recomputing, checking (before the first update), learning (all epochs together), evaluating, saving.
+        ``total`` is 0 where none can be told.
         """
 
     @hookspec

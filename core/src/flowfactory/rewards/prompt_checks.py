@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from flowfactory.config.component import ComponentConfig
 from flowfactory.config.schema import RunConfig
-from flowfactory.data.prompts import read_prompts
+from flowfactory.data.prompts import read_source
 from flowfactory.errors import UserError
 from flowfactory.types import Prompt
 
@@ -19,15 +19,15 @@ def check_prompts(run: RunConfig, reward: ComponentConfig, read: Callable[[Promp
     """
     trains, evaluates = judges(run, reward)
     labels = {label for rewards in (run.rewards, run.evaluation.rewards) for label, r in rewards.items() if r == reward}
-    for path in filter(None, (run.prompts.train if trains else None, run.prompts.heldout if evaluates else None)):
-        for prompt in read_prompts(path):
+    for source in (*(run.prompts.trained if trains else ()), *(run.prompts.held_out if evaluates else ())):
+        for prompt in read_source(source):
             listed = prompt.metadata.get("rewards")
             if listed is not None and not (isinstance(listed, list) and labels & {*map(str, listed)}):
                 continue
             try:
                 read(prompt)
             except (UserError, ValueError) as error:
-                raise ValueError(f"prompt {prompt.index + 1} of {path.name}: {error}") from error
+                raise ValueError(f"prompt {prompt.index + 1} of {source.file.name}: {error}") from error
 
 
 def judges(run: RunConfig, reward: ComponentConfig) -> tuple[bool, bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import torch
@@ -34,6 +34,21 @@ def reward_metrics(rewards: Mapping[str, Tensor], contributions: Mapping[str, Te
         both = known[a] & known[b]
         if (correlation := _correlation(rewards[a][both], rewards[b][both], groups[both])) is not None:
             found[f"correlation/{a}/{b}"] = correlation
+    return found
+
+
+def source_metrics(rewards: Mapping[str, Tensor], sources: Sequence[str], held_out: bool = False) -> dict[str, float]:
+    """The mean of each of ``rewards`` {label: [B]} over the samples of each of ``sources`` [B]; of those without a name none.
+
+    ``source/<source>/<label>/mean``, and of what is ``held_out`` ``source/<source>/eval/<label>/mean``.
+    """
+    found = {}
+    for name in dict.fromkeys(filter(None, sources)):
+        mine = torch.tensor([source == name for source in sources])
+        for label, reward in rewards.items():
+            own = reward[mine.to(reward.device) & reward.isfinite()]
+            if len(own):
+                found[f"source/{name}/{'eval/' if held_out else ''}{label}/mean"] = float(own.double().mean())
     return found
 
 

@@ -20,7 +20,7 @@ FREE_TO_CHANGE = (
     *("evaluation", "output", "plugins", "device", "training.iterations"),
     *("training.patience_flat", "training.early_stop"),
     # about memory and speed, and no number but for rounding
-    *("distributed", "sampling.keep_on", "sampling.batch_size"),
+    *("distributed", "sampling.keep_on", "sampling.batch_size", "prompts.encode_ahead"),
     *("training.batch_size", "training.timesteps_per_forward", "training.kept_on"),
     *("training.activation_checkpointing", "training.compile", "training.matmul", "training.keep_graphs"),
 )
@@ -34,9 +34,8 @@ def fixed_config(config: RunConfig) -> dict[str, Any]:
     """
     free = (*FREE_TO_CHANGE, *_components_free(config))
     values = {key: value for key, value in _flat(config.model_dump(mode="json")).items() if not _is_below(key, free)}
-    files = {key: getattr(config.prompts, key.partition(".")[2]) for key in PROMPTS}
     start = {} if START not in values else {START: _adapter_checksum(Path(values[START]))}
-    return values | start | {key: path and _prompt_checksum(path) for key, path in files.items()}
+    return values | start | {key: path and _prompt_checksum(path) for key, path in _prompt_files(config).items()}
 
 
 def config_changes(before: Mapping[str, Any], config: RunConfig) -> list[str]:
@@ -87,7 +86,8 @@ def _components_free(value: object, place: str = "") -> Iterator[str]:
 
 
 def _describe(key: str, before: Any, now: Any) -> str:
-    if key in (*PROMPTS, START):
+    of_a_source = key.startswith("prompts.train.") and key.endswith((".file", ".heldout"))
+    if key in (*PROMPTS, START) or of_a_source:
         return f"{key}: its content has changed since" if before and now else f"{key} is {'set' if now else 'not set'} now"
     return f"{key} ({before} then, {now} now)"
 
@@ -99,12 +99,24 @@ def _adapter_checksum(path: Path) -> str:
         raise UserError(f"{START}: {error}") from error
 
 
+def _prompt_files(config: RunConfig) -> dict[str, Path | None]:
+    """The files of prompts by their keys; None where there is none."""
+    chosen = config.prompts
+    train: dict[str, Path | None] = {"prompts.train": chosen.train} if isinstance(chosen.train, Path) else {}
+    for name, source in chosen.named.items():
+        train |= {f"prompts.train.{name}.file": source.file, f"prompts.train.{name}.heldout": source.heldout}
+    return {**train, "prompts.heldout": chosen.heldout}
+
+
 def _prompt_checksum(path: Path) -> str:
-    """The checksum of the prompts in a file and of the media they bring, wherever those lie."""
+    """The checksum of the prompts in a file and of the files they bring, wherever those lie."""
     found = hashlib.blake2b(digest_size=16)
     for prompt in prompts.read_prompts(path):
         kinds = [len(prompt.images), prompt.video is not None, prompt.audio is not None]
-        whole = [prompt.text, prompt.negative, dict(prompt.metadata), kinds, [_file_checksum(file) for file in prompt.media]]
+        whole: list[Any] = [prompt.text, prompt.negative, dict(prompt.metadata), kinds]
+        whole.append([_file_checksum(file) for file in prompt.media])
+        if prompt.records:  # without them as it always was
+            whole.append([path and _file_checksum(path) for path in (prompt.target, prompt.chosen, prompt.rejected)])
         found.update(checksum(whole).encode())
     return found.hexdigest()
 

@@ -66,7 +66,8 @@ def train(
         hooks = assembly.hooks
         try:
             with _translated(directory, lock):
-                run = prepare_run(config, say, ranks=ranks, assembly=assembly)
+                done = _count_done(directory, ranks) if resume else 0
+                run = prepare_run(config, say, ranks=ranks, assembly=assembly, done=done)
                 if judges_here(config.distributed, ranks):
                     assembly.prepare_rewards(run.policy.device)
                 require = lock.require if lock else _nothing
@@ -158,6 +159,12 @@ def _train(
         last = checkpoints.latest
         where = f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
         raise RunError(f"{error}; {where}") from error
+
+
+def _count_done(directory: RunDirectory, ranks: Ranks) -> int:
+    """The iterations that are done, as the names of the checkpoints say."""
+    there = ranks.broadcast(list_checkpoints(directory.checkpoints))
+    return int(there[-1].name) if there else 0
 
 
 def _silent(sentence: str) -> None:

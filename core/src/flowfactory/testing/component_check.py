@@ -15,7 +15,7 @@ from flowfactory.config.component_slots import config_class
 from flowfactory.config.loading import load, validate
 from flowfactory.config.paths import CheckpointPath
 from flowfactory.config.schema import RunConfig
-from flowfactory.data.prompts import read_prompts
+from flowfactory.data.prompts import read_prompts, read_sources
 from flowfactory.discovery.catalogue import Catalogue, Component
 from flowfactory.discovery.source_places import describe_exception
 from flowfactory.errors import UserError
@@ -175,7 +175,7 @@ def _check_algorithm(question: Question, config: Any, run: RunConfig, raw: Mappi
 
 def _check_reward(question: Question, config: Any, run: RunConfig, raw: Mapping[str, Any]) -> None:
     """As it says of itself, point by point or with groups that are whole."""
-    prompts = [prompt for prompt in read_prompts(run.prompts.train)[:2] for _ in range(2)]
+    prompts = [prompt for prompt in read_sources(run.prompts.trained)[:2] for _ in range(2)]
     count = len(prompts)
     pictures = torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     samples = Samples(

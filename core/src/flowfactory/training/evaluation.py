@@ -13,6 +13,7 @@ from flowfactory.data.batches import make_batch, split_whole_groups
 from flowfactory.distributed.exchange import Holders
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.drift.panel import Panel
+from flowfactory.rewards.statistics import source_metrics
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.judging import Judging
 from flowfactory.training.phases import begin_phase
@@ -30,6 +31,8 @@ class EvaluationResult:
     prompts: tuple[str, ...]
     scores: dict[str, Tensor]
     drift: dict[str, float] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    """Of each prompt, where they have some."""
 
     def metrics(self) -> dict[str, float]:
         """``eval/<label>/mean`` and ``/std`` over the samples that it applies to, and ``eval/samples``, how many were drawn.
@@ -41,6 +44,7 @@ class EvaluationResult:
             known = score[score.isfinite()].double()
             if len(known):
                 found |= {f"eval/{label}/mean": float(known.mean()), f"eval/{label}/std": float(known.std(correction=0))}
+        found |= source_metrics(self.scores, self.sources, held_out=True)
         return found | ({"eval/samples": len(self.prompts)} if found else {}) | self.drift
 
 
@@ -81,4 +85,5 @@ def evaluate(
         kept.append(workers.exchange([drawn.trajectory.media], Holders(drawn.held), shown)[0].cpu())
         left -= len(first)
     drift = panel.metrics("drift/heldout/") if panel else {}
-    return EvaluationResult(torch.cat(kept), batch.texts, judging.scores() if judging else {}, drift)
+    sources = tuple(prompt.source for prompt in batch.prompts)
+    return EvaluationResult(torch.cat(kept), batch.texts, judging.scores() if judging else {}, drift, sources)

@@ -31,9 +31,12 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     config, ranks, workers = run.config, run.ranks, run.ranks.workers
     batch = _batch(run, iteration)
     plan = _plan(run, iteration, batch)
+    if not _is_encoded(run, iteration):
+        with timer("encode"):
+            _encode_from(run, iteration)
     known = run.sampler.conditions(batch.prompts, most_guidance(plan), plan.canvas)
     shown, learned = drawn_and_learned(known, plan, config.algorithm)
-    if iteration + 1 < config.training.iterations:
+    if iteration + 1 < config.training.iterations and _is_encoded(run, iteration + 1):
         run.sampler.read_ahead(_batch(run, iteration + 1).prompts, most_guidance(plan), plan.canvas)
     judges = config.distributed.count_reward_ranks(workers.count)
     judged = Phase(phase_teller(run.assembly.hooks, ranks), "judging", len(batch.keys))
@@ -67,6 +70,7 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     advantages = clipped_sum(supplied, config.advantages.clip)
     run.extremes.judge(advantages, rewards, batch.texts)
     gate, gate_metrics = gate_kl(rewards, config)
+    told = statistics.source_metrics(rewards, [prompt.source for prompt in batch.prompts])
     experience = Experience(
         latents=trajectory.latents,
         steps=trajectory.steps,
@@ -81,13 +85,25 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
         timesteps_per_forward=config.training.timesteps_per_forward,
         device=run.policy.device,
     )
-    return Rollouts(experience, ranks, held, trajectory.overshoot, figures=figures | gate_metrics, supplied=supplied)
+    return Rollouts(experience, ranks, held, trajectory.overshoot, figures=figures | gate_metrics | told, supplied=supplied)
+
+
+def _is_encoded(run: Run, iteration: int) -> bool:
+    return run.ahead is None or run.ahead.has(iteration)
+
+
+def _encode_from(run: Run, iteration: int) -> None:
+    """Have the prompts of ``iteration``, and of those after it that are encoded with them. A joint work of the ranks."""
+    assert run.ahead is not None
+    run.sampler.prepare([(run.ahead.upcoming(iteration), run.config.sampling.canvas)], in_training=True)
+    run.ahead.reach(iteration)
 
 
 def _batch(run: Run, iteration: int) -> batches.Batch:
     sampling = run.config.sampling
     return batches.make_batch(
-        batches.prompts_of_iteration(run.train, iteration, sampling.groups, run.config.seed), sampling.group_size
+        batches.prompts_of_iteration(run.train, iteration, sampling.groups, run.config.seed, run.config.prompts.weights),
+        sampling.group_size,
     )
 
 

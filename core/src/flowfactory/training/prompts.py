@@ -17,8 +17,8 @@ def prepare_prompts(
     UserError: they are not what the model takes.
     """
     wanted = config.prompts
-    train = prompts.read_prompts(wanted.train, wanted.video_fps) if trains else ()
-    heldout = prompts.read_prompts(wanted.heldout, wanted.video_fps) if wanted.heldout and (trains or scores) else ()
+    train = prompts.read_sources(wanted.trained, wanted.video_fps) if trains else ()
+    heldout = prompts.read_sources(wanted.held_out, wanted.video_fps) if trains or scores else ()
     for check in prompt_checks(config, train, heldout):
         check()
     return train, heldout
@@ -30,6 +30,7 @@ def prompt_checks(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[
     yield lambda: prompts.check_media(both, model.takes, getattr(model, "name", "model"))
     yield lambda: prompts.check_files(train, model, config.sampling.canvas.frames)
     yield lambda: prompts.check_files(heldout, model, config.evaluation.canvas(config.sampling).frames)
+    yield lambda: prompts.check_records(both)
     yield lambda: prompts.check_picture_tokens(both, model, config.distributed.context)
     labels, learned = [*config.rewards, *config.evaluation.rewards], {x for x, r in config.rewards.items() if reward_weight(r)}
     yield lambda: prompts.check_reward_labels(train, labels, learned)

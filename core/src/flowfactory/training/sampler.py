@@ -53,13 +53,15 @@ class Sampler:
         """Whether guidance above 1 leads away from a negative prompt, rather than being a number that the model is given."""
         return self._trainable.guided
 
-    def prepare(self, wanted: Wanted) -> int:
+    def prepare(self, wanted: Wanted, in_training: bool = False) -> int:
         """Have all that drawing the prompts, each on its canvas, may need encoded; returns how many prompts had to be.
 
         The encoders are loaded once, or once a canvas where it matters, by each rank that encodes a part; nothing is held that
-        the disk takes. UserError, RunError: a prompt cannot be encoded, on whichever rank; or what came of it is not finite.
+        the disk takes. ``in_training``: the weights are in place. UserError, RunError: a prompt cannot be encoded, on whichever
+        rank; or what came of it is not finite.
         """
-        return self._cache.prepare_all([(self._with_opposites(prompts), canvas) for prompts, canvas in self._by_canvas(wanted)])
+        both = [(self._with_opposites(prompts), canvas) for prompts, canvas in self._by_canvas(wanted)]
+        return self._cache.prepare_all(both, in_training)
 
     def _by_canvas(self, wanted: Wanted) -> Wanted:
         """The prompts ``wanted`` together where they are encoded alike, which all are on the first canvas if none matters."""

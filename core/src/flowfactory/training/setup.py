@@ -21,6 +21,7 @@ from flowfactory.policy import blocks
 from flowfactory.policy.policy import Policy
 from flowfactory.training.assembly import Assembly
 from flowfactory.training.drawn_batches import check_drawn_batches
+from flowfactory.training.encoding_ahead import EncodingAhead
 from flowfactory.training.extremes import Extremes
 from flowfactory.training.judging import judges_here
 from flowfactory.training.learner import Learner
@@ -44,6 +45,8 @@ class Run:
     heldout: Sequence[Prompt]
     ranks: Ranks = ALONE
     say: Say = lambda _: None
+    ahead: EncodingAhead | None = None
+    """What of ``train`` is encoded; all where it is None."""
 
     @property
     def info(self) -> RunInfo:
@@ -91,13 +94,15 @@ def prepare_run(
     trains: bool = True,
     drawn: Sequence[Prompt] = (),
     assembly: Assembly | None = None,
+    done: int = 0,
 ) -> Run:
     """Components assembled, prompts read and encoded, weights where the ranks are to have them.
 
     Where it is to have ``scores``, rewards that hold no weights are prepared first: a server that is not there is told soon.
     What does not train reads no prompts to train on, and without ``scores`` none at all; its weights have the run's precision.
     ``drawn`` are to be drawn as held-out ones are, and are encoded with the others. ``assembly`` has who watches, if somebody
-    does; it is made of ``config`` where there is none.
+    does; it is made of ``config`` where there is none. ``done`` iterations are: of many prompts to train on, those of the next
+    ones are encoded.
     """
     device = resolve_device(config.device, ranks.local)
     config = with_precision(config, device.type == "cuda")
@@ -131,13 +136,28 @@ def prepare_run(
     if policy.start:
         say(policy.start.sentence())
     sampler = _make_sampler(config, assembly, policy, trainable, folder, ranks)
-    heldout_canvas = config.evaluation.canvas(config.sampling)
-    wanted = [(train, config.sampling.canvas), (heldout, heldout_canvas)]
-    encoded = sampler.prepare([*wanted, (drawn, heldout_canvas)])
-    sampler.check_conditions(wanted)
-    say(f"{len(train)} training and {len(heldout)} held-out prompts, {encoded} encoded now, the rest from the cache")
+    ahead = EncodingAhead(train, config)
+    encoded = _encode(config, sampler, ahead, done, heldout, drawn)
+    say(ahead.tell(len(heldout), encoded))
     _distribute(config, policy, ranks)
-    return Run(config, assembly, policy, sampler, train, heldout, ranks, say)
+    return Run(config, assembly, policy, sampler, train, heldout, ranks, say, ahead)
+
+
+def _encode(
+    config: RunConfig,
+    sampler: Sampler,
+    ahead: EncodingAhead,
+    done: int,
+    heldout: Sequence[Prompt],
+    drawn: Sequence[Prompt],
+) -> int:
+    """How many prompts had to be encoded of those that a run needs at first, after ``done`` iterations."""
+    canvas = config.evaluation.canvas(config.sampling)
+    wanted = [(ahead.at_start(done), config.sampling.canvas), (heldout, canvas)]
+    encoded = sampler.prepare([*wanted, (drawn, canvas)])
+    ahead.reach(done)
+    sampler.check_conditions(wanted)
+    return encoded
 
 
 def _check_ranks(config: RunConfig, ranks: Ranks) -> None:

@@ -19,6 +19,11 @@ SIGMAS = (1.0, 0.75, 0.5, 0.25)
 """Of the places, at each of which another prompt is asked for."""
 
 
+def probed_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Those of ``prompts`` that a VelocityProbe asks for, one at each of SIGMAS."""
+    return [prompts[place % len(prompts)] for place in range(len(SIGMAS))]
+
+
 class VelocityProbe:
     """The velocity of the present weights for a few of ``prompts``, at noise times one of SIGMAS: latents of zero, noised.
 
@@ -28,7 +33,7 @@ class VelocityProbe:
 
     def __init__(self, policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], seed: int, batch_size: int) -> None:
         self._policy, self._sampler, self._batch_size = policy, sampler, batch_size
-        self._prompts = [prompts[place % len(prompts)] for place in range(len(SIGMAS))]
+        self._prompts = probed_prompts(prompts)
         self._seed = seed
         self._conditions: Conditions | None = None
 

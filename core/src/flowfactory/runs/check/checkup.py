@@ -15,7 +15,7 @@ from flowfactory.config.component import ComponentConfig
 from flowfactory.config.idle_keys import idle_keys, remarks_on_prompts
 from flowfactory.config.paths import missing_checkpoints
 from flowfactory.config.precision import with_precision
-from flowfactory.data.prompts import read_prompts
+from flowfactory.data.prompts import read_sources
 from flowfactory.errors import RunError, UserError
 from flowfactory.runs.check.encoding import Encoding, count_encoding
 from flowfactory.runs.check.recipe import doubts
@@ -24,7 +24,6 @@ from flowfactory.runs.check.sizes import Sizes, count_sizes
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.lock import describe_unwritable
 from flowfactory.training.prompts import prompt_checks
-from flowfactory.types import Prompt
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
@@ -68,8 +67,8 @@ def check_run(
 def _look_through(found: Checkup, config: RunConfig, ranks: int, cuda: bool) -> None:
     """Note what can be said of ``config`` beyond its keys."""
     look = _Looks(found, whole=not found.errors)
-    train = look.at(lambda: read_prompts(config.prompts.train, config.prompts.video_fps)) or ()
-    heldout = look.at(lambda: _read_heldout(config)) or ()
+    train = look.at(lambda: read_sources(config.prompts.trained, config.prompts.video_fps)) or ()
+    heldout = look.at(lambda: read_sources(config.prompts.held_out, config.prompts.video_fps)) or ()
     look.warn(lambda: idle_keys(config))
     for check in look.each(lambda: prompt_checks(config, train, heldout)):
         look.at(check)
@@ -114,11 +113,6 @@ class _Looks:
     def warn(self, look: Callable[[], Iterator[str]]) -> None:
         """Note what ``look`` yields as warnings."""
         self.found.warnings += self.each(look)
-
-
-def _read_heldout(config: RunConfig) -> tuple[Prompt, ...]:
-    path = config.prompts.heldout
-    return () if path is None else read_prompts(path, config.prompts.video_fps)
 
 
 def _assemble(config: RunConfig) -> None:

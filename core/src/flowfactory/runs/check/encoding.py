@@ -22,7 +22,8 @@ class Encoding:
     """How many prompts are encoded, in about how many bytes at most, where, and how many bytes are free there.
 
     What is in the cache from before is not encoded again. ``size`` is None where the model, or files that are not here,
-    do not tell; pictures and videos of prompts, whose number is ``media``, are not in it.
+    do not tell; pictures and videos of prompts, whose number is ``media``, are not in it. Of many training prompts about
+    ``at_once`` are encoded at a time, where it is not None, and those that no iteration draws never are.
     """
 
     prompts: int
@@ -30,6 +31,7 @@ class Encoding:
     media: int
     folder: Path
     free: int
+    at_once: int | None = None
 
 
 def count_encoding(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[Prompt], precision: str) -> Encoding:
@@ -43,7 +45,9 @@ def count_encoding(config: RunConfig, train: Sequence[Prompt], heldout: Sequence
     each = config.model.encoded_bytes(BYTES[precision]) if precision in BYTES else None
     folder = default_folder() / "conditions"
     media = len({path for prompt in both for path in (*prompt.images, prompt.video, prompt.audio) if path})
-    return Encoding(len(texts), None if each is None else each * len(texts), media, folder, _free(folder))
+    size, groups = None if each is None else each * len(texts), config.sampling.groups
+    iterations = config.prompts.iterations_at_once(len(train), groups)
+    return Encoding(len(texts), size, media, folder, _free(folder), iterations and iterations * groups)
 
 
 def _free(folder: Path) -> int:

@@ -37,6 +37,6 @@ def _doubts(config: RunConfig, prompts: int) -> Iterator[tuple[Rule, str]]:
         told = f"algorithm.guidance {algorithm.guidance:g}: the guided velocity is learned as if it were the model's own"
         yield "guided-velocity", f"{told}; leave it out"
     passes = config.training.iterations * sampling.groups / prompts if prompts else 0
-    if passes >= MANY_PASSES and config.prompts.heldout is None:
+    if passes >= MANY_PASSES and not config.prompts.held_out:
         told = f"prompts.train: the {prompts} prompts are gone through {passes:.0f} times, and nothing is held out"
         yield "prompts-used-up", f"{told}; give more prompts, or some in prompts.heldout"

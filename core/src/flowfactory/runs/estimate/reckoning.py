@@ -70,6 +70,12 @@ class Reckoning:
             not cuda or getattr(config.model, key, "device") == "device" for key in ("encoders_on", "decoder_on")
         )
 
+    @property
+    def _encodes_again(self) -> bool:
+        """Whether the encoders come again once the weights are in place."""
+        at_once = self._config.prompts.iterations_at_once(self._traced.train, self._config.sampling.groups)
+        return at_once is not None and at_once < self._config.training.iterations
+
     def estimate(self) -> Estimate:
         """The parts, the most at once in each phase, and the most in host memory."""
         resting, unknown = self._resting()
@@ -82,6 +88,7 @@ class Reckoning:
             cuda=self._cuda,
             ranks=self._ranks,
             unknown=unknown,
+            encodes_again=self._encodes_again,
         )
 
     def _resting(self) -> tuple[dict[str, Part], tuple[str, ...]]:
@@ -130,9 +137,10 @@ class Reckoning:
         samples = held["samples"] + held["kept graphs"]
         learned = max(traced.activations, held["gradients"] + self._flat, held["gradients"] + self._stepping)
         encoding = self._encodes_here * (traced.decoder + traced.encoders + traced.encoding)
+        beside = max(0, encoding - held["decoder"])  # which rests there anyway
         return {
             "read": 0 if cuda else traced.weights.read + traced.decoder,
-            "encode": encoding + (not cuda) * traced.weights.early,
+            "encode": max(encoding + (not cuda) * traced.weights.early, self._encodes_again * (always + beside)),
             "sample": always + samples + self._to_draw + traced.drawn,
             "decode": always + samples + self._decodes_here * traced.decoded,
             # before the first update, beside the samples that it learns from
@@ -154,7 +162,7 @@ class Reckoning:
         """The most of its own that a rank has in host memory, where the device is another."""
         traced = self._traced
         encoding = 0 if self._encodes_here else traced.encoders + traced.encoding
-        learning = sum(part.host for part in resting.values())
+        learning = sum(part.host for part in resting.values()) + self._encodes_again * encoding
         saving = learning + self._copy  # which is written while training goes on
         return max(self._placing, traced.weights.early + encoding, saving) if self._cuda else 0
 

@@ -25,7 +25,8 @@ class Estimate:
     parts: what holds them, by name. phases: the most that the device holds at once while a run reads weights, encodes prompts,
     samples, decodes, evaluates, learns and saves. host: the most of its own in host memory. machine: the most that a machine
     with all ranks has there, files that they share included. Without ``cuda`` everything is the device's, and both are 0.
-    unknown: the labels of rewards that do not tell what they weigh.
+    unknown: the labels of rewards that do not tell what they weigh. encodes_again: whether prompts are encoded in training,
+    too, beside the weights.
     """
 
     parts: Mapping[str, Part]
@@ -35,6 +36,7 @@ class Estimate:
     ranks: int
     unknown: tuple[str, ...] = ()
     machine: int = 0
+    encodes_again: bool = False
 
     @property
     def peak(self) -> int:

@@ -113,7 +113,7 @@ class TracedConditions:
         self._encode = encode
         self._known: dict[Canvas, list[Mapping[str, Tensor]]] = {}
 
-    def prepare_all(self, wanted: Sequence[tuple[Sequence[Prompt], Canvas]]) -> int:
+    def prepare_all(self, wanted: Sequence[tuple[Sequence[Prompt], Canvas]], in_training: bool = False) -> int:
         """Encode the prompts ``wanted``, each for its canvas."""
         return sum(self._prepare(prompts, canvas) for prompts, canvas in wanted)
 

@@ -26,7 +26,10 @@ def remedies(found: Estimate, config: RunConfig) -> list[str]:
 
     drawing, whole, adapters = size("drawing", "decoding"), size("weights", "gradients", "optimizer"), model.train != "full"
     by_phase: dict[str, list[tuple[bool, float, str]]] = {
-        "encode": [(not is_set("encoders_on", "host"), size("encoders", "encoding"), "model.encoders_on: host")],
+        "encode": [
+            (not is_set("encoders_on", "host"), size("encoders", "encoding"), "model.encoders_on: host"),
+            (found.encodes_again, size("weights", "optimizer"), "prompts.encode_ahead: all"),
+        ],
         "sample": [(sampling.batch_size > 1, drawing / 2, "a smaller sampling.batch_size")],
         "decode": [
             (sampling.batch_size > 1, drawing / 2, "a smaller sampling.batch_size"),
@@ -53,7 +56,7 @@ def remedies(found: Estimate, config: RunConfig) -> list[str]:
         (sampling.keep_on == "device", size("samples"), "sampling.keep_on: host"),
         (training.precision == "float32", size("weights") / 2, "training.precision: bf16"),
     ]
-    options = by_phase.get(phase, []) + (resting if phase != "encode" else [])
+    options = by_phase.get(phase, []) + (resting if phase != "encode" or found.encodes_again else [])
     helps = sorted((-saved, key) for open, saved, key in options if open and saved > found.needed / 50)
     last = ["distributed.offload: true"] if phase != "encode" and whole and not config.distributed.offload else []
     return [key for _, key in helps] + last

@@ -142,7 +142,7 @@ class Trace:
         """A rank's drawing: two forwards' worth at most is traced, and stands for the rest."""
         config, run, counter = self._config, self._run, self._counter
         sampling = config.sampling
-        wanted = batches.prompts_of_iteration(run.train, 0, sampling.groups, config.seed)
+        wanted = batches.prompts_of_iteration(run.train, 0, sampling.groups, config.seed, config.prompts.weights)
         batch = batches.make_batch(wanted, sampling.group_size)
         # the copy that draws is counted apart
         plan = replace(training_plan(run, 0, batch.keys), weights_as=None)

@@ -41,6 +41,8 @@ TOPICS = (
         "learning",
         "What it learns from",
         (
+            Family("Rewards by source", r"source/([^/]+/[^/]+)/mean", "Means over the prompts of each source."),
+            Family("Held-out scores by source", r"source/([^/]+/eval/[^/]+)/mean"),
             Family("Shares of the advantage", r"advantage/(.+)/share", "Of its variance, by the reward that supplies it."),
             Family("Correlation of rewards", r"correlation/(.+)", "Of two rewards within groups: below 0 they pull apart."),
             Family("Groups that teach nothing", r"reward/(.+)/flat|groups/(equal)", "The share whose scores are all equal."),

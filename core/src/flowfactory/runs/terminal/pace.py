@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 RECURRING = ("evaluating", "saving")
 """Phases that do not come in every iteration: they are counted apart, by how often they are still to come."""
 ONCE = ("loading", "encoding", "checking")
-"""Phases that do not come again."""
+"""Phases that do not come again, or seldom: how long they take tells nothing of an iteration."""
 LAST = 10
 """Iterations that the pace is the mean of: more of them would tell less of how it is now."""
 
