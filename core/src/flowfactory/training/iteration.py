@@ -31,9 +31,7 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     config, ranks, workers = run.config, run.ranks, run.ranks.workers
     batch = _batch(run, iteration)
     plan = _plan(run, iteration, batch)
-    if not _is_encoded(run, iteration):
-        with timer("encode"):
-            _encode_from(run, iteration)
+    _encode_what_lacks(run, iteration, timer)
     known = run.sampler.conditions(batch.prompts, most_guidance(plan), plan.canvas)
     shown, learned = drawn_and_learned(known, plan, config.algorithm)
     if iteration + 1 < config.training.iterations and _is_encoded(run, iteration + 1):
@@ -64,13 +62,12 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     with timer("reward"):
         rewards = judging.scores()
     with timer("drift"):
-        figures = panel.metrics()
+        figures = panel.metrics() | statistics.source_metrics(rewards, [prompt.source for prompt in batch.prompts])
     trajectory = concatenate(pieces, learned.rows(held[workers.rank]))
     supplied = _contributions(run, rewards, batch)
     advantages = clipped_sum(supplied, config.advantages.clip)
     run.extremes.judge(advantages, rewards, batch.texts)
     gate, gate_metrics = gate_kl(rewards, config)
-    told = statistics.source_metrics(rewards, [prompt.source for prompt in batch.prompts])
     experience = Experience(
         latents=trajectory.latents,
         steps=trajectory.steps,
@@ -85,17 +82,19 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
         timesteps_per_forward=config.training.timesteps_per_forward,
         device=run.policy.device,
     )
-    return Rollouts(experience, ranks, held, trajectory.overshoot, figures=figures | gate_metrics | told, supplied=supplied)
+    return Rollouts(experience, ranks, held, trajectory.overshoot, figures=figures | gate_metrics, supplied=supplied)
 
 
 def _is_encoded(run: Run, iteration: int) -> bool:
     return run.ahead is None or run.ahead.has(iteration)
 
 
-def _encode_from(run: Run, iteration: int) -> None:
+def _encode_what_lacks(run: Run, iteration: int, timer: Timer) -> None:
     """Have the prompts of ``iteration``, and of those after it that are encoded with them. A joint work of the ranks."""
-    assert run.ahead is not None
-    run.sampler.prepare([(run.ahead.upcoming(iteration), run.config.sampling.canvas)], in_training=True)
+    if run.ahead is None or run.ahead.has(iteration):
+        return
+    with timer("encode"):
+        run.sampler.prepare([(run.ahead.upcoming(iteration), run.config.sampling.canvas)], in_training=True)
     run.ahead.reach(iteration)
 
 
