@@ -12,12 +12,14 @@ import pytest
 import torch
 from families import open_bench, relative_difference
 from family_cases import CASES
+from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor
 
 from flowfactory import UserError
 from flowfactory.config.loading import validate
 from flowfactory.testing import Bench
+from flowfactory_flux.flux1 import Flux1Config
 
 PROMPTS = ("a cat", "a photo of a red circle")
 KEYS = ("flux1", "flux2", "qwen-image", "z-image", "wan-t2v")
@@ -107,13 +109,26 @@ def test_what_does_not_fit_is_named(make: Callable[..., Bench], tmp_path: Path) 
         (without, f"lacks a weight that FluxTransformer2DModel needs, the first {first}"),
         (weights | {"more.weight": torch.zeros(2)}, "holds a weight that its config.json has no place for, the first more"),
         (weights | {first: torch.ones(3)}, f"holds a weight of another shape than its config.json says: {first} is [3]"),
+        ({f"{first}.lora_A.weight": torch.zeros(2)}, "holds adapters, such as"),
+        (weights | {first: weights[first].to(torch.int8)}, f"holds {first} of torch.int8, which is packed"),
         ({"nothing.weight": torch.zeros(2)}, "is of no layout that diffusers converts for FluxTransformer2DModel"),
     ):
         save_file(changed, file)
         with pytest.raises(UserError, match=re.escape(f"model.weights: {file} {sentence}")):
             make("flux1", weights=str(file))
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"^model\.weights: .*a\.safetensors"):
+        make("flux1", weights=str(file))
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     with pytest.raises(UserError, match=r"a\.gguf is no \.safetensors file, and no other is read"):
         make("flux1", weights=str(tmp_path / "a.gguf"))
     with pytest.raises(UserError, match="unknown transformer 'second'; there is transformer and transformer_2"):
         make("wan-t2v", weights={"second": str(file)})
+
+
+def test_a_file_for_each_transformer_is_written_as_it_is_read(make: Callable[..., Bench], tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    save_file({"a": torch.zeros(1)}, file)
+    config = TypeAdapter(Flux1Config).validate_python({"path": str(tmp_path), "weights": {"transformer": str(file)}})
+    assert config.model_dump(mode="json")["weights"] == {"transformer": str(file)}
+    assert config.single_files == {"transformer": file}

@@ -13,15 +13,18 @@ import pytest
 import torch
 from families import LORA, nudge, open_bench, relative_difference, train_two_iterations
 from family_cases import CASES, GRPO, prompts
+from safetensors.torch import load_file, save_file
 from saved import stored
 
 from flowfactory import UserError
 from flowfactory.config.loading import validate
 from flowfactory.data.prompts import read_prompts
 from flowfactory.policy import REFERENCE
+from flowfactory.runs.checkpoints.manifest import Manifest
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.export.adapters import FORMATS, write_formatted
 from flowfactory.runs.export.origin import find_origin
+from flowfactory.runs.resume import check_base
 from flowfactory.testing import Bench
 
 ROUNDING = 2e-5
@@ -126,9 +129,17 @@ def test_a_run_that_starts_from_anothers_checkpoint_has_it_as_the_reference_and_
     assert any(re.fullmatch(said, line) for line in told)
     run("stopped", start, iterations=1)
     resumed = run("stopped", start, resume=True)
-    assert figures(resumed) == figures(whole)
+    assert figures(resumed)[-1] == figures(whole)[-1]
+    fused = run("fused", start | {"as": "base", "rank": 2})
+    assert fused.load_config().model.train.lora.model_dump()["from"] == checkpoint, "a run directory may go on"
+    before = Manifest.read(fused.checkpoints / "000002").fixed
+    check_base(before, fused.load_config())
+    factors = load_file(checkpoint / "pytorch_lora_weights.safetensors")
+    save_file({name: 2 * value for name, value in factors.items()}, checkpoint / "pytorch_lora_weights.safetensors")
+    with pytest.raises(UserError, match=r"the content of .* has changed since, and the run's weights go on what it was"):
+        check_base(before, fused.load_config())
     shutil.rmtree(first.checkpoints / "000002")
-    with pytest.raises(UserError, match=r"model\.train\.lora\.from"):
+    with pytest.raises(UserError, match=r"model\.train\.lora: from: the run directory .* has no checkpoint yet"):
         run("stopped", start, resume=True)
 
 

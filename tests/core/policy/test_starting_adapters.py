@@ -191,6 +191,7 @@ REFUSED: dict[str, tuple[dict[str, Tensor], str]] = {
     "half of one": (dict([*factors().items()][:1]), f"of {Q} there is but one of the two factors"),
     "two ranks": (factors() | {f"{Q}.lora_A.weight": numbers(3, 4)}, "have no common rank"),
     "not finite": (factors() | {f"{Q}.lora_A.weight": numbers(2, 4) / 0}, f"{Q}.lora_A.weight is not finite"),
+    "packed": (factors() | {f"{Q}.lora_A.weight": torch.ones(2, 4, dtype=torch.int8)}, f"{Q}.lora_A.weight is of torch.int8"),
     "two names": (factors() | factors("transformer."), "has one layer under two names"),
     "nothing": ({}, "holds no tensors"),
 }
@@ -218,6 +219,13 @@ def test_what_diffusers_would_leave_out_is_refused(tmp_path: Path) -> None:
     file = saved(tmp_path / "a.safetensors", {"diffusion_model.blocks.0.nothing.lora_A.weight": numbers(2, 4)})
     with pytest.raises(UserError, match=r"a\.safetensors"):
         read(file, convert=partial(read_adapters, (), {}, WanPipeline))
+
+
+def test_numbers_of_eight_bits_are_read(tmp_path: Path) -> None:
+    rounded = {name: value.to(torch.float8_e4m3fn) for name, value in factors().items()}
+    found = read(saved(tmp_path / "a.safetensors", rounded))
+    down, up = (rounded[f"{Q}.lora_{half}.weight"].float() for half in "AB")
+    torch.testing.assert_close(added(found), up @ down)
 
 
 def test_a_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:

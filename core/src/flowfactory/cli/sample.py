@@ -153,8 +153,10 @@ def _restore(
 ) -> tuple[Run, Path]:
     """A run that draws with the weights that evaluations do, and its checkpoint, of which nothing else is read."""
     from flowfactory.runs.checkpoints import load, lookup
+    from flowfactory.runs.checkpoints.manifest import Manifest
     from flowfactory.runs.checkpoints.roles import WEIGHTS, kept_role
     from flowfactory.runs.held_out_scores import choose_checkpoint
+    from flowfactory.runs.resume import check_base
     from flowfactory.training.plans import EVALUATION
     from flowfactory.training.setup import prepare_run
 
@@ -163,6 +165,7 @@ def _restore(
     tell_of_checkpoints = warn if ranks.leads else _silent
     iteration = choose_checkpoint(where, config, checkpoint, tell_of_checkpoints, ranks)
     path = lookup.find(where.checkpoints, iteration, tell_of_checkpoints, roles, ranks)
+    check_base(Manifest.read(path).fixed, config)
     tell = _pass_on_warnings if ranks.leads else _silent
     restored = prepare_run(config, say=tell, trackers=False, ranks=ranks, scores=scores, trains=False, drawn=drawn)
     load.load_to_draw(path, restored.policy, average)

@@ -17,7 +17,7 @@ from pydantic import (
 
 from flowfactory.config.kl import AdaptiveKL, KLTerm, kl_term
 from flowfactory.config.strict import Strict
-from flowfactory.config.warm_start import WarmStart, find_error, is_base, started_from
+from flowfactory.config.warm_start import WarmStart, find_error, is_base, pinned, started_from
 
 OF_AN_ADAPTER = ("rank", "alpha", "targets")
 """What adapters bring themselves that training starts from."""
@@ -103,9 +103,13 @@ class LoraConfig(WarmStart):
                 raise ValueError("as: base is for adapters that training starts from; name them as from, or leave it out")
             return self
         if not is_base(self) and (own := [key for key in OF_AN_ADAPTER if key in self.model_fields_set]):
-            raise ValueError(f"{' and '.join(own)}: those of the adapters in from are kept; leave it out, or write as: base")
-        if not context.get("anywhere") and (reason := find_error(start)):
-            raise ValueError(f"from: {reason}")
+            alone = "--set model.train.lora='{from: …}'"
+            kept = f"{' and '.join(own)}: those of the adapters in from are kept"
+            raise ValueError(f"{kept}; leave it out ({alone}), or write as: base")
+        if not context.get("anywhere"):
+            if reason := find_error(start):
+                raise ValueError(f"from: {reason}")
+            object.__setattr__(self, "from", pinned(start))  # a run directory may go on; it is frozen
         return self
 
     @model_serializer(mode="wrap")
@@ -153,7 +157,9 @@ class ModelConfig(ComponentConfig):
     context_parallel: ClassVar[bool] = False
     """Whether ranks can share its forwards, each a part of the tokens: ``_cp_plan`` of its transformers says how."""
 
-    train: Training = Field(LoraTraining(), description="'full', or {lora: {rank, alpha, targets}}")
+    train: Training = Field(
+        LoraTraining(), description="'full', or {lora: {rank, alpha, targets}}; {lora: {from}} for adapters that are there"
+    )
     quantize: Literal["nf4", "int8"] | None = Field(None, description="how the frozen weights below adapters are stored")
 
     @model_validator(mode="after")

@@ -63,12 +63,12 @@ def find_adapters(path: Path) -> dict[str, Path]:
     ValueError: there are none; one sentence.
     """
     if path.is_file():
-        if path.suffix != SUFFIX:
+        if path.suffix.lower() != SUFFIX:
             raise ValueError(f"{path} is no {SUFFIX} file, and no other is read; save the adapters as one")
         return {FIRST: path}
     if not path.is_dir():
         raise ValueError(f"there is no file or folder {path}")
-    folder = _last_checkpoint(path) if (path / "checkpoints").is_dir() else path
+    folder = pinned(path)
     first = _adapter_file(folder)
     found = {FIRST: first} if first else {}
     inner = sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name.startswith(FIRST))
@@ -76,6 +76,13 @@ def find_adapters(path: Path) -> dict[str, Path]:
     if not found:
         raise ValueError(_nothing_in(folder))
     return found
+
+
+def pinned(path: Path) -> Path:
+    """``path``, or of a run directory its last checkpoint, which stays when the run goes on. ValueError: it has none."""
+    if (path / "checkpoints").is_dir() or ((path / "config.yaml").is_file() and (path / "run.json").is_file()):
+        return _last_checkpoint(path)
+    return path
 
 
 def _adapter_file(folder: Path) -> Path | None:
@@ -92,7 +99,7 @@ def _adapter_file(folder: Path) -> Path | None:
 
 
 def _last_checkpoint(run: Path) -> Path:
-    there = [entry for entry in (run / "checkpoints").iterdir() if re.search(rf"{CHECKPOINT}$", entry.as_posix())]
+    there = [entry for entry in (run / "checkpoints").glob("*") if re.search(rf"{CHECKPOINT}$", entry.as_posix())]
     if not there:
         raise ValueError(f"the run directory {run} has no checkpoint yet")
     return max(there, key=lambda entry: int(entry.name))

@@ -27,13 +27,20 @@ def load_single_file(kind: Any, file: Path, folder: Path, dtype: torch.dtype, un
     config; what does not fit is named.
     """
     source = f"model.weights: {file}"
-    check_file(file)
+    try:
+        check_file(file)
+    except UserError as error:
+        raise UserError(f"model.weights: {error}") from error
     check_file(folder / "config.json")
     with reading(source):
         module = build_unfilled(kind, folder, dtype)
         own = module.state_dict()
         with WeightFile.find(file).opened() as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    if packed := next((name for name, tensor in tensors.items() if not tensor.is_floating_point()), None):
+        raise UserError(f"{source} holds {packed} of {tensors[packed].dtype}, which is packed; take floating-point weights")
+    if adapter := next((name for name in tensors if ".lora_" in name), None):
+        raise UserError(f"{source} holds adapters, such as {adapter}; name it as model.train.lora.from")
     found = _renamed(kind, tensors, own, source)
     fitting = {name: tensor for name, tensor in found.items() if name in own and tensor.shape == own[name].shape}
     told = {

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from flowfactory.config.component import ModelConfig
 from flowfactory.config.paths import LocalPath, file_error
@@ -15,13 +15,23 @@ from flowfactory.models.family import Family
 SUFFIX = ".safetensors"
 
 
+def _kind(value: object) -> str:
+    return "files" if isinstance(value, Mapping) else "file"
+
+
+Files = Annotated[Annotated[LocalPath, Tag("file")] | Annotated[dict[str, LocalPath], Tag("files")], Discriminator(_kind)]
+"""A file, or one for each transformer by its name."""
+
+
 class SingleFileConfig(ModelConfig):
     """The option of a model over a pipeline to have its transformer's weights from one file."""
 
     family: ClassVar[Family]
 
-    weights: LocalPath | dict[str, LocalPath] | None = Field(
-        None, description="a file of the transformer's weights, in place of those in path; by its name where there are several"
+    weights: Files | None = Field(
+        None,
+        examples=["a path", "{transformer: a path}"],
+        description="a file of the transformer's weights, in place of those in path; by its name where there are several",
     )
 
     @property
@@ -38,7 +48,7 @@ class SingleFileConfig(ModelConfig):
                 raise ValueError(f"unknown transformer {name!r}; there is {' and '.join(there)}")
             if reason := file_error(file):
                 raise ValueError(reason)
-            if file.suffix != SUFFIX:
+            if file.suffix.lower() != SUFFIX:
                 raise ValueError(f"{file} is no {SUFFIX} file, and no other is read; convert it first")
         return weights
 

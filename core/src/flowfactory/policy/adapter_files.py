@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flowfactory.config.warm_start import PEFT_FILE
 from flowfactory.errors import UserError
 from flowfactory.lora_targets import ADAPTABLE
-from flowfactory.suggestions import did_you_mean
+from flowfactory.suggestions import nearest
 from flowfactory.untrusted_files import Refused, parse_json, read_json
 
 FIRST = "transformer"
@@ -110,7 +110,11 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{file} cannot be read: {error}; get it again, whole") from error
     if not tensors:
         raise UserError(f"{file} holds no tensors; name another file")
-    if bad := next((key for key, tensor in tensors.items() if not tensor.isfinite().all()), None):
+    if other := next((key for key, tensor in tensors.items() if not tensor.is_floating_point()), None):
+        raise UserError(
+            f"{file}: {other} is of {tensors[other].dtype}, and adapters are floating-point numbers; name another file"
+        )
+    if bad := next((key for key, tensor in tensors.items() if not tensor.float().isfinite().all()), None):
         raise UserError(f"{file}: {bad} is not finite; name another file")
     beside = file.with_name("adapter_config.json")
     try:
@@ -156,8 +160,9 @@ def _unplaced(key: str, name: str, layers: Mapping[str, Mapping[str, nn.Module]]
     half = _half(key)
     if half is None:
         return f"{key} is no factor of a low-rank adapter, and would be left out"
-    meant = did_you_mean(half[0].removeprefix(f"{name}."), [layer for there in layers.values() for layer in there])
-    return f"{key} is of no layer of {' and '.join(layers)}{meant or '; the adapters are of another model'}"
+    near = nearest(half[0].removeprefix(f"{name}."), [layer for there in layers.values() for layer in there])
+    meant = f"; did you mean {near[0]!r}?" if near else "; the adapters are of another model"
+    return f"{key} is of no layer of {' and '.join(layers)}{meant}"
 
 
 def _join(file: Path, place: _Half, halves: Mapping[_Half, Tensor], told: Mapping[str, Any]) -> Factors:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from flowfactory.config.component import ComponentConfig
 from flowfactory.config.schema import RunConfig
-from flowfactory.config.warm_start import find_adapters
+from flowfactory.config.warm_start import find_adapters, is_base, started_from
 from flowfactory.data import prompts
 from flowfactory.errors import UserError
 
@@ -90,6 +90,14 @@ def _describe(key: str, before: Any, now: Any) -> str:
     if key in (*PROMPTS, START) or of_a_source:
         return f"{key}: its content has changed since" if before and now else f"{key} is {'set' if now else 'not set'} now"
     return f"{key} ({before} then, {now} now)"
+
+
+def check_base(before: Mapping[str, Any], config: RunConfig) -> None:
+    """UserError: adapters that are a part of the frozen weights are others than when :func:`fixed_config` gave ``before``."""
+    train = config.model.train
+    path = None if train == "full" or not is_base(train.lora) else started_from(train.lora)
+    if path is not None and START in before and _adapter_checksum(path) != before[START]:
+        raise UserError(f"{START}: the content of {path} has changed since, and the run's weights go on what it was")
 
 
 def _adapter_checksum(path: Path) -> str:
