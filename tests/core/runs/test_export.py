@@ -247,6 +247,18 @@ def test_a_hub_reads_the_head_of_a_card(load: Load) -> None:
     assert "Before you publish this, state a licence in the head of this file" in unknown
 
 
+def test_a_card_tells_that_what_training_began_with_is_inside(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    told = {}
+    for way in ("base", "start"):
+        made = load({"model": {"name": "net", "train": {"lora": {"from": str(tmp_path / "a.safetensors"), "as": way}}}})
+        exported = Exported(3, None, "peft", {"transformer": Path("a")})
+        told[way] = "They contain the adapters that training began with" in make_card(
+            "run", [], made, Origin("b", True), exported
+        )
+    assert told == {"base": True, "start": False}
+
+
 class OnHub(ModelConfig):
     """Options of a model that a hub has."""
 

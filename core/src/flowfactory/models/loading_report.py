@@ -68,17 +68,20 @@ def load_module(
     return module
 
 
-def refuse_gaps(source: str, module: nn.Module, told: Mapping[str, Any], unused: Collection[str] = ()) -> None:
+def refuse_gaps(
+    source: str, module: nn.Module, told: Mapping[str, Any], unused: Collection[str] = (), remedy: str = REMEDY
+) -> None:
     """UserError: a weight of ``module`` was not in the checkpoint or had another shape there, or one there was not used.
 
     told: what ``from_pretrained`` says beside the module with ``output_loading_info=True``, of diffusers or transformers.
+    remedy: what to do then.
     unused: patterns of whole names that make no difference: the file may lack them, or have them where the class does not.
     """
     kind, own = type(module).__name__, module.state_dict()
     if mismatched := sorted(told["mismatched_keys"]):
         name, found, wanted = mismatched[0][0], *(list(shape) for shape in mismatched[0][1:3])
         shapes = "a weight of another shape" if len(mismatched) == 1 else f"{len(mismatched)} weights of other shapes"
-        raise UserError(f"{source} holds {shapes} than its config.json says: {name} is {found}, not {wanted}; {REMEDY}")
+        raise UserError(f"{source} holds {shapes} than its config.json says: {name} is {found}, not {wanted}; {remedy}")
     # an index may name weights that its files lack: diffusers leaves those without memory
     never_read = {name for name, tensor in own.items() if tensor.is_meta}
     missing = sorted({*_counted(told["missing_keys"], unused), *never_read})
@@ -87,11 +90,11 @@ def refuse_gaps(source: str, module: nn.Module, told: Mapping[str, Any], unused:
         spare = [name for name in spare if not any(name.startswith(f"{weight}.") for weight in own)]
     of_others = f", and holds {_count(spare)} that it does not know, the first {spare[0]}" if spare else ""
     if missing:
-        raise UserError(f"{source} lacks {_count(missing)} that {kind} needs, the first {missing[0]}{of_others}; {REMEDY}")
+        raise UserError(f"{source} lacks {_count(missing)} that {kind} needs, the first {missing[0]}{of_others}; {remedy}")
     if spare:
-        raise UserError(f"{source} holds {_count(spare)} that its config.json has no place for, the first {spare[0]}; {REMEDY}")
+        raise UserError(f"{source} holds {_count(spare)} that its config.json has no place for, the first {spare[0]}; {remedy}")
     if told["error_msgs"]:
-        raise UserError(f"{source} cannot be read: {' '.join(str(told['error_msgs'][0]).split())}; {REMEDY}")
+        raise UserError(f"{source} cannot be read: {' '.join(str(told['error_msgs'][0]).split())}; {remedy}")
 
 
 def _refuse_zeros(source: str, module: nn.Module, missing: Collection[str]) -> None:

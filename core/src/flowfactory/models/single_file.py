@@ -16,6 +16,7 @@ from flowfactory.models.checkpoint_files import check_file, reading
 from flowfactory.models.loading_report import refuse_gaps
 from flowfactory.stored_weights import WeightFile
 
+REMEDY = "name a file of the transformer that model.path is of, whole"
 PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.")
 """What may stand before the names of a transformer's weights in a file that others have saved it in."""
 
@@ -57,7 +58,7 @@ def load_single_file(kind: Any, file: Path, folder: Path, dtype: torch.dtype, un
         name: tensor.to(torch.float32 if set(kept) & set(name.split(".")) else dtype) for name, tensor in fitting.items()
     }
     module.load_state_dict(rounded, strict=False, assign=True)
-    refuse_gaps(source, module, told, unused)
+    refuse_gaps(source, module, told, unused, REMEDY)
     module.register_to_config(_name_or_path=str(folder))  # type: ignore[operator]
     return module.eval()
 

@@ -13,6 +13,7 @@ import yaml
 
 from flowfactory.config import yaml as config_yaml
 from flowfactory.config.schema import RunConfig, reward_weight
+from flowfactory.config.warm_start import is_base
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.export.adapters import COMFYUI, PEFT
 from flowfactory.runs.export.origin import Origin
@@ -87,6 +88,8 @@ def _summary(config: RunConfig, origin: Origin, exported: Exported) -> str:
         f"{what} {base}, trained with flowfactory by reinforcement learning: {exported.iteration} iterations of "
         f"`{_component(config.algorithm)}`. Rewards: {rewards}."
     )
+    if config.model.train != "full" and is_base(config.model.train.lora):
+        text += " They contain the adapters that training began with, which it added to the frozen weights."
     if exported.weights:
         text += f" These are the weights kept as `{exported.weights}`."
     if origin.pipeline and not origin.licence:
