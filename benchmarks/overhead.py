@@ -134,7 +134,7 @@ def merged(transformer: nn.Module) -> Iterator[None]:
     with torch.no_grad():
         for weight, layer in zip(weights, layers, strict=True):
             weight.add_(layer.get_delta_weight(lora.ADAPTER))
-    with lora.adapters_disabled(transformer):
+    with lora.adapters_disabled([transformer]):
         yield
     with torch.no_grad():
         torch._foreach_copy_(weights, before)

@@ -72,7 +72,7 @@ def test_what_is_drawn_is_what_peft_draws(make: Callable[..., Bench], key: str, 
     assert not torch.equal(ours, theirs)
     assert relative_difference(ours, theirs) < 1e-5
     for module in made.policy.modules.values():
-        with lora.adapters_disabled(module):
+        with lora.adapters_disabled([module]):
             pass
     made.policy.keep_reference()
     with made.policy.using("reference"):

@@ -114,7 +114,7 @@ def test_in_bf16_the_sum_is_rounded_only_where_it_may_be_and_the_weight_is_not_w
 def test_disabled_adapters_add_nothing(make: Make) -> None:
     layer, merging = make()
     merging.allowed = True
-    with lora.adapters_disabled(layer), torch.no_grad():
+    with lora.adapters_disabled([layer]), torch.no_grad():
         assert torch.equal(layer(rows(64)), layer.base_layer(rows(64)))
     assert all(factor.requires_grad for factor in factors(layer))
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -16,6 +15,7 @@ from flowfactory.errors import UserError
 from flowfactory.lora_targets import is_named, kinds_of
 from flowfactory.policy.adapter_files import Factors, adaptable_layers, read_factors
 from flowfactory.policy.lora import ADAPTER, BASE, Adapters
+from flowfactory.policy.without_gradients import without_gradients
 from flowfactory.stored_weights import place
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class StartingAdapters:
         found = {(each.rank, each.scale) for each in self.factors[name].values()}
         return next(iter(found))[1] if len(found) == 1 else 1.0
 
-    @torch.no_grad()
+    @without_gradients
     def fill(self, name: str, module: nn.Module) -> None:
         """Give the adapters on ``module``, those of :meth:`adapters`, their numbers. UserError: a layer is of another shape."""
         scale, parameters = self._scale(name), dict(module.named_parameters())
@@ -70,7 +70,7 @@ class StartingAdapters:
                     raise UserError(_of_another_shape(self.path, layer, value, parameter))
                 parameter.copy_(value)
 
-    @torch.no_grad()
+    @without_gradients
     def fuse(self, modules: Mapping[str, nn.Module]) -> None:
         """Add them to the weights of ``modules``. UserError: a layer is of another shape."""
         for name, layers in self.factors.items():
