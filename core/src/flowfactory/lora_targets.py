@@ -28,7 +28,7 @@ def unadaptable(layers: Mapping[str, nn.Module], targets: Iterable[str]) -> str 
         wrong = {name: layer for name, layer in named.items() if not isinstance(layer, ADAPTABLE)}
         if wrong:
             name, layer = next(iter(wrong.items()))
-            inside = [f"{target}.{inner}" for each in wrong.values() for inner in _adaptable(each)]
+            inside = [f"{target}.{inner}" for each in wrong.values() for inner in adaptable_layers(each)]
             others = [*dict.fromkeys(inside), *(name for name in named if name not in wrong)]
             told = f"{target!r} names {name} ({type(layer).__name__}), which LoRA cannot adapt"
             if not others:
@@ -38,8 +38,9 @@ def unadaptable(layers: Mapping[str, nn.Module], targets: Iterable[str]) -> str 
     return None
 
 
-def _adaptable(module: nn.Module) -> list[str]:
-    return [name for name, layer in module.named_modules() if isinstance(layer, ADAPTABLE)]
+def adaptable_layers(module: nn.Module) -> dict[str, nn.Module]:
+    """The layers of ``module`` that adapters can go on, by name."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, ADAPTABLE)}
 
 
 def linear_endings(layers: Mapping[str, nn.Module]) -> set[str]:

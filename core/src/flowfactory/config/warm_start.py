@@ -16,6 +16,7 @@ DIFFUSERS_FILE, PEFT_FILE = "pytorch_lora_weights.safetensors", "adapter_model.s
 """What adapters are called as diffusers and as peft save them."""
 SUFFIX = ".safetensors"
 FIRST = "transformer"
+"""The pipeline's first transformer; and what diffusers wants before each name, whichever transformer it loads them into."""
 CHECKPOINT = r"checkpoints/\d{6,}"
 
 if TYPE_CHECKING:

@@ -10,9 +10,8 @@ from pydantic import Discriminator, Field, Tag, field_validator
 
 from flowfactory.config.component import ModelConfig
 from flowfactory.config.paths import LocalPath, file_error
+from flowfactory.config.warm_start import SUFFIX
 from flowfactory.models.family import Family
-
-SUFFIX = ".safetensors"
 
 
 def _kind(value: object) -> str:

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from flowfactory.config.warm_start import PEFT_FILE
+from flowfactory.config.warm_start import FIRST, PEFT_FILE
 from flowfactory.errors import UserError
-from flowfactory.lora_targets import ADAPTABLE
+from flowfactory.lora_targets import adaptable_layers
 from flowfactory.suggestions import nearest
 from flowfactory.untrusted_files import Refused, parse_json, read_json
 
-FIRST = "transformer"
 PEFT_PREFIX, COMFYUI_PREFIX = "base_model.model.", "diffusion_model."
 FACTORS = re.compile(
     r"(?P<layer>.+)\.(?:(?P<down>lora_A|lora_down|lora\.down)|(?P<up>lora_B|lora_up|lora\.up))(?:\.default)?\.weight"
@@ -93,11 +92,6 @@ def read_factors(
         if place.layer not in joined:
             joined[place.layer] = _join(file, place, halves, told)
     return found
-
-
-def adaptable_layers(module: nn.Module) -> dict[str, nn.Module]:
-    """The layers of ``module`` that adapters can go on, by name."""
-    return {name: layer for name, layer in module.named_modules() if isinstance(layer, ADAPTABLE)}
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from flowfactory.config.warm_start import DIFFUSERS_FILE as FILE
+from flowfactory.config.warm_start import FIRST as FIRST
 from flowfactory.errors import RunError
 from flowfactory.lora_targets import is_named, linear_endings, unadaptable
 from flowfactory.policy.merging import Merging
@@ -24,9 +26,6 @@ if TYPE_CHECKING:
 
 ADAPTER, BASE = "default", "base"
 """What peft calls the adapters that train; and checkpoints those that are a part of the frozen weights."""
-FILE = "pytorch_lora_weights.safetensors"
-FIRST = "transformer"
-"""The pipeline's first transformer; and what diffusers wants before each name, whichever transformer it loads them into."""
 
 
 def add_adapters(

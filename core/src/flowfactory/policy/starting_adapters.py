@@ -12,8 +12,8 @@ from torch.nn.functional import pad
 
 from flowfactory.config.warm_start import find_adapters, is_base, started_from
 from flowfactory.errors import UserError
-from flowfactory.lora_targets import is_named, kinds_of
-from flowfactory.policy.adapter_files import Factors, adaptable_layers, read_factors
+from flowfactory.lora_targets import adaptable_layers, is_named, kinds_of
+from flowfactory.policy.adapter_files import Factors, read_factors
 from flowfactory.policy.lora import ADAPTER, BASE, Adapters
 from flowfactory.policy.without_gradients import without_gradients
 from flowfactory.stored_weights import place

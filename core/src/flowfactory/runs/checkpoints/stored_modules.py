@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -59,7 +60,7 @@ class StoredModule:
             size += own
         yield batch
 
-    @property
+    @cached_property
     def exported(self) -> Adapters | None:
         """Its adapters as others have them: with those that are a part of the frozen weights, of the sum of both ranks."""
         if self.adapters is None or not (base := self._base):
@@ -98,12 +99,12 @@ class StoredModule:
     def _dtype(self, name: str) -> torch.dtype:
         return self.tensors[self._own[name]].dtype
 
-    @property
+    @cached_property
     def _own(self) -> dict[str, str]:
         """By the names that others have, those of the adapters that train."""
         return self._named(lora.ADAPTER)
 
-    @property
+    @cached_property
     def _base(self) -> dict[str, str]:
         """Those of the adapters that are a part of the frozen weights."""
         return self._named(lora.BASE)

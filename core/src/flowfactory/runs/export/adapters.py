@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flowfactory.config.component import ModelConfig
+from flowfactory.config.warm_start import PEFT_FILE
 from flowfactory.errors import UserError
 from flowfactory.models.adapter_layouts import comfyui_name
 from flowfactory.models.family_model import FamilyConfig
@@ -16,7 +17,6 @@ from flowfactory.runs.checkpoints.tensor_file import write_tensors
 from flowfactory.runs.export.origin import Origin
 
 DIFFUSERS, COMFYUI, PEFT = FORMATS = ("diffusers", "comfyui", "peft")
-PEFT_FILE = "adapter_model.safetensors"
 _IN_ANOTHER = f"write --format {DIFFUSERS}"
 
 
