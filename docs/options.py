@@ -27,7 +27,7 @@ from flowfactory.config.sources import PromptSource
 from flowfactory.discovery.discover import discover
 from flowfactory.flow.dynamics import Slide
 from flowfactory.flow.timesteps import Timesteps
-from flowfactory.models.family_model import FamilyConfig
+from flowfactory.models.family_config import FamilyConfig
 
 UNITS = {
     "LoraConfig.rank": "dimensions",

@@ -386,6 +386,8 @@ class Trainable:
     convert_adapters: from tensors by name of another program's adapters to diffusers' names,
     ``transformer.<layer>.lora_A.weight``, with ``<layer>.alpha`` where alpha is not the rank; ValueError: it cannot. None: no
     other names than those are read.
+    sigmas: the schedule [steps + 1] that it draws so many steps on a canvas with, for what learns without drawing; None: even
+    steps from 1 to 0.
     """
 
     modules: Mapping[str, nn.Module]
@@ -400,6 +402,7 @@ class Trainable:
     canvas_matters: bool = False
     frame_rate: float | None = None
     convert_adapters: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
+    sigmas: Callable[[int, Canvas], Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,14 @@ class RunSpecs:
         """Media, clean latents and the recorded steps of one batch; no gradients. Model, one; algorithms may wrap."""
 
     @hookspec(firstresult=True)
+    def encode_media(self, media: Tensor) -> Tensor:  # type: ignore[empty-body]
+        """Clean latents [B, ...], as ``sample`` returns them, of media [B, C, H, W] or [B, F, C, H, W] in [0, 1]; no gradients.
+
+        Model, one where something is learned from records: pictures and videos that prompts bring to learn from. They have the
+        size and frames of the canvas. Its VAE's posterior mean, normalised; core keeps what is returned on disk.
+        """
+
+    @hookspec(firstresult=True)
     def log_prob(self, step: Step) -> Evaluation:  # type: ignore[empty-body]
         """Velocity, and where ``step`` has next latents their log-density, from ONE forward, differentiable.
 

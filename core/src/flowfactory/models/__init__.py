@@ -5,9 +5,17 @@ from flowfactory.data.videos import read_video
 from flowfactory.models.checkpoint_files import check_file, check_files, check_settings, reading
 from flowfactory.models.context_checks import check_text
 from flowfactory.models.family import Entry, Family, Parts, linear_guidance
-from flowfactory.models.family_model import FamilyConfig
+from flowfactory.models.family_config import FamilyConfig
 from flowfactory.models.image_conditions import number_images, stack_images
-from flowfactory.models.latents import channel_statistics, decode_normalized, decode_scaled, latent_shape, packed_shape
+from flowfactory.models.latents import (
+    channel_statistics,
+    decode_normalized,
+    decode_scaled,
+    encode_normalized,
+    encode_scaled,
+    latent_shape,
+    packed_shape,
+)
 from flowfactory.models.loading_report import load_module, refuse_gaps
 from flowfactory.models.pretrained import Pretrained, checkpoint_identity
 from flowfactory.models.resolution import Grid
@@ -30,6 +38,8 @@ __all__ = [
     "checkpoint_identity",
     "decode_normalized",
     "decode_scaled",
+    "encode_normalized",
+    "encode_scaled",
     "even_sigmas",
     "has_vocabulary",
     "latent_shape",

@@ -105,6 +105,8 @@ class Family:
     chat_template: whether its tokenizer must have one. float32: parts that are never rounded; exact: what ``encode`` makes that
     is not rounded to the run's dtype.
     unread, frame_rate, negative_media, canvas_matters: see Trainable.
+    encode_media: clean latents of media, the other way round of ``decode``: the mean of the VAE's posterior; None: it learns
+    from no records.
     """
 
     distribution: str
@@ -139,6 +141,7 @@ class Family:
     frame_rate: Callable[[Parts], float | None] = no_frame_rate
     negative_media: bool = False
     canvas_matters: bool = False
+    encode_media: Callable[[Parts, Tensor], Tensor] | None = None
 
     @property
     def needed(self) -> tuple[str, ...]:

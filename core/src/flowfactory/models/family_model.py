@@ -1,4 +1,4 @@
-"""The one model over pipelines of diffusers: its options, and its hooks.
+"""The one model over pipelines of diffusers: its hooks.
 
 Opening the checkpoint, guidance, conditions of different shapes, sampling and replaying are here, once; what differs is in a
 :class:`~flowfactory.models.family.Family`.
@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from flowfactory import flow
 from flowfactory.canvas import Canvas
-from flowfactory.config.attention import Attention, attention_unavailable, attention_untrainable
-from flowfactory.config.component import LoraTraining
-from flowfactory.config.paths import CheckpointPath
 from flowfactory.data.condition_checks import one_each
 from flowfactory.discovery.installed_version import installed_version
 from flowfactory.discovery.source_places import place_of
@@ -30,16 +25,11 @@ from flowfactory.errors import UserError
 from flowfactory.flow.rollout import ask_once
 from flowfactory.models.adapter_layouts import read_adapters
 from flowfactory.models.attention import use_attention
-from flowfactory.models.checkpoint_files import reading
-from flowfactory.models.context_checks import check_canvases, check_heads
 from flowfactory.models.encoder_dtype import choose_encoder_dtype, round_entry
 from flowfactory.models.family import Entry, Parts, start_from_noise
+from flowfactory.models.family_config import FamilyConfig
 from flowfactory.models.feature_cache import Remembering, remember_nothing, use_feature_cache
 from flowfactory.models.library_imports import without_peft
-from flowfactory.models.on_meta import check_lora_targets
-from flowfactory.models.pretrained import Pretrained
-from flowfactory.models.resolution import Grid
-from flowfactory.models.single_file_option import SingleFileConfig
 from flowfactory.models.tokenizers import using_template
 from flowfactory.types import (
     Agree,
@@ -58,121 +48,7 @@ from flowfactory.types import (
     take,
 )
 
-if TYPE_CHECKING:
-    from flowfactory.config.schema import RunConfig
-
 FIRST_SIGMA = 0.99  # of what starts from pure noise: schedulers that begin a little below 1 are released
-
-
-TEXT_WIDTHS = ("joint_attention_dim", "text_dim", "cap_feat_dim", "caption_channels")
-"""Keys of transformers' configs that say how wide the embedding of a token of the text is."""
-ENTRY_HEADER = 256
-"""Bytes of a file of the cache beside its tensors, about."""
-
-
-class FamilyConfig(SingleFileConfig):
-    """What the options of every model over a diffusers pipeline share."""
-
-    caches_features: ClassVar[bool] = True
-    detaches_negatives: ClassVar[bool] = True
-
-    path: CheckpointPath = Field(description="a diffusers folder or a hub id")
-    free_to_change = ("decode_batch_size", "tiling", "encoders_on", "decoder_on", "attention")
-
-    variant: str | None = Field(
-        None,
-        pattern=r"^\w+$",
-        description="read the files of this variant, such as fp16 for *.fp16.safetensors, where a part has it",
-    )
-    decode_batch_size: int | None = Field(
-        None, ge=1, le=100_000, description="decoded at once; as many as are drawn when left out"
-    )
-    tiling: bool = Field(False, description="decode in tiles, which takes less memory for large sizes")
-    attention: Attention = Field(
-        "auto", description="what computes the transformer's attention; auto: what PyTorch chooses; sage, flash3: to draw alone"
-    )
-    encoders_on: Literal["device", "host"] = Field("device", description="where prompts are encoded, each once")
-    encoders_in: Literal["auto", "float32", "bf16"] = Field(
-        "auto", description="the dtype of the text encoders; auto: bf16 on an accelerator, else the run's"
-    )
-    decoder_on: Literal["device", "host"] = Field("device", description="where the VAE is, and what was drawn is decoded")
-
-    @property
-    def checkpoint(self) -> Pretrained:
-        """What ``path`` names."""
-        return Pretrained(self.path, self.family.pipelines, self.variant, self.family.unused, self.single_files)
-
-    def encoded_tokens(self) -> int | None:
-        """The most tokens of an encoded text; None where nothing bounds them."""
-        tokens: int | None = getattr(self, "max_sequence_length", None)
-        return tokens
-
-    def encoded_bytes(self, precision: int) -> int | None:
-        """Tokens by the width that the transformer takes them in, and one vector where it takes one of the whole text."""
-        settings, tokens = self.checkpoint.config(self.family.transformers[0]), self.encoded_tokens()
-        width: int | None = next((settings[key] for key in TEXT_WIDTHS if isinstance(settings.get(key), int)), None)
-        if tokens is None or width is None:
-            return None
-        pooled = settings.get("pooled_projection_dim")
-        return (tokens * width + (pooled if isinstance(pooled, int) else 0)) * precision + ENTRY_HEADER
-
-    def check_checkpoint(self) -> None:
-        """ValueError: the checkpoint is damaged or another pipeline's, as far as files on this machine tell."""
-        try:
-            self.checkpoint.check(self.family.needed)
-        except UserError as error:
-            raise ValueError(str(error)) from error
-
-    def check(self, run: RunConfig) -> None:
-        """The checkpoint is whole, sizes and numbers of frames can be drawn, and guidance means something."""
-        if reason := attention_unavailable(self.attention, run, masked=bool(self.family.padded)):
-            raise ValueError(reason)
-        self.check_checkpoint()
-        with reading(f"model.path: the configs of {self.path}", ValueError):
-            grid = self.family.grid(self.checkpoint)
-        evaluation = run.evaluation
-        grid.check("sampling", run.sampling.size, run.sampling.frames)
-        grid.check("evaluation", evaluation.size, evaluation.frames)
-        if grid.stride is not None and run.sampling.frames is None:
-            raise ValueError(f"sampling.frames is missing: this model draws videos of 1 + a multiple of {grid.stride} frames")
-        if run.distributed.context > 1 and self.context_parallel:
-            self.check_context(run, grid)
-        if self.checkpoint.config(""):
-            self.check_targets()
-        chosen = {"sampling": run.sampling.guidance, "evaluation": evaluation.guidance, "algorithm": run.algorithm.guidance}
-        for section, guidance in chosen.items():
-            if guidance is not None:
-                self.check_guidance(section, guidance)
-
-    def check_context(self, run: RunConfig, grid: Grid) -> None:
-        """Raise ValueError where heads or tokens cannot be divided over the ranks that share a forward. Reads configs alone."""
-        known = {name: self.checkpoint.config(name).get("num_attention_heads") for name in self.family.transformers}
-        check_heads(run.distributed.context, {name: heads for name, heads in known.items() if heads})
-        check_canvases(run, grid)
-
-    def check_targets(self) -> None:
-        """Raise ValueError where a LoRA target of ``train`` names no layer, or what takes no adapter. Reads no weights."""
-        targets = self.train.lora.targets if isinstance(self.train, LoraTraining) else None
-        if targets is not None:
-            check_lora_targets(self.checkpoint, self.family.trained_transformers(self.checkpoint, self), targets)
-
-    def check_guidance(self, section: str, guidance: float) -> None:
-        """Raise ValueError where the guidance of ``section`` would mean nothing."""
-        if guidance == 1:
-            return
-        if not self.family.takes_guidance(self.checkpoint):
-            raise ValueError(f"{section}.guidance {guidance:g}: this checkpoint is distilled and takes none; leave it out")
-        if guidance < 1:
-            raise ValueError(f"{section}.guidance {guidance:g}: guidance begins at 1, where it is off; write 1, or more")
-
-    def untrainable(self) -> str | None:
-        return attention_untrainable(self.attention)
-
-    def takes_negatives(self) -> bool:
-        return self.family.guided(self.checkpoint)
-
-    def build(self, label: str) -> FamilyModel:
-        return FamilyModel(self)
 
 
 class FamilyModel:
@@ -218,6 +94,7 @@ class FamilyModel:
             canvas_matters=family.canvas_matters,
             frame_rate=family.frame_rate(self._parts),
             convert_adapters=partial(read_adapters, family.comfyui, transformers, type(pipeline)),
+            sigmas=lambda steps, canvas: family.sigmas(self._parts, steps, canvas).float().cpu(),
         )
 
     def _fetch(self, online: bool) -> tuple[list[str], tuple[str, ...]]:
@@ -373,15 +250,25 @@ class FamilyModel:
         padded = self._family.padded
         return tuple((name, shape[name in padded :]) for name, shape in shapes)
 
+    @hookimpl
+    def encode_media(self, media: Tensor) -> Tensor:
+        """Clean latents [B, ...] of media, float32, where the decoder is. UserError: the family's VAE encodes none."""
+        if self._family.encode_media is None:
+            raise UserError(f"model: {type(self._config).__name__} encodes no media, so that it cannot learn from records")
+        return self._by_vae(self._family.encode_media, media)
+
     def decode(self, latents: Tensor) -> Tensor:
         """Media [B, ...], float32; in [0, 1] up to what the decoder overshoots."""
+        return self._by_vae(self._family.decode, latents)
+
+    def _by_vae(self, change: Callable[[Parts, Tensor], Tensor], given: Tensor) -> Tensor:
+        """What ``change`` makes of ``given`` [B, ...], float32, ``decode_batch_size`` at once."""
         parts = replace(self._parts, device=self._device(self._config.decoder_on))
-        latents = latents.to(parts.device)
-        most = self._config.decode_batch_size or len(latents)
-        starts = range(0, len(latents), most)
+        given = given.to(parts.device)
+        most = self._config.decode_batch_size or len(given)
         # the VAE computes in the dtype it is stored in: some are float32 since less is visible
-        with torch.autocast(latents.device.type, enabled=False):
-            pieces = [self._family.decode(parts, latents[start : start + most]) for start in starts]
+        with torch.autocast(given.device.type, enabled=False):
+            pieces = [change(parts, given[start : start + most]) for start in range(0, len(given), most)]
         return torch.cat(pieces).float()
 
 

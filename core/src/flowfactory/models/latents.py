@@ -40,6 +40,22 @@ def decode_scaled(parts: Parts, latents: Tensor) -> Tensor:
     return pictures.float() / 2 + 0.5
 
 
+def encode_scaled(parts: Parts, media: Tensor) -> Tensor:
+    """Latents of pictures [B, 3, H, W] in [0, 1]: the other way round of :func:`decode_scaled`. UserError: as there."""
+    latents = posterior_mean(parts, media)
+    if "shift_factor" in _settings(parts.pipeline.vae):
+        latents = latents - _factor(parts, "shift_factor")
+    return latents * _factor(parts, "scaling_factor")
+
+
+def posterior_mean(parts: Parts, media: Tensor) -> Tensor:
+    """The mean [B, ...] of what the VAE takes the latents of ``media`` [B, ...] in [0, 1] to be, in float32."""
+    vae = parts.pipeline.vae
+    encoded = vae.encode((media.float() * 2 - 1).to(vae.dtype), return_dict=False)[0]
+    mean: Tensor = encoded.mean if hasattr(encoded, "mean") and not isinstance(encoded, Tensor) else encoded
+    return mean.float()
+
+
 def _settings(vae: Any) -> Collection[str]:
     """The names of all that the config of a VAE of its class may say."""
     return inspect.signature(type(vae).__init__).parameters
@@ -62,6 +78,12 @@ def decode_normalized(parts: Parts, latents: Tensor) -> Tensor:
     mean, std = channel_statistics(parts)
     videos: Tensor = vae.decode((latents.float() * std + mean).to(vae.dtype), return_dict=False)[0]
     return videos.float() / 2 + 0.5
+
+
+def encode_normalized(parts: Parts, media: Tensor) -> Tensor:
+    """Latents [B, C, F, H, W] of videos [B, 3, F, H, W] in [0, 1]: the other way round of :func:`decode_normalized`."""
+    mean, std = channel_statistics(parts)
+    return (posterior_mean(parts, media) - mean) / std
 
 
 def channel_statistics(parts: Parts) -> tuple[Tensor, Tensor]:

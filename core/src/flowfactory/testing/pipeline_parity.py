@@ -21,7 +21,7 @@ from flowfactory.config.component import ModelConfig
 from flowfactory.data.pictures import read_picture
 from flowfactory.errors import UserError
 from flowfactory.flow.dynamics import ODE
-from flowfactory.models.family_model import FamilyConfig
+from flowfactory.models.family_config import FamilyConfig
 from flowfactory.testing.model_bench import Bench, bench
 from flowfactory.types import Prompt, Trajectory
 

@@ -77,6 +77,7 @@ SD3 = Family(
     sigmas=sigmas,
     velocity=velocity,
     decode=models.decode_scaled,
+    encode_media=models.encode_scaled,
     blocks=("JointTransformerBlock",),
     lora_targets=LORA_TARGETS,
     comfyui=((r"(.+)", r"transformer.\1"),),  # diffusers' own names, of which it knows the rows of its fused weights

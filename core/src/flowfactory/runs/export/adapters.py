@@ -10,7 +10,7 @@ from flowfactory.config.component import ModelConfig
 from flowfactory.config.warm_start import PEFT_FILE
 from flowfactory.errors import UserError
 from flowfactory.models.adapter_layouts import comfyui_name
-from flowfactory.models.family_model import FamilyConfig
+from flowfactory.models.family_config import FamilyConfig
 from flowfactory.policy import lora
 from flowfactory.runs.checkpoints.stored_modules import StoredModule, write_adapters
 from flowfactory.runs.checkpoints.tensor_file import write_tensors

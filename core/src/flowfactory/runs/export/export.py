@@ -13,7 +13,7 @@ from flowfactory.config.schema import RunConfig
 from flowfactory.config.warm_start import is_base, started_from
 from flowfactory.config.wording import written
 from flowfactory.errors import RunError, UserError
-from flowfactory.models.family_model import FamilyConfig
+from flowfactory.models.family_config import FamilyConfig
 from flowfactory.policy.lora import Adapters
 from flowfactory.runs import trust
 from flowfactory.runs.checkpoints import lookup

@@ -12,7 +12,7 @@ from typing import Any
 
 from flowfactory.config.component import ModelConfig
 from flowfactory.config.yaml import parse_head
-from flowfactory.models.family_model import FamilyConfig
+from flowfactory.models.family_config import FamilyConfig
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.untrusted_files import Refused, read_bytes
 
