@@ -386,6 +386,7 @@ class Trainable:
     convert_adapters: from tensors by name of another program's adapters to diffusers' names,
     ``transformer.<layer>.lora_A.weight``, with ``<layer>.alpha`` where alpha is not the rank; ValueError: it cannot. None: no
     other names than those are read.
+    media_encoding: as ``encoding``, of what ``encode_media`` makes of pictures and videos; empty: that of ``encoding``.
     sigmas: the schedule [steps + 1] that it draws so many steps on a canvas with, for what learns without drawing; None: even
     steps from 1 to 0.
     """
@@ -403,6 +404,7 @@ class Trainable:
     frame_rate: float | None = None
     convert_adapters: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
     sigmas: Callable[[int, Canvas], Tensor] | None = None
+    media_encoding: str = ""
 
 
 @dataclass(frozen=True)

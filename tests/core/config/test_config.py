@@ -537,7 +537,7 @@ def test_the_schema_lists_every_component_and_its_options(toy: Path, invoke: Cal
     assert (code, err) == (0, "")
     schema = json.loads(out)
     assert schema["additionalProperties"] is False
-    assert set(schema["required"]) == {"model", "algorithm", "rewards", "prompts"}
+    assert set(schema["required"]) == {"model", "algorithm", "prompts"}
     definitions = schema["$defs"]
     references = set()
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flowfactory import Canvas, hookimpl
-from flowfactory.config.component import ComponentConfig
+from flowfactory.config.component import AlgorithmConfig
 from flowfactory.config.schema import RunConfig
 from flowfactory.errors import UserError
 from flowfactory.experience import Experience, Loss
@@ -24,7 +24,7 @@ Load = Callable[..., RunConfig]
 SAMPLES = Samples(torch.rand(3, 1, 2, 2), ("a", "a", "b"), torch.tensor([0, 0, 1]), ({}, {}, {}))
 
 
-class Given(ComponentConfig):
+class Given(AlgorithmConfig):
     """Builds what it is told to."""
 
     make: Any

@@ -194,7 +194,7 @@ def test_every_prompt_that_is_drawn_is_encoded_before(start: int, ahead: int) ->
     config: Any = RunConfig.model_construct(
         prompts=PromptsConfig.model_validate({"train": __file__, "encode_ahead": ahead}),
         sampling=type("Sampling", (), {"groups": GROUPS}),
-        training=type("Training", (), {"iterations": 30}),
+        training=type("Training", (), {"iterations": 30, "regularise": None}),
         seed=3,
     )
     encoding = EncodingAhead(prompts, config)

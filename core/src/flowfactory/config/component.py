@@ -220,6 +220,13 @@ class AlgorithmConfig(ComponentConfig):
     own_sampler: ClassVar[bool] = False
     """Whether it chooses itself which weights draw."""
 
+    learns_from: ClassVar[Literal["samples", "targets", "pairs"]] = "samples"
+    """Samples that are drawn; or records that prompts bring, for which nothing is drawn: the target of each, or a chosen and a
+    rejected one, which are a group of two with advantages 1 and -1. Their experience has no recorded steps."""
+
+    rewarded: ClassVar[bool] = True
+    """Whether it learns from rewards; where not, evaluations alone compute any. What learns from records is not."""
+
     trust_region: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Which extremes of its losses tell how far replayed steps are from what they were when drawn, and the options, the least
     of which bounds each: beyond it gradients are cut. Such as ``{"ratio/max_deviation": ("clip_low", "clip_high")}``. Empty
@@ -227,8 +234,10 @@ class AlgorithmConfig(ComponentConfig):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """TypeError: the trust region names an option that there is not."""
+        """TypeError: the trust region names an option that there is not; or records are to have rewards."""
         super().__pydantic_init_subclass__(**kwargs)
+        if cls.rewarded and cls.learns_from != "samples":
+            raise TypeError(f"{cls.__name__} learns from {cls.learns_from}, which have no rewards; set rewarded = False")
         for name in (name for names in cls.trust_region.values() for name in names):
             if name not in cls.model_fields:
                 raise TypeError(f"{cls.__name__}.trust_region names {name!r}, which is none of its options; add a field")

@@ -266,7 +266,7 @@ def schema_type(catalogue: Catalogue, names: Mapping[str, Iterable[str]] | None 
         __doc__=RunConfig.__doc__,
         model=(slot("model"), ...),
         algorithm=(slot("algorithm"), ...),
-        rewards=(rewards, Field(min_length=1)),
+        rewards=(rewards, {}),
         prompts=(annotated[PromptsConfig, WrapValidator(_let_unknown)], ...),
         sampling=(sampling, Field({}, validate_default=True)),
         evaluation=(evaluation, Field({}, validate_default=True)),

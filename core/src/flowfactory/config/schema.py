@@ -91,7 +91,7 @@ class SamplingConfig(Strict):
     """What one iteration draws: groups x group_size pictures."""
 
     groups: int = Field(16, ge=1, le=100_000, description="prompts an iteration")
-    group_size: int = Field(8, ge=2, le=10_000, description="pictures a prompt, compared with one another")
+    group_size: int = Field(8, ge=1, le=10_000, description="pictures a prompt, which rewards compare with one another")
     size: tuple[Side, Side] = Field((512, 512), description="height, width in pixels")
     frames: int | None = Field(None, ge=1, le=10_000, description="of a video; left out for pictures")
     steps: int = Field(
@@ -166,6 +166,14 @@ class EarlyStopConfig(Strict):
     )
 
 
+class RegulariseConfig(Strict):
+    """``regularise: {sft: 0.1}``: what joins the loss of an algorithm, on records that prompts bring beside."""
+
+    sft: float = Field(
+        gt=0, description="weight of the flow matching loss on targets of training prompts (DDRL, arXiv:2512.04332)"
+    )
+
+
 class TrainingConfig(Strict):
     """How an iteration's pictures become optimizer steps."""
 
@@ -194,6 +202,12 @@ class TrainingConfig(Strict):
         10,
         ge=1,
         description="iterations in a row without a difference in any group after which the run stops; null: never",
+    )
+    regularise: RegulariseConfig | None = Field(
+        None,
+        examples=["{sft: 0.1}"],
+        description="a loss on records that joins the algorithm's: an iteration has as many as it has groups, of those prompts "
+        "that bring a target",
     )
     early_stop: EarlyStopConfig | None = Field(
         None, description="ends the run, as finished, when a held-out score has not been better for long"
@@ -295,7 +309,7 @@ class RunConfig(Strict):
 
     model: SerializeAsAny[ModelConfig]
     algorithm: SerializeAsAny[AlgorithmConfig]
-    rewards: dict[str, SerializeAsAny[ComponentConfig]] = Field(min_length=1)
+    rewards: dict[str, SerializeAsAny[ComponentConfig]] = Field({})
     prompts: PromptsConfig
     sampling: SamplingConfig
     advantages: AdvantagesConfig = AdvantagesConfig.model_validate({})
@@ -306,6 +320,17 @@ class RunConfig(Strict):
     plugins: tuple[LocalPath, ...] = Field((), description="one-file plugins")
     device: Device = Field("auto", examples=["auto", "cpu", "cuda", "cuda:1"], description="auto, cpu, cuda, cuda:1 …")
     seed: int = Field(42, ge=0, lt=2**63)
+
+    @property
+    def group_members(self) -> int:
+        """How many samples of each group are learned from: those that are drawn, or the records of a prompt."""
+        return {"samples": self.sampling.group_size, "targets": 1, "pairs": 2}[self.algorithm.learns_from]
+
+    @property
+    def learned_records(self) -> tuple[Literal["targets", "pairs"], ...]:
+        """The records of training prompts that are learned from."""
+        of_algorithm = self.algorithm.learns_from
+        return (of_algorithm,) if of_algorithm != "samples" else ("targets",) if self.training.regularise else ()
 
 
 def reward_weight(reward: ComponentConfig) -> float:

@@ -102,7 +102,7 @@ def _component_check(place: str, part: ComponentConfig, whole: bool) -> Callable
 
 
 def _updates(config: RunConfig) -> Iterator[str]:
-    pictures, updates = config.sampling.groups * config.sampling.group_size, config.training.updates
+    pictures, updates = config.sampling.groups * config.group_members, config.training.updates
     if updates > pictures:
         yield f"training.updates ({updates}) is more than the {pictures} pictures there are"
     elif config.algorithm.groupwise and updates > config.sampling.groups:
@@ -201,8 +201,29 @@ def _labels(config: RunConfig) -> Iterator[str]:
                 yield f"{section}: the label {label!r} may have letters, digits, '_', '-' and '.' alone"
 
 
+def _rewards(config: RunConfig) -> Iterator[str]:
+    if not config.algorithm.rewarded:
+        return
+    if not config.rewards:
+        told = "got {}" if "rewards" in config.model_fields_set else "this key is missing"
+        yield f"rewards: {told}; give a mapping from labels to rewards"
+    if (size := config.sampling.group_size) < 2:
+        yield f"sampling.group_size: got {size}; give a whole number from 2 to 10000"
+
+
+def _records(config: RunConfig) -> Iterator[str]:
+    name, training = getattr(config.algorithm, "name", ""), config.training
+    if config.algorithm.learns_from == "samples":
+        return
+    if training.regularise:
+        yield f"training.regularise: algorithm {name} learns from records itself; leave it out"
+    for key in ("keep_graphs", "recompute_log_prob"):
+        if getattr(training, key):
+            yield f"training.{key}: algorithm {name} learns from records, and draws nothing; leave it out"
+
+
 def _weights(config: RunConfig) -> Iterator[str]:
-    if not any(reward_weight(reward) for reward in config.rewards.values()):
+    if config.algorithm.rewarded and config.rewards and not any(reward_weight(reward) for reward in config.rewards.values()):
         yield "every reward has weight 0: nothing would be learned"
 
 
@@ -230,6 +251,8 @@ CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     training_guidance_errors,
     _optimizer,
     _labels,
+    _rewards,
+    _records,
     _weights,
     _gated_kl,
 )

@@ -48,8 +48,8 @@ class EncodeCache:
     ``encoding`` is everything beside the prompt that changes the tensors; the canvas does where ``canvas_matters``. Host
     memory has the entries that were asked for last, those that are read ahead, and those that the folder does not take; they
     come on ``device``. An entry that is missing, or whose bytes are not those that were written, is made again. ``tell`` hears
-    how many prompts all ranks have encoded, and of how many. What prepares and what gives conditions is a joint work of
-    the ``ranks``.
+    how many prompts all ranks have encoded, and of how many; ``option`` says where what encodes is. What prepares and what
+    gives conditions is a joint work of the ``ranks``.
     """
 
     def __init__(
@@ -61,8 +61,9 @@ class EncodeCache:
         canvas_matters: bool = False,
         ranks: Ranks = ALONE,
         tell: Callable[[int, int], None] = lambda done, total: None,
+        option: str = "model.encoders_on",
     ) -> None:
-        self._encode = encode
+        self._encode, self._option = encode, option
         self._digest = hashlib.sha256(json.dumps([installed_version("flowfactory"), encoding]).encode())
         self._folder = folder
         self._device = torch.device(device)
@@ -238,7 +239,7 @@ class EncodeCache:
                 advance()
         except torch.OutOfMemoryError as error:
             where = "on the device" + (" beside what is there" if self._beside else "")  # at the start nothing is yet
-            raise RunError(f"the encoders do not fit {where}; set model.encoders_on to host{self._beside or ''}") from error
+            raise RunError(f"the encoders do not fit {where}; set {self._option} to host{self._beside or ''}") from error
         return held
 
     def _encode_apart(self, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:

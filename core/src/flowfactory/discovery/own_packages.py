@@ -16,9 +16,10 @@ OWN_PACKAGES: dict[str, dict[str, tuple[str, ...]]] = {
     "algorithm": {
         "flowfactory-awm": ("awm", "ram", "rvm"),
         "flowfactory-crd": ("crd",),
-        "flowfactory-dpo": ("dpo", "dgpo"),
+        "flowfactory-dpo": ("dpo", "offline-dpo", "dgpo"),
         "flowfactory-grpo": ("grpo", "grpo-guard", "dppo", "flash-grpo"),
         "flowfactory-nft": ("nft", "v-grpo"),
+        "flowfactory-sft": ("sft",),
     },
     "reward": {
         "flowfactory-rewards": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -72,8 +73,10 @@ class Discrete(_TimestepRange):
 
 
 class _Continuous(_TimestepRange):
-    shift: float = Field(
-        1.0, gt=0, le=100, description="above 1 moves towards noise: sigma becomes s sigma / (1 + (s - 1) sigma)"
+    shift: Annotated[float, Field(gt=0, le=100)] | Literal["model"] = Field(
+        1.0,
+        description="above 1 moves towards noise: sigma becomes s sigma / (1 + (s - 1) sigma); model: as far as the schedule "
+        "of sampling does",
     )
     stratified: bool = Field(True, description="one time from each of count equal parts, instead of count at random")
 
@@ -81,6 +84,9 @@ class _Continuous(_TimestepRange):
         """[count] in [0, 1)."""
         drawn = torch.rand(self.count, generator=generator, dtype=torch.float64)
         return (torch.arange(self.count) + drawn) / self.count if self.stratified else drawn
+
+    def _shifted(self, sigmas: Tensor, schedule: Tensor) -> Tensor:
+        return shift_sigma(sigmas, schedule_shift(schedule) if self.shift == "model" else self.shift)
 
 
 class Uniform(_Continuous):
@@ -90,7 +96,7 @@ class Uniform(_Continuous):
 
     def sigmas(self, schedule: Tensor, generator: torch.Generator) -> Tensor:
         """[count]."""
-        return shift_sigma(self.low + (self.high - self.low) * self._shares(generator), self.shift)
+        return self._shifted(self.low + (self.high - self.low) * self._shares(generator), schedule)
 
 
 class LogitNormal(_Continuous):
@@ -105,7 +111,7 @@ class LogitNormal(_Continuous):
         low, high = (self._below(bound) for bound in (self.low, self.high))
         shares = (low + (high - low) * self._shares(generator)).clamp(1e-9, 1 - 1e-9)
         sigmas = torch.sigmoid(self.mean + self.std * torch.special.ndtri(shares))
-        return shift_sigma(sigmas.clamp(self.low, self.high), self.shift)  # far in a tail the quantiles are not exact
+        return self._shifted(sigmas.clamp(self.low, self.high), schedule)  # far in a tail the quantiles are not exact
 
     def _below(self, sigma: float) -> float:
         if sigma in (0.0, 1.0):
@@ -140,6 +146,22 @@ class TimestepsConfig(AlgorithmConfig):
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
     """Sigma moved towards noise by a shift above 1, as schedulers shift: s sigma / (1 + (s - 1) sigma)."""
     return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def schedule_shift(sigmas: Tensor) -> float:
+    """How far a ``schedule`` [steps + 1] of evenly spaced sigmas was shifted, by :func:`shift_sigma`; 1 for a single step.
+
+    Exact whatever the last step begins at; of a schedule of another shape it is about that of its noisier half.
+    """
+    steps = len(sigmas) - 1
+    odds = (sigmas / (1 - sigmas)).double()  # s u / (1 - u) of an even u
+    if steps < 2:
+        return 1.0
+    if steps == 2:
+        return float(odds[1])
+    place = max(1, steps // 3)
+    shift = float(odds[place] - 2 * odds[2 * place])
+    return shift if 0 < shift < math.inf else 1.0
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,19 @@
-"""The options of every model over pipelines of diffusers, and what is checked of them before any weight is read."""
+"""What is checked of the options of a model over a pipeline of diffusers before any weight is read."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from flowfactory.config.attention import Attention, attention_unavailable, attention_untrainable
-from flowfactory.config.component import LoraTraining
-from flowfactory.config.paths import CheckpointPath
+from flowfactory.config.attention import attention_unavailable, attention_untrainable
 from flowfactory.errors import UserError
 from flowfactory.models.checkpoint_files import reading
 from flowfactory.models.context_checks import check_canvases, check_heads
-from flowfactory.models.on_meta import check_lora_targets
-from flowfactory.models.pretrained import Pretrained
+from flowfactory.models.family_model import FamilyModel
+from flowfactory.models.family_options import FamilyOptions
 from flowfactory.models.resolution import Grid
-from flowfactory.models.single_file_option import SingleFileConfig
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
-    from flowfactory.models.family_model import FamilyModel
 
 TEXT_WIDTHS = ("joint_attention_dim", "text_dim", "cap_feat_dim", "caption_channels")
 """Keys of transformers' configs that say how wide the embedding of a token of the text is."""
@@ -27,37 +21,8 @@ ENTRY_HEADER = 256
 """Bytes of a file of the cache beside its tensors, about."""
 
 
-class FamilyConfig(SingleFileConfig):
-    """What the options of every model over a diffusers pipeline share."""
-
-    caches_features: ClassVar[bool] = True
-    detaches_negatives: ClassVar[bool] = True
-
-    path: CheckpointPath = Field(description="a diffusers folder or a hub id")
-    free_to_change = ("decode_batch_size", "tiling", "encoders_on", "decoder_on", "attention")
-
-    variant: str | None = Field(
-        None,
-        pattern=r"^\w+$",
-        description="read the files of this variant, such as fp16 for *.fp16.safetensors, where a part has it",
-    )
-    decode_batch_size: int | None = Field(
-        None, ge=1, le=100_000, description="decoded at once; as many as are drawn when left out"
-    )
-    tiling: bool = Field(False, description="decode in tiles, which takes less memory for large sizes")
-    attention: Attention = Field(
-        "auto", description="what computes the transformer's attention; auto: what PyTorch chooses; sage, flash3: to draw alone"
-    )
-    encoders_on: Literal["device", "host"] = Field("device", description="where prompts are encoded, each once")
-    encoders_in: Literal["auto", "float32", "bf16"] = Field(
-        "auto", description="the dtype of the text encoders; auto: bf16 on an accelerator, else the run's"
-    )
-    decoder_on: Literal["device", "host"] = Field("device", description="where the VAE is, and what was drawn is decoded")
-
-    @property
-    def checkpoint(self) -> Pretrained:
-        """What ``path`` names."""
-        return Pretrained(self.path, self.family.pipelines, self.variant, self.family.unused, self.single_files)
+class FamilyConfig(FamilyOptions):
+    """What the options of every model over a diffusers pipeline share, and what is checked of them."""
 
     def encoded_tokens(self) -> int | None:
         """The most tokens of an encoded text; None where nothing bounds them."""
@@ -107,12 +72,6 @@ class FamilyConfig(SingleFileConfig):
         check_heads(run.distributed.context, {name: heads for name, heads in known.items() if heads})
         check_canvases(run, grid)
 
-    def check_targets(self) -> None:
-        """Raise ValueError where a LoRA target of ``train`` names no layer, or what takes no adapter. Reads no weights."""
-        targets = self.train.lora.targets if isinstance(self.train, LoraTraining) else None
-        if targets is not None:
-            check_lora_targets(self.checkpoint, self.family.trained_transformers(self.checkpoint, self), targets)
-
     def check_guidance(self, section: str, guidance: float) -> None:
         """Raise ValueError where the guidance of ``section`` would mean nothing."""
         if guidance == 1:
@@ -129,6 +88,4 @@ class FamilyConfig(SingleFileConfig):
         return self.family.guided(self.checkpoint)
 
     def build(self, label: str) -> FamilyModel:
-        from flowfactory.models.family_model import FamilyModel  # which imports torch's parts of a pipeline
-
         return FamilyModel(self)

@@ -27,7 +27,7 @@ from flowfactory.models.adapter_layouts import read_adapters
 from flowfactory.models.attention import use_attention
 from flowfactory.models.encoder_dtype import choose_encoder_dtype, round_entry
 from flowfactory.models.family import Entry, Parts, start_from_noise
-from flowfactory.models.family_config import FamilyConfig
+from flowfactory.models.family_options import FamilyOptions
 from flowfactory.models.feature_cache import Remembering, remember_nothing, use_feature_cache
 from flowfactory.models.library_imports import without_peft
 from flowfactory.models.tokenizers import using_template
@@ -54,7 +54,7 @@ FIRST_SIGMA = 0.99  # of what starts from pure noise: schedulers that begin a li
 class FamilyModel:
     """The hooks of a model, from its family. The transformer is run by ``velocity`` alone, in sampling and in training."""
 
-    def __init__(self, config: FamilyConfig) -> None:
+    def __init__(self, config: FamilyOptions) -> None:
         self._config, self._family = config, config.family
         self._checkpoint = config.checkpoint
         self._transformers: dict[str, torch.nn.Module] = {}
@@ -94,6 +94,7 @@ class FamilyModel:
             canvas_matters=family.canvas_matters,
             frame_rate=family.frame_rate(self._parts),
             convert_adapters=partial(read_adapters, family.comfyui, transformers, type(pipeline)),
+            media_encoding=self._media_encoding(),
             sigmas=lambda steps, canvas: family.sigmas(self._parts, steps, canvas).float().cpu(),
         )
 
@@ -130,7 +131,7 @@ class FamilyModel:
     def _encoding(self) -> str:
         """Everything beside the prompt that changes what ``encode`` makes."""
         family, config = self._family, self._config
-        options = config.model_dump(mode="json", exclude={*FamilyConfig.model_fields, *family.not_encoded})
+        options = config.model_dump(mode="json", exclude={*FamilyOptions.model_fields, *family.not_encoded})
         options |= {} if config.variant is None else {"variant": config.variant}
         names = (*family.encoders, *family.encoded_with)
         tiled = config.tiling and "vae" in family.encoded_with  # pictures are encoded in tiles too
@@ -140,6 +141,14 @@ class FamilyModel:
         versions = [installed_version(name) for name in (family.distribution, *libraries)]
         dtypes = [str(self._dtype), str(self._encoders_in)]
         return json.dumps([self._checkpoint.identity(names), family.pipelines[0], options, tiled, dtypes, versions])
+
+    def _media_encoding(self) -> str:
+        """Everything beside a picture or a video that changes what encode_media makes."""
+        versions = [installed_version(name) for name in (self._family.distribution, "diffusers", "pillow")]
+        dtype = str(self._parts.pipeline.vae.dtype)
+        return json.dumps(
+            [self._checkpoint.identity(("vae",)), self._family.pipelines[0], self._config.tiling, dtype, versions]
+        )
 
     @hookimpl
     def encode(self, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:

@@ -2,6 +2,7 @@
 
 from flowfactory.config.ema import Constant, Cosine, Decay, Linear, PiecewiseLinear, Power, WarmUp, WarmupCosine
 from flowfactory.policy.comparing import At, Comparison
+from flowfactory.policy.flow_matching import flow_matching
 from flowfactory.policy.kl_reference import KL_REFERENCE, keep_kl_reference, kl_reference
 from flowfactory.policy.looking_ahead import look_ahead
 from flowfactory.policy.policy import REFERENCE, Policy
@@ -20,6 +21,7 @@ __all__ = [
     "Power",
     "WarmUp",
     "WarmupCosine",
+    "flow_matching",
     "keep_kl_reference",
     "kl_reference",
     "look_ahead",

@@ -58,6 +58,8 @@ def advantage_shares(contributions: Mapping[str, Tensor]) -> dict[str, float]:
     The covariance of a contribution with the sum of all, by the variance of the sum; below 0 where it works against the
     others. Empty where there is no advantage at all.
     """
+    if not contributions:
+        return {}
     total = torch.stack(list(contributions.values())).sum(0)
     power = float(total.square().sum())
     return {label: float((part * total).sum()) / power for label, part in contributions.items()} if power else {}

@@ -16,10 +16,11 @@ class FlatIterations:
         self._patience, self._say = config.training.patience_flat, say
         self._labels = [label for label, reward in config.rewards.items() if reward_weight(reward)]
         self._count, self._warned = so_far, False
+        self._rewarded = config.algorithm.rewarded
 
     def add(self, number: int, metrics: Mapping[str, float]) -> str | None:
         """Why the run is not to go on after iteration ``number``, if so."""
-        if not is_flat(metrics):
+        if not self._rewarded or not is_flat(metrics):
             self._count, self._warned = 0, False
             return None
         self._count += 1

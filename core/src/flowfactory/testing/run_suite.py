@@ -27,7 +27,7 @@ from flowfactory.runs.checkpoints.shards import own_rows, read_index, read_rows
 from flowfactory.runs.train import train as train_to_end
 from flowfactory.testing.learning_bench import Learning, Weights
 from flowfactory.testing.two_parameter import settings as make_settings
-from flowfactory.training.iteration import collect_rollouts
+from flowfactory.training.iteration import collect
 from flowfactory.training.metrics import Timer
 from flowfactory.training.setup import Run, prepare_run
 
@@ -59,8 +59,8 @@ class Started:
         self.policy: Policy = run.policy
 
     def draw(self, iteration: int) -> Learning:
-        """What ``iteration`` draws under the present weights, with its advantages, ready to be learned from."""
-        experience = collect_rollouts(self._run, iteration, Timer(self.policy.device)).experience
+        """What ``iteration`` draws under the present weights, with its advantages, or its records, ready to be learned from."""
+        experience = collect(self._run, iteration, Timer(self.policy.device)).experience
         return Learning(self._run.assembly.hooks, self.policy, experience)
 
 

@@ -57,6 +57,11 @@ class TwoParameter:
         return Trajectory(latents / 4 + 0.5, latents, sigmas, steps)
 
     @hookimpl
+    def encode_media(self, media: Tensor) -> Tensor:
+        """Latents [B, 1, 4, 4] of pictures [B, C, 4, 4], grey."""
+        return (media.mean(1, keepdim=True) - 0.5) * 4
+
+    @hookimpl
     def log_prob(self, step: Step) -> Evaluation:
         """One forward."""
         return flow.evaluate(self.velocity(step.latents, step.sigma, step.conditions, step.guidance), step)

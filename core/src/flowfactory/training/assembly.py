@@ -29,6 +29,8 @@ class Assembly:
         manager = make_manager(components)
         for hook, owner in EXACTLY_ONE.items():
             require_hook(manager, owner, hook)
+        if config.learned_records:
+            require_hook(manager, "model", "encode_media")
         self.hooks = Hooks(manager)
         dynamics: Any = build(config.sampling.dynamics, "dynamics")
         other = config.evaluation.dynamics

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from flowfactory.config.schema import RunConfig
 from flowfactory.data.batches import prompts_of_iteration
+from flowfactory.training.regularising_prompts import regularising_prompts
 from flowfactory.training.velocity_probe import probed_prompts
 from flowfactory.types import Prompt
 
@@ -39,6 +40,9 @@ class EncodingAhead:
         found: dict[int, Prompt] = {}
         for number in self._stretch(iteration):
             found |= {prompt.index: prompt for prompt in prompts_of_iteration(self._prompts, number, groups, seed, weights)}
+            if self._config.training.regularise:
+                joining = regularising_prompts(self._prompts, self._config, number)
+                found |= {prompt.index: prompt for prompt in joining}
         return list(found.values())
 
     def reach(self, iteration: int) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from flowfactory.config.schema import reward_weights
 from flowfactory.data import batches
+from flowfactory.data.batches import make_batch
 from flowfactory.drift.panel import Panel
 from flowfactory.experience import Experience
 from flowfactory.rewards import statistics
@@ -19,26 +21,36 @@ from flowfactory.training.kl_gate import gate_kl
 from flowfactory.training.metrics import Timer, UpdateMetrics, peak_memory
 from flowfactory.training.phases import Phase, begin_phase, phase_teller
 from flowfactory.training.recompute import recompute_log_prob
+from flowfactory.training.record_rollouts import collect_records
+from flowfactory.training.regularising import Regularising
 from flowfactory.training.rollouts import Rollouts, roll_out
 from flowfactory.training.sampler import concatenate
 from flowfactory.training.setup import Run
 from flowfactory.training.update import learned_from, update
-from flowfactory.types import SamplingPlan
+from flowfactory.types import Prompt, SamplingPlan
+
+
+def collect(run: Run, iteration: int, timer: Timer) -> Rollouts:
+    """What an iteration learns from: samples that are drawn, or records."""
+    _encode_what_lacks(run, iteration, timer)
+    kind = run.config.algorithm.learns_from
+    if kind == "samples":
+        return collect_rollouts(run, iteration, timer)
+    with timer("read"):
+        rollouts = collect_records(run, iteration, _prompts(run, iteration), kind)
+    _read_ahead(run, iteration, rollouts.experience.plan)
+    return rollouts
 
 
 def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     """The samples of an iteration: sample, reward, advantage."""
     config, ranks, workers = run.config, run.ranks, run.ranks.workers
-    batch = _batch(run, iteration)
+    batch = make_batch(_prompts(run, iteration), config.sampling.group_size)
     plan = _plan(run, iteration, batch)
-    _encode_what_lacks(run, iteration, timer)
     known = run.sampler.conditions(batch.prompts, most_guidance(plan), plan.canvas)
     shown, learned = drawn_and_learned(known, plan, config.algorithm)
-    if iteration + 1 < config.training.iterations and _is_encoded(run, iteration + 1):
-        run.sampler.read_ahead(_batch(run, iteration + 1).prompts, most_guidance(plan), plan.canvas)
-    judges = config.distributed.count_reward_ranks(workers.count)
-    judged = Phase(phase_teller(run.assembly.hooks, ranks), "judging", len(batch.keys))
-    judging = Judging(run.assembly.rewards, batch, ranks, judges, run.sampler.frame_rate, judged.reach)
+    _read_ahead(run, iteration, plan)
+    judging = _judging(run, batch) if config.algorithm.rewarded else None
     panel = Panel(batch.groups, ranks)
     drawing = begin_phase(run.assembly.hooks, ranks, "drawing", len(batch.keys))
     run.extremes.begin(len(batch.keys))
@@ -48,8 +60,9 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
         with timer("sample"):
             some = batch.rows(rows), shown.rows(rows), plan.rows(rows)
             drawn = roll_out(run.sampler, *some, batch_size, ranks, drawing.add)
-        with timer("reward"):
-            judging.add(drawn, rows)
+        if judging:
+            with timer("reward"):
+                judging.add(drawn, rows)
         with timer("drift"):
             panel.add(drawn.trajectory.media, drawn.trajectory.latents, drawn.held, rows)
             run.extremes.add(drawn.trajectory.media, drawn.held, rows)
@@ -60,12 +73,12 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     if config.training.keep_graphs:
         run.policy.drawn_graphs.check_drawn()
     with timer("reward"):
-        rewards = judging.scores()
+        rewards = judging.scores() if judging else {}
     with timer("drift"):
         figures = panel.metrics() | statistics.source_metrics(rewards, [prompt.source for prompt in batch.prompts])
     trajectory = concatenate(pieces, learned.rows(held[workers.rank]))
-    supplied = _contributions(run, rewards, batch)
-    advantages = clipped_sum(supplied, config.advantages.clip)
+    supplied = _contributions(run, rewards, batch) if judging else {}
+    advantages = clipped_sum(supplied, config.advantages.clip) if judging else torch.ones(len(batch.keys))
     run.extremes.judge(advantages, rewards, batch.texts)
     gate, gate_metrics = gate_kl(rewards, config)
     experience = Experience(
@@ -94,16 +107,30 @@ def _encode_what_lacks(run: Run, iteration: int, timer: Timer) -> None:
     if run.ahead is None or run.ahead.has(iteration):
         return
     with timer("encode"):
-        run.sampler.prepare([(run.ahead.upcoming(iteration), run.config.sampling.canvas)], in_training=True)
+        upcoming = run.ahead.upcoming(iteration)
+        run.sampler.prepare([(upcoming, run.config.sampling.canvas)], in_training=True)
+        if run.records is not None:
+            run.records.prepare(upcoming, run.config.learned_records, in_training=True)
     run.ahead.reach(iteration)
 
 
-def _batch(run: Run, iteration: int) -> batches.Batch:
-    sampling = run.config.sampling
-    return batches.make_batch(
-        batches.prompts_of_iteration(run.train, iteration, sampling.groups, run.config.seed, run.config.prompts.weights),
-        sampling.group_size,
-    )
+def _prompts(run: Run, iteration: int) -> list[Prompt]:
+    config = run.config
+    return batches.prompts_of_iteration(run.train, iteration, config.sampling.groups, config.seed, config.prompts.weights)
+
+
+def _read_ahead(run: Run, iteration: int, plan: SamplingPlan) -> None:
+    """Begin to read what the iteration after this one needs, whose plan is ``plan``."""
+    if iteration + 1 < run.config.training.iterations and _is_encoded(run, iteration + 1):
+        prompts, count = _prompts(run, iteration + 1), run.config.group_members
+        run.sampler.read_ahead([prompt for prompt in prompts for _ in range(count)], most_guidance(plan), plan.canvas)
+
+
+def _judging(run: Run, batch: batches.Batch) -> Judging:
+    config, ranks = run.config, run.ranks
+    judges = config.distributed.count_reward_ranks(ranks.workers.count)
+    judged = Phase(phase_teller(run.assembly.hooks, ranks), "judging", len(batch.keys))
+    return Judging(run.assembly.rewards, batch, ranks, judges, run.sampler.frame_rate, judged.reach)
 
 
 def _plan(run: Run, iteration: int, batch: batches.Batch) -> SamplingPlan:
@@ -123,7 +150,7 @@ def _contributions(run: Run, rewards: Mapping[str, Tensor], batch: batches.Batch
 def iterate(run: Run, iteration: int, before_update: Callable[[Rollouts], None] | None = None) -> dict[str, float]:
     """The metrics of one iteration: sample, reward, advantage, update; ``before_update`` sees what the update learns from."""
     timer, update_metrics = Timer(run.policy.device), UpdateMetrics()
-    rollouts, coefficient = collect_rollouts(run, iteration, timer), run.learner.kl_coefficient
+    rollouts, coefficient = collect(run, iteration, timer), run.learner.kl_coefficient
     rollouts = replace(rollouts, experience=replace(rollouts.experience, kl_coefficient=coefficient))
     if run.config.training.recompute_log_prob:
         with timer("recompute"):
@@ -132,10 +159,12 @@ def iterate(run: Run, iteration: int, before_update: Callable[[Rollouts], None] 
     if before_update is not None:
         begin_phase(run.assembly.hooks, run.ranks, "checking", 0)
         before_update(rollouts)
+    with timer("read"):
+        regularising = Regularising.of(run, iteration)
     fixed_size = run.velocity_probe.measure(rollouts.experience)
     run.learner.movement.mark()
     with timer("update"):
-        norms = update(run, rollouts, iteration, update_metrics)
+        norms = update(run, rollouts, iteration, update_metrics, regularising)
         run.learner.check_weights()  # the gradients were finite, which does not make their step so
     learned = update_metrics.metrics(run.ranks.workers)
     run.learner.adapt_kl(learned.get("kl"))

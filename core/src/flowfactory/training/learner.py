@@ -44,20 +44,25 @@ class Learner:
         """How many optimizer steps have been made since training began."""
         return self._steps
 
-    def step(self, losses: Iterable[Loss], metrics: UpdateMetrics, share: float = 1.0) -> float:
+    def step(
+        self, losses: Iterable[Loss], metrics: UpdateMetrics, share: float = 1.0, beside: Iterable[Loss] | None = None
+    ) -> float:
         """The gradient's norm, after one optimizer step along the mean of all ``losses``; their metrics go to ``metrics``.
 
         As :meth:`backward` and :meth:`apply`. No step is skipped in silence.
         """
-        norm = self.backward(losses, metrics, share)
+        norm = self.backward(losses, metrics, share, beside)
         self.apply()
         return norm
 
-    def backward(self, losses: Iterable[Loss], metrics: UpdateMetrics, share: float = 1.0) -> float:
+    def backward(
+        self, losses: Iterable[Loss], metrics: UpdateMetrics, share: float = 1.0, beside: Iterable[Loss] | None = None
+    ) -> float:
         """The gradient's norm before it is clipped; the gradient of the mean of all ``losses`` is left in the parameters.
 
         The losses are those of all ranks, each of which yields its own, and ``share`` of all that the mean is of: the others
-        are zero, and were not computed. RunError: a loss or the gradient is not finite, or nothing was yielded.
+        are zero, and were not computed. To it comes that of the sum of those ``beside``, which are no part of the mean.
+        RunError: a loss or the gradient is not finite, or nothing was yielded.
         """
         before = metrics.count
         self._policy.velocity_sizes.take()
@@ -71,10 +76,12 @@ class Learner:
         count = sum(self._ranks.workers.gather(metrics.count - before))
         if not count:
             raise RunError("the algorithm yielded no loss, so nothing would train")
+        if beside is not None:
+            self._divide(self._own_gradients(), count / share)
+            self._add(beside, metrics)
         gradients = self._reduce_gradients()
-        # dividing afterwards gives the exact mean whatever the sizes of the pieces
-        if gradients:
-            torch._foreach_div_(gradients, count / share)
+        if beside is None:  # dividing afterwards gives the exact mean whatever the sizes of the pieces
+            self._divide(gradients, count / share)
         norm, *others = self._norms(gradients)
         if not torch.isfinite(norm):  # before clipping, which would spread a NaN to every weight
             raise RunError(self._describe_non_finite())
@@ -82,6 +89,21 @@ class Learner:
         if gradients:
             torch._foreach_mul_(gradients, torch.clamp(self._config.max_grad_norm / (norm + 1e-6), max=1.0))
         return float(norm)
+
+    def _divide(self, gradients: list[Tensor], by: float) -> None:
+        if gradients:
+            torch._foreach_div_(gradients, by)
+
+    def _own_gradients(self) -> list[Tensor]:
+        return [local_shard(p.grad) for p in self._parameters.values() if p.grad is not None]
+
+    def _add(self, losses: Iterable[Loss], metrics: UpdateMetrics) -> None:
+        """Back-propagate the sum of ``losses``, of which the metrics alone are taken in."""
+        for loss in losses:
+            metrics.add_beside(loss)
+            self._policy.velocity_sizes.take()
+            loss.values.sum().backward()  # type: ignore[no-untyped-call]
+        metrics.check_finite()
 
     @property
     def next_rate(self) -> float:
@@ -129,7 +151,7 @@ class Learner:
             for parameter, wanted in zip(self._parameters.values(), anywhere, strict=True):
                 if wanted and parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-        gradients = [local_shard(p.grad) for p in self._parameters.values() if p.grad is not None]
+        gradients = self._own_gradients()
         self._ranks.sum_in_place(gradients)
         return gradients
 

@@ -34,13 +34,10 @@ class UpdateMetrics:
         """Take in one loss. RunError: it has no value a sample."""
         if loss.values.dim() != 1:
             raise RunError(f"a loss has shape {list(loss.values.shape)}; yield one value a sample, [b]")
-        sound = [value.detach().isfinite().all().to(loss.values.device) for value in (loss.values, *loss.terms.values())]
-        self._unchecked.append((torch.stack(sound), list(loss.terms)))
+        self._note(loss)
         self.count += len(loss.values)
         for name, value in {"loss": loss.values, **loss.terms, **loss.metrics, **loss.cuts}.items():
-            total = value.detach().double().sum()
-            self._sums[name] = self._sums[name] + total if name in self._sums else total
-            self._counts[name] = self._counts.get(name, 0) + len(value)
+            self.add_samples(name, value.detach())
         self._cuts |= set(loss.cuts)
         if loss.ratios is not None:
             ratios = loss.ratios.detach().double()
@@ -50,9 +47,21 @@ class UpdateMetrics:
             # fmax: what is not a number is not the largest
             self._maxima[name] = torch.fmax(self._maxima[name], most) if name in self._maxima else most
 
+    def add_beside(self, loss: Loss) -> None:
+        """Take in the metrics of a loss that is no part of the mean."""
+        self._note(loss)
+        for name, value in loss.metrics.items():
+            self.add_samples(name, value.detach())
+
+    def _note(self, loss: Loss) -> None:
+        """Note whether the loss and its terms are finite, for :meth:`check_finite`."""
+        sound = [value.detach().isfinite().all().to(loss.values.device) for value in (loss.values, *loss.terms.values())]
+        self._unchecked.append((torch.stack(sound), list(loss.terms)))
+
     def add_samples(self, name: str, values: Tensor) -> None:
         """Take in a figure of samples, ``values`` [b], that no loss brings."""
-        self._sums[name] = self._sums.get(name, 0.0) + values.double().sum()
+        total = values.double().sum()
+        self._sums[name] = self._sums[name] + total if name in self._sums else total
         self._counts[name] = self._counts.get(name, 0) + len(values)
 
     def add_step(self, figures: Mapping[str, Tensor]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from hashlib import sha256
 from typing import NamedTuple
 
 import torch
@@ -61,9 +62,11 @@ def preflight(rollouts: Rollouts, policy: Policy, hooks: Hooks, config: RunConfi
     if rollouts.overshoot is not None and rollouts.experience.plan.iteration == 0:  # training may lead anywhere
         check_range([far for found in rollouts.ranks.gather(rollouts.overshoot.tolist()) for far in found])
     flat = resumed and not rollouts.experience.advantages.any()
+    learned, rewarded = rollouts.experience, config.algorithm.rewarded and not flat
     checks = (
         trains(policy),
-        *(() if flat else (rewards_differ(rollouts.experience.rewards, rollouts.experience.groups, config),)),
+        *((rewards_differ(learned.rewards, learned.groups, config),) if rewarded else ()),
+        *((pairs_differ(rollouts),) if config.algorithm.learns_from == "pairs" else ()),
         ratio_is_one(rollouts, policy, hooks, config),
         *(() if flat else (gradients_flow(rollouts, policy, hooks, config.algorithm),)),
     )
@@ -82,6 +85,19 @@ def trains(policy: Policy) -> Finding:
     else:
         where = f"all weights of {', '.join(policy.modules)}"
     return Finding(count > 0, f"{where}: {count:,} trainable weights")
+
+
+def pairs_differ(rollouts: Rollouts) -> Finding:
+    """The chosen and the rejected record of some pair are not the same."""
+    held = (rollouts.held or [range(len(rollouts.experience))])[rollouts.ranks.workers.rank]
+    latents = rollouts.experience.latents.numpy(force=True)
+    mine = {row: sha256(own.tobytes()).digest() for row, own in zip(held, latents, strict=True)}
+    known = {row: digest for told in rollouts.ranks.workers.gather(mine) for row, digest in told.items()}
+    pairs = rows_by_group(range(len(rollouts.experience)), rollouts.experience.groups)
+    share = sum(known[chosen] != known[rejected] for chosen, rejected in pairs) / len(pairs)
+    if not share:
+        return Finding(False, "chosen and rejected are the same in every pair, so nothing would be learned; look at the files")
+    return Finding(True, f"chosen and rejected differ in {share:.0%} of the pairs")
 
 
 def rewards_differ(rewards: Mapping[str, Tensor], groups: Tensor, config: RunConfig) -> Finding:
@@ -121,7 +137,9 @@ def ratio_is_one(rollouts: Rollouts, policy: Policy, hooks: Hooks, config: RunCo
     """
     experience, bounds = rollouts.experience, config.algorithm.trust_region_bounds
     if not experience.steps:
-        return Finding(True, "no step is recorded: this algorithm needs no log-density to replay")
+        drawn = config.algorithm.learns_from == "samples"
+        why = "this algorithm needs no log-density to replay" if drawn else "records are learned from, and nothing is drawn"
+        return Finding(True, f"no step is recorded: {why}")
     if any(step.log_prob is None for step in experience.steps):
         return Finding(False, "a recorded step has no log-density: its dynamics are deterministic")
     rows, _ = next(optimizer_steps(experience, config, experience.plan.iteration, epoch=0))

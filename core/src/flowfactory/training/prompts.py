@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from flowfactory.canvas import Canvas
 from flowfactory.config.schema import RunConfig, reward_weight
 from flowfactory.data import prompts
+from flowfactory.data.records import check_kind
 from flowfactory.types import Prompt
+
+RECORDS: Mapping[str, tuple[str, ...]] = {"targets": ("target",), "pairs": ("chosen", "rejected")}
+"""The keys of the records of a prompt, in the order of the samples of its group."""
 
 
 def prepare_prompts(
@@ -31,7 +36,19 @@ def prompt_checks(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[
     yield lambda: prompts.check_files(train, model, config.sampling.canvas.frames)
     yield lambda: prompts.check_files(heldout, model, config.evaluation.canvas(config.sampling).frames)
     yield lambda: prompts.check_records(both)
+    records = config.learned_records
+    keys = [key for kind in records for key in RECORDS[kind]]
+    yield lambda: prompts.check_records(train, keys, all_bring=config.algorithm.learns_from != "samples")
+    yield lambda: check_kinds(train, keys, config.sampling.canvas)
     yield lambda: prompts.check_picture_tokens(both, model, config.distributed.context)
     labels, learned = [*config.rewards, *config.evaluation.rewards], {x for x, r in config.rewards.items() if reward_weight(r)}
-    yield lambda: prompts.check_reward_labels(train, labels, learned)
+    if config.algorithm.rewarded:
+        yield lambda: prompts.check_reward_labels(train, labels, learned)
     yield lambda: prompts.check_reward_labels(heldout, labels)
+
+
+def check_kinds(train: Sequence[Prompt], keys: Sequence[str], canvas: Canvas) -> None:
+    """UserError: a record under one of ``keys`` is a picture where videos are drawn, or the other way round."""
+    for path in dict.fromkeys(getattr(prompt, key) for prompt in train for key in keys):
+        if path is not None:
+            check_kind(path, canvas)

@@ -53,6 +53,11 @@ class Sampler:
         """Whether guidance above 1 leads away from a negative prompt, rather than being a number that the model is given."""
         return self._trainable.guided
 
+    def schedule(self, steps: int, canvas: Canvas) -> Tensor:
+        """The sigmas [steps + 1] that the model draws so many steps with; even ones where it does not tell."""
+        told = self._trainable.sigmas
+        return torch.linspace(1, 0, steps + 1) if told is None else told(steps, canvas)
+
     def prepare(self, wanted: Wanted, in_training: bool = False) -> int:
         """Have all that drawing the prompts, each on its canvas, may need encoded; returns how many prompts had to be.
 

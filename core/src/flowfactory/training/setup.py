@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +11,7 @@ import torch
 from flowfactory.config.idle_keys import remarks_on_prompts
 from flowfactory.config.precision import with_precision
 from flowfactory.config.schema import RunConfig
-from flowfactory.data.cache_folder import CacheFolder
+from flowfactory.data.cache_folder import CacheFolder, default_folder, read_limit
 from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.distributed.mesh import resolve_device
 from flowfactory.distributed.ranks import ALONE, Ranks
@@ -28,6 +28,7 @@ from flowfactory.training.learner import Learner
 from flowfactory.training.phases import phase_teller
 from flowfactory.training.plans import EVALUATION, SAMPLING
 from flowfactory.training.prompts import prepare_prompts
+from flowfactory.training.records import Records
 from flowfactory.training.sampler import Sampler
 from flowfactory.training.velocity_probe import VelocityProbe
 from flowfactory.types import DTYPES, Prompt, RunInfo, Runtime, Say, Trainable
@@ -47,6 +48,8 @@ class Run:
     say: Say = lambda _: None
     ahead: EncodingAhead | None = None
     """What of ``train`` is encoded; all where it is None."""
+    records: Records | None = None
+    """The latents of what prompts bring to learn from; None where nothing learns from that."""
 
     @property
     def info(self) -> RunInfo:
@@ -137,15 +140,17 @@ def prepare_run(
         say(policy.start.sentence())
     sampler = _make_sampler(config, assembly, policy, trainable, folder, ranks)
     ahead = EncodingAhead(train, config)
-    encoded = _encode(config, sampler, ahead, done, heldout, drawn)
+    records = _make_records(config, assembly, trainable, device, ranks, say) if trains and config.learned_records else None
+    encoded = _encode(config, sampler, records, ahead, done, heldout, drawn)
     say(ahead.tell(len(heldout), encoded))
     _distribute(config, policy, ranks)
-    return Run(config, assembly, policy, sampler, train, heldout, ranks, say, ahead)
+    return Run(config, assembly, policy, sampler, train, heldout, ranks, say, ahead, records)
 
 
 def _encode(
     config: RunConfig,
     sampler: Sampler,
+    records: Records | None,
     ahead: EncodingAhead,
     done: int,
     heldout: Sequence[Prompt],
@@ -155,6 +160,8 @@ def _encode(
     canvas = config.evaluation.canvas(config.sampling)
     wanted = [(ahead.at_start(done), config.sampling.canvas), (heldout, canvas)]
     encoded = sampler.prepare([*wanted, (drawn, canvas)])
+    if records is not None:
+        records.prepare(ahead.at_start(done), config.learned_records)
     ahead.reach(done)
     sampler.check_conditions(wanted)
     return encoded
@@ -171,6 +178,14 @@ def _check_ranks(config: RunConfig, ranks: Ranks) -> None:
 def _make_sampler(
     config: RunConfig, assembly: Assembly, policy: Policy, trainable: Trainable, folder: CacheFolder, ranks: Ranks
 ) -> Sampler:
+    tell = _encoding_teller(assembly, ranks)
+    encode, matters = assembly.hooks.encode, trainable.canvas_matters
+    cache = EncodeCache(encode, trainable.encoding, folder, policy.device, matters, ranks, tell)
+    on_host, merges = config.sampling.keep_on == "host", config.sampling.merge_adapters == "auto"
+    return Sampler(assembly.hooks, policy, cache, trainable, config.prompts.negative, on_host, ranks, merges=merges)
+
+
+def _encoding_teller(assembly: Assembly, ranks: Ranks) -> Callable[[int, int], None]:
     tell_phase = phase_teller(assembly.hooks, ranks)
 
     def tell(done: int, total: int) -> None:
@@ -178,10 +193,24 @@ def _make_sampler(
             assembly.hooks.prompts_encoded(done, total)
         tell_phase("encoding", done, total)
 
-    encode, matters = assembly.hooks.encode, trainable.canvas_matters
-    cache = EncodeCache(encode, trainable.encoding, folder, policy.device, matters, ranks, tell)
-    on_host, merges = config.sampling.keep_on == "host", config.sampling.merge_adapters == "auto"
-    return Sampler(assembly.hooks, policy, cache, trainable, config.prompts.negative, on_host, ranks, merges=merges)
+    return tell
+
+
+def _make_records(
+    config: RunConfig, assembly: Assembly, trainable: Trainable, device: torch.device, ranks: Ranks, say: Say
+) -> Records:
+    """They lie beside the prompts, in the same folder, and are needed for as long as these."""
+    return Records(
+        assembly.hooks,
+        trainable.media_encoding or trainable.encoding,
+        CacheFolder(default_folder(), read_limit(), say),
+        device,
+        config.sampling.canvas,
+        trainable.frame_rate,
+        ranks,
+        _encoding_teller(assembly, ranks),
+        config.sampling.keep_on == "host",
+    )
 
 
 def _distribute(config: RunConfig, policy: Policy, ranks: Ranks) -> None:

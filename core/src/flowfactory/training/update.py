@@ -15,11 +15,14 @@ from flowfactory.policy.comparing import Comparison
 from flowfactory.rl.groups import group_max, rows_by_group
 from flowfactory.training.metrics import UpdateMetrics
 from flowfactory.training.phases import begin_phase
+from flowfactory.training.regularising import Regularising
 from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.setup import Run
 
 
-def update(run: Run, rollouts: Rollouts, iteration: int, metrics: UpdateMetrics) -> list[float]:
+def update(
+    run: Run, rollouts: Rollouts, iteration: int, metrics: UpdateMetrics, regularising: Regularising | None = None
+) -> list[float]:
     """The gradient's norm at each optimizer step, ``updates`` of them an epoch; averages of weights move at the end."""
     norms = list[float]()
     steps = [
@@ -28,12 +31,24 @@ def update(run: Run, rollouts: Rollouts, iteration: int, metrics: UpdateMetrics)
         for rows, share in optimizer_steps(rollouts.experience, run.config, iteration, epoch)
     ]
     learning = begin_phase(run.assembly.hooks, run.ranks, "learning", sum(len(rows) for _, rows, _ in steps))
+    joining = iter(_regularising_losses(run, regularising, iteration))
     for epoch, rows, share in steps:
-        norms.append(run.learner.step(losses(run, rollouts, rows, epoch, learning.add), metrics, share))
+        beside = next(joining) if regularising else None
+        norms.append(run.learner.step(losses(run, rollouts, rows, epoch, learning.add), metrics, share, beside))
         if len(norms) == 1:
             metrics.finish_first_update()
     run.policy.iteration_finished(iteration)
     return norms
+
+
+def _regularising_losses(run: Run, regularising: Regularising | None, iteration: int) -> Iterator[Iterator[Loss]]:
+    """The losses on records that join each optimizer step."""
+    if regularising is None:
+        return
+    training, seed = run.config.training, run.config.seed
+    for epoch in range(training.epochs):
+        for rows in split_updates(regularising.groups, training.updates, seed, iteration, epoch):
+            yield regularising.losses(run, rows, epoch)
 
 
 def losses(

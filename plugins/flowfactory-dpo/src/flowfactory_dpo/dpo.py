@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class DPOConfig(ReferenceConfig):
     """Online DPO, arXiv:2311.12908: the best sample of each group is preferred to the worst."""
 
-    known_as = ("diffusion-dpo", "online-dpo", "flow-dpo")
+    known_as: ClassVar[tuple[str, ...]] = ("online-dpo",)
 
     groupwise: ClassVar[bool] = True
     compared: ClassVar[int | None] = 2

@@ -34,14 +34,14 @@ class Sizes:
 
     @property
     def samples(self) -> int:
-        """That an iteration draws."""
+        """That an iteration learns from."""
         return self.groups * self.group_size
 
 
 def count_sizes(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[Prompt]) -> Sizes:
     """The sizes of a run with these prompts."""
     sampling, training, evaluation = config.sampling, config.training, config.evaluation
-    samples = sampling.groups * sampling.group_size
+    samples = sampling.groups * sampling.group_size if config.algorithm.learns_from == "samples" else 0
     steps = evaluation.steps or sampling.steps
     guidance = sampling.guidance if evaluation.guidance is None else evaluation.guidance
     pictures = len(heldout) * evaluation.members
@@ -50,7 +50,7 @@ def count_sizes(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[Pr
         train=len(train),
         heldout=len(heldout),
         groups=sampling.groups,
-        group_size=sampling.group_size,
+        group_size=config.group_members,
         drawn=samples * _forwards(sampling.dynamics, sampling.steps) * _branches(config, sampling.guidance),
         learned=_learned(config),
         evaluated=pictures * (_forwards(solver, steps) if solver else steps) * _branches(config, guidance),
@@ -75,7 +75,7 @@ def _learned(config: RunConfig) -> int | None:
     sampling, algorithm = config.sampling, config.algorithm
     own = 1.0 if algorithm.conditional else sampling.guidance
     branches = _branches(config, own if algorithm.guidance is None else algorithm.guidance)
-    pictures = sampling.groups * (algorithm.compared or sampling.group_size)
+    pictures = sampling.groups * (algorithm.compared or config.group_members)
     times = getattr(getattr(algorithm, "timesteps", None), "count", None)
     if times is None and algorithm.trust_region:
         times = sampling.dynamics.stochastic_steps(sampling.steps)

@@ -89,6 +89,10 @@ class Trace:
         start = counter.begin()
         held = (heldout[:ENCODED], config.evaluation.canvas(config.sampling))
         sampler.prepare([(train[:ENCODED], config.sampling.canvas), held])
+        if config.learned_records:
+            canvas = config.sampling.canvas
+            frames = () if canvas.frames == 1 else (canvas.frames,)
+            assembly.hooks.encode_media(torch.empty(1, *frames, 3, canvas.height, canvas.width))
         self._encoding = counter.lap() - start
         self._encoders = sum(module_bytes(module) for name, module in opened.opened.items() if name not in there)
         if shard > 1 and precision != torch.float32:  # as fully_shard gives them to the forward
@@ -143,7 +147,7 @@ class Trace:
         config, run, counter = self._config, self._run, self._counter
         sampling = config.sampling
         wanted = batches.prompts_of_iteration(run.train, 0, sampling.groups, config.seed, config.prompts.weights)
-        batch = batches.make_batch(wanted, sampling.group_size)
+        batch = batches.make_batch(wanted, config.group_members)
         # the copy that draws is counted apart
         plan = replace(training_plan(run, 0, batch.keys), weights_as=None)
         if config.training.keep_graphs:
@@ -179,6 +183,8 @@ class Trace:
         decoding = max(decoded + (together - traced) * medium, copies * medium)
         if len(rounds) > 1 and not (self._cuda and sampling.keep_on == "host"):
             decoding = max(decoding, rest)  # all rounds are joined beside what they were
+        if config.algorithm.learns_from != "samples":  # what was drawn stands for the latents of records
+            return DrawingBytes(0, 0, mine * tensor_bytes(drawn.latents) / traced, 0)
         return DrawingBytes(drawing, decoding, rest, mine * graphs / traced)
 
     def _evaluate(self) -> float:
@@ -201,7 +207,7 @@ class Trace:
     def _learn(self) -> float:
         """The most while a few losses are back-propagated, gradients among it, and while preflight does so."""
         config, run, counter = self._config, self._run, self._counter
-        algorithm, training, size = config.algorithm, config.training, config.sampling.group_size
+        algorithm, training, size = config.algorithm, config.training, config.group_members
         share = math.ceil(len(self._batch.keys) / training.updates / self._ranks)
         rows = min(share, 2 * training.batch_size)
         if algorithm.groupwise:

@@ -51,7 +51,7 @@ class RunState:
         return replace(
             self,
             iterations=run.iterations,
-            pictures=sampling.groups * sampling.group_size,
+            pictures=sampling.groups * run.config.group_members,
             kind="videos" if sampling.frames else "images",
             evaluate_every=run.config.evaluation.every,
             save_every=run.config.output.checkpoint_every,

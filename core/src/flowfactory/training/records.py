@@ -1,0 +1,69 @@
+"""Records that are learned from: the latents of pictures and videos that prompts bring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flowfactory.canvas import Canvas
+from flowfactory.data.cache_folder import CacheFolder
+from flowfactory.data.encode_cache import EncodeCache
+from flowfactory.data.records import read_record
+from flowfactory.distributed.ranks import ALONE, Ranks
+from flowfactory.hooks.calls import Hooks
+from flowfactory.training.prompts import RECORDS
+from flowfactory.types import Prompt
+
+Kind = Literal["targets", "pairs"]
+
+
+def as_prompt(prompt: Prompt, key: str) -> Prompt:
+    """The record under ``key`` of a prompt, as a prompt that brings it alone: what a cache of prompts holds it as."""
+    path: Path = getattr(prompt, key)
+    return Prompt("", images=(path,), video_fps=prompt.video_fps)
+
+
+class Records:
+    """Clean latents of records: encoded once, then on disk until an iteration learns from them.
+
+    ``frame_rate`` is that at which videos are drawn. What prepares and what gives latents is a joint work of the ``ranks``.
+    """
+
+    def __init__(
+        self,
+        hooks: Hooks,
+        encoding: str,
+        folder: CacheFolder,
+        device: torch.device,
+        canvas: Canvas,
+        frame_rate: float | None = None,
+        ranks: Ranks = ALONE,
+        tell: Callable[[int, int], None] = lambda done, total: None,
+        on_host: bool = False,
+    ) -> None:
+        self._hooks, self._canvas, self._frame_rate = hooks, canvas, frame_rate
+        self._rests_on = torch.device("cpu") if on_host else device
+        self._cache = EncodeCache(
+            self._encode, f"records {encoding}", folder, "cpu", True, ranks, tell, option="model.decoder_on"
+        )
+
+    def prepare(self, prompts: Sequence[Prompt], kinds: Sequence[Kind], in_training: bool = False) -> int:
+        """Have the records of those kinds of all ``prompts`` encoded; returns how many had to be."""
+        keys = [key for kind in kinds for key in RECORDS[kind]]
+        found = [as_prompt(prompt, key) for prompt in prompts for key in keys if getattr(prompt, key) is not None]
+        return self._cache.prepare_all([(found, self._canvas)], in_training)
+
+    def latents(self, records: Sequence[Prompt], mine: Sequence[int]) -> Tensor:
+        """The latents [len(mine), ...] of those of ``records`` that this rank learns from."""
+        entries = self._cache.entries(records, self._canvas)
+        return torch.stack([entries[row]["latents"] for row in mine]).to(self._rests_on)
+
+    def _encode(self, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Mapping[str, Tensor]]:
+        for prompt in prompts:
+            rate = self._frame_rate if prompt.video_fps == "model" else None
+            media = read_record(prompt.images[0], canvas, rate)
+            yield {"latents": self._hooks.encode_media(media[None])[0].cpu()}

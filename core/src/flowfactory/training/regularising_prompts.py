@@ -1,0 +1,18 @@
+"""The prompts whose records join an algorithm's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flowfactory.config.schema import RunConfig
+from flowfactory.data.batches import prompts_of_iteration
+from flowfactory.types import Prompt
+
+
+def regularising_prompts(train: Sequence[Prompt], config: RunConfig, iteration: int) -> list[Prompt]:
+    """The prompts whose targets join an iteration, as many as it has groups, and one at least for each optimizer step.
+
+    Every epoch is its own order of all that have one. Where all do, they are those that the iteration draws.
+    """
+    targets = [prompt for prompt in train if prompt.target is not None]
+    return prompts_of_iteration(targets, iteration, max(config.sampling.groups, config.training.updates), config.seed)
