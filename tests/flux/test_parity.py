@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import tiny_flux
 import torch
-from diffusers import Flux2Pipeline
+from diffusers import Flux2Pipeline, FluxKontextPipeline
 from families import draw_one_by_one, open_bench, relative_difference
-from flux_family import EVERY, LONG, TOKENS, Flux, drawn_by, make_config, make_prompts
+from flux_family import EVERY, LONG, TOKENS, Flux, drawn_by, is_flux2, make_config, make_prompts
 
 from flowfactory import Trajectory
-from flowfactory.testing import Bench
+from flowfactory.testing import Bench, check_encode_media
 
 PROMPTS = ("a photo of a red circle", LONG)
 GUIDED = ("dev", "kontext", "flux2", "klein-base")
@@ -136,6 +136,17 @@ def test_a_batch_of_different_prompts_is_its_rows_drawn_alone(flux: Flux, varian
     alone = draw_one_by_one(made)
     assert relative_difference(whole.latents, alone.latents) < 1e-5
     assert relative_difference(whole.media, alone.media) < 1e-5
+
+
+@pytest.mark.parametrize("variant", EVERY)
+def test_latents_of_pictures_are_those_of_the_pipeline_that_edits_them(flux: Flux, variant: str) -> None:
+    pipeline = flux.pipeline(variant)
+    media, latents = check_encode_media(make_config(variant, flux.folder(variant)), pipeline=pipeline)
+    edits = type(pipeline) if is_flux2(pipeline) else FluxKontextPipeline
+    with torch.no_grad():
+        theirs = edits._encode_vae_image(pipeline, pipeline.image_processor.normalize(media), None)
+    assert relative_difference(latents, theirs) < 1e-5
+    assert relative_difference(latents[:1], latents[1:]) > 1e-2, "two pictures give the same"
 
 
 @pytest.mark.parametrize("variant", ["dev", "flux2"])

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
-from diffusers import UniPCMultistepScheduler
+from diffusers import UniPCMultistepScheduler, WanVideoToVideoPipeline
 from families import draw_one_by_one, relative_difference
 from torch import Tensor
-from wan_pipelines import EVERY, SIZES, draw_reference, schedule
+from wan_pipelines import CONFIGS, EVERY, LATENTS, SIZES, draw_reference, schedule
 
 from flowfactory import Canvas
-from flowfactory.testing import check_against_pipeline
+from flowfactory.testing import check_against_pipeline, check_encode_media
 from flowfactory_wan.wan_t2v import WanT2VConfig
 
 EXACT = 1e-5
@@ -223,3 +224,29 @@ def test_authors_check_finds_the_same_with_the_schedulers_own_sigmas(checkpoint:
     config = WanT2VConfig.model_validate({"path": str(checkpoint("t2v", "2.1")), "train": "full"})
     ours = check_against_pipeline(config, ("cat", "a photo of a red circle"), SMALL, guidance=4.5, steps=2)
     assert ours.media.shape == (2, 5, 3, 32, 32)
+
+
+@pytest.mark.parametrize(("task", "kind"), EVERY)
+def test_latents_of_videos_are_those_that_the_video_to_video_pipeline_starts_from(
+    checkpoint: Any, pipeline: Any, task: str, kind: str
+) -> None:
+    theirs = pipeline(task, kind)
+    config = CONFIGS[task].model_validate({"path": str(checkpoint(task, kind)), "train": "full"})
+    videos, latents = check_encode_media(config, SIZES[kind], pipeline=theirs)
+    assert videos.shape[1:3] == (5, 3)
+    height, width, _ = SIZES[kind]
+    pixels = theirs.video_processor.normalize(videos.transpose(1, 2))
+    with torch.no_grad(), patch.object(theirs.scheduler, "scale_noise", lambda latents, timestep, noise: latents):
+        clean = WanVideoToVideoPipeline.prepare_latents(
+            theirs, pixels, 2, LATENTS[kind][0], height, width, torch.float32, torch.device("cpu")
+        )
+    assert relative_difference(latents, clean) < EXACT
+    assert relative_difference(latents[:1], latents[1:]) > 1e-2, "two videos give the same"
+
+
+@pytest.mark.parametrize("kind", ["2.1", "5b"])
+def test_a_single_frame_is_the_first_of_the_latents_of_a_video(checkpoint: Any, pipeline: Any, kind: str) -> None:
+    config = CONFIGS["t2v"].model_validate({"path": str(checkpoint("t2v", kind)), "train": "full"})
+    height, width, _ = SIZES[kind]
+    _, latents = check_encode_media(config, (height, width, 1), pipeline=pipeline("t2v", kind))
+    assert latents.shape[2] == 1

@@ -84,6 +84,7 @@ FLUX1 = Family(
     sigmas=sigmas,
     velocity=velocity,
     decode=models.decode_scaled,
+    encode_media=models.encode_scaled,
     blocks=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
     lora_targets=LORA_TARGETS,
     comfyui=((r"(.+)", r"transformer.\1"),),  # diffusers' own names, of which it knows the rows of its fused weights

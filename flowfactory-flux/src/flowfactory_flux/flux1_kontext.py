@@ -32,8 +32,7 @@ def encode_image(parts: Parts, path: Path) -> Tensor:
     if parts.options.auto_resize:
         width, height = preferred_size(width, height)
     pixels = processor.preprocess(image, height, width)
-    latents: Tensor = pipeline._encode_vae_image(pixels.to(parts.device, pipeline.vae.dtype), None)[0]
-    return latents
+    return models.encode_scaled(parts, pixels.to(parts.device) / 2 + 0.5)[0].to(pipeline.vae.dtype)
 
 
 def preferred_size(width: int, height: int) -> tuple[int, int]:

@@ -67,8 +67,7 @@ def encode_image(parts: Parts, path: Path) -> Tensor:
     multiple = 2 * pipeline.vae_scale_factor
     width, height = (side // multiple * multiple for side in image.size)
     pixels = processor.preprocess(image, height=height, width=width, resize_mode="crop")
-    latents: Tensor = pipeline._encode_vae_image(pixels.to(parts.device, pipeline.vae.dtype), None)[0]
-    return latents
+    return encode_media(parts, pixels.to(parts.device) / 2 + 0.5)[0].to(pipeline.vae.dtype)
 
 
 def shape(parts: Parts, canvas: Canvas) -> tuple[int, ...]:
@@ -130,11 +129,25 @@ def position_ids(parts: Parts, drawn: Tensor, pictures: list[Tensor]) -> Tensor:
 
 def decode(parts: Parts, latents: Tensor) -> Tensor:
     """Pictures [B, 3, H, W]."""
-    pipeline, vae = parts.pipeline, parts.pipeline.vae
-    mean, variance = (stored.view(1, -1, 1, 1) for stored in (vae.bn.running_mean, vae.bn.running_var))
-    latents = pipeline._unpatchify_latents(latents * (variance + vae.config.batch_norm_eps).sqrt() + mean)
+    vae = parts.pipeline.vae
+    mean, std = statistics(parts)
+    latents = parts.pipeline._unpatchify_latents(latents * std + mean)
     pictures: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
     return pictures.float() / 2 + 0.5
+
+
+def encode_media(parts: Parts, media: Tensor) -> Tensor:
+    """Latents [B, C, H, W] of pictures [B, 3, H, W] in [0, 1]."""
+    mean, std = statistics(parts)
+    patches: Tensor = parts.pipeline._patchify_latents(models.posterior_mean(parts, media))
+    return (patches - mean) / std
+
+
+def statistics(parts: Parts) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of the patches, [1, C, 1, 1]."""
+    vae = parts.pipeline.vae
+    mean, variance = (stored.view(1, -1, 1, 1) for stored in (vae.bn.running_mean, vae.bn.running_var))
+    return mean, (variance + vae.config.batch_norm_eps).sqrt()
 
 
 FLUX2 = Family(
@@ -146,6 +159,7 @@ FLUX2 = Family(
     sigmas=sigmas,
     velocity=velocity,
     decode=decode,
+    encode_media=encode_media,
     blocks=("Flux2TransformerBlock", "Flux2SingleTransformerBlock"),
     lora_targets=LORA_TARGETS,
     comfyui=COMFYUI,

@@ -72,6 +72,11 @@ def decode(parts: Parts, latents: Tensor) -> Tensor:
     return models.decode_normalized(parts, latents).transpose(1, 2)
 
 
+def encode_media(parts: Parts, media: Tensor) -> Tensor:
+    """Latents [B, C, F, H, W] of videos [B, F, 3, H, W] in [0, 1]."""
+    return models.encode_normalized(parts, media.transpose(1, 2))
+
+
 def frame_rate(parts: Parts) -> float:
     """16 frames a second, 24 of the 5B, whose VAE is another."""
     return 24 if parts.pipeline.vae.config.get("patch_size") else 16

@@ -24,13 +24,10 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
         if prompt.video is None:
             yield {"embeds": embeds}
             continue
-        processor, vae = parts.pipeline.video_processor, parts.pipeline.vae
         rate = parts.options.video_rate if prompt.video_fps == "model" else None
         frames = models.read_video(prompt.video, canvas.frames, rate)
-        pixels = processor.preprocess_video(frames, height=canvas.height, width=canvas.width)
-        video = vae.encode(pixels.to(parts.device, vae.dtype)).latent_dist.mode()[0].float()
-        mean, std = models.channel_statistics(parts)
-        yield {"embeds": embeds, "video": (video - mean) / std}
+        pixels = parts.pipeline.video_processor.preprocess_video(frames, height=canvas.height, width=canvas.width)
+        yield {"embeds": embeds, "video": models.encode_normalized(parts, pixels.to(parts.device) / 2 + 0.5)[0]}
 
 
 def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:

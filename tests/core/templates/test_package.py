@@ -48,7 +48,7 @@ def test_the_tests_of_every_kind_pass_once_it_is_installed(tmp_path: Path, monke
     options = ["-q", "--import-mode=importlib", "-p", "no:cacheprovider", "--rootdir=."]
     done = subprocess.run([sys.executable, "-m", "pytest", *options, *folders], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout
-    assert "24 passed" in done.stdout
+    assert "26 passed" in done.stdout
     without = "import sys; sys.modules['pytest'] = None; from flowfactory.cli.main import main; main()"
     checked = [sys.executable, "-c", without, "plugins", "check"]
     done = subprocess.run([*checked, "my-dynamics"], capture_output=True, text=True, timeout=600)

@@ -212,6 +212,41 @@ def test_a_model_that_breaks_its_contract_is_refused(model: type[TwoParameter], 
         check_model(Drawn(make=model), size=(4, 4))
 
 
+def encoding(made: Callable[[Tensor], Tensor]) -> type[TwoParameter]:
+    class Encodes(TwoParameter):
+        @hookimpl
+        def encode_media(self, media: Tensor) -> Tensor:
+            return made(media)
+
+    return Encodes
+
+
+def test_a_model_that_encodes_media_is_let_through() -> None:
+    sizes = []
+    check_model(Drawn(make=encoding(lambda media: (sizes.append(len(media)), 4 * media - 2)[1])), size=(4, 4))
+    assert sizes == [8, 1]
+
+
+@pytest.mark.parametrize(
+    ("made", "sentence"),
+    [
+        (
+            lambda media: 4 * media[..., :2] - 2,
+            r"encode_media returned latents of shape \[8, 1, 4, 2\], and sample of .*4, 4\]$",
+        ),
+        (lambda media: media + torch.rand(()), "encode_media returned something else of the same media: take the mean"),
+        (lambda media: media - media.mean(), "encode_media returned something else of the same media: .*look at each alone"),
+        (lambda media: media[:1], r"encode_media \(test_contracts.py line \d+\) returned 1 latents of 8 media; return each"),
+        (lambda media: media / 0, r"encode_media.* returned latents that are not finite"),
+        (lambda media: None, r"encode_media .* returned nothing; return a torch.Tensor of latents"),
+    ],
+    ids=["shape", "random", "sociable", "few", "infinite", "none"],
+)
+def test_a_model_that_encodes_media_otherwise_is_refused(made: Callable[[Tensor], Any], sentence: str) -> None:
+    with pytest.raises(AssertionError, match=sentence):
+        check_model(Drawn(make=encoding(made)), size=(4, 4))
+
+
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [

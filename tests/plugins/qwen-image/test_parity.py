@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import QwenImageEditPlusPipeline
 from families import draw_one_by_one, open_bench, relative_difference
 
 from flowfactory import Prompt, Trajectory
+from flowfactory.testing import check_encode_media
 
 Pictures = dict[str, Path]
 CLOSE = 1e-5
@@ -162,3 +164,18 @@ def test_prompts_share_a_forward_whatever_their_length(config: Any, cache: Path,
     )
     made.draw(3)
     assert rows == [6] * 4
+
+
+@pytest.mark.parametrize("kind", ["image", "edit-2511"])
+def test_latents_of_pictures_are_those_of_the_pipeline_that_edits_them(
+    config: Any, checkpoint: Any, diffusers_pipeline: Any, kind: str
+) -> None:
+    pipeline = diffusers_pipeline(checkpoint(kind))
+    media, latents = check_encode_media(config(kind), pipeline=pipeline)
+    pixels = pipeline.image_processor.normalize(media)[:, :, None]
+    edits = diffusers_pipeline(checkpoint("edit-2511"))
+    edits.vae = pipeline.vae
+    with torch.no_grad():
+        theirs = QwenImageEditPlusPipeline._encode_vae_image(edits, pixels, None)[:, :, 0]
+    assert relative_difference(latents, theirs) < CLOSE
+    assert relative_difference(latents[:1], latents[1:]) > 1e-2, "two pictures give the same"

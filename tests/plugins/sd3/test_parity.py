@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+import torch
+from diffusers import StableDiffusion3Img2ImgPipeline
 from families import open_bench, relative_difference
 
 from flowfactory import Trajectory
-from flowfactory.testing import Drawn, draw_with_pipeline
+from flowfactory.testing import Drawn, check_encode_media, draw_with_pipeline
 from flowfactory_sd3.sd3 import SD3Config
 
 PROMPTS = ("a photo of a red circle", "blue cat, 3 times")
@@ -73,3 +77,30 @@ def test_a_negative_prompt_is_what_the_pipeline_makes_of_it(both: Draw, checkpoi
 def test_guidance_below_one_is_off_as_in_the_pipeline(both: Draw, checkpoint: Any) -> None:
     ours, theirs = both(checkpoint(), guidance=0.5)
     assert relative_difference(ours.latents, theirs.latents) < 1e-5
+
+
+def test_latents_of_pictures_are_those_that_the_pipeline_of_pictures_starts_from(
+    diffusers_pipeline: Any, checkpoint: Any
+) -> None:
+    folder = checkpoint()
+    pipeline = diffusers_pipeline(folder)
+    media, latents = check_encode_media(SD3Config.model_validate({"path": str(folder), "train": "full"}), pipeline=pipeline)
+    theirs = SimpleNamespace(vae=pipeline.vae, vae_scale_factor=pipeline.vae_scale_factor, scheduler=NoNoise())
+    pixels = pipeline.image_processor.normalize(media)
+    with (
+        torch.no_grad(),
+        patch(
+            f"{StableDiffusion3Img2ImgPipeline.__module__}.retrieve_latents",
+            lambda encoded, generator: encoded.latent_dist.mode(),
+        ),
+    ):
+        clean = StableDiffusion3Img2ImgPipeline.prepare_latents(theirs, pixels, None, 2, 1, torch.float32, torch.device("cpu"))
+    assert relative_difference(latents, clean) < 1e-5
+    assert relative_difference(latents[:1], latents[1:]) > 1e-2, "two pictures give the same"
+
+
+class NoNoise:
+    """A scheduler that mixes none into latents."""
+
+    def scale_noise(self, latents: Any, timestep: Any, noise: Any) -> Any:
+        return latents

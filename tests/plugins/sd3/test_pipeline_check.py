@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
+from families import relative_difference
 from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt, UserError, models
 from flowfactory.models import Entry, Family, Parts
-from flowfactory.testing import check_against_pipeline
+from flowfactory.testing import bench, check_against_pipeline, check_encode_media, check_model
 from flowfactory_sd3 import sd3
 
 TEXT = {"max_sequence_length": 16}
@@ -120,3 +122,55 @@ def test_a_family_that_encodes_too_few_is_told(checkpoint: Any) -> None:
         UserError, match=rf"^model: encode \(test_pipeline_check\.py line {line}\) yielded 1 for 2 prompts; yield"
     ):
         check_against_pipeline(config(checkpoint(), encode=encode), **TEXT)
+
+
+def sampled(parts: Parts, media: Tensor) -> Tensor:
+    vae = parts.pipeline.vae
+    latents: Tensor = vae.encode(media * 2 - 1).latent_dist.sample(torch.Generator().manual_seed(0))
+    return (latents - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+@pytest.mark.parametrize(
+    ("encode_media", "told"),
+    [
+        (None, r"^the family has no encode_media"),
+        (lambda parts, media: models.posterior_mean(parts, media), r"^decode gives the VAE other latents than .* got of it"),
+        (sampled, r"^decode gives the VAE other latents .* of the mean that is not sampled$"),
+        (
+            lambda parts, media: models.encode_scaled(parts, media).flatten(2),
+            r"^encode_media: latents have shape \[4, 384\], and not \[4, 16, 24\]$",
+        ),
+    ],
+    ids=["none", "not normalised", "sampled", "packed"],
+)
+def test_an_encoding_that_is_not_the_other_way_round_is_told(checkpoint: Any, encode_media: Any, told: str) -> None:
+    # one that packs is decoded all the same
+    def decode(parts: Parts, latents: Tensor) -> Tensor:
+        return models.decode_scaled(parts, latents.reshape(-1, 4, 16, 24))
+
+    media, _ = check_encode_media(config(checkpoint()))
+    assert media.shape == (2, 3, 32, 48)
+    with pytest.raises(AssertionError, match=told):
+        check_encode_media(config(checkpoint(), encode_media=encode_media, decode=decode))
+
+
+def test_a_family_need_not_encode_media_until_it_is_asked_to(checkpoint: Any, tmp_path: Path) -> None:
+    without = config(checkpoint(), encode_media=None)
+    check_model(without, size=(16, 16))
+    with pytest.raises(UserError, match=r"^model: Changed encodes no media, so that it cannot learn from records$"):
+        bench(without, tmp_path, size=(16, 16)).hooks.encode_media(torch.zeros(1, 3, 16, 16))
+
+
+def test_media_are_encoded_as_many_at_once_as_are_decoded(checkpoint: Any, tmp_path: Path) -> None:
+    media = torch.rand((3, 3, 16, 32), generator=torch.Generator().manual_seed(0))
+    whole = bench(config(checkpoint()), tmp_path, size=(16, 32)).hooks.encode_media(media)
+    sizes = list[int]()
+
+    def noted(parts: Parts, media: Tensor) -> Tensor:
+        sizes.append(len(media))
+        return models.encode_scaled(parts, media)
+
+    made = config(checkpoint(), encode_media=noted).model_copy(update={"decode_batch_size": 2})
+    pieces = bench(made, tmp_path, size=(16, 32)).hooks.encode_media(media)
+    assert relative_difference(pieces, whole) < 1e-5
+    assert sizes == [2, 1]

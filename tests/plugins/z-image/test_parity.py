@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+import torch
+from diffusers import ZImageImg2ImgPipeline
 from families import draw_one_by_one, relative_difference
 
 from flowfactory import Trajectory
-from flowfactory.testing import Bench, Drawn
+from flowfactory.testing import Bench, Drawn, check_encode_media
 
 LONG = "a photo of a red circle and a blue square, " * 2  # more than the 32 tokens that are padded to
 PROMPTS = ("a photo of a red circle", LONG)
@@ -128,3 +132,28 @@ def test_prompts_of_any_lengths_share_a_forward_exactly(
     together = made.draw(len(prompts)).latents
     assert calls == [5 if guidance == 0 else 10] * 4
     assert relative_difference(together, draw_one_by_one(made).latents) < 1e-5
+
+
+def test_latents_of_pictures_are_those_that_the_pipeline_of_pictures_starts_from(
+    options: Any, pipeline_of: Any, checkpoint: Any
+) -> None:
+    pipeline = pipeline_of(checkpoint())
+    media, latents = check_encode_media(options(checkpoint()), pipeline=pipeline)
+    theirs = SimpleNamespace(vae=pipeline.vae, vae_scale_factor=pipeline.vae_scale_factor, scheduler=NoNoise())
+    pixels = pipeline.image_processor.normalize(media)
+    with (
+        torch.no_grad(),
+        patch(f"{ZImageImg2ImgPipeline.__module__}.retrieve_latents", lambda encoded, generator: encoded.latent_dist.mode()),
+    ):
+        clean = ZImageImg2ImgPipeline.prepare_latents(
+            theirs, pixels, None, 2, 4, 32, 48, torch.float32, torch.device("cpu"), None
+        )
+    assert relative_difference(latents, clean) < 1e-5
+    assert relative_difference(latents[:1], latents[1:]) > 1e-2, "two pictures give the same"
+
+
+class NoNoise:
+    """A scheduler that mixes none into latents."""
+
+    def scale_noise(self, latents: Any, timestep: Any, noise: Any) -> Any:
+        return latents

@@ -138,6 +138,11 @@ class Hooks:
             except (Exception, SystemExit) as problem:
                 say(f"warning: {name}: run_failed: {describe_exception(problem)}")
 
+    @property
+    def encodes_media(self) -> bool:
+        """Whether a component answers ``encode_media``."""
+        return bool(self._hook.encode_media.get_hookimpls())
+
     def _ask(self, hook: str, wanted: Any, **given: Any) -> Any:
         return self._expect(hook, self._call(hook, **given), wanted, "returned")
 
@@ -204,6 +209,7 @@ def _kinds(part: Any) -> str:
 _DONE = object()
 _ADVICE = {
     "encode": "yield one mapping of tensors a prompt",
+    "encode_media": "return a torch.Tensor of latents",
     "update": "yield one flowfactory.Loss after the other",
     "plan": "return the plan",
     "comparisons": "yield a step and what is compared there, such as (step, {'reference': At(REFERENCE)}), one pair for each "

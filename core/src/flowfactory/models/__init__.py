@@ -15,6 +15,7 @@ from flowfactory.models.latents import (
     encode_scaled,
     latent_shape,
     packed_shape,
+    posterior_mean,
 )
 from flowfactory.models.loading_report import load_module, refuse_gaps
 from flowfactory.models.pretrained import Pretrained, checkpoint_identity
@@ -48,6 +49,7 @@ __all__ = [
     "load_tokenizer",
     "number_images",
     "packed_shape",
+    "posterior_mean",
     "read_picture",
     "read_video",
     "reading",

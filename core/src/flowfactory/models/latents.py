@@ -52,7 +52,7 @@ def posterior_mean(parts: Parts, media: Tensor) -> Tensor:
     """The mean [B, ...] of what the VAE takes the latents of ``media`` [B, ...] in [0, 1] to be, in float32."""
     vae = parts.pipeline.vae
     encoded = vae.encode((media.float() * 2 - 1).to(vae.dtype), return_dict=False)[0]
-    mean: Tensor = encoded.mean if hasattr(encoded, "mean") and not isinstance(encoded, Tensor) else encoded
+    mean: Tensor = encoded if isinstance(encoded, Tensor) else encoded.mean
     return mean.float()
 
 

@@ -35,7 +35,12 @@ from flowfactory.testing.loss_suite import (
 )
 from flowfactory.testing.model_bench import Bench, bench
 from flowfactory.testing.model_contract import check_model
-from flowfactory.testing.pipeline_parity import Drawn, check_against_pipeline, draw_with_pipeline
+from flowfactory.testing.pipeline_parity import (
+    Drawn,
+    check_against_pipeline,
+    check_encode_media,
+    draw_with_pipeline,
+)
 from flowfactory.testing.reward_contract import check_reward
 from flowfactory.testing.run_suite import (
     Started,
@@ -83,6 +88,7 @@ __all__ = [
     "check_clip",
     "check_descent_follows_advantages",
     "check_dynamics",
+    "check_encode_media",
     "check_first_update",
     "check_forwards",
     "check_forwards_fit",

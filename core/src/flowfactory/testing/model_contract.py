@@ -14,6 +14,7 @@ from flowfactory import flow
 from flowfactory.config.component import ModelConfig
 from flowfactory.distributed.ranks import ALONE
 from flowfactory.errors import RunError, UserError
+from flowfactory.models.family_config import FamilyConfig
 from flowfactory.policy import blocks
 from flowfactory.policy.policy import Policy
 from flowfactory.runs.checkpoints import load
@@ -36,7 +37,8 @@ def check_model(
     Prompts are encoded once, and other texts to other conditions; sigmas fall from 1 to 0; media have the size of the canvas,
     are finite and, as they are decoded, in [0, 1] up to a decoder's overshoot; the same plan draws the same, in one batch or in
     several, which mix prompts of different lengths; replaying a recorded step gives a ratio of one; every trainable weight gets
-    a finite gradient; blocks name classes that are there; save and load give the same weights.
+    a finite gradient; blocks name classes that are there; save and load give the same weights. A model that encodes media makes
+    finite latents of them, of the shape of those that it draws, the same of each alone.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -53,6 +55,7 @@ def check_model(
         assert not any(drawn.requires_grad for drawn in (whole.media, whole.latents)), "sampling kept a graph"
         assert len(whole.steps) == len(made.plan.recorded), "not every step that the plan records is recorded"
         assert torch.equal(whole.latents, made.draw(len(made.plan.keys)).latents), "the same plan drew something else"
+        _check_encode_media(made, config, whole, tolerance)
         pieces = made.draw(3)
         assert torch.allclose(whole.latents, pieces.latents, atol=tolerance), (
             "the batch size changes what is drawn: a sample looks at others, or at padding that a mask should hide"
@@ -89,6 +92,21 @@ def _check_conditions(made: Bench) -> None:
     if first.media or len(texts) == 1:
         other = next((text for text in texts if text != first.text), f"no {first.text} but two green triangles")
         made.sampler.check_conditions([((first, replace(first, text=other)), made.plan.canvas)])
+
+
+def _check_encode_media(made: Bench, config: ModelConfig, drawn: Trajectory, tolerance: float) -> None:
+    if not made.hooks.encodes_media or (isinstance(config, FamilyConfig) and config.family.encode_media is None):
+        return
+    media = drawn.media.clamp(0, 1)
+    with _refusals_asserted():
+        latents = made.hooks.encode_media(media)
+        alone = made.hooks.encode_media(media[:1])
+    shapes = list(latents.shape), list(drawn.latents.shape)
+    assert shapes[0] == shapes[1], f"encode_media returned latents of shape {shapes[0]}, and sample of shape {shapes[1]}"
+    assert bool(latents.isfinite().all()), "encode_media returned latents that are not finite"
+    assert torch.allclose(latents[:1], alone, atol=tolerance), (
+        "encode_media returned something else of the same media: take the mean, and look at each alone"
+    )
 
 
 def _check_gradients(made: Bench, drawn: Trajectory) -> None:

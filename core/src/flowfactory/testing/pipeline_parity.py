@@ -21,6 +21,7 @@ from flowfactory.config.component import ModelConfig
 from flowfactory.data.pictures import read_picture
 from flowfactory.errors import UserError
 from flowfactory.flow.dynamics import ODE
+from flowfactory.models.family import Parts
 from flowfactory.models.family_config import FamilyConfig
 from flowfactory.testing.model_bench import Bench, bench
 from flowfactory.types import Prompt, Trajectory
@@ -92,6 +93,60 @@ def check_against_pipeline(
     theirs = draw_with_pipeline(pipeline, made, ours.latents.shape[1:], pack, unpack, guidance_as, **call)
     _compare(type(pipeline).__name__, ours, theirs, tolerance)
     return ours
+
+
+def check_encode_media(
+    config: FamilyConfig, size: tuple[int, ...] = (32, 48), tolerance: float = 1e-5, pipeline: Any = None
+) -> tuple[Tensor, Tensor]:
+    """Two media in [0, 1] and the latents [2, ...] that ``encode_media`` makes of them, found to be those that decode them.
+
+    They have the shape that the family draws in, and ``decode`` gives the VAE's decoder what its encoder said: the mean of the
+    posterior itself. AssertionError: the shapes are others, or the two are further apart than ``tolerance``, relative to the
+    largest element. Which range of pixels the VAE takes is not known from this: compare the latents with a pipeline's.
+
+    size, pipeline: as in :func:`check_against_pipeline`.
+    """
+    family, canvas = config.family, Canvas(*size)
+    assert family.encode_media is not None, "the family has no encode_media, so that it learns from no records"
+    parts = Parts(pipeline or _open(config), config, torch.device("cpu"))
+    frames = () if len(size) == 2 else (canvas.frames,)
+    media = torch.rand((2, *frames, 3, canvas.height, canvas.width), generator=flow.generator("media"))
+    with torch.no_grad(), _vae_answers(parts.pipeline.vae) as answers:
+        latents = family.encode_media(parts, media)
+        decoded = family.decode(parts, latents)
+    for told, found, wanted in (
+        ("latents", latents.shape[1:], family.shape(parts, canvas)),
+        ("what decode makes of the latents", decoded.shape[1:], media.shape[1:]),
+    ):
+        assert tuple(found) == tuple(wanted), f"encode_media: {told} have shape {list(found)}, and not {list(wanted)}"
+    apart = relative_difference(answers["decode"], answers["encode"])
+    told = f"decode gives the VAE other latents than encode_media got of it, by {apart:.1e} of the largest"
+    assert apart <= tolerance, f"{told}: one has to undo the normalisation of the other, of the mean that is not sampled"
+    return media, latents
+
+
+@contextmanager
+def _vae_answers(vae: Any) -> Iterator[dict[str, Tensor]]:
+    """Within it, the mean of what ``vae`` last took latents to be, and the latents that it was last given to decode."""
+    answers: dict[str, Tensor] = {}
+    encode, decode = vae.encode, vae.decode
+
+    @wraps(encode)
+    def answer(*given: Any, **options: Any) -> Any:
+        found = encode(*given, **options)
+        answers["encode"] = found[0] if isinstance(found[0], Tensor) else found[0].mean
+        return found
+
+    @wraps(decode)
+    def note(latents: Tensor, *given: Any, **options: Any) -> Any:
+        answers["decode"] = latents
+        return decode(latents, *given, **options)
+
+    vae.encode, vae.decode = answer, note
+    try:
+        yield answers
+    finally:
+        del vae.encode, vae.decode
 
 
 def draw_with_pipeline(

@@ -82,6 +82,11 @@ def decode(parts: Parts, latents: Tensor) -> Tensor:
     return models.decode_normalized(parts, latents[:, :, None])[:, :, 0]
 
 
+def encode_media(parts: Parts, media: Tensor) -> Tensor:
+    """Latents [B, C, H, W] of pictures [B, 3, H, W] in [0, 1]."""
+    return models.encode_normalized(parts, media[:, :, None])[:, :, 0]
+
+
 def check_steps(checkpoint: Pretrained, run: RunConfig) -> None:
     """ValueError: fewer steps than the schedule can stretch to its end."""
     if checkpoint.config("scheduler").get("shift_terminal") and 1 in (run.sampling.steps, run.evaluation.steps):
@@ -103,6 +108,7 @@ QWEN_IMAGE = Family(
     sigmas=sigmas,
     velocity=velocity,
     decode=decode,
+    encode_media=encode_media,
     blocks=("QwenImageTransformerBlock",),
     lora_targets=LORA_TARGETS,
     comfyui=((r"(.+)", r"diffusion_model.\1"),),  # its layers are called as those of diffusers

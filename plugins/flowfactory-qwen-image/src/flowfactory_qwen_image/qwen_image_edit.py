@@ -13,7 +13,7 @@ from pydantic import Field
 
 from flowfactory import Canvas, Prompt, Takes, models
 from flowfactory.models import Entry, Family, FamilyConfig, Parts, Pretrained
-from flowfactory_qwen_image.qwen_image import QWEN_IMAGE, check_steps
+from flowfactory_qwen_image.qwen_image import QWEN_IMAGE, check_steps, encode_media
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -50,8 +50,8 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
         embeds, _ = pipeline.encode_prompt(prompt.text, resized, parts.device)
         latents = []
         for picture, (width, height) in zip(pictures, drawn, strict=True):
-            pixels = pipeline.image_processor.preprocess(picture, height, width)[:, :, None].to(parts.device, embeds.dtype)
-            latents.append(pipeline._encode_vae_image(pixels, None)[0, :, 0])
+            pixels = pipeline.image_processor.preprocess(picture, height, width).to(parts.device)
+            latents.append(encode_media(parts, pixels / 2 + 0.5)[0].to(embeds.dtype))
         yield {"embeds": embeds[0]} | models.number_images(latents)
 
 

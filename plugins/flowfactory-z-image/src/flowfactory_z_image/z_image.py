@@ -89,6 +89,7 @@ Z_IMAGE = Family(
     sigmas=sigmas,
     velocity=velocity,
     decode=models.decode_scaled,
+    encode_media=models.encode_scaled,
     blocks=("ZImageTransformerBlock",),
     lora_targets=LORA_TARGETS,
     comfyui=COMFYUI,

@@ -72,6 +72,7 @@ FAMILY = Family(
     sigmas=sigmas,
     velocity=velocity,
     decode=models.decode_scaled,  # Change: where your VAE has other statistics
+    encode_media=models.encode_scaled,  # Change: the other way round, as decode; without it nothing is learned from records
     blocks=("JointTransformerBlock",),  # Change: class names of the repeated blocks, which sharding and checkpointing wrap
     lora_targets=("to_q", "to_k", "to_v", "to_out.0"),  # Change: endings of the names of the layers that get adapters
     grid=grid,

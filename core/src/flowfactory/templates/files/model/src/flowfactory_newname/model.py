@@ -1,4 +1,4 @@
-"""The model: its options, its network, and the four hooks.
+"""The model: its options, its network, and its hooks.
 
 Where diffusers has a pipeline for yours, begin with ``flowfactory plugins new model NAME --family`` instead. Core then has the
 hooks, and what you write is a record of functions: flowfactory's page on models shows them.
@@ -63,7 +63,7 @@ class Network(nn.Module):
 
 
 class NewName:
-    """The four hooks of a model."""
+    """The hooks of a model."""
 
     def __init__(self, config: NewNameConfig) -> None:
         self.config = config
@@ -99,6 +99,11 @@ class NewName:
         sigmas = torch.linspace(1, 0, plan.steps + 1)  # Change: the schedule of your model, from 1 to 0
         latents, steps = flow.rollout(self.velocity, noise, sigmas, conditions, plan)
         return Trajectory(latents / 4 + 0.5, latents, sigmas, steps)  # Change: decode the latents to [0, 1]
+
+    @hookimpl
+    def encode_media(self, media: Tensor) -> Tensor:
+        """Clean latents [B, 3, 8, 8] of pictures in [0, 1]: the other way round of what decodes them."""
+        return 4 * media.to(self.device) - 2  # Change: by your VAE; leave it out where nothing is learned from records
 
     @hookimpl
     def log_prob(self, step: Step) -> Evaluation:
