@@ -12,8 +12,8 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from flowfactory.checkpoint_names import NUMBER
 from flowfactory.runs.checkpoints.files import flush_to_disk
-from flowfactory.runs.checkpoints.listing import NUMBER
 from flowfactory.runs.checkpoints.manifest import START
 
 WRITING, REMOVING = ".writing-", ".removing-"

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from flowfactory.atomic_files import NO_ROOM, system_error
+from flowfactory.checkpoint_names import list_checkpoints
 from flowfactory.errors import RunError, UserError
 from flowfactory.policy.policy import REFERENCE
 from flowfactory.runs.checkpoints.files import Stored, file_record, flush_to_disk
 from flowfactory.runs.checkpoints.folders import find_leftovers, give_up, move, remove, temporary_folder
-from flowfactory.runs.checkpoints.listing import list_checkpoints
 from flowfactory.runs.checkpoints.load import load
 from flowfactory.runs.checkpoints.lookup import find_damage_together, latest, newest_intact
 from flowfactory.runs.checkpoints.manifest import START, Manifest
