@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import tiny_flux
 import torch
@@ -16,12 +17,12 @@ from flowfactory.runs.directory import RunDirectory
 NOT_TOLD = ("seconds/", "peak_memory_mb")
 
 
-def run(folder: Path, ahead: str | int, environment: dict[str, str]) -> Path:
-    """The run directory of two ranks, with a cache of its own."""
+def config(folder: Path, ahead: str | int) -> dict[str, Any]:
+    """Of a run below ``folder``, with a checkpoint of its own, so that it finds nothing of another in the cache."""
     folder.mkdir()
     (folder / "prompts.txt").write_text("".join(f"a {'very ' * n}small cat\n" for n in range(9)))
     (folder / "heldout.txt").write_text("a dog\n")
-    raw = {
+    return {
         "model": {
             "name": "flux1",
             "path": str(tiny_flux.flux1(folder / "flux1")),
@@ -40,16 +41,15 @@ def run(folder: Path, ahead: str | int, environment: dict[str, str]) -> Path:
         "output": {"dir": str(folder / "run"), "checkpoint_every": 100},
         "device": "cpu",
     }
-    (folder / "configs.json").write_text(json.dumps([raw]))
-    command = torchrun(2, Path(__file__).parent / "together.py", folder / "configs.json")
-    own = environment | {"FLOWFACTORY_CACHE": str(folder / "cache")}
-    done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=540)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    return folder / "run"
 
 
 def test_two_ranks_learn_the_same_whenever_prompts_are_encoded(environment: dict[str, str], tmp_path: Path) -> None:
-    whole, parts = run(tmp_path / "whole", "all", environment), run(tmp_path / "parts", 4, environment)
+    (tmp_path / "configs.json").write_text(json.dumps([config(tmp_path / "whole", "all"), config(tmp_path / "parts", 4)]))
+    command = torchrun(2, Path(__file__).parent / "together.py", tmp_path / "configs.json")
+    own = environment | {"FLOWFACTORY_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=540)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    whole, parts = tmp_path / "whole/run", tmp_path / "parts/run"
     one, other = (RunDirectory(folder).records() for folder in (whole, parts))
     assert [record["iteration"] for record in other if "seconds/encode" in record] == [3]
     kept = [

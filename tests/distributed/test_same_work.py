@@ -156,11 +156,13 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-# the rest on two ranks, and by nox -s distributed on three; a mesh of two by two on four
-PAIRS = [(name, count) for name in CASES for count in COUNTS[1:] if name not in BF16 and (name in BASIC or count == 2)]
+# every one on two ranks; on three, which get unequal shares, each algorithm and each way to train once
+THREE = ("lora-grpo", "full-nft")
+# the rest by nox -s distributed on three; a mesh of two by two on four
+PAIRS = [(name, count) for name in CASES for count in COUNTS[1:] if name not in BF16 and (name in THREE or count == 2)]
 EXACT = [name for name in CASES if name not in BF16]
 DIVIDED = [name for name in CASES if name.startswith("divided")]
-LONGER = [(name, 3) for name in CASES if name not in (*BASIC, *BF16, *DIVIDED, "8-bit", "kept graphs")] + [
+LONGER = [(name, 3) for name in CASES if name not in (*THREE, *BF16, *DIVIDED, "8-bit", "kept graphs")] + [
     (name, 4) for name in ("lora-grpo", "full-nft", "experts", "divided ragged", "divided video")
 ]
 every = pytest.mark.parametrize(

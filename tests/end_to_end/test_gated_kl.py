@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from flowfactory import testing
+from flowfactory.checkpoint_names import list_checkpoints
 from flowfactory.config.component import AlgorithmConfig
 from flowfactory.config.loading import validate
 from flowfactory.errors import RunError, UserError
 from flowfactory.flow import FlowSDEConfig
 from flowfactory.policy import KL_REFERENCE
-from flowfactory.runs.checkpoints.listing import list_checkpoints
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.estimate.estimate import estimate
 from flowfactory.runs.train import train

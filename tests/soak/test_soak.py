@@ -16,13 +16,13 @@ Option = Callable[[str], int]
 
 
 def test_a_short_run_holds_what_it_held(tmp_path: Path) -> None:
-    measured = train_for_long(tmp_path, iterations=60, measurements=20)
+    measured = train_for_long(tmp_path, iterations=40, measurements=20)
     assert measured.problems() == []
     assert len(measured.run) >= 8
 
 
 def test_a_few_killed_runs_are_resumed_bitwise(tmp_path: Path) -> None:
-    tally = kill_and_resume(tmp_path, count=5, iterations=4, seed=1)
+    tally = kill_and_resume(tmp_path, count=4, iterations=4, seed=1)
     assert tally.trouble == []
     assert tally.killed.total() >= 3
 

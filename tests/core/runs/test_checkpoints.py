@@ -272,7 +272,7 @@ def test_a_crash_while_it_is_completed_leaves_the_previous_checkpoint_whole(
 
 def test_what_a_kill_left_half_written_or_half_deleted_is_cleared_away_by_the_next(prepared: Prepared, folder: Path) -> None:
     run = prepared()
-    for left in (".writing-000002", ".removing-000001"):
+    for left in (".writing-000002-0123456789abcdef", ".removing-000001", ".removing-000002-0123456789abcdef"):
         (folder / left).mkdir()
         (folder / left / "checkpoint-weights-0.safetensors").write_text("half")
     assert lookup.latest(folder) is None

@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import load_file
 from saved import stored, tensors
 
+from flowfactory.checkpoint_names import list_checkpoints
 from flowfactory.config.schema import RunConfig
 from flowfactory.distributed.ranks import ALONE
 from flowfactory.errors import UserError
 from flowfactory.policy import REFERENCE
-from flowfactory.runs.checkpoints import listing, lookup
+from flowfactory.runs.checkpoints import lookup
 from flowfactory.runs.checkpoints.manifest import START, Manifest
 from flowfactory.runs.checkpoints.roles import WEIGHTS
 from flowfactory.runs.checkpoints.save import Checkpoints
@@ -167,7 +168,7 @@ def test_two_checkpoints_are_kept_of_a_full_run_and_all_of_adapters(
     run = prepared({"model": {"name": "net", **({"train": train} if train else {})}})
     output = run.config.output.model_copy(update={"keep_last": keep_last})
     save(Checkpoints(tmp_path / "saved", ALONE, run.config.model_copy(update={"output": output})), run, 1, 2, 3, 4)
-    assert len(listing.list_checkpoints(tmp_path / "saved")) == left
+    assert len(list_checkpoints(tmp_path / "saved")) == left
 
 
 def test_thousands_of_tensors_are_copied_and_written_as_a_few_pieces(tmp_path: Path) -> None:

@@ -19,13 +19,13 @@ import torch
 from safetensors.torch import load_file
 from saved import tensors
 
+from flowfactory.checkpoint_names import MANIFEST, list_checkpoints
 from flowfactory.config.schema import RunConfig
 from flowfactory.distributed.ranks import Ranks
 from flowfactory.errors import RunError, UserError
-from flowfactory.runs.checkpoints import listing, lookup
+from flowfactory.runs.checkpoints import lookup
 from flowfactory.runs.checkpoints import save as saving
 from flowfactory.runs.checkpoints.files import Damaged, Stored, file_record
-from flowfactory.runs.checkpoints.listing import MANIFEST
 from flowfactory.runs.checkpoints.load import load as load_weights
 from flowfactory.runs.checkpoints.manifest import Manifest
 from flowfactory.runs.checkpoints.save import Checkpoints
@@ -518,7 +518,7 @@ def test_a_folder_of_foreign_names_alone_holds_no_run(load: Callable[..., RunCon
     for name in NAMES:
         (directory.checkpoints / name).mkdir(parents=True)
         (directory.checkpoints / name / MANIFEST).write_text("{}")
-    assert listing.list_checkpoints(directory.checkpoints) == []
+    assert list_checkpoints(directory.checkpoints) == []
     directory.open(config, resume=False)
     (directory.checkpoints / "000001").mkdir()
     (directory.checkpoints / "000001" / MANIFEST).write_text("{}")

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowfactory.checkpoint_names import FOLDER, list_checkpoints
 from flowfactory.config.checking import check
 from flowfactory.config.findings import MOST, WrongConfig, locate
 from flowfactory.config.overrides import apply_override
@@ -109,8 +110,7 @@ def is_run_config(path: Path) -> bool:
     """Whether it is the config that a run wrote into its directory: what else a run leaves behind is beside it."""
     folder = path.parent
     return path.name == "config.yaml" and (
-        all((folder / name).is_file() for name in ("run.json", "metrics.jsonl"))
-        or any(folder.glob("checkpoints/[0-9]*/checkpoint.json"))
+        all((folder / name).is_file() for name in ("run.json", "metrics.jsonl")) or bool(list_checkpoints(folder / FOLDER))
     )
 
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, create_model
 
+from flowfactory.checkpoint_names import FOLDER, lies_in_checkpoint, list_checkpoints
 from flowfactory.config.paths import LocalPath
 from flowfactory.config.strict import Strict
+from flowfactory.errors import UserError
 
 DIFFUSERS_FILE, PEFT_FILE = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
 """What adapters are called as diffusers and as peft save them."""
 SUFFIX = ".safetensors"
 FIRST = "transformer"
 """The pipeline's first transformer; and what diffusers wants before each name, whichever transformer it loads them into."""
-CHECKPOINT = r"checkpoints/\d{6,}"
 
 if TYPE_CHECKING:
     WarmStart = Strict
@@ -80,8 +80,11 @@ def find_adapters(path: Path) -> dict[str, Path]:
 
 
 def pinned(path: Path) -> Path:
-    """``path``, or of a run directory its last checkpoint, which stays when the run goes on. ValueError: it has none."""
-    if (path / "checkpoints").is_dir() or ((path / "config.yaml").is_file() and (path / "run.json").is_file()):
+    """``path``, or of a run directory its last checkpoint, which stays when the run goes on.
+
+    ValueError: it has none. UserError: its folder of them cannot be read.
+    """
+    if (path / FOLDER).is_dir() or ((path / "config.yaml").is_file() and (path / "run.json").is_file()):
         return _last_checkpoint(path)
     return path
 
@@ -90,7 +93,7 @@ def _adapter_file(folder: Path) -> Path | None:
     known = [folder / name for name in (DIFFUSERS_FILE, PEFT_FILE)]
     if there := next((file for file in known if file.is_file()), None):
         return there
-    if re.search(CHECKPOINT, folder.as_posix()):  # of a run, which has other files of that kind
+    if lies_in_checkpoint(folder):  # of a run, which has other files of that kind
         return None
     others = sorted(file for file in folder.glob(f"*{SUFFIX}") if file.is_file())
     if len(others) > 1:
@@ -100,14 +103,13 @@ def _adapter_file(folder: Path) -> Path | None:
 
 
 def _last_checkpoint(run: Path) -> Path:
-    there = [entry for entry in (run / "checkpoints").glob("*") if re.search(rf"{CHECKPOINT}$", entry.as_posix())]
-    if not there:
-        raise ValueError(f"the run directory {run} has no checkpoint yet")
-    return max(there, key=lambda entry: int(entry.name))
+    if there := list_checkpoints(run / FOLDER):
+        return there[-1]
+    raise ValueError(f"the run directory {run} has no checkpoint yet")
 
 
 def _nothing_in(folder: Path) -> str:
-    if re.search(CHECKPOINT, folder.as_posix()):
+    if lies_in_checkpoint(folder):
         return f"{folder} holds no adapters: its run trained all weights; export it, and name the export as model.path"
     return f"{folder} holds no adapters: no {DIFFUSERS_FILE}, no {PEFT_FILE}"
 
@@ -116,7 +118,7 @@ def find_error(path: Path) -> str | None:
     """Why no adapters can be read at ``path``; None where there are some."""
     try:
         find_adapters(path)
-    except ValueError as error:
+    except (ValueError, UserError) as error:
         return str(error)
     except OSError as error:
         return f"{os.fspath(path)} cannot be read: {error.strerror}"

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flowfactory.checkpoint_names import list_checkpoints
 from flowfactory.errors import UserError
-from flowfactory.runs.checkpoints.listing import list_checkpoints
 from flowfactory.runs.score_format import format_score
 
 

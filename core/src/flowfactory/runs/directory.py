@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from flowfactory.atomic_files import remove_leftovers, write_atomically, write_json_atomically
+from flowfactory.checkpoint_names import FOLDER, list_checkpoints
 from flowfactory.config import loading, yaml
 from flowfactory.config.schema import RunConfig
 from flowfactory.config.text_files import decode
@@ -17,7 +18,7 @@ from flowfactory.data.media import write_media
 from flowfactory.errors import UserError
 from flowfactory.hooks.evaluated_sample import EvaluatedSample
 from flowfactory.runs import metrics_file, sample_index, trust
-from flowfactory.runs.checkpoints import listing, lookup
+from flowfactory.runs.checkpoints import lookup
 from flowfactory.runs.facts import FACTS
 from flowfactory.runs.report import small_copies
 from flowfactory.runs.resume import config_changes, fixed_config
@@ -42,7 +43,7 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.facts = path / FACTS
         self.samples = path / "samples"
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints = path / FOLDER
         self.report = path / "report.html"
 
     def open(self, config: RunConfig, resume: bool) -> None:
@@ -70,7 +71,7 @@ class RunDirectory:
 
     def has_begun(self) -> bool:
         """Whether there is something to lose: a run that failed before its first update is not in the way of the next."""
-        return metrics_file.has_begun(self.metrics) or bool(listing.list_checkpoints(self.checkpoints))
+        return metrics_file.has_begun(self.metrics) or bool(list_checkpoints(self.checkpoints))
 
     def require_run(self) -> None:
         """UserError: this is no run directory."""

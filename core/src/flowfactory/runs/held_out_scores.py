@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from flowfactory.checkpoint_names import list_checkpoints
 from flowfactory.config.held_out_scores import best_score
 from flowfactory.config.schema import RunConfig
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.errors import UserError
 from flowfactory.runs.best_score import evaluated, find_best
-from flowfactory.runs.checkpoints.listing import list_checkpoints
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.suggestions import did_you_mean
 from flowfactory.types import Say

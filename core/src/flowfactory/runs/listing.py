@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowfactory.checkpoint_names import FOLDER
 from flowfactory.config.yaml import parse_yaml
 from flowfactory.errors import UserError
 from flowfactory.runs.best_score import Evaluated, evaluated, find_best, written_score
@@ -71,7 +72,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / CONFIG).is_file() and any((path / name).exists() for name in (METRICS, FACTS, "checkpoints"))
+    return (path / CONFIG).is_file() and any((path / name).exists() for name in (METRICS, FACTS, FOLDER))
 
 
 def _folders_in(path: Path) -> Iterator[Path]:

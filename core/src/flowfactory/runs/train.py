@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from flowfactory.atomic_files import disk_fault
+from flowfactory.checkpoint_names import list_checkpoints
 from flowfactory.config.idle_keys import idle_keys
 from flowfactory.config.precision import with_precision
 from flowfactory.config.schema import RunConfig
@@ -18,7 +19,6 @@ from flowfactory.errors import Interrupted, RunError, UserError
 from flowfactory.flow.noise import generator
 from flowfactory.quiet_libraries import quiet_libraries
 from flowfactory.runs import trust
-from flowfactory.runs.checkpoints.listing import list_checkpoints
 from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.doctor.watch import Watch

@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowfactory.checkpoint_names import list_checkpoints
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.errors import UserError
 from flowfactory.runs.checkpoints.files import Damaged
-from flowfactory.runs.checkpoints.listing import list_checkpoints
 from flowfactory.runs.checkpoints.manifest import Manifest, find_damage
 from flowfactory.types import Say
 

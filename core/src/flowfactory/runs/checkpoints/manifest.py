@@ -16,12 +16,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
+from flowfactory.checkpoint_names import MANIFEST
 from flowfactory.config.paths import LONGEST_NAME
 from flowfactory.errors import UserError
 from flowfactory.policy.lora import Adapters
 from flowfactory.policy.policy import REFERENCE
 from flowfactory.runs.checkpoints.files import Damaged, Stored, file_record, flush_to_disk
-from flowfactory.runs.checkpoints.listing import MANIFEST
 from flowfactory.runs.checkpoints.roles import WEIGHTS, kept_role, role_of_shard, shard_name
 from flowfactory.runs.checkpoints.shards import read_index
 from flowfactory.runs.resume import checksum

@@ -24,7 +24,8 @@ def write_part(folder: Path, rank: int, staged: Mapping[str, StagedShard], requi
     told = {}
     for name, shard in staged.items():
         require()  # before each: a process that slept for hours goes on here
-        (folder / name).parent.mkdir(exist_ok=True)
+        if (place := (folder / name).parent) != folder:  # which is not made again where another run removed it
+            place.mkdir(exist_ok=True)
         told[name] = shard.write(folder / name)
     require()
     write_atomically(folder / f"{PART}{rank}", json.dumps(told))

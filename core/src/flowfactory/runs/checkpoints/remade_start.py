@@ -5,7 +5,6 @@ They are those of the model, which a run that starts or resumes reads anyway; ch
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,7 +12,8 @@ from pathlib import Path
 
 from flowfactory.distributed.ranks import Ranks
 from flowfactory.policy.policy import REFERENCE
-from flowfactory.runs.checkpoints.files import Damaged, Stored, flush_to_disk
+from flowfactory.runs.checkpoints.files import Damaged, Stored
+from flowfactory.runs.checkpoints.folders import move
 from flowfactory.runs.checkpoints.manifest import START, Manifest, find_damage
 from flowfactory.runs.checkpoints.roles import kept_role, shard_name
 from flowfactory.runs.checkpoints.shards import Rows, write_shard
@@ -64,9 +64,6 @@ def remake_start(folder: Path, temporary: Path, stated: dict[str, Stored], mine:
 
 
 def _replace(start: Path, temporary: Path) -> None:
-    if start.is_dir() and not start.is_symlink():
-        shutil.rmtree(start)
-    else:
+    if start.is_symlink() or not start.is_dir():
         start.unlink(missing_ok=True)
-    os.rename(temporary, start)
-    flush_to_disk(start.parent)
+    move(temporary, start)

@@ -8,8 +8,7 @@ the whole of it appear.
 
 from __future__ import annotations
 
-import os
-import re
+import secrets
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +21,11 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from flowfactory.atomic_files import NO_ROOM, system_error
+from flowfactory.checkpoint_names import list_checkpoints
 from flowfactory.errors import RunError, UserError
 from flowfactory.policy.policy import REFERENCE
 from flowfactory.runs.checkpoints.files import Stored, file_record, flush_to_disk
-from flowfactory.runs.checkpoints.listing import NUMBER, list_checkpoints
+from flowfactory.runs.checkpoints.folders import find_leftovers, give_up, move, remove, temporary_folder
 from flowfactory.runs.checkpoints.load import load
 from flowfactory.runs.checkpoints.lookup import find_damage_together, latest, newest_intact
 from flowfactory.runs.checkpoints.manifest import START, Manifest
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from flowfactory.policy.policy import Policy
     from flowfactory.training.learner import Learner
 
-WRITING, REMOVING = ".writing-", ".removing-"
 KEPT_OF_FULL = 2
 """How many checkpoints of a run that trains whole modules are kept unless the config says otherwise: one may be damaged."""
 T = TypeVar("T")
@@ -89,6 +88,7 @@ class Checkpoints:
         self._best_until = best_until
         self._folder, self._ranks, self._say, self._require = folder, ranks, say, require
         self._keep_last = config.output.keep_last
+        self._mark = ranks.broadcast(secrets.token_hex(8))
         self._staging = Staging()
         self._reference: dict[str, Stored] | None = None
         self._fixed = fixed_config(config) if ranks.leads else {}
@@ -116,6 +116,8 @@ class Checkpoints:
         Random state is restored onto as many ranks as saved it. UserError: none is whole, or the optimizer's state does not
         fit the ranks there are now.
         """
+        if self._ranks.leads:  # first: what somebody who sleeps was writing is not to appear once it is looked at what is there
+            self._remove_leftovers()
         there = self._ranks.broadcast(list_checkpoints(self._folder))
         if not there:
             return None
@@ -138,7 +140,6 @@ class Checkpoints:
         self._last, self._reference = path, manifest.reference or None
         self._require()
         if self._ranks.leads:  # which a run of which nothing is left to do would never come to
-            self._remove_leftovers()
             self._remove_older(manifest.iteration, self._count_kept(policy), self._best_until(manifest.iteration))
         return manifest.iteration
 
@@ -152,7 +153,7 @@ class Checkpoints:
         parts = self._parts(policy, learner)
         mine = self._make_plan(held(parts)).mine
         own = [part for part in parts if part.name in mine and role_of(part.name) == kept_role(REFERENCE)]
-        if why := remake_start(self._folder, self._folder / f"{WRITING}{START}", lacking.reference, own, self._ranks):
+        if why := remake_start(self._folder, self._temporary(START), lacking.reference, own, self._ranks):
             return f"{problem}; {why}"
         self._say(f"warning: {problem}: the weights that training started from are written again, from the model")
         return find_damage_together(path, self._ranks)
@@ -163,7 +164,7 @@ class Checkpoints:
         Waits for the one before. RunError: the disk is full or cannot be written to; earlier checkpoints stay.
         """
         saved = self.finish()
-        ranks, folder = self._ranks, self._folder / f"{WRITING}{number:06d}"
+        ranks, folder = self._ranks, self._temporary(f"{number:06d}")
         # weights that training started from do not change: one copy is there for all checkpoints
         start = kept_role(REFERENCE) if policy.keeps_start else None
         parts = self._parts(policy, learner)
@@ -210,16 +211,18 @@ class Checkpoints:
         return self._keep_last
 
     def _make(self, folder: Path) -> None:
-        self._require()
         self._remove_leftovers()
         folder.mkdir(parents=True)
 
+    def _temporary(self, name: str) -> Path:
+        return temporary_folder(self._folder / name, self._mark)
+
     def _remove_leftovers(self) -> None:
-        """Delete what a kill left half written or half deleted."""
-        for prefix in (WRITING, REMOVING):
-            for left in self._folder.glob(f"{prefix}*"):
-                if re.fullmatch(f"{NUMBER}|{START}", left.name.removeprefix(prefix)):
-                    shutil.rmtree(left)
+        """Delete what a kill left half written or half deleted, or somebody who sleeps."""
+        there = find_leftovers(self._folder)
+        self._require()  # only now: what another run writes from then on is not among them
+        for left in there:
+            shutil.rmtree(left, ignore_errors=True)  # which whoever wakes up deletes too
 
     def _check_shared_folder(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -257,8 +260,20 @@ class Checkpoints:
         given_up: threading.Event,
         kept: tuple[int | None, int | None],
     ) -> dict[str, Stored]:
-        """Make a checkpoint of all ranks' parts, when they are there; its reference. In a thread of the leading rank."""
-        own.result()
+        """Make a checkpoint of all ranks' parts, when they are there; its reference. In a thread of the leading rank.
+
+        Where none comes of it, nothing is left, also of a process that finds its run directory lost when it wakes up.
+        """
+        try:
+            own.result()
+            return self._put_together(manifest, temporary, given_up, kept)
+        except BaseException:
+            give_up(temporary)
+            raise
+
+    def _put_together(
+        self, manifest: Manifest, temporary: Path, given_up: threading.Event, kept: tuple[int | None, int | None]
+    ) -> dict[str, Stored]:
         files: dict[str, Stored] = {}
         for rank in range(manifest.ranks):  # by way of files, since ranks may talk to one another in one thread only
             files |= read_part(temporary / f"{PART}{rank}", given_up)
@@ -272,19 +287,13 @@ class Checkpoints:
         if new := {name for name in files if name.startswith(f"{START}/")}:
             manifest = replace(manifest, reference={name.removeprefix(f"{START}/"): files.pop(name) for name in sorted(new)})
             self._require()
-            self._move(temporary / START, self._folder / START)
+            move(temporary / START, self._folder / START)
         replace(manifest, files=files).write(temporary)
         flush_to_disk(temporary)
         self._require()
-        self._move(temporary, self._folder / f"{manifest.iteration:06d}")
+        move(temporary, self._folder / f"{manifest.iteration:06d}")
         self._remove_older(manifest.iteration, *kept)
         return manifest.reference
-
-    def _move(self, temporary: Path, final: Path) -> None:
-        if final.exists():  # the same iteration again, after an older one was resumed
-            _remove(final)
-        os.rename(temporary, final)
-        flush_to_disk(self._folder)
 
     def _remove_older(self, number: int, kept: int | None, best: int | None) -> None:
         """Delete all but the last ``kept`` of the checkpoints up to iteration ``number``, which is whole, and the ``best``."""
@@ -292,7 +301,7 @@ class Checkpoints:
             older = [path for path in list_checkpoints(self._folder) if int(path.name) <= number]
             for path in older[:-kept]:
                 if int(path.name) != best:
-                    _remove(path)
+                    remove(path)
 
     def _together(self, number: int, action: Callable[[], T]) -> T:
         """What ``action`` gives, if it succeeds on every rank; else nothing is left of checkpoint ``number``."""
@@ -315,9 +324,7 @@ class Checkpoints:
             if self._writing.whole is not None:
                 self._writing.whole.exception()  # waits, so that nothing comes back after it was deleted
         if self._ranks.leads:
-            with suppress(RunError):
-                self._require()
-                shutil.rmtree(self._folder / f"{WRITING}{number:06d}", ignore_errors=True)
+            give_up(self._temporary(f"{number:06d}"))  # whoever has the run directory now: no other writes there
 
     def _describe_problem(self, number: int, problem: Exception) -> str:
         cause = system_error(problem)
@@ -365,13 +372,6 @@ def _in_thread(action: Callable[[], T]) -> Future[T]:
 
     threading.Thread(target=work, name="checkpoint").start()
     return future
-
-
-def _remove(path: Path) -> None:
-    """Delete a checkpoint, which is gone at once or not at all."""
-    aside = path.with_name(f"{REMOVING}{path.name}")
-    os.rename(path, aside)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _format_bytes(size: float) -> str:

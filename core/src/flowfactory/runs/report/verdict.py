@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from flowfactory.checkpoint_names import FOLDER
 from flowfactory.drift.alarm import Alarm
 from flowfactory.runs.best_score import best_sentence
 from flowfactory.runs.doctor.diagnosis import diagnose
@@ -116,7 +117,7 @@ def with_errors(run: RunFiles, label: str) -> list[Point]:
 def verdict(run: RunFiles, alarms: Sequence[Alarm]) -> Markup:
     """All of it; how the run ended stands first where it is not done."""
     ending = ending_sentence(run.facts)
-    best = best_sentence(run.path / "checkpoints", run.written, run.records)
+    best = best_sentence(run.path / FOLDER, run.written, run.records)
     cards = [_card(change, is_video(run)) for change in changes(run)]
     facts = [element("div", element("dt", name), element("dd", told)) for name, told in facts_of(run)]
     return join(
