@@ -2,53 +2,37 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from itertools import count
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowfactory.distributed.ranks import ALONE, Ranks
-from flowfactory.distributed.sharding import as_shard, local_shard, non_finite, unsharded
-from flowfactory.errors import RunError
+from flowfactory.distributed.ranks import Ranks
+from flowfactory.distributed.sharding import unsharded
 from flowfactory.policy import lora
 from flowfactory.policy.comparing import Ahead, At, Comparisons, Place
-from flowfactory.policy.drawn_graphs import DrawnGraphs
+from flowfactory.policy.kept_weights import CONFIGURED as CONFIGURED
+from flowfactory.policy.kept_weights import REFERENCE as REFERENCE
+from flowfactory.policy.kept_weights import KeptWeights
+from flowfactory.policy.kept_weights import Schedule as Schedule
 from flowfactory.policy.merging import Merging
 from flowfactory.policy.transformers import Transformers
 from flowfactory.policy.velocity_sizes import VelocitySizes
-from flowfactory.policy.without_gradients import without_gradients
 from flowfactory.types import Evaluation, Step, Trainable
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import TrainingConfig
 
-REFERENCE = "reference"
-"""The name under which the weights that training started from are kept."""
-CONFIGURED = ("sampling", "evaluation")
-"""The averages that the config itself can ask for."""
 
-Schedule = Callable[[int], float]
-"""``decay(iteration)``: see :mod:`flowfactory.config.ema`."""
-
-
-@dataclass
-class _Kept:
-    """Weights by value, with a number that equal weights share; the reference of a LoRA run needs no values."""
-
-    version: int
-    weights: dict[str, Tensor]
-
-
-class Policy:
+class Policy(KeptWeights):
     """Owner of the weights.
 
     ``parameters`` are the trainable ones by name. ``evaluate`` is one differentiable forward. Other weights are *kept*
-    under a name (a copy by value), *averaged* towards the present ones, and *used* within a context.
+    under a name (a copy by value), *averaged* towards the present ones, and *used* within a context; those of a *role* are
+    trained too, in the place of the present ones.
     """
 
     def __init__(
@@ -63,22 +47,15 @@ class Policy:
         trains: bool = True,
     ) -> None:
         self._merging = Merging()
-        self._transformers = Transformers(trainable, precision, seed, quantize, trains, device, self._merging)
-        self.modules, self.lora, self.adapted = self._transformers.modules, self._transformers.lora, self._transformers.adapted
-        self.start = self._transformers.start
+        transformers = Transformers(trainable, precision, seed, quantize, trains, device, self._merging)
+        super().__init__(transformers, device, host, trains)
+        self.adapted, self.start = transformers.adapted, transformers.start
         self._ahead = Ahead()
         self._evaluate, self._drops_graphs = evaluate, False
         self.velocity_sizes = VelocitySizes()  # of forwards with a gradient
-        self.drawn_graphs, self._takes_drawn = DrawnGraphs(), False
+        self._takes_drawn = False
         self.device, self._precision = device, precision
-        self._ranks, self._whole_to_sample, self._autocast = ALONE, False, True
-        self._kept: dict[str, _Kept] = {}
-        self._averages: dict[str, Schedule] = {}
-        self._kept_on = torch.device("cpu") if host else device
-        self._versions = count()
-        self._start = self._version = next(self._versions)
-        self._trains = trains
-        self._read_kept: Callable[[str], dict[str, Tensor]] | None = None
+        self._whole_to_sample, self._autocast = False, True
 
     def distribute(self, ranks: Ranks, training: TrainingConfig, whole_to_sample: bool = False) -> None:
         """See :meth:`Transformers.distribute`."""
@@ -93,11 +70,6 @@ class Policy:
     def has_experts(self) -> bool:
         """Whether there are several transformers, of which a sample goes through one."""
         return len(self._transformers.all) > 1
-
-    @property
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """The trainable parameters by name."""
-        return self._transformers.parameters
 
     def parts(self) -> dict[str, str]:
         """See :meth:`Transformers.parts`."""
@@ -222,121 +194,6 @@ class Policy:
     def _place(self, at: At, step: Step) -> Place:
         return self._find(at.weights).version, step.guidance if at.guidance is None else at.guidance
 
-    def mark_changed(self) -> None:
-        """To be called whenever the present weights have changed."""
-        self._version = next(self._versions)
-
-    def keep_reference(self) -> None:
-        """Remember the weights that training starts from; with new adapters they are the base, and cost nothing."""
-        if self._transformers.starts_bare:
-            self._kept[REFERENCE] = _Kept(self._start, {})
-        else:
-            self.keep(REFERENCE)
-
-    def keep(self, name: str) -> None:
-        """Copy the present weights under ``name``; where nothing trains they are read when they are used."""
-        if not self._trains:
-            return
-        copies = {key: own.to(self._kept_on, copy=True) for key, own in self._present().items()}
-        self._kept[name] = _Kept(self._version, copies)
-
-    def track_ema(self, name: str, decay: Schedule) -> None:
-        """Keep the present weights under ``name``, and move them towards those present after each iteration, or each step.
-
-        RunError: the config has an average of that name, or the name has what the names of files cannot have.
-        """
-        if name in CONFIGURED and name in self._averages:
-            raise RunError(f"the average of weights called {name!r} is that of {name}.ema; give the algorithm's another name")
-        if not re.fullmatch(r"[\w. -]+", name):
-            raise RunError(f"an average of weights cannot be called {name!r}: use letters, digits, '_', '-', '.' and spaces")
-        self.keep(name)
-        self._averages[name] = decay
-
-    def iteration_finished(self, iteration: int) -> None:
-        """Move every average that counts iterations; ``iteration`` counts from 0."""
-        self._move_averages("iterations", iteration)
-
-    def step_finished(self, step: int) -> None:
-        """Move every average that counts optimizer steps; ``step`` counts from 0 since training began."""
-        self._move_averages("steps", step)
-
-    def _move_averages(self, counted: str, n: int) -> None:
-        for name, decay in self._averages.items():
-            if getattr(decay, "counted", "iterations") == counted:  # any callable is a schedule
-                self.update_ema(name, decay(n))
-
-    @without_gradients
-    def update_ema(self, name: str, decay: float) -> None:
-        """Kept ``name`` becomes ``decay`` of itself and the rest of the present weights."""
-        kept, present = self._find(name), self._present()
-        if kept.version == self._version or decay >= 1:
-            return
-        own = list(kept.weights.values())
-        others = [present[key].to(self._kept_on) for key in kept.weights]
-        if decay <= 0:
-            torch._foreach_copy_(own, others)
-            kept.version = self._version
-        else:
-            torch._foreach_lerp_(own, others, 1 - decay)
-            kept.version = next(self._versions)
-
-    @contextmanager
-    def using(self, name: str | None) -> Iterator[None]:
-        """Within it the weights are those kept as ``name``; None, and weights that are present already, change nothing."""
-        if name is None or self._find(name).version == self._version:
-            yield
-            return
-        kept = self._find(name)
-        version, self._version = self._version, kept.version
-        try:
-            with self._swapped(kept.weights) if kept.weights else lora.adapters_disabled(self.modules.values()):
-                yield
-        finally:
-            self._version = version
-
-    @contextmanager
-    def _swapped(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        present = {key: own.clone() for key, own in self._present().items()}
-        # graphs of drawn steps outlive a swap, after which every weight is what it was
-        counters: Any = torch.autograd._unsafe_preserve_version_counter  # type: ignore[attr-defined]
-        with counters(tuple(self._present().values())) if self.drawn_graphs.held else nullcontext():
-            self._copy(weights)
-            try:
-                yield
-            finally:
-                self._copy(present)
-
-    def _find(self, name: str) -> _Kept:
-        if name not in self._kept and self._read_kept is not None:
-            weights = {key: own.to(self._kept_on) for key, own in self._read_kept(name).items()}
-            self._kept[name] = _Kept(next(self._versions), weights)
-        if name not in self._kept:
-            raise RunError(f"no weights are kept as {name!r}; keep or average them when the run starts")
-        return self._kept[name]
-
-    @without_gradients
-    def _copy(self, weights: Mapping[str, Tensor]) -> None:
-        # by value: assigning .data moves nothing under FSDP2, which keeps its own view of the shards
-        present = self._present()
-        torch._foreach_copy_([present[key] for key in weights], list(weights.values()))
-
-    def _present(self) -> dict[str, Tensor]:
-        """This rank's part of the trainable parameters, sharing their memory."""
-        return {key: local_shard(parameter.detach()) for key, parameter in self.parameters.items()}
-
-    @property
-    def kept(self) -> tuple[str, ...]:
-        """The names of the kept weights."""
-        return tuple(self._kept)
-
-    def state(self) -> dict[str, Tensor]:
-        """``present/<parameter>`` and ``kept/<name>/<parameter>``, sharded as they are, to be read and written in place."""
-        parameters = self.parameters
-        state = {f"present/{key}": parameter.detach() for key, parameter in parameters.items()}
-        for name, kept in self._kept.items():
-            state |= {f"kept/{name}/{key}": as_shard(own, parameters[key]) for key, own in kept.weights.items()}
-        return state
-
     def frozen_state(self) -> dict[str, Tensor]:
         """See :meth:`Transformers.frozen_state`."""
         return self._transformers.frozen_state()
@@ -345,50 +202,3 @@ class Policy:
     def adapters(self) -> dict[str, lora.Adapters | None]:
         """What was put on each of the trained modules; None: it trains whole."""
         return self._transformers.adapters
-
-    @property
-    def keeps_start(self) -> bool:
-        """Whether there is a copy of weights kept as the reference, and they are those that training started from."""
-        kept = self._kept.get(REFERENCE)
-        return kept is not None and bool(kept.weights) and kept.version == self._start
-
-    def non_finite(self, others: Mapping[str, Tensor] | None = None) -> list[str]:
-        """The names in :meth:`state` and ``others`` under which some rank has a number that is not finite; joint work."""
-        told = self._ranks.gather(non_finite({**self.state(), **(others or {})}))
-        return list(dict.fromkeys(name.removeprefix("present/") for names in told for name in names))
-
-    def reserve(self, names: Collection[str]) -> None:
-        """Have weights kept under ``names`` and no others, to be read into; those that are no values stay."""
-        self._kept = {name: kept for name, kept in self._kept.items() if not kept.weights or name in names}
-        for name in names:
-            if name not in self._kept:
-                self.keep(name)
-
-    def mark_restored(self, from_start: bool = False) -> None:
-        """To be called when :meth:`state` was written in place; ``from_start``: the reference with what training began with."""
-        self.mark_changed()
-        for kept in self._kept.values():
-            if kept.weights:
-                kept.version = self._version_of(kept.weights)
-        if from_start:
-            self._start = self._kept[REFERENCE].version
-        for name in self._averages.keys() - self._kept.keys():  # one that the saved run had not begins with its weights
-            self.keep(name)
-
-    def mark_read(self, name: str | None, read_kept: Callable[[str], dict[str, Tensor]]) -> None:
-        """To be called when the present weights, of what does not train, were written in place.
-
-        They are also those kept as ``name``. What is kept under other names is had from ``read_kept``, once it is used.
-        """
-        self.mark_changed()
-        self._kept = {key: kept for key, kept in self._kept.items() if not kept.weights}
-        if name is not None:
-            self._kept[name] = _Kept(self._version, {})
-        self._read_kept = read_kept
-
-    def _version_of(self, weights: Mapping[str, Tensor]) -> int:
-        """The present version if ``weights`` are the present ones, so that a resumed run knows it too; else a new one."""
-        present = self._present()
-        same = all(torch.equal(value.to(own.device), own) for value, own in ((weights[key], present[key]) for key in weights))
-        # every rank has to know, since weights that are the same share a forward
-        return next(self._versions) if self._ranks.any(not same) else self._version
