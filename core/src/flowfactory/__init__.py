@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flowfactory.config.component import AlgorithmConfig, ComponentConfig, Device, DynamicsConfig, ModelConfig, Takes
     from flowfactory.config.component_slots import InnerReward
     from flowfactory.config.paths import CheckpointPath, LocalPath
+    from flowfactory.config.roles import RoleConfig
     from flowfactory.config.schema import RunConfig
     from flowfactory.experience import Experience, Loss
     from flowfactory.hooks.evaluated_sample import EvaluatedSample
@@ -43,6 +44,7 @@ _HOMES = {
     "canvas": ("Canvas",),
     "config.component_slots": ("InnerReward",),
     "config.paths": ("CheckpointPath", "LocalPath"),
+    "config.roles": ("RoleConfig",),
     "config.component": ("AlgorithmConfig", "ComponentConfig", "Device", "DynamicsConfig", "ModelConfig", "Takes"),
     "config.schema": ("RunConfig",),
     "experience": ("Experience", "Loss"),
@@ -72,6 +74,7 @@ __all__ = [
     "NoiseKey",
     "Policy",
     "Prompt",
+    "RoleConfig",
     "RunConfig",
     "RunError",
     "RunInfo",

@@ -21,7 +21,8 @@ class Experience:
     training timesteps, fit one forward. ``epoch`` counts the passes over the iteration's samples from 0, and is part of the key
     of what is drawn to train. Samples may rest in host memory; the pieces that fit a forward come on ``device``, where that is
     given. ``kl_coefficient`` is what an adaptive KL weighs in this iteration; its start where None. ``kl_gate`` [B], bool:
-    the samples that a gated KL is for, all where None; it rests with the advantages.
+    the samples that a gated KL is for, all where None; it rests with the advantages. ``role``: whose weights are to learn from
+    it, the policy's where it is empty, and ``turn``: the how manieth of its optimizer steps on these samples, from 0.
     """
 
     latents: Tensor
@@ -38,6 +39,8 @@ class Experience:
     device: torch.device | None = None
     kl_coefficient: float | None = None
     kl_gate: Tensor | None = None
+    role: str = ""
+    turn: int = 0
 
     def __len__(self) -> int:
         return len(self.advantages)

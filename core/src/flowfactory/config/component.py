@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from flowfactory.config.kl import AdaptiveKL, KLTerm, kl_term
+from flowfactory.config.roles import RoleConfig
 from flowfactory.config.strict import Strict
 from flowfactory.config.warm_start import WarmStart, find_error, is_base, pinned, started_from
 
@@ -241,6 +242,11 @@ class AlgorithmConfig(ComponentConfig):
         for name in (name for names in cls.trust_region.values() for name in names):
             if name not in cls.model_fields:
                 raise TypeError(f"{cls.__name__}.trust_region names {name!r}, which is none of its options; add a field")
+
+    @property
+    def roles(self) -> Mapping[str, RoleConfig]:
+        """What it trains beside the policy, in the order in which an optimizer step comes to them; see ``Policy.add_role``."""
+        return {}
 
     @property
     def kl_term(self) -> KLTerm | None:

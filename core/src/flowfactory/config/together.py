@@ -211,6 +211,13 @@ def _rewards(config: RunConfig) -> Iterator[str]:
         yield f"sampling.group_size: got {size}; give a whole number from 2 to 10000"
 
 
+def _roles(config: RunConfig) -> Iterator[str]:
+    if config.algorithm.roles and config.training.keep_graphs:
+        name = getattr(config.algorithm, "name", "")
+        beside = ", ".join(config.algorithm.roles)
+        yield f"training.keep_graphs: algorithm {name} trains {beside} on what was drawn too; leave it out"
+
+
 def _records(config: RunConfig) -> Iterator[str]:
     name, training = getattr(config.algorithm, "name", ""), config.training
     if config.algorithm.learns_from == "samples":
@@ -253,6 +260,7 @@ CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _labels,
     _rewards,
     _records,
+    _roles,
     _weights,
     _gated_kl,
 )

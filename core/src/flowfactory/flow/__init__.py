@@ -14,7 +14,9 @@ from flowfactory.flow.timesteps import (
     Uniform,
     noised_batches,
     noised_micro_batches,
+    schedule_shift,
     shift_sigma,
+    training_generators,
 )
 
 __all__ = [
@@ -44,5 +46,7 @@ __all__ = [
     "noised_batches",
     "noised_micro_batches",
     "rollout",
+    "schedule_shift",
     "shift_sigma",
+    "training_generators",
 ]

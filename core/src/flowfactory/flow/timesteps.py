@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -210,14 +210,15 @@ def noised_batches(
         first = {int(group): key for group, key in reversed(list(zip(experience.groups, keys, strict=True)))}
         keys = tuple(NoiseKey(first[int(group)].prompt, -1 - int(group)) for group in experience.groups)
     schedule = experience.sigmas.float().cpu()
-    sigmas = torch.stack([timesteps.sigmas(schedule, _generator("times", experience, key)).float() for key in keys])
+    times = training_generators(experience, keys, "times")
+    sigmas = torch.stack([timesteps.sigmas(schedule, source).float() for source in times])
     sigmas = send(sigmas, device)
     shape = experience.latents.shape[1:]
     for start in range(0, timesteps.count, experience.timesteps_per_forward):
         chosen = range(start, min(start + experience.timesteps_per_forward, timesteps.count))
         samples = experience.rows([*range(len(experience))] * len(chosen))
         sigma = torch.cat([sigmas[:, j] for j in chosen])
-        sources = [_generator(f"noise {j}", experience, key) for j in chosen for key in keys]
+        sources = [source for j in chosen for source in training_generators(experience, keys, f"noise {j}")]
         noise = send(torch.stack([torch.randn(shape, generator=source) for source in sources]), device)
         clean, s = samples.latents.float(), expand_sigma(sigma, samples.latents)
         latents = ((1 - s) * clean + s * noise).to(experience.latents.dtype)
@@ -233,6 +234,12 @@ def noised_micro_batches(
         yield from noised_batches(batch, timesteps, shared)
 
 
-def _generator(purpose: str, experience: Experience, key: NoiseKey) -> torch.Generator:
+def training_generators(experience: Experience, keys: Sequence[NoiseKey], purpose: str) -> list[torch.Generator]:
+    """What is drawn from for a ``purpose`` while learning, a generator for each of ``keys``.
+
+    A function of (seed, iteration, epoch, prompt, member), and of the role and its turn where a role learns.
+    """
     plan = experience.plan
-    return generator("training", purpose, plan.seed, plan.iteration, experience.epoch, key.prompt, key.member)
+    beside = (experience.role, experience.turn) if experience.role else ()
+    key = ("training", purpose, plan.seed, plan.iteration, experience.epoch)
+    return [generator(*key, *beside, each.prompt, each.member) for each in keys]

@@ -22,6 +22,8 @@ from flowfactory.policy.without_gradients import without_gradients
 
 REFERENCE = "reference"
 """The name under which the weights that training started from are kept."""
+POLICY = "policy"
+"""The name of the weights that draw and are trained: the present ones, but while those of a role are."""
 CONFIGURED = ("sampling", "evaluation")
 """The averages that the config itself can ask for."""
 
@@ -51,7 +53,7 @@ def _counted(decay: Schedule) -> str:
 
 
 def _check_name(name: str) -> None:
-    if not re.fullmatch(r"[\w. -]+", name):
+    if not re.fullmatch(r"[\w. -]+", name) or name == POLICY:
         raise RunError(f"an average of weights cannot be called {name!r}: use letters, digits, '_', '-', '.' and spaces")
 
 
@@ -113,9 +115,11 @@ class KeptWeights:
         present = {key: own.clone() for key, own in self._present().items()}
         self._copy(kept.weights)
         self._playing, self._version = role, kept.version
+        self._kept[POLICY] = _Kept(version, present)
         try:
             yield
         finally:
+            del self._kept[POLICY]
             with torch.no_grad():
                 torch._foreach_copy_(list(kept.weights.values()), [self._present()[key] for key in kept.weights])
             self._playing, kept.version = "", self._version
@@ -191,6 +195,8 @@ class KeptWeights:
                 self._copy(present)
 
     def _find(self, name: str) -> _Kept:
+        if name == POLICY and not self._playing:
+            return _Kept(self._version, {})
         if name not in self._kept and self._read_kept is not None:
             weights = {key: own.to(self._kept_on) for key, own in self._read_kept(name).items()}
             self._kept[name] = _Kept(next(self._versions), weights)

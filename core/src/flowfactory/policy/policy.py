@@ -154,6 +154,19 @@ class Policy(KeptWeights):
         found[self._version, step.guidance] = present.detach()
         return present, {key: found[self._place(at, step)] for key, at in kept.items()}
 
+    def look(self, step: Step, kept: Mapping[str, At]) -> dict[str, Evaluation]:
+        """Each of ``kept`` at ``step``, detached, under its own key: as :meth:`compare`, but the present weights are not asked.
+
+        Before anything with a graph that is still needed: weights are swapped by value.
+        """
+        found: dict[Place, Evaluation] = {}
+        for at in kept.values():
+            place = self._place(at, step)
+            if place not in found:
+                with torch.no_grad(), self.using(at.weights):
+                    found[place] = self.evaluate(replace(step, guidance=place[1])).detach()
+        return {key: found[self._place(at, step)] for key, at in kept.items()}
+
     @contextmanager
     def comparing(self, comparisons: Comparisons, device: torch.device | None = None) -> Iterator[None]:
         """Within it the ``comparisons`` are made, in their order, and nothing else is compared.

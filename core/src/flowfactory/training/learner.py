@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from flowfactory.config.kl import KLTerm
+from flowfactory.config.roles import RoleConfig
 from flowfactory.config.schema import TrainingConfig
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.distributed.sharding import local_shard
@@ -23,10 +25,23 @@ from flowfactory.training.movement import Movement
 
 
 class Learner:
-    """Owner of the optimizer, and of what changes of a ``kl``: what a resumed run goes on with beside its weights."""
+    """Owner of the optimizer, and of what changes of a ``kl``: what a resumed run goes on with beside its weights.
 
-    def __init__(self, policy: Policy, config: TrainingConfig, ranks: Ranks = ALONE, kl: KLTerm | None = None) -> None:
-        self._policy = policy
+    ``roles`` have each a learner of their own, which is told its ``role``: it works on the policy's weights while they are that
+    role's.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: TrainingConfig,
+        ranks: Ranks = ALONE,
+        kl: KLTerm | None = None,
+        roles: Mapping[str, RoleConfig] = MappingProxyType({}),
+        role: str = "",
+    ) -> None:
+        self._policy, self._role = policy, role
+        self.roles = {name: Learner(policy, _of_role(config, own), ranks, role=name) for name, own in roles.items()}
         self._parameters = policy.parameters
         self._optimizer = optimizers.build(config.optimizer, self._parameters)
         self._config, self._ranks = config, ranks
@@ -51,8 +66,9 @@ class Learner:
 
         As :meth:`backward` and :meth:`apply`. No step is skipped in silence.
         """
-        norm = self.backward(losses, metrics, share, beside)
-        self.apply()
+        with self._policy.playing(self._role):
+            norm = self.backward(losses, metrics, share, beside)
+            self.apply()
         return norm
 
     def backward(
@@ -192,6 +208,8 @@ class Learner:
             state["kl_coefficient"] = torch.tensor(self.kl_coefficient, dtype=torch.float64)
         if self.kl_reference is not None:
             state["kl_reference_steps"] = torch.tensor(self.kl_reference.steps)
+        for name, learner in self.roles.items():
+            state |= {f"role/{name}/{key}": value for key, value in learner.state().items()}
         return {**state, "steps": torch.tensor(self._steps)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -205,7 +223,17 @@ class Learner:
             self.kl_coefficient = float(state["kl_coefficient"])
         if self.kl_reference is not None:
             self.kl_reference.steps = int(state["kl_reference_steps"])
+        for name, learner in self.roles.items():
+            own = f"role/{name}/"
+            learner.load_state({key.removeprefix(own): value for key, value in state.items() if key.startswith(own)})
 
     def resumable(self, before: int, now: int) -> str | None:
         """Why the state that ``before`` shards saved cannot be gone on with by ``now``; None where it can, exactly."""
         return optimizers.resumable(self._config.optimizer, before, now, self._parameters)
+
+
+def _of_role(config: TrainingConfig, role: RoleConfig) -> TrainingConfig:
+    """The ``config`` of an optimizer that makes the steps of a role."""
+    optimizer = config.optimizer if role.lr is None else config.optimizer.model_copy(update={"lr": role.lr})
+    steps = {"updates": config.updates * role.steps, "warmup": config.warmup * role.steps}
+    return config.model_copy(update={"optimizer": optimizer, **steps})

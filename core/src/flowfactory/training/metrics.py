@@ -28,6 +28,7 @@ class UpdateMetrics:
         self._maxima: dict[str, Tensor] = {}
         self._cuts: set[str] = set()
         self._ratios: list[Tensor] = []  # of each loss that has some: how many, their sum, and that of their squares
+        self._roles: dict[str, UpdateMetrics] = {}
         self._unchecked: list[tuple[Tensor, list[str]]] = []  # whether a loss is finite and which of its terms are
 
     def add(self, loss: Loss) -> None:
@@ -82,6 +83,10 @@ class UpdateMetrics:
                 bad = [name for name, sound in zip(names, terms, strict=True) if not sound]
                 raise RunError("the loss is not finite" + (f": its term {bad[0]!r} is not" if bad else ""))
 
+    def of_role(self, name: str) -> UpdateMetrics:
+        """Those of a role beside the policy, which :meth:`metrics` has under ``<name>/``."""
+        return self._roles.setdefault(name, UpdateMetrics())
+
     def finish_first_update(self) -> None:
         """Keep the cuts so far as those of the iteration's first update: of samples as they were drawn, or nearly so."""
         for name in self._cuts:
@@ -106,7 +111,10 @@ class UpdateMetrics:
                 counts[name] += samples[name]
             maxima |= {name: max(maxima.get(name, -math.inf), value) for name, value in most.items()}
         means = {name: sums[name] / counts[name] for name in sums if counts[name]}
-        return means | maxima | _effective_sample_size(*moments)
+        found = means | maxima | _effective_sample_size(*moments)
+        for role, own_metrics in self._roles.items():
+            found |= {f"{role}/{name}": value for name, value in own_metrics.metrics(ranks).items()}
+        return found
 
 
 def _effective_sample_size(count: float, total: float, squares: float) -> dict[str, float]:

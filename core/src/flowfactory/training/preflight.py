@@ -41,6 +41,9 @@ MISMATCH = (
 EPOCHS = 20
 
 
+NO_GRADIENT = "every gradient is zero, so nothing would train"
+
+
 class PreflightError(RunError):
     """A check does not hold; nothing has been learned yet."""
 
@@ -69,6 +72,7 @@ def preflight(rollouts: Rollouts, policy: Policy, hooks: Hooks, config: RunConfi
         *((pairs_differ(rollouts),) if config.algorithm.learns_from == "pairs" else ()),
         ratio_is_one(rollouts, policy, hooks, config),
         *(() if flat else (gradients_flow(rollouts, policy, hooks, config.algorithm),)),
+        *(gradients_flow(rollouts, policy, hooks, config.algorithm, role) for role in config.algorithm.roles),
     )
     for finding in checks:
         if not finding.holds:
@@ -140,6 +144,9 @@ def ratio_is_one(rollouts: Rollouts, policy: Policy, hooks: Hooks, config: RunCo
         drawn = config.algorithm.learns_from == "samples"
         why = "this algorithm needs no log-density to replay" if drawn else "records are learned from, and nothing is drawn"
         return Finding(True, f"no step is recorded: {why}")
+    places = bool(config.algorithm.roles) or not config.algorithm.rewarded
+    if places and all(step.log_prob is None for step in experience.steps):
+        return Finding(True, f"{len(experience.steps)} recorded steps are places to learn at: no log-density is compared")
     if any(step.log_prob is None for step in experience.steps):
         return Finding(False, "a recorded step has no log-density: its dynamics are deterministic")
     rows, _ = next(optimizer_steps(experience, config, experience.plan.iteration, epoch=0))
@@ -211,7 +218,17 @@ def _ways_against_rounding(config: RunConfig) -> str:
     return f"set {', or '.join(ways)}"
 
 
-def gradients_flow(rollouts: Rollouts, policy: Policy, hooks: Hooks, algorithm: AlgorithmConfig) -> Finding:
+def gradients_flow(rollouts: Rollouts, policy: Policy, hooks: Hooks, algorithm: AlgorithmConfig, role: str = "") -> Finding:
+    """As :func:`_gradients_flow`, of the weights of ``role``; the policy's where it is empty."""
+    with policy.playing(role):
+        holds, sentence = _gradients_flow(rollouts, policy, hooks, algorithm, role)
+    if algorithm.roles and sentence == NO_GRADIENT and not role:
+        first = " and ".join(algorithm.roles)
+        return Finding(True, f"the policy has no gradient before {first} have learned from what it draws")
+    return Finding(holds, f"{role}: {sentence}" if role else sentence)
+
+
+def _gradients_flow(rollouts: Rollouts, policy: Policy, hooks: Hooks, algorithm: AlgorithmConfig, role: str) -> Finding:
     """Every trainable weight gets a finite gradient from the losses, and each term of those looked at has one of its own.
 
     It looks at them until every weight is proven. Where there are several transformers, each for times of its own, and training
@@ -223,7 +240,10 @@ def gradients_flow(rollouts: Rollouts, policy: Policy, hooks: Hooks, algorithm: 
     units, size = micro_batch_units(_largest_advantages(experience), experience, algorithm)
     epochs, seen = range(EPOCHS if policy.has_experts and not experience.steps else 1), False
     pieces = (piece for epoch in epochs for piece in rollouts.micro_batches(units, size, epoch))
-    for loss in (loss if counts else loss.empty() for piece, counts in pieces for loss in hooks.update(piece, policy)):
+    losses = (
+        loss if counts else loss.empty() for piece, counts in pieces for loss in hooks.update(replace(piece, role=role), policy)
+    )
+    for loss in losses:
         seen = True
         for told in rollouts.ranks.gather(_gradients(loss, policy)):
             if isinstance(told, str):
@@ -235,7 +255,7 @@ def gradients_flow(rollouts: Rollouts, policy: Policy, hooks: Hooks, algorithm: 
     if not seen:
         return Finding(False, "the algorithm yields no loss, so nothing would train")
     if reached and not any(reached.values()):
-        return Finding(False, "every gradient is zero, so nothing would train")
+        return Finding(False, NO_GRADIENT)
     unreached = [name for name in names if name not in reached]
     resting = [name for name, module in policy.modules.items() if _rests_entirely(name, module, unreached)]
     if unreached and not (_whole_transformers(resting, unreached) and _steps_change(experience, hooks)):

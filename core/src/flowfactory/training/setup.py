@@ -59,7 +59,8 @@ class Run:
     @cached_property
     def learner(self) -> Learner:
         """The owner of the optimizer, made when it is first asked for: what draws alone has none, nor its moments."""
-        return Learner(self.policy, self.config.training, self.ranks, self.config.algorithm.kl_term)
+        algorithm = self.config.algorithm
+        return Learner(self.policy, self.config.training, self.ranks, algorithm.kl_term, algorithm.roles)
 
     @cached_property
     def extremes(self) -> Extremes:

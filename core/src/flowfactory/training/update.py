@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -30,9 +31,16 @@ def update(
         for epoch in range(run.config.training.epochs)
         for rows, share in optimizer_steps(rollouts.experience, run.config, iteration, epoch)
     ]
-    learning = begin_phase(run.assembly.hooks, run.ranks, "learning", sum(len(rows) for _, rows, _ in steps))
+    roles = run.config.algorithm.roles
+    passes = 1 + sum(role.steps for role in roles.values())
+    learning = begin_phase(run.assembly.hooks, run.ranks, "learning", passes * sum(len(rows) for _, rows, _ in steps))
     joining = iter(_regularising_losses(run, regularising, iteration))
     for epoch, rows, share in steps:
+        for name, role in roles.items():
+            for turn in range(role.steps):
+                own = losses(run, rollouts, rows, epoch, learning.add, name, turn)
+                norm = run.learner.roles[name].step(own, metrics.of_role(name), share)
+                metrics.of_role(name).add_step({"grad_norm": torch.tensor(norm)})
         beside = next(joining) if regularising else None
         norms.append(run.learner.step(losses(run, rollouts, rows, epoch, learning.add), metrics, share, beside))
         if len(norms) == 1:
@@ -52,9 +60,15 @@ def _regularising_losses(run: Run, regularising: Regularising | None, iteration:
 
 
 def losses(
-    run: Run, rollouts: Rollouts, rows: Sequence[int], epoch: int, told: Callable[[int], None] = lambda _: None
+    run: Run,
+    rollouts: Rollouts,
+    rows: Sequence[int],
+    epoch: int,
+    told: Callable[[int], None] = lambda _: None,
+    role: str = "",
+    turn: int = 0,
 ) -> Iterator[Loss]:
-    """The losses of the samples ``rows``, this rank's part of them, as many on every rank.
+    """The losses of the samples ``rows``, this rank's part of them, as many on every rank, of the ``turn`` of a ``role``.
 
     ``told`` hears how many more samples this rank has learned from, each time that the losses of a piece are.
     """
@@ -64,11 +78,11 @@ def losses(
     def comparisons() -> Iterator[Comparison]:
         # without names nothing is asked for, nor exchanged among the ranks
         for piece, _ in rollouts.micro_batches(units, size, epoch) if hooks.names_comparisons else ():
-            yield from hooks.comparisons(piece)
+            yield from hooks.comparisons(replace(piece, role=role, turn=turn))
 
     with policy.comparing(comparisons, rollouts.experience.latents.device), policy.learning_from_drawn_graphs():
         for piece, counts in rollouts.micro_batches(units, size, epoch):
-            for loss in hooks.update(piece, policy):
+            for loss in hooks.update(replace(piece, role=role, turn=turn), policy):
                 yield loss if counts else loss.empty()
             told(len(piece))
 

@@ -53,7 +53,12 @@ class DGPOConfig(ReferenceConfig):
 
 
 class DGPO(ReferenceAlgorithm[DGPOConfig]):
-    """One loss a sample and training time, weighed by its whole group at that time."""
+    """One loss a sample and training time, weighed by its whole group at that time.
+
+    ``role``: whose weights learn it; the policy's where it is empty.
+    """
+
+    role = ""
 
     def __init__(self, config: DGPOConfig) -> None:
         super().__init__(config)
@@ -68,7 +73,7 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
         super().run_started(policy)
         keep_kl_reference(policy, self._config.kl)
         if self._config.clip_range is not None:
-            policy.track_ema(SLOW, self._config.ema)
+            policy.track_ema(SLOW, self._config.ema, self.role)
 
     @hookimpl
     def plan(self, plan: SamplingPlan) -> SamplingPlan:
@@ -105,8 +110,12 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
             new, kept = policy.compare(piece.step, {} if ahead else self._others)
             yield self._loss(piece, new, weights[i], ahead[i][1] if ahead else kept)
 
+    def error(self, velocity: Tensor, at: NoisedBatch) -> Tensor:
+        """[b]: how far a velocity is from that of the samples."""
+        return squared_error(velocity, at.target)
+
     def _gap(self, at: NoisedBatch, new: Evaluation, kept: Mapping[str, Evaluation]) -> Tensor:
-        return _error(new.velocity, at) - _error(kept["reference"].velocity, at)
+        return self.error(new.velocity, at) - self.error(kept["reference"].velocity, at)
 
     def weight(self, at: NoisedBatch, gap: Tensor) -> Tensor:
         """[b]: sigmoid of the sum over the group of A beta (e - e_ref) / K; ``gap`` [b] is e - e_ref."""
@@ -114,10 +123,10 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
         return torch.sigmoid(group_sum(at.samples.advantages * self._config.beta * gap / size, at.groups))
 
     def _loss(self, at: NoisedBatch, new: Evaluation, weight: Tensor, kept: Mapping[str, Evaluation]) -> Loss:
-        advantage, error, clip_range = at.samples.advantages, _error(new.velocity, at), self._config.clip_range
+        advantage, error, clip_range = at.samples.advantages, self.error(new.velocity, at), self._config.clip_range
         metrics, cuts = {"weight": weight}, dict[str, Tensor]()
         if clip_range is not None:
-            ratio = torch.exp(_error(kept["slow"].velocity, at) - error.detach())
+            ratio = torch.exp(self.error(kept["slow"].velocity, at) - error.detach())
             cut = is_clipped(ratio, advantage, clip_range)
             error = torch.where(cut > 0, error.detach(), error)
             metrics["ratio/mean"], cuts["clip_fraction"] = ratio, cut
@@ -127,7 +136,3 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
         if self._config.norm_guard:
             loss = guard_norm(loss, self._config.norm_guard, new.velocity, kept[NORM_GUARD].velocity)
         return loss
-
-
-def _error(velocity: Tensor, at: NoisedBatch) -> Tensor:
-    return squared_error(velocity, at.target)

@@ -54,8 +54,9 @@ class Reckoning:
         weights, chosen = traced.weights, config.distributed
         self._own = weights.stored / shard + weights.alone
         self._gradients = weights.trained / shard
-        self._moments = weights.optimizer / shard
-        self._kept = traced.kept / shard
+        roles = len(config.algorithm.roles)  # each with an optimizer, and in place of the policy's, which is copied
+        self._moments = (1 + roles) * weights.optimizer / shard
+        self._kept = (traced.kept + (weights.trained if roles else 0)) / shard
         self._divided = shard > 1 or chosen.offload
         # fused AdamW and the kernels of bitsandbytes write in place; on a CPU bitsandbytes makes five tensors
         in_place = cuda or config.training.optimizer.name == "adamw"
