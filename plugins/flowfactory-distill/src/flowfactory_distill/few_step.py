@@ -74,7 +74,7 @@ def clean(latents: Tensor, sigma: Tensor, velocity: Tensor) -> Tensor:
 
 
 def add_noise(latents: Tensor, sigma: Tensor, to: Tensor, noise: Tensor) -> Tensor:
-    """[b, ...]: latents at ``sigma`` [b] with as much more noise as brings them ``to`` another [b]; of clean ones sigma is 0."""
+    """[b, ...]: latents at ``sigma`` [b] with as much more noise as brings them ``to`` another [b]; clean ones are at 0."""
     begin, end = expand_sigma(sigma, latents), expand_sigma(to, latents)
     share = (1 - end) / (1 - begin)
     return share * latents.float() + (end.square() - (share * begin).square()).clamp_min(0).sqrt() * noise

@@ -32,7 +32,7 @@ class TDMR1Config(TDMConfig):
     surrogate: RoleConfig = Field(RoleConfig(steps=1), description="how the surrogate of the reward is trained")
     beta: float = Field(10.0, gt=0, description="how sharply it prefers the good part of a group, of errors of clean latents")
     surrogate_kl: float = Field(1e-3, ge=0, description="weight of its squared distance from the teacher's velocity")
-    clip_range: float = Field(1e-3, gt=0, description="bound on |ratio - 1| of its errors to those of its slow average")
+    clip_range: float = Field(1e-3, gt=0, le=1, description="bound on |ratio - 1| of its errors to those of its slow average")
     guidance_weight: float = Field(0.3, ge=0, description="weight of the teacher's guidance, as a reward")
     reward_weight: float = Field(0.7, ge=0, description="weight of the surrogate")
 
