@@ -3,12 +3,13 @@
 from flowfactory.config.ema import Constant, Cosine, Decay, Linear, PiecewiseLinear, Power, WarmUp, WarmupCosine
 from flowfactory.policy.comparing import At, Comparison
 from flowfactory.policy.flow_matching import flow_matching
-from flowfactory.policy.kept_weights import POLICY
+from flowfactory.policy.kept_weights import BASE, POLICY
 from flowfactory.policy.kl_reference import KL_REFERENCE, keep_kl_reference, kl_reference
 from flowfactory.policy.looking_ahead import look_ahead
 from flowfactory.policy.policy import REFERENCE, Policy
 
 __all__ = [
+    "BASE",
     "KL_REFERENCE",
     "POLICY",
     "REFERENCE",

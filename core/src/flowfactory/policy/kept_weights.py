@@ -22,6 +22,8 @@ from flowfactory.policy.without_gradients import without_gradients
 
 REFERENCE = "reference"
 """The name under which the weights that training started from are kept."""
+BASE = "base"
+"""The name under which weights without adapters are remembered, see :meth:`KeptWeights.keep_base`."""
 POLICY = "policy"
 """The name of the weights that draw and are trained: the present ones, but while those of a role are."""
 CONFIGURED = ("sampling", "evaluation")
@@ -90,6 +92,18 @@ class KeptWeights:
         else:
             self.keep(REFERENCE)
 
+    def keep_base(self) -> str:
+        """Remember the weights without adapters, where there are some, and else those that training starts from; their name.
+
+        With adapters that training started from they are other weights than the reference.
+        """
+        if not self._transformers.lora:
+            self.keep_reference()
+            return REFERENCE
+        version = self._start if self._transformers.starts_bare else next(self._versions)
+        self._kept[BASE] = _Kept(version, {})
+        return BASE
+
     def keep(self, name: str) -> None:
         """Copy the present weights under ``name``; where nothing trains they are read when they are used."""
         if not self._trains:
@@ -98,12 +112,17 @@ class KeptWeights:
         self._kept[name] = _Kept(self._version, copies)
 
     def add_role(self, name: str) -> None:
-        """Keep the present weights under ``name``, to be trained by themselves: see :meth:`playing`.
+        """Keep weights under ``name`` to be trained by themselves, see :meth:`playing`.
 
-        RunError: the name has what the names of files cannot have.
+        They begin as those of :meth:`keep_base`. RunError: the name has what the names of files cannot have.
         """
         _check_name(name)
         self.keep(name)
+        if name in self._kept and self._transformers.lora and not self._transformers.starts_bare:
+            for key, own in self._kept[name].weights.items():
+                if ".lora_B." in key or ".lora_embedding_B." in key:
+                    own.zero_()  # so that the adapter adds nothing
+            self._kept[name].version = next(self._versions)
 
     @contextmanager
     def playing(self, role: str) -> Iterator[None]:

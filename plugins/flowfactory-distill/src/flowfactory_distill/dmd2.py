@@ -64,7 +64,7 @@ class DMD2(FewStep):
         """g = (x_fake - x_real) / mean |x_g - x_real|, with the teacher's guidance in x_real."""
         drawn = clean(step.latents, step.sigma, student_velocity(policy, step))
         place = place_at(step, add_noise(drawn, torch.zeros_like(sigma), sigma, noise), sigma)
-        asked = policy.look(place, {"fake": At(FAKE), "real": self._teacher})
+        asked = policy.look(place, {"fake": At(FAKE), "real": self._guided})
         fake, real = (clean(place.latents, sigma, asked[name].velocity) for name in ("fake", "real"))
         target = drawn - (fake - real) / scale_of(drawn - real)
         reached = clean(step.latents, step.sigma, policy.evaluate(step).velocity)

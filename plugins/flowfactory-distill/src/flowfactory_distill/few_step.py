@@ -1,7 +1,7 @@
 """What distillations to a few steps share: the student's clean predictions, noise on top of them, and the fake score.
 
-The student is the policy, and its teacher the weights that training starts from. A fake score, trained beside, tells how the
-student's samples are distributed; the student follows the difference of the two.
+The student is the policy, and its teacher the weights without adapters, or without any what training starts from. A fake score,
+trained beside, tells how the student's samples are distributed; the student follows the difference of the two.
 """
 
 from __future__ import annotations
@@ -52,13 +52,16 @@ class FewStep:
     """What algorithms of this kind keep, and draw."""
 
     def __init__(self, config: FewStepConfig) -> None:
-        self._teacher = At(REFERENCE, config.teacher_guidance)
-        self._guidance = config.teacher_guidance
+        self._teacher, self._guidance = At(REFERENCE), config.teacher_guidance
+
+    @property
+    def _guided(self) -> At:
+        return At(self._teacher.weights, self._guidance)
 
     @hookimpl
     def run_started(self, policy: Policy) -> None:
-        """Keep the teacher, and let the fake score begin as it."""
-        policy.keep_reference()
+        """Keep the teacher, and let the fake score begin as it, whatever adapters the student starts from."""
+        self._teacher = At(policy.keep_base())
         policy.add_role(FAKE)
 
     @hookimpl

@@ -83,7 +83,7 @@ class TDM(FewStep):
 
     def student(self, policy: Policy, step: Step, boundary: Boundary) -> Loss:
         """Towards the teacher under its guidance, and away from the fake score."""
-        found = self.asked(policy, boundary.place, {"fake": At(FAKE), "real": self._teacher})
+        found = self.asked(policy, boundary.place, {"fake": At(FAKE), "real": self._guided})
         fake, real = found["fake"], found["real"]
         reached = clean(step.latents, step.sigma, policy.evaluate(step).velocity)
         values = self.follow(reached, real - fake, boundary.clean - real)

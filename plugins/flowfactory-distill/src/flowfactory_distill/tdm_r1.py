@@ -11,7 +11,6 @@ from torch import Tensor
 
 from flowfactory import At, Experience, Loss, Policy, RoleConfig, Step, hookimpl
 from flowfactory.flow import NoisedBatch, Uniform
-from flowfactory.policy import REFERENCE
 from flowfactory.rl import squared_error
 from flowfactory_distill.few_step import FAKE, clean, mean_of
 from flowfactory_distill.tdm import TDM, Boundary, TDMConfig
@@ -70,6 +69,7 @@ class TDMR1(TDM):
         super().run_started(policy)
         policy.add_role(SURROGATE)
         self._surrogate.run_started(policy)
+        self._surrogate.measure_from(self._teacher.weights)
 
     @hookimpl
     def update(self, experience: Experience, policy: Policy) -> Iterator[Loss]:
@@ -80,7 +80,7 @@ class TDMR1(TDM):
 
     def student(self, policy: Policy, step: Step, boundary: Boundary) -> Loss:
         """TDM without guidance, and by their weights what guidance adds and what the surrogate prefers."""
-        names = {"fake": At(FAKE), "guided": self._teacher, "real": At(REFERENCE), "preferred": At(SURROGATE)}
+        names = {"fake": At(FAKE), "guided": self._guided, "real": self._teacher, "preferred": At(SURROGATE)}
         found = self.asked(policy, boundary.place, names)
         fake, guided, real, preferred = (found[name] for name in names)
         reached = clean(step.latents, step.sigma, policy.evaluate(step).velocity)

@@ -75,6 +75,12 @@ class DGPO(ReferenceAlgorithm[DGPOConfig]):
         if self._config.clip_range is not None:
             policy.track_ema(SLOW, self._config.ema, self.role)
 
+    def measure_from(self, weights: str) -> None:
+        """Have the reference, and what the KL is to, be the kept ``weights``."""
+        self._reference = At(weights, self._config.reference_guidance)
+        if "anchor" in self._others:
+            self._others["anchor"] = At(weights, self._config.kl_guidance)
+
     @hookimpl
     def plan(self, plan: SamplingPlan) -> SamplingPlan:
         """The conditions bring what the guidance of both references needs."""

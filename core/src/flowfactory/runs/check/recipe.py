@@ -29,7 +29,7 @@ def _doubts(config: RunConfig, prompts: int) -> Iterator[tuple[Rule, str]]:
     if sampling.groups < FEW_GROUPS:
         told = f"sampling.groups {sampling.groups}: so few prompts hardly agree on a direction"
         yield "few-groups", f"{told}; {USUAL} or more are usual"
-    if sampling.group_size <= SMALL_GROUP:
+    if algorithm.rewarded and sampling.group_size <= SMALL_GROUP:
         told = f"sampling.group_size {sampling.group_size}: a picture is compared with {sampling.group_size - 1} others alone"
         yield "small-groups", f"{told}; 8 or more are usual"
     decoupled = getattr(algorithm, "timesteps", None) is not None
