@@ -6,7 +6,8 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from flowfactory.models import Family, FamilyConfig
+from flowfactory.models import Family
+from flowfactory.models.family_options import FamilyOptions
 
 PAGE = (Path(__file__).parents[2] / "docs/model.md").read_text(encoding="utf-8").partition("## A family over")[2]
 CODE = set(re.findall(r"`(\w+)(?:\([^`]*\))?`", PAGE))
@@ -17,4 +18,4 @@ def test_every_field_of_a_family_is_on_its_page() -> None:
 
 
 def test_every_option_of_a_family_is_on_its_page() -> None:
-    assert set(vars(FamilyConfig)["__annotations__"]) - {"caches_features", "detaches_negatives"} - CODE == set()
+    assert set(vars(FamilyOptions)["__annotations__"]) - {"caches_features", "detaches_negatives"} - CODE == set()

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowfactory_tiny.render_files import write_pictures
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -37,7 +39,7 @@ WHOLE = {block.file: block for block in BLOCKS if block.file}
 
 
 def write_files(folder: Path) -> None:
-    """Every file of the pages, and the prompts that their configs name."""
+    """Every file of the pages, the prompts that their configs name, and pictures of them."""
     for name, block in WHOLE.items():
         (folder / name).write_text(block.text, encoding="utf-8")
     for file, colour in {"prompts.txt": "red", "heldout.txt": "yellow"}.items():
@@ -45,3 +47,4 @@ def write_files(folder: Path) -> None:
             f"a {colour} circle on white\ntwo {colour} rings on black\na green square above a {colour} cross on gray\n",
             encoding="utf-8",
         )
+    write_pictures(folder / "data" / "pictures", (folder / "prompts.txt").read_text(encoding="utf-8").splitlines())
