@@ -27,6 +27,12 @@ def as_prompt(prompt: Prompt, key: str) -> Prompt:
     return Prompt("", images=(path,), video_fps=prompt.video_fps)
 
 
+def record_shape(canvas: Canvas, frame_rate: float | None) -> tuple[int, ...]:
+    """That of a record as ``encode_media`` takes it: what draws at a ``frame_rate`` has frames, if only one."""
+    frames = () if canvas.frames == 1 and frame_rate is None else (canvas.frames,)
+    return (*frames, 3, canvas.height, canvas.width)
+
+
 class Records:
     """Clean latents of records: encoded once, then on disk until an iteration learns from them.
 
@@ -65,5 +71,5 @@ class Records:
     def _encode(self, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Mapping[str, Tensor]]:
         for prompt in prompts:
             rate = self._frame_rate if prompt.video_fps == "model" else None
-            media = read_record(prompt.images[0], canvas, rate)
+            media = read_record(prompt.images[0], canvas, rate).reshape(record_shape(canvas, self._frame_rate))
             yield {"latents": self._hooks.encode_media(media[None])[0].cpu()}
