@@ -15,7 +15,7 @@ from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.data.records import read_record
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.hooks.calls import Hooks
-from flowfactory.training.prompts import RECORDS
+from flowfactory.training.prompts import RECORDS, call_records
 from flowfactory.types import Prompt
 
 Kind = Literal["targets", "pairs"]
@@ -54,7 +54,15 @@ class Records:
         self._hooks, self._canvas, self._frame_rate = hooks, canvas, frame_rate
         self._rests_on = torch.device("cpu") if on_host else device
         self._cache = EncodeCache(
-            self._encode, f"records {encoding}", folder, "cpu", True, ranks, tell, option="model.decoder_on"
+            self._encode,
+            f"records {encoding}",
+            folder,
+            "cpu",
+            True,
+            ranks,
+            tell,
+            option="model.decoder_on",
+            what=call_records(canvas),
         )
 
     def prepare(self, prompts: Sequence[Prompt], kinds: Sequence[Kind], in_training: bool = False) -> int:
