@@ -9,7 +9,8 @@ import nox
 
 ROOT = Path(__file__).parent
 CORE, SD3, TINY = "core", "plugins/flowfactory-sd3", "plugins/flowfactory-tiny"
-GRPO, NFT, AWM, DPO, CRD = (f"plugins/flowfactory-{name}" for name in ("grpo", "nft", "awm", "dpo", "crd"))
+PLUGINS = ("grpo", "nft", "awm", "dpo", "crd", "sft", "distill")
+GRPO, NFT, AWM, DPO, CRD, SFT, DISTILL = (f"plugins/flowfactory-{name}" for name in PLUGINS)
 QWEN_IMAGE, Z_IMAGE = "plugins/flowfactory-qwen-image", "plugins/flowfactory-z-image"
 FLUX, WAN, REWARDS = "flowfactory-flux", "flowfactory-wan", "flowfactory-rewards"
 PACKAGES = {  # what is built, by the folder of its tests
@@ -19,6 +20,8 @@ PACKAGES = {  # what is built, by the folder of its tests
     "plugins/awm": AWM,
     "plugins/dpo": DPO,
     "plugins/crd": CRD,
+    "plugins/sft": SFT,
+    "plugins/distill": DISTILL,
     "plugins/sd3": SD3,
     "plugins/tiny": TINY,
     "plugins/qwen-image": QWEN_IMAGE,

@@ -12,6 +12,7 @@ import tiny_qwen_image
 import tiny_wan
 import torch
 from diffusers import FluxTransformer2DModel
+from record_files import write_records
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -37,6 +38,8 @@ BF16 = ("bf16-lora", "bf16-full")
 NOT_TOLD = ("seconds/", "peak_memory_mb")
 START = "adapters.safetensors"
 """Beside the runs: what some of them start from."""
+RECORDS = {"train": "records.jsonl"}
+"""Beside the runs: what some of them learn from, five prompts of as many lengths, with a picture of each kind."""
 
 # name: model, its options, algorithm, sections set on top
 CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
@@ -152,6 +155,38 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
             "distributed": {"context": 2, "reward_ranks": "first", "gather_to_sample": True},
         },
     ),
+    # five records in two optimizer steps: whatever the ranks, one of them has nothing of its own in a forward
+    "sft": ("qwen-image", "full", {"name": "sft"}, {"prompts": RECORDS, "sampling": {"groups": 5}, "training": {"updates": 2}}),
+    "offline-dpo": (
+        "flux1",
+        LORA,
+        {"name": "offline-dpo", "beta": 100},
+        {"prompts": RECORDS, "sampling": {"groups": 5}, "training": {"updates": 2, "epochs": 2}},
+    ),
+    # the gradient of the algorithm is divided by the losses of all ranks before that of the records joins
+    "regularised": (
+        "flux1",
+        "full",
+        GRPO | {"kl": 0.01},
+        {
+            "prompts": RECORDS,
+            "sampling": {"groups": 3},
+            "training": {"updates": 2, "epochs": 2, "regularise": {"sft": 0.5}},
+            "distributed": {"shard": 1},
+        },
+    ),
+    # records are noised to where an expert is that does not train, too
+    "regularised experts": (
+        "wan-t2v",
+        LORA,
+        NFT | {"kl": 0},
+        {
+            "model": {"experts": "high"},
+            "prompts": RECORDS,
+            "sampling": {"size": [16, 16], "frames": 1, "groups": 3, "group_size": 3},
+            "training": {"updates": 2, "regularise": {"sft": 0.5}},
+        },
+    ),
     "whole experts": ("wan-t2v", "full", NFT, {"distributed": {"shard": 1}, "sampling": {"size": [16, 16], "frames": 1}}),
 }
 
@@ -182,6 +217,7 @@ class Runs:
         }
         self.prompts = root / "prompts.txt"
         self.prompts.write_text("a cat\na photo of a red circle\na dog in the rain, from far away\n")
+        write_records(root, ("target", "chosen", "rejected"))
 
         source = torch.Generator().manual_seed(7)
         layers = [f"transformer_blocks.{i}.attn.{name}" for i in (0, 1) for name in ("to_q", "to_k", "add_v_proj")]
@@ -239,6 +275,7 @@ def config(name: str, checkpoints: Mapping[str, Path], prompts: Path, folder: Pa
     }
     for section, values in sections.items():
         raw[section] = {**raw.get(section, {}), **values}
+    raw["prompts"]["train"] = str(folder.parent / raw["prompts"]["train"])
     return raw
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from family_cases import CASES, prompts
+from record_files import write_records
 from typer.testing import CliRunner
 
 from flowfactory.cli.main import app
@@ -172,6 +174,28 @@ def test_prompts_that_are_encoded_as_training_comes_to_them_are_told_of(write: W
 
     assert told("all") == told("auto") == "4, at most"
     assert told(1) == "up to 4, 2 at a time, at most"
+
+
+def test_records_are_told_of_and_nothing_that_is_drawn(write: Write, tmp_path: Path) -> None:
+    records = write_records(tmp_path, ("target", "chosen", "rejected"))
+
+    def told(algorithm: str, **changes: Any) -> str:
+        config = write(algorithm=algorithm, prompts={"train": records.name, "heldout": "heldout.txt"}, **changes)
+        done = CliRunner().invoke(app, ["check", str(config)])
+        assert done.exit_code == 0, done.output
+        return " ".join(done.output.split())
+
+    drawing = {"rewards": {}, "sampling": {"groups": 2, "size": [32, 32], "steps": 3}}
+    text = told("sft", **drawing)
+    assert "an iteration 2 prompts x 1 = 2 targets forwards none to draw an iteration, 2 to learn" in text
+    assert re.search(r"encoded prompts 7, at most about \S+ KB, and 5 pictures or videos to learn from, in ", text)
+    text = told("offline-dpo", **drawing)
+    assert "an iteration 2 prompts x 2 = 4 chosen and rejected" in text
+    assert "and 10 pictures or videos to learn from" in text
+    alone, beside = (told("nft", training={"iterations": 5, **more}) for more in ({}, {"regularise": {"sft": 0.1}}))
+    assert "an iteration 2 prompts x 4 = 8 samples, and 2 targets beside" in beside
+    assert "16 to learn" in alone
+    assert "18 to learn" in beside
 
 
 def test_a_server_that_is_there_is_no_finding_and_a_silent_one_takes_no_longer_than_it_may() -> None:

@@ -13,6 +13,7 @@ import tiny_flux
 import torch
 from families import LORA
 from family_cases import CASES, GRPO, NFT, prompts, sections
+from record_files import write_records
 from safetensors import safe_open
 from torch.profiler import ProfilerActivity, profile
 
@@ -81,6 +82,36 @@ def test_a_run_of_the_tiny_generator_takes_what_is_foretold(
 ) -> None:
     run = tiny(tmp_path, train, algorithm, **training)
     assert estimate(run).peak == pytest.approx(most_allocated(run), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "training"),
+    [({"name": "sft"}, {}), ({"name": "offline-dpo"}, {}), (NFT, {"regularise": {"sft": 0.1}})],
+    ids=["sft", "offline-dpo", "regularised"],
+)
+def test_what_learning_from_records_takes_is_foretold(
+    algorithm: dict[str, Any], training: dict[str, Any], tmp_path: Path
+) -> None:
+    records = write_records(tmp_path, ("target", "chosen", "rejected"))
+    run = config(
+        tmp_path,
+        {"name": "tiny", "train": LORA},
+        algorithm,
+        prompts={"train": str(records)},
+        sampling={"groups": 4},
+        training={"batch_size": 8, **training},
+    )
+    found = estimate(run)
+    assert found.peak == pytest.approx(most_allocated(run), rel=0.1)
+    assert bool(found.phases["sample"]) == (algorithm is NFT), "nothing is drawn to learn from records"
+
+
+def test_what_draws_videos_takes_records_of_one_frame(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    records = write_records(tmp_path)
+    model = {"name": "wan-t2v", "path": str(checkpoints("wan-t2v")), "train": LORA}
+    changes = {**sections(CASES["wan-t2v"]), "prompts": {"train": str(records)}}
+    changes["sampling"] = {**changes["sampling"], "frames": 1}
+    assert estimate(config(tmp_path, model, {"name": "sft"}, **changes)).parts["activations"].device > 0
 
 
 def test_guidance_that_is_trained_under_is_foretold_and_half_of_it_without_a_gradient(tmp_path: Path) -> None:

@@ -85,9 +85,9 @@ def test_where_nothing_can_be_written_no_limit_is_told_of(told: list[str], tmp_p
     (tmp_path / "file").touch()
     folder = CacheFolder(tmp_path / "file", 0, told.append)
     folder.write("a" * 40, b"x")
-    folder.announce(20, GB)
+    folder.announce(20, GB, "pictures to learn from")
     folder.warn_of_limit(GB)
     assert [sentence.partition(" (")[0] for sentence in told] == [
         f"warning: {tmp_path / 'file/conditions'} cannot be written to",
-        "encoding 20 prompts, which take about 1.0 GB in memory",
+        "encoding 20 pictures to learn from, which take about 1.0 GB in memory",
     ]

@@ -83,6 +83,17 @@ def regularising_rows(run: Run, joining: Regularising) -> Any:
     return split_updates(joining.groups, run.config.training.updates, run.config.seed, 0, 0)
 
 
+def test_records_are_the_target_of_the_velocity_without_guidance(tmp_path: Path) -> None:
+    raw = settings(tmp_path)
+    run = start(raw | {"model": {"name": "guided"}, "sampling": raw["sampling"] | {"guidance": 3.0}})
+    joining = Regularising.of(run, 0)
+    assert joining is not None
+    plan = joining.records.experience.plan
+    assert (plan.guidance, plan.training_guidance) == (1.0, None)
+    assert joining.records.experience.conditions.negative is None
+    assert collect(run, 0, Timer(run.policy.device)).experience.plan.guidance == 3.0
+
+
 def test_prompts_without_a_target_take_no_part_and_every_target_has_its_turn(tmp_path: Path) -> None:
     run = start(settings(tmp_path))
     drawn = [prompt.index for i in range(5) for prompt in regularising.regularising_prompts(run.train, run.config, i)]

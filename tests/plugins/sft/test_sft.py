@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from record_files import GREYS, write_records
+from typer.testing import CliRunner
 
 from flowfactory import testing
+from flowfactory.cli.main import app
 from flowfactory.config.loading import validate
 from flowfactory.errors import UserError
 from flowfactory.flow import LogitNormal, Uniform, generator
@@ -61,7 +63,16 @@ def test_a_run_learns_from_the_latents_of_its_records_alone(tmp_path: Path) -> N
     assert experience.rewards == {}
     trained = testing.train(raw)
     assert "preflight: no step is recorded: records are learned from, and nothing is drawn" in trained.said
-    assert not any("reward/" in name or "seconds/sample" in name for record in trained.records for name in record)
+    told = {name for record in trained.records for name in record}
+    assert not [name for name in told if "reward/" in name or name in ("seconds/sample", "groups/equal")]
+    CliRunner().invoke(app, ["report", str(tmp_path / "run")])
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "pictures drawn" not in page
+    assert "Groups that teach nothing" not in page
+    done = CliRunner().invoke(app, ["doctor", str(tmp_path / "run")])
+    assert done.output.endswith(
+        "nothing is wrong; how figures move is not judged: a run of fewer than 16 iterations is too short for that\n"
+    )
 
 
 def test_what_it_learns_lowers_the_loss_of_the_records(tmp_path: Path) -> None:

@@ -106,10 +106,13 @@ def _size_rows(sizes: Sizes | None) -> list[tuple[str, str]]:
     learned = f"{sizes.learned:,} to learn" if sizes.learned is not None else "those to learn not known"
     evaluations = f", {sizes.evaluations} evaluation{'s' * (sizes.evaluations > 1)} of {sizes.evaluated:,}"
     steps = f"{sizes.steps} an iteration, {sizes.steps * sizes.iterations:,} in {sizes.iterations:,} iterations"
+    what = {"samples": "samples", "targets": "targets", "pairs": "chosen and rejected"}[sizes.learns_from]
+    beside = f", and {sizes.beside} target{'s' * (sizes.beside > 1)} beside" if sizes.beside else ""
+    drawn = f"{sizes.drawn:,} to draw an iteration" if sizes.drawn else "none to draw an iteration"
     return [
         ("prompts", f"{sizes.train:,} to train on, {sizes.heldout:,} held out"),
-        ("an iteration", f"{sizes.groups} prompts x {sizes.group_size} = {sizes.samples:,} samples"),
-        ("forwards", f"{sizes.drawn:,} to draw an iteration, {learned}{evaluations if sizes.evaluations else ''}"),
+        ("an iteration", f"{sizes.groups} prompts x {sizes.group_size} = {sizes.samples:,} {what}{beside}"),
+        ("forwards", f"{drawn}, {learned}{evaluations if sizes.evaluations else ''}"),
         ("optimizer steps", steps),
     ]
 
@@ -121,6 +124,7 @@ def _encoding_rows(encoding: Encoding | None) -> list[tuple[str, str]]:
 
     size = "of a size that is not known before" if encoding.size is None else f"at most about {format_size(encoding.size)}"
     media = f", and {encoding.media} files of pictures, videos or sounds beside" if encoding.media else ""
+    media += f", and {encoding.records:,} pictures or videos to learn from" if encoding.records else ""
     free = f"{format_size(encoding.free)} are free"
     count = f"{encoding.prompts:,}"
     count = count if encoding.at_once is None else f"up to {count}, {encoding.at_once:,} at a time"

@@ -31,16 +31,17 @@ def doctor(
             say(f"   {finding.page}")
         if not findings:
             finished = table.fact("end.how") == "finished" and table.fact("under_way") is None
-            say(_describe_nothing(len(table.trained), finished))
+            what = "rewards" if table.labels() or not table.trained else "figures"
+            say(_describe_nothing(len(table.trained), finished, what))
     if strict and findings:
         raise typer.Exit(1)
 
 
-def _describe_nothing(iterations: int, finished: bool) -> str:
+def _describe_nothing(iterations: int, finished: bool, what: str) -> str:
     from flowfactory.runs.doctor.table import LEAST
 
     if iterations >= LEAST:
         return "nothing is wrong, as far as the metrics tell"
     if finished:
-        return f"nothing is wrong; how rewards move is not judged: a run of fewer than {LEAST} iterations is too short for that"
-    return f"nothing is wrong so far; of how rewards move, rules speak from iteration {LEAST} on"
+        return f"nothing is wrong; how {what} move is not judged: a run of fewer than {LEAST} iterations is too short for that"
+    return f"nothing is wrong so far; of how {what} move, rules speak from iteration {LEAST} on"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from flowfactory.config.component import ComponentConfig
 from flowfactory.config.ema import Decay
+from flowfactory.config.idle_without_drawing import idle_without_drawing
 from flowfactory.config.precision import with_precision
 from flowfactory.config.schema import EvaluationConfig, RunConfig, reward_weight
 from flowfactory.config.synonyms import plain
@@ -25,6 +26,7 @@ def idle_keys(config: RunConfig) -> Iterator[str]:
             moves = config.training.updates * config.training.epochs if decay.counted == "steps" else 1
             yield from _average(f"{place}.ema", decay, config.training.iterations * moves)
     yield from _kl(config)
+    yield from idle_without_drawing(config)
     yield from _guidance(config)
     yield from idle_guidance_gradient(config)
     # where it is auto, and so is the device, another machine may have CUDA

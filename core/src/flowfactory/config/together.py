@@ -166,7 +166,7 @@ def _own_sampler(config: RunConfig) -> Iterator[str]:
 
 def _shared_noise(config: RunConfig) -> Iterator[str]:
     shared, dynamics = config.sampling.shared_noise, config.sampling.dynamics
-    if shared != "none" and not dynamics.stochastic:
+    if shared != "none" and not dynamics.stochastic and config.algorithm.learns_from == "samples":
         name = getattr(dynamics, "name", "these dynamics")
         yield (
             f"sampling.shared_noise: {shared}: the steps of {name} add no noise, so that all pictures of a group would be the "

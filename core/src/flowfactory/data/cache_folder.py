@@ -255,10 +255,10 @@ class CacheFolder:
                 sizes.append(self._file(key).lstat().st_size)
         return sum(sizes) * len(keys) // len(sizes) if sizes else 0
 
-    def announce(self, prompts: int, size: int) -> None:
-        """Say that ``prompts`` prompts are being encoded, which take ``size`` bytes. UserError: there is no room for them."""
+    def announce(self, count: int, size: int, what: str = "prompts") -> None:
+        """Say that so many of ``what`` are being encoded, which take ``size`` bytes. UserError: there is no room for them."""
         free, memory = (self._free() if self._takes_more else 0), spare_memory()
-        told = f"encoding {prompts:,} prompts, which take about {format_size(size)}"
+        told = f"encoding {count:,} {what}, which take about {format_size(size)}"
         where = f"in {self.path}, where {format_size(free)} are free" if self._takes_more else "in memory"
         remedy = f"make room, or choose another folder with {ENVIRONMENT}"
         if (room := judge_room(size, free, memory)) is None:

@@ -48,8 +48,8 @@ class EncodeCache:
     ``encoding`` is everything beside the prompt that changes the tensors; the canvas does where ``canvas_matters``. Host
     memory has the entries that were asked for last, those that are read ahead, and those that the folder does not take; they
     come on ``device``. An entry that is missing, or whose bytes are not those that were written, is made again. ``tell`` hears
-    how many prompts all ranks have encoded, and of how many; ``option`` says where what encodes is. What prepares and what
-    gives conditions is a joint work of the ``ranks``.
+    how many prompts all ranks have encoded, and of how many; ``option`` says where what encodes is, and ``what`` is what users
+    call the prompts. What prepares and what gives conditions is a joint work of the ``ranks``.
     """
 
     def __init__(
@@ -62,8 +62,9 @@ class EncodeCache:
         ranks: Ranks = ALONE,
         tell: Callable[[int, int], None] = lambda done, total: None,
         option: str = "model.encoders_on",
+        what: str = "prompts",
     ) -> None:
-        self._encode, self._option = encode, option
+        self._encode, self._option, self._what = encode, option, what
         self._digest = hashlib.sha256(json.dumps([installed_version("flowfactory"), encoding]).encode())
         self._folder = folder
         self._device = torch.device(device)
@@ -235,7 +236,7 @@ class EncodeCache:
                     held.append(place)
                 size += len(content)
                 if count == MEASURED and announced > count:
-                    self._folder.announce(announced, size * announced // count)
+                    self._folder.announce(announced, size * announced // count, self._what)
                 advance()
         except torch.OutOfMemoryError as error:
             where = "on the device" + (" beside what is there" if self._beside else "")  # at the start nothing is yet

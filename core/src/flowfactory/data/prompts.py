@@ -222,9 +222,9 @@ def check_picture_tokens(prompts: Sequence[Prompt], model: ModelConfig, context:
 def check_reward_labels(prompts: Sequence[Prompt], labels: Sequence[str], learned: Collection[str] | None = None) -> None:
     """UserError: the metadata of a prompt says that other ``rewards`` than those of ``labels`` apply to it, or none.
 
-    Nor may it say so of none that is ``learned`` from, where that is given.
+    Nor may it say so of none that is ``learned`` from, where that is given; elsewhere there may be no labels, and no scores.
     """
-    all_apply = bool(labels) and (learned is None or bool(learned))
+    all_apply = learned is None or bool(labels and learned)
     for prompt in prompts:
         if all_apply and "rewards" not in prompt.metadata:
             continue

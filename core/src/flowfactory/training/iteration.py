@@ -168,10 +168,11 @@ def iterate(run: Run, iteration: int, before_update: Callable[[Rollouts], None] 
         run.learner.check_weights()  # the gradients were finite, which does not make their step so
     learned = update_metrics.metrics(run.ranks.workers)
     run.learner.adapt_kl(learned.get("kl"))
+    rewarded = run.config.algorithm.rewarded
     rewards, groups, deviation = rollouts.experience.rewards, rollouts.experience.groups, rollouts.sampling_deviation
     return {
         **statistics.reward_metrics(rewards, rollouts.supplied, groups),
-        "groups/equal": statistics.group_share(~learned_from(rollouts.experience), groups),
+        **({"groups/equal": statistics.group_share(~learned_from(rollouts.experience), groups)} if rewarded else {}),
         **learned,
         **({} if coefficient is None else {"kl_coefficient": coefficient}),
         **(run.learner.kl_reference.take_metrics() if run.learner.kl_reference else {}),

@@ -86,8 +86,7 @@ class Learner:
             metrics.add(loss)
             if (sizes := self._policy.velocity_sizes.take()) and len(loss.values):  # else the loss counts for nothing
                 metrics.add_samples("velocity_rms", torch.cat(sizes))
-            if loss.values.requires_grad or not self._policy.has_experts:  # samples may all be a frozen expert's
-                loss.values.sum().backward()  # type: ignore[no-untyped-call]
+            self._back_propagate(loss)
         metrics.check_finite()
         count = sum(self._ranks.workers.gather(metrics.count - before))
         if not count:
@@ -118,8 +117,12 @@ class Learner:
         for loss in losses:
             metrics.add_beside(loss)
             self._policy.velocity_sizes.take()
-            loss.values.sum().backward()  # type: ignore[no-untyped-call]
+            self._back_propagate(loss)
         metrics.check_finite()
+
+    def _back_propagate(self, loss: Loss) -> None:
+        if loss.values.requires_grad or not self._policy.has_experts:  # samples may all be a frozen expert's
+            loss.values.sum().backward()  # type: ignore[no-untyped-call]
 
     @property
     def next_rate(self) -> float:

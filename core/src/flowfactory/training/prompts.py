@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from flowfactory.canvas import Canvas
 from flowfactory.config.schema import RunConfig, reward_weight
@@ -12,6 +13,17 @@ from flowfactory.types import Prompt
 
 RECORDS: Mapping[str, tuple[str, ...]] = {"targets": ("target",), "pairs": ("chosen", "rejected")}
 """The keys of the records of a prompt, in the order of the samples of its group."""
+
+
+def call_records(canvas: Canvas) -> str:
+    """What users call records of a ``canvas``."""
+    return f"{'pictures' if canvas.frames == 1 else 'videos'} to learn from"
+
+
+def find_records(config: RunConfig, train: Sequence[Prompt]) -> set[Path]:
+    """The files that training prompts bring and that are learned from."""
+    keys = [key for kind in config.learned_records for key in RECORDS[kind]]
+    return {path for prompt in train for key in keys if (path := getattr(prompt, key)) is not None}
 
 
 def prepare_prompts(

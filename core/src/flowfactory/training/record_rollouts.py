@@ -15,7 +15,7 @@ from flowfactory.training.prompts import RECORDS
 from flowfactory.training.records import Kind, as_prompt
 from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.setup import Run
-from flowfactory.types import Prompt
+from flowfactory.types import NoiseKey, Prompt, SamplingPlan
 
 
 def collect_records(run: Run, iteration: int, prompts: Sequence[Prompt], kind: Kind) -> Rollouts:
@@ -26,9 +26,7 @@ def collect_records(run: Run, iteration: int, prompts: Sequence[Prompt], kind: K
     """
     config, ranks, keys = run.config, run.ranks, RECORDS[kind]
     batch = make_batch(prompts, len(keys))
-    plan = training_plan(run, iteration, batch.keys)
-    if plan.training_guidance is not None:  # nothing is drawn under another
-        plan = replace(plan, guidance=plan.training_guidance, training_guidance=None)
+    plan = _record_plan(run, iteration, batch.keys)
     known = run.sampler.conditions(batch.prompts, most_guidance(plan), plan.canvas)
     _, learned = drawn_and_learned(known, plan, config.algorithm)
     held = split_with_padding(range(len(batch.keys)), ranks.workers.count)
@@ -50,3 +48,15 @@ def collect_records(run: Run, iteration: int, prompts: Sequence[Prompt], kind: K
         device=run.policy.device,
     )
     return Rollouts(experience, ranks, held)
+
+
+def _record_plan(run: Run, iteration: int, keys: Sequence[NoiseKey]) -> SamplingPlan:
+    """That of records, whose guidance is the one of the velocity that is trained: nothing is drawn under another.
+
+    Beside an algorithm that draws it is off, where the model has such a velocity: what a record is the target of.
+    """
+    plan = training_plan(run, iteration, keys)
+    guidance = plan.guidance if plan.training_guidance is None else plan.training_guidance
+    if run.config.algorithm.learns_from == "samples" and run.sampler.guided:
+        guidance = min(1.0, guidance)
+    return replace(plan, guidance=guidance, training_guidance=None)

@@ -15,7 +15,7 @@ from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.data.records import read_record
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.hooks.calls import Hooks
-from flowfactory.training.prompts import RECORDS
+from flowfactory.training.prompts import RECORDS, call_records
 from flowfactory.types import Prompt
 
 Kind = Literal["targets", "pairs"]
@@ -25,6 +25,12 @@ def as_prompt(prompt: Prompt, key: str) -> Prompt:
     """The record under ``key`` of a prompt, as a prompt that brings it alone: what a cache of prompts holds it as."""
     path: Path = getattr(prompt, key)
     return Prompt("", images=(path,), video_fps=prompt.video_fps)
+
+
+def record_shape(canvas: Canvas, frame_rate: float | None) -> tuple[int, ...]:
+    """That of a record as ``encode_media`` takes it: what draws at a ``frame_rate`` has frames, if only one."""
+    frames = () if canvas.frames == 1 and frame_rate is None else (canvas.frames,)
+    return (*frames, 3, canvas.height, canvas.width)
 
 
 class Records:
@@ -48,7 +54,15 @@ class Records:
         self._hooks, self._canvas, self._frame_rate = hooks, canvas, frame_rate
         self._rests_on = torch.device("cpu") if on_host else device
         self._cache = EncodeCache(
-            self._encode, f"records {encoding}", folder, "cpu", True, ranks, tell, option="model.decoder_on"
+            self._encode,
+            f"records {encoding}",
+            folder,
+            "cpu",
+            True,
+            ranks,
+            tell,
+            option="model.decoder_on",
+            what=call_records(canvas),
         )
 
     def prepare(self, prompts: Sequence[Prompt], kinds: Sequence[Kind], in_training: bool = False) -> int:
@@ -65,5 +79,5 @@ class Records:
     def _encode(self, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Mapping[str, Tensor]]:
         for prompt in prompts:
             rate = self._frame_rate if prompt.video_fps == "model" else None
-            media = read_record(prompt.images[0], canvas, rate)
+            media = read_record(prompt.images[0], canvas, rate).reshape(record_shape(canvas, self._frame_rate))
             yield {"latents": self._hooks.encode_media(media[None])[0].cpu()}

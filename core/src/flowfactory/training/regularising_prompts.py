@@ -15,4 +15,9 @@ def regularising_prompts(train: Sequence[Prompt], config: RunConfig, iteration: 
     Every epoch is its own order of all that have one. Where all do, they are those that the iteration draws.
     """
     targets = [prompt for prompt in train if prompt.target is not None]
-    return prompts_of_iteration(targets, iteration, max(config.sampling.groups, config.training.updates), config.seed)
+    return prompts_of_iteration(targets, iteration, regularising_count(config), config.seed)
+
+
+def regularising_count(config: RunConfig) -> int:
+    """How many records join an iteration; each has one training timestep."""
+    return max(config.sampling.groups, config.training.updates) if config.training.regularise else 0

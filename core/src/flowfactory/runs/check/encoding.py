@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowfactory.data.cache_folder import default_folder
+from flowfactory.training.prompts import find_records
 from flowfactory.types import Prompt
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ class Encoding:
     """How many prompts are encoded, in about how many bytes at most, where, and how many bytes are free there.
 
     What is in the cache from before is not encoded again. ``size`` is None where the model, or files that are not here,
-    do not tell; pictures and videos of prompts, whose number is ``media``, are not in it. Of many training prompts about
+    do not tell; pictures and videos of prompts, whose number is ``media``, are not in it, nor are ``records``, those that are
+    learned from. Of many training prompts about
     ``at_once`` are encoded at a time, where it is not None, and those that no iteration draws never are.
     """
 
@@ -32,6 +34,7 @@ class Encoding:
     folder: Path
     free: int
     at_once: int | None = None
+    records: int = 0
 
 
 def count_encoding(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[Prompt], precision: str) -> Encoding:
@@ -47,7 +50,8 @@ def count_encoding(config: RunConfig, train: Sequence[Prompt], heldout: Sequence
     media = len({path for prompt in both for path in (*prompt.images, prompt.video, prompt.audio) if path})
     size, groups = None if each is None else each * len(texts), config.sampling.groups
     iterations = config.prompts.iterations_at_once(len(train), groups)
-    return Encoding(len(texts), size, media, folder, _free(folder), iterations and iterations * groups)
+    records = len(find_records(config, train))
+    return Encoding(len(texts), size, media, folder, _free(folder), iterations and iterations * groups, records)
 
 
 def _free(folder: Path) -> int:

@@ -26,7 +26,8 @@ def doubts(config: RunConfig, prompts: int) -> Iterator[str]:
 
 def _doubts(config: RunConfig, prompts: int) -> Iterator[tuple[Rule, str]]:
     sampling, algorithm = config.sampling, config.algorithm
-    if sampling.groups < FEW_GROUPS:
+    drawn = algorithm.learns_from == "samples"
+    if drawn and sampling.groups < FEW_GROUPS:
         told = f"sampling.groups {sampling.groups}: so few prompts hardly agree on a direction"
         yield "few-groups", f"{told}; {USUAL} or more are usual"
     if algorithm.rewarded and sampling.group_size <= SMALL_GROUP:

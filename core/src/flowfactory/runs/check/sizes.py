@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flowfactory.training.regularising_prompts import regularising_count
 from flowfactory.types import Prompt
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ class Sizes:
 
     A forward is one evaluation of the transformer for one picture or video; two of them make a guided one. ``learned`` are
     those with a gradient, one iteration's: references and the like are beside them. None where the algorithm does not say.
+    ``learns_from``: what a group is of, samples that are drawn or records. ``beside`` are records that join an iteration.
     """
 
     train: int
@@ -31,6 +33,8 @@ class Sizes:
     evaluations: int
     iterations: int
     steps: int
+    learns_from: str = "samples"
+    beside: int = 0
 
     @property
     def samples(self) -> int:
@@ -57,6 +61,8 @@ def count_sizes(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[Pr
         evaluations=_evaluations(config) if heldout else 0,
         iterations=training.iterations,
         steps=training.updates * training.epochs,
+        learns_from=config.algorithm.learns_from,
+        beside=regularising_count(config),
     )
 
 
@@ -79,7 +85,7 @@ def _learned(config: RunConfig) -> int | None:
     times = getattr(getattr(algorithm, "timesteps", None), "count", None)
     if times is None and algorithm.trust_region:
         times = sampling.dynamics.stochastic_steps(sampling.steps)
-    return None if times is None else pictures * times * branches * config.training.epochs
+    return None if times is None else (pictures * times * branches + regularising_count(config)) * config.training.epochs
 
 
 def _evaluations(config: RunConfig) -> int:

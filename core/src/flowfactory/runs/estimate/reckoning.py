@@ -62,6 +62,7 @@ class Reckoning:
         in_place = cuda or config.training.optimizer.name == "adamw"
         self._stepping = 0 if in_place else 5 * weights.largest / shard
         self._flat = self._gradients if ranks > shard else 0  # those of all copies are summed as one
+        self._draws = config.algorithm.learns_from == "samples"
         self._texts, self._held_texts = (  # of an iteration, and with those of the next, of which some may be the same
             (min(traced.train, count * config.sampling.groups) + traced.guided) * traced.conditions for count in (1, 2)
         )
@@ -142,8 +143,8 @@ class Reckoning:
         return {
             "read": 0 if cuda else traced.weights.read + traced.decoder,
             "encode": max(encoding + (not cuda) * traced.weights.early, self._encodes_again * (always + beside)),
-            "sample": always + samples + self._to_draw + traced.drawn,
-            "decode": always + samples + self._decodes_here * traced.decoded,
+            "sample": (always + samples + self._to_draw + traced.drawn) * self._draws,
+            "decode": (always + samples + self._decodes_here * traced.decoded) * self._draws,
             # before the first update, beside the samples that it learns from
             "evaluate": always + self._to_draw + traced.evaluated + self._shown + self._config.evaluation.at_start * samples
             if traced.heldout

@@ -83,7 +83,8 @@ def table(found: Estimate) -> Table:
         rows.add_row(one_line(f"rewards {', '.join(found.unknown)}"), "not known")
     rows.add_section()
     for name, size in found.phases.items():
-        rows.add_row(f"most at once: {name}", format_bytes(size))
+        if size:
+            rows.add_row(f"most at once: {name}", format_bytes(size))
     rows.add_section()
     rows.add_row("peak", format_bytes(found.peak), *((format_bytes(found.host),) if found.cuda else ()))
     if found.cuda:

@@ -28,6 +28,7 @@ from flowfactory.training.guidance import drawn_and_learned, most_guidance, trai
 from flowfactory.training.plans import EVALUATION, SAMPLING
 from flowfactory.training.preflight import gradients_flow
 from flowfactory.training.prompts import prepare_prompts
+from flowfactory.training.records import record_shape
 from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.sampler import Sampler
 from flowfactory.training.setup import Run
@@ -90,9 +91,7 @@ class Trace:
         held = (heldout[:ENCODED], config.evaluation.canvas(config.sampling))
         sampler.prepare([(train[:ENCODED], config.sampling.canvas), held])
         if config.learned_records:
-            canvas = config.sampling.canvas
-            frames = () if canvas.frames == 1 else (canvas.frames,)
-            assembly.hooks.encode_media(torch.empty(1, *frames, 3, canvas.height, canvas.width))
+            assembly.hooks.encode_media(torch.empty(1, *record_shape(config.sampling.canvas, trainable.frame_rate)))
         self._encoding = counter.lap() - start
         self._encoders = sum(module_bytes(module) for name, module in opened.opened.items() if name not in there)
         if shard > 1 and precision != torch.float32:  # as fully_shard gives them to the forward

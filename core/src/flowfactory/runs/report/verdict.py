@@ -204,6 +204,8 @@ def _short(text: str) -> str:
 
 def samples_drawn(run: RunFiles) -> int:
     """How many pictures or videos were drawn to train on, as far as the config tells."""
+    if "seconds/read" in run.columns and "seconds/sample" not in run.columns:  # records are learned from
+        return 0
     groups, size = run.table.number("sampling.groups"), run.table.number("sampling.group_size")
     return int(len(run.table.trained) * groups * size) if groups and size else 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flowfactory.config.component_slots import known_as
+from flowfactory.config.component_slots import config_class, known_as
 from flowfactory.config.example_options import bundled_example
 from flowfactory.discovery.catalogue import Catalogue, Component
 from flowfactory.errors import UserError
@@ -21,6 +21,11 @@ class Choice:
     model: tuple[str, Component]
     algorithm: tuple[str, Component]
     rewards: tuple[tuple[str, Component], ...]
+
+    @property
+    def learns_from(self) -> str:
+        """What the algorithm learns from."""
+        return str(getattr(config_class(self.algorithm[1]), "learns_from", "samples"))
 
 
 def choose(catalogue: Catalogue, model: str | None, algorithm: str | None, rewards: Sequence[str]) -> Choice:

@@ -49,7 +49,23 @@ def drafts(catalogue: Catalogue, choice: Choice, path: str | None) -> Iterator[R
             raw["sampling"] = {**_for_one_card(raw["sampling"]), "dynamics": dynamics}
         if "steps" in (evaluation := _mapping(example, "evaluation")):
             raw["evaluation"]["steps"] = evaluation["steps"]
-        yield raw
+        yield raw if choice.learns_from == "samples" else _of_records(raw)
+
+
+def _of_records(raw: Raw) -> Raw:
+    """The same where nothing is drawn to train: rewards score what is held out, and each prompt brings its records."""
+    sampling = {key: value for key, value in raw["sampling"].items() if key not in ("group_size", "dynamics")}
+    kept = {key: value for key, value in raw.items() if key not in ("rewards", "advantages")}
+    return {**kept, "sampling": sampling, "evaluation": {**raw["evaluation"], "rewards": raw["rewards"]}}
+
+
+def lacking_records(choice: Choice) -> str:
+    """What is to be given for an algorithm that learns from records, which none can be made up for."""
+    told = f"algorithm {choice.algorithm[0]} learns from pictures or videos that prompts bring"
+    if choice.learns_from == "pairs":
+        return f"{told}, two each; give a .jsonl file with 'chosen' and 'rejected' beside each 'prompt': --prompts FILE"
+    either = "a folder of pictures with captions, or a .jsonl file with a 'target' beside each 'prompt'"
+    return f"{told}; give {either}: --prompts FOLDER"
 
 
 def _for_one_card(sampling: Mapping[str, Any]) -> Raw:

@@ -17,7 +17,7 @@ from flowfactory.config.loading import parse
 from flowfactory.data.prompt_files import read_rows
 from flowfactory.docs_address import page
 from flowfactory.errors import UserError
-from flowfactory.runs.starter.draft import drafts
+from flowfactory.runs.starter.draft import drafts, lacking_records
 from flowfactory.runs.starter.fitting import Fitted, fit
 from flowfactory.runs.starter.prompts import starter_rows, write_rows
 from flowfactory.runs.starter.rendering import render
@@ -57,7 +57,12 @@ class Wish:
 
 def make_starter(catalogue: Catalogue, choice: Choice, wish: Wish, say: Say) -> Starter:
     """The starter config. UserError: the components do not go together, or an option that must be given is not known."""
-    prompts = {} if wish.prompts else _prompt_files(catalogue, choice, Path(wish.name).stem)
+    records = choice.learns_from != "samples"
+    if records and not wish.prompts:
+        raise UserError(lacking_records(choice))
+    prompts = _prompt_files(catalogue, choice, Path(wish.name).stem) if records or not wish.prompts else {}
+    if records:
+        prompts = dict([*prompts.items()][1:])  # those that are held out
     with tempfile.TemporaryDirectory(prefix="flowfactory-") as temporary:
         folder = Path(temporary)
         for name, text in prompts.items():
@@ -108,8 +113,8 @@ def _first_valid(
     for raw in drafts(catalogue, choice, wish.path):
         if wish.plugins:
             raw["plugins"] = [str(file.resolve()) for file in wish.plugins]
-        raw["prompts"] = {"train": str(wish.prompts)} if wish.prompts else dict(zip(("train", "heldout"), files, strict=True))
-        if wish.prompts:
+        raw["prompts"] = dict(zip(("train", "heldout"), [str(wish.prompts), *files] if wish.prompts else files, strict=False))
+        if "heldout" not in raw["prompts"]:
             del raw["evaluation"]
         try:
             check(raw)
@@ -139,9 +144,10 @@ def _render(catalogue: Catalogue, choice: Choice, wish: Wish, fitted: Fitted, re
     }
     rewards = ", ".join(names["reward"])
     assumed = "; no GPU is here, and 24 GB is the default: another with --memory 48GB" if wish.assumed else ""
+    judged = "judged" if choice.learns_from == "samples" else "evaluated"
     header = [
         f"yaml-language-server: $schema={SCHEMA}",
-        f"{choice.algorithm[0]} on {choice.model[0]}, judged by {rewards}: written by flowfactory init.",
+        f"{choice.algorithm[0]} on {choice.model[0]}, {judged} by {rewards}: written by flowfactory init.",
         f"Check it with flowfactory check {wish.name}, and train with flowfactory run {wish.name}",
         f"Every key: {page('config')}. What is commented out is the default.",
         f"Memory: {fitted.sentence}{assumed}.",
