@@ -99,6 +99,14 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
         {"name": "flash-grpo", "clip_range": 0.05},
         {"sampling": {"dynamics": SDE | {"num_sde_steps": 1}, "groups": 4, "group_size": 3}, "training": {"updates": 2}},
     ),
+    # each role has weights and an optimizer of its own, which are divided as the student's are
+    "roles": (
+        "qwen-image",
+        "full",
+        {"name": "tdm-r1", "fake": {"steps": 2}, "teacher_guidance": 3.0},
+        {"sampling": {"group_size": 3}, "training": {"updates": 2}},
+    ),
+    "adapted roles": ("flux1", LORA, {"name": "dmd2", "fake": {"steps": 2}}, {"training": {"updates": 2}, "rewards": {}}),
     "whole weights": ("flux1", "full", GRPO, {"distributed": {"shard": 1}, "training": {"updates": 2}}),
     "host": (
         "flux1",
