@@ -7,10 +7,7 @@ from flowfactory.discovery.discover import discover
 from flowfactory.runs.train import train
 
 ALGORITHMS = sorted(discover().components["algorithm"])
-SHORT = (
-    *("training.iterations=2", "training.updates=2"),
-    *("sampling.groups=2", "sampling.group_size=6", "sampling.steps=4", "prompts.heldout=null"),
-)
+SHORT = ("training.iterations=2", "training.updates=2", "sampling.groups=2", "sampling.steps=4", "prompts.heldout=null")
 
 
 def test_every_algorithm_has_an_example():
@@ -20,10 +17,12 @@ def test_every_algorithm_has_an_example():
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_an_example_is_of_the_algorithm_it_is_named_after_and_trains(name, tmp_path, cache, monkeypatch):
     monkeypatch.setenv("FLOWFACTORY_CACHE", str(cache))
-    chosen = loading.load(name, SHORT, out=tmp_path / "run")
+    drawn = ["sampling.group_size=6"] if loading.load(name).algorithm.learns_from == "samples" else []
+    chosen = loading.load(name, [*SHORT, *drawn], out=tmp_path / "run")
     assert chosen.algorithm.name == name
     said: list[str] = []
     records = train(chosen, say=said.append).records()
-    assert sum(line.startswith("preflight: ") for line in said) == 4
+    told = 3 + chosen.algorithm.rewarded + (chosen.algorithm.learns_from == "pairs") + len(chosen.algorithm.roles)
+    assert sum(line.startswith("preflight: ") for line in said) == told
     assert [record["iteration"] for record in records] == [0, 1, 2]
     assert all(record["grad_norm"] > 0 for record in records[1:])

@@ -29,7 +29,10 @@ def write_pictures(folder: Path, captions: Sequence[str], each: int = 1, seed: i
 
 
 def write_pairs(folder: Path, captions: Sequence[str], seed: int = 0) -> Path:
-    """``pairs.jsonl``: for every caption a picture that it is true of, ``chosen``, and a mistaken one, ``rejected``."""
+    """``pairs.jsonl``: for every caption a picture that it is true of, ``chosen``, and a mistaken one, ``rejected``.
+
+    The former is its ``target`` too.
+    """
     rng = random.Random(seed)
     (folder / "pairs").mkdir(parents=True, exist_ok=True)
     lines = []
@@ -39,7 +42,7 @@ def write_pairs(folder: Path, captions: Sequence[str], seed: int = 0) -> Path:
         for key, shown in (("chosen", told), ("rejected", mistake(told, rng))):
             line[key] = f"pairs/{number:05d}-{key}.png"
             _save(render([compose(shown, rng, caption)])[0], folder / line[key])
-        lines.append(json.dumps(line))
+        lines.append(json.dumps(line | {"target": line["chosen"]}))
     file = folder / "pairs.jsonl"
     file.write_text("\n".join(lines) + "\n")
     return file
