@@ -202,12 +202,18 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
 # every one on two ranks; on three, which get unequal shares, each algorithm and each way to train once
 THREE = ("lora-grpo", "full-nft")
 # the rest by nox -s distributed on three; a mesh of two by two on four
-PAIRS = [(name, count) for name in CASES for count in COUNTS[1:] if name not in BF16 and (name in THREE or count == 2)]
-EXACT = [name for name in CASES if name not in BF16]
-DIVIDED = [name for name in CASES if name.startswith("divided")]
-LONGER = [(name, 3) for name in CASES if name not in (*THREE, *BF16, *DIVIDED, "8-bit", "kept graphs")] + [
-    (name, 4) for name in ("lora-grpo", "full-nft", "experts", "divided ragged", "divided video")
+SELDOM = ("regularised experts", "adapted roles")
+"""By nox -s distributed alone: each is near to others."""
+PAIRS = [
+    (name, count) for name in CASES for count in COUNTS[1:] if name not in (*BF16, *SELDOM) and (name in THREE or count == 2)
 ]
+EXACT = [name for name in CASES if name not in (*BF16, *SELDOM)]
+DIVIDED = [name for name in CASES if name.startswith("divided")]
+LONGER = (
+    [(name, 3) for name in CASES if name not in (*THREE, *BF16, *DIVIDED, "8-bit", "kept graphs")]
+    + [(name, 2) for name in SELDOM]
+    + [(name, 4) for name in ("lora-grpo", "full-nft", "experts", "divided ragged", "divided video")]
+)
 every = pytest.mark.parametrize(
     ("name", "count"), [*PAIRS, *(pytest.param(*pair, marks=pytest.mark.distributed) for pair in LONGER)]
 )
@@ -243,7 +249,7 @@ class Runs:
         if not folder.exists():
             longer = run in LONGER
             names = [other for other, n in (LONGER if longer else PAIRS) if n == count] if count > 1 else EXACT
-            names = list(BF16) if name in BF16 else names
+            names = list(BF16) if name in BF16 else list(SELDOM) if name in SELDOM and count == 1 else names
             mesh = {"shard": 2, "replicate": 2} if count == 4 else {}
             self.together(count, [self.config(each, count, mesh) for each in names])
         return folder
