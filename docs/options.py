@@ -22,7 +22,7 @@ from flowfactory.config.ema import Decay
 from flowfactory.config.feature_caches import FirstBlockConfig
 from flowfactory.config.kl import AdaptiveKL, KLGate, KLRefresh, KLTerm
 from flowfactory.config.optimizers import Optimizer
-from flowfactory.config.schema import EarlyStopConfig
+from flowfactory.config.schema import EarlyStopConfig, RegulariseConfig
 from flowfactory.config.sources import PromptSource
 from flowfactory.discovery.discover import discover
 from flowfactory.flow.dynamics import Slide
@@ -101,6 +101,7 @@ UNITS = {
     "_TimestepRange.low": "sigma",
     "_TimestepRange.high": "sigma",
     "_Continuous.shift": "factor",
+    "RegulariseConfig.sft": "factor",
     "LogitNormal.mean": "log-odds of sigma",
     "LogitNormal.std": "log-odds of sigma",
     "AlgorithmConfig.guidance": "factor",
@@ -229,6 +230,7 @@ SHARED: dict[str, type[BaseModel]] = {
     "lora": LoraConfig,
     "slide": Slide,
     "early_stop": EarlyStopConfig,
+    "regularise": RegulariseConfig,
     "adaptive_kl": AdaptiveKL,
     "kl": KLTerm,
     "kl_gate": KLGate,

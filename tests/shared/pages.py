@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowfactory_tiny.render_files import write_pictures
+from flowfactory_tiny.render_files import write_pairs, write_pictures
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -47,4 +47,6 @@ def write_files(folder: Path) -> None:
             f"a {colour} circle on white\ntwo {colour} rings on black\na green square above a {colour} cross on gray\n",
             encoding="utf-8",
         )
-    write_pictures(folder / "data" / "pictures", (folder / "prompts.txt").read_text(encoding="utf-8").splitlines())
+    captions = (folder / "prompts.txt").read_text(encoding="utf-8").splitlines()
+    write_pictures(folder / "data" / "pictures", captions)
+    write_pairs(folder / "data", captions)

@@ -31,7 +31,7 @@ def doctor(
             say(f"   {finding.page}")
         if not findings:
             finished = table.fact("end.how") == "finished" and table.fact("under_way") is None
-            what = "rewards" if table.labels() or not table.trained else "figures"
+            what = "rewards" if table.labels() or not table.column("loss") else "figures"
             say(_describe_nothing(len(table.trained), finished, what))
     if strict and findings:
         raise typer.Exit(1)
