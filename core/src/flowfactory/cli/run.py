@@ -68,7 +68,9 @@ def run(
         start(command, wanted, warn, variables)
 
 
-PLUGINS = ("awm", "crd", "dpo", "flux", "grpo", "nft", "qwen_image", "rewards", "sd3", "tiny", "wan", "z_image")
+PLUGINS = (
+    *("awm", "crd", "distill", "dpo", "flux", "grpo", "nft", "qwen_image", "rewards", "sd3", "sft", "tiny", "wan", "z_image"),
+)
 OURS = ("flowfactory", *(f"flowfactory_{name}" for name in PLUGINS))
 """Packages that do with PyTorch, as they are imported, nothing that takes more than its names."""
 
