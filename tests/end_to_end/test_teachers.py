@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ from families import nudge, open_bench
 from safetensors.torch import load_file, save_file
 from saved import stored
 from torch import Tensor
+from typer.testing import CliRunner
 
-from flowfactory import RunError, UserError
+from flowfactory import RunError, UserError, testing
+from flowfactory.cli.main import app
 from flowfactory.config.loading import validate
 from flowfactory.lora_targets import adaptable_layers
 from flowfactory.policy import blocks
@@ -192,3 +196,122 @@ def test_adapters_on_what_is_no_linear_layer_are_refused(make: Make, tmp_path: P
     with pytest.raises(UserError, match=re.escape(f"{file}: x is no linear layer, and a teacher's adapters are on such alone")):
         student.policy.teachers.read({"wise": file})
     assert "x" not in adaptable_layers(student.trainable.modules["transformer"])
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "flux1": {"name": "flux1", "max_sequence_length": 16},
+    "sd3": {"name": "tiny"},  # the bundled pipeline is one of Stable Diffusion 3
+}
+
+
+@pytest.fixture
+def settle(checkpoint: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """A config of a run in ``tmp_path/folder``."""
+    (tmp_path / "train.txt").write_text("a small red circle\na large blue square\n")
+
+    def settled(model: str, algorithm: Any, folder: str, train: Any = None, **sections: Any) -> dict[str, Any]:
+        path = {"path": str(checkpoint)} if model == "flux1" else {}
+        raw: dict[str, Any] = {
+            "model": MODELS[model] | path | {"train": train or {"lora": LORA}},
+            "algorithm": algorithm,
+            "rewards": {"small": "jpeg-size"},
+            "prompts": {"train": str(tmp_path / "train.txt"), "heldout": str(tmp_path / "train.txt")},
+            "sampling": {"groups": 2, "group_size": 2, "size": [32, 32], "steps": 3, "dynamics": "ode"},
+            "training": {"iterations": 2, "optimizer": {"lr": 3e-3}},
+            "output": {"dir": str(tmp_path / folder)},
+            "device": "cpu",
+        }
+        for name, section in sections.items():
+            raw[name] = {**raw.get(name, {}), **section}
+        return raw
+
+    return settled
+
+
+def taught(teacher: Path, **options: Any) -> dict[str, Any]:
+    return {"name": "opd", "teachers": {"wise": str(teacher)}, **options}
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
+@pytest.mark.parametrize("model", MODELS)
+def test_the_student_has_nothing_to_learn_from_its_own_adapters(
+    settle: Callable[..., Any], tmp_path: Path, model: str, scaled: bool
+) -> None:
+    teacher = testing.train(settle(model, "nft", "teacher")).folder
+    algorithm = taught(teacher, self_normalize=scaled)
+    started = testing.begin(settle(model, algorithm, "same", {"lora": {"from": str(teacher)}}))
+    run = started.draw(0)
+    for loss in run.losses():
+        assert not loss.values.any()
+        loss.values.sum().backward()
+    gradients = [p.grad for p in started.policy.parameters.values()]
+    assert not any(gradient.any() for gradient in gradients if gradient is not None)
+    with pytest.raises(RunError, match="every gradient is zero, so nothing would train"):
+        testing.train(settle(model, algorithm, "same", {"lora": {"from": str(teacher)}}))
+
+
+@pytest.mark.parametrize("train", [{"lora": FEW}, "full"], ids=["adapters", "all weights"])
+@pytest.mark.parametrize("model", MODELS)
+def test_a_student_comes_nearer_resumes_bit_for_bit_and_is_drawn_from(
+    settle: Callable[..., Any], tmp_path: Path, model: str, train: Any
+) -> None:
+    teacher = testing.train(settle(model, "nft", "teacher", training={"optimizer": {"lr": 3e-2}})).folder
+    train = train if model == "flux1" or train == "full" else {"lora": {"rank": 2}}
+    raw = settle(model, taught(teacher), "student", train, sampling={"group_size": 1})
+    student = testing.train(raw, iterations=4)
+    distances = [record["teacher_distance"] for record in student.records]
+    assert distances[-1] < distances[0]
+    assert "reward/small/mean" not in student.records[-1]
+    assert "eval/small/mean" in student.records[-1]
+    testing.train(settle(model, taught(teacher), "stopped", train, sampling={"group_size": 1}), iterations=2)
+    resumed = testing.train(
+        settle(model, taught(teacher), "stopped", train, sampling={"group_size": 1}), resume=True, iterations=4
+    )
+    wanted, found = student.weights(4), resumed.weights(4)
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(wanted[name], weight) for name, weight in found.items())
+    shutil.rmtree(teacher)
+    for command in (
+        ["export", str(student.folder), str(tmp_path / "out")],
+        ["sample", str(student.folder), "a small red circle"],
+    ):
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+
+
+def test_a_resumed_run_wants_the_teacher_that_it_had(settle: Callable[..., Any], tmp_path: Path) -> None:
+    teacher = testing.train(settle("flux1", "nft", "teacher")).folder
+    raw = settle("flux1", taught(teacher / "checkpoints" / "000002"), "student")
+    testing.train(raw, iterations=1)
+    changed(teacher / "checkpoints" / "000002", lambda found: {name: 2 * tensor for name, tensor in found.items()})
+    with pytest.raises(UserError, match=r"algorithm\.teachers\.wise: its content has changed since"):
+        testing.train(raw, resume=True)
+
+
+def test_all_weights_of_a_run_teach_what_trains_whole_alone(settle: Callable[..., Any], tmp_path: Path) -> None:
+    teacher = testing.train(settle("flux1", "nft", "teacher", "full")).folder
+    with pytest.raises(UserError, match=r"algorithm\.teachers\.wise: .*/000002 is of a run that trained all weights"):
+        testing.begin(settle("flux1", taught(teacher), "student"))
+    started = testing.begin(settle("flux1", taught(teacher), "student", "full"))
+    before = {name: p.detach().clone() for name, p in started.policy.parameters.items()}
+    run = started.draw(0)
+    assert all(loss.values.detach().all() for loss in run.losses())
+    assert all(torch.equal(before[name], p) for name, p in started.policy.parameters.items())
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"feature_cache": {"name": "first-block", "threshold": 0.5}}, {"weights_as": "int8"}, {"dynamics": "cps"}]
+)
+def test_states_that_shortcuts_drew_are_learned_at_too(settle: Callable[..., Any], tmp_path: Path, sampling: Any) -> None:
+    teacher = testing.train(settle("flux1", "nft", "teacher")).folder
+    trained = testing.train(settle("flux1", taught(teacher), "student", sampling=sampling))
+    assert "preflight: 2 recorded steps are places to learn at: no log-density is compared" in trained.said
+
+
+def test_what_a_run_with_teachers_takes_is_known_before(settle: Callable[..., Any], tmp_path: Path) -> None:
+    for train in ({"lora": LORA}, "full"):
+        teacher = testing.train(settle("flux1", "nft", f"teacher-{train == 'full'}", train)).folder
+        config = tmp_path / "config.yaml"
+        config.write_text(json.dumps(settle("flux1", taught(teacher), "student", train)))
+        done = CliRunner().invoke(app, ["estimate", str(config)])
+        assert done.exit_code == 0, done.output

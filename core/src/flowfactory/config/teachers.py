@@ -30,7 +30,8 @@ class TeachersConfig(AlgorithmConfig):
     @field_validator("teachers")
     @classmethod
     def _check_teachers(cls, teachers: dict[str, Path], info: ValidationInfo) -> dict[str, Path]:
-        if (info.context or {}).get("anywhere"):
+        context = info.context or {}
+        if context.get("anywhere") or "prompts.train" in context.get("unread", ()):  # nothing is going to train
             return teachers
         for name, path in teachers.items():
             if whole_weights(path) is None and (reason := find_error(path)):

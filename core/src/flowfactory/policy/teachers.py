@@ -23,6 +23,7 @@ from flowfactory.errors import RunError, UserError
 from flowfactory.policy import lora
 from flowfactory.policy.adapter_files import Factors, read_factors
 from flowfactory.policy.kept_weights import REFERENCE, KeptWeights
+from flowfactory.policy.merging import merge, pays
 from flowfactory.policy.transformers import Transformers
 
 KEY = "algorithm.teachers"
@@ -144,16 +145,25 @@ def _added(file: Path, layer: str, factors: Factors, to: nn.Module) -> _Added:
     found, wanted = [len(factors.up), *factors.down.shape[1:]], [to.out_features, to.in_features]
     if found != wanted or factors.up.dim() != 2:
         raise UserError(f"{file} is for {found} at {layer}, where this model has {wanted}; it is of another model")
-    return _Added(factors.down, factors.up, factors.scale)
+    return _Added(factors.down.float(), factors.up.float(), factors.scale)
 
 
-def _adding(added: list[_Added]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    """A hook of a linear layer."""
+def _adding(added: list[_Added]) -> Callable[[Any, Any, Tensor], Tensor]:
+    """A hook of a linear layer, which answers to the bit what the student's would with the same adapters."""
 
-    def add(layer: nn.Module, given: tuple[Tensor, ...], answer: Tensor) -> Tensor:
+    def add(layer: nn.Linear, given: tuple[Tensor, ...], answer: Tensor) -> Tensor:
         x = given[0]
+        # as AdaptedLinear computes there
+        if len(added) == 1 and _is_exact(x, layer) and pays(x, layer.in_features, layer.out_features):
+            return linear(x, merge(layer.weight, *added[0]), layer.bias)
         for one in added:
             answer = answer + (one.scale * linear(linear(x, one.down.to(x.dtype)), one.up.to(x.dtype))).to(answer.dtype)
         return answer
 
     return add
+
+
+def _is_exact(x: Tensor, layer: nn.Linear) -> bool:
+    """Whether nothing is rounded to fewer bits there than float32 has."""
+    plain = type(layer) is nn.Linear and {x.dtype, layer.weight.dtype} == {torch.float32}
+    return plain and not torch.is_autocast_enabled(x.device.type)
