@@ -51,7 +51,7 @@ class Policy(KeptWeights):
         self._merging = Merging()
         transformers = Transformers(trainable, precision, seed, quantize, trains, device, self._merging)
         super().__init__(transformers, device, host, trains)
-        self.teachers = Teachers(self, transformers, device)
+        self.teachers = Teachers(self, transformers, device, trains)
         self.adapted, self.start = transformers.adapted, transformers.start
         self._ahead = Ahead()
         self._evaluate, self._drops_graphs = evaluate, False

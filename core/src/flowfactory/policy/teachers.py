@@ -53,8 +53,9 @@ class Teachers:
     ``read_checkpoint`` reads those that are all weights of a run; runs set it.
     """
 
-    def __init__(self, kept: KeptWeights, transformers: Transformers, device: torch.device) -> None:
+    def __init__(self, kept: KeptWeights, transformers: Transformers, device: torch.device, trains: bool = True) -> None:
         self._kept, self._transformers, self._device = kept, transformers, device
+        self._trains = trains
         self._known: dict[str, _Teacher] = {}
         self.read_checkpoint: ReadCheckpoint | None = None
 
@@ -67,8 +68,11 @@ class Teachers:
         """Read the teachers at ``paths``, a file or folder of adapters or a run each, when a run starts.
 
         Blocks run as they are from now on, since compiled ones would not see what is added inside them. A student that trains
-        whole keeps what it starts from, which adapters add to. UserError: one cannot be read, or is of another model.
+        whole keeps what it starts from, which adapters add to. Where nothing trains none is read. UserError: one cannot be
+        read, or is of another model.
         """
+        if not self._trains:
+            return
         self._transformers.stop_compiling()
         for name, path in paths.items():
             try:
