@@ -37,6 +37,9 @@ class Policy(KeptWeights):
     trained too, in the place of the present ones.
     """
 
+    teachers: Teachers
+    """Other weights over the same base, which are asked and never trained."""
+
     def __init__(
         self,
         trainable: Trainable,
