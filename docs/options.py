@@ -121,6 +121,8 @@ UNITS = {
     "TDMR1Config.clip_range": "ratio",
     "TDMR1Config.guidance_weight": "factor",
     "TDMR1Config.reward_weight": "factor",
+    "OPDConfig.share": "share",
+    "OPDConfig.teacher_guidance": "factor",
     "RoleConfig.steps": "optimizer steps",
     "RoleConfig.lr": "factor",
     "GRPOConfig.clip_range": "ratio",

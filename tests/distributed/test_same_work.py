@@ -40,6 +40,8 @@ START = "adapters.safetensors"
 """Beside the runs: what some of them start from."""
 RECORDS = {"train": "records.jsonl"}
 """Beside the runs: what some of them learn from, five prompts of as many lengths, with a picture of each kind."""
+SOURCES = {"cats": "a cat\n", "rest": "a photo of a red circle\na dog in the rain, from far away\n"}
+"""Beside the runs: the prompts of two teachers, and the adapters of each."""
 
 # name: model, its options, algorithm, sections set on top
 CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
@@ -56,6 +58,15 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
     ),
     # the reference is by value, and divided
     "started": ("flux1", {"lora": {"from": START}}, GRPO | {"kl": 0.1}, {"training": {"updates": 2}}),
+    # a rank may have no sample of a teacher that another one asks
+    "taught": (
+        "flux1",
+        LORA,
+        {"name": "opd", "self_normalize": True, "teacher_guidance": 2.0},
+        {"sampling": {"groups": 5, "group_size": 1, "guidance": 3.0}, "training": {"updates": 2, "timesteps_per_forward": 2}},
+    ),
+    # and one that trains whole swaps what it started from in for them
+    "taught whole": ("flux1", "full", {"name": "opd"}, {"sampling": {"groups": 5, "group_size": 1}}),
     # a group is larger than the samples of a forward, and than the share of a rank
     "dgpo": ("flux1", LORA, {"name": "dgpo", "kl": ADAPTIVE, "timesteps": TIMES}, {"sampling": {"groups": 1, "group_size": 7}}),
     "dpo": (
@@ -233,14 +244,21 @@ class Runs:
         self.prompts.write_text("a cat\na photo of a red circle\na dog in the rain, from far away\n")
         write_records(root, ("target", "chosen", "rejected"))
 
-        source = torch.Generator().manual_seed(7)
-        layers = [f"transformer_blocks.{i}.attn.{name}" for i in (0, 1) for name in ("to_q", "to_k", "add_v_proj")]
+        self.write_adapters(START, ("to_q", "to_k", "add_v_proj"), 7)
+        self.write_adapters("cats.safetensors", ("to_q", "to_v"), 8)
+        self.write_adapters("rest.safetensors", ("add_k_proj",), 9)
+        for name, text in SOURCES.items():
+            (root / f"{name}.txt").write_text(text)
+
+    def write_adapters(self, file: str, kinds: tuple[str, ...], seed: int) -> None:
+        source = torch.Generator().manual_seed(seed)
+        layers = [f"transformer_blocks.{i}.attn.{name}" for i in (0, 1) for name in kinds]
         module = FluxTransformer2DModel.load_config(self.checkpoints["flux1"] / "transformer")
         width = module["attention_head_dim"] * module["num_attention_heads"]
         shapes = {"A": (3, width), "B": (width, 3)}
         save_file(
             {f"{x}.lora_{y}.weight": torch.randn(shapes[y], generator=source) / 10 for x in layers for y in shapes},
-            root / START,
+            self.root / file,
         )
 
     def __getitem__(self, run: tuple[str, int]) -> Path:
@@ -290,6 +308,9 @@ def config(name: str, checkpoints: Mapping[str, Path], prompts: Path, folder: Pa
     for section, values in sections.items():
         raw[section] = {**raw.get(section, {}), **values}
     raw["prompts"]["train"] = str(folder.parent / raw["prompts"]["train"])
+    if algorithm["name"] == "opd":
+        raw["algorithm"] = algorithm | {"teachers": {name: str(folder.parent / f"{name}.safetensors") for name in SOURCES}}
+        raw["prompts"]["train"] = {name: {"file": str(folder.parent / f"{name}.txt")} for name in SOURCES}
     return raw
 
 

@@ -61,6 +61,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "keys.jsonl").write_text('{"prompt": "a", "Negative": "blurry", "image-path": "c.png"}\n')
     (folder / "misspelt.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "Videos": "c.mp4"}\n')
     (folder / "empty.txt").write_text("")
+    for name in ("text", "people"):
+        (folder / f"{name}.safetensors").touch()
     (folder / "folder").mkdir()
     return folder
 

@@ -39,7 +39,9 @@ WHOLE = {block.file: block for block in BLOCKS if block.file}
 
 
 def write_files(folder: Path) -> None:
-    """Every file of the pages, the prompts that their configs name, and pictures of them."""
+    """Every file of the pages, the prompts that their configs name, pictures of them, and teachers that are but looked for."""
+    for name in ("text", "people"):
+        (folder / f"{name}.safetensors").touch()
     for name, block in WHOLE.items():
         (folder / name).write_text(block.text, encoding="utf-8")
     for file, colour in {"prompts.txt": "red", "heldout.txt": "yellow"}.items():

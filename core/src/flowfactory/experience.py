@@ -23,6 +23,7 @@ class Experience:
     given. ``kl_coefficient`` is what an adaptive KL weighs in this iteration; its start where None. ``kl_gate`` [B], bool:
     the samples that a gated KL is for, all where None; it rests with the advantages. ``role``: whose weights are to learn from
     it, the policy's where it is empty, and ``turn``: the how manieth of its optimizer steps on these samples, from 0.
+    ``sources``: of each sample the name of its prompt's source, "" where it has none; empty where nobody told.
     """
 
     latents: Tensor
@@ -41,6 +42,7 @@ class Experience:
     kl_gate: Tensor | None = None
     role: str = ""
     turn: int = 0
+    sources: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.advantages)
@@ -72,6 +74,7 @@ class Experience:
             advantages=take(self.advantages, index),
             kl_gate=None if self.kl_gate is None else take(self.kl_gate, index),
             groups=take(self.groups, index),
+            sources=tuple(self.sources[i] for i in index) if self.sources else (),
         )
 
     def micro_batches(self) -> Iterator[Experience]:

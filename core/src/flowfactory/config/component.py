@@ -249,6 +249,16 @@ class AlgorithmConfig(ComponentConfig):
         return {}
 
     @property
+    def teacher_names(self) -> tuple[str, ...]:
+        """The teachers that sources of prompts may name, see :func:`.teachers.teachers_by_source`; none for most algorithms."""
+        return ()
+
+    @property
+    def replays(self) -> bool:
+        """Whether recorded steps are compared with what they were when drawn, and not places alone to learn at."""
+        return bool(self.trust_region) or (self.rewarded and not self.roles)
+
+    @property
     def kl_term(self) -> KLTerm | None:
         """All that its option ``kl`` says, where it has one and it is not 0."""
         kl = getattr(self, "kl", None)

@@ -48,7 +48,7 @@ def kept_graph_errors(config: RunConfig) -> Iterator[str]:
     training, sampling, algorithm = config.training, config.sampling, config.algorithm
     if not algorithm.trust_region:
         name = getattr(algorithm, "name", "")
-        yield f"training.keep_graphs: algorithm {name} learns from no recorded step, whose forward could be kept; leave it out"
+        yield f"training.keep_graphs: algorithm {name} learns not through the forwards that drew; leave it out"
         return
     if algorithm.groupwise:
         yield "training.keep_graphs: this algorithm compares the members of a group, in forwards of its own; leave it out"

@@ -37,6 +37,10 @@ class PromptSource(Strict):
         min_length=1,
         description="labels of rewards that apply to its prompts, unless a prompt lists its own; null: all",
     )
+    teacher: str | None = Field(
+        None,
+        description="of the algorithm's teachers, the one of its prompts; left out: that of the source's name, or the only one",
+    )
     heldout: LocalPath | None = Field(None, description="held-out prompts of this source, drawn with those of prompts.heldout")
 
     @field_validator("file", "heldout")

@@ -12,6 +12,7 @@ from flowfactory.config.findings import Finding
 from flowfactory.config.held_out_scores import held_out_score_errors
 from flowfactory.config.schema import RunConfig, reward_weight
 from flowfactory.config.shortcuts import kept_graph_errors, shortcut_errors
+from flowfactory.config.teachers import teacher_errors
 from flowfactory.config.training_guidance import training_guidance_errors
 from flowfactory.discovery.source_places import describe_exception, place_of
 from flowfactory.errors import UserError
@@ -34,7 +35,7 @@ def check_together(config: RunConfig, whole: bool = True, unread: Collection[str
         (place, part) for place, part in _components(config, whole) if not place.startswith(tuple(f"{key}." for key in unread))
     ]
     trains = "prompts.train" not in unread
-    checks = (*CHECKS, *((_trainable, _sources, held_out_score_errors) if trains else ()))
+    checks = (*CHECKS, *((_trainable, _sources, teacher_errors, held_out_score_errors) if trains else ()))
     given_up = None
     for check in (*checks, *(_component_check(place, part, whole) for place, part in used)):
         try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, create_model
 
-from flowfactory.checkpoint_names import FOLDER, lies_in_checkpoint, list_checkpoints
+from flowfactory.checkpoint_names import FOLDER, MANIFEST, lies_in_checkpoint, list_checkpoints
 from flowfactory.config.paths import LocalPath
 from flowfactory.config.strict import Strict
 from flowfactory.errors import UserError
@@ -70,13 +70,31 @@ def find_adapters(path: Path) -> dict[str, Path]:
     if not path.is_dir():
         raise ValueError(f"there is no file or folder {path}")
     folder = pinned(path)
-    first = _adapter_file(folder)
-    found = {FIRST: first} if first else {}
-    inner = sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name.startswith(FIRST))
-    found |= {entry.name: file for entry in inner if (file := _adapter_file(entry))}
+    found = _adapter_files(folder)
     if not found:
         raise ValueError(_nothing_in(folder))
     return found
+
+
+def whole_weights(path: Path) -> Path | None:
+    """The checkpoint at ``path``, or the last one of a run directory, of a run that trained all weights; None: it is of none.
+
+    UserError: a run's folder of checkpoints cannot be read.
+    """
+    try:
+        folder = pinned(path) if path.is_dir() else path
+        whole = (folder / MANIFEST).is_file() and not _adapter_files(folder)
+    except (ValueError, OSError):
+        return None
+    return folder if whole else None
+
+
+def _adapter_files(folder: Path) -> dict[str, Path]:
+    """Those in ``folder``, by the transformer that they are for."""
+    first = _adapter_file(folder)
+    found = {FIRST: first} if first else {}
+    inner = sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name.startswith(FIRST))
+    return found | {entry.name: file for entry in inner if (file := _adapter_file(entry))}
 
 
 def pinned(path: Path) -> Path:

@@ -16,7 +16,7 @@ OWN_PACKAGES: dict[str, dict[str, tuple[str, ...]]] = {
     "algorithm": {
         "flowfactory-awm": ("awm", "ram", "rvm"),
         "flowfactory-crd": ("crd",),
-        "flowfactory-distill": ("dmd2", "tdm", "tdm-r1"),
+        "flowfactory-distill": ("dmd2", "opd", "tdm", "tdm-r1"),
         "flowfactory-dpo": ("dpo", "offline-dpo", "dgpo"),
         "flowfactory-grpo": ("grpo", "grpo-guard", "dppo", "flash-grpo"),
         "flowfactory-nft": ("nft", "v-grpo"),

@@ -1,6 +1,7 @@
 """The weights of a run: trained, kept and averaged; adapters, and what is done to a transformer's blocks."""
 
 from flowfactory.config.ema import Constant, Cosine, Decay, Linear, PiecewiseLinear, Power, WarmUp, WarmupCosine
+from flowfactory.config.teachers import TeachersConfig
 from flowfactory.policy.comparing import At, Comparison
 from flowfactory.policy.flow_matching import flow_matching
 from flowfactory.policy.kept_weights import BASE, POLICY
@@ -22,6 +23,7 @@ __all__ = [
     "PiecewiseLinear",
     "Policy",
     "Power",
+    "TeachersConfig",
     "WarmUp",
     "WarmupCosine",
     "flow_matching",

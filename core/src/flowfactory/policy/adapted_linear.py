@@ -14,7 +14,7 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from flowfactory.policy.merging import Merging
+from flowfactory.policy.merging import Merging, merge, pays
 
 
 class AdaptedLinear(PeftLinear):  # type: ignore[misc]
@@ -31,7 +31,8 @@ class AdaptedLinear(PeftLinear):  # type: ignore[misc]
         stored = type(self.base_layer) is not nn.Linear  # in fewer bits, while it draws
         # vmap and its like take no function whose backward is written out
         transformed = torch._C._are_functorch_transforms_active()
-        if args or kwargs or stored or transformed or self.disable_adapters or self.merged or not self._pays(x):
+        others = args or kwargs or stored or transformed or self.disable_adapters or self.merged
+        if others or not pays(x, self.in_features, self.out_features):
             found: Tensor = super().forward(x, *args, **kwargs)
             return found
         (name,) = self.active_adapters
@@ -42,15 +43,9 @@ class AdaptedLinear(PeftLinear):  # type: ignore[misc]
             exact: Tensor = _Adapted.apply(x, weight, bias, down, up, scale)  # type: ignore[no-untyped-call]
             return exact
         if self.merging.allowed and not torch.is_grad_enabled():
-            return linear(x, _add(weight, down.to(weight.dtype), up.to(weight.dtype), scale), bias)
+            return linear(x, merge(weight, down.to(weight.dtype), up.to(weight.dtype), scale), bias)
         rounded: Tensor = super().forward(x)
         return rounded
-
-    def _pays(self, x: Tensor) -> bool:
-        """Whether x [..., in] has so many rows that one sum of [out, in] costs less than a product with A and B for each."""
-        rows, inputs, outputs = x.numel() // self.in_features, int(self.in_features), int(self.out_features)
-        pays: bool = rows * (inputs + outputs) > inputs * outputs
-        return pays
 
 
 def adapt_linear_layers(module: nn.Module, merging: Merging) -> None:
@@ -64,11 +59,6 @@ def adapt_linear_layers(module: nn.Module, merging: Merging) -> None:
             adapted.__class__, adapted.merging = AdaptedLinear, merging
 
 
-def _add(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
-    """W + s B A, [out, in]."""
-    return torch.addmm(weight, up, down, alpha=scale)
-
-
 class _Adapted(torch.autograd.Function):
     """``linear(x, W + s B A, bias)``; weight and bias are frozen.
 
@@ -80,14 +70,14 @@ class _Adapted(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(x, weight, down, up)
         ctx.scale = scale
-        return linear(x, _add(weight, down, up, scale), bias)
+        return linear(x, merge(weight, down, up, scale), bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, down, up = ctx.saved_tensors
         wants_x, _, _, wants_down, wants_up, _ = ctx.needs_input_grad
         rows, inputs = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
-        to_x = gradient @ _add(weight, down, up, ctx.scale) if wants_x else None
+        to_x = gradient @ merge(weight, down, up, ctx.scale) if wants_x else None
         # long thin products [rank, rows] have the rows last, which on processors is several times as fast
         to_down = (up.t().contiguous() @ rows.t()) @ inputs * ctx.scale if wants_down else None
         to_up = ((down @ inputs.t()) @ rows * ctx.scale).t() if wants_up else None

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from flowfactory.config.warm_start import FIRST, PEFT_FILE
 from flowfactory.errors import UserError
-from flowfactory.lora_targets import adaptable_layers
 from flowfactory.suggestions import nearest
 from flowfactory.untrusted_files import Refused, parse_json, read_json
 
@@ -64,13 +63,12 @@ class _Half(NamedTuple):
 
 
 def read_factors(
-    file: Path, name: str, modules: Mapping[str, nn.Module], convert: Convert | None
+    file: Path, name: str, layers: Mapping[str, Mapping[str, nn.Module]], convert: Convert | None
 ) -> dict[str, dict[str, Factors]]:
-    """{module: {layer: factors}} of a file of the adapters of ``modules``, of ``name`` where its names tell none.
+    """{module: {layer: factors}} of a file of adapters of the ``layers`` of each module, of ``name`` where its names tell none.
 
     UserError: it is damaged, or holds what is of no layer; one sentence that names it. Nothing in it is passed over.
     """
-    layers = {of: adaptable_layers(module) for of, module in modules.items()}
     tensors, told = _read(file)
     _refuse_others(file, tensors)
     places = {key: _place(key, name, layers) for key in tensors}

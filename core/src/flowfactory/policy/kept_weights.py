@@ -202,6 +202,16 @@ class KeptWeights:
             self._version = version
 
     @contextmanager
+    def placed(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within it the weights are ``weights``, by value: this rank's part of each, by the names of the parameters."""
+        version, self._version = self._version, next(self._versions)
+        try:
+            with self._swapped(weights):
+                yield
+        finally:
+            self._version = version
+
+    @contextmanager
     def _swapped(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
         present = {key: own.clone() for key, own in self._present().items()}
         # graphs of drawn steps outlive a swap, after which every weight is what it was

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowfactory.distributed.ranks import Ranks
 from flowfactory.distributed.sharding import unsharded
+from flowfactory.flow.rollout import forward_by_kind
 from flowfactory.policy import lora
 from flowfactory.policy.comparing import Ahead, At, Comparisons, Place
 from flowfactory.policy.kept_weights import CONFIGURED as CONFIGURED
@@ -19,9 +20,10 @@ from flowfactory.policy.kept_weights import REFERENCE as REFERENCE
 from flowfactory.policy.kept_weights import KeptWeights
 from flowfactory.policy.kept_weights import Schedule as Schedule
 from flowfactory.policy.merging import Merging
+from flowfactory.policy.teachers import Teachers
 from flowfactory.policy.transformers import Transformers
 from flowfactory.policy.velocity_sizes import VelocitySizes
-from flowfactory.types import Evaluation, Step, Trainable
+from flowfactory.types import Evaluation, Index, Step, Trainable
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import TrainingConfig
@@ -34,6 +36,9 @@ class Policy(KeptWeights):
     under a name (a copy by value), *averaged* towards the present ones, and *used* within a context; those of a *role* are
     trained too, in the place of the present ones.
     """
+
+    teachers: Teachers
+    """Other weights over the same base, which are asked and never trained."""
 
     def __init__(
         self,
@@ -49,6 +54,7 @@ class Policy(KeptWeights):
         self._merging = Merging()
         transformers = Transformers(trainable, precision, seed, quantize, trains, device, self._merging)
         super().__init__(transformers, device, host, trains)
+        self.teachers = Teachers(self, transformers, device, trains)
         self.adapted, self.start = transformers.adapted, transformers.start
         self._ahead = Ahead()
         self._evaluate, self._drops_graphs = evaluate, False
@@ -166,6 +172,18 @@ class Policy(KeptWeights):
                 with torch.no_grad(), self.using(at.weights):
                     found[place] = self.evaluate(replace(step, guidance=place[1])).detach()
         return {key: found[self._place(at, step)] for key, at in kept.items()}
+
+    def evaluate_teachers(self, names: Sequence[str], step: Step) -> Tensor:
+        """The velocities [B, ...] at ``step``, detached, of the teachers ``names`` [B], which :meth:`Teachers.read` has read.
+
+        Before anything with a graph that is still needed. A joint work of the ranks that share the weights.
+        """
+
+        def velocity(rows: Index, name: Hashable) -> Tensor:
+            with torch.no_grad(), self.teachers.teaching(str(name)):
+                return self.evaluate(step.rows(rows)).velocity
+
+        return forward_by_kind(names, velocity, self._ranks.agree)
 
     @contextmanager
     def comparing(self, comparisons: Comparisons, device: torch.device | None = None) -> Iterator[None]:

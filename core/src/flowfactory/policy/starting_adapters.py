@@ -107,13 +107,14 @@ def read_starting_adapters(trainable: Trainable) -> StartingAdapters | None:
     except (ValueError, OSError) as error:
         raise UserError(f"{KEY}: {error}") from error
     factors: dict[str, dict[str, Factors]] = {}
+    layers = {name: adaptable_layers(module) for name, module in trainable.modules.items()}
     for name, file in files.items():
         if name not in trainable.modules:
             trained = " and ".join(trainable.modules)
             raise UserError(f"{KEY}: {file} is for {name}, and this run trains {trained}; name the file that is meant")
         try:
-            for module, layers in read_factors(file, name, trainable.modules, trainable.convert_adapters).items():
-                factors.setdefault(module, {}).update(layers)
+            for module, own in read_factors(file, name, layers, trainable.convert_adapters).items():
+                factors.setdefault(module, {}).update(own)
         except UserError as error:
             raise UserError(f"{KEY}: {error}") from error
     if lacking := [name for name in trainable.modules if name not in factors]:

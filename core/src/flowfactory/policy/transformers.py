@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flowfactory import stored_weights
 from flowfactory.distributed.ranks import Ranks
+from flowfactory.lora_targets import adaptable_layers
 from flowfactory.policy import blocks, lora
 from flowfactory.policy.drawing_layers import DrawingLayers
 from flowfactory.policy.float32_islands import is_island, keep_in_float32
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 class Transformers:
     """Owner of the modules of a policy: those that train, and those that sampling needs beside them.
 
-    ``adapted`` are the names of the layers that adapters went on. ``drawing_layers``: see there. ``start``: the adapters that
-    training starts from, None where these are new and go on the model as it is.
+    ``adapted`` are the names of the layers that adapters went on, and ``layers`` of each module all that they can go on, by
+    the names that these have without. ``drawing_layers``: see there. ``start``: the adapters that training starts from, None
+    where these are new and go on the model as it is.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Transformers:
         self._device, self._precision, self._trains = device, precision, trains
         self._blocks, self._unread = trainable.blocks, trainable.unread
         self._named: dict[str, nn.Parameter] = {}
+        self.convert_adapters = trainable.convert_adapters
         self.start = read_starting_adapters(trainable)
         if self.start and self.start.base:
             self.start.fuse(self.modules)
@@ -58,6 +61,8 @@ class Transformers:
 
             for module in self.all.values():
                 quantization.quantize_blocks(module, trainable.blocks, quantize, precision, device)
+        # before adapters go on some of them
+        self.layers = {name: adaptable_layers(module) for name, module in self.all.items()}
         for name, module in self.modules.items():
             if self.lora:
                 kept = self.start if self.start and not self.start.base else None

@@ -10,9 +10,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from flowfactory.checkpoint_names import MANIFEST
 from flowfactory.config.component import ComponentConfig
 from flowfactory.config.schema import RunConfig
-from flowfactory.config.warm_start import find_adapters, is_base, started_from
+from flowfactory.config.teachers import TeachersConfig
+from flowfactory.config.warm_start import find_adapters, is_base, started_from, whole_weights
 from flowfactory.data import prompts
 from flowfactory.errors import UserError
 
@@ -24,7 +26,7 @@ FREE_TO_CHANGE = (
     *("training.batch_size", "training.timesteps_per_forward", "training.kept_on"),
     *("training.activation_checkpointing", "training.compile", "training.matmul", "training.keep_graphs"),
 )
-PROMPTS, START = ("prompts.train", "prompts.heldout"), "model.train.lora.from"
+PROMPTS, START, TEACHERS = ("prompts.train", "prompts.heldout"), "model.train.lora.from", "algorithm.teachers"
 
 
 def fixed_config(config: RunConfig) -> dict[str, Any]:
@@ -34,7 +36,8 @@ def fixed_config(config: RunConfig) -> dict[str, Any]:
     """
     free = (*FREE_TO_CHANGE, *_components_free(config))
     values = {key: value for key, value in _flat(config.model_dump(mode="json")).items() if not _is_below(key, free)}
-    start = {} if START not in values else {START: _adapter_checksum(Path(values[START]))}
+    start = {} if START not in values else {START: _adapter_checksum(START, Path(values[START]))}
+    start |= {key: _teacher_checksum(key, path) for key, path in _teachers(config).items()}
     return values | start | {key: path and _prompt_checksum(path) for key, path in _prompt_files(config).items()}
 
 
@@ -87,7 +90,7 @@ def _components_free(value: object, place: str = "") -> Iterator[str]:
 
 def _describe(key: str, before: Any, now: Any) -> str:
     of_a_source = key.startswith("prompts.train.") and key.endswith((".file", ".heldout"))
-    if key in (*PROMPTS, START) or of_a_source:
+    if key in (*PROMPTS, START) or of_a_source or key.startswith(f"{TEACHERS}."):
         return f"{key}: its content has changed since" if before and now else f"{key} is {'set' if now else 'not set'} now"
     return f"{key} ({before} then, {now} now)"
 
@@ -96,15 +99,27 @@ def check_base(before: Mapping[str, Any], config: RunConfig) -> None:
     """UserError: adapters that are a part of the frozen weights are others than when :func:`fixed_config` gave ``before``."""
     train = config.model.train
     path = None if train == "full" or not is_base(train.lora) else started_from(train.lora)
-    if path is not None and START in before and _adapter_checksum(path) != before[START]:
+    if path is not None and START in before and _adapter_checksum(START, path) != before[START]:
         raise UserError(f"{START}: the content of {path} has changed since, and the run's weights go on what it was")
 
 
-def _adapter_checksum(path: Path) -> str:
+def _adapter_checksum(key: str, path: Path) -> str:
     try:
         return checksum({name: _file_checksum(file) for name, file in find_adapters(path).items()})
     except (ValueError, OSError) as error:
-        raise UserError(f"{START}: {error}") from error
+        raise UserError(f"{key}: {error}") from error
+
+
+def _teachers(config: RunConfig) -> dict[str, Path]:
+    """Where teachers lie, by their keys."""
+    algorithm = config.algorithm
+    return {f"{TEACHERS}.{n}": path for n, path in algorithm.teachers.items()} if isinstance(algorithm, TeachersConfig) else {}
+
+
+def _teacher_checksum(key: str, path: Path) -> str:
+    """Of its adapters; or of what a checkpoint says of all its files."""
+    whole = whole_weights(path)
+    return _file_checksum(whole / MANIFEST) if whole else _adapter_checksum(key, path)
 
 
 def _prompt_files(config: RunConfig) -> dict[str, Path | None]:

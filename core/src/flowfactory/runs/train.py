@@ -19,6 +19,7 @@ from flowfactory.errors import Interrupted, RunError, UserError
 from flowfactory.flow.noise import generator
 from flowfactory.quiet_libraries import quiet_libraries
 from flowfactory.runs import trust
+from flowfactory.runs.checkpoints.load import read_trained
 from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.doctor.watch import Watch
@@ -72,6 +73,7 @@ def train(
                     assembly.prepare_rewards(run.policy.device)
                 require = lock.require if lock else _nothing
                 require()
+                run.policy.teachers.read_checkpoint = read_trained
                 hooks.run_started(run.info, run.policy)
                 _train(run, directory, lock, require, resume, say)
                 require()

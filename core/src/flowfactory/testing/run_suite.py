@@ -22,6 +22,7 @@ from torch import Tensor
 from flowfactory.config.loading import validate
 from flowfactory.errors import RunError, UserError
 from flowfactory.policy.policy import Policy
+from flowfactory.runs.checkpoints.load import read_trained
 from flowfactory.runs.checkpoints.manifest import Manifest
 from flowfactory.runs.checkpoints.shards import own_rows, read_index, read_rows
 from flowfactory.runs.train import train as train_to_end
@@ -83,6 +84,7 @@ def begin(settings: Settings) -> Started:
     """The run of ``settings``, started. UserError: as ``flowfactory run``."""
     with cache_of(settings):
         run = prepare_run(validate(settings))
+        run.policy.teachers.read_checkpoint = read_trained
         run.assembly.hooks.run_started(run.info, run.policy)
     return Started(run)
 

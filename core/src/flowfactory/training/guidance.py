@@ -17,10 +17,10 @@ def training_plan(run: Run, iteration: int, keys: Sequence[NoiseKey]) -> Samplin
     """The plan of an iteration, with the guidance of the velocity at training timesteps. UserError: see below.
 
     It is ``algorithm.guidance``; left out, it is that of drawing, or off for an algorithm that trains the velocity with the
-    prompt alone, if the model has such a one. Recorded steps are replayed as they were drawn, and refuse another.
+    prompt alone, if the model has such a one. Recorded steps that are replayed as they were drawn refuse another.
     """
     plan, algorithm = sampling_plan(run.assembly, run.config, iteration, keys), run.config.algorithm
-    if plan.recorded and (told := recorded_guidance_error(run.config)):
+    if plan.recorded and algorithm.replays and (told := recorded_guidance_error(run.config)):
         raise UserError(told)
     chosen = algorithm.guidance
     if chosen is None and algorithm.conditional and run.sampler.guided:

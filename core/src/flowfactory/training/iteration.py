@@ -90,6 +90,7 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
         advantages=advantages.to(trajectory.latents.device),
         kl_gate=None if gate is None else gate.to(trajectory.latents.device),
         groups=batch.groups,
+        sources=tuple(prompt.source for prompt in batch.prompts),
         sigmas=trajectory.sigmas,
         batch_size=config.training.batch_size,
         timesteps_per_forward=config.training.timesteps_per_forward,

@@ -18,7 +18,7 @@ SAMPLING, EVALUATION = "sampling", "evaluation"
 def sampling_plan(assembly: Assembly, config: RunConfig, iteration: int, keys: Sequence[NoiseKey]) -> SamplingPlan:
     """The iteration's plan: a function of the config and the iteration alone, then the algorithm's say.
 
-    UserError: steps are recorded, and are to be drawn otherwise than they are learned from.
+    UserError: steps are recorded to be replayed, and are to be drawn otherwise than they are learned from.
     """
     sampling = config.sampling
     dynamics = assembly.dynamics
@@ -39,7 +39,7 @@ def sampling_plan(assembly: Assembly, config: RunConfig, iteration: int, keys: S
         shares_prefix=sampling.shared_noise == "prefix",
     )
     plan = assembly.hooks.plan(iteration, plan)
-    if plan.recorded and (told := records_steps(config)):
+    if plan.recorded and config.algorithm.replays and (told := records_steps(config)):
         raise UserError(told)
     return plan
 

@@ -144,8 +144,7 @@ def ratio_is_one(rollouts: Rollouts, policy: Policy, hooks: Hooks, config: RunCo
         drawn = config.algorithm.learns_from == "samples"
         why = "this algorithm needs no log-density to replay" if drawn else "records are learned from, and nothing is drawn"
         return Finding(True, f"no step is recorded: {why}")
-    places = bool(config.algorithm.roles) or not config.algorithm.rewarded
-    if places and all(step.log_prob is None for step in experience.steps):
+    if not config.algorithm.replays:
         return Finding(True, f"{len(experience.steps)} recorded steps are places to learn at: no log-density is compared")
     if any(step.log_prob is None for step in experience.steps):
         return Finding(False, "a recorded step has no log-density: its dynamics are deterministic")

@@ -90,6 +90,7 @@ class Rollouts:
             advantages=take(whole.advantages, mine),
             kl_gate=None if whole.kl_gate is None else take(whole.kl_gate, mine),
             groups=whole.groups[mine],
+            sources=tuple(whole.sources[row] for row in mine) if whole.sources else (),
             epoch=epoch,
         )
 

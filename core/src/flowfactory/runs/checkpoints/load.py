@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flowfactory.distributed.sharding import as_shard, local_shard
+from flowfactory.distributed.sharding import as_shard, local_shard, non_finite
 from flowfactory.errors import RunError, UserError
 from flowfactory.runs.checkpoints.files import Damaged
 from flowfactory.runs.checkpoints.manifest import Manifest
@@ -38,6 +38,19 @@ def load(path: Path, policy: Policy, others: Mapping[str, Tensor] | None = None)
         read_rows(index, own_rows(state))
     policy.mark_restored(from_start=bool(manifest.reference))
     _refuse_non_finite(path, policy.non_finite(others), len(state))
+
+
+def read_trained(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Read into ``weights``, by the names of the parameters, what a checkpoint trained, each rank its rows.
+
+    RunError: it trained others. UserError: it is damaged, or what it has is not finite.
+    """
+    state = {f"{PRESENT}{name}": own for name, own in weights.items()}
+    with reading(path):
+        index = _read_weights(path, Manifest.read(path), PRESENT)
+        _refuse_other_weights(path, index, state, (), {})
+        read_rows(index, own_rows(state))
+    _refuse_non_finite(path, non_finite(weights), len(weights))
 
 
 def load_to_draw(path: Path, policy: Policy, name: str | None = None) -> None:
