@@ -380,8 +380,14 @@ def test_half_precision_latents_are_rounded_and_the_target_is_not() -> None:
         ({"name": "uniform", "count": 0}, r"algorithm\.timesteps\.count: got 0; give a whole number from 1 to 1000"),
         ({"name": "uniform", "low": -0.1}, r"algorithm\.timesteps\.low: got -0\.1; give a number of at least 0 and below 1"),
         ({"name": "uniform", "high": 1.1}, r"algorithm\.timesteps\.high: got 1\.1; give a number above 0 and at most 1"),
-        ({"name": "uniform", "shift": 0}, r"algorithm\.timesteps\.shift: got 0; give a number above 0 and at most 100"),
-        ({"name": "logit-normal", "std": 0}, r"algorithm\.timesteps\.std: got 0; give a number above 0 and at most 100"),
+        (
+            {"name": "uniform", "shift": 0},
+            r"algorithm\.timesteps\.shift: got 0; give a number above 0 and at most 100, or model",
+        ),
+        (
+            {"name": "logit-normal", "std": 0},
+            r"algorithm\.timesteps\.std: got 0; give a number above 0 and at most 100",
+        ),
         ({"name": "uniform", "std": 1}, r"algorithm\.timesteps\.std: unknown key; .*"),
         ({"name": "discrete", "shift": 3}, r"algorithm\.timesteps\.shift: unknown key; .*"),
         ({"name": "logitnormal"}, r"algorithm\.timesteps: there is no 'logitnormal'; did you mean 'logit-normal'\?"),

@@ -274,6 +274,10 @@ class Clips(TwoParameter):
         latents, steps = flow.rollout(self.velocity, noise, sigmas, conditions, plan)
         return Trajectory(latents.sigmoid(), latents, sigmas, steps)
 
+    @hookimpl
+    def encode_media(self, media):
+        return media.logit(1e-6)
+
 class ClipsConfig(ModelConfig):
     """Videos of five frames."""
     path: CheckpointPath

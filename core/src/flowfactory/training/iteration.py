@@ -160,8 +160,10 @@ def iterate(run: Run, iteration: int, before_update: Callable[[Rollouts], None] 
     if before_update is not None:
         begin_phase(run.assembly.hooks, run.ranks, "checking", 0)
         before_update(rollouts)
-    with timer("read"):
-        regularising = Regularising.of(run, iteration)
+    regularising = None
+    if run.config.training.regularise:
+        with timer("read"):
+            regularising = Regularising.of(run, iteration)
     fixed_size = run.velocity_probe.measure(rollouts.experience)
     run.learner.movement.mark()
     with timer("update"):

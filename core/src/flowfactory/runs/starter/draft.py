@@ -7,7 +7,7 @@ from typing import Any
 
 from flowfactory.config.component import ModelConfig
 from flowfactory.config.component_slots import config_class
-from flowfactory.config.example_options import bundled_examples, starter_values
+from flowfactory.config.example_options import bundled_example, bundled_examples, starter_values
 from flowfactory.discovery.catalogue import Catalogue
 from flowfactory.runs.starter.choice import Choice
 
@@ -66,6 +66,16 @@ def lacking_records(choice: Choice) -> str:
         return f"{told}, two each; give a .jsonl file with 'chosen' and 'rejected' beside each 'prompt': --prompts FILE"
     either = "a folder of pictures with captions, or a .jsonl file with a 'target' beside each 'prompt'"
     return f"{told}; give {either}: --prompts FOLDER"
+
+
+def lacking_options(catalogue: Catalogue, choice: Choice) -> str | None:
+    """What is to be given for an algorithm with options that none can be made up for, such as teachers; None: nothing."""
+    name, component = choice.algorithm
+    wanted = [key for key, field in config_class(component).model_fields.items() if field.is_required() and key != "name"]
+    if not wanted or bundled_example(catalogue, component):
+        return None
+    told = f"algorithm {name} wants {', '.join(wanted)}, which only you have"
+    return f"{told}; write the config from its page, and see flowfactory plugins show {name}"
 
 
 def _for_one_card(sampling: Mapping[str, Any]) -> Raw:

@@ -17,7 +17,7 @@ from flowfactory.config.loading import parse
 from flowfactory.data.prompt_files import read_rows
 from flowfactory.docs_address import page
 from flowfactory.errors import UserError
-from flowfactory.runs.starter.draft import drafts, lacking_records
+from flowfactory.runs.starter.draft import drafts, lacking_options, lacking_records
 from flowfactory.runs.starter.fitting import Fitted, fit
 from flowfactory.runs.starter.prompts import starter_rows, write_rows
 from flowfactory.runs.starter.rendering import render
@@ -60,6 +60,8 @@ def make_starter(catalogue: Catalogue, choice: Choice, wish: Wish, say: Say) -> 
     records = choice.learns_from != "samples"
     if records and not wish.prompts:
         raise UserError(lacking_records(choice))
+    if told := lacking_options(catalogue, choice):
+        raise UserError(told)
     prompts = _prompt_files(catalogue, choice, Path(wish.name).stem) if records or not wish.prompts else {}
     if records:
         prompts = dict([*prompts.items()][1:])  # those that are held out
