@@ -22,7 +22,7 @@ def teacher(folder: Path, weights: Weights, **model: Any) -> Path:
     """The run directory of one that trained whole, and ended at ``weights``."""
     folder.mkdir()
     p, q = weights
-    raw = testing.settings(folder, "nft", model={"p": p, "q": q, **model})
+    raw = testing.settings(folder, "dpo", model={"p": p, "q": q, **model})
     return testing.train(raw, iterations=1, optimizer={"lr": 1e-12}).folder
 
 
