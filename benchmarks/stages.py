@@ -1,9 +1,10 @@
 """A project in stages on the embedded generator: fine-tuning, learning from there, few-step students, one of two teachers.
 
-    python benchmarks/stages.py [--seeds 1 2 3] [--only sft base start …] [--workers 1] [--out FOLDER]
+    python benchmarks/stages.py [--seeds 1 2 3] [--only base start …] [--workers 1] [--out FOLDER]
 
 One thread a run; the held-out strict score is of 2 pictures for each of 240 prompts, with noise that does not change. Stages
-that need another's adapters train those first. Writes stages.json, run by run; what is there already is not run again.
+that need another's adapters train those first, and tell of them too. Writes stages.json, run by run; what is there already is
+not run again.
 
 sft: LoRA on two rendered pictures of each training prompt. base, start: CRD for as many pictures, from the generator and from
 that LoRA. tdm: a student that draws in 4 steps, of the generator in 10 steps under guidance 2; tdm-r1: it goes on from that
@@ -20,6 +21,7 @@ from typing import Any
 from report import argument_parser, measured_on, run_apart
 
 STAGES = ("sft", "base", "start", "tdm", "tdm-r1", "count", "other", "opd")
+BEFORE = {"start": ("sft",), "tdm-r1": ("tdm",), "opd": ("count", "other")}
 LORA = {"lora": {"rank": 16, "alpha": 32}}
 CRD = {"name": "crd", "timesteps": {"name": "uniform", "count": 2, "shared": True}}
 SCORED = {"strict": {"name": "scene", "mode": "strict"}}
@@ -28,28 +30,26 @@ DRAWN = {"groups": 16, "group_size": 12, "size": [32, 32], "steps": 8, "guidance
 MEMBERS = 2
 
 
-def run(stage: str, seed: int) -> dict[str, Any]:
-    """One stage and those before it; held-out scores before and after, of all prompts and of each source."""
+def run(stage: str, seed: int) -> list[dict[str, Any]]:
+    """The stages before one and itself: held-out scores before and after each, of all prompts and of each source."""
     import torch
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write_files(folder)
-        for before in {"start": ("sft",), "tdm-r1": ("tdm",), "opd": ("count", "other")}.get(stage, ()):
-            _train(before, seed, folder)
-        records = _train(stage, seed, folder)
-        scores = [{key: value for key, value in record.items() if key.endswith("strict/mean")} for record in records]
-        held_out = [score for score in scores if any("eval/" in key for key in score)]
-        found = {"stage": stage, "seed": seed, "before": held_out[0], "after": held_out[-1]}
-        return found | ({"teacher": _teacher(seed, folder)} if stage.startswith("tdm") else {})
+        return [_train(each, seed, folder) for each in (*BEFORE.get(stage, ()), stage)]
 
 
-def _train(stage: str, seed: int, folder: Path) -> list[dict[str, Any]]:
+def _train(stage: str, seed: int, folder: Path) -> dict[str, Any]:
     from flowfactory.config.loading import validate
     from flowfactory.runs.train import train
 
-    return train(validate(_config(stage, seed, folder), folder=folder), say=lambda _: None).records()
+    records = train(validate(_config(stage, seed, folder), folder=folder), say=lambda _: None).records()
+    scores = [{key: value for key, value in record.items() if key.endswith("eval/strict/mean")} for record in records]
+    held_out = [score for score in scores if score]
+    found = {"stage": stage, "seed": seed, "before": held_out[0], "after": held_out[-1]}
+    return found | ({"teacher": _teacher(seed, folder)} if stage.startswith("tdm") else {})
 
 
 def _config(stage: str, seed: int, folder: Path) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def _teacher(seed: int, folder: Path) -> float:
 
 def main() -> None:
     parser = argument_parser(__doc__, seeds=[1, 2, 3])
-    parser.add_argument("--only", nargs="+", default=list(STAGES))
+    parser.add_argument("--only", nargs="+", default=[name for name in STAGES if name not in sum(BEFORE.values(), ())])
     parser.add_argument("--workers", type=int, default=1)
     chosen = parser.parse_args()
     file = chosen.out / "stages.json"
@@ -132,7 +132,8 @@ def main() -> None:
     wanted = [(stage, seed) for seed in chosen.seeds for stage in chosen.only if (stage, seed) not in done]
     for found in run_apart(run, wanted, chosen.workers):
         print(found, flush=True)
-        runs.append(found)
+        runs += [each for each in found if (each["stage"], each["seed"]) not in done]
+        done |= {(each["stage"], each["seed"]) for each in found}
         runs.sort(key=lambda r: (STAGES.index(r["stage"]), r["seed"]))
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({"pictures": 240 * MEMBERS, "runs": runs, **measured_on()}, indent=1) + "\n")

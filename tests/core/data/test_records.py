@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,9 +18,11 @@ from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.data.media import encode_video
 from flowfactory.data.prompts import check_records, read_prompts
 from flowfactory.errors import UserError
+from flowfactory.hooks.calls import Hooks
 from flowfactory.runs.resume import fixed_config
 from flowfactory.testing.two_parameter import settings
 from flowfactory.training.prompts import prepare_prompts
+from flowfactory.training.records import Records
 from flowfactory.types import Prompt
 
 KINDS = ("target", "chosen", "rejected")
@@ -99,3 +101,14 @@ def test_a_resumed_run_may_not_change_them(tmp_path: Path) -> None:
     one = checksum(target="a.png")
     (tmp_path / "a.png").rename(tmp_path / "c.png")
     assert checksum(target="c.png") == one
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_a_record_is_encoded_anew_where_its_frames_are_taken_at_another_rate(frames: int, tmp_path: Path) -> None:
+    canvas, path = Canvas(8, 8, frames), picture(tmp_path / "a.png")
+    folder = CacheFolder(tmp_path / "cache")
+    records = Records(cast("Hooks", None), "m", folder, torch.device("cpu"), canvas, 8.0)
+    cache = EncodeCache(lambda prompts, _: [{"x": torch.zeros(1)} for _ in prompts], "m", folder)
+    one, other = (records.as_prompt(Prompt("a", target=path, video_fps=fps), "target") for fps in ("model", "keep"))
+    assert one.media == other.media == (path,)
+    assert (cache.key(one, canvas) == cache.key(other, canvas)) == (frames == 1)

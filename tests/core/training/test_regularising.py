@@ -96,7 +96,7 @@ def test_records_are_the_target_of_the_velocity_without_guidance(tmp_path: Path)
 
 def test_prompts_without_a_target_take_no_part_and_every_target_has_its_turn(tmp_path: Path) -> None:
     run = start(settings(tmp_path))
-    drawn = [prompt.index for i in range(5) for prompt in regularising.regularising_prompts(run.train, run.config, i)]
+    drawn = [prompt.index for i in range(5) for prompt in regularising.regularising_prompts(run.targets, run.config, i)]
     assert sorted(drawn) == sorted([*range(5)] * 2)
 
 

@@ -36,7 +36,8 @@ def idle_keys(config: RunConfig) -> Iterator[str]:
     if config.sampling.merge_adapters == "never" and (config.model.train == "full" or exact):
         why = "with model.train: full, which has no adapters" if config.model.train == "full" else "in float32, which is exact"
         yield f"sampling.merge_adapters does nothing {why}; leave it out"
-    if config.prompts.video_fps == "keep" and not config.model.takes.video[1]:
+    learns_from_videos = config.learned_records and config.sampling.canvas.frames > 1
+    if config.prompts.video_fps == "keep" and not config.model.takes.video[1] and not learns_from_videos:
         yield "prompts.video_fps does nothing with this model, which takes no video; leave it out"
     for label, reward in config.evaluation.rewards.items():
         if reward_weight(reward) != 1:

@@ -186,10 +186,10 @@ def check_files(prompts: Sequence[Prompt], model: ModelConfig, frames: int) -> N
         check_video(video, frames if looked_into else 0, rate if looked_into and fps == "model" else None)
 
 
-def check_records(prompts: Sequence[Prompt], wanted: Sequence[str] = (), all_bring: bool = True) -> None:
-    """UserError: a ``target``, ``chosen`` or ``rejected`` of a prompt is neither a picture nor a video, or damaged.
+def check_brought(prompts: Sequence[Prompt], wanted: Sequence[str], all_bring: bool) -> None:
+    """UserError: records under the keys ``wanted`` are learned from, and a prompt brings none; or not one prompt does.
 
-    Or ``wanted`` keys of them are learned from, and a prompt brings none, or where not ``all_bring`` some, no prompt does.
+    The latter where not ``all_bring`` some. Opens no file.
     """
     lacking = [prompt for prompt in prompts if any(getattr(prompt, key) is None for key in wanted)]
     if wanted and lacking and (all_bring or len(lacking) == len(prompts)):
@@ -198,6 +198,10 @@ def check_records(prompts: Sequence[Prompt], wanted: Sequence[str] = (), all_bri
         raise UserError(
             f"prompts.train: {whose} {told}, which is learned from; write its path beside the prompt in a .jsonl file"
         )
+
+
+def check_records(prompts: Sequence[Prompt]) -> None:
+    """UserError: a ``target``, ``chosen`` or ``rejected`` of a prompt is neither a picture nor a video, or damaged."""
     for number, path in enumerate(dict.fromkeys(path for prompt in prompts for path in prompt.records)):
         if sort_of(path) == "video":
             check_video(path)

@@ -120,7 +120,7 @@ class KeptWeights:
         self.keep(name)
         if name in self._kept and self._transformers.lora and not self._transformers.starts_bare:
             for key, own in self._kept[name].weights.items():
-                if ".lora_B." in key or ".lora_embedding_B." in key:
+                if lora.is_second(key):
                     own.zero_()  # so that the adapter adds nothing
             self._kept[name].version = next(self._versions)
 
@@ -131,19 +131,16 @@ class KeptWeights:
             yield
             return
         kept, version = self._find(role), self._version
-        present = {key: own.clone() for key, own in self._present().items()}
-        self._copy(kept.weights)
-        self._playing, self._version = role, kept.version
-        self._kept[POLICY] = _Kept(version, present)
-        try:
-            yield
-        finally:
-            del self._kept[POLICY]
-            with torch.no_grad():
+        with self._swapped(kept.weights) as policy:
+            self._playing, self._version = role, kept.version
+            self._kept[POLICY] = _Kept(version, policy)
+            try:
+                yield
+            finally:
+                del self._kept[POLICY]
                 torch._foreach_copy_(list(kept.weights.values()), [self._present()[key] for key in kept.weights])
-            self._playing, kept.version = "", self._version
-            self._copy(present)
-            self._version = version
+                self._playing, kept.version = "", self._version
+                self._version = version
 
     def track_ema(self, name: str, decay: Schedule, role: str = "") -> None:
         """Keep the present weights under ``name``, and move them towards those present after each iteration, or each step.
@@ -212,14 +209,15 @@ class KeptWeights:
             self._version = version
 
     @contextmanager
-    def _swapped(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    def _swapped(self, weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """Within it the weights are ``weights``, by value; what was present comes back."""
         present = {key: own.clone() for key, own in self._present().items()}
         # graphs of drawn steps outlive a swap, after which every weight is what it was
         counters: Any = torch.autograd._unsafe_preserve_version_counter  # type: ignore[attr-defined]
         with counters(tuple(self._present().values())) if self.drawn_graphs.held else nullcontext():
             self._copy(weights)
             try:
-                yield
+                yield present
             finally:
                 self._copy(present)
 

@@ -145,7 +145,12 @@ class Adapters(NamedTuple):
 
         alpha / rank is multiplied into the second of them, since not every loader reads it elsewhere.
         """
-        return factor * (self.alpha / self.rank) if name.endswith((".lora_B.weight", ".lora_embedding_B")) else factor
+        return factor * (self.alpha / self.rank) if is_second(name) else factor
+
+
+def is_second(name: str) -> bool:
+    """Whether a parameter, or a tensor of an export, is the second of an adapter's two factors, which begins at zero."""
+    return ".lora_B." in name or ".lora_embedding_B" in name
 
 
 def adapters_of(module: nn.Module) -> Adapters:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -151,11 +151,7 @@ class Policy(KeptWeights):
         """
         found = self._ahead.take(step) if kept else {}
         # the kept ones first: weights are swapped by value, which a graph would not survive
-        for at in kept.values():
-            place = self._place(at, step)
-            if place not in found and place != (self._version, step.guidance):
-                with torch.no_grad(), self.using(at.weights):
-                    found[place] = self.evaluate(replace(step, guidance=place[1])).detach()
+        self._evaluate_kept(step, [at for at in kept.values() if not self.is_present(at, step)], found)
         present = self.evaluate(step)
         found[self._version, step.guidance] = present.detach()
         return present, {key: found[self._place(at, step)] for key, at in kept.items()}
@@ -166,12 +162,16 @@ class Policy(KeptWeights):
         Before anything with a graph that is still needed: weights are swapped by value.
         """
         found: dict[Place, Evaluation] = {}
-        for at in kept.values():
+        self._evaluate_kept(step, kept.values(), found)
+        return {key: found[self._place(at, step)] for key, at in kept.items()}
+
+    def _evaluate_kept(self, step: Step, wanted: Iterable[At], found: dict[Place, Evaluation]) -> None:
+        """Have ``found`` at ``step`` those ``wanted`` that it lacks, each once."""
+        for at in wanted:
             place = self._place(at, step)
             if place not in found:
                 with torch.no_grad(), self.using(at.weights):
                     found[place] = self.evaluate(replace(step, guidance=place[1])).detach()
-        return {key: found[self._place(at, step)] for key, at in kept.items()}
 
     def evaluate_teachers(self, names: Sequence[str], step: Step) -> Tensor:
         """The velocities [B, ...] at ``step``, detached, of the teachers ``names`` [B], which :meth:`Teachers.read` has read.

@@ -59,11 +59,6 @@ class Teachers:
         self._known: dict[str, _Teacher] = {}
         self.read_checkpoint: ReadCheckpoint | None = None
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of those that were read."""
-        return tuple(self._known)
-
     def read(self, paths: Mapping[str, Path]) -> None:
         """Read the teachers at ``paths``, a file or folder of adapters or a run each, when a run starts.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from flowfactory.config.schema import RunConfig
 from flowfactory.data.batches import prompts_of_iteration
-from flowfactory.training.regularising_prompts import regularising_prompts
+from flowfactory.training.regularising_prompts import regularising_prompts, with_targets
 from flowfactory.training.velocity_probe import probed_prompts
 from flowfactory.types import Prompt
 
@@ -19,6 +19,7 @@ class EncodingAhead:
 
     def __init__(self, prompts: Sequence[Prompt], config: RunConfig) -> None:
         self._prompts, self._config = prompts, config
+        self._targets = with_targets(prompts) if config.training.regularise else []
         self.at_once = config.prompts.iterations_at_once(len(prompts), config.sampling.groups)
         self.encoded = range(0)
 
@@ -40,8 +41,8 @@ class EncodingAhead:
         found: dict[int, Prompt] = {}
         for number in self._stretch(iteration):
             found |= {prompt.index: prompt for prompt in prompts_of_iteration(self._prompts, number, groups, seed, weights)}
-            if self._config.training.regularise:
-                joining = regularising_prompts(self._prompts, self._config, number)
+            if self._targets:
+                joining = regularising_prompts(self._targets, self._config, number)
                 found |= {prompt.index: prompt for prompt in joining}
         return list(found.values())
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from flowfactory.config.schema import reward_weights
 from flowfactory.data import batches
-from flowfactory.data.batches import make_batch
 from flowfactory.drift.panel import Panel
 from flowfactory.experience import Experience
 from flowfactory.rewards import statistics
@@ -45,7 +44,7 @@ def collect(run: Run, iteration: int, timer: Timer) -> Rollouts:
 def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     """The samples of an iteration: sample, reward, advantage."""
     config, ranks, workers = run.config, run.ranks, run.ranks.workers
-    batch = make_batch(_prompts(run, iteration), config.sampling.group_size)
+    batch = batches.make_batch(_prompts(run, iteration), config.sampling.group_size)
     plan = _plan(run, iteration, batch)
     known = run.sampler.conditions(batch.prompts, most_guidance(plan), plan.canvas)
     shown, learned = drawn_and_learned(known, plan, config.algorithm)

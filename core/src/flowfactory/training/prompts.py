@@ -20,10 +20,15 @@ def call_records(canvas: Canvas) -> str:
     return f"{'pictures' if canvas.frames == 1 else 'videos'} to learn from"
 
 
-def find_records(config: RunConfig, train: Sequence[Prompt]) -> set[Path]:
-    """The files that training prompts bring and that are learned from."""
-    keys = [key for kind in config.learned_records for key in RECORDS[kind]]
-    return {path for prompt in train for key in keys if (path := getattr(prompt, key)) is not None}
+def record_keys(kinds: Sequence[str]) -> list[str]:
+    """Those of all ``kinds`` of records."""
+    return [key for kind in kinds for key in RECORDS[kind]]
+
+
+def find_records(config: RunConfig, train: Sequence[Prompt]) -> list[Path]:
+    """The files that training prompts bring and that are learned from, each once."""
+    keys = record_keys(config.learned_records)
+    return list(dict.fromkeys(path for prompt in train for key in keys if (path := getattr(prompt, key)) is not None))
 
 
 def prepare_prompts(
@@ -48,10 +53,9 @@ def prompt_checks(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[
     yield lambda: prompts.check_files(train, model, config.sampling.canvas.frames)
     yield lambda: prompts.check_files(heldout, model, config.evaluation.canvas(config.sampling).frames)
     yield lambda: prompts.check_records(both)
-    records = config.learned_records
-    keys = [key for kind in records for key in RECORDS[kind]]
-    yield lambda: prompts.check_records(train, keys, all_bring=config.algorithm.learns_from != "samples")
-    yield lambda: check_kinds(train, keys, config.sampling.canvas)
+    keys, all_bring = record_keys(config.learned_records), config.algorithm.learns_from != "samples"
+    yield lambda: prompts.check_brought(train, keys, all_bring)
+    yield lambda: check_kinds(find_records(config, train), config.sampling.canvas)
     yield lambda: prompts.check_picture_tokens(both, model, config.distributed.context)
     labels, learned = [*config.rewards, *config.evaluation.rewards], {x for x, r in config.rewards.items() if reward_weight(r)}
     if config.algorithm.rewarded:
@@ -59,8 +63,7 @@ def prompt_checks(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[
     yield lambda: prompts.check_reward_labels(heldout, labels)
 
 
-def check_kinds(train: Sequence[Prompt], keys: Sequence[str], canvas: Canvas) -> None:
-    """UserError: a record under one of ``keys`` is a picture where videos are drawn, or the other way round."""
-    for path in dict.fromkeys(getattr(prompt, key) for prompt in train for key in keys):
-        if path is not None:
-            check_kind(path, canvas)
+def check_kinds(records: Sequence[Path], canvas: Canvas) -> None:
+    """UserError: one of ``records`` is a picture where videos are drawn, or the other way round."""
+    for path in records:
+        check_kind(path, canvas)

@@ -12,7 +12,7 @@ from flowfactory.distributed.partition import split_with_padding
 from flowfactory.experience import Experience
 from flowfactory.training.guidance import drawn_and_learned, most_guidance, training_plan
 from flowfactory.training.prompts import RECORDS
-from flowfactory.training.records import Kind, as_prompt
+from flowfactory.training.records import Kind
 from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.setup import Run
 from flowfactory.types import NoiseKey, Prompt, SamplingPlan
@@ -31,7 +31,7 @@ def collect_records(run: Run, iteration: int, prompts: Sequence[Prompt], kind: K
     _, learned = drawn_and_learned(known, plan, config.algorithm)
     held = split_with_padding(range(len(batch.keys)), ranks.workers.count)
     assert run.records is not None
-    found = [as_prompt(prompt, keys[row % len(keys)]) for row, prompt in enumerate(batch.prompts)]
+    found = [run.records.as_prompt(prompt, keys[row % len(keys)]) for row, prompt in enumerate(batch.prompts)]
     latents = run.records.latents(found, held[ranks.workers.rank])
     advantages = torch.tensor([1.0, -1.0][: len(keys)] * len(prompts))
     experience = Experience(

@@ -15,16 +15,10 @@ from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.data.records import read_record
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.hooks.calls import Hooks
-from flowfactory.training.prompts import RECORDS, call_records
+from flowfactory.training.prompts import call_records, record_keys
 from flowfactory.types import Prompt
 
 Kind = Literal["targets", "pairs"]
-
-
-def as_prompt(prompt: Prompt, key: str) -> Prompt:
-    """The record under ``key`` of a prompt, as a prompt that brings it alone: what a cache of prompts holds it as."""
-    path: Path = getattr(prompt, key)
-    return Prompt("", images=(path,), video_fps=prompt.video_fps)
 
 
 def record_shape(canvas: Canvas, frame_rate: float | None) -> tuple[int, ...]:
@@ -65,10 +59,17 @@ class Records:
             what=call_records(canvas),
         )
 
+    def as_prompt(self, prompt: Prompt, key: str) -> Prompt:
+        """The record under ``key`` of a prompt, as a prompt that brings it alone: what the cache of prompts holds it as."""
+        path: Path = getattr(prompt, key)
+        if self._canvas.frames == 1:
+            return Prompt("", images=(path,))
+        return Prompt("", video=path, video_fps=prompt.video_fps)
+
     def prepare(self, prompts: Sequence[Prompt], kinds: Sequence[Kind], in_training: bool = False) -> int:
         """Have the records of those kinds of all ``prompts`` encoded; returns how many had to be."""
-        keys = [key for kind in kinds for key in RECORDS[kind]]
-        found = [as_prompt(prompt, key) for prompt in prompts for key in keys if getattr(prompt, key) is not None]
+        keys = record_keys(kinds)
+        found = [self.as_prompt(prompt, key) for prompt in prompts for key in keys if getattr(prompt, key) is not None]
         return self._cache.prepare_all([(found, self._canvas)], in_training)
 
     def latents(self, records: Sequence[Prompt], mine: Sequence[int]) -> Tensor:
@@ -79,5 +80,5 @@ class Records:
     def _encode(self, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Mapping[str, Tensor]]:
         for prompt in prompts:
             rate = self._frame_rate if prompt.video_fps == "model" else None
-            media = read_record(prompt.images[0], canvas, rate).reshape(record_shape(canvas, self._frame_rate))
+            media = read_record(prompt.media[0], canvas, rate).reshape(record_shape(canvas, self._frame_rate))
             yield {"latents": self._hooks.encode_media(media[None])[0].cpu()}

@@ -31,7 +31,7 @@ class Regularising:
         chosen = run.config.training.regularise
         if chosen is None:
             return None
-        prompts = regularising_prompts(run.train, run.config, iteration)
+        prompts = regularising_prompts(run.targets, run.config, iteration)
         return Regularising(collect_records(run, iteration, prompts, "targets"), chosen.sft)
 
     def losses(self, run: Run, rows: Sequence[int], epoch: int) -> Iterator[Loss]:

@@ -9,12 +9,16 @@ from flowfactory.data.batches import prompts_of_iteration
 from flowfactory.types import Prompt
 
 
-def regularising_prompts(train: Sequence[Prompt], config: RunConfig, iteration: int) -> list[Prompt]:
-    """The prompts whose targets join an iteration, as many as it has groups, and one at least for each optimizer step.
+def with_targets(train: Sequence[Prompt]) -> list[Prompt]:
+    """Those that bring a target."""
+    return [prompt for prompt in train if prompt.target is not None]
 
-    Every epoch is its own order of all that have one. Where all do, they are those that the iteration draws.
+
+def regularising_prompts(targets: Sequence[Prompt], config: RunConfig, iteration: int) -> list[Prompt]:
+    """Those of :func:`with_targets` that join an iteration, as many as it has groups, and one at least for each optimizer step.
+
+    Every epoch is its own order of all. Where every prompt has a target, they are those that the iteration draws.
     """
-    targets = [prompt for prompt in train if prompt.target is not None]
     return prompts_of_iteration(targets, iteration, regularising_count(config), config.seed)
 
 

@@ -29,6 +29,7 @@ from flowfactory.training.phases import phase_teller
 from flowfactory.training.plans import EVALUATION, SAMPLING
 from flowfactory.training.prompts import prepare_prompts
 from flowfactory.training.records import Records
+from flowfactory.training.regularising_prompts import with_targets
 from flowfactory.training.sampler import Sampler
 from flowfactory.training.velocity_probe import VelocityProbe
 from flowfactory.types import DTYPES, Prompt, RunInfo, Runtime, Say, Trainable
@@ -61,6 +62,11 @@ class Run:
         """The owner of the optimizer, made when it is first asked for: what draws alone has none, nor its moments."""
         algorithm = self.config.algorithm
         return Learner(self.policy, self.config.training, self.ranks, algorithm.kl_term, algorithm.roles)
+
+    @cached_property
+    def targets(self) -> Sequence[Prompt]:
+        """Those of ``train`` that bring a target."""
+        return with_targets(self.train)
 
     @cached_property
     def extremes(self) -> Extremes:

@@ -68,7 +68,7 @@ class DMD2(FewStep):
         fake, real = (clean(place.latents, sigma, asked[name].velocity) for name in ("fake", "real"))
         target = drawn - (fake - real) / scale_of(drawn - real)
         reached = clean(step.latents, step.sigma, policy.evaluate(step).velocity)
-        return Loss(0.5 * mean_of((reached - target).square()), metrics={"gap": mean_of((fake - real).abs())})
+        return Loss(0.5 * squared_error(reached, target), metrics={"gap": mean_of((fake - real).abs())})
 
 
 def choose_steps(samples: Experience) -> Step:

@@ -24,8 +24,8 @@ class Encoding:
 
     What is in the cache from before is not encoded again. ``size`` is None where the model, or files that are not here,
     do not tell; pictures and videos of prompts, whose number is ``media``, are not in it, nor are ``records``, those that are
-    learned from. Of many training prompts about
-    ``at_once`` are encoded at a time, where it is not None, and those that no iteration draws never are.
+    learned from. Of many training prompts about ``at_once`` are encoded at a time, where it is not None, and those that no
+    iteration draws never are.
     """
 
     prompts: int
