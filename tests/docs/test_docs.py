@@ -77,7 +77,9 @@ def test_a_config_on_the_toy_model_trains(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_any_other_config_is_valid(folder: Path, name: str) -> None:
-    shown = parse_yaml(flowfactory("run", name, "--dry-run"), name)
+    told = flowfactory("run", name, "--dry-run").splitlines(keepends=True)
+    few = re.compile(r"warning: sampling\.groups \d+: there are 3 prompts")  # where readers have the bundled ones
+    shown = parse_yaml("".join(line for line in told if not few.match(line)), name)
     assert shown["model"]["name"] in WHOLE[name].text
     if shown["training"]["precision"] == "bf16" and shown["algorithm"]["name"] in COUPLED:
         assert shown["sampling"]["batch_size"] == shown["training"]["batch_size"], "the first ratio would be rounding"

@@ -87,6 +87,28 @@ def test_what_is_wrong_with_prompts_is_told_beside_wrong_keys(write: Write, tmp_
     assert any("none.png" in told or "takes no" in told for told in found.errors[1:])
 
 
+def test_what_is_missing_is_told_once(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "scored.jsonl").write_text('{"prompt": "a", "rewards": ["small"]}\n')
+    file = write(algorithm="tdm-r1", rewards={}, prompts={"train": "scored.jsonl"})
+    assert check_run(file).errors == ["config.yaml: rewards: got {}; give a mapping from labels to rewards"]
+    file = write(algorithm="sft", rewards={}, prompts={"train": "prompts.txt"}, training={"keep_graphs": True})
+    told = check_run(file).errors
+    assert [line.partition(":")[0] for line in told] == ["config.yaml", "prompts.train"], told
+
+
+def test_records_are_counted_and_read_of_held_out_prompts_too(write: Write, tmp_path: Path) -> None:
+    records = write_records(tmp_path)
+    drawn = {"groups": 6, "size": [4, 4], "steps": 3}
+    found = check_run(write(algorithm="sft", rewards={}, prompts={"train": records.name}, sampling=drawn))
+    assert any(
+        told.startswith("sampling.groups 6: there are 5 prompts, so that an iteration learns") for told in found.warnings
+    )
+    (tmp_path / "broken.png").write_bytes((tmp_path / "0-target.png").read_bytes()[:-20])
+    (tmp_path / "heldout.jsonl").write_text('{"prompt": "a", "target": "broken.png"}\n')
+    found = check_run(write(algorithm="sft", rewards={}, prompts={"train": records.name, "heldout": "heldout.jsonl"}))
+    assert any("broken.png: cannot be read" in told for told in found.errors), found.errors
+
+
 def test_a_right_config_exits_with_0_and_with_strict_warnings_count(write: Write) -> None:
     file = write()
     done = CliRunner().invoke(app, ["check", str(file)])

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 from safetensors.torch import save_file
 
 from flowfactory import testing
+from flowfactory.config.loading import validate
 from flowfactory.policy import At
+from flowfactory.training.setup import prepare_run
 from flowfactory_distill.few_step import FAKE
 from flowfactory_distill.tdm_r1 import SURROGATE
 from flowfactory_tiny import FOLDER
@@ -48,6 +51,20 @@ def test_the_teacher_and_the_roles_are_the_weights_without_the_adapters_that_the
     for name in ("base", FAKE, SURROGATE):
         torch.testing.assert_close(found[name].velocity, base.velocity, rtol=1e-5, atol=1e-6)
     assert (found["reference"].velocity - base.velocity).abs().max() > 0.01, "the student starts elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("role", "told"),
+    [
+        ("start", "; the teacher is the model without them, and with them under as: base"),
+        ("base", " are added to the frozen weights, which are the teacher; new ones train on top"),
+    ],
+)
+def test_a_run_says_who_the_teacher_is(role: str, told: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    raw = settings(tmp_path, {"lora": {"from": str(adapters(tmp_path)), "as": role}})
+    prepare_run(validate(raw), say=said.append)
+    assert any(line.endswith(told) for line in said), said
 
 
 def test_such_a_run_is_resumed_to_the_bit(tmp_path: Path) -> None:

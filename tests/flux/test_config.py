@@ -72,7 +72,7 @@ def test_guidance_is_refused_where_a_checkpoint_has_none(flux: Flux, variant: st
     if variant not in ("schnell", "klein"):
         assert validate(raw)
         return
-    with pytest.raises(UserError, match=r"sampling\.guidance 3\.5: this checkpoint is distilled and takes none; leave it out"):
+    with pytest.raises(UserError, match=r"sampling\.guidance 3\.5: this checkpoint is distilled and takes none; write 1"):
         validate(raw)
     assert validate(settings(variant, flux.folder(variant)))
 

@@ -49,6 +49,8 @@ def write_files(folder: Path) -> None:
             f"a {colour} circle on white\ntwo {colour} rings on black\na green square above a {colour} cross on gray\n",
             encoding="utf-8",
         )
+        (folder / "data").mkdir(exist_ok=True)
+        (folder / "data" / file).write_bytes((folder / file).read_bytes())
     captions = (folder / "prompts.txt").read_text(encoding="utf-8").splitlines()
     write_pictures(folder / "data" / "pictures", captions)
     write_pairs(folder / "data", captions)

@@ -18,7 +18,7 @@ from flowfactory.types import Prompt
 def fill(folder: Path, *names: str) -> Path:
     folder.mkdir(exist_ok=True)
     for name in names:
-        if name.endswith(".txt"):
+        if name.lower().endswith(".txt"):
             (folder / name).write_text(f"  what {name} says\n")
         else:
             Image.new("RGB", (8, 8)).save(folder / name)
@@ -26,10 +26,10 @@ def fill(folder: Path, *names: str) -> Path:
 
 
 def test_a_picture_and_its_caption_are_a_prompt(tmp_path: Path) -> None:
-    folder = fill(tmp_path / "cats", "b.png", "b.txt", "a$HOME.JPG", "a$HOME.txt", "c.tar.webp", "c.tar.txt", "B.jpeg", "B.txt")
+    folder = fill(tmp_path / "cats", "b.png", "b.txt", "a$HOME.JPG", "a$HOME.txt", "c.tar.webp", "c.tar.txt", "B.jpeg", "B.TXT")
     (folder / ".DS_Store").write_bytes(b"\0")
     (folder / "b.txt").write_text("\ufefftwo\r\nlines\n")
-    expected = [("B.jpeg", "what B.txt says"), ("a$HOME.JPG", "what a$HOME.txt says"), ("b.png", "two\nlines")]
+    expected = [("B.jpeg", "what B.TXT says"), ("a$HOME.JPG", "what a$HOME.txt says"), ("b.png", "two\nlines")]
     expected += [("c.tar.webp", "what c.tar.txt says")]
     assert read_prompts(folder) == tuple(
         Prompt(text, index, target=folder / name) for index, (name, text) in enumerate(expected)
@@ -44,6 +44,7 @@ NEITHER = "is no picture, .png, .jpg, .jpeg, .webp, nor a caption, .txt; move it
     [
         (["a.png", "a.txt", "b.png"], ": 'b.png' has no caption; write 'b.txt'"),
         (["a.png", "a.txt", "b.txt"], ": 'b.txt' has no picture; delete it, or put its picture beside it"),
+        (["a.png", "a.txt", "a.TXT"], ": 'a.TXT' and 'a.txt' would be captions of one picture; delete one"),
         (["a.png", "a.jpg", "a.txt"], ": 'a.jpg' and 'a.png' would share a caption; rename one"),
         (
             ["a.png", "a.txt", "a.gif"],

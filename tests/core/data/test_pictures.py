@@ -158,8 +158,8 @@ def test_a_picture_with_much_text_is_read_or_one_line(tmp_path: Path) -> None:
     [
         (b"", "no kind of picture that is known; save it as PNG or JPEG"),
         (b"RIFF\0\0\0\0WAVE", "this is WAV; give a picture"),
-        (png(64, 64)[:-20], "; save it with 8 bits, as PNG or JPEG"),
-        (png(64, 64), "; save it with 8 bits, as PNG or JPEG"),
+        (png(64, 64)[:-20], "; save it anew, as PNG or JPEG"),
+        (png(64, 64), "; save it anew, as PNG or JPEG"),
     ],
 )
 def test_what_is_no_whole_picture_is_one_line(content: bytes, sentence: str, tmp_path: Path) -> None:

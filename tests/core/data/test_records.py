@@ -16,12 +16,12 @@ from flowfactory.config.loading import validate
 from flowfactory.data.cache_folder import CacheFolder
 from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.data.media import encode_video
-from flowfactory.data.prompts import check_records, read_prompts
+from flowfactory.data.prompts import check_brought, check_pairs, check_records, read_prompts
 from flowfactory.errors import UserError
 from flowfactory.hooks.calls import Hooks
 from flowfactory.runs.resume import fixed_config
 from flowfactory.testing.two_parameter import settings
-from flowfactory.training.prompts import prepare_prompts
+from flowfactory.training.prompts import prepare_prompts, remarks
 from flowfactory.training.records import Records
 from flowfactory.types import Prompt
 
@@ -60,6 +60,56 @@ def test_a_record_that_is_no_path_is_refused(kind: str, tmp_path: Path) -> None:
     for misspelt in (kind.upper(), f"{kind}s"):
         with pytest.raises(UserError, match=rf"unknown key '{misspelt}'; did you mean '{kind}'\?"):
             read_prompts(write(tmp_path, {"prompt": "a", misspelt: "x"}))
+
+
+def test_a_path_that_names_no_file_is_told_what_is_wrong_with_it(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    picture(tmp_path / "pictures" / "a.png")
+    for value, told in (
+        ("pictures", rf"'target': {tmp_path / 'pictures'} is a folder; write the path of a file"),
+        ("pictures\\a.png", "write / instead of "),
+    ):
+        with pytest.raises(UserError, match=told):
+            read_prompts(write(tmp_path, {"prompt": "a", "target": value}))
+
+
+def test_a_pair_of_one_file_is_refused(tmp_path: Path) -> None:
+    file = picture(tmp_path / "a.png")
+    pairs = [Prompt("a", chosen=file, rejected=tmp_path / "b.png"), Prompt("b", chosen=file, rejected=file)]
+    with pytest.raises(UserError, match=rf"^prompts.train: 'b' brings {file} as 'chosen' and as 'rejected', so that there is"):
+        check_pairs(pairs)
+    check_pairs([*pairs[:1], Prompt("c"), Prompt("d", chosen=file)])
+
+
+@pytest.mark.parametrize(
+    ("brought", "told"),
+    [
+        ((), "'x' brings no 'chosen' and no 'rejected', which are learned from; write their paths"),
+        (("chosen",), "'x' brings no 'rejected', which is learned from; write its path"),
+    ],
+)
+def test_what_a_prompt_lacks_is_named(brought: tuple[str, ...], told: str, tmp_path: Path) -> None:
+    prompt = replace(Prompt("x"), **dict.fromkeys(brought, tmp_path / "a.png"))
+    with pytest.raises(UserError, match=told):
+        check_brought([prompt], ["chosen", "rejected"], True)
+
+
+def test_pictures_that_hardly_fill_the_canvas_are_told_of(tmp_path: Path) -> None:
+    sizes = {"fine": (16, 20), "tiny": (1, 1), "wide": (600, 2), "long": (90, 16), "turned": (20, 16)}
+    for name, size in sizes.items():
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    rows = [{"prompt": name, "target": f"{name}.png"} for name in sizes]
+    raw = settings(tmp_path, "policy-gradient") | {"prompts": {"train": str(write(tmp_path, *rows))}}
+    raw["sampling"] |= {"size": [16, 16]}
+    raw["training"] = {"regularise": {"sft": 0.1}}
+    config = validate(raw)
+    train, _ = prepare_prompts(config)
+    told = "prompts.train: 2 of 5 pictures to learn from are {}, such as {}; bring others, or leave them out"
+    assert list(remarks(config, train, ())) == [
+        told.format("smaller than is drawn", tmp_path / "tiny.png"),
+        told.format("of another shape, and lose more than half of it", tmp_path / "wide.png"),
+    ]
+    assert list(remarks(validate(raw | {"training": {}}), train, ())) == [], "nothing is learned from them"
 
 
 def test_records_are_looked_into_before_a_run(tmp_path: Path) -> None:

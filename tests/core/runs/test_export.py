@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from flowfactory import Policy, Trainable, flow
 from flowfactory.atomic_files import make_temporary_folder
-from flowfactory.config.component import LoraConfig, LoraTraining, ModelConfig
+from flowfactory.config.component import AlgorithmConfig, LoraConfig, LoraTraining, ModelConfig
 from flowfactory.config.schema import RunConfig
 from flowfactory.errors import UserError
 from flowfactory.runs.directory import RunDirectory
@@ -245,6 +245,33 @@ def test_a_hub_reads_the_head_of_a_card(load: Load) -> None:
         assert "state a licence" not in text
     unknown = make_card("run", [], adapters, Origin("owner/base", True, hub=True), Exported(3, None, "peft", {}))
     assert "Before you publish this, state a licence in the head of this file" in unknown
+
+
+@pytest.mark.parametrize(
+    ("traits", "ways"),
+    [
+        ({}, "reinforcement learning"),
+        ({"rewarded": False, "learns_from": "targets"}, "supervised fine-tuning"),
+        ({"rewarded": False, "learns_from": "pairs"}, "preference optimization"),
+        ({"rewarded": False}, "distillation"),
+        ({"rewarded": False, "taught_by_base": True}, "distillation"),
+        ({"taught_by_base": True}, "distillation and reinforcement learning"),
+    ],
+    ids=str,
+)
+def test_a_card_calls_the_way_of_training_by_its_name(traits: dict[str, Any], ways: str, load: Load) -> None:
+    config = load({"sampling": {"guidance": 1, "steps": 4, "size": [32, 48]}})
+    way = type("Way", (AlgorithmConfig,), {"build": lambda self, label: self})
+    for name, trait in traits.items():
+        setattr(way, name, trait)
+    config = config.model_copy(update={"algorithm": way()})
+    text = make_card("run", [], config, Origin("net", False), Exported(3, None, "peft", {"transformer": Path("a")}))
+    tags = yaml.safe_load(text.split("---")[1])["tags"]
+    assert tags[1 : tags.index("Way")] == [way.replace(" ", "-") for way in ways.split(" and ")]
+    assert f"trained with flowfactory by {ways}: 3 iterations of `Way`." in text
+    assert ("Rewards: " in text) == traits.get("rewarded", True)
+    who = "It is a student that draws" if "taught_by_base" in traits else "Its evaluations drew"
+    assert f"{who} in 4 steps under guidance 1, 32 x 48 pixels (height x width)." in text
 
 
 def test_a_card_tells_that_what_training_began_with_is_inside(load: Load, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +61,12 @@ def test_a_role_makes_so_many_steps_at_its_own_rate(tmp_path: Path) -> None:
     state = read_checkpoint(directory.path / "checkpoints" / "000003", "role/fake/")
     assert int(state["steps"]) == 3 * 2 * 3
     assert int(state["optimizer/transformer.p/step"]) == 18
+
+
+@every
+def test_the_page_names_every_metric_of_its_own(tmp_path: Path, algorithm: dict[str, Any]) -> None:
+    (found,) = (set(record) for record in testing.train(settings(tmp_path, algorithm)).records[:1])
+    page = (Path(__file__).parents[3] / "docs" / "algorithms" / f"{algorithm['name']}.md").read_text(encoding="utf-8")
+    table = page.partition("## What it reports")[2].partition("\n## ")[0]
+    own = {name for name in found if name.startswith(("fake/", "surrogate/")) or name in ("gap", "preference")}
+    assert own <= set(re.findall(r"`([^`]+)`", table))

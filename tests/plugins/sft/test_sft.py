@@ -115,8 +115,11 @@ def test_records_are_encoded_once_and_again_where_their_file_changes(tmp_path: P
     ("change", "pattern"),
     [
         ({"training": {"regularise": {"sft": 0.1}}}, "training.regularise: algorithm sft learns from records itself"),
-        ({"training": {"keep_graphs": True}}, "training.keep_graphs: algorithm sft learns from records"),
-        ({"training": {"updates": 4}}, r"training.updates \(4\) is more than the 3 pictures there are"),
+        ({"training": {"keep_graphs": True}}, "training.keep_graphs: algorithm sft learns not through the forwards that drew"),
+        (
+            {"training": {"updates": 4}},
+            r"training.updates \(4\) is more than the 3 targets there are; set it lower, or sampling.groups higher",
+        ),
     ],
 )
 def test_what_means_nothing_for_records_is_refused(tmp_path: Path, change: dict[str, Any], pattern: str) -> None:

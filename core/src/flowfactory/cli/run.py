@@ -84,16 +84,16 @@ def without_torch(check: Callable[[], None]) -> None:
 def _check(config: str, sets: list[str] | None, plugin: list[Path] | None, out: Path | None) -> None:
     """Show the resolved config. UserError: something is wrong with it, or with what it names, as far as configs tell."""
     from flowfactory.config import loading, yaml
-    from flowfactory.config.idle_keys import idle_keys, remarks_on_prompts
+    from flowfactory.config.idle_keys import idle_keys
     from flowfactory.training.assembly import Assembly
-    from flowfactory.training.prompts import prepare_prompts
+    from flowfactory.training.prompts import prepare_prompts, remarks
 
     resolved = loading.load(config, sets or [], plugin or [], out)
     for sentence in idle_keys(resolved):
         warn(f"warning: {sentence}")
     Assembly(resolved)
     train, heldout = prepare_prompts(resolved)
-    for sentence in remarks_on_prompts(resolved, train, heldout):
+    for sentence in remarks(resolved, train, heldout):
         warn(f"warning: {sentence}")
     show(yaml.dump(resolved).rstrip("\n"))
 

@@ -228,6 +228,9 @@ class AlgorithmConfig(ComponentConfig):
     rewarded: ClassVar[bool] = True
     """Whether it learns from rewards; where not, evaluations alone compute any. What learns from records is not."""
 
+    taught_by_base: ClassVar[bool] = False
+    """Whether its teacher is the model without adapters, those that training starts from included; see ``Policy.keep_base``."""
+
     trust_region: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Which extremes of its losses tell how far replayed steps are from what they were when drawn, and the options, the least
     of which bounds each: beyond it gradients are cut. Such as ``{"ratio/max_deviation": ("clip_low", "clip_high")}``. Empty
@@ -242,6 +245,11 @@ class AlgorithmConfig(ComponentConfig):
         for name in (name for names in cls.trust_region.values() for name in names):
             if name not in cls.model_fields:
                 raise TypeError(f"{cls.__name__}.trust_region names {name!r}, which is none of its options; add a field")
+
+    @property
+    def guidances(self) -> dict[str, float | None]:
+        """Each guidance among its options, by its key in a config."""
+        return {f"algorithm.{name}": value for name, value in self if name.endswith("guidance")}
 
     @property
     def roles(self) -> Mapping[str, RoleConfig]:

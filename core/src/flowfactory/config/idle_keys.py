@@ -110,8 +110,7 @@ def _guidance(config: RunConfig) -> Iterator[str]:
 
 def _without_negatives(config: RunConfig) -> Iterator[str]:
     """Why no negative prompt does anything, where it is so, and what to do."""
-    chosen = [config.sampling.guidance, config.evaluation.guidance]
-    chosen += [value for key, value in config.algorithm if key.endswith("guidance")]
+    chosen = [config.sampling.guidance, config.evaluation.guidance, *config.algorithm.guidances.values()]
     if not config.model.takes_negatives():
         yield "with this model, which has no negative prompt; take another model, or leave it out"
     elif all(value is None or value <= 1 for value in chosen):

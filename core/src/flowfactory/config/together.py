@@ -104,8 +104,10 @@ def _component_check(place: str, part: ComponentConfig, whole: bool) -> Callable
 
 def _updates(config: RunConfig) -> Iterator[str]:
     pictures, updates = config.sampling.groups * config.group_members, config.training.updates
+    remedy = "sampling.groups or group_size" if config.algorithm.learns_from == "samples" else "sampling.groups"
     if updates > pictures:
-        yield f"training.updates ({updates}) is more than the {pictures} pictures there are"
+        whose = {"samples": "pictures", "targets": "targets", "pairs": "records"}[config.algorithm.learns_from]
+        yield f"training.updates ({updates}) is more than the {pictures} {whose} there are; set it lower, or {remedy} higher"
     elif config.algorithm.groupwise and updates > config.sampling.groups:
         yield (
             f"training.updates ({updates}) is more than the {config.sampling.groups} groups there are, and "
@@ -213,21 +215,16 @@ def _rewards(config: RunConfig) -> Iterator[str]:
 
 
 def _roles(config: RunConfig) -> Iterator[str]:
-    if config.algorithm.roles and config.training.keep_graphs:
+    if config.algorithm.roles and config.algorithm.trust_region and config.training.keep_graphs:
         name = getattr(config.algorithm, "name", "")
         beside = ", ".join(config.algorithm.roles)
         yield f"training.keep_graphs: algorithm {name} trains {beside} on what was drawn too; leave it out"
 
 
 def _records(config: RunConfig) -> Iterator[str]:
-    name, training = getattr(config.algorithm, "name", ""), config.training
-    if config.algorithm.learns_from == "samples":
-        return
-    if training.regularise:
+    if config.algorithm.learns_from != "samples" and config.training.regularise:
+        name = getattr(config.algorithm, "name", "")
         yield f"training.regularise: algorithm {name} learns from records itself; leave it out"
-    for key in ("keep_graphs", "recompute_log_prob"):
-        if getattr(training, key):
-            yield f"training.{key}: algorithm {name} learns from records, and draws nothing; leave it out"
 
 
 def _weights(config: RunConfig) -> Iterator[str]:

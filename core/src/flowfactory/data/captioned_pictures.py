@@ -21,19 +21,21 @@ def read_captioned_pictures(folder: Path) -> Iterator[Row]:
     Hidden files are passed over. UserError, Mistake: a picture has no caption, or a caption no picture; two pictures share one;
     or something else is there.
     """
-    for picture in _pair(folder):
-        caption = f"{os.path.splitext(picture)[0]}{CAPTION}"
+    for picture, caption in _pair(folder):
         yield Row(caption, {"prompt": _read_caption(folder, caption), "target": picture})
 
 
-def _pair(folder: Path) -> list[str]:
-    """The names of the pictures, each of which has a caption."""
+def _pair(folder: Path) -> list[tuple[str, str]]:
+    """The names of each picture and its caption."""
     pictures: dict[str, str] = {}
-    captions = set()
+    captions: dict[str, str] = {}
     for name in _list(folder):
         stem, suffix = os.path.splitext(name)
-        if suffix == CAPTION:
-            captions.add(stem)
+        if suffix.lower() == CAPTION:
+            if stem in captions:
+                both = f"{written(captions[stem])} and {written(name)}"
+                raise UserError(f"prompts {folder}: {both} would be captions of one picture; delete one")
+            captions[stem] = name
         elif suffix.lower() not in PICTURES:
             kinds = f"{', '.join(PICTURES)}, nor a caption, {CAPTION}"
             raise UserError(f"prompts {folder}: {written(name)} is no picture, {kinds}; move it elsewhere")
@@ -42,13 +44,13 @@ def _pair(folder: Path) -> list[str]:
             raise UserError(f"prompts {folder}: {both} would share a caption; rename one")
         else:
             pictures[stem] = name
-    for stem in sorted(pictures.keys() ^ captions):
-        there, lacking = (pictures[stem], "caption") if stem in pictures else (stem + CAPTION, "picture")
+    for stem in sorted(pictures.keys() ^ captions.keys()):
+        there, lacking = (pictures[stem], "caption") if stem in pictures else (captions[stem], "picture")
         remedy = f"write {written(stem + CAPTION)}" if stem in pictures else "delete it, or put its picture beside it"
         raise UserError(f"prompts {folder}: {written(there)} has no {lacking}; {remedy}")
     if not pictures:
         raise UserError(f"prompts {folder}: this is a folder without pictures; name a file in it, or put some there")
-    return sorted(pictures.values())
+    return sorted((name, captions[stem]) for stem, name in pictures.items())
 
 
 def _list(folder: Path) -> list[str]:

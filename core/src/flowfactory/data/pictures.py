@@ -133,8 +133,8 @@ def _open_file(path: Path) -> Iterator[Image.Image]:
         raise UserError(f"picture {path}: {TOO_LARGE}") from error
     except Exception as error:  # Pillow raises whatever a decoder stumbles over
         problem = str(error).partition("\n")[0] or type(error).__name__
-        remedy = "without its texts and its colour profile" if "MAX_TEXT" in problem else "with 8 bits, as PNG or JPEG"
-        raise UserError(f"picture {path}: cannot be read: {problem}; save it {remedy}") from error
+        remedy = next((told for word, told in REMEDIES.items() if word in problem), "save it anew, as PNG or JPEG")
+        raise UserError(f"picture {path}: cannot be read: {problem}; {remedy}") from error
 
 
 def _open_named(file: BoundedFile) -> Image.Image:
@@ -154,6 +154,11 @@ def _open_named(file: BoundedFile) -> Image.Image:
     return picture
 
 
+REMEDIES = {
+    "MAX_TEXT": "save it without its texts and its colour profile",
+    "white": "save it with 8 bits, as PNG or JPEG",  # of _reduce_to_8_bits
+}
+"""What to do, by a word of what a decoder says."""
 READ = ("PNG", "JPEG", "WebP", "GIF", "TIFF", "BMP")  # FORMATS as they are written
 
 

@@ -151,6 +151,10 @@ def _resolve_file(key: str, name: str, folder: Path) -> Path:
     try:
         if (path := folder / name).is_file() or (path := resolve_path(name, folder)).is_file():
             return path
+        if path.is_dir():
+            raise ValueError(f"{key!r}: {path} is a folder; write the path of a file")
+        if "\\" in name and (folder / name.replace("\\", "/")).is_file():
+            raise ValueError(f"no file {path}; write / instead of \\")
     except OSError as error:  # a name of thousands of characters
         raise ValueError(f"{key!r}: no file {name[:60]}…: {error.strerror}") from error
     raise ValueError(f"no file {path}")
@@ -193,11 +197,22 @@ def check_brought(prompts: Sequence[Prompt], wanted: Sequence[str], all_bring: b
     """
     lacking = [prompt for prompt in prompts if any(getattr(prompt, key) is None for key in wanted)]
     if wanted and lacking and (all_bring or len(lacking) == len(prompts)):
-        told = " and ".join(map(repr, wanted))
-        whose = f"{lacking[0].text[:60]!r} brings no" if all_bring else "none of the prompts brings a"
-        raise UserError(
-            f"prompts.train: {whose} {told}, which is learned from; write its path beside the prompt in a .jsonl file"
-        )
+        first = lacking[0]
+        keys = [key for key in wanted if getattr(first, key) is None] if all_bring else wanted
+        whose = f"{first.text[:60]!r} brings no" if all_bring else "none of the prompts brings a"
+        told = " and no ".join(map(repr, keys)) + (", which are" if len(keys) > 1 else ", which is")
+        where = "their paths" if len(keys) > 1 else "its path"
+        raise UserError(f"prompts.train: {whose} {told} learned from; write {where} beside the prompt in a .jsonl file")
+
+
+def check_pairs(prompts: Sequence[Prompt]) -> None:
+    """UserError: the ``chosen`` record of a prompt is its ``rejected`` one. Opens no file."""
+    for prompt in prompts:
+        if prompt.chosen is not None and prompt.chosen == prompt.rejected:
+            raise UserError(
+                f"prompts.train: {prompt.text[:60]!r} brings {prompt.chosen} as 'chosen' and as 'rejected', so that there is "
+                "nothing to prefer; write another path, or leave the prompt out"
+            )
 
 
 def check_records(prompts: Sequence[Prompt]) -> None:
@@ -226,13 +241,10 @@ def check_picture_tokens(prompts: Sequence[Prompt], model: ModelConfig, context:
 def check_reward_labels(prompts: Sequence[Prompt], labels: Sequence[str], learned: Collection[str] | None = None) -> None:
     """UserError: the metadata of a prompt says that other ``rewards`` than those of ``labels`` apply to it, or none.
 
-    Nor may it say so of none that is ``learned`` from, where that is given; elsewhere there may be no labels, and no scores.
+    Nor may it say so of none that is ``learned`` from, where that is given.
     """
-    all_apply = learned is None or bool(labels and learned)
-    for prompt in prompts:
-        if all_apply and "rewards" not in prompt.metadata:
-            continue
-        told = prompt.metadata.get("rewards", [*labels])
+    for prompt in (prompt for prompt in prompts if "rewards" in prompt.metadata):
+        told = prompt.metadata["rewards"]
         where = f"prompts: {prompt.text[:60]!r}: 'rewards'"
         if not isinstance(told, list) or not told:
             raise UserError(f"{where} is {told!r}; write a list of the labels that apply, or leave it out for all")

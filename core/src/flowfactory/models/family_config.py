@@ -61,10 +61,10 @@ class FamilyConfig(FamilyOptions):
             self.check_context(run, grid)
         if self.checkpoint.config(""):
             self.check_targets()
-        chosen = {"sampling": run.sampling.guidance, "evaluation": evaluation.guidance, "algorithm": run.algorithm.guidance}
-        for section, guidance in chosen.items():
+        drawn = {"sampling.guidance": run.sampling.guidance, "evaluation.guidance": evaluation.guidance}
+        for key, guidance in (drawn | run.algorithm.guidances).items():
             if guidance is not None:
-                self.check_guidance(section, guidance)
+                self.check_guidance(key, guidance)
 
     def check_context(self, run: RunConfig, grid: Grid) -> None:
         """Raise ValueError where heads or tokens cannot be divided over the ranks that share a forward. Reads configs alone."""
@@ -72,14 +72,14 @@ class FamilyConfig(FamilyOptions):
         check_heads(run.distributed.context, {name: heads for name, heads in known.items() if heads})
         check_canvases(run, grid)
 
-    def check_guidance(self, section: str, guidance: float) -> None:
-        """Raise ValueError where the guidance of ``section`` would mean nothing."""
+    def check_guidance(self, key: str, guidance: float) -> None:
+        """Raise ValueError where the guidance under ``key`` would mean nothing."""
         if guidance == 1:
             return
         if not self.family.takes_guidance(self.checkpoint):
-            raise ValueError(f"{section}.guidance {guidance:g}: this checkpoint is distilled and takes none; leave it out")
+            raise ValueError(f"{key} {guidance:g}: this checkpoint is distilled and takes none; write 1")
         if guidance < 1:
-            raise ValueError(f"{section}.guidance {guidance:g}: guidance begins at 1, where it is off; write 1, or more")
+            raise ValueError(f"{key} {guidance:g}: guidance begins at 1, where it is off; write 1, or more")
 
     def untrainable(self) -> str | None:
         return attention_untrainable(self.attention)

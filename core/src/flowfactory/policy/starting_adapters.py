@@ -32,14 +32,17 @@ class StartingAdapters:
     base: bool
     factors: Mapping[str, Mapping[str, Factors]]
 
-    def sentence(self) -> str:
-        """What they are, and which weights are the reference of a KL."""
+    def sentence(self, taught_by_base: bool = False) -> str:
+        """What they are, and which weights are the reference of a KL, or the teacher."""
         count = sum(map(len, self.factors.values()))
         ranks = sorted({each.rank for layers in self.factors.values() for each in layers.values()})
         rank = " to ".join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))
         told = f"adapters of rank {rank} on {count} layers from {self.path}"
         if self.base:
-            return f"{told} are added to the frozen weights, which are the reference; new ones train on top"
+            followed = "teacher" if taught_by_base else "reference"
+            return f"{told} are added to the frozen weights, which are the {followed}; new ones train on top"
+        if taught_by_base:
+            return f"training starts from {told}; the teacher is the model without them, and with them under as: base"
         return f"training starts from {told}, which are the reference"
 
     def adapters(self, name: str, module: nn.Module) -> Adapters:

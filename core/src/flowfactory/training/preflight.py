@@ -222,8 +222,8 @@ def gradients_flow(rollouts: Rollouts, policy: Policy, hooks: Hooks, algorithm: 
     with policy.playing(role):
         holds, sentence = _gradients_flow(rollouts, policy, hooks, algorithm, role)
     if algorithm.roles and sentence == NO_GRADIENT and not role:
-        first = " and ".join(algorithm.roles)
-        return Finding(True, f"the policy has no gradient before {first} have learned from what it draws")
+        first = f"{' and '.join(algorithm.roles)} {'have' if len(algorithm.roles) > 1 else 'has'}"
+        return Finding(True, f"the policy has no gradient before {first} learned from what it draws")
     return Finding(holds, f"{role}: {sentence}" if role else sentence)
 
 

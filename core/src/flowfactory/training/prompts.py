@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flowfactory.canvas import Canvas
+from flowfactory.config.idle_keys import remarks_on_prompts
 from flowfactory.config.schema import RunConfig, reward_weight
 from flowfactory.data import prompts
+from flowfactory.data.file_kinds import sort_of
+from flowfactory.data.pictures import check_picture
 from flowfactory.data.records import check_kind
 from flowfactory.types import Prompt
 
@@ -55,12 +58,42 @@ def prompt_checks(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[
     yield lambda: prompts.check_records(both)
     keys, all_bring = record_keys(config.learned_records), config.algorithm.learns_from != "samples"
     yield lambda: prompts.check_brought(train, keys, all_bring)
+    if "pairs" in config.learned_records:
+        yield lambda: prompts.check_pairs(train)
     yield lambda: check_kinds(find_records(config, train), config.sampling.canvas)
     yield lambda: prompts.check_picture_tokens(both, model, config.distributed.context)
     labels, learned = [*config.rewards, *config.evaluation.rewards], {x for x, r in config.rewards.items() if reward_weight(r)}
-    if config.algorithm.rewarded:
+    if config.algorithm.rewarded and learned:  # else nothing is
         yield lambda: prompts.check_reward_labels(train, labels, learned)
     yield lambda: prompts.check_reward_labels(heldout, labels)
+
+
+def remarks(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[Prompt]) -> Iterator[str]:
+    """A sentence for each thing about the prompts that is allowed and most likely not what somebody wanted."""
+    yield from remarks_on_prompts(config, train, heldout)
+    if train and config.algorithm.learns_from != "samples" and (groups := config.sampling.groups) > len(train):
+        yield (
+            f"sampling.groups {groups}: there are {len(train):,} prompts, so that an iteration learns from some of them more "
+            "than once; set it lower"
+        )
+    yield from _remarks_on_pictures(find_records(config, train)[: prompts.LOOKED_INTO], config.sampling.canvas)
+
+
+def _remarks_on_pictures(records: Sequence[Path], canvas: Canvas) -> Iterator[str]:
+    """Those that are learned from and hardly fill the canvas. Reads headers."""
+    sizes = {path: check_picture(path, False) for path in records if sort_of(path) == "picture"}
+    small = [path for path, size in sizes.items() if min(size) < min(canvas.height, canvas.width)]
+    odd = [path for path, size in sizes.items() if _seen(size, canvas) < 0.5]
+    for found, told in ((small, "smaller than is drawn"), (odd, "of another shape, and lose more than half of it")):
+        if found:
+            count = f"{len(found):,} of {len(sizes):,} pictures to learn from"
+            yield f"prompts.train: {count} are {told}, such as {found[0]}; bring others, or leave them out"
+
+
+def _seen(size: tuple[int, int], canvas: Canvas) -> float:
+    """The share of a picture of that width and height, either way round, that a canvas has."""
+    ratio, wanted = size[0] / size[1], canvas.width / canvas.height
+    return max(min(each / wanted, wanted / each) for each in (ratio, 1 / ratio))
 
 
 def check_kinds(records: Sequence[Path], canvas: Canvas) -> None:

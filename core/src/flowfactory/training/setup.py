@@ -8,7 +8,6 @@ from functools import cached_property
 
 import torch
 
-from flowfactory.config.idle_keys import remarks_on_prompts
 from flowfactory.config.precision import with_precision
 from flowfactory.config.schema import RunConfig
 from flowfactory.data.cache_folder import CacheFolder, default_folder, read_limit
@@ -27,7 +26,7 @@ from flowfactory.training.judging import judges_here
 from flowfactory.training.learner import Learner
 from flowfactory.training.phases import phase_teller
 from flowfactory.training.plans import EVALUATION, SAMPLING
-from flowfactory.training.prompts import prepare_prompts
+from flowfactory.training.prompts import prepare_prompts, remarks
 from flowfactory.training.records import Records
 from flowfactory.training.regularising_prompts import with_targets
 from flowfactory.training.sampler import Sampler
@@ -124,7 +123,7 @@ def prepare_run(
     use_host_threads(device)
     folder = CacheFolder.from_environment(say)
     train, heldout = prepare_prompts(config, trains, scores)
-    for sentence in remarks_on_prompts(config, train, heldout):
+    for sentence in remarks(config, train, heldout):
         say(f"warning: {sentence}")
     if scores and judges_here(config.distributed, ranks):
         assembly.prepare_rewards(device, weights=False)
@@ -144,7 +143,7 @@ def prepare_run(
     host = config.training.kept_on == "host"
     policy = Policy(trainable, assembly.hooks.log_prob, device, precision, config.seed, host, config.model.quantize, trains)
     if policy.start:
-        say(policy.start.sentence())
+        say(policy.start.sentence(config.algorithm.taught_by_base))
     sampler = _make_sampler(config, assembly, policy, trainable, folder, ranks)
     ahead = EncodingAhead(train, config)
     records = _make_records(config, assembly, trainable, device, ranks, say) if trains and config.learned_records else None

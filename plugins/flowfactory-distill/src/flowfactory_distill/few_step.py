@@ -6,7 +6,7 @@ trained beside, tells how the student's samples are distributed; the student fol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -31,6 +31,7 @@ class FewStepConfig(AlgorithmConfig):
     """Options of distillations to a few steps."""
 
     rewarded: ClassVar[bool] = False
+    taught_by_base: ClassVar[bool] = True
 
     fake: RoleConfig = Field(RoleConfig(steps=5), description="how the fake score is trained")
     teacher_guidance: float = Field(4.0, ge=0, le=100, description="guidance of the teacher, which the student takes on")
@@ -41,6 +42,14 @@ class FewStepConfig(AlgorithmConfig):
             raise ValueError(
                 f"sampling.dynamics: {name}: a student of a few steps takes those of ode; write ode, or leave it out"
             )
+
+    def remarks(self, run: RunConfig) -> Iterator[str]:
+        """Guidance of the student, beside what it takes on of its teacher's."""
+        if self.teacher_guidance > 1 and run.model.takes_negatives():
+            told = f"the student takes on its teacher's, algorithm.teacher_guidance {self.teacher_guidance:g}"
+            for section, guidance in (("sampling", run.sampling.guidance), ("evaluation", run.evaluation.guidance)):
+                if guidance is not None and guidance > 1:
+                    yield f"{section}.guidance {guidance:g}: {told}, and is guided once more; write 1"
 
     @property
     def roles(self) -> Mapping[str, RoleConfig]:

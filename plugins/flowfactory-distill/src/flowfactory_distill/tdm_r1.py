@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -15,6 +15,9 @@ from flowfactory.rl import squared_error
 from flowfactory_distill.few_step import FAKE, clean, mean_of
 from flowfactory_distill.tdm import TDM, Boundary, TDMConfig
 from flowfactory_dpo.dgpo import DGPO, DGPOConfig
+
+if TYPE_CHECKING:
+    from flowfactory import RunConfig
 
 SURROGATE = "surrogate"
 """The role of the weights that learn what the reward prefers."""
@@ -34,6 +37,12 @@ class TDMR1Config(TDMConfig):
     clip_range: float = Field(1e-3, gt=0, le=1, description="bound on |ratio - 1| of its errors to those of its slow average")
     guidance_weight: float = Field(0.3, ge=0, description="weight of the teacher's guidance, as a reward")
     reward_weight: float = Field(0.7, ge=0, description="weight of the surrogate")
+
+    def remarks(self, run: RunConfig) -> Iterator[str]:
+        """A reward that the student does not follow."""
+        yield from super().remarks(run)
+        if not self.reward_weight:
+            yield "algorithm.reward_weight 0: the student does not follow the rewards; set it higher, or take tdm"
 
     @property
     def roles(self) -> Mapping[str, RoleConfig]:

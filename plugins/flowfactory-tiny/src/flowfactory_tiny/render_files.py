@@ -1,6 +1,6 @@
 """Files of rendered scenes to learn from: pictures with captions, and pairs of a right and a mistaken picture.
 
-``python -m flowfactory_tiny.render_files FOLDER`` writes both for the training prompts of this package.
+``python -m flowfactory_tiny.render_files FOLDER`` writes both for the training prompts of this package, and its prompts.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,15 +57,18 @@ def _save(picture: Tensor, path: Path) -> None:
 def main() -> None:
     """Write the files that the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m flowfactory_tiny.render_files", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where FOLDER/pictures and FOLDER/pairs.jsonl are written")
+    parser.add_argument("folder", type=Path, help="where pictures, pairs.jsonl, prompts.txt and heldout.txt are written")
     parser.add_argument("--each", type=int, default=2, help="pictures of every caption (2)")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    captions = (FOLDER / "data" / "train.txt").read_text().splitlines()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    for name, written in (("train.txt", "prompts.txt"), ("heldout.txt", "heldout.txt")):
+        shutil.copyfile(FOLDER / "data" / name, given.folder / written)
+    captions = (given.folder / "prompts.txt").read_text().splitlines()
     write_pictures(given.folder / "pictures", captions, given.each, given.seed)
     file = write_pairs(given.folder, captions, given.seed)
     told = f"{len(captions) * given.each} pictures with captions in {given.folder / 'pictures'}"
-    sys.stdout.write(f"{told}, {len(captions)} pairs in {file}\n")
+    sys.stdout.write(f"{told}, {len(captions)} pairs in {file}, their prompts and held-out ones beside\n")
 
 
 if __name__ == "__main__":

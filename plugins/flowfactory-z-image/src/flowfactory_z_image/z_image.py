@@ -117,7 +117,7 @@ class ZImageConfig(FamilyConfig):
     )
     cfg_truncation: float = Field(1.0, ge=0, le=1, description="no guidance where 1 - sigma is above this")
 
-    def check_guidance(self, section: str, guidance: float) -> None:
+    def check_guidance(self, key: str, guidance: float) -> None:
         """Guidance is not where diffusers has it on, and flowfactory off; 0 is how Z-Image-Turbo's users say that it is off."""
         if guidance:
-            super().check_guidance(section, guidance)
+            super().check_guidance(key, guidance)

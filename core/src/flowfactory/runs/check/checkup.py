@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from flowfactory.config import loading
 from flowfactory.config.component import ComponentConfig
-from flowfactory.config.idle_keys import idle_keys, remarks_on_prompts
+from flowfactory.config.idle_keys import idle_keys
 from flowfactory.config.paths import missing_checkpoints
 from flowfactory.config.precision import with_precision
 from flowfactory.data.prompts import read_sources
@@ -23,7 +23,7 @@ from flowfactory.runs.check.servers import servers, unreachable
 from flowfactory.runs.check.sizes import Sizes, count_sizes
 from flowfactory.runs.directory import RunDirectory
 from flowfactory.runs.lock import describe_unwritable
-from flowfactory.training.prompts import prompt_checks
+from flowfactory.training.prompts import prompt_checks, remarks
 
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
@@ -72,7 +72,7 @@ def _look_through(found: Checkup, config: RunConfig, ranks: int, cuda: bool) -> 
     look.warn(lambda: idle_keys(config))
     for check in look.each(lambda: prompt_checks(config, train, heldout)):
         look.at(check)
-    look.warn(lambda: remarks_on_prompts(config, train, heldout))
+    look.warn(lambda: remarks(config, train, heldout))
     if look.whole:
         look.at(lambda: _assemble(config))
     for count in _rank_checks(config, ranks):

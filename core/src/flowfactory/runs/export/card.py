@@ -43,6 +43,7 @@ def make_card(title: str, records: list[dict[str, Any]], config: RunConfig, orig
         _scores(records, config, exported),
         "## Use",
         describe_use(config, origin, exported.form, exported.files),
+        _drawn(config),
         "## Config",
         "How it was trained, without the places of files and servers.",
         _fenced(_public_config(config)),
@@ -60,7 +61,7 @@ def _head(config: RunConfig, origin: Origin, exported: Exported) -> dict[str, An
         head["library_name"] = library
     head["pipeline_tag"] = _task(config)
     kinds = [name for name, applies in (("lora", adapters), ("comfyui", exported.form == COMFYUI)) if applies]
-    head["tags"] = ["flowfactory", "reinforcement-learning", _component(config.algorithm), *kinds]
+    head["tags"] = ["flowfactory", *(way.replace(" ", "-") for way in _ways(config)), _component(config.algorithm), *kinds]
     return head
 
 
@@ -75,6 +76,30 @@ def _component(config: object) -> str:
     return str(getattr(config, "name", type(config).__name__))
 
 
+def _ways(config: RunConfig) -> list[str]:
+    """What the field calls the way in which it was trained."""
+    algorithm = config.algorithm
+    known = {"targets": "supervised fine-tuning", "pairs": "preference optimization"}
+    if algorithm.learns_from != "samples":
+        return [known[algorithm.learns_from]]
+    taught = algorithm.taught_by_base or not algorithm.rewarded
+    return [*(["distillation"] if taught else []), *(["reinforcement learning"] if algorithm.rewarded else [])]
+
+
+def _drawn(config: RunConfig) -> str:
+    """The settings that belong to the weights."""
+    sampling, evaluation = config.sampling, config.evaluation
+    steps, canvas = evaluation.steps or sampling.steps, evaluation.canvas(sampling)
+    guidance = sampling.guidance if evaluation.guidance is None else evaluation.guidance
+    what = (
+        f"{canvas.frames} frames of {canvas.height} x {canvas.width}"
+        if sampling.frames
+        else f"{canvas.height} x {canvas.width}"
+    )
+    told = f"in {steps} step{'s' if steps > 1 else ''} under guidance {guidance:g}, {what} pixels (height x width)"
+    return f"It is a student that draws {told}." if config.algorithm.taught_by_base else f"Its evaluations drew {told}."
+
+
 def _summary(config: RunConfig, origin: Origin, exported: Exported) -> str:
     base = f"[`{origin.name}`](https://huggingface.co/{origin.name})" if origin.hub else code_span(origin.name)
     what = "A fine-tune of" if config.model.train == "full" else "LoRA adapters for"
@@ -85,9 +110,11 @@ def _summary(config: RunConfig, origin: Origin, exported: Exported) -> str:
         for label, reward in config.rewards.items()
     )
     text = (
-        f"{what} {base}, trained with flowfactory by reinforcement learning: {exported.iteration} iterations of "
-        f"`{_component(config.algorithm)}`. Rewards: {rewards}."
+        f"{what} {base}, trained with flowfactory by {' and '.join(_ways(config))}: {exported.iteration} "
+        f"iterations of `{_component(config.algorithm)}`."
     )
+    if config.algorithm.rewarded:
+        text += f" Rewards: {rewards}."
     if config.model.train != "full" and is_base(config.model.train.lora):
         text += " They contain the adapters that training began with, which it added to the frozen weights."
     if exported.weights:

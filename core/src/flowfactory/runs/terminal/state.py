@@ -52,7 +52,7 @@ class RunState:
             self,
             iterations=run.iterations,
             pictures=sampling.groups * run.config.group_members,
-            kind="videos" if sampling.frames else "images",
+            kind="records" if run.config.algorithm.learns_from != "samples" else "videos" if sampling.frames else "images",
             evaluate_every=run.config.evaluation.every,
             save_every=run.config.output.checkpoint_every,
         )
