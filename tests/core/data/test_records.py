@@ -157,7 +157,7 @@ def test_a_resumed_run_may_not_change_them(tmp_path: Path) -> None:
 def test_a_record_is_encoded_anew_where_its_frames_are_taken_at_another_rate(frames: int, tmp_path: Path) -> None:
     canvas, path = Canvas(8, 8, frames), picture(tmp_path / "a.png")
     folder = CacheFolder(tmp_path / "cache")
-    records = Records(cast("Hooks", None), "m", folder, torch.device("cpu"), canvas, 8.0)
+    records = Records(cast("Hooks", None), "m", folder, torch.device("cpu"), {"": canvas}, 8.0)
     cache = EncodeCache(lambda prompts, _: [{"x": torch.zeros(1)} for _ in prompts], "m", folder)
     one, other = (records.as_prompt(Prompt("a", target=path, video_fps=fps), "target") for fps in ("model", "keep"))
     assert one.media == other.media == (path,)

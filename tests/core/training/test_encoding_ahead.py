@@ -193,7 +193,7 @@ def test_every_prompt_that_is_drawn_is_encoded_before(start: int, ahead: int) ->
     prompts = [Prompt(str(number), number) for number in range(COUNT)]
     config: Any = RunConfig.model_construct(
         prompts=PromptsConfig.model_validate({"train": __file__, "encode_ahead": ahead}),
-        sampling=type("Sampling", (), {"groups": GROUPS}),
+        sampling=type("Sampling", (), {"groups": GROUPS, "canvas": Canvas(8, 8)}),
         training=type("Training", (), {"iterations": 30, "regularise": None}),
         seed=3,
     )

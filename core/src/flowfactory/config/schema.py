@@ -20,10 +20,9 @@ from flowfactory.config.ema import Decay
 from flowfactory.config.feature_caches import FeatureCache
 from flowfactory.config.optimizers import AdamWConfig, Optimizer
 from flowfactory.config.paths import LocalPath
-from flowfactory.config.sources import PromptSource, Source, Train, check_file
+from flowfactory.config.sources import PromptSource, Side, Source, Train, check_file
 from flowfactory.config.strict import Strict
 
-Side = Annotated[int, Field(ge=1, le=16_384)]
 """Of a picture, in pixels."""
 
 

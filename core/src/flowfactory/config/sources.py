@@ -13,6 +13,9 @@ from flowfactory.config.paths import LocalPath, prompts_error
 from flowfactory.config.strict import Strict
 from flowfactory.config.wording import written
 
+Side = Annotated[int, Field(ge=1, le=16_384)]
+"""Pixels of a picture's height or width."""
+
 
 class Source(NamedTuple):
     """A file of prompts, its name, "" where it has none, and the labels of the rewards that apply; None for all."""
@@ -40,6 +43,9 @@ class PromptSource(Strict):
     teacher: str | None = Field(
         None,
         description="of the algorithm's teachers, the one of its prompts; left out: that of the source's name, or the only one",
+    )
+    size: tuple[Side, Side] | None = Field(
+        None, description="height, width in pixels that its prompts are trained at; as in sampling when left out"
     )
     heldout: LocalPath | None = Field(None, description="held-out prompts of this source, drawn with those of prompts.heldout")
 

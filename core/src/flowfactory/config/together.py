@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 
 from flowfactory.config import bitsandbytes
+from flowfactory.config.canvases import source_canvases
 from flowfactory.config.component import ComponentConfig
 from flowfactory.config.findings import Finding
 from flowfactory.config.held_out_scores import held_out_score_errors
@@ -227,6 +228,11 @@ def _records(config: RunConfig) -> Iterator[str]:
         yield f"training.regularise: algorithm {name} learns from records itself; leave it out"
 
 
+def _sizes(config: RunConfig) -> Iterator[str]:
+    if config.training.regularise and len(set(source_canvases(config).values())) > 1:
+        yield "training.regularise: targets join iterations of whatever size; train all sources at one size, or leave it out"
+
+
 def _weights(config: RunConfig) -> Iterator[str]:
     if config.algorithm.rewarded and config.rewards and not any(reward_weight(reward) for reward in config.rewards.values()):
         yield "every reward has weight 0: nothing would be learned"
@@ -259,6 +265,7 @@ CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _rewards,
     _records,
     _roles,
+    _sizes,
     _weights,
     _gated_kl,
 )

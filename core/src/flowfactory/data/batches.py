@@ -12,6 +12,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from flowfactory.config.canvases import deal
 from flowfactory.flow import generator
 from flowfactory.types import NoiseKey, Prompt
 
@@ -65,13 +66,13 @@ def prompts_of_iteration(
     """The prompts of an iteration: every epoch is its own order of all, and nothing but the arguments decides it.
 
     Of sources with ``weights``, behind one another in that order, each has epochs of its own: the run's groups are dealt to
-    them in turn, so that of each sum of the weights in a row every source has as many as it weighs.
+    them in turn, so that of each sum of the weights in a row every source has as many as it weighs; none where it is 0.
     """
     positions = range(iteration * groups, (iteration + 1) * groups)
     if not weights:
         return [prompts[_place(len(prompts), position, seed)] for position in positions]
     bounds, total = _bounds(prompts, list(weights)), sum(weights.values())
-    dealt, result = _deal(tuple(weights.items())), []
+    dealt, result = deal(tuple(weights.items())), []
     for position in positions:
         name, turn = dealt[position % total]
         first, last = bounds[name]
@@ -88,18 +89,6 @@ def _bounds(prompts: Sequence[Prompt], names: Sequence[str]) -> dict[str, tuple[
         return order[prompt.source]
 
     return {name: (bisect_left(prompts, n, key=place), bisect_right(prompts, n, key=place)) for name, n in order.items()}
-
-
-@lru_cache(8)
-def _deal(weights: tuple[tuple[str, int], ...]) -> list[tuple[str, int]]:
-    """Whose each of a sum of ``weights`` groups is, the one's that lacks most, and how many of its came before."""
-    total, counts = sum(weight for _, weight in weights), Counter[str]()
-    dealt = []
-    for done in range(1, total + 1):
-        name, _ = max(weights, key=lambda source: source[1] * done - counts[source[0]] * total)
-        dealt.append((name, counts[name]))
-        counts[name] += 1
-    return dealt
 
 
 def _place(count: int, position: int, seed: int, name: str = "") -> int:

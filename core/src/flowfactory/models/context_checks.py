@@ -7,6 +7,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from flowfactory.canvas import Canvas
+from flowfactory.config.canvases import source_canvases
 from flowfactory.models.resolution import Grid
 from flowfactory.suggestions import join_or
 
@@ -37,8 +38,9 @@ def check_text(context: int, option: str, tokens: int) -> None:
 def check_canvases(run: RunConfig, grid: Grid) -> None:
     """ValueError: the context does not divide the tokens of what is drawn; says the nearest size of which it does."""
     context, drawn = run.distributed.context, run.sampling.canvas
-    heldout = run.evaluation.canvas(run.sampling)
-    for section, canvas in {"sampling": drawn, **({} if heldout == drawn else {"evaluation": heldout})}.items():
+    sources = {f"prompts.train.{name}": canvas for name, canvas in source_canvases(run).items()}
+    others = sources | {"evaluation": run.evaluation.canvas(run.sampling)}
+    for section, canvas in {"sampling": drawn, **{name: canvas for name, canvas in others.items() if canvas != drawn}}.items():
         tokens = grid.tokens(canvas)
         if tokens % context == 0:
             continue

@@ -54,6 +54,8 @@ class FamilyConfig(FamilyOptions):
             grid = self.family.grid(self.checkpoint)
         evaluation = run.evaluation
         grid.check("sampling", run.sampling.size, run.sampling.frames)
+        for name, source in run.prompts.named.items():
+            grid.check(f"prompts.train.{name}", source.size, None)
         grid.check("evaluation", evaluation.size, evaluation.frames)
         if grid.stride is not None and run.sampling.frames is None:
             raise ValueError(f"sampling.frames is missing: this model draws videos of 1 + a multiple of {grid.stride} frames")

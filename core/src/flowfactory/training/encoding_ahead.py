@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flowfactory.config.schema import RunConfig
-from flowfactory.data.batches import prompts_of_iteration
+from flowfactory.training.prompts import prompts_of
 from flowfactory.training.regularising_prompts import regularising_prompts, with_targets
 from flowfactory.training.velocity_probe import probed_prompts
 from flowfactory.types import Prompt
@@ -37,10 +37,9 @@ class EncodingAhead:
 
     def upcoming(self, iteration: int) -> list[Prompt]:
         """The prompts of the stretch that begins with ``iteration``, each once, in the order in which they are drawn."""
-        groups, seed, weights = self._config.sampling.groups, self._config.seed, self._config.prompts.weights
         found: dict[int, Prompt] = {}
         for number in self._stretch(iteration):
-            found |= {prompt.index: prompt for prompt in prompts_of_iteration(self._prompts, number, groups, seed, weights)}
+            found |= {prompt.index: prompt for prompt in prompts_of(self._config, self._prompts, number)}
             if self._targets:
                 joining = regularising_prompts(self._targets, self._config, number)
                 found |= {prompt.index: prompt for prompt in joining}

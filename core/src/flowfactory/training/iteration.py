@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from flowfactory.config.canvases import drawn_from, main_canvas
 from flowfactory.config.schema import reward_weights
 from flowfactory.data import batches
 from flowfactory.drift.panel import Panel
@@ -19,6 +20,7 @@ from flowfactory.training.judging import Judging
 from flowfactory.training.kl_gate import gate_kl
 from flowfactory.training.metrics import Timer, UpdateMetrics, peak_memory
 from flowfactory.training.phases import Phase, begin_phase, phase_teller
+from flowfactory.training.prompts import on_canvases, prompts_of
 from flowfactory.training.recompute import recompute_log_prob
 from flowfactory.training.record_rollouts import collect_records
 from flowfactory.training.regularising import Regularising
@@ -26,7 +28,7 @@ from flowfactory.training.rollouts import Rollouts, roll_out
 from flowfactory.training.sampler import concatenate
 from flowfactory.training.setup import Run
 from flowfactory.training.update import learned_from, update
-from flowfactory.types import Prompt, SamplingPlan
+from flowfactory.types import SamplingPlan
 
 
 def collect(run: Run, iteration: int, timer: Timer) -> Rollouts:
@@ -36,7 +38,7 @@ def collect(run: Run, iteration: int, timer: Timer) -> Rollouts:
     if kind == "samples":
         return collect_rollouts(run, iteration, timer)
     with timer("read"):
-        rollouts = collect_records(run, iteration, _prompts(run, iteration), kind)
+        rollouts = collect_records(run, iteration, prompts_of(run.config, run.train, iteration), kind)
     _read_ahead(run, iteration, rollouts.experience.plan)
     return rollouts
 
@@ -44,13 +46,13 @@ def collect(run: Run, iteration: int, timer: Timer) -> Rollouts:
 def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     """The samples of an iteration: sample, reward, advantage."""
     config, ranks, workers = run.config, run.ranks, run.ranks.workers
-    batch = batches.make_batch(_prompts(run, iteration), config.sampling.group_size)
+    batch = batches.make_batch(prompts_of(config, run.train, iteration), config.sampling.group_size)
     plan = _plan(run, iteration, batch)
     known = run.sampler.conditions(batch.prompts, most_guidance(plan), plan.canvas)
     shown, learned = drawn_and_learned(known, plan, config.algorithm)
     _read_ahead(run, iteration, plan)
     judging = _judging(run, batch) if config.algorithm.rewarded else None
-    panel = Panel(batch.groups, ranks)
+    panel = Panel(batch.groups, ranks) if _is_compared(run, plan) else None
     drawing = begin_phase(run.assembly.hooks, ranks, "drawing", len(batch.keys))
     run.extremes.begin(len(batch.keys))
     pieces, batch_size = [], config.sampling.batch_size
@@ -63,7 +65,8 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
             with timer("reward"):
                 judging.add(drawn, rows)
         with timer("drift"):
-            panel.add(drawn.trajectory.media, drawn.trajectory.latents, drawn.held, rows)
+            if panel:
+                panel.add(drawn.trajectory.media, drawn.trajectory.latents, drawn.held, rows)
             run.extremes.add(drawn.trajectory.media, drawn.held, rows)
         # media are the largest there is, and are with their rewards; a view would keep them all the same
         pieces.append(replace(drawn.trajectory, media=drawn.trajectory.media[:0].clone()))
@@ -74,7 +77,9 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     with timer("reward"):
         rewards = judging.scores() if judging else {}
     with timer("drift"):
-        figures = panel.metrics() | statistics.source_metrics(rewards, [prompt.source for prompt in batch.prompts])
+        figures = (panel.metrics() if panel else {}) | statistics.source_metrics(
+            rewards, [prompt.source for prompt in batch.prompts]
+        )
     trajectory = concatenate(pieces, learned.rows(held[workers.rank]))
     supplied = _contributions(run, rewards, batch) if judging else {}
     advantages = clipped_sum(supplied, config.advantages.clip) if judging else torch.ones(len(batch.keys))
@@ -98,6 +103,11 @@ def collect_rollouts(run: Run, iteration: int, timer: Timer) -> Rollouts:
     return Rollouts(experience, ranks, held, trajectory.overshoot, figures=figures | gate_metrics, supplied=supplied)
 
 
+def _is_compared(run: Run, plan: SamplingPlan) -> bool:
+    """Whether the figures that are compared from iteration to iteration are those of this one: they depend on the canvas."""
+    return plan.canvas == main_canvas(run.config)
+
+
 def _is_encoded(run: Run, iteration: int) -> bool:
     return run.ahead is None or run.ahead.has(iteration)
 
@@ -108,22 +118,18 @@ def _encode_what_lacks(run: Run, iteration: int, timer: Timer) -> None:
         return
     with timer("encode"):
         upcoming = run.ahead.upcoming(iteration)
-        run.sampler.prepare([(upcoming, run.config.sampling.canvas)], in_training=True)
+        run.sampler.prepare(on_canvases(run.config, upcoming), in_training=True)
         if run.records is not None:
             run.records.prepare(upcoming, run.config.learned_records, in_training=True)
     run.ahead.reach(iteration)
 
 
-def _prompts(run: Run, iteration: int) -> list[Prompt]:
-    config = run.config
-    return batches.prompts_of_iteration(run.train, iteration, config.sampling.groups, config.seed, config.prompts.weights)
-
-
 def _read_ahead(run: Run, iteration: int, plan: SamplingPlan) -> None:
     """Begin to read what the iteration after this one needs, whose plan is ``plan``."""
     if iteration + 1 < run.config.training.iterations and _is_encoded(run, iteration + 1):
-        prompts, count = _prompts(run, iteration + 1), run.config.group_members
-        run.sampler.read_ahead([prompt for prompt in prompts for _ in range(count)], most_guidance(plan), plan.canvas)
+        prompts, count = prompts_of(run.config, run.train, iteration + 1), run.config.group_members
+        canvas = drawn_from(run.config, iteration + 1).canvas
+        run.sampler.read_ahead([prompt for prompt in prompts for _ in range(count)], most_guidance(plan), canvas)
 
 
 def _judging(run: Run, batch: batches.Batch) -> Judging:
@@ -163,7 +169,8 @@ def iterate(run: Run, iteration: int, before_update: Callable[[Rollouts], None] 
     if run.config.training.regularise:
         with timer("read"):
             regularising = Regularising.of(run, iteration)
-    fixed_size = run.velocity_probe.measure(rollouts.experience)
+    compared = _is_compared(run, rollouts.experience.plan)
+    fixed = {"velocity_rms/fixed": run.velocity_probe.measure(rollouts.experience)} if compared else {}
     run.learner.movement.mark()
     with timer("update"):
         norms = update(run, rollouts, iteration, update_metrics, regularising)
@@ -180,7 +187,7 @@ def iterate(run: Run, iteration: int, before_update: Callable[[Rollouts], None] 
         **(run.learner.kl_reference.take_metrics() if run.learner.kl_reference else {}),
         **({} if deviation is None else {"ratio/sampling_deviation": deviation}),
         **rollouts.figures,
-        "velocity_rms/fixed": fixed_size,
+        **fixed,
         "grad_norm": sum(norms) / len(norms),
         **run.learner.movement.metrics(),
         "lr": run.learner.rate,

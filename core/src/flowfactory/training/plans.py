@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flowfactory.config.canvases import drawn_from
 from flowfactory.config.schema import RunConfig
 from flowfactory.config.shortcuts import records_steps
 from flowfactory.errors import UserError
@@ -24,7 +25,7 @@ def sampling_plan(assembly: Assembly, config: RunConfig, iteration: int, keys: S
     dynamics = assembly.dynamics
     plan = SamplingPlan(
         steps=sampling.steps,
-        canvas=sampling.canvas,
+        canvas=drawn_from(config, iteration).canvas,
         guidance=sampling.guidance,
         dynamics=dynamics,
         seed=config.seed,

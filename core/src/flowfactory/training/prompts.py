@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flowfactory.canvas import Canvas
+from flowfactory.config.canvases import drawn_from, source_canvases
 from flowfactory.config.idle_keys import remarks_on_prompts
 from flowfactory.config.schema import RunConfig, reward_weight
 from flowfactory.data import prompts
+from flowfactory.data.batches import prompts_of_iteration
 from flowfactory.data.file_kinds import sort_of
 from flowfactory.data.pictures import check_picture
 from flowfactory.data.records import check_kind
@@ -16,11 +18,6 @@ from flowfactory.types import Prompt
 
 RECORDS: Mapping[str, tuple[str, ...]] = {"targets": ("target",), "pairs": ("chosen", "rejected")}
 """The keys of the records of a prompt, in the order of the samples of its group."""
-
-
-def call_records(canvas: Canvas) -> str:
-    """What users call records of a ``canvas``."""
-    return f"{'pictures' if canvas.frames == 1 else 'videos'} to learn from"
 
 
 def record_keys(kinds: Sequence[str]) -> list[str]:
@@ -32,6 +29,21 @@ def find_records(config: RunConfig, train: Sequence[Prompt]) -> list[Path]:
     """The files that training prompts bring and that are learned from, each once."""
     keys = record_keys(config.learned_records)
     return list(dict.fromkeys(path for prompt in train for key in keys if (path := getattr(prompt, key)) is not None))
+
+
+def prompts_of(config: RunConfig, train: Sequence[Prompt], iteration: int) -> list[Prompt]:
+    """Those of the training prompts that an ``iteration`` draws, one a group, all on one canvas."""
+    drawn = drawn_from(config, iteration)
+    return prompts_of_iteration(train, drawn.turn, config.sampling.groups, config.seed, drawn.weights)
+
+
+def on_canvases(config: RunConfig, train: Sequence[Prompt]) -> list[tuple[list[Prompt], Canvas]]:
+    """Training prompts, and what each part of them is drawn on."""
+    known = source_canvases(config)
+    parts: dict[Canvas, list[Prompt]] = {canvas: [] for canvas in known.values()}
+    for prompt in train:
+        parts[known[prompt.source]].append(prompt)
+    return [(part, canvas) for canvas, part in parts.items()]
 
 
 def prepare_prompts(
@@ -76,7 +88,8 @@ def remarks(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[Prompt
             f"sampling.groups {groups}: there are {len(train):,} prompts, so that an iteration learns from some of them more "
             "than once; set it lower"
         )
-    yield from _remarks_on_pictures(find_records(config, train)[: prompts.LOOKED_INTO], config.sampling.canvas)
+    for part, canvas in on_canvases(config, train):
+        yield from _remarks_on_pictures(find_records(config, part)[: prompts.LOOKED_INTO], canvas)
 
 
 def _remarks_on_pictures(records: Sequence[Path], canvas: Canvas) -> Iterator[str]:

@@ -32,7 +32,7 @@ def collect_records(run: Run, iteration: int, prompts: Sequence[Prompt], kind: K
     held = split_with_padding(range(len(batch.keys)), ranks.workers.count)
     assert run.records is not None
     found = [run.records.as_prompt(prompt, keys[row % len(keys)]) for row, prompt in enumerate(batch.prompts)]
-    latents = run.records.latents(found, held[ranks.workers.rank])
+    latents = run.records.latents(found, held[ranks.workers.rank], plan.canvas)
     advantages = torch.tensor([1.0, -1.0][: len(keys)] * len(prompts))
     experience = Experience(
         latents=latents,

@@ -15,7 +15,7 @@ from flowfactory.data.encode_cache import EncodeCache
 from flowfactory.data.records import read_record
 from flowfactory.distributed.ranks import ALONE, Ranks
 from flowfactory.hooks.calls import Hooks
-from flowfactory.training.prompts import call_records, record_keys
+from flowfactory.training.prompts import record_keys
 from flowfactory.types import Prompt
 
 Kind = Literal["targets", "pairs"]
@@ -30,7 +30,8 @@ def record_shape(canvas: Canvas, frame_rate: float | None) -> tuple[int, ...]:
 class Records:
     """Clean latents of records: encoded once, then on disk until an iteration learns from them.
 
-    ``frame_rate`` is that at which videos are drawn. What prepares and what gives latents is a joint work of the ``ranks``.
+    The prompts of each source are drawn on one of ``canvases``, videos at ``frame_rate``. What prepares and what gives
+    latents is a joint work of the ``ranks``.
     """
 
     def __init__(
@@ -39,13 +40,14 @@ class Records:
         encoding: str,
         folder: CacheFolder,
         device: torch.device,
-        canvas: Canvas,
+        canvases: Mapping[str, Canvas],
         frame_rate: float | None = None,
         ranks: Ranks = ALONE,
         tell: Callable[[int, int], None] = lambda done, total: None,
         on_host: bool = False,
     ) -> None:
-        self._hooks, self._canvas, self._frame_rate = hooks, canvas, frame_rate
+        self._hooks, self._canvases, self._frame_rate = hooks, canvases, frame_rate
+        self._videos = any(canvas.frames > 1 for canvas in canvases.values())
         self._rests_on = torch.device("cpu") if on_host else device
         self._cache = EncodeCache(
             self._encode,
@@ -56,25 +58,28 @@ class Records:
             ranks,
             tell,
             option="model.decoder_on",
-            what=call_records(canvas),
+            what=f"{'videos' if self._videos else 'pictures'} to learn from",
         )
 
     def as_prompt(self, prompt: Prompt, key: str) -> Prompt:
         """The record under ``key`` of a prompt, as a prompt that brings it alone: what the cache of prompts holds it as."""
         path: Path = getattr(prompt, key)
-        if self._canvas.frames == 1:
+        if not self._videos:
             return Prompt("", images=(path,))
         return Prompt("", video=path, video_fps=prompt.video_fps)
 
     def prepare(self, prompts: Sequence[Prompt], kinds: Sequence[Kind], in_training: bool = False) -> int:
         """Have the records of those kinds of all ``prompts`` encoded; returns how many had to be."""
         keys = record_keys(kinds)
-        found = [self.as_prompt(prompt, key) for prompt in prompts for key in keys if getattr(prompt, key) is not None]
-        return self._cache.prepare_all([(found, self._canvas)], in_training)
+        found: dict[Canvas, list[Prompt]] = {}
+        for prompt in prompts:
+            records = [self.as_prompt(prompt, key) for key in keys if getattr(prompt, key) is not None]
+            found.setdefault(self._canvases[prompt.source], []).extend(records)
+        return self._cache.prepare_all([(records, canvas) for canvas, records in found.items()], in_training)
 
-    def latents(self, records: Sequence[Prompt], mine: Sequence[int]) -> Tensor:
-        """The latents [len(mine), ...] of those of ``records`` that this rank learns from."""
-        entries = self._cache.entries(records, self._canvas)
+    def latents(self, records: Sequence[Prompt], mine: Sequence[int], canvas: Canvas) -> Tensor:
+        """The latents [len(mine), ...] of those of ``records``, all on one ``canvas``, that this rank learns from."""
+        entries = self._cache.entries(records, canvas)
         return torch.stack([entries[row]["latents"] for row in mine]).to(self._rests_on)
 
     def _encode(self, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Mapping[str, Tensor]]:

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 
+from flowfactory.config.canvases import source_canvases
 from flowfactory.config.precision import with_precision
 from flowfactory.config.schema import RunConfig
 from flowfactory.data.cache_folder import CacheFolder, default_folder, read_limit
@@ -26,7 +27,7 @@ from flowfactory.training.judging import judges_here
 from flowfactory.training.learner import Learner
 from flowfactory.training.phases import phase_teller
 from flowfactory.training.plans import EVALUATION, SAMPLING
-from flowfactory.training.prompts import prepare_prompts, remarks
+from flowfactory.training.prompts import on_canvases, prepare_prompts, remarks
 from flowfactory.training.records import Records
 from flowfactory.training.regularising_prompts import with_targets
 from flowfactory.training.sampler import Sampler
@@ -164,7 +165,7 @@ def _encode(
 ) -> int:
     """How many prompts had to be encoded of those that a run needs at first, after ``done`` iterations."""
     canvas = config.evaluation.canvas(config.sampling)
-    wanted = [(ahead.at_start(done), config.sampling.canvas), (heldout, canvas)]
+    wanted = [*on_canvases(config, ahead.at_start(done)), (heldout, canvas)]
     encoded = sampler.prepare([*wanted, (drawn, canvas)])
     if records is not None:
         records.prepare(ahead.at_start(done), config.learned_records)
@@ -211,7 +212,7 @@ def _make_records(
         trainable.media_encoding or trainable.encoding,
         CacheFolder(default_folder(), read_limit(), say),
         device,
-        config.sampling.canvas,
+        source_canvases(config),
         trainable.frame_rate,
         ranks,
         _encoding_teller(assembly, ranks),

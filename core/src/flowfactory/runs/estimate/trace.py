@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from flowfactory.config.canvases import largest_canvas
 from flowfactory.data import batches
 from flowfactory.distributed.ranks import Ranks
 from flowfactory.experience import Experience
@@ -27,7 +28,7 @@ from flowfactory.training.evaluation import evaluate
 from flowfactory.training.guidance import drawn_and_learned, most_guidance, training_plan
 from flowfactory.training.plans import EVALUATION, SAMPLING
 from flowfactory.training.preflight import gradients_flow
-from flowfactory.training.prompts import prepare_prompts
+from flowfactory.training.prompts import prepare_prompts, prompts_of
 from flowfactory.training.records import record_shape
 from flowfactory.training.rollouts import Rollouts
 from flowfactory.training.sampler import Sampler
@@ -89,9 +90,10 @@ class Trace:
         sampler = Sampler(assembly.hooks, policy, known, trainable, config.prompts.negative, inspects=False, merges=merges)
         start = counter.begin()
         held = (heldout[:ENCODED], config.evaluation.canvas(config.sampling))
-        sampler.prepare([(train[:ENCODED], config.sampling.canvas), held])
+        largest = largest_canvas(config)
+        sampler.prepare([(train[:ENCODED], largest), held])
         if config.learned_records:
-            assembly.hooks.encode_media(torch.empty(1, *record_shape(config.sampling.canvas, trainable.frame_rate)))
+            assembly.hooks.encode_media(torch.empty(1, *record_shape(largest, trainable.frame_rate)))
         self._encoding = counter.lap() - start
         self._encoders = sum(module_bytes(module) for name, module in opened.opened.items() if name not in there)
         if shard > 1 and precision != torch.float32:  # as fully_shard gives them to the forward
@@ -146,10 +148,9 @@ class Trace:
         """A rank's drawing: two forwards' worth at most is traced, and stands for the rest."""
         config, run, counter = self._config, self._run, self._counter
         sampling = config.sampling
-        wanted = batches.prompts_of_iteration(run.train, 0, sampling.groups, config.seed, config.prompts.weights)
-        batch = batches.make_batch(wanted, config.group_members)
+        batch = batches.make_batch(prompts_of(config, run.train, 0), config.group_members)
         # the copy that draws is counted apart
-        plan = replace(training_plan(run, 0, batch.keys), weights_as=None)
+        plan = replace(training_plan(run, 0, batch.keys), weights_as=None, canvas=largest_canvas(config))
         if config.training.keep_graphs:
             plan = replace(plan, keep_graph=run.policy.drawn_graphs.keep)
         known = run.sampler.conditions(batch.prompts, most_guidance(plan), plan.canvas)
