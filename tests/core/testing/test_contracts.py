@@ -119,6 +119,14 @@ def test_a_reward_that_breaks_its_contract_is_refused(score: Score, sentence: st
         check_reward(ScoredBy(score=score), SAMPLES)
 
 
+def test_a_reward_that_tells_nothing_apart_is_refused_unless_it_is_not_meant_to() -> None:
+    config = ScoredBy(score=lambda samples: torch.full((len(samples.prompts),), 0.5))
+    with pytest.raises(AssertionError, match=r"all 4 samples score 0\.5, and no two are the same"):
+        check_reward(config, SAMPLES)
+    check_reward(config, SAMPLES, varies=False)
+    check_reward(config, replace(SAMPLES, media=SAMPLES.media[:1].expand_as(SAMPLES.media)))
+
+
 def test_a_reward_that_changes_the_pictures_is_refused() -> None:
     mine = replace(SAMPLES, media=SAMPLES.media.clone())
     with pytest.raises(

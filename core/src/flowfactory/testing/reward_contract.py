@@ -17,12 +17,13 @@ OTHER_PROMPTS = ("a red cat", "a big dog")
 
 
 def check_reward(
-    config: ComponentConfig, samples: Samples, pointwise: bool = True, tolerance: float = 1e-5
+    config: ComponentConfig, samples: Samples, pointwise: bool = True, tolerance: float = 1e-5, varies: bool = True
 ) -> dict[str, Tensor]:
     """The scores of ``samples``, after the reward has kept its contract.
 
     It answers under its label with one finite score a sample, twice the same, leaves its input as it was, and, if
-    ``pointwise``, scores a batch as it scores its samples one by one. A reward with ``reads_prompts = True`` scores the same
+    ``pointwise``, scores a batch as it scores its samples one by one. Where it ``varies``, samples of which no two are the same
+    do not all score the same, from which nothing could be learned. A reward with ``reads_prompts = True`` scores the same
     pictures otherwise where each has another of the prompts.
     """
     before = samples.media.clone()
@@ -34,11 +35,23 @@ def check_reward(
     assert torch.equal(samples.media, before), "the reward changed the pictures it was given"
     again = rewards(samples)
     assert torch.equal(scores["under test"], again["under test"]), "the reward gives other scores for the same pictures"
+    if varies:
+        _check_varies(samples, scores["under test"])
     if pointwise:
         _check_one_by_one(rewards, samples, scores["under test"], tolerance)
     if getattr(config.build("under test"), "reads_prompts", False):
         _check_reads_prompts(rewards, samples, scores["under test"])
     return scores
+
+
+def _check_varies(samples: Samples, scores: Tensor) -> None:
+    alike = any(torch.equal(one, other) for i, one in enumerate(samples.media) for other in samples.media[:i])
+    if len(scores) == 1 or alike:
+        return
+    assert not torch.equal(scores, scores[:1].expand_as(scores)), (
+        f"all {len(scores)} samples score {float(scores[0]):.6g}, and no two are the same; give samples that the reward tells "
+        "apart, or pass varies=False if it is not meant to"
+    )
 
 
 def _check_one_by_one(rewards: Rewards, samples: Samples, scores: Tensor, tolerance: float) -> None:
