@@ -34,6 +34,7 @@ UNITS = {
     "LoraConfig.alpha": "factor",
     "PromptsConfig.encode_ahead": "prompts",
     "PromptSource.weight": "groups",
+    "PromptSource.size": "pixels",
     "SamplingConfig.groups": "prompts",
     "SamplingConfig.group_size": "pictures",
     "SamplingConfig.size": "pixels",

@@ -56,10 +56,13 @@ def list_plugins(
 
 
 def _as_json(name: str, component: Component, description: str) -> dict[str, str]:
+    from flowfactory.discovery.descriptions import evidence
+
     told = {"kind": component.kind, "name": name, "full_name": component.full_name, "description": description}
     status = "unfit" if component.misfit else "ok"
     origin = {"plugin": component.plugin, "distribution": component.distribution, "version": component.version}
-    return {**told, **origin, "status": status}
+    tried = {"evidence": evidence(component)} if component.kind == "example" else {}
+    return {**told, **tried, **origin, "status": status}
 
 
 def _plugins(catalogue: Catalogue) -> list[dict[str, Any]]:
@@ -81,15 +84,18 @@ def _plugins(catalogue: Catalogue) -> list[dict[str, Any]]:
 
 
 def _say_kind(kind: str, rows: list[tuple[str, Component, str]]) -> None:
-    """A heading, then by distribution each name with what it is."""
+    """A heading, then by distribution each name with what it is; of an example how far it was tried."""
+    from flowfactory.discovery.descriptions import evidence
+
     if not rows:
         return
     say(f"{kind} ({len(rows)})")
     column = min(20, max(len(name) for name, _, _ in rows))
     for origin in dict.fromkeys(component.origin for _, component, _ in rows):
         say(f"  {origin}")
-        for name, _, description in sorted(row for row in rows if row[1].origin == origin):
-            say(cut(f"    {name:<{column}}  {description}".rstrip(), terminal_width()))
+        for name, component, description in sorted(row for row in rows if row[1].origin == origin):
+            tried = f"{evidence(component):<8}  " if kind == "example" else ""
+            say(cut(f"    {name:<{column}}  {tried}{description}".rstrip(), terminal_width()))
     say("")
 
 

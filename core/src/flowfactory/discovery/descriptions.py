@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,13 +14,19 @@ from flowfactory.untrusted_files import Refused, read_bytes
 
 LARGEST = 2**20
 """Bytes of a source that is looked at."""
+EVIDENCE = {
+    "tested": "it trains in the tests, on a tiny checkpoint of the same classes",
+    "measured": "it was run as it stands, and what it reached is in a committed figure",
+    "gated": "the tests hold it to what it reached",
+}
+"""How far an example was tried, from less to more."""
 
 
 def describe(component: Component) -> str:
     """The first sentence of its docstring, or of the comment that an example begins with; "" where there is none."""
     try:
         if component.kind == "example":
-            return _first_sentence(_comment(Path(component.spec)))
+            return _first_sentence(_comment(Path(component.spec)).partition("\n")[0])
         if not isinstance(component.spec, str):
             return _first_sentence(inspect.getdoc(component.spec) or "")
         module, _, name = component.spec.partition(":")
@@ -29,9 +36,22 @@ def describe(component: Component) -> str:
         return ""
 
 
+def evidence(component: Component) -> str:
+    """What an example says of how far it was tried, in the comment that it begins with: one of EVIDENCE, or "" for none."""
+    if component.kind != "example":
+        return ""
+    try:
+        comment = _comment(Path(component.spec))
+    except (OSError, Refused):
+        return ""
+    found = re.search(r"^Evidence: (\w+)", comment, re.MULTILINE)
+    return found[1] if found and found[1] in EVIDENCE else ""
+
+
 def _comment(path: Path) -> str:
+    """The lines of comment that a file begins with."""
     lines = read_bytes(path, LARGEST).decode(errors="replace").splitlines()
-    return lines[0].lstrip("# ") if lines and lines[0].startswith("#") else ""
+    return "\n".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 
 def _find_source(module: str) -> Path | None:
