@@ -6,6 +6,7 @@ from flowfactory.models.checkpoint_files import check_file, check_files, check_s
 from flowfactory.models.context_checks import check_text
 from flowfactory.models.family import Entry, Family, Parts, linear_guidance
 from flowfactory.models.family_config import FamilyConfig
+from flowfactory.models.guidance import guide_until, norm_ratio
 from flowfactory.models.image_conditions import number_images, stack_images
 from flowfactory.models.latents import (
     channel_statistics,
@@ -42,11 +43,13 @@ __all__ = [
     "encode_normalized",
     "encode_scaled",
     "even_sigmas",
+    "guide_until",
     "has_vocabulary",
     "latent_shape",
     "linear_guidance",
     "load_module",
     "load_tokenizer",
+    "norm_ratio",
     "number_images",
     "packed_shape",
     "posterior_mean",

@@ -74,7 +74,7 @@ def guide(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: 
     """Linear guidance, every patch of it rescaled to the norm that it has with the prompt alone."""
     mixed = models.linear_guidance(parts, given, without, guidance, sigma)
     given, mixed = torch.pixel_unshuffle(given.float(), PATCH), torch.pixel_unshuffle(mixed.float(), PATCH)
-    return torch.pixel_shuffle(mixed * (given.norm(dim=1, keepdim=True) / mixed.norm(dim=1, keepdim=True)), PATCH)
+    return torch.pixel_shuffle(mixed * models.norm_ratio(given, mixed, 1), PATCH)
 
 
 def decode(parts: Parts, latents: Tensor) -> Tensor:
