@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent
 CORE, SD3, TINY = "core", "plugins/flowfactory-sd3", "plugins/flowfactory-tiny"
 PLUGINS = ("grpo", "nft", "awm", "dpo", "crd", "sft", "distill")
 GRPO, NFT, AWM, DPO, CRD, SFT, DISTILL = (f"plugins/flowfactory-{name}" for name in PLUGINS)
+LUMINA2 = "plugins/flowfactory-lumina2"
 QWEN_IMAGE, Z_IMAGE = "plugins/flowfactory-qwen-image", "plugins/flowfactory-z-image"
 FLUX, WAN, REWARDS = "flowfactory-flux", "flowfactory-wan", "flowfactory-rewards"
 PACKAGES = {  # what is built, by the folder of its tests
@@ -24,6 +25,7 @@ PACKAGES = {  # what is built, by the folder of its tests
     "plugins/distill": DISTILL,
     "plugins/sd3": SD3,
     "plugins/tiny": TINY,
+    "plugins/lumina2": LUMINA2,
     "plugins/qwen-image": QWEN_IMAGE,
     "plugins/z-image": Z_IMAGE,
     "flux": FLUX,

@@ -190,6 +190,8 @@ UNITS = {
     "QwenImageEditConfig.vae_area": "pixels",
     "QwenImageEditConfig.condition_area": "pixels",
     "TinyConfig.max_sequence_length": "tokens",
+    "Lumina2Config.max_sequence_length": "tokens",
+    "Lumina2Config.cfg_trunc_ratio": "share of the steps",
     "ZImageConfig.max_sequence_length": "tokens",
     "ZImageConfig.cfg_normalization": "factor",
     "ZImageConfig.cfg_truncation": "1 - sigma",
