@@ -1,4 +1,4 @@
-"""Gemma 2 so small that a test makes one in no time, as Lumina Image 2.0 has it."""
+"""Gemma 2 so small that a test makes one in no time, as Lumina Image 2.0 and Sana have it."""
 
 from __future__ import annotations
 
