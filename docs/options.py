@@ -192,6 +192,7 @@ UNITS = {
     "TinyConfig.max_sequence_length": "tokens",
     "Lumina2Config.max_sequence_length": "tokens",
     "Lumina2Config.cfg_trunc_ratio": "share of the steps",
+    "SanaConfig.max_sequence_length": "tokens",
     "ZImageConfig.max_sequence_length": "tokens",
     "ZImageConfig.cfg_normalization": "factor",
     "ZImageConfig.cfg_truncation": "1 - sigma",

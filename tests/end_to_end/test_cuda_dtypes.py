@@ -20,7 +20,7 @@ from flowfactory.testing.two_parameter import settings
 
 HALF, WHOLE = torch.bfloat16, torch.float32
 LORA = {"lora": {"rank": 2, "alpha": 4}}
-NAMES = ("flux1", "flux2", "lumina2", "qwen-image", "z-image", "wan-t2v")
+NAMES = ("flux1", "flux2", "lumina2", "qwen-image", "sana", "z-image", "wan-t2v")
 CASES = [*((name, LORA) for name in NAMES), ("flux1", "full"), ("z-image", "full")]
 # its pad tokens are weights, which are float32 where they train, and what is joined with them becomes so
 WIDENED = [("z-image", "full")]
@@ -33,6 +33,7 @@ EMBEDDED = {
     "flux2": "time_guidance_embed",
     "qwen-image": "time_text_embed",
     "lumina2": "time_caption_embed.timestep_embedder",
+    "sana": "time_embed.emb.timestep_embedder",
     "z-image": "t_embedder",
     "wan-t2v": "condition_embedder.time_embedder",
 }

@@ -113,6 +113,7 @@ def test_a_sample_alone_is_drawn_as_with_the_cache_of_diffusers(key: str, thresh
         ("wan-i2v", 0.1),
         ("flux2-klein", 1.0),
         ("lumina2", 1.0),
+        ("sana", 1.0),
     ],
 )
 def test_what_a_sample_becomes_does_not_depend_on_who_is_drawn_beside_it(key: str, threshold: float, bench: Open) -> None:

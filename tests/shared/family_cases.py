@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import tiny_flux
 import tiny_lumina2
 import tiny_qwen_image
+import tiny_sana
 import tiny_wan
 import tiny_z_image
 
@@ -47,6 +48,7 @@ CASES = {
     "lumina2": Case("lumina2", tiny_lumina2.lumina2, {"max_sequence_length": 100}, guidance=4.0),
     "qwen-image": Case("qwen-image", tiny_qwen_image.qwen_image, guidance=4.0),
     "qwen-image-edit": Case("qwen-image-edit", tiny_qwen_image.qwen_image_edit, AREAS, guidance=4.0, images=2),
+    "sana": Case("sana", tiny_sana.sana, {"max_sequence_length": 30}, guidance=4.5),
     "z-image": Case("z-image", tiny_z_image.z_image, guidance=4.0),
     "wan-t2v": Case("wan-t2v", tiny_wan.text_to_video, {}, (32, 32, 5), guidance=5.0),
     "wan-i2v": Case("wan-i2v", tiny_wan.image_to_video, {}, (32, 32, 5), guidance=5.0, images=1),

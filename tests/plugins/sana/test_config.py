@@ -86,3 +86,16 @@ def test_two_iterations_train(settings: dict[str, Any], tmp_path: Path, monkeypa
         settings["model"], {"name": "reinforce"}, tmp_path / "train.txt", tmp_path, sampling={"size": [32, 32], "guidance": 4}
     )
     assert [record["iteration"] for record in directory.records()] == [0, 1, 2]
+
+
+def test_it_trains_as_the_example_does(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWFACTORY_CACHE", str(tmp_path / "cache"))
+    directory = train_two_iterations(
+        settings["model"],
+        {"name": "reinforce"},
+        tmp_path / "train.txt",
+        tmp_path,
+        sampling={"size": [32, 32], "guidance": 4},
+        training={"precision": "bf16", "autocast": False},
+    )
+    assert [record["iteration"] for record in directory.records()] == [0, 1, 2]
