@@ -15,8 +15,12 @@ from flowfactory.models.latents import (
     encode_normalized,
     encode_scaled,
     latent_shape,
+    pack_latents,
+    packed_grid,
+    packed_positions,
     packed_shape,
     posterior_mean,
+    unpack_latents,
 )
 from flowfactory.models.loading_report import load_module, refuse_gaps
 from flowfactory.models.pretrained import Pretrained, checkpoint_identity
@@ -51,6 +55,9 @@ __all__ = [
     "load_tokenizer",
     "norm_ratio",
     "number_images",
+    "pack_latents",
+    "packed_grid",
+    "packed_positions",
     "packed_shape",
     "posterior_mean",
     "read_picture",
@@ -61,4 +68,5 @@ __all__ = [
     "scheduler_sigmas",
     "shifted_sigmas",
     "stack_images",
+    "unpack_latents",
 ]
