@@ -190,6 +190,7 @@ UNITS = {
     "QwenImageEditConfig.vae_area": "pixels",
     "QwenImageEditConfig.condition_area": "pixels",
     "TinyConfig.max_sequence_length": "tokens",
+    "ChromaConfig.max_sequence_length": "tokens",
     "Lumina2Config.max_sequence_length": "tokens",
     "Lumina2Config.cfg_trunc_ratio": "share of the steps",
     "SanaConfig.max_sequence_length": "tokens",

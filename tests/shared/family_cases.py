@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import tiny_chroma
 import tiny_flux
 import tiny_lumina2
 import tiny_qwen_image
@@ -34,6 +35,7 @@ class Case(NamedTuple):
 
 
 CASES = {
+    "chroma": Case("chroma", tiny_chroma.chroma, {"max_sequence_length": 24}, guidance=5.0),
     "flux1": Case("flux1", tiny_flux.flux1, TEXT, guidance=3.5),
     "flux1-schnell": Case("flux1", lambda folder: tiny_flux.flux1(folder, dev=False), TEXT),
     "flux1-kontext": Case(

@@ -96,3 +96,8 @@ class ChromaConfig(FamilyConfig):
     mask_padding: bool = Field(
         False, description="hide the padding of prompts wholly, as Chroma was trained; diffusers' pipeline gives it less weight"
     )
+
+    def encoded_bytes(self, precision: int) -> int | None:
+        """As every family's, and a number for each token."""
+        embeds = super().encoded_bytes(precision)
+        return None if embeds is None else embeds + self.max_sequence_length * precision
