@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,15 @@ def test_a_checkpoint_of_another_pipeline_is_one_line(settings: dict[str, Any], 
     (tmp_path / "other" / "model_index.json").write_text(json.dumps({"_class_name": "SanaSprintPipeline"}))
     settings["model"]["path"] = str(tmp_path / "other")
     with pytest.raises(UserError, match=r"holds a SanaSprintPipeline; this model reads SanaPipeline$"):
+        validate(settings)
+
+
+def test_a_transformer_of_sana_sprint_is_refused(settings: dict[str, Any], family: TextToImage, tmp_path: Path) -> None:
+    copied = shutil.copytree(family.checkpoint(), tmp_path / "sprint")
+    file = copied / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"guidance_embeds": True}))
+    settings["model"]["path"] = str(copied)
+    with pytest.raises(UserError, match=r"sprint embeds guidance, which is Sana-Sprint; take Sana$"):
         validate(settings)
 
 

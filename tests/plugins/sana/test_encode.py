@@ -27,4 +27,7 @@ def test_encode_is_the_pipelines_encode_prompt(family: TextToImage) -> None:
     assert len({len(embeds) for embeds in ours[:4]}) == 4, "all prompts are equally long"
     assert len(ours[3]) == 30, "the longest is not cut"
     assert len(ours[5]) == 1, "the instruction stands before the negative one"
+    mixed = [entry["embeds"] for entry in hooks.encode([asked[0], asked[4], asked[1], asked[2]], Canvas(32, 32))]
+    for entry, same in zip(mixed, (ours[0], ours[4], ours[1], ours[2]), strict=True):
+        torch.testing.assert_close(entry, same, rtol=1e-5, atol=1e-5)
     assert torch.equal(*(entry["embeds"] for entry in hooks.encode([Prompt("a CAT"), Prompt(" a cat")], Canvas(32, 32))))

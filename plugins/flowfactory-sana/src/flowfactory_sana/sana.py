@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import ClassVar
 
 from pydantic import Field
@@ -17,15 +18,15 @@ LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # what is between two atten
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
     """embeds [L_i, D] of each prompt: its own tokens, behind the instruction, which is cut off again, unless it is negative."""
-    for prompt in prompts:  # each by itself: positive and negative ones take other lengths
+    for negative, alike in groupby(prompts, lambda prompt: prompt.is_negative):
         embeds, mask, _, _ = parts.pipeline.encode_prompt(
-            prompt.text,
+            [prompt.text for prompt in alike],
             do_classifier_free_guidance=False,
             device=parts.device,
             max_sequence_length=parts.options.max_sequence_length,
-            complex_human_instruction=None if prompt.is_negative else instruction(parts),
+            complex_human_instruction=None if negative else instruction(parts),
         )
-        yield {"embeds": embeds[0][mask[0].bool()]}
+        yield from ({"embeds": row[own.bool()]} for row, own in zip(embeds, mask, strict=True))
 
 
 def instruction(parts: Parts) -> list[str] | None:
@@ -90,3 +91,9 @@ class SanaConfig(FamilyConfig):
     complex_human_instruction: bool = Field(
         True, description="put the pipeline's instruction to enhance prompts before every prompt but negative ones"
     )
+
+    def check_checkpoint(self) -> None:
+        """ValueError: as for every family; or the transformer embeds guidance."""
+        super().check_checkpoint()
+        if self.checkpoint.config("transformer").get("guidance_embeds"):
+            raise ValueError(f"model.path: the transformer of {self.path} embeds guidance, which is Sana-Sprint; take Sana")
