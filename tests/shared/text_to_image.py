@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from adapter_loaders import check_every_loader
 from diffusers import DiffusionPipeline
 from families import LORA, draw_one_by_one, nudge, open_bench, relative_difference
 from saved import save_trained
@@ -95,6 +96,14 @@ def check_adapters(family: TextToImage, folder: Path, guidance: float) -> None:
     assert relative_difference(ours, family.drawn(pipeline, made)) < EXACT
     pipeline.fuse_lora()
     assert relative_difference(ours, family.drawn(pipeline, made)) < 1e-4
+
+
+def check_exports(family: TextToImage, folder: Path, kind: str | None = None) -> None:
+    """Each loader of adapters draws what was trained; ``kind``: see :func:`adapter_loaders.check_every_loader`."""
+    made = family.bench(guidance=4.0, train=LORA)
+    nudge(made)
+    ours, model = made.draw(2).latents, family.options(train=LORA)
+    check_every_loader(made.policy, model, kind, ours, family.pipeline, lambda pipeline: family.drawn(pipeline, made), folder)
 
 
 def check_all_weights(family: TextToImage, folder: Path) -> None:

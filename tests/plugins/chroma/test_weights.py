@@ -8,11 +8,10 @@ from typing import Any
 import comfyui
 import pytest
 import torch
-from adapter_loaders import check_every_loader
 from diffusers import ChromaTransformer2DModel
 from diffusers.loaders.single_file_utils import convert_chroma_transformer_checkpoint_to_diffusers
 from families import LORA, nudge
-from text_to_image import TextToImage, check_adapters, check_all_weights, check_bf16
+from text_to_image import TextToImage, check_adapters, check_all_weights, check_bf16, check_exports
 
 from flowfactory import Step, flow
 from flowfactory.flow.dynamics import ODE
@@ -79,9 +78,4 @@ def test_comfyui_has_a_name_for_every_layer(family: TextToImage, tmp_path: Path)
 
 
 def test_every_loader_of_adapters_draws_what_was_trained(family: TextToImage, tmp_path: Path) -> None:
-    made = family.bench(guidance=4.0, train=LORA)
-    nudge(made)
-    ours, model = made.draw(2).latents, family.options(train=LORA)
-    check_every_loader(
-        made.policy, model, "chroma", ours, family.pipeline, lambda pipeline: family.drawn(pipeline, made), tmp_path
-    )
+    check_exports(family, tmp_path, "chroma")

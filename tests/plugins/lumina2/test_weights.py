@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from families import LORA
-from text_to_image import TextToImage, check_adapters, check_all_weights, check_bf16
+from text_to_image import TextToImage, check_adapters, check_all_weights, check_bf16, check_exports
 
 from flowfactory import Step, flow
 from flowfactory.flow.dynamics import ODE
@@ -35,6 +35,10 @@ def test_adapters_land_on_attention_and_feed_forward_of_every_block(family: Text
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_diffusers_loads_the_adapters_and_draws_the_same(family: TextToImage, tmp_path: Path, guidance: float) -> None:
     check_adapters(family, tmp_path, guidance)
+
+
+def test_every_loader_of_adapters_draws_what_was_trained(family: TextToImage, tmp_path: Path) -> None:
+    check_exports(family, tmp_path)
 
 
 def test_diffusers_loads_the_fully_trained_transformer(family: TextToImage, tmp_path: Path) -> None:
