@@ -27,6 +27,9 @@ class Thing:
     def __init__(self, size=1):
         self.size = size
 
+class Other:
+    pass
+
 def double(number):
     return 2 * number
 """
@@ -34,10 +37,10 @@ USER = """
 import heavy
 import heavy.inner
 from heavy import Thing
-from heavy.inner import KNOWN, NAME, NUMBER, PLACES, double
+from heavy.inner import KNOWN, NAME, NUMBER, PLACES, Other, double
 
 class Owner:
-    def __init__(self, thing: Thing, count: int) -> None:
+    def __init__(self, thing: Thing, count: int, either: Thing | Other) -> None:
         self.thing = thing
 
 def is_thing(value):
@@ -95,6 +98,17 @@ def test_a_class_can_be_made_extended_and_joined_with_others(user: Any) -> None:
     heavy: Any = import_module("heavy")
     assert Larger.__mro__[1] is heavy.Thing
     assert isinstance(heavy.Thing(), user.Thing | None)
+
+
+def test_classes_that_are_joined_with_each_other_are_imported_when_that_is_used(user: Any) -> None:
+    joined = user.Thing | user.Other
+    assert "heavy" not in sys.modules
+    heavy: Any = import_module("heavy.inner")
+    assert isinstance(heavy.Thing(), joined)
+    assert isinstance(heavy.Other(), joined)
+    assert joined == heavy.Thing | heavy.Other
+    assert joined | None == heavy.Thing | heavy.Other | None
+    assert joined.__args__ == (heavy.Thing, heavy.Other)
 
 
 USES: list[Callable[[Any, Any], Any]] = [
@@ -185,7 +199,8 @@ def test_settled_are_names_and_annotations_of_that_library_alone(user: Any) -> N
     heavy: Any = import_module("heavy")
     assert user.Thing is heavy.Thing
     assert user.heavy is heavy
-    assert user.Owner.__init__.__annotations__ == {"thing": heavy.Thing, "count": int, "return": None}
+    either = heavy.inner.Thing | heavy.inner.Other
+    assert user.Owner.__init__.__annotations__ == {"thing": heavy.Thing, "count": int, "either": either, "return": None}
 
 
 def test_after_an_error_imports_are_as_before(user: Any) -> None:

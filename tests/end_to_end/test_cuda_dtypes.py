@@ -20,18 +20,25 @@ from flowfactory.testing.two_parameter import settings
 
 HALF, WHOLE = torch.bfloat16, torch.float32
 LORA = {"lora": {"rank": 2, "alpha": 4}}
-NAMES = ("flux1", "flux2", "qwen-image", "z-image", "wan-t2v")
+NAMES = ("chroma", "flux1", "flux2", "lumina2", "qwen-image", "sana", "z-image", "wan-t2v")
 CASES = [*((name, LORA) for name in NAMES), ("flux1", "full"), ("z-image", "full")]
 # its pad tokens are weights, which are float32 where they train, and what is joined with them becomes so
 WIDENED = [("z-image", "full")]
-TIME_STEPS = {"flux1": "time_text_embed.time_proj", "flux2": "time_guidance_embed.time_proj"} | {
+TIME_STEPS = {
+    "chroma": "time_text_embed.time_proj",
+    "flux1": "time_text_embed.time_proj",
+    "flux2": "time_guidance_embed.time_proj",
+} | {
     "qwen-image": "time_text_embed.time_proj",
     "wan-t2v": "condition_embedder.timesteps_proj",
 }
 EMBEDDED = {
+    "chroma": "distilled_guidance_layer",
     "flux1": "time_text_embed",
     "flux2": "time_guidance_embed",
     "qwen-image": "time_text_embed",
+    "lumina2": "time_caption_embed.timestep_embedder",
+    "sana": "time_embed.emb.timestep_embedder",
     "z-image": "t_embedder",
     "wan-t2v": "condition_embedder.time_embedder",
 }

@@ -245,13 +245,15 @@ def test_a_part_that_the_index_does_not_name_is_refused(key: str, part: str, cop
         ("wan-t2v", "text_encoder", "T5EncoderModel"),
         ("z-image", "text_encoder", "AutoModel"),
         ("z-image", "text_encoder", "AutoModelForCausalLM"),
+        ("lumina2", "text_encoder", "GemmaModel"),
+        ("lumina2", "text_encoder", "AutoModel"),
     ],
 )
 def test_an_encoder_of_another_class_is_refused_before_weights_are_read(
     key: str, part: str, kind: str, copy: Callable[[str], Path]
 ) -> None:
     folder = copy(key)
-    expected = "PreTrainedModel" if key == "z-image" else index_of(folder)[part][1]
+    expected = {"z-image": "PreTrainedModel", "lumina2": "Gemma2PreTrainedModel"}.get(key, index_of(folder)[part][1])
     pipeline = index_of(folder)["_class_name"]
     reindexed(folder, **{part: ["transformers", kind]})
     for weights in folder.glob("*/*.safetensors"):

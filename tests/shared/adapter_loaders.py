@@ -23,7 +23,7 @@ FORMATS = {"diffusers": "diffusers", "a state dict": "diffusers", "comfyui": "co
 def check_every_loader(
     policy: Policy,
     model: Any,
-    kind: str,
+    kind: str | None,
     ours: Tensor,
     open_pipeline: Callable[[], Any],
     draw: Callable[[Any], Tensor],
@@ -31,9 +31,11 @@ def check_every_loader(
 ) -> None:
     """Each loader's pipeline draws ``ours``, what the trained adapters of ``policy`` draw, and something else before.
 
-    ``kind`` is a key of the tables in :mod:`comfyui`.
+    ``kind`` is a key of the tables in :mod:`comfyui`; None: ComfyUI has no such model, and nothing is exported for it.
     """
     for loader, form in FORMATS.items():
+        if kind is None and form == "comfyui":
+            continue
         out = folder / loader
         out.mkdir()
         with stored(policy) as modules:
@@ -45,7 +47,7 @@ def check_every_loader(
         assert relative_difference(ours, draw(pipeline)) < 1e-4, loader
 
 
-def load_adapters(loader: str, file: Path, pipeline: Any, name: str, kind: str) -> None:
+def load_adapters(loader: str, file: Path, pipeline: Any, name: str, kind: str | None) -> None:
     """Load ``file`` into the transformer ``name`` of ``pipeline``."""
     second = {} if name == "transformer" else {f"load_into_{name}": True}
     if loader == "diffusers":
@@ -53,6 +55,7 @@ def load_adapters(loader: str, file: Path, pipeline: Any, name: str, kind: str) 
     elif loader == "a state dict":
         pipeline.load_lora_weights(load_file(file), **second)
     elif loader == "comfyui":
+        assert kind is not None
         comfyui.load(file, getattr(pipeline, name), kind)
     else:
         setattr(pipeline, name, PeftModel.from_pretrained(getattr(pipeline, name), file.parent))

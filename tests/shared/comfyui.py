@@ -145,10 +145,18 @@ DIRECT: dict[str, Names] = {
         "proj_out": "head.head",
     },
 }
+# of FLUX all that Chroma has, and what takes the place of what FLUX makes of times and guidance
+FUSED["chroma"] = FUSED["flux1"]
+DIRECT["chroma"] = {
+    **{name: place for name, place in DIRECT["flux1"].items() if "norm" not in name and "time_text_embed" not in name},
+    "distilled_guidance_layer.layers.{}.linear_1": "distilled_guidance_layer.layers.{}.in_layer",
+    "distilled_guidance_layer.layers.{}.linear_2": "distilled_guidance_layer.layers.{}.out_layer",
+}
 SWAPPED = {"flux1": ("norm_out.linear",), "flux2": ("norm_out.linear",), "sd3": ("norm_out.linear",)}
 # names beside its own that it knows layers by; of FLUX.2, those that it has known from the first
 ALIASES: dict[str, tuple[str, ...]] = {
     "flux1": (r"transformer\.(.+)",),
+    "chroma": (r"transformer\.(.+)",),
     "flux2": (r"transformer\.((?:transformer_blocks\..+\.attn\.|norm_out|x_embedder|context_embedder|proj_out).*)",),
     "sd3": (r"transformer\.(.+)",),
     "qwen-image": (r"transformer\.(.+)",),

@@ -8,8 +8,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import tiny_chroma
 import tiny_flux
+import tiny_lumina2
 import tiny_qwen_image
+import tiny_sana
 import tiny_wan
 import tiny_z_image
 
@@ -32,6 +35,7 @@ class Case(NamedTuple):
 
 
 CASES = {
+    "chroma": Case("chroma", tiny_chroma.chroma, {"max_sequence_length": 24}, guidance=5.0),
     "flux1": Case("flux1", tiny_flux.flux1, TEXT, guidance=3.5),
     "flux1-schnell": Case("flux1", lambda folder: tiny_flux.flux1(folder, dev=False), TEXT),
     "flux1-kontext": Case(
@@ -43,8 +47,10 @@ CASES = {
     ),
     "flux2": Case("flux2", tiny_flux.flux2, {"max_sequence_length": 64}, guidance=4.0),
     "flux2-klein": Case("flux2-klein", tiny_flux.klein, TEXT, guidance=4.0),
+    "lumina2": Case("lumina2", tiny_lumina2.lumina2, {"max_sequence_length": 100}, guidance=4.0),
     "qwen-image": Case("qwen-image", tiny_qwen_image.qwen_image, guidance=4.0),
     "qwen-image-edit": Case("qwen-image-edit", tiny_qwen_image.qwen_image_edit, AREAS, guidance=4.0, images=2),
+    "sana": Case("sana", tiny_sana.sana, {"max_sequence_length": 30}, guidance=4.5),
     "z-image": Case("z-image", tiny_z_image.z_image, guidance=4.0),
     "wan-t2v": Case("wan-t2v", tiny_wan.text_to_video, {}, (32, 32, 5), guidance=5.0),
     "wan-i2v": Case("wan-i2v", tiny_wan.image_to_video, {}, (32, 32, 5), guidance=5.0, images=1),

@@ -76,8 +76,8 @@ def _settle_annotations(function: object, package: str) -> None:
 
 def _is_postponed(value: object, package: str) -> bool:
     # by its type: to ask a lazy module of the library for its __class__ is to look at it
-    if type(value) is _Postponed:
-        return value._module.split(".")[0] == package  # type: ignore[no-any-return]
+    if type(value) in (_Postponed, _Either):
+        return value._module.split(".")[0] == package  # type: ignore[attr-defined, no-any-return]
     return type(value) is _StandIn and value.__name__.split(".")[0] == package
 
 
@@ -168,9 +168,40 @@ class _Postponed:
     def __hash__(self) -> int:
         return hash((self._module, self._names))  # typing keeps what it has made of classes by their hash
 
+    def __or__(self, other: Any) -> Any:
+        if type(other) is _Postponed:
+            return _Either(self, other)
+        return self.real() | _real(other)
+
+
+class _Either(_Postponed):
+    """``left | right`` of two that are postponed: annotations outside strings say so of classes, and nobody reads them."""
+
+    def __init__(self, left: _Postponed, right: _Postponed) -> None:
+        super().__init__(left._importers, left._module, *left._names)
+        self.__dict__["_right"] = right
+
+    def real(self) -> Any:
+        return super().real() | self._right.real()
+
+    @property
+    def __name__(self) -> str:
+        return str(self.real().__name__)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real(), name)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self.real() == _real(other))
+
+    def __or__(self, other: Any) -> Any:
+        return self.real() | _real(other)
+
+    __hash__ = _Postponed.__hash__
+
 
 def _real(value: Any) -> Any:
-    return value.real() if type(value) in (_Postponed, _StandIn) else value
+    return value.real() if type(value) in (_Postponed, _Either, _StandIn) else value
 
 
 def _on_the_real(method: str, act: Callable[..., Any]) -> None:
@@ -184,9 +215,10 @@ def _reflected(act: Callable[..., Any]) -> Callable[..., Any]:
     return lambda right, left: act(left, right)
 
 
-for _name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "and", "xor", "or"):
+for _name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "and", "xor"):
     _on_the_real(f"__{_name}__", getattr(operator, f"__{_name}__"))
     _on_the_real(f"__r{_name}__", _reflected(getattr(operator, f"__{_name}__")))
+_on_the_real("__ror__", _reflected(operator.or_))
 _on_the_real("__divmod__", divmod)
 _on_the_real("__rdivmod__", _reflected(divmod))
 for _name in ("lt", "le", "gt", "ge", "neg", "pos", "abs", "invert", "index", "contains", "getitem", "setitem", "delitem"):

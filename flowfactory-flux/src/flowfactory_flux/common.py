@@ -1,17 +1,11 @@
-"""What FLUX.1 and FLUX.2 have in common: the grid and embedded guidance."""
+"""What FLUX.1 and FLUX.2 have in common: embedded guidance."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from flowfactory.models import Grid, Parts, Pretrained
-
-
-def grid(checkpoint: Pretrained) -> Grid:
-    """Multiples of what a token covers, which is two by two latents."""
-    channels = checkpoint.config("vae").get("block_out_channels")
-    return Grid(2 ** len(channels) if channels else 16)
+from flowfactory.models import Parts, Pretrained
 
 
 def embeds_guidance(checkpoint: Pretrained) -> bool:

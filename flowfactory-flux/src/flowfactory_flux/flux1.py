@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt, models
 from flowfactory.models import Entry, Family, FamilyConfig, Grid, Parts
-from flowfactory_flux.common import embed_guidance, embeds_guidance, grid, never_guided
+from flowfactory_flux.common import embed_guidance, embeds_guidance, never_guided
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -41,38 +41,20 @@ def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
 
 def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Conditions, guidance: float) -> Tensor:
     """[B, C, H, W], from the tokens of the latents with those of the picture behind them."""
-    pipeline, embeds = parts.pipeline, conditions.stack("embeds")
+    embeds = conditions.stack("embeds")
     fields = [latents.to(embeds.dtype), *models.stack_images(conditions)]
-    found = pipeline.transformer(
-        hidden_states=torch.cat([pipeline._pack_latents(field, *field.shape) for field in fields], dim=1),
+    found: Tensor = parts.pipeline.transformer(
+        hidden_states=torch.cat([models.pack_latents(field) for field in fields], dim=1),
         timestep=sigma,
         guidance=embed_guidance(parts, latents, guidance),
         pooled_projections=conditions.stack("pooled"),
         encoder_hidden_states=embeds,
         txt_ids=torch.zeros(embeds.shape[1], 3, device=embeds.device),
-        img_ids=position_ids(parts, fields),
+        img_ids=models.packed_positions(parts, fields),
         return_dict=False,
     )[0]
     height, width = latents.shape[-2:]
-    scale = pipeline.vae_scale_factor
-    unpacked: Tensor = pipeline._unpack_latents(found[:, : height * width // 4], height * scale, width * scale, scale)
-    return unpacked
-
-
-def position_ids(parts: Parts, fields: Sequence[Tensor]) -> Tensor:
-    """[tokens, 3] of latents [B, C, H, W]: their place among ``fields``, 0 for what is drawn; then row and column."""
-    device = fields[0].device
-    sizes = tuple((field.shape[-2] // 2, field.shape[-1] // 2) for field in fields)
-
-    def make() -> Tensor:
-        found: list[Tensor] = []
-        for place, (height, width) in enumerate(sizes):
-            ids = parts.pipeline._prepare_latent_image_ids(0, height, width, device, torch.float32)
-            ids[:, 0] = place
-            found.append(ids)
-        return torch.cat(found)
-
-    return parts.once(("position ids", sizes, device), make)
+    return models.unpack_latents(found[:, : height * width // 4], height, width)
 
 
 FLUX1 = Family(
@@ -88,7 +70,7 @@ FLUX1 = Family(
     blocks=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
     lora_targets=LORA_TARGETS,
     comfyui=((r"(.+)", r"transformer.\1"),),  # diffusers' own names, of which it knows the rows of its fused weights
-    grid=grid,
+    grid=models.packed_grid,
     guided=never_guided,
     takes_guidance=embeds_guidance,
     unused={"text_encoder": (r"text_projection\.weight",)},  # of the CLIP that Stable Diffusion 3 shares

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt, Takes, UserError, models
 from flowfactory.models import Entry, Family, FamilyConfig, Grid, Parts
-from flowfactory_flux.common import embed_guidance, embeds_guidance, grid, never_guided
+from flowfactory_flux.common import embed_guidance, embeds_guidance, never_guided
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -163,7 +163,7 @@ FLUX2 = Family(
     blocks=("Flux2TransformerBlock", "Flux2SingleTransformerBlock"),
     lora_targets=LORA_TARGETS,
     comfyui=COMFYUI,
-    grid=grid,
+    grid=models.packed_grid,
     guided=never_guided,
     takes_guidance=embeds_guidance,
     encoded_with=("vae",),

@@ -69,7 +69,8 @@ def run(
 
 
 PLUGINS = (
-    *("awm", "crd", "distill", "dpo", "flux", "grpo", "nft", "qwen_image", "rewards", "sd3", "sft", "tiny", "wan", "z_image"),
+    *("awm", "chroma", "crd", "distill", "dpo", "flux", "grpo", "lumina2", "nft", "qwen_image"),
+    *("rewards", "sana", "sd3", "sft", "tiny", "wan", "z_image"),
 )
 OURS = ("flowfactory", *(f"flowfactory_{name}" for name in PLUGINS))
 """Packages that do with PyTorch, as they are imported, nothing that takes more than its names."""

@@ -6,8 +6,11 @@ from flowfactory.discovery.installed_version import installed_version
 
 OWN_PACKAGES: dict[str, dict[str, tuple[str, ...]]] = {
     "model": {
+        "flowfactory-chroma": ("chroma",),
         "flowfactory-flux": ("flux1", "flux1-kontext", "flux2", "flux2-klein"),
+        "flowfactory-lumina2": ("lumina2",),
         "flowfactory-qwen-image": ("qwen-image", "qwen-image-edit"),
+        "flowfactory-sana": ("sana",),
         "flowfactory-sd3": ("sd3",),
         "flowfactory-tiny": ("tiny",),
         "flowfactory-wan": ("wan-t2v", "wan-i2v", "wan-v2v"),

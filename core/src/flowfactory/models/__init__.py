@@ -6,6 +6,7 @@ from flowfactory.models.checkpoint_files import check_file, check_files, check_s
 from flowfactory.models.context_checks import check_text
 from flowfactory.models.family import Entry, Family, Parts, linear_guidance
 from flowfactory.models.family_config import FamilyConfig
+from flowfactory.models.guidance import guide_until, norm_ratio
 from flowfactory.models.image_conditions import number_images, stack_images
 from flowfactory.models.latents import (
     channel_statistics,
@@ -14,8 +15,12 @@ from flowfactory.models.latents import (
     encode_normalized,
     encode_scaled,
     latent_shape,
+    pack_latents,
+    packed_grid,
+    packed_positions,
     packed_shape,
     posterior_mean,
+    unpack_latents,
 )
 from flowfactory.models.loading_report import load_module, refuse_gaps
 from flowfactory.models.pretrained import Pretrained, checkpoint_identity
@@ -42,12 +47,17 @@ __all__ = [
     "encode_normalized",
     "encode_scaled",
     "even_sigmas",
+    "guide_until",
     "has_vocabulary",
     "latent_shape",
     "linear_guidance",
     "load_module",
     "load_tokenizer",
+    "norm_ratio",
     "number_images",
+    "pack_latents",
+    "packed_grid",
+    "packed_positions",
     "packed_shape",
     "posterior_mean",
     "read_picture",
@@ -58,4 +68,5 @@ __all__ = [
     "scheduler_sigmas",
     "shifted_sigmas",
     "stack_images",
+    "unpack_latents",
 ]

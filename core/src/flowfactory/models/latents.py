@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from flowfactory.canvas import Canvas
 from flowfactory.errors import UserError
 from flowfactory.models.checkpoint_files import AGAIN
 from flowfactory.models.family import Parts
+from flowfactory.models.pretrained import Pretrained
+from flowfactory.models.resolution import Grid
 
 
 def latent_shape(parts: Parts, canvas: Canvas) -> tuple[int, ...]:
@@ -25,6 +27,33 @@ def packed_shape(parts: Parts, canvas: Canvas) -> tuple[int, ...]:
     """[C, H, W] of the latents, before two by two become the channels of a token."""
     channels, height, width = latent_shape(parts, canvas)
     return (channels // 4, height, width)
+
+
+def packed_grid(checkpoint: Pretrained) -> Grid:
+    """Multiples of what a token covers, which is two by two latents."""
+    channels = checkpoint.config("vae").get("block_out_channels")
+    return Grid(2 ** len(channels) if channels else 16)
+
+
+def pack_latents(latents: Tensor) -> Tensor:
+    """Tokens [B, H W / 4, 4 C] of latents [B, C, H, W], in the order of FLUX's ``_pack_latents``."""
+    return torch.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
+
+
+def unpack_latents(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Latents [B, C, height, width]: the other way round of :func:`pack_latents`."""
+    return torch.pixel_shuffle(tokens.transpose(1, 2).reshape(len(tokens), -1, height // 2, width // 2), 2)
+
+
+def packed_positions(parts: Parts, fields: Sequence[Tensor]) -> Tensor:
+    """[tokens, 3] of packed latents [B, C, H, W]: their place among ``fields``, 0 for what is drawn; then row and column."""
+    device, sizes = fields[0].device, tuple((field.shape[-2] // 2, field.shape[-1] // 2) for field in fields)
+
+    def make() -> Tensor:
+        ranges = ((torch.tensor([place]), torch.arange(h), torch.arange(w)) for place, (h, w) in enumerate(sizes))
+        return torch.cat([torch.cartesian_prod(*axes) for axes in ranges]).float().to(device)
+
+    return parts.once(("positions of packed latents", sizes, device), make)
 
 
 def decode_scaled(parts: Parts, latents: Tensor) -> Tensor:

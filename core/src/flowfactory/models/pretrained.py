@@ -29,8 +29,9 @@ from flowfactory.postponed_imports import settle_imports
 LIBRARIES = ("diffusers", "transformers")
 INDEX = "model_index.json"
 ANY_MODEL = "PreTrainedModel"
-MODELS = re.compile(r"(?!Auto|DataCollator).+(Model|For[A-Z]\w+)")
-"""How transformers calls its models, all of which are an ANY_MODEL; what goes by such a name and is none is left out."""
+MODELS = r"(?!Auto|DataCollator){family}(Model|For[A-Z]\w+)"
+"""How transformers calls the models of a family, such as Gemma2, all of which are a Gemma2PreTrainedModel and so an ANY_MODEL;
+what goes by such a name and is none is left out."""
 SETTINGS = {"SchedulerMixin", "ImageProcessingMixin", "FeatureExtractionMixin"}
 """What parts of a pipeline are that are no modules and no tokenizers: none of these runs code in its folder."""
 
@@ -120,7 +121,7 @@ class Pretrained:
             # by name where that says enough: to look at a class imports transformers, which only encoding takes
             library, kind = self._class_name(self.settings, name)
             wanted = getattr(self._annotations.get(name), "__name__", "")
-            if library != "transformers" or (kind != wanted and not (wanted == ANY_MODEL and MODELS.fullmatch(kind))):
+            if library != "transformers" or (kind != wanted and not is_named_as(kind, wanted)):
                 self._check_encoder(name, self._kind(name))
 
     def _check_encoder(self, name: str, kind: type) -> None:
@@ -292,6 +293,12 @@ class Pretrained:
 
         index = try_to_load_from_cache(self.path, INDEX)
         return Path(index).parent if isinstance(index, str) else None
+
+
+def is_named_as(kind: str, wanted: str) -> bool:
+    """Whether the name ``kind`` says that it is a class of transformers' below ``wanted``, which is one of all its models."""
+    family = re.escape(wanted.removesuffix(ANY_MODEL)) or ".+"
+    return wanted.endswith(ANY_MODEL) and re.fullmatch(MODELS.format(family=family), kind) is not None
 
 
 @contextmanager

@@ -53,28 +53,25 @@ def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Condition
     embeds, valid = conditions.pad("embeds", parts.context)
     lengths = {len(entry["embeds"]) for entry in conditions.entries}
     pictures = [latents, *models.stack_images(conditions)]
-    # the channels of a patch come out in the order of the pipeline's _pack_latents
-    patches = [torch.pixel_unshuffle(picture.to(embeds.dtype), PATCH) for picture in pictures]
-    height, width = patches[0].shape[-2:]
     # rounded as in the pipeline: to thousandths in the embeds' dtype
     time = (sigma * pipeline.scheduler.config.num_train_timesteps).to(embeds.dtype) / 1000
     found: Tensor = pipeline.transformer(
-        hidden_states=torch.cat([patch.flatten(2) for patch in patches], 2).transpose(1, 2),
+        hidden_states=torch.cat([models.pack_latents(picture.to(embeds.dtype)) for picture in pictures], dim=1),
         timestep=time,
         encoder_hidden_states=embeds,
         encoder_hidden_states_mask=None if lengths == {embeds.shape[1]} else valid,
-        img_shapes=[[(1, *patch.shape[-2:]) for patch in patches]] * len(latents),
+        img_shapes=[[(1, *(side // PATCH for side in picture.shape[-2:])) for picture in pictures]] * len(latents),
         return_dict=False,
     )[0]
-    drawn = found[:, : height * width].transpose(1, 2).reshape(len(latents), -1, height, width)
-    return torch.pixel_shuffle(drawn, PATCH)
+    height, width = latents.shape[-2:]
+    return models.unpack_latents(found[:, : height * width // PATCH**2], height, width)
 
 
 def guide(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: Tensor) -> Tensor:
     """Linear guidance, every patch of it rescaled to the norm that it has with the prompt alone."""
     mixed = models.linear_guidance(parts, given, without, guidance, sigma)
     given, mixed = torch.pixel_unshuffle(given.float(), PATCH), torch.pixel_unshuffle(mixed.float(), PATCH)
-    return torch.pixel_shuffle(mixed * (given.norm(dim=1, keepdim=True) / mixed.norm(dim=1, keepdim=True)), PATCH)
+    return torch.pixel_shuffle(mixed * models.norm_ratio(given, mixed, 1), PATCH)
 
 
 def decode(parts: Parts, latents: Tensor) -> Tensor:

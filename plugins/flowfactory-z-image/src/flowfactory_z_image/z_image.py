@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowfactory import Canvas, Conditions, Prompt, flow, models
+from flowfactory import Canvas, Conditions, Prompt, models
 from flowfactory.models import Entry, Family, FamilyConfig, Grid, Parts, Pretrained
 
 PATCH = 2  # the transformer can have several, and the pipeline uses this one
@@ -61,15 +61,9 @@ def guide(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: 
     given, without = given.float(), without.float()
     guided = given + guidance * (given - without)
     if most := parts.options.cfg_normalization:
-        guided = guided * (most * _velocity_norm(given) / _velocity_norm(guided)).clamp(max=1)
+        guided = guided * (most * models.norm_ratio(given, guided, (1, 2, 3))).clamp(max=1)
     # the option is a double, and the pipeline compares it as one
-    late = to_timestep(sigma).double() > parts.options.cfg_truncation
-    return torch.where(flow.expand_sigma(late, given).bool(), given, guided)
-
-
-def _velocity_norm(velocity: Tensor) -> Tensor:
-    length: Tensor = torch.linalg.vector_norm(velocity, dim=(1, 2, 3), keepdim=True)
-    return length
+    return models.guide_until(to_timestep(sigma).double() > parts.options.cfg_truncation, given, guided)
 
 
 def grid(checkpoint: Pretrained) -> Grid:

@@ -1,0 +1,57 @@
+"""What trains, and that diffusers itself loads what was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import LORA
+from text_to_image import TextToImage, check_adapters, check_all_weights, check_bf16, check_exports
+
+from flowfactory import Step, flow
+from flowfactory.flow.dynamics import ODE
+from flowfactory.testing import check_model
+
+LAYERS = tuple(f"attn{n}.{layer}" for n in (1, 2) for layer in ("to_q", "to_k", "to_v", "to_out.0"))
+BLOCKS = ("transformer_blocks.0", "transformer_blocks.1")
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize("train", ["full", LORA], ids=["full", "lora"])
+def test_the_model_keeps_its_contract(family: TextToImage, train: Any, guidance: float) -> None:
+    check_model(family.options(train=train), size=(16, 32), guidance=guidance)
+
+
+def test_adapters_land_on_both_attentions_of_every_block(family: TextToImage) -> None:
+    policy = family.bench(train=LORA).policy
+    assert set(policy.adapted) == {f"transformer.{block}.{layer}" for block in BLOCKS for layer in LAYERS}
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_diffusers_loads_the_adapters_and_draws_the_same(family: TextToImage, tmp_path: Path, guidance: float) -> None:
+    check_adapters(family, tmp_path, guidance)
+
+
+def test_every_loader_of_adapters_draws_what_was_trained(family: TextToImage, tmp_path: Path) -> None:
+    check_exports(family, tmp_path)
+
+
+def test_diffusers_loads_the_fully_trained_transformer(family: TextToImage, tmp_path: Path) -> None:
+    check_all_weights(family, tmp_path)
+
+
+@pytest.mark.parametrize("train", ["full", LORA], ids=["full", "lora"])
+def test_bf16_draws_and_replays_what_it_drew(family: TextToImage, tmp_path: Path, train: Any) -> None:
+    check_bf16(family, tmp_path, train)
+
+
+def test_full_training_reaches_every_weight(family: TextToImage) -> None:
+    made = family.bench(guidance=4.0)
+    step = Step(flow.noise(made.plan, (4, 8, 16)), torch.full((2,), 0.7), made.conditions, 4.0, ODE())
+    velocity = made.policy.evaluate(step).velocity
+    target = torch.randn(velocity.shape, generator=torch.Generator().manual_seed(1))
+    parameters = made.policy.parameters
+    gradients = torch.autograd.grad((velocity - target).square().sum(), list(parameters.values()))
+    assert [name for name, gradient in zip(parameters, gradients, strict=True) if not gradient.any()] == []
