@@ -259,7 +259,47 @@ def test_doubts_about_the_recipe_are_for_runs_that_are_to_learn(write: Write) ->
     few = {"groups": 2, "group_size": 4, "size": [32, 32], "steps": 3, "dynamics": "ode"}
     assert not [told for told in check_run(write(sampling=few)).warnings if "when_it_does_not_learn" in told]
     found = check_run(write(sampling=few, training={"iterations": 100})).warnings
-    assert {told.rpartition("#")[2] for told in found if "when_it_does_not_learn" in told} == {"few-groups)", "small-groups)"}
+    assert {told.rpartition("#")[2] for told in found if "when_it_does_not_learn" in told} == {
+        *("few-groups)", "small-groups)", "blind-to-prompts)"),
+    }
+
+
+def test_rewards_that_look_at_too_little_are_warned_of_before_a_run(write: Write, tmp_path: Path) -> None:
+    def told(rewards: Any, evaluated: Any = None, **more: Any) -> list[str]:
+        file = write(rewards=rewards, training={"iterations": 30}, evaluation={"rewards": evaluated or {}}, **more)
+        found = [told.partition(" (")[0] for told in check_run(file).warnings]
+        return [told for told in found if told.startswith("rewards: ")]
+
+    blind = "so that nothing keeps pictures to it; add a reward that reads it, such as pickscore or ocr"
+    assert told({"small": "jpeg-size"}) == [f"rewards: small ignores the prompt, {blind}"]
+    both = {"small": "jpeg-size", "rank": {"name": "group-rank", "of": "jpeg-size"}}
+    assert told(both) == [f"rewards: small and rank ignore the prompt, {blind}"]
+    assert told({"small": "jpeg-size", "scene": "scene"}) == []
+    assert told({"small": {"name": "jpeg-size", "weight": 0}, "scene": "scene"}) == []
+    alone = [
+        "rewards: taste is a learned scorer, and nothing else looks at the pictures; add another reward with weight: 0, or "
+        "under evaluation.rewards with held-out prompts"
+    ]
+    assert told({"taste": "pickscore"}) == alone
+    assert told({"taste": "pickscore"}, {"again": "pickscore"}) == alone
+    assert told({"taste": "pickscore"}, {"scene": "scene"}) == []
+    assert told({"taste": "pickscore"}, {"scene": "scene"}, prompts={"train": "prompts.txt"}) == alone
+    assert told({"taste": "pickscore", "watched": {"name": "scene", "weight": 0}}) == []
+
+
+@pytest.mark.parametrize(("iterations", "warned"), [(2, False), (20, True)])
+def test_a_run_warns_of_them_too(iterations: int, warned: bool, write: Write) -> None:
+    said: list[str] = []
+    raw = json.loads(write().read_text()) | {"training": {"iterations": iterations}, "prompts": {"train": "prompts.txt"}}
+    with pytest.raises(StopIteration):
+        train(validate(raw), say=lambda line: _stop_at_preflight(line, said))
+    assert any("small ignores the prompt" in line for line in said) == warned
+
+
+def _stop_at_preflight(line: str, said: list[str]) -> None:
+    said.append(line)
+    if line.startswith("preflight: "):
+        raise StopIteration
 
 
 @pytest.mark.parametrize(

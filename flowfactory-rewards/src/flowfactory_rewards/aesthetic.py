@@ -47,6 +47,9 @@ class AestheticConfig(RewardModelConfig):
     def files(self) -> tuple[tuple[str, str | None], ...]:
         return *super().files, (self.predictor, self.file)
 
+    def ignores_prompts(self) -> bool:
+        return True
+
     def build(self, label: str) -> RewardModel:
         require(self)
         return RewardModel(label, self, _load_scorer, self.path, self.predictor, self.file, reads_prompts=False)

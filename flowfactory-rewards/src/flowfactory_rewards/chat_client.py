@@ -8,7 +8,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ Template = Annotated[str, AfterValidator(check_question)]
 
 class ChatConfig(ClientConfig):
     """What the options of every judge behind such an endpoint share; ``url`` ends where /chat/completions is to follow."""
+
+    learned: ClassVar[bool] = True
 
     model: str = Field(description="the judge, as the endpoint names it")
     system: str | None = Field(None, description="the system message; null for none")

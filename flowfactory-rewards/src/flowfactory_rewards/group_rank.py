@@ -32,6 +32,9 @@ class GroupRankConfig(ComponentConfig):
     def lacking(self) -> str | None:
         return self.of.lacking()
 
+    def ignores_prompts(self) -> bool:
+        return self.of.ignores_prompts()
+
     def weight_bytes(self) -> Mapping[str, int] | None:
         return self.of.weight_bytes()
 

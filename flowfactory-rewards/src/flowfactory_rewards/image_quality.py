@@ -59,6 +59,9 @@ class ImageQualityConfig(RewardModelConfig):
     def lacking(self) -> str | None:
         return missing_module("image-quality", *(["transformers"] if self.metric == "clip-iqa" else ["skimage", "pywt"]))
 
+    def ignores_prompts(self) -> bool:
+        return True
+
     def build(self, label: str) -> RewardModel:
         require(self)
         if self.metric == "clip-iqa":

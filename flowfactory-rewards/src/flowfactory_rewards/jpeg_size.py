@@ -24,6 +24,9 @@ class JpegSizeConfig(ComponentConfig):
     quality: int = Field(95, ge=1, le=100, description="of the JPEG, as Pillow counts it")
     frames: int = Field(8, ge=1, le=10_000, description="of a video that are looked at, evenly spread")
 
+    def ignores_prompts(self) -> bool:
+        return True
+
     def weight_bytes(self) -> dict[str, int]:
         return {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -60,6 +60,8 @@ class RewardModelConfig(ComponentConfig):
                 check_files(folder) if file is None else check_file(folder / file)
         except UserError as error:
             raise ValueError(str(error)) from error
+
+    learned: ClassVar[bool] = True
 
     def weight_bytes(self) -> dict[str, int] | None:
         """As ComponentConfig.weights, where all of them are on this machine as safetensors."""

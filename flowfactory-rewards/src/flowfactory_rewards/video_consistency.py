@@ -49,6 +49,9 @@ class VideoConsistencyConfig(RewardModelConfig):
     def lacking(self) -> str | None:
         return missing_module("video-consistency", "transformers")
 
+    def ignores_prompts(self) -> bool:
+        return True
+
     def build(self, label: str) -> VideoConsistency:
         require(self)
         return VideoConsistency(label, self)

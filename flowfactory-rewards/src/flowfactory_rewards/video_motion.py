@@ -37,6 +37,9 @@ class VideoMotionConfig(ComponentConfig):
         """What is drawn moves."""
         check_videos(run, self, "video-motion")
 
+    def ignores_prompts(self) -> bool:
+        return True
+
     def weight_bytes(self) -> dict[str, int]:
         return {}
 

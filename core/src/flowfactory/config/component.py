@@ -68,6 +68,13 @@ class ComponentConfig(Strict, ABC):
         """One sentence for each option that does nothing beside the others of ``run``, a RunConfig, with what to do."""
         return ()
 
+    learned: ClassVar[bool] = False
+    """Whether a reward is a learned scorer, which training finds ways to please that people do not mean."""
+
+    def ignores_prompts(self) -> bool:
+        """Whether a reward scores a picture alike whatever its prompt; False where that is not known."""
+        return False
+
     def weight_bytes(self) -> Mapping[str, int] | None:
         """Bytes of the weights that a reward will hold, by what they are called; None where that is not known.
 

@@ -19,6 +19,7 @@ from flowfactory.errors import Interrupted, RunError, UserError
 from flowfactory.flow.noise import generator
 from flowfactory.quiet_libraries import quiet_libraries
 from flowfactory.runs import trust
+from flowfactory.runs.check.recipe import reward_doubts
 from flowfactory.runs.checkpoints.load import read_trained
 from flowfactory.runs.checkpoints.save import Checkpoints
 from flowfactory.runs.directory import RunDirectory
@@ -106,7 +107,7 @@ def _opened(directory: RunDirectory, config: RunConfig, resume: bool, ranks: Ran
             raise UserError(told) from problem
         if ranks.leads:
             trust.remember(config, say)
-            for sentence in idle_keys(config):
+            for sentence in (*idle_keys(config), *reward_doubts(config)):
                 say(f"warning: {sentence}")
         yield lock
 

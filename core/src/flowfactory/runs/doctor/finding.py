@@ -27,6 +27,8 @@ Rule = Literal[
     "no-kl",
     "velocities-grow",
     "reward-hacking",
+    "blind-to-prompts",
+    "one-judge",
     "drift",
     "first-ratio",
     "at-a-bound",
