@@ -175,6 +175,7 @@ UNITS = {
     "ClientConfig.retries": "tries",
     "ClientConfig.patience": "seconds",
     "RemoteConfig.batch_size": "samples",
+    "VlmConfig.passes": "answers",
     "ChatConfig.frames": "frames",
     "ChatConfig.max_tokens": "tokens",
     "ChatConfig.top_logprobs": "tokens",

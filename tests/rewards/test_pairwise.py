@@ -12,6 +12,7 @@ import judge
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from reward_server import samples
 from scripted_server import ScriptedServer, serve_answers
 
@@ -152,3 +153,30 @@ def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dependencies, "find_spec", lambda module: None)
     with pytest.raises(UserError, match=r"^reward 'pairwise' needs httpx2: pip install 'flowfactory-rewards\[pairwise\]'$"):
         PairwiseConfig(url="http://host", model="m").build("mine")
+
+
+def test_a_letter_is_found_in_a_longer_answer_and_ties_count_half(endpoint: ScriptedServer) -> None:
+    options: Any = {"answer": "choice", "pattern": r'"better": "(\w+)"', "ties": ["tie", "C"], "retries": 0}
+    for said, found in (("A", [0.5, 0.5]), ("tie", [0.5, 0.5]), ("c", [0.5, 0.5])):  # of both orders the first
+        text = f'{{"why": "B is dull", "better": "{said}"}}'
+        endpoint.answer = lambda asked, text=text: judge.completion(text) if asked.path.endswith("/chat/completions") else b"{}"
+        assert scores(endpoint, grey([0.2, 0.8]), **options) == found
+    answers = iter(['{"better": "A"}', '{"better": "tie"}'])
+    endpoint.answer = lambda asked: judge.completion(next(answers)) if asked.path.endswith("/chat/completions") else b"{}"
+    assert scores(endpoint, grey([0.2, 0.8]), requests=1, **options) == [0.75, 0.25]
+    endpoint.answer = lambda asked: judge.completion("A") if asked.path.endswith("/chat/completions") else b"{}"
+    with pytest.raises(RunError, match="neither A nor B: 'A'"):
+        scores(endpoint, grey([0.2, 0.8]), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"ties": ["C"]}, "pattern and ties are for answer: choice"),
+        ({"answer": "choice", "pattern": "A|B"}, "must have one group, which is the letter"),
+        ({"answer": "choice", "pattern": "("}, "is no regular expression"),
+    ],
+)
+def test_a_pattern_that_finds_no_letter_is_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        PairwiseConfig(url="http://host", model="m", **options)

@@ -309,3 +309,71 @@ def test_batches_may_be_divided_anywhere() -> None:
 def test_what_is_dumped_is_read_again() -> None:
     made = VlmConfig(url=("http://a", "http://b"), model="m", question="{prompt}?", extra_body={"top_logprobs": None})
     assert VlmConfig.model_validate(json.loads(made.model_dump_json())) == made
+
+
+NUMBERS = r'{"follows": 20, "complete": 15, "natural": 10, "clean": 25}'
+PATTERNS = tuple(rf'"{name}": (?P<{name}>[\d.]+)' for name in ("follows", "complete", "natural", "clean"))
+EDIT = {"product-root": [{"min": ["follows", "complete"]}, {"min": ["natural", "clean"]}]}
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("mean", (20 + 15 + 10 + 25) / 100),
+        ("min", 10 / 25),
+        ("product-root", (20 * 15 * 10 * 25) ** 0.25 / 25),
+        ({"follows": 3, "clean": 1}, (3 * 20 + 25) / 100),
+        (EDIT, math.sqrt(15 * 10) / 25),
+        ({"mean": ["follows", {"min": ["natural", "clean"]}]}, (20 + 10) / 50),
+    ],
+    ids=str,
+)
+def test_several_numbers_of_one_answer_become_one_score(endpoint: ScriptedServer, how: Any, expected: float) -> None:
+    endpoint.answer = always(judge.completion(f"Here: {NUMBERS}"))
+    options: Any = {"answer": "score", "range": (0, 25), "patterns": PATTERNS, "combine": how}
+    assert scores(endpoint, grey(0.5), **options).tolist() == pytest.approx([expected])
+    if how == "min":
+        assert scores(endpoint, grey(0.5), scale=False, **options).tolist() == [10]
+
+
+def test_a_number_that_is_lacking_or_out_of_range_is_named(endpoint: ScriptedServer) -> None:
+    options: Any = {"answer": "score", "range": (0, 25), "patterns": PATTERNS, "retries": 0}
+    endpoint.answer = always(judge.completion(NUMBERS.replace('"clean": 25', "")))
+    assert "no number 'clean'" in fails(endpoint, **options)
+    endpoint.answer = always(judge.completion(NUMBERS.replace("25", "26")))
+    assert "26 is not from 0 to 25" in fails(endpoint, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"patterns": [r"(\d+)"]}, r"has no named group; write one, such as \(\?P<style>"),
+        ({"patterns": [r"(?P<a>\d+)", r"x(?P<a>\d+)"]}, "two groups are called 'a'"),
+        ({"patterns": ["(?P<a>"]}, "is no regular expression"),
+        ({"patterns": [r"(?P<a>\d)"], "pattern": r"(\d)"}, "are for answer: score, in the place of pattern"),
+        ({"patterns": [r"(?P<a>\d)"], "answer": "yes-no"}, "are for answer: score"),
+        ({"combine": "min"}, "is for several numbers; name them by patterns"),
+        ({"patterns": [r"(?P<a>\d)"], "combine": {"b": 1}}, "combine: 'b' is none of what the patterns name, a"),
+        ({"patterns": [r"(?P<a>\d)"], "combine": {"min": ["a", "b"]}}, "combine: 'b' is none"),
+        ({"patterns": [r"(?P<a>\d)"], "combine": {"min": ["a"], "mean": ["a"]}}, "names several ways"),
+        ({"patterns": [r"(?P<a>\d)"], "combine": {"min": "a"}}, "give a list of names"),
+        ({"patterns": [r"(?P<a>\d)"], "combine": {"a": "much"}}, "its weight is 'much'; give a number"),
+        ({"patterns": [r"(?P<a>\d)(?P<b>\d)"], "combine": {"a": 1, "b": -1}}, "the weights add up to 0"),
+    ],
+    ids=str,
+)
+def test_several_numbers_that_mean_nothing_are_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        VlmConfig(url="http://host", model="m", **{"answer": "score", **options})
+
+
+def test_several_answers_are_averaged(endpoint: ScriptedServer) -> None:
+    said = iter(["1", "2", "6", "9"])
+    endpoint.answer = lambda asked: judge.completion(next(said)) if asked.path.endswith("/chat/completions") else b"{}"
+    options: Any = {"answer": "score", "scale": False, "passes": 2, "requests": 1, "extra_body": {"temperature": 1}}
+    assert scores(endpoint, grey(0.5, 0.6), **options).tolist() == [1.5, 7.5]
+    assert [asked.json["temperature"] for asked in asked_questions(endpoint)] == [1] * 4
+    config: Any = None
+    told = list(VlmConfig(url="http://host", model="m", passes=2).remarks(config))
+    assert told == ["passes 2 of vlm: at temperature 0 all answers are the same; set extra_body: {temperature: 1}"]
+    assert list(VlmConfig(url="http://host", model="m", passes=2, extra_body={"temperature": 0.7}).remarks(config)) == []

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache, partial
 from itertools import combinations
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from flowfactory import Samples, hookimpl
@@ -36,9 +37,26 @@ class PairwiseConfig(ChatConfig):
     answer: Literal["probability", "choice"] = Field(
         "probability", description="what is read: the probabilities of A and B, or the letter it answers"
     )
+    pattern: str | None = Field(
+        None,
+        examples=['"better": "(A|B|tie)"'],
+        description="with answer: choice, a regular expression whose group is the letter; the whole answer, if left out",
+    )
+    ties: tuple[str, ...] = Field((), examples=["[C, tie]"], description="answers that mean that neither is better")
     opponents: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
         "all", description="how many others of the group each is compared with; one more where it cannot be else"
     )
+
+    @model_validator(mode="after")
+    def _check_choice(self) -> PairwiseConfig:
+        if self.answer != "choice" and (self.pattern is not None or self.ties):
+            raise ValueError("pattern and ties are for answer: choice; write it, or leave them out")
+        try:
+            if self.pattern is not None and re.compile(self.pattern).groups != 1:
+                raise ValueError(f"pattern: {self.pattern!r} must have one group, which is the letter")
+        except re.error as error:
+            raise ValueError(f"pattern: {self.pattern!r} is no regular expression: {error}") from error
+        return self
 
     def lacking(self) -> str | None:
         return missing_module("pairwise", "httpx2")
@@ -68,19 +86,23 @@ class Pairwise(ChatReward):
         met = [(rows[i], rows[j]) for rows in groups for i, j in choose_pairs(len(rows), self._config.opponents)]
         orders = [order for i, j in met for order in ((i, j), (j, i))]
         probable = self._config.answer == "probability"
-        read = self._read_probability if probable else _read_choice
+        read = self._read_probability if probable else self._read_choice
         wins = chat.ask_all([partial(build_question, *order) for order in orders], read, probable)
         return {self.label: win_rates(len(samples.prompts), met, wins[::2], wins[1::2])}
 
     def _read_probability(self, choice: Choice) -> float:
         return chat_client.preference_probability(choice, "a", "b", self._config.least_probability)
 
-
-def _read_choice(choice: Choice) -> float:
-    letter = chat_client.normalize_token(said := chat_client.read_text(choice))
-    if letter not in ("a", "b"):
-        raise MalformedAnswer(f"neither A nor B: {said[:100]!r}")
-    return float(letter == "a")
+    def _read_choice(self, choice: Choice) -> float:
+        said, config = chat_client.read_text(choice), self._config
+        found = re.search(config.pattern, said) if config.pattern is not None else None
+        told = said if config.pattern is None else found[1] if found else ""
+        letter = chat_client.normalize_token(told or "")
+        if letter and letter in map(chat_client.normalize_token, config.ties):
+            return 0.5
+        if letter not in ("a", "b"):
+            raise MalformedAnswer(f"neither A nor B: {said[:100]!r}")
+        return float(letter == "a")
 
 
 def choose_pairs(size: int, opponents: Literal["all"] | int) -> list[tuple[int, int]]:
