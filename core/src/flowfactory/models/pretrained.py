@@ -82,7 +82,13 @@ class Pretrained:
     def parts(self) -> dict[str, bool]:
         """The names of its parts that the class knows, and whether it has each."""
         known = inspect.signature(self._class).parameters
-        return {name: part != [None, None] for name, part in self.settings.items() if isinstance(part, list) and name in known}
+        return {name: part != [None, None] for name, part in self.settings.items() if is_part(part) and name in known}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the pipeline's class is made with beside its parts."""
+        known = inspect.signature(self._class).parameters
+        return {name: value for name, value in self.settings.items() if name in known and not is_part(value)}
 
     def check(self, needed: Collection[str]) -> None:
         """UserError: it is another pipeline, lacks parts that are ``needed``, or is damaged, as far as files here tell.
@@ -97,7 +103,7 @@ class Pretrained:
         assert folder is not None  # the index is in it
         with said_of_the_path():
             self._check_names(index, needed)
-            listed = [name for name, part in index.items() if isinstance(part, list) and part != [None, None]]
+            listed = [name for name, part in index.items() if is_part(part) and part != [None, None]]
             named = [name for name in listed if Path(name).name == name]
             there = [name for name in named if (folder / name).is_dir()]
             # small, and of no use without their encoder: where that is, they are forgotten
@@ -135,7 +141,8 @@ class Pretrained:
         return inspect.get_annotations(self._class.__init__, eval_str=True)
 
     def _check_names(self, index: Mapping[str, Any], needed: Collection[str]) -> None:
-        read = [name for name, part in index.items() if name.startswith("text_encoder") and part not in (None, [None, None])]
+        named = [name for name, part in index.items() if is_part(part) and part != [None, None]]
+        read = [name for name in named if name.startswith("text_encoder")]
         for name in dict.fromkeys([*needed, *(encoder.replace("text_encoder", "tokenizer") for encoder in read)]):
             self._class_name(index, name)
 
@@ -194,10 +201,8 @@ class Pretrained:
             for name, encoder in made.items():
                 if name.startswith("text_encoder"):
                     self._fit_tokenizers(made, name, encoder)
-        known = inspect.signature(self._class).parameters
-        settings = {name: value for name, value in self.settings.items() if name in known and not isinstance(value, list)}
         with only_diffusers():
-            pipeline = self._class(**settings | dict.fromkeys(there) | given | made)
+            pipeline = self._class(**self.arguments | dict.fromkeys(there) | given | made)
         pipeline.register_to_config(_name_or_path=self.path)
         return pipeline
 
@@ -292,6 +297,11 @@ class Pretrained:
 
         index = try_to_load_from_cache(self.path, INDEX)
         return Path(index).parent if isinstance(index, str) else None
+
+
+def is_part(value: Any) -> bool:
+    """Whether the index says with it which library and class a part is of; a list of numbers is an argument."""
+    return isinstance(value, list) and not any(isinstance(item, int | float) for item in value)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt, UserError, models
-from flowfactory.models import Entry, Family, FamilyConfig, Grid, Parts, Pretrained
+from flowfactory.models import Entry, Family, FamilyConfig, Parts, Pretrained
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -77,26 +77,10 @@ def guide(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: 
     return torch.pixel_shuffle(mixed * (given.norm(dim=1, keepdim=True) / mixed.norm(dim=1, keepdim=True)), PATCH)
 
 
-def decode(parts: Parts, latents: Tensor) -> Tensor:
-    """Pictures [B, 3, H, W]."""
-    return models.decode_normalized(parts, latents[:, :, None])[:, :, 0]
-
-
-def encode_media(parts: Parts, media: Tensor) -> Tensor:
-    """Latents [B, C, H, W] of pictures [B, 3, H, W] in [0, 1]."""
-    return models.encode_normalized(parts, media[:, :, None])[:, :, 0]
-
-
 def check_steps(checkpoint: Pretrained, run: RunConfig) -> None:
     """ValueError: fewer steps than the schedule can stretch to its end."""
     if checkpoint.config("scheduler").get("shift_terminal") and 1 in (run.sampling.steps, run.evaluation.steps):
         raise ValueError(TOO_FEW_STEPS)
-
-
-def grid(checkpoint: Pretrained) -> Grid:
-    """Multiples of what a patch of latents covers."""
-    halvings = checkpoint.config("vae").get("temperal_downsample", [False, True, True])
-    return Grid(PATCH * 2 ** len(halvings))
 
 
 QWEN_IMAGE = Family(
@@ -107,12 +91,12 @@ QWEN_IMAGE = Family(
     shape=models.packed_shape,
     sigmas=sigmas,
     velocity=velocity,
-    decode=decode,
-    encode_media=encode_media,
+    decode=models.decode_frame,
+    encode_media=models.encode_frame,
     blocks=("QwenImageTransformerBlock",),
     lora_targets=LORA_TARGETS,
     comfyui=((r"(.+)", r"diffusion_model.\1"),),  # its layers are called as those of diffusers
-    grid=grid,
+    grid=models.frame_grid,
     guide=guide,
     unread=unread_weights,
     padded=frozenset({"embeds"}),

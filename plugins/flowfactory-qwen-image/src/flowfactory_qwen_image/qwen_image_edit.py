@@ -13,7 +13,7 @@ from pydantic import Field
 
 from flowfactory import Canvas, Prompt, Takes, models
 from flowfactory.models import Entry, Family, FamilyConfig, Parts, Pretrained
-from flowfactory_qwen_image.qwen_image import QWEN_IMAGE, check_steps, encode_media
+from flowfactory_qwen_image.qwen_image import QWEN_IMAGE, check_steps
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -51,7 +51,7 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
         latents = []
         for picture, (width, height) in zip(pictures, drawn, strict=True):
             pixels = pipeline.image_processor.preprocess(picture, height, width).to(parts.device)
-            latents.append(encode_media(parts, pixels / 2 + 0.5)[0].to(embeds.dtype))
+            latents.append(models.encode_frame(parts, pixels / 2 + 0.5)[0].to(embeds.dtype))
         yield {"embeds": embeds[0]} | models.number_images(latents)
 
 
