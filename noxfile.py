@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent
 CORE, SD3, TINY = "core", "plugins/flowfactory-sd3", "plugins/flowfactory-tiny"
 PLUGINS = ("grpo", "nft", "awm", "dpo", "crd", "sft", "distill")
 GRPO, NFT, AWM, DPO, CRD, SFT, DISTILL = (f"plugins/flowfactory-{name}" for name in PLUGINS)
-QWEN_IMAGE, Z_IMAGE = "plugins/flowfactory-qwen-image", "plugins/flowfactory-z-image"
+KREA, QWEN_IMAGE, Z_IMAGE = "plugins/flowfactory-krea", "plugins/flowfactory-qwen-image", "plugins/flowfactory-z-image"
 FLUX, WAN, REWARDS = "flowfactory-flux", "flowfactory-wan", "flowfactory-rewards"
 PACKAGES = {  # what is built, by the folder of its tests
     "core": CORE,
@@ -24,6 +24,7 @@ PACKAGES = {  # what is built, by the folder of its tests
     "plugins/distill": DISTILL,
     "plugins/sd3": SD3,
     "plugins/tiny": TINY,
+    "plugins/krea": KREA,
     "plugins/qwen-image": QWEN_IMAGE,
     "plugins/z-image": Z_IMAGE,
     "flux": FLUX,

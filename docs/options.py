@@ -185,6 +185,7 @@ UNITS = {
     "WanV2VConfig.strength": "share of the noise",
     "Flux1Config.max_sequence_length": "tokens",
     "Flux2Config.max_sequence_length": "tokens",
+    "Krea2Config.max_sequence_length": "tokens",
     "Flux2Config.picture_area": "pixels",
     "QwenImageConfig.max_sequence_length": "tokens",
     "QwenImageEditConfig.vae_area": "pixels",

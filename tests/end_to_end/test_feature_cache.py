@@ -105,7 +105,15 @@ def test_a_sample_alone_is_drawn_as_with_the_cache_of_diffusers(key: str, thresh
 
 @pytest.mark.parametrize(
     ("key", "threshold"),
-    [("flux1", 0.3), ("flux2", 1.0), ("qwen-image", 0.3), ("z-image", 1.0), ("wan-i2v", 0.1), ("flux2-klein", 1.0)],
+    [
+        ("flux1", 0.3),
+        ("flux2", 1.0),
+        ("krea2", 1.0),
+        ("qwen-image", 0.3),
+        ("z-image", 1.0),
+        ("wan-i2v", 0.1),
+        ("flux2-klein", 1.0),
+    ],
 )
 def test_what_a_sample_becomes_does_not_depend_on_who_is_drawn_beside_it(key: str, threshold: float, bench: Open) -> None:
     made = bench(key)

@@ -43,6 +43,8 @@ CHANGES: list[tuple[str, str, Harm]] = [
     ("flux2", "text_encoder", dropped("language_model.lm_head.", "lm_head.")),
     ("flux2-klein", "text_encoder", dropped("lm_head.")),
     ("z-image", "text_encoder", renamed("", "model.", lm_head__weight=torch.ones(315, 32))),
+    ("krea2", "text_encoder", dropped("visual.")),
+    ("krea2", "text_encoder", renamed("", "model.", lm_head__weight=torch.ones(315, 32))),
     ("qwen-image", "text_encoder", dropped("lm_head.")),
     ("qwen-image", "text_encoder", dropped("visual.")),
     ("qwen-image-edit", "text_encoder", dropped("lm_head.")),
@@ -63,7 +65,7 @@ def opened(key: str, part: str, folder: Path) -> Any:
 def read_names(key: str, part: str, module: Any) -> dict[str, Tensor]:
     """The weights that make a difference."""
     unread = ("lm_head.", "model.vision_tower.", "model.multi_modal_projector.", "bn.num_batches")
-    unread += ("model.visual.",) if key == "qwen-image" else ()
+    unread += ("model.visual.", "visual.") if key in ("krea2", "qwen-image") else ()
     return {name: each for name, each in module.state_dict().items() if not name.startswith(unread)}
 
 

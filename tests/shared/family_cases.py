@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import tiny_flux
+import tiny_krea
 import tiny_qwen_image
 import tiny_wan
 import tiny_z_image
@@ -43,6 +44,7 @@ CASES = {
     ),
     "flux2": Case("flux2", tiny_flux.flux2, {"max_sequence_length": 64}, guidance=4.0),
     "flux2-klein": Case("flux2-klein", tiny_flux.klein, TEXT, guidance=4.0),
+    "krea2": Case("krea2", tiny_krea.krea2, {"max_sequence_length": 64}, guidance=4.0),
     "qwen-image": Case("qwen-image", tiny_qwen_image.qwen_image, guidance=4.0),
     "qwen-image-edit": Case("qwen-image-edit", tiny_qwen_image.qwen_image_edit, AREAS, guidance=4.0, images=2),
     "z-image": Case("z-image", tiny_z_image.z_image, guidance=4.0),

@@ -69,7 +69,8 @@ def run(
 
 
 PLUGINS = (
-    *("awm", "crd", "distill", "dpo", "flux", "grpo", "nft", "qwen_image", "rewards", "sd3", "sft", "tiny", "wan", "z_image"),
+    *("awm", "crd", "distill", "dpo", "flux", "grpo", "krea", "nft", "qwen_image", "rewards", "sd3", "sft", "tiny", "wan"),
+    "z_image",
 )
 OURS = ("flowfactory", *(f"flowfactory_{name}" for name in PLUGINS))
 """Packages that do with PyTorch, as they are imported, nothing that takes more than its names."""

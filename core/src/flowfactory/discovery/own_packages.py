@@ -7,6 +7,7 @@ from flowfactory.discovery.installed_version import installed_version
 OWN_PACKAGES: dict[str, dict[str, tuple[str, ...]]] = {
     "model": {
         "flowfactory-flux": ("flux1", "flux1-kontext", "flux2", "flux2-klein"),
+        "flowfactory-krea": ("krea2",),
         "flowfactory-qwen-image": ("qwen-image", "qwen-image-edit"),
         "flowfactory-sd3": ("sd3",),
         "flowfactory-tiny": ("tiny",),
