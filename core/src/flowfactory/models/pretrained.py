@@ -107,7 +107,8 @@ class Pretrained:
             named = [name for name in listed if Path(name).name == name]
             there = [name for name in named if (folder / name).is_dir()]
             # small, and of no use without their encoder: where that is, they are forgotten
-            there += [name for name in named if name not in there and name.replace("tokenizer", "text_encoder") in there]
+            read = {_vocabulary_of(index, name) for name in there if name.startswith("text_encoder")}
+            there += [name for name in named if name not in there and name in read]
             for name in there:
                 self._check_part(index, folder, name)
             if self._variant and not any(self._variant_of(folder / name) for name in there):
@@ -142,15 +143,15 @@ class Pretrained:
 
     def _check_names(self, index: Mapping[str, Any], needed: Collection[str]) -> None:
         named = [name for name, part in index.items() if is_part(part) and part != [None, None]]
-        read = [name for name in named if name.startswith("text_encoder")]
-        for name in dict.fromkeys([*needed, *(encoder.replace("text_encoder", "tokenizer") for encoder in read)]):
+        read = [_vocabulary_of(index, name) for name in named if name.startswith("text_encoder")]
+        for name in dict.fromkeys([*needed, *read]):
             self._class_name(index, name)
 
     def _check_part(self, index: Mapping[str, Any], folder: Path, name: str) -> None:
         check_files(folder / name, self._variant_of(folder / name))
         if name == "scheduler":
             check_scheduler(folder / name, self._class_name(index, name)[1], f"{name} of {self.path}")
-        if name.startswith("tokenizer"):
+        if name in (_vocabulary_of(index, part) for part in index if part.startswith("text_encoder")):
             check_vocabulary_files(folder / name, f"{name} of {self.path}")
             check_file(folder / name / "tokenizer_config.json")  # else transformers makes up its length and its padding
         others = variants(folder / name)
@@ -302,6 +303,12 @@ class Pretrained:
 def is_part(value: Any) -> bool:
     """Whether the index says with it which library and class a part is of; a list of numbers is an argument."""
     return isinstance(value, list) and not any(isinstance(item, int | float) for item in value)
+
+
+def _vocabulary_of(index: Mapping[str, Any], encoder: str) -> str:
+    """The part that has the tokens of a text encoder: its tokenizer, or a processor alone."""
+    tokenizer = encoder.replace("text_encoder", "tokenizer")
+    return "processor" if is_part(index.get("processor")) and not is_part(index.get(tokenizer)) else tokenizer
 
 
 @contextmanager

@@ -42,8 +42,7 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
 
 def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
     """[steps + 1], shifted by the resolution as the scheduler says. UserError: fewer than it can stretch to its end."""
-    if steps == 1 and parts.pipeline.scheduler.config.get("shift_terminal"):
-        raise UserError(TOO_FEW_STEPS)
+    refuse_steps(parts, steps)
     return models.shifted_sigmas(parts, steps, models.packed_shape(parts, canvas))
 
 
@@ -75,6 +74,12 @@ def guide(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: 
     mixed = models.linear_guidance(parts, given, without, guidance, sigma)
     given, mixed = torch.pixel_unshuffle(given.float(), PATCH), torch.pixel_unshuffle(mixed.float(), PATCH)
     return torch.pixel_shuffle(mixed * (given.norm(dim=1, keepdim=True) / mixed.norm(dim=1, keepdim=True)), PATCH)
+
+
+def refuse_steps(parts: Parts, steps: int) -> None:
+    """UserError: fewer than the schedule can stretch to its end."""
+    if steps == 1 and parts.pipeline.scheduler.config.get("shift_terminal"):
+        raise UserError(TOO_FEW_STEPS)
 
 
 def check_steps(checkpoint: Pretrained, run: RunConfig) -> None:
