@@ -188,6 +188,7 @@ UNITS = {
     "Krea2Config.max_sequence_length": "tokens",
     "Flux2Config.picture_area": "pixels",
     "QwenImageConfig.max_sequence_length": "tokens",
+    "QwenImage21EditConfig.picture_area": "pixels",
     "QwenImageEditConfig.vae_area": "pixels",
     "QwenImageEditConfig.condition_area": "pixels",
     "TinyConfig.max_sequence_length": "tokens",

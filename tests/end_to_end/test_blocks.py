@@ -23,7 +23,8 @@ from flowfactory.policy import blocks, quantization
 from flowfactory.testing import Bench, bench
 from flowfactory.testing.tiny_checkpoints import sd3_transformer
 
-MODELS = {"flux1": 4, "flux2": 4, "krea2": 4, "qwen-image": 2, "z-image": 4, "wan-t2v": 2}  # and how many blocks each has
+# and how many blocks each has
+MODELS = {"flux1": 4, "flux2": 4, "krea2": 4, "qwen-image": 2, "qwen-image-2.1": 2, "z-image": 4, "wan-t2v": 2}
 BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
 Change = Callable[[nn.Module, tuple[str, ...]], object]
 Made = Callable[..., Bench]

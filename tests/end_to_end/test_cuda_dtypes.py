@@ -20,18 +20,20 @@ from flowfactory.testing.two_parameter import settings
 
 HALF, WHOLE = torch.bfloat16, torch.float32
 LORA = {"lora": {"rank": 2, "alpha": 4}}
-NAMES = ("flux1", "flux2", "krea2", "qwen-image", "z-image", "wan-t2v")
+NAMES = ("flux1", "flux2", "krea2", "qwen-image", "qwen-image-2.1", "z-image", "wan-t2v")
 CASES = [*((name, LORA) for name in NAMES), ("flux1", "full"), ("z-image", "full")]
 # its pad tokens are weights, which are float32 where they train, and what is joined with them becomes so
 WIDENED = [("z-image", "full")]
 TIME_STEPS = {"flux1": "time_text_embed.time_proj", "flux2": "time_guidance_embed.time_proj"} | {
     "qwen-image": "time_text_embed.time_proj",
+    "qwen-image-2.1": "time_text_embed.time_proj",
     "wan-t2v": "condition_embedder.timesteps_proj",
 }
 EMBEDDED = {
     "flux1": "time_text_embed",
     "flux2": "time_guidance_embed",
     "krea2": "time_embed",
+    "qwen-image-2.1": "time_text_embed",
     "qwen-image": "time_text_embed",
     "z-image": "t_embedder",
     "wan-t2v": "condition_embedder.time_embedder",

@@ -18,9 +18,10 @@ from flowfactory.config.component_slots import config_class
 from flowfactory.discovery.discover import discover
 from flowfactory.testing import ODE, Bench, bench
 
-GUIDED = ("flux2-klein", "krea2", "qwen-image", "qwen-image-edit", "z-image", "wan-t2v", "wan-i2v", "wan-v2v")
+WAN = ("wan-t2v", "wan-i2v", "wan-flf2v", "wan-v2v")
+GUIDED = ("flux2-klein", "krea2", "qwen-image", "qwen-image-edit", "qwen-image-2.1", "z-image", *WAN)
 
-FACTORS = {"flux2-klein": 3.0, "krea2": 4.0, "z-image": 4.0, "wan-t2v": 3.0, "wan-i2v": 3.0, "wan-v2v": 3.0}
+FACTORS = {"krea2": 4.0, "z-image": 4.0} | dict.fromkeys(("flux2-klein", "qwen-image-2.1", *WAN), 3.0)
 """How far the guided velocity moves with the prompt's, where guidance is linear, at the guidance of :func:`place`."""
 
 

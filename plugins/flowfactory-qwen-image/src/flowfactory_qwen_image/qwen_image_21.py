@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MULTIPLE = 32  # the pipeline's, whatever the VAE's config says: two by two latents of 16 x 16 pixels
 SLOT = 4  # latents for which the text has one place
+LICENCES = {"Qwen/Qwen-Image-2.1": "Qwen Research License"}
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "img_mlp.proj", "img_mlp.gate_layer", "img_mlp.out")
 
 
@@ -134,8 +135,6 @@ QWEN_IMAGE_21 = Family(
 class QwenImage21Options(FamilyConfig):
     """What both models over a QwenImage21Pipeline check."""
 
-    checkpoint_licences: ClassVar[Mapping[str, str]] = {"Qwen/Qwen-Image-2.1": "Qwen Research License"}
-
     def check(self, run: RunConfig) -> None:
         """As every family's, the schedule has as many steps as it needs, and the attention is one that is read."""
         super().check(run)
@@ -152,5 +151,6 @@ class QwenImage21Config(QwenImage21Options):
     """Any diffusers QwenImage21Pipeline, from texts: Qwen-Image-2.1."""
 
     known_as = ("qwen-image-2", "qwen-image-21", "qwenimage21", "qwen-2.1")
+    checkpoint_licences: ClassVar[Mapping[str, str]] = LICENCES
 
     family: ClassVar[Family] = QWEN_IMAGE_21

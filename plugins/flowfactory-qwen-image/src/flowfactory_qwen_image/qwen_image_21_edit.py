@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from pydantic import Field
 from flowfactory import Canvas, Prompt, Takes, models
 from flowfactory.models import Entry, Family, Parts
 from flowfactory_qwen_image.picture_areas import resize_to_area, thin_error
-from flowfactory_qwen_image.qwen_image_21 import QWEN_IMAGE_21, QwenImage21Options, encode_media, entries
+from flowfactory_qwen_image.qwen_image_21 import LICENCES, QWEN_IMAGE_21, QwenImage21Options, encode_media, entries
 
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
@@ -41,6 +41,7 @@ class QwenImage21EditConfig(QwenImage21Options):
     """Any diffusers QwenImage21Pipeline, from pictures and texts: Qwen-Image-2.1."""
 
     known_as = ("qwen-image-21-edit", "qwen-image-edit-2.1", "qwen-2.1-edit")
+    checkpoint_licences: ClassVar[Mapping[str, str]] = LICENCES
 
     family: ClassVar[Family] = QWEN_IMAGE_21_EDIT
     takes: ClassVar[Takes] = Takes(images=(1, float("inf")))
