@@ -12,7 +12,7 @@ CORE, SD3, TINY = "core", "plugins/flowfactory-sd3", "plugins/flowfactory-tiny"
 PLUGINS = ("grpo", "nft", "awm", "dpo", "crd", "sft", "distill")
 GRPO, NFT, AWM, DPO, CRD, SFT, DISTILL = (f"plugins/flowfactory-{name}" for name in PLUGINS)
 CHROMA, LUMINA2, SANA = "plugins/flowfactory-chroma", "plugins/flowfactory-lumina2", "plugins/flowfactory-sana"
-QWEN_IMAGE, Z_IMAGE = "plugins/flowfactory-qwen-image", "plugins/flowfactory-z-image"
+KREA, QWEN_IMAGE, Z_IMAGE = "plugins/flowfactory-krea", "plugins/flowfactory-qwen-image", "plugins/flowfactory-z-image"
 FLUX, WAN, REWARDS = "flowfactory-flux", "flowfactory-wan", "flowfactory-rewards"
 PACKAGES = {  # what is built, by the folder of its tests
     "core": CORE,
@@ -25,6 +25,7 @@ PACKAGES = {  # what is built, by the folder of its tests
     "plugins/distill": DISTILL,
     "plugins/sd3": SD3,
     "plugins/tiny": TINY,
+    "plugins/krea": KREA,
     "plugins/chroma": CHROMA,
     "plugins/lumina2": LUMINA2,
     "plugins/sana": SANA,

@@ -108,9 +108,12 @@ def test_a_sample_alone_is_drawn_as_with_the_cache_of_diffusers(key: str, thresh
     [
         ("flux1", 0.3),
         ("flux2", 1.0),
+        ("krea2", 1.0),
         ("qwen-image", 0.3),
+        ("qwen-image-2.1", 0.3),
         ("z-image", 1.0),
         ("wan-i2v", 0.1),
+        ("wan-flf2v", 0.1),
         ("flux2-klein", 1.0),
         ("lumina2", 1.0),
         ("sana", 1.0),

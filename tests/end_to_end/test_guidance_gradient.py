@@ -18,12 +18,11 @@ from flowfactory.config.component_slots import config_class
 from flowfactory.discovery.discover import discover
 from flowfactory.testing import ODE, Bench, bench
 
-GUIDED = (
-    *("chroma", "flux2-klein", "lumina2", "qwen-image", "qwen-image-edit", "sana", "z-image"),
-    *("wan-t2v", "wan-i2v", "wan-v2v"),
-)
+WAN = ("wan-t2v", "wan-i2v", "wan-flf2v", "wan-v2v")
+THREE = ("chroma", "flux2-klein", "qwen-image-2.1", "sana", *WAN)
+GUIDED = (*THREE, "krea2", "lumina2", "qwen-image", "qwen-image-edit", "z-image")
 
-FACTORS = {"chroma": 3.0, "flux2-klein": 3.0, "sana": 3.0, "z-image": 4.0, "wan-t2v": 3.0, "wan-i2v": 3.0, "wan-v2v": 3.0}
+FACTORS = {"krea2": 4.0, "z-image": 4.0} | dict.fromkeys(THREE, 3.0)
 """How far the guided velocity moves with the prompt's, where guidance is linear, at the guidance of :func:`place`."""
 
 

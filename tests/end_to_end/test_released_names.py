@@ -43,13 +43,19 @@ CHANGES: list[tuple[str, str, Harm]] = [
     ("flux2", "text_encoder", dropped("language_model.lm_head.", "lm_head.")),
     ("flux2-klein", "text_encoder", dropped("lm_head.")),
     ("z-image", "text_encoder", renamed("", "model.", lm_head__weight=torch.ones(315, 32))),
+    ("krea2", "text_encoder", dropped("visual.")),
+    ("krea2", "text_encoder", renamed("", "model.", lm_head__weight=torch.ones(315, 32))),
     ("qwen-image", "text_encoder", dropped("lm_head.")),
     ("qwen-image", "text_encoder", dropped("visual.")),
     ("qwen-image-edit", "text_encoder", dropped("lm_head.")),
+    ("qwen-image-2.1", "text_encoder", dropped("lm_head.")),
+    ("qwen-image-2.1", "text_encoder", dropped("model.visual.")),
+    ("qwen-image-2.1-edit", "text_encoder", dropped("lm_head.")),
     ("wan-t2v", "text_encoder", renamed("shared.", "encoder.embed_tokens.")),
     ("wan-t2v", "text_encoder", renamed("", "", decoder__final_layer_norm__weight=torch.ones(32))),
     ("wan-i2v", "image_encoder", renamed("", "vision_model.", vision_model__embeddings__position_ids=ROW)),
     ("wan-i2v", "image_encoder", renamed("", "vision_model.", visual_projection__weight=torch.ones(16, 16))),
+    ("wan-flf2v", "image_encoder", renamed("", "vision_model.", visual_projection__weight=torch.ones(16, 16))),
     ("wan-i2v", "transformer", renamed("", "", blocks__0__attn2__norm_added_q__weight=torch.ones(24))),
     ("flux2", "vae", dropped("bn.num_batches_tracked")),
 ]
@@ -63,7 +69,7 @@ def opened(key: str, part: str, folder: Path) -> Any:
 def read_names(key: str, part: str, module: Any) -> dict[str, Tensor]:
     """The weights that make a difference."""
     unread = ("lm_head.", "model.vision_tower.", "model.multi_modal_projector.", "bn.num_batches")
-    unread += ("model.visual.",) if key == "qwen-image" else ()
+    unread += ("model.visual.", "visual.") if key in ("krea2", "qwen-image", "qwen-image-2.1") else ()
     return {name: each for name, each in module.state_dict().items() if not name.startswith(unread)}
 
 

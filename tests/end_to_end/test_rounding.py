@@ -20,6 +20,7 @@ from flowfactory.runs.train import train
 from flowfactory.testing import Bench
 from flowfactory.testing.two_parameter import FILE
 from flowfactory_flux.flux2 import Flux2Config
+from flowfactory_krea.krea2 import Krea2Config
 from flowfactory_qwen_image.qwen_image import QwenImageConfig
 from flowfactory_wan.wan_t2v import WanT2VConfig
 from flowfactory_z_image.z_image import ZImageConfig
@@ -136,7 +137,13 @@ def apart(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-MODELS = {"flux2": Flux2Config, "qwen-image": QwenImageConfig, "wan-t2v": WanT2VConfig, "z-image": ZImageConfig}
+MODELS = {
+    "flux2": Flux2Config,
+    "krea2": Krea2Config,
+    "qwen-image": QwenImageConfig,
+    "wan-t2v": WanT2VConfig,
+    "z-image": ZImageConfig,
+}
 
 
 @pytest.mark.parametrize("key", MODELS)

@@ -22,7 +22,7 @@ from flowfactory.testing import Bench
 from flowfactory_flux.flux1 import Flux1Config
 
 PROMPTS = ("a cat", "a photo of a red circle")
-KEYS = ("flux1", "flux2", "qwen-image", "z-image", "wan-t2v")
+KEYS = ("flux1", "flux2", "krea2", "qwen-image", "qwen-image-2.1", "z-image", "wan-t2v")
 WAN = {
     **comfyui.DIRECT["wan"],
     **{

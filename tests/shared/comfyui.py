@@ -124,6 +124,28 @@ DIRECT: dict[str, Names] = {
         "all_final_layer.2-1.linear": "final_layer.linear",
         "all_final_layer.2-1.adaLN_modulation.1": "final_layer.adaLN_modulation.1",
     },
+    "krea2": {
+        **{
+            f"{theirs}.{{}}.{layer}": f"{ours}.{{}}.{name}"
+            for theirs, ours in (
+                ("transformer_blocks", "blocks"),
+                ("text_fusion.layerwise_blocks", "txtfusion.layerwise_blocks"),
+                ("text_fusion.refiner_blocks", "txtfusion.refiner_blocks"),
+            )
+            for layer, name in (
+                *(("attn.to_q", "attn.wq"), ("attn.to_k", "attn.wk"), ("attn.to_v", "attn.wv"), ("attn.to_out.0", "attn.wo")),
+                *(("attn.to_gate", "attn.gate"), ("ff.gate", "mlp.gate"), ("ff.up", "mlp.up"), ("ff.down", "mlp.down")),
+            )
+        },
+        "img_in": "first",
+        "time_embed.linear_1": "tmlp.0",
+        "time_embed.linear_2": "tmlp.2",
+        "time_mod_proj": "tproj.1",
+        "text_fusion.projector": "txtfusion.projector",
+        "txt_in.linear_1": "txtmlp.1",
+        "txt_in.linear_2": "txtmlp.3",
+        "final_layer.linear": "last.linear",
+    },
     "wan": {
         **{
             f"blocks.{{}}.{theirs}.{layer}": f"blocks.{{}}.{ours}.{name}"
@@ -161,6 +183,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "sd3": (r"transformer\.(.+)",),
     "qwen-image": (r"transformer\.(.+)",),
     "z-image": (r"transformer\.(.+)", r"diffusion_model\.(.+)"),
+    "krea2": (),
     "wan": (),
 }
 

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import tiny_chroma
 import tiny_flux
+import tiny_krea
 import tiny_lumina2
 import tiny_qwen_image
+import tiny_qwen_image_21
 import tiny_sana
 import tiny_wan
 import tiny_z_image
@@ -47,13 +49,19 @@ CASES = {
     ),
     "flux2": Case("flux2", tiny_flux.flux2, {"max_sequence_length": 64}, guidance=4.0),
     "flux2-klein": Case("flux2-klein", tiny_flux.klein, TEXT, guidance=4.0),
-    "lumina2": Case("lumina2", tiny_lumina2.lumina2, {"max_sequence_length": 100}, guidance=4.0),
+    "krea2": Case("krea2", tiny_krea.krea2, {"max_sequence_length": 64}, guidance=4.0),
     "qwen-image": Case("qwen-image", tiny_qwen_image.qwen_image, guidance=4.0),
     "qwen-image-edit": Case("qwen-image-edit", tiny_qwen_image.qwen_image_edit, AREAS, guidance=4.0, images=2),
+    "qwen-image-2.1": Case("qwen-image-2.1", tiny_qwen_image_21.qwen_image_21, guidance=4.0),
+    "qwen-image-2.1-edit": Case(
+        "qwen-image-2.1-edit", tiny_qwen_image_21.qwen_image_21, {"picture_area": 64 * 64}, guidance=4.0, images=2
+    ),
+    "lumina2": Case("lumina2", tiny_lumina2.lumina2, {"max_sequence_length": 100}, guidance=4.0),
     "sana": Case("sana", tiny_sana.sana, {"max_sequence_length": 30}, guidance=4.5),
     "z-image": Case("z-image", tiny_z_image.z_image, guidance=4.0),
     "wan-t2v": Case("wan-t2v", tiny_wan.text_to_video, {}, (32, 32, 5), guidance=5.0),
     "wan-i2v": Case("wan-i2v", tiny_wan.image_to_video, {}, (32, 32, 5), guidance=5.0, images=1),
+    "wan-flf2v": Case("wan-flf2v", tiny_wan.frames_to_video, {}, (32, 32, 5), guidance=5.0, images=2),
     "wan-v2v": Case("wan-v2v", tiny_wan.video_to_video, {}, (32, 32, 5), guidance=5.0, video=True),
 }
 

@@ -29,10 +29,10 @@ def qwen_image(folder: Path, terminal: bool = True) -> Path:
     """A QwenImagePipeline; its schedule ends above zero as the released one's does, or not."""
     torch.manual_seed(0)
     template = QwenImagePipeline(None, None, None, None, None).prompt_template_encode
-    tokenizer = qwen_tokenizer(_lines(template))
+    tokenizer = qwen_tokenizer(template_lines(template))
     QwenImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**SHIFT, **(TERMINAL if terminal else {})),
-        vae=_vae(),
+        vae=vae(),
         text_encoder=_text_encoder(tokenizer),
         tokenizer=tokenizer,
         transformer=_transformer(),
@@ -44,10 +44,10 @@ def qwen_image_edit(folder: Path, clean_pictures: bool = False) -> Path:
     """A QwenImageEditPlusPipeline; ``clean_pictures``: given pictures are at sigma 0 to the transformer, as in 2511."""
     torch.manual_seed(0)
     template = QwenImageEditPlusPipeline(None, None, None, None, None, None).prompt_template_encode
-    tokenizer = qwen_tokenizer([*_lines(template), "Picture 1: 2: 3:"])
+    tokenizer = qwen_tokenizer([*template_lines(template), "Picture 1: 2: 3:"])
     QwenImageEditPlusPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**SHIFT, **TERMINAL),
-        vae=_vae(),
+        vae=vae(),
         text_encoder=_text_encoder(tokenizer),
         tokenizer=tokenizer,
         processor=None,
@@ -62,12 +62,12 @@ def qwen_image_edit(folder: Path, clean_pictures: bool = False) -> Path:
     return folder
 
 
-def _lines(template: str) -> list[str]:
+def template_lines(template: str) -> list[str]:
     """What stands between special tokens, which a tokenizer sees apart."""
     return re.split("|".join(map(re.escape, (*QWEN_SPECIALS, "{}"))), template)
 
 
-def _vae() -> AutoencoderKLQwenImage:
+def vae() -> AutoencoderKLQwenImage:
     return AutoencoderKLQwenImage(
         base_dim=8,
         z_dim=LATENTS,

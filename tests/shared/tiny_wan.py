@@ -21,6 +21,7 @@ from flowfactory.testing.tiny_checkpoints import t5_text, t5_tokenizer
 
 TEXT, IMAGE, LATENT = 32, 16, 4
 BOUNDARY = 0.875
+PATCHES = 5  # of a picture by CLIP, with the one that stands for all
 
 
 def text_to_video(folder: Path, kind: str = "2.1") -> Path:
@@ -34,13 +35,13 @@ def text_to_video(folder: Path, kind: str = "2.1") -> Path:
     return folder
 
 
-def image_to_video(folder: Path, kind: str = "2.1") -> Path:
-    """``kind`` as above; 2.1 alone sees the picture by CLIP too."""
+def image_to_video(folder: Path, kind: str = "2.1", last: bool = False) -> Path:
+    """``kind`` as above; 2.1 alone sees the picture by CLIP too. ``last``: it is given the last frame too."""
     torch.manual_seed(1)
     parts = _shared(kind)
     channels = parts["vae"].config.z_dim
     seen = channels if kind == "5b" else 4 + 2 * channels
-    transformers = {"transformer": _transformer(seen, channels, clip=kind == "2.1")}
+    transformers = {"transformer": _transformer(seen, channels, clip=kind == "2.1", pictures=2 if last else 1)}
     if kind == "a14b":
         transformers |= {"transformer_2": _transformer(seen, channels)}
     eyes: dict[str, Any] = {}
@@ -59,6 +60,11 @@ def image_to_video(folder: Path, kind: str = "2.1") -> Path:
         expand_timesteps=kind == "5b",
     ).save_pretrained(folder)
     return folder
+
+
+def frames_to_video(folder: Path, kind: str = "2.1") -> Path:
+    """``kind`` is 2.1 or a14b."""
+    return image_to_video(folder, kind, last=True)
 
 
 def video_to_video(folder: Path) -> Path:
@@ -81,8 +87,8 @@ def _shared(kind: str) -> dict[str, Any]:
     }
 
 
-def _transformer(channels: int, out: int, clip: bool = False) -> Any:
-    return WanTransformer3DModel(
+def _transformer(channels: int, out: int, clip: bool = False, pictures: int = 1) -> Any:
+    transformer = WanTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=12,
         in_channels=channels,
@@ -94,7 +100,12 @@ def _transformer(channels: int, out: int, clip: bool = False) -> Any:
         image_dim=IMAGE if clip else None,
         added_kv_proj_dim=24 if clip else None,
         rope_max_seq_len=32,
+        pos_embed_seq_len=pictures * PATCHES if clip and pictures > 1 else None,
     ).eval()
+    if clip and pictures > 1:
+        with torch.no_grad():  # zeros
+            transformer.condition_embedder.image_embedder.pos_embed.normal_()
+    return transformer
 
 
 def _vae(large: bool) -> Any:

@@ -15,15 +15,18 @@ from flowfactory import Prompt, flow
 from flowfactory.data.pictures import read_picture
 from flowfactory.data.videos import read_video
 from flowfactory.testing import Bench
+from flowfactory_wan.wan_flf2v import WanFLF2VConfig
 from flowfactory_wan.wan_i2v import WanI2VConfig
 from flowfactory_wan.wan_t2v import WanT2VConfig
 from flowfactory_wan.wan_v2v import WanV2VConfig
 
-CONFIGS: dict[str, Any] = {"t2v": WanT2VConfig, "i2v": WanI2VConfig, "v2v": WanV2VConfig}
-PIPELINES: dict[str, Any] = {"t2v": WanPipeline, "i2v": WanImageToVideoPipeline, "v2v": WanVideoToVideoPipeline}
+CONFIGS: dict[str, Any] = {"t2v": WanT2VConfig, "i2v": WanI2VConfig, "flf2v": WanFLF2VConfig, "v2v": WanV2VConfig}
+PIPELINES: dict[str, Any] = {"t2v": WanPipeline, "v2v": WanVideoToVideoPipeline}
+PIPELINES |= dict.fromkeys(("i2v", "flf2v"), WanImageToVideoPipeline)
 SIZES = {"2.1": (32, 48, 5), "a14b": (32, 48, 5), "5b": (64, 96, 5)}
 LATENTS = {"2.1": (4, 2, 4, 6), "a14b": (4, 2, 4, 6), "5b": (6, 2, 4, 6)}
 EVERY = [("t2v", "2.1"), ("t2v", "a14b"), ("t2v", "5b"), ("i2v", "2.1"), ("i2v", "a14b"), ("i2v", "5b"), ("v2v", "2.1")]
+EVERY += [("flf2v", "2.1"), ("flf2v", "a14b")]
 
 
 class Along(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
@@ -92,5 +95,5 @@ def draw_reference(pipeline: Any, made: Bench, output: str = "latent", **options
 def _media(prompt: Prompt, frames: int, noise: Tensor) -> dict[str, Any]:
     if prompt.video is not None:
         return {"video": read_video(prompt.video, frames)}
-    images = {"image": read_picture(prompt.images[0])} if prompt.images else {}
+    images = dict(zip(("image", "last_image"), map(read_picture, prompt.images), strict=False))
     return {**images, "num_frames": frames, "latents": noise}

@@ -26,14 +26,15 @@ class Checkpoint(Protocol):
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """``checkpoint(task, kind)``: task is t2v, i2v or v2v; kind is 2.1, a14b or 5b."""
+    """``checkpoint(task, kind)``: task is t2v, i2v, flf2v or v2v; kind is 2.1, a14b or 5b."""
 
     @cache
     def build(task: str, kind: str = "2.1") -> Path:
         folder = tmp_path_factory.mktemp("checkpoint")
         if task == "v2v":
             return tiny_wan.video_to_video(folder)
-        return (tiny_wan.text_to_video if task == "t2v" else tiny_wan.image_to_video)(folder, kind)
+        made = {"t2v": tiny_wan.text_to_video, "i2v": tiny_wan.image_to_video, "flf2v": tiny_wan.frames_to_video}
+        return made[task](folder, kind)
 
     return build
 
@@ -62,6 +63,9 @@ def prompts(pictures: list[Path], videos: list[Path]) -> Callable[[str], list[Pr
         told = [Prompt(text, index) for index, text in enumerate(texts)]
         if task == "i2v":
             return [replace(prompt, images=(path,)) for prompt, path in zip(told, pictures, strict=True)]
+        if task == "flf2v":
+            both = zip(told, pictures, (*pictures[1:], pictures[0]), strict=True)
+            return [replace(prompt, images=(first, last)) for prompt, first, last in both]
         if task == "v2v":
             return [replace(prompt, video=path) for prompt, path in zip(told, videos, strict=True)]
         return told

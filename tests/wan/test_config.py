@@ -90,6 +90,25 @@ def test_a_text_to_video_checkpoint_is_refused_for_pictures(settings: Any, check
         refused(CONFIGS["i2v"].model_validate({"path": folder}), "draws from text alone")
 
 
+def test_a_checkpoint_of_as_many_pictures_is_asked_for(settings: Any, checkpoint: Any) -> None:
+    for task, kind, other, told in (
+        ("flf2v", "2.1", "i2v", r"is given a first frame alone; use the model wan-i2v$"),
+        ("flf2v", "5b", "i2v", r"is given a first frame alone; use the model wan-i2v$"),
+        ("i2v", "2.1", "flf2v", r"is given a first and a last frame; use the model wan-flf2v$"),
+    ):
+        with pytest.raises(UserError, match=told):
+            validate(settings(other, kind) | {"model": {"name": f"wan-{task}", "path": str(checkpoint(other, kind))}})
+    text = {"name": "wan-flf2v", "path": str(checkpoint("t2v"))}
+    with pytest.raises(UserError, match=r"holds a WanPipeline; this model reads WanImageToVideoPipeline$"):
+        validate(settings("t2v") | {"model": text})
+
+
+def test_one_frame_is_refused_for_two(settings: Any) -> None:
+    with pytest.raises(UserError, match=r"sampling\.frames 1: a first and a last frame are two; the nearest is 5$"):
+        validate(settings("flf2v", sampling={"frames": 1}))
+    assert validate(settings("flf2v", sampling={"frames": 5}))
+
+
 @pytest.mark.parametrize("kind", ["a14b", "5b"])
 def test_wan_2_2_is_refused_for_videos(settings: Any, checkpoint: Any, kind: str) -> None:
     folder = str(checkpoint("t2v", kind))
@@ -118,7 +137,7 @@ def test_a_strength_that_is_no_share_is_refused(settings: Any, strength: float) 
         validate(settings("v2v", strength=strength))
 
 
-@pytest.mark.parametrize(("task", "wrong"), [("t2v", "i2v"), ("i2v", "t2v"), ("i2v", "v2v"), ("v2v", "t2v")])
+@pytest.mark.parametrize(("task", "wrong"), [("t2v", "i2v"), ("i2v", "t2v"), ("i2v", "v2v"), ("v2v", "t2v"), ("flf2v", "i2v")])
 def test_prompts_bring_what_the_model_takes(prompts: Any, task: str, wrong: str) -> None:
     check_media(prompts(task), CONFIGS[task].takes, f"wan-{task}")
     with pytest.raises(UserError, match=rf"brings . (images|video), and model 'wan-{task}' takes"):
@@ -142,7 +161,7 @@ def test_a_picture_that_is_far_too_thin_is_refused_before_weights_are_read(setti
         prepare_prompts(config)
 
 
-@pytest.mark.parametrize(("task", "kind"), [("t2v", "a14b"), ("i2v", "2.1"), ("i2v", "5b"), ("v2v", "2.1")])
+@pytest.mark.parametrize(("task", "kind"), [("t2v", "a14b"), ("i2v", "2.1"), ("i2v", "5b"), ("flf2v", "2.1"), ("v2v", "2.1")])
 def test_bf16_draws_finite_videos_and_replays_what_it_drew(
     checkpoint: Any, prompts: Any, tmp_path: Path, task: str, kind: str
 ) -> None:

@@ -50,10 +50,31 @@ def test_the_picture_is_what_the_pipeline_joins_to_the_latents(model: Any, pipel
         assert relative_difference(entry["condition"], condition[0]) < 1e-5
         assert set(entry) == {"embeds", "condition"} | ({"image"} if kind == "2.1" else set())
         if seen is not None:
-            assert relative_difference(entry["image"], seen[0]) < 1e-5
+            assert relative_difference(entry["image"], seen) < 1e-5
     mask = ours[0]["condition"][:4]
     if kind != "5b":  # the first of two latent frames is given
         assert torch.equal(mask, torch.tensor([1.0, 0.0])[None, :, None, None].expand(4, 2, 4, 6))
+
+
+@pytest.mark.parametrize("kind", ["2.1", "a14b"])
+def test_both_pictures_are_what_the_pipeline_joins_to_the_latents(model: Any, pipeline: Any, prompts: Any, kind: str) -> None:
+    told, canvas = prompts("flf2v"), Canvas(32, 48, 9)
+    ours = model("flf2v", kind, told, canvas).conditions.entries
+    theirs = pipeline("flf2v", kind)
+    for prompt, entry in zip(told, ours, strict=True):
+        pictures = [read_picture(path) for path in prompt.images]
+        first, last = (theirs.video_processor.preprocess(picture, height=32, width=48) for picture in pictures)
+        with torch.no_grad():
+            _, condition = theirs.prepare_latents(first, 1, 4, *canvas, torch.float32, torch.device("cpu"), last_image=last)
+        assert relative_difference(entry["condition"], condition[0]) < 1e-5
+        assert set(entry) == {"embeds", "condition"} | ({"image"} if kind == "2.1" else set())
+        if kind == "2.1":
+            with torch.no_grad():
+                seen = theirs.encode_image(pictures, torch.device("cpu"))
+            assert entry["image"].shape == (2, 5, 16)
+            assert relative_difference(entry["image"], seen) < 1e-5
+    mask = ours[0]["condition"][:4, :, 0, 0]  # the first frame is the first latent one; the last is one of the four of its last
+    assert torch.equal(mask, torch.tensor([[1.0, 0, 0], [1, 0, 0], [1, 0, 0], [1, 0, 1]]))
 
 
 def test_the_video_is_encoded_as_the_pipeline_encodes_it(model: Any, pipeline: Any, prompts: Any) -> None:

@@ -72,6 +72,23 @@ def test_any_size_and_number_of_frames_is_the_pipelines(
     assert relative_difference(ours.media, draw_reference(pipeline(task), made, "pt")) < EXACT
 
 
+@pytest.mark.parametrize("size", [(48, 16, 9), (16, 64, 13)])
+@pytest.mark.parametrize("kind", ["2.1", "a14b"])
+def test_any_size_and_number_of_frames_between_two_is_the_pipelines(
+    model: Any, pipeline: Any, prompts: Any, kind: str, size: tuple[int, int, int]
+) -> None:
+    made = model("flf2v", kind, prompts("flf2v")[:1], size, 2)
+    assert relative_difference(made.draw(1).latents, draw_reference(pipeline("flf2v", kind), made)) < EXACT
+
+
+@pytest.mark.parametrize("kind", ["2.1", "a14b"])
+def test_first_and_last_frame_are_told_apart(model: Any, prompts: Any, kind: str) -> None:
+    (told, *_) = prompts("flf2v")
+    turned = replace(told, images=told.images[::-1])
+    one, other = (model("flf2v", kind, [prompt], SIZES[kind], 2).draw(1).latents for prompt in (told, turned))
+    assert relative_difference(other, one) > 1e-3
+
+
 @pytest.mark.parametrize(("task", "kind"), [("t2v", "2.1"), ("i2v", "2.1"), ("i2v", "5b"), ("v2v", "2.1")])
 def test_the_text_and_the_negative_prompt_change_what_is_drawn(model: Any, prompts: Any, task: str, kind: str) -> None:
     told = prompts(task)[0]

@@ -30,7 +30,10 @@ def is_high_noise(parts: Parts, sigma: Tensor) -> Tensor:
 def forward_experts(
     parts: Parts, sigma: Tensor, latents: Tensor, timestep: Tensor, embeds: Tensor, image: Tensor | None = None
 ) -> Tensor:
-    """[B, C, F, H, W], each sample from the expert for its sigma [B]; timestep is [B] or [B, tokens]."""
+    """[B, C, F, H, W], each sample from the expert for its sigma [B]; timestep is [B] or [B, tokens].
+
+    image: [B, pictures, 257, E].
+    """
 
     def forward(rows: Index, expert: Hashable) -> Tensor:
         chosen = torch.tensor(list(rows), device=sigma.device)
@@ -38,7 +41,8 @@ def forward_experts(
             hidden_states=latents[chosen].to(embeds.dtype),
             timestep=timestep[chosen],
             encoder_hidden_states=embeds[chosen],
-            encoder_hidden_states_image=None if image is None else image[chosen],
+            # several pictures of a sample one after another, as the pipeline has them
+            encoder_hidden_states_image=None if image is None else image[chosen].flatten(0, 1),
             return_dict=False,
         )[0]
         return found

@@ -1,4 +1,4 @@
-"""Image to video over the parts of a WanImageToVideoPipeline: the picture is the first frame."""
+"""Image to video over the parts of a WanImageToVideoPipeline: the picture is the first frame, and a second one the last."""
 
 from __future__ import annotations
 
@@ -20,23 +20,26 @@ LONGEST = 100  # CLIP's picture is first as large as it takes for 224 pixels at 
 
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
-    """embeds [512, D] and condition of each prompt, and for Wan 2.1 image [257, E], CLIP's embedding of the picture.
+    """embeds [512, D] and condition of each prompt, and for Wan 2.1 image [pictures, 257, E], CLIP's embeddings.
 
-    condition is what the pipeline joins to the latents' channels, mask and latents of the picture [4 + C, F, H, W]; for the
+    condition is what the pipeline joins to the latents' channels, mask and latents of the pictures [4 + C, F, H, W]; for the
     5B, whose first frame is given, it is the latents of that frame [C, 1, H, W].
     """
     pipeline = parts.pipeline
     for prompt, embeds in zip(prompts, encode_text(parts, prompts), strict=True):
-        picture = models.read_picture(prompt.images[0])
-        pixels = pipeline.video_processor.preprocess(picture, height=canvas.height, width=canvas.width)
+        pictures = [models.read_picture(path) for path in prompt.images]
+        first, *last = (
+            pipeline.video_processor.preprocess(picture, canvas.height, canvas.width).to(parts.device, torch.float32)
+            for picture in pictures
+        )
         drawn = torch.empty(0, device=parts.device)  # else the pipeline draws noise, which the plan does
         _, condition, *_ = pipeline.prepare_latents(
-            *(pixels.to(parts.device, torch.float32), 1, pipeline.vae.config.z_dim, canvas.height, canvas.width),
-            *(canvas.frames, torch.float32, parts.device, None, drawn),
+            *(first, 1, pipeline.vae.config.z_dim, canvas.height, canvas.width),
+            *(canvas.frames, torch.float32, parts.device, None, drawn, *last),
         )
         entry = {"embeds": embeds, "condition": condition[0]}
         if pipeline.transformer.config.image_dim is not None:
-            entry["image"] = pipeline.encode_image(picture, parts.device)[0].to(embeds.dtype)
+            entry["image"] = pipeline.encode_image(pictures, parts.device).to(embeds.dtype)
         yield entry
 
 
@@ -84,14 +87,8 @@ WAN_I2V = replace(
 )
 
 
-class WanI2VConfig(ExpertsConfig):
-    """Any diffusers WanImageToVideoPipeline: Wan 2.1, Wan 2.2 A14B and 5B, from one picture (arXiv:2503.20314)."""
-
-    known_as = ("wan", "wan2.1", "wan2.2", "wan2", "i2v", "wan-2.1", "wan-2.2")
-
-    family: ClassVar[Family] = WAN_I2V
-    checkpoint_licences: ClassVar[Mapping[str, str]] = {"Wan-AI/Wan2.2-TI2V-5B-Diffusers": "Apache-2.0"}
-    takes: ClassVar[Takes] = Takes(images=(1, 1))
+class PicturesConfig(ExpertsConfig):
+    """What the models that are given pictures share."""
 
     def picture_error(self, width: int, height: int) -> str | None:
         if max(width, height) > LONGEST * min(width, height):
@@ -100,9 +97,25 @@ class WanI2VConfig(ExpertsConfig):
 
     def checkpoint_error(self) -> str | None:
         index = self.checkpoint.config("")
-        if index.get("_class_name") == "WanPipeline" and not index.get("expand_timesteps"):
-            return f"model.path: {self.path} draws from text alone; use the model wan-t2v"
         lacking = [name for name in WAN_I2V.optional if index.get(name) in (None, [None, None])]
         if lacking and self.checkpoint.config("transformer").get("image_dim") is not None:
             return f"model.path: {self.path} has no {lacking[0]}, which its transformer needs; get it again, whole"
+        return super().checkpoint_error()
+
+
+class WanI2VConfig(PicturesConfig):
+    """Any diffusers WanImageToVideoPipeline: Wan 2.1, Wan 2.2 A14B and 5B, from one picture (arXiv:2503.20314)."""
+
+    known_as = ("wan", "wan2.1", "wan2.2", "wan2", "i2v", "wan-2.1", "wan-2.2")
+
+    family: ClassVar[Family] = WAN_I2V
+    checkpoint_licences: ClassVar[Mapping[str, str]] = {"Wan-AI/Wan2.2-TI2V-5B-Diffusers": "Apache-2.0"}
+    takes: ClassVar[Takes] = Takes(images=(1, 1))
+
+    def checkpoint_error(self) -> str | None:
+        index = self.checkpoint.config("")
+        if index.get("_class_name") == "WanPipeline" and not index.get("expand_timesteps"):
+            return f"model.path: {self.path} draws from text alone; use the model wan-t2v"
+        if self.checkpoint.config("transformer").get("pos_embed_seq_len") is not None:
+            return f"model.path: {self.path} is given a first and a last frame; use the model wan-flf2v"
         return super().checkpoint_error()

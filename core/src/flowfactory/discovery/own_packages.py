@@ -8,12 +8,13 @@ OWN_PACKAGES: dict[str, dict[str, tuple[str, ...]]] = {
     "model": {
         "flowfactory-chroma": ("chroma",),
         "flowfactory-flux": ("flux1", "flux1-kontext", "flux2", "flux2-klein"),
+        "flowfactory-krea": ("krea2",),
         "flowfactory-lumina2": ("lumina2",),
-        "flowfactory-qwen-image": ("qwen-image", "qwen-image-edit"),
+        "flowfactory-qwen-image": ("qwen-image", "qwen-image-edit", "qwen-image-2.1", "qwen-image-2.1-edit"),
         "flowfactory-sana": ("sana",),
         "flowfactory-sd3": ("sd3",),
         "flowfactory-tiny": ("tiny",),
-        "flowfactory-wan": ("wan-t2v", "wan-i2v", "wan-v2v"),
+        "flowfactory-wan": ("wan-t2v", "wan-i2v", "wan-flf2v", "wan-v2v"),
         "flowfactory-z-image": ("z-image",),
     },
     "algorithm": {

@@ -4,8 +4,9 @@ from flowfactory.data.pictures import read_picture
 from flowfactory.data.videos import read_video
 from flowfactory.models.checkpoint_files import check_file, check_files, check_settings, reading
 from flowfactory.models.context_checks import check_text
-from flowfactory.models.family import Entry, Family, Parts, linear_guidance
+from flowfactory.models.family import Entry, Family, Parts, extrapolated_guidance, linear_guidance
 from flowfactory.models.family_config import FamilyConfig
+from flowfactory.models.frames import decode_frame, encode_frame, frame_grid
 from flowfactory.models.guidance import guide_until, norm_ratio
 from flowfactory.models.image_conditions import number_images, stack_images
 from flowfactory.models.latents import (
@@ -42,11 +43,15 @@ __all__ = [
     "check_text",
     "check_vocabulary",
     "checkpoint_identity",
+    "decode_frame",
     "decode_normalized",
     "decode_scaled",
+    "encode_frame",
     "encode_normalized",
     "encode_scaled",
     "even_sigmas",
+    "extrapolated_guidance",
+    "frame_grid",
     "guide_until",
     "has_vocabulary",
     "latent_shape",

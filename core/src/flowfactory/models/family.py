@@ -55,6 +55,11 @@ def linear_guidance(parts: Parts, given: Tensor, without: Tensor, guidance: floa
     return without + guidance * (given - without)
 
 
+def extrapolated_guidance(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: Tensor) -> Tensor:
+    """Past the velocity with the prompt, which makes ``guidance`` what is 1 + guidance elsewhere."""
+    return given + guidance * (given - without)
+
+
 def start_from_noise(parts: Parts, noise: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
     """Where a trajectory starts that nothing but noise is known of."""
     return noise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from flowfactory.config.attention import attention_unavailable, attention_untrainable
 from flowfactory.errors import UserError
@@ -15,14 +15,21 @@ from flowfactory.models.resolution import Grid
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
 
-TEXT_WIDTHS = ("joint_attention_dim", "text_dim", "cap_feat_dim", "caption_channels")
+TEXT_WIDTHS = ("joint_attention_dim", "text_dim", "cap_feat_dim", "caption_channels", "text_hidden_dim")
 """Keys of transformers' configs that say how wide the embedding of a token of the text is."""
+TEXT_LAYERS = "num_text_layers"
+"""The key that says how many layers of the text encoder the embedding is of, where it is of several."""
 ENTRY_HEADER = 256
 """Bytes of a file of the cache beside its tensors, about."""
 
 
 class FamilyConfig(FamilyOptions):
-    """What the options of every model over a diffusers pipeline share, and what is checked of them."""
+    """What the options of every model over a diffusers pipeline share, and what is checked of them.
+
+    zero_guidance: whether 0 is how users say that guidance is off.
+    """
+
+    zero_guidance: ClassVar[bool] = False
 
     def encoded_tokens(self) -> int | None:
         """The most tokens of an encoded text; None where nothing bounds them."""
@@ -36,7 +43,8 @@ class FamilyConfig(FamilyOptions):
         if tokens is None or width is None:
             return None
         pooled = settings.get("pooled_projection_dim")
-        return (tokens * width + (pooled if isinstance(pooled, int) else 0)) * precision + ENTRY_HEADER
+        layers: int = settings.get(TEXT_LAYERS, 1)
+        return (tokens * layers * width + (pooled if isinstance(pooled, int) else 0)) * precision + ENTRY_HEADER
 
     def check_checkpoint(self) -> None:
         """ValueError: the checkpoint is damaged or another pipeline's, as far as files on this machine tell."""
@@ -76,7 +84,7 @@ class FamilyConfig(FamilyOptions):
 
     def check_guidance(self, key: str, guidance: float) -> None:
         """Raise ValueError where the guidance under ``key`` would mean nothing."""
-        if guidance == 1:
+        if guidance == 1 or (guidance == 0 and self.zero_guidance):
             return
         if not self.family.takes_guidance(self.checkpoint):
             raise ValueError(f"{key} {guidance:g}: this checkpoint is distilled and takes none; write 1")

@@ -140,7 +140,9 @@ class FamilyModel:
         libraries = ("diffusers", "transformers", *pictures)
         versions = [installed_version(name) for name in (family.distribution, *libraries)]
         dtypes = [str(self._dtype), str(self._encoders_in)]
-        return json.dumps([self._checkpoint.identity(names), family.pipelines[0], options, tiled, dtypes, versions])
+        # such as which layers of the text encoder are read
+        settings = [self._checkpoint.arguments] if self._checkpoint.arguments else []
+        return json.dumps([self._checkpoint.identity(names), family.pipelines[0], options, tiled, dtypes, versions, *settings])
 
     def _media_encoding(self) -> str:
         """Everything beside a picture or a video that changes what encode_media makes."""

@@ -83,7 +83,13 @@ class Pretrained:
     def parts(self) -> dict[str, bool]:
         """The names of its parts that the class knows, and whether it has each."""
         known = inspect.signature(self._class).parameters
-        return {name: part != [None, None] for name, part in self.settings.items() if isinstance(part, list) and name in known}
+        return {name: part != [None, None] for name, part in self.settings.items() if is_part(part) and name in known}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the pipeline's class is made with beside its parts."""
+        known = inspect.signature(self._class).parameters
+        return {name: value for name, value in self.settings.items() if name in known and not is_part(value)}
 
     def check(self, needed: Collection[str]) -> None:
         """UserError: it is another pipeline, lacks parts that are ``needed``, or is damaged, as far as files here tell.
@@ -98,11 +104,12 @@ class Pretrained:
         assert folder is not None  # the index is in it
         with said_of_the_path():
             self._check_names(index, needed)
-            listed = [name for name, part in index.items() if isinstance(part, list) and part != [None, None]]
+            listed = [name for name, part in index.items() if is_part(part) and part != [None, None]]
             named = [name for name in listed if Path(name).name == name]
             there = [name for name in named if (folder / name).is_dir()]
             # small, and of no use without their encoder: where that is, they are forgotten
-            there += [name for name in named if name not in there and name.replace("tokenizer", "text_encoder") in there]
+            read = {_vocabulary_of(index, name) for name in there if name.startswith("text_encoder")}
+            there += [name for name in named if name not in there and name in read]
             for name in there:
                 self._check_part(index, folder, name)
             if self._variant and not any(self._variant_of(folder / name) for name in there):
@@ -136,15 +143,16 @@ class Pretrained:
         return inspect.get_annotations(self._class.__init__, eval_str=True)
 
     def _check_names(self, index: Mapping[str, Any], needed: Collection[str]) -> None:
-        read = [name for name, part in index.items() if name.startswith("text_encoder") and part not in (None, [None, None])]
-        for name in dict.fromkeys([*needed, *(encoder.replace("text_encoder", "tokenizer") for encoder in read)]):
+        named = [name for name, part in index.items() if is_part(part) and part != [None, None]]
+        read = [_vocabulary_of(index, name) for name in named if name.startswith("text_encoder")]
+        for name in dict.fromkeys([*needed, *read]):
             self._class_name(index, name)
 
     def _check_part(self, index: Mapping[str, Any], folder: Path, name: str) -> None:
         check_files(folder / name, self._variant_of(folder / name))
         if name == "scheduler":
             check_scheduler(folder / name, self._class_name(index, name)[1], f"{name} of {self.path}")
-        if name.startswith("tokenizer"):
+        if name in (_vocabulary_of(index, part) for part in index if part.startswith("text_encoder")):
             check_vocabulary_files(folder / name, f"{name} of {self.path}")
             check_file(folder / name / "tokenizer_config.json")  # else transformers makes up its length and its padding
         others = variants(folder / name)
@@ -195,10 +203,8 @@ class Pretrained:
             for name, encoder in made.items():
                 if name.startswith("text_encoder"):
                     self._fit_tokenizers(made, name, encoder)
-        known = inspect.signature(self._class).parameters
-        settings = {name: value for name, value in self.settings.items() if name in known and not isinstance(value, list)}
         with only_diffusers():
-            pipeline = self._class(**settings | dict.fromkeys(there) | given | made)
+            pipeline = self._class(**self.arguments | dict.fromkeys(there) | given | made)
         pipeline.register_to_config(_name_or_path=self.path)
         return pipeline
 
@@ -299,6 +305,17 @@ def is_named_as(kind: str, wanted: str) -> bool:
     """Whether the name ``kind`` says that it is a class of transformers' below ``wanted``, which is one of all its models."""
     family = re.escape(wanted.removesuffix(ANY_MODEL)) or ".+"
     return wanted.endswith(ANY_MODEL) and re.fullmatch(MODELS.format(family=family), kind) is not None
+
+
+def is_part(value: Any) -> bool:
+    """Whether the index says with it which library and class a part is of; a list of numbers is an argument."""
+    return isinstance(value, list) and not any(isinstance(item, int | float) for item in value)
+
+
+def _vocabulary_of(index: Mapping[str, Any], encoder: str) -> str:
+    """The part that has the tokens of a text encoder: its tokenizer, or a processor alone."""
+    tokenizer = encoder.replace("text_encoder", "tokenizer")
+    return "processor" if is_part(index.get("processor")) and not is_part(index.get(tokenizer)) else tokenizer
 
 
 @contextmanager

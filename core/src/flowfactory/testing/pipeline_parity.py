@@ -156,15 +156,17 @@ def draw_with_pipeline(
     pack: Callable[[Any, Tensor], Tensor] = pack_nothing,
     unpack: Callable[[Any, Tensor, Canvas], Tensor] = unpack_nothing,
     guidance_as: str = "guidance_scale",
+    one_by_one: bool = False,
     **call: Any,
 ) -> Drawn:
     """What ``pipeline`` of diffusers draws of the plan of ``made``, by Euler steps from the plan's noise [B, *shape].
 
-    Prompts that bring pictures are drawn one at a time, as pipelines take them. The rest is as in
-    :func:`check_against_pipeline`.
+    Prompts that bring pictures are drawn one at a time, as pipelines take them, and all are with ``one_by_one``: for a pipeline
+    whose padding of a prompt changes what it draws. The rest is as in :func:`check_against_pipeline`.
     """
     noise, prompts = flow.noise(made.plan, shape), made.batch.prompts
-    rows = [slice(i, i + 1) for i in range(len(prompts))] if any(prompt.media for prompt in prompts) else [slice(None)]
+    alone = one_by_one or any(prompt.media for prompt in prompts)
+    rows = [slice(i, i + 1) for i in range(len(prompts))] if alone else [slice(None)]
     pieces = []
     for row in rows:
         given = _arguments(pipeline, made, prompts[row], guidance_as)

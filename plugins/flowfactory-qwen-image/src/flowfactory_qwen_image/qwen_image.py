@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactory import Canvas, Conditions, Prompt, UserError, models
-from flowfactory.models import Entry, Family, FamilyConfig, Grid, Parts, Pretrained
+from flowfactory.models import Entry, Family, FamilyConfig, Parts, Pretrained
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -42,8 +42,7 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
 
 def sigmas(parts: Parts, steps: int, canvas: Canvas) -> Tensor:
     """[steps + 1], shifted by the resolution as the scheduler says. UserError: fewer than it can stretch to its end."""
-    if steps == 1 and parts.pipeline.scheduler.config.get("shift_terminal"):
-        raise UserError(TOO_FEW_STEPS)
+    refuse_steps(parts, steps)
     return models.shifted_sigmas(parts, steps, models.packed_shape(parts, canvas))
 
 
@@ -74,26 +73,16 @@ def guide(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: 
     return torch.pixel_shuffle(mixed * models.norm_ratio(given, mixed, 1), PATCH)
 
 
-def decode(parts: Parts, latents: Tensor) -> Tensor:
-    """Pictures [B, 3, H, W]."""
-    return models.decode_normalized(parts, latents[:, :, None])[:, :, 0]
-
-
-def encode_media(parts: Parts, media: Tensor) -> Tensor:
-    """Latents [B, C, H, W] of pictures [B, 3, H, W] in [0, 1]."""
-    return models.encode_normalized(parts, media[:, :, None])[:, :, 0]
+def refuse_steps(parts: Parts, steps: int) -> None:
+    """UserError: fewer than the schedule can stretch to its end."""
+    if steps == 1 and parts.pipeline.scheduler.config.get("shift_terminal"):
+        raise UserError(TOO_FEW_STEPS)
 
 
 def check_steps(checkpoint: Pretrained, run: RunConfig) -> None:
     """ValueError: fewer steps than the schedule can stretch to its end."""
     if checkpoint.config("scheduler").get("shift_terminal") and 1 in (run.sampling.steps, run.evaluation.steps):
         raise ValueError(TOO_FEW_STEPS)
-
-
-def grid(checkpoint: Pretrained) -> Grid:
-    """Multiples of what a patch of latents covers."""
-    halvings = checkpoint.config("vae").get("temperal_downsample", [False, True, True])
-    return Grid(PATCH * 2 ** len(halvings))
 
 
 QWEN_IMAGE = Family(
@@ -104,12 +93,12 @@ QWEN_IMAGE = Family(
     shape=models.packed_shape,
     sigmas=sigmas,
     velocity=velocity,
-    decode=decode,
-    encode_media=encode_media,
+    decode=models.decode_frame,
+    encode_media=models.encode_frame,
     blocks=("QwenImageTransformerBlock",),
     lora_targets=LORA_TARGETS,
     comfyui=((r"(.+)", r"diffusion_model.\1"),),  # its layers are called as those of diffusers
-    grid=grid,
+    grid=models.frame_grid,
     guide=guide,
     unread=unread_weights,
     padded=frozenset({"embeds"}),

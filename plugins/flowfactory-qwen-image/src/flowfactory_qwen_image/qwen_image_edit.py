@@ -13,12 +13,11 @@ from pydantic import Field
 
 from flowfactory import Canvas, Prompt, Takes, models
 from flowfactory.models import Entry, Family, FamilyConfig, Parts, Pretrained
-from flowfactory_qwen_image.qwen_image import QWEN_IMAGE, check_steps, encode_media
+from flowfactory_qwen_image.picture_areas import resize_to_area, thin_error
+from flowfactory_qwen_image.qwen_image import QWEN_IMAGE, check_steps
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
-
-LONGEST = 200  # times as long as wide, of a picture for the text encoder
 
 
 class EditCheckpoint(Pretrained):
@@ -34,13 +33,11 @@ class EditCheckpoint(Pretrained):
 
 def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[Entry]:
     """embeds [L, D] of each prompt read together with its pictures, and the latents [C, H, W] of the i-th as image_i."""
-    from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_dimensions
-
     pipeline, options = parts.pipeline, parts.options
     for prompt in prompts:
         pictures = [models.read_picture(path) for path in prompt.images]
         read, drawn = (
-            [calculate_dimensions(area, picture.width / picture.height) for picture in pictures]
+            [resize_to_area(area, picture.width, picture.height) for picture in pictures]
             for area in (options.condition_area, options.vae_area)
         )
         resized = [
@@ -51,7 +48,7 @@ def encode(parts: Parts, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[
         latents = []
         for picture, (width, height) in zip(pictures, drawn, strict=True):
             pixels = pipeline.image_processor.preprocess(picture, height, width).to(parts.device)
-            latents.append(encode_media(parts, pixels / 2 + 0.5)[0].to(embeds.dtype))
+            latents.append(models.encode_frame(parts, pixels / 2 + 0.5)[0].to(embeds.dtype))
         yield {"embeds": embeds[0]} | models.number_images(latents)
 
 
@@ -83,16 +80,12 @@ class QwenImageEditConfig(FamilyConfig):
     )
 
     def picture_error(self, width: int, height: int) -> str | None:
-        for area in (self.vae_area, self.condition_area):  # sides are rounded as the pipeline's calculate_dimensions does
-            short, long = sorted(round(math.sqrt(area * ratio) / 32) * 32 for ratio in (width / height, height / width))
-            if not short or long > LONGEST * short:
-                return f"{width} x {height} pixels are too thin for an area of {area} pixels; crop it"
-        return None
+        told = (thin_error(area, width, height) for area in (self.vae_area, self.condition_area))
+        return next(filter(None, told), None)
 
     def picture_tokens(self, width: int, height: int) -> int:
         token = self.family.grid(self.checkpoint).multiple
-        sides = (round(math.sqrt(self.vae_area * ratio) / 32) * 32 for ratio in (width / height, height / width))
-        return math.prod(side // token for side in sides)
+        return math.prod(side // token for side in resize_to_area(self.vae_area, width, height))
 
     def check(self, run: RunConfig) -> None:
         """As every family's, and the schedule has as many steps as it needs."""
@@ -101,4 +94,4 @@ class QwenImageEditConfig(FamilyConfig):
 
     @property
     def checkpoint(self) -> Pretrained:
-        return EditCheckpoint(self.path, self.family.pipelines, self.variant, self.family.unused)
+        return EditCheckpoint(self.path, self.family.pipelines, self.variant, self.family.unused, self.single_files)

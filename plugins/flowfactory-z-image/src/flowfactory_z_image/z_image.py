@@ -54,12 +54,12 @@ def velocity(parts: Parts, latents: Tensor, sigma: Tensor, conditions: Condition
 
 
 def guide(parts: Parts, given: Tensor, without: Tensor, guidance: float, sigma: Tensor) -> Tensor:
-    """Past the velocity with the prompt, which makes ``guidance`` what is 1 + guidance elsewhere.
+    """Extrapolated; no longer than ``cfg_normalization`` times the velocity with the prompt.
 
-    No longer than ``cfg_normalization`` times the velocity with the prompt, and that one alone after ``cfg_truncation``.
+    After ``cfg_truncation`` it is that one alone.
     """
-    given, without = given.float(), without.float()
-    guided = given + guidance * (given - without)
+    given = given.float()
+    guided = models.extrapolated_guidance(parts, given, without.float(), guidance, sigma)
     if most := parts.options.cfg_normalization:
         guided = guided * (most * models.norm_ratio(given, guided, (1, 2, 3))).clamp(max=1)
     # the option is a double, and the pipeline compares it as one
@@ -104,14 +104,10 @@ class ZImageConfig(FamilyConfig):
     checkpoint_licences: ClassVar[Mapping[str, str]] = {"Tongyi-MAI/Z-Image": "Apache-2.0"}
 
     family: ClassVar[Family] = Z_IMAGE
+    zero_guidance: ClassVar[bool] = True  # so do the users of Z-Image-Turbo
 
     max_sequence_length: int = Field(512, ge=1, le=512, description="tokens of a prompt in its chat template")
     cfg_normalization: float | bool = Field(
         0.0, ge=0, description="bound on the guided velocity's norm, in norms of the one with the prompt; 0 is none, true is 1"
     )
     cfg_truncation: float = Field(1.0, ge=0, le=1, description="no guidance where 1 - sigma is above this")
-
-    def check_guidance(self, key: str, guidance: float) -> None:
-        """Guidance is not where diffusers has it on, and flowfactory off; 0 is how Z-Image-Turbo's users say that it is off."""
-        if guidance:
-            super().check_guidance(key, guidance)
