@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tiny_flux
 import torch
 from safetensors.torch import load_file
@@ -43,6 +44,7 @@ def config(folder: Path, ahead: str | int) -> dict[str, Any]:
     }
 
 
+@pytest.mark.distributed
 def test_two_ranks_learn_the_same_whenever_prompts_are_encoded(environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "configs.json").write_text(json.dumps([config(tmp_path / "whole", "all"), config(tmp_path / "parts", 4)]))
     command = torchrun(2, Path(__file__).parent / "together.py", tmp_path / "configs.json")

@@ -20,8 +20,15 @@ from flowfactory.config.loading import load
 from flowfactory.discovery.discover import discover
 
 
-@pytest.mark.parametrize("train", [LORA, "full"], ids=["lora", "full"])
-@pytest.mark.parametrize("algorithm", [GRPO, NFT], ids=["grpo", "nft"])
+@pytest.mark.parametrize(
+    ("algorithm", "train"),
+    [
+        pytest.param(GRPO, LORA, id="grpo-lora", marks=pytest.mark.distributed),  # as test_family_commands trains
+        pytest.param(GRPO, "full", id="grpo-full"),
+        pytest.param(NFT, LORA, id="nft-lora"),
+        pytest.param(NFT, "full", id="nft-full", marks=pytest.mark.distributed),  # as it trains what is exported
+    ],
+)
 @pytest.mark.parametrize("key", CASES)
 def test_two_iterations_train_and_are_drawn(
     key: str, algorithm: dict[str, Any], train: Any, checkpoints: Callable[[str], Path], tmp_path: Path

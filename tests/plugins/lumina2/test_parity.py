@@ -65,7 +65,7 @@ def test_the_twists_of_guidance_are_the_pipelines(family: TextToImage, shift: st
 
 @pytest.mark.parametrize("shift", ["released", "even", "dynamic"])
 def test_guidance_ends_at_the_step_at_which_the_pipeline_ends_it(family: TextToImage, shift: str) -> None:
-    for tenth in range(1, 10):
+    for tenth in (1, 4, 9):
         twists = {"cfg_trunc_ratio": tenth / 10}
         family.check(kind=shift, guidance=4.0, steps=10, options=twists, call=twists)
 
