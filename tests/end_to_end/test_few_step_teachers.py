@@ -56,7 +56,7 @@ def test_the_teacher_and_the_roles_are_the_weights_without_the_adapters_that_the
 @pytest.mark.parametrize(
     ("role", "told"),
     [
-        ("start", "; the teacher is the model without them, and with them under as: base"),
+        ("start", "; the teacher is the model without them, unless they are written as: base"),
         ("base", " are added to the frozen weights, which are the teacher; new ones train on top"),
     ],
 )
@@ -65,6 +65,15 @@ def test_a_run_says_who_the_teacher_is(role: str, told: str, tmp_path: Path) -> 
     raw = settings(tmp_path, {"lora": {"from": str(adapters(tmp_path)), "as": role}})
     prepare_run(validate(raw), say=said.append)
     assert any(line.endswith(told) for line in said), said
+
+
+@pytest.mark.parametrize(
+    ("train", "told"), [({"lora": {"rank": 2}}, "the model without adapters"), ("full", "what training starts from")]
+)
+def test_a_student_of_nothing_else_says_it_too(train: Any, told: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    prepare_run(validate(settings(tmp_path, train)), say=said.append)
+    assert f"the teacher is {told}" in said
 
 
 def test_such_a_run_is_resumed_to_the_bit(tmp_path: Path) -> None:

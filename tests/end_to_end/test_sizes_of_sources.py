@@ -17,7 +17,7 @@ from flowfactory.config.loading import validate
 from flowfactory.errors import UserError
 from flowfactory.training.iteration import collect
 from flowfactory.training.metrics import Timer
-from flowfactory.training.prompts import prompts_of
+from flowfactory.training.prompts import prepare_prompts, prompts_of, remarks
 from flowfactory.training.setup import prepare_run
 from flowfactory.types import Prompt
 
@@ -26,8 +26,8 @@ WIDE, SQUARE = Canvas(16, 32), Canvas(16, 16)
 
 @pytest.fixture
 def raw(tmp_path: Path) -> dict[str, Any]:
-    for name, words in (("photos", "red blue green"), ("signs", "gray black"), ("wide", "white yellow")):
-        (tmp_path / f"{name}.txt").write_text("".join(f"a {word} circle\n" for word in words.split()))
+    for name, words in (("photos", "red blue green"), ("signs", "purple cyan"), ("wide", "orange yellow")):
+        (tmp_path / f"{name}.txt").write_text("".join(f"a {word} circle on gray\n" for word in words.split()))
     sources: dict[str, Any] = {name: {"file": str(tmp_path / f"{name}.txt")} for name in ("photos", "signs", "wide")}
     sources["photos"]["weight"], sources["wide"]["size"] = 2, [16, 32]
     found = testing.settings(tmp_path, "nft")
@@ -90,6 +90,33 @@ def test_records_are_encoded_at_the_size_of_their_source(raw: dict[str, Any], tm
     run = prepare_run(validate(raw | {"algorithm": "sft", "rewards": {}}))
     shapes = {collect(run, iteration, Timer(torch.device("cpu"))).experience.latents.shape[-2:] for iteration in range(2)}
     assert len(shapes) == 2
+
+
+def test_what_hardly_was_meant_is_warned_of(raw: dict[str, Any], tmp_path: Path) -> None:
+    def told(**changes: Any) -> list[str]:
+        config = validate(raw | changes)
+        train, _ = prepare_prompts(config)
+        return list(remarks(config, train, ()))
+
+    none = "prompts.train: sizes take turns, and of 1 iteration none is at that of wide; set training.iterations higher, or "
+    assert told() == []
+    assert told(training={"iterations": 1}) == [f"{none}the other weights lower"]
+    file = write_records(tmp_path)
+    (tmp_path / "few.jsonl").write_text(file.read_text().splitlines()[0])
+    raw["prompts"]["train"] = {"square": {"file": str(file)}, "wide": {"file": str(tmp_path / "few.jsonl"), "size": [16, 32]}}
+    found = [line for line in told(algorithm="sft", rewards={}) if line.startswith("sampling.groups")]
+    few = "sampling.groups 2: there is 1 prompt of 16 x 32, so that an iteration learns more than once; set it lower"
+    assert found == [few]
+
+
+def test_a_reward_that_wants_squares_is_told_of_the_source_that_is_none(raw: dict[str, Any]) -> None:
+    raw["rewards"] = {"scene": "scene", "small": "jpeg-size"}
+    for name in ("photos", "signs"):
+        raw["prompts"]["train"][name]["rewards"] = ["scene", "small"]
+    with pytest.raises(UserError, match=r"reward scene judges square pictures, and prompts.train.wide.size is \[16, 32\]"):
+        validate(raw)
+    raw["prompts"]["train"]["wide"]["rewards"] = ["small"]
+    validate(raw)
 
 
 def test_what_cannot_be_is_told_by_the_name_of_the_source(raw: dict[str, Any]) -> None:

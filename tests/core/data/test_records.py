@@ -79,6 +79,9 @@ def test_a_pair_of_one_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^prompts.train: 'b' brings {file} as 'chosen' and as 'rejected', so that there is"):
         check_pairs(pairs)
     check_pairs([*pairs[:1], Prompt("c"), Prompt("d", chosen=file)])
+    (tmp_path / "below").mkdir()
+    with pytest.raises(UserError, match=rf"'e' brings {file} as"):
+        check_pairs([Prompt("e", chosen=file, rejected=tmp_path / "below" / ".." / "a.png")])
 
 
 @pytest.mark.parametrize(

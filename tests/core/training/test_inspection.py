@@ -174,7 +174,9 @@ def test_white_that_is_drawn_a_little_too_white_is_let_through() -> None:
     drawn = clamp_media(Trajectory(white, white, torch.ones(2)))
     assert drawn.overshoot is not None
     check_range(drawn.overshoot.tolist())
-    with pytest.raises(RunError, match=r"by .* of their contrast, and 0.15 is the most that a decoder overshoots; have it"):
+    with pytest.raises(
+        RunError, match=r"by .* of their contrast, and 0.15 is the most that a decoder overshoots; draw in more"
+    ):
         check_range(clamp_media(replace(drawn, media=2 * white - 1)).overshoot.tolist())  # type: ignore[union-attr]
 
 

@@ -202,16 +202,18 @@ def check_brought(prompts: Sequence[Prompt], wanted: Sequence[str], all_bring: b
         whose = f"{first.text[:60]!r} brings no" if all_bring else "none of the prompts brings a"
         told = " and no ".join(map(repr, keys)) + (", which are" if len(keys) > 1 else ", which is")
         where = "their paths" if len(keys) > 1 else "its path"
-        raise UserError(f"prompts.train: {whose} {told} learned from; write {where} beside the prompt in a .jsonl file")
+        raise UserError(
+            f"prompts.train: {whose} {told} learned from; write {where} beside the prompt in a .jsonl, .csv or .tsv file"
+        )
 
 
 def check_pairs(prompts: Sequence[Prompt]) -> None:
     """UserError: the ``chosen`` record of a prompt is its ``rejected`` one. Opens no file."""
     for prompt in prompts:
-        if prompt.chosen is not None and prompt.chosen == prompt.rejected:
+        if prompt.chosen and prompt.rejected and (file := prompt.chosen.resolve()) == prompt.rejected.resolve():
             raise UserError(
-                f"prompts.train: {prompt.text[:60]!r} brings {prompt.chosen} as 'chosen' and as 'rejected', so that there is "
-                "nothing to prefer; write another path, or leave the prompt out"
+                f"prompts.train: {prompt.text[:60]!r} brings {file} as 'chosen' and as 'rejected', so that there is nothing to "
+                "prefer; write another path, or leave the prompt out"
             )
 
 

@@ -42,7 +42,7 @@ class StartingAdapters:
             followed = "teacher" if taught_by_base else "reference"
             return f"{told} are added to the frozen weights, which are the {followed}; new ones train on top"
         if taught_by_base:
-            return f"training starts from {told}; the teacher is the model without them, and with them under as: base"
+            return f"training starts from {told}; the teacher is the model without them, unless they are written as: base"
         return f"training starts from {told}, which are the reference"
 
     def adapters(self, name: str, module: nn.Module) -> Adapters:

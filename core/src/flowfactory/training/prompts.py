@@ -83,13 +83,26 @@ def prompt_checks(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[
 def remarks(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[Prompt]) -> Iterator[str]:
     """A sentence for each thing about the prompts that is allowed and most likely not what somebody wanted."""
     yield from remarks_on_prompts(config, train, heldout)
-    if train and config.algorithm.learns_from != "samples" and (groups := config.sampling.groups) > len(train):
-        yield (
-            f"sampling.groups {groups}: there are {len(train):,} prompts, so that an iteration learns from some of them more "
-            "than once; set it lower"
-        )
+    yield from _remarks_on_turns(config)
+    groups = config.sampling.groups
     for part, canvas in on_canvases(config, train):
+        if part and config.algorithm.learns_from != "samples" and groups > len(part):
+            there = "there is 1 prompt" if len(part) == 1 else f"there are {len(part):,} prompts"
+            size = "" if len(part) == len(train) else f" of {canvas.height} x {canvas.width}"
+            more = "more than once" if len(part) == 1 else "from some of them more than once"
+            yield f"sampling.groups {groups}: {there}{size}, so that an iteration learns {more}; set it lower"
         yield from _remarks_on_pictures(find_records(config, part)[: prompts.LOOKED_INTO], canvas)
+
+
+def _remarks_on_turns(config: RunConfig) -> Iterator[str]:
+    """Sources whose size no iteration of the run draws at."""
+    turns = config.training.iterations
+    drawn = {drawn_from(config, iteration).canvas for iteration in range(min(turns, sum(config.prompts.weights.values())))}
+    if left := [name for name, canvas in source_canvases(config).items() if name and canvas not in drawn]:
+        yield (
+            f"prompts.train: sizes take turns, and of {turns} iteration{'s' if turns > 1 else ''} none is at that of "
+            f"{' or '.join(left)}; set training.iterations higher, or the other weights lower"
+        )
 
 
 def _remarks_on_pictures(records: Sequence[Path], canvas: Canvas) -> Iterator[str]:

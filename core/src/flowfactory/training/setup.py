@@ -145,6 +145,8 @@ def prepare_run(
     policy = Policy(trainable, assembly.hooks.log_prob, device, precision, config.seed, host, config.model.quantize, trains)
     if policy.start:
         say(policy.start.sentence(config.algorithm.taught_by_base))
+    elif trains and config.algorithm.taught_by_base:
+        say(f"the teacher is {'the model without adapters' if policy.lora else 'what training starts from'}")
     sampler = _make_sampler(config, assembly, policy, trainable, folder, ranks)
     ahead = EncodingAhead(train, config)
     records = _make_records(config, assembly, trainable, device, ranks, say) if trains and config.learned_records else None

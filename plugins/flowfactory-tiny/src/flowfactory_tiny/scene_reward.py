@@ -38,6 +38,10 @@ class SceneConfig(ComponentConfig):
     def check(self, run: RunConfig) -> None:
         """Every prompt that it judges is a caption of the tiny world, which is the only thing this reward can read."""
         rewards.check_prompts(run, self, partial(read_caption, "scene"))
+        named = {f"prompts.train.{name}.size": source.size for name, source in run.prompts.named.items() if not source.rewards}
+        for key, size in {"sampling.size": run.sampling.size, "evaluation.size": run.evaluation.size, **named}.items():
+            if size is not None and size[0] != size[1] and (key != "sampling.size" or None in named.values() or not named):
+                raise ValueError(f"reward scene judges square pictures, and {key} is {list(size)}; make it square")
 
     def weight_bytes(self) -> dict[str, int]:
         return {}

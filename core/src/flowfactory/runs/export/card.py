@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from flowfactory.config import yaml as config_yaml
+from flowfactory.config.canvases import source_canvases
 from flowfactory.config.schema import RunConfig, reward_weight
 from flowfactory.config.warm_start import is_base
 from flowfactory.runs.directory import RunDirectory
@@ -88,16 +89,15 @@ def _ways(config: RunConfig) -> list[str]:
 
 def _drawn(config: RunConfig) -> str:
     """The settings that belong to the weights."""
-    sampling, evaluation = config.sampling, config.evaluation
-    steps, canvas = evaluation.steps or sampling.steps, evaluation.canvas(sampling)
-    guidance = sampling.guidance if evaluation.guidance is None else evaluation.guidance
-    what = (
-        f"{canvas.frames} frames of {canvas.height} x {canvas.width}"
-        if sampling.frames
-        else f"{canvas.height} x {canvas.width}"
-    )
+    sampling, evaluation, student = config.sampling, config.evaluation, config.algorithm.taught_by_base
+    steps, guidance, canvases = sampling.steps, sampling.guidance, list(dict.fromkeys(source_canvases(config).values()))
+    if not student:
+        steps, canvases = evaluation.steps or steps, [evaluation.canvas(sampling)]
+        guidance = guidance if evaluation.guidance is None else evaluation.guidance
+    sizes = " and ".join(f"{canvas.height} x {canvas.width}" for canvas in canvases)
+    what = f"{canvases[0].frames} frames of {sizes}" if sampling.frames else sizes
     told = f"in {steps} step{'s' if steps > 1 else ''} under guidance {guidance:g}, {what} pixels (height x width)"
-    return f"It is a student that draws {told}." if config.algorithm.taught_by_base else f"Its evaluations drew {told}."
+    return f"It is a student that draws {told}." if student else f"Its evaluations drew {told}."
 
 
 def _summary(config: RunConfig, origin: Origin, exported: Exported) -> str:
