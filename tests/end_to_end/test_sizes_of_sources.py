@@ -26,7 +26,7 @@ WIDE, SQUARE = Canvas(16, 32), Canvas(16, 16)
 
 @pytest.fixture
 def raw(tmp_path: Path) -> dict[str, Any]:
-    for name, words in (("photos", "red blue green"), ("signs", "purple cyan"), ("wide", "orange yellow")):
+    for name, words in (("photos", "red blue green"), ("signs", "cyan purple"), ("wide", "purple yellow")):
         (tmp_path / f"{name}.txt").write_text("".join(f"a {word} circle on gray\n" for word in words.split()))
     sources: dict[str, Any] = {name: {"file": str(tmp_path / f"{name}.txt")} for name in ("photos", "signs", "wide")}
     sources["photos"]["weight"], sources["wide"]["size"] = 2, [16, 32]

@@ -137,6 +137,6 @@ def check_range(overshoot: Sequence[float]) -> None:
     if mean > OVERSHOOT:
         raise RunError(
             f"the model's media lie outside [0, 1] by {mean:.2f} of their contrast, and {OVERSHOOT} is the most that a decoder "
-            "overshoots; draw in more steps or under less guidance, and where that is not it, have the model return [0, 1], not "
-            "[-1, 1] or 0 to 255"
+            "overshoots; draw in more steps or under less guidance, and where that is not it, have the model return [0, 1], "
+            "not [-1, 1] or 0 to 255"
         )
