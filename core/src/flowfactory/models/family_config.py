@@ -15,7 +15,7 @@ from flowfactory.models.resolution import Grid
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
 
-TEXT_WIDTHS = ("joint_attention_dim", "text_dim", "cap_feat_dim", "caption_channels")
+TEXT_WIDTHS = ("joint_attention_dim", "text_dim", "cap_feat_dim", "caption_channels", "text_embed_dim")
 """Keys of transformers' configs that say how wide the embedding of a token of the text is."""
 ENTRY_HEADER = 256
 """Bytes of a file of the cache beside its tensors, about."""
