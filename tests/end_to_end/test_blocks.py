@@ -23,7 +23,17 @@ from flowfactory.policy import blocks, quantization
 from flowfactory.testing import Bench, bench
 from flowfactory.testing.tiny_checkpoints import sd3_transformer
 
-MODELS = {"chroma": 4, "flux1": 4, "flux2": 4, "lumina2": 4, "qwen-image": 2, "sana": 2, "z-image": 4, "wan-t2v": 2}
+MODELS = {
+    "chroma": 4,
+    "flux1": 4,
+    "flux2": 4,
+    "hunyuan-video-1.5": 2,
+    "lumina2": 4,
+    "qwen-image": 2,
+    "sana": 2,
+    "z-image": 4,
+    "wan-t2v": 2,
+}
 """How many blocks each has."""
 BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
 Change = Callable[[nn.Module, tuple[str, ...]], object]

@@ -20,10 +20,20 @@ from flowfactory.testing import ODE, Bench, bench
 
 GUIDED = (
     *("chroma", "flux2-klein", "lumina2", "qwen-image", "qwen-image-edit", "sana", "z-image"),
-    *("wan-t2v", "wan-i2v", "wan-v2v"),
+    *("hunyuan-video-1.5", "hunyuan-video-1.5-i2v", "wan-t2v", "wan-i2v", "wan-v2v"),
 )
 
-FACTORS = {"chroma": 3.0, "flux2-klein": 3.0, "sana": 3.0, "z-image": 4.0, "wan-t2v": 3.0, "wan-i2v": 3.0, "wan-v2v": 3.0}
+FACTORS = {
+    "chroma": 3.0,
+    "flux2-klein": 3.0,
+    "hunyuan-video-1.5": 3.0,
+    "hunyuan-video-1.5-i2v": 3.0,
+    "sana": 3.0,
+    "z-image": 4.0,
+    "wan-t2v": 3.0,
+    "wan-i2v": 3.0,
+    "wan-v2v": 3.0,
+}
 """How far the guided velocity moves with the prompt's, where guidance is linear, at the guidance of :func:`place`."""
 
 

@@ -77,7 +77,7 @@ def write_config(folder: Path, name: str) -> Path:
 def test_a_start_with_cached_prompts_imports_what_it_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOWFACTORY_CACHE", str(tmp_path / "cache"))
     names = ["tiny", "flux1", "flux1-kontext", "flux2", "flux2-klein", "qwen-image", "qwen-image-edit", "z-image"]
-    names += ["lumina2", "sana", "chroma", "wan-t2v", "wan-i2v", "wan-v2v"]
+    names += ["lumina2", "sana", "chroma", "hunyuan-video-1.5", "hunyuan-video-1.5-i2v", "wan-t2v", "wan-i2v", "wan-v2v"]
     files = [write_config(tmp_path / name, name) for name in names]
     done = subprocess.run(
         [sys.executable, "-c", DRAW.format(large=LARGE), *map(str, files)], capture_output=True, text=True, timeout=300
