@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent
 CORE, SD3, TINY = "core", "plugins/flowfactory-sd3", "plugins/flowfactory-tiny"
 PLUGINS = ("grpo", "nft", "awm", "dpo", "crd", "sft", "distill")
 GRPO, NFT, AWM, DPO, CRD, SFT, DISTILL = (f"plugins/flowfactory-{name}" for name in PLUGINS)
+HUNYUAN_VIDEO = "plugins/flowfactory-hunyuan-video"
 CHROMA, LUMINA2, SANA = "plugins/flowfactory-chroma", "plugins/flowfactory-lumina2", "plugins/flowfactory-sana"
 KREA, QWEN_IMAGE, Z_IMAGE = "plugins/flowfactory-krea", "plugins/flowfactory-qwen-image", "plugins/flowfactory-z-image"
 FLUX, WAN, REWARDS = "flowfactory-flux", "flowfactory-wan", "flowfactory-rewards"
@@ -27,6 +28,7 @@ PACKAGES = {  # what is built, by the folder of its tests
     "plugins/tiny": TINY,
     "plugins/krea": KREA,
     "plugins/chroma": CHROMA,
+    "plugins/hunyuan-video": HUNYUAN_VIDEO,
     "plugins/lumina2": LUMINA2,
     "plugins/sana": SANA,
     "plugins/qwen-image": QWEN_IMAGE,

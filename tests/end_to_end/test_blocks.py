@@ -23,8 +23,8 @@ from flowfactory.policy import blocks, quantization
 from flowfactory.testing import Bench, bench
 from flowfactory.testing.tiny_checkpoints import sd3_transformer
 
-MODELS = {"chroma": 4, "flux1": 4, "flux2": 4, "krea2": 4, "lumina2": 4, "sana": 2, "z-image": 4, "wan-t2v": 2} | dict.fromkeys(
-    ("qwen-image", "qwen-image-2.1"), 2
+MODELS = dict.fromkeys(("chroma", "flux1", "flux2", "krea2", "lumina2", "z-image"), 4) | dict.fromkeys(
+    ("hunyuan-video-1.5", "qwen-image", "qwen-image-2.1", "sana", "wan-t2v"), 2
 )
 """How many blocks each has."""
 BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32

@@ -165,7 +165,10 @@ def test_evaluations_are_counted(
     assert (sizes.evaluations, sizes.evaluated) == (times, 3 * 7 * held)
 
 
-@pytest.mark.parametrize("name", ["tiny", "chroma", "flux1", "krea2", "lumina2", "sana", "z-image", "wan-t2v", "qwen-image"])
+@pytest.mark.parametrize(
+    "name",
+    ["tiny", "chroma", "flux1", "hunyuan-video-1.5", "krea2", "lumina2", "sana", "z-image", "wan-t2v", "qwen-image"],
+)
 def test_encoded_prompts_take_about_as_many_bytes_as_is_told(name: str, write: Write, tmp_path: Path) -> None:
     config = write()
     if name != "tiny":

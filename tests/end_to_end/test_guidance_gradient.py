@@ -19,7 +19,8 @@ from flowfactory.discovery.discover import discover
 from flowfactory.testing import ODE, Bench, bench
 
 WAN = ("wan-t2v", "wan-i2v", "wan-flf2v", "wan-v2v")
-THREE = ("chroma", "flux2-klein", "qwen-image-2.1", "sana", *WAN)
+HUNYUAN = ("hunyuan-video-1.5", "hunyuan-video-1.5-i2v")
+THREE = ("chroma", "flux2-klein", "qwen-image-2.1", "sana", *HUNYUAN, *WAN)
 GUIDED = (*THREE, "krea2", "lumina2", "qwen-image", "qwen-image-edit", "z-image")
 
 FACTORS = {"krea2": 4.0, "z-image": 4.0} | dict.fromkeys(THREE, 3.0)

@@ -79,6 +79,7 @@ def test_a_start_with_cached_prompts_imports_what_it_uses(tmp_path: Path, monkey
     names = ["tiny", "flux1", "flux1-kontext", "flux2", "flux2-klein", "krea2", "lumina2", "sana", "chroma", "qwen-image"]
     names += ["qwen-image-edit", "qwen-image-2.1", "qwen-image-2.1-edit", "z-image"]
     names += ["wan-t2v", "wan-i2v", "wan-flf2v", "wan-v2v"]
+    names += ["hunyuan-video-1.5", "hunyuan-video-1.5-i2v"]
     files = [write_config(tmp_path / name, name) for name in names]
     done = subprocess.run(
         [sys.executable, "-c", DRAW.format(large=LARGE), *map(str, files)], capture_output=True, text=True, timeout=300

@@ -33,7 +33,7 @@ def change(file: Path, before: str, after: str) -> None:
 
 def test_everything_goes_with_the_version() -> None:
     assert find_faults(ROOT, rehearsal=True) == []
-    assert len(package_folders(ROOT)) == 19
+    assert len(package_folders(ROOT)) == 20
 
 
 def test_a_date_is_all_that_a_release_lacks(copied: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import tiny_chroma
 import tiny_flux
+import tiny_hunyuan_video
 import tiny_krea
 import tiny_lumina2
 import tiny_qwen_image
@@ -49,6 +50,10 @@ CASES = {
     ),
     "flux2": Case("flux2", tiny_flux.flux2, {"max_sequence_length": 64}, guidance=4.0),
     "flux2-klein": Case("flux2-klein", tiny_flux.klein, TEXT, guidance=4.0),
+    "hunyuan-video-1.5": Case("hunyuan-video-1.5", tiny_hunyuan_video.text_to_video, {}, (32, 32, 5), guidance=6.0),
+    "hunyuan-video-1.5-i2v": Case(
+        "hunyuan-video-1.5-i2v", tiny_hunyuan_video.image_to_video, {}, (32, 32, 5), guidance=6.0, images=1
+    ),
     "krea2": Case("krea2", tiny_krea.krea2, {"max_sequence_length": 64}, guidance=4.0),
     "qwen-image": Case("qwen-image", tiny_qwen_image.qwen_image, guidance=4.0),
     "qwen-image-edit": Case("qwen-image-edit", tiny_qwen_image.qwen_image_edit, AREAS, guidance=4.0, images=2),

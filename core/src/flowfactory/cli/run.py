@@ -69,7 +69,7 @@ def run(
 
 
 PLUGINS = (
-    *("awm", "chroma", "crd", "distill", "dpo", "flux", "grpo", "krea", "lumina2", "nft", "qwen_image"),
+    *("awm", "chroma", "crd", "distill", "dpo", "flux", "grpo", "hunyuan_video", "krea", "lumina2", "nft", "qwen_image"),
     *("rewards", "sana", "sd3", "sft", "tiny", "wan", "z_image"),
 )
 OURS = ("flowfactory", *(f"flowfactory_{name}" for name in PLUGINS))

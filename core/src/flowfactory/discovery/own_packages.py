@@ -8,6 +8,7 @@ OWN_PACKAGES: dict[str, dict[str, tuple[str, ...]]] = {
     "model": {
         "flowfactory-chroma": ("chroma",),
         "flowfactory-flux": ("flux1", "flux1-kontext", "flux2", "flux2-klein"),
+        "flowfactory-hunyuan-video": ("hunyuan-video-1.5", "hunyuan-video-1.5-i2v"),
         "flowfactory-krea": ("krea2",),
         "flowfactory-lumina2": ("lumina2",),
         "flowfactory-qwen-image": ("qwen-image", "qwen-image-edit", "qwen-image-2.1", "qwen-image-2.1-edit"),

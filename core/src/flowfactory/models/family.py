@@ -105,8 +105,9 @@ class Family:
     may be.
     comfyui: how ComfyUI's loader of adapters calls the linear layers: a regular expression of a layer's whole name and what it
     is there, the first that matches; none where ComfyUI has no such model. experts: what users call each of ``transformers``.
-    optional: the parts among all these that a checkpoint need not have. unused: by part, patterns of names of weights
-    that make no difference, see :func:`~flowfactory.models.refuse_gaps`.
+    optional: the parts among all these that a checkpoint need not have. unopened: those that its pipeline has and nothing here
+    reads. unused: by part, patterns of names of weights that make no difference, see
+    :func:`~flowfactory.models.refuse_gaps`.
     chat_template: whether its tokenizer must have one. float32: parts that are never rounded; exact: what ``encode`` makes that
     is not rounded to the run's dtype.
     unread, frame_rate, negative_media, canvas_matters: see Trainable.
@@ -139,6 +140,7 @@ class Family:
     not_encoded: tuple[str, ...] = ()
     padded: frozenset[str] = frozenset()
     optional: tuple[str, ...] = ()
+    unopened: tuple[str, ...] = ()
     unused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     chat_template: bool = False
     float32: tuple[str, ...] = ()

@@ -15,7 +15,10 @@ from flowfactory.models.resolution import Grid
 if TYPE_CHECKING:
     from flowfactory.config.schema import RunConfig
 
-TEXT_WIDTHS = ("joint_attention_dim", "text_dim", "cap_feat_dim", "caption_channels", "text_hidden_dim")
+TEXT_WIDTHS = (
+    *("joint_attention_dim", "text_dim", "cap_feat_dim", "caption_channels", "text_hidden_dim"),
+    "text_embed_dim",
+)
 """Keys of transformers' configs that say how wide the embedding of a token of the text is."""
 TEXT_LAYERS = "num_text_layers"
 """The key that says how many layers of the text encoder the embedding is of, where it is of several."""

@@ -104,7 +104,8 @@ class FamilyModel:
         with checkpoint.asking_the_hub(online):
             if online:  # before any weight is read, also of what is on the hub
                 self._check_targets()
-            kept = [name for name, there in checkpoint.parts.items() if there and name not in family.encoders]
+            others = {*family.encoders, *family.unopened}
+            kept = [name for name, there in checkpoint.parts.items() if there and name not in others]
             trained = family.trained_transformers(checkpoint, self._config)
             checkpoint.require((*family.needed, *trained))
             checkpoint.fetch(kept)

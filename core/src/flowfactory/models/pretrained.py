@@ -23,7 +23,7 @@ from flowfactory.models.library_imports import library_class, only_diffusers, re
 from flowfactory.models.loading_report import load_module
 from flowfactory.models.scheduler_settings import check_scheduler
 from flowfactory.models.single_file import load_single_file
-from flowfactory.models.tokenizers import check_vocabulary, check_vocabulary_files, limit_length, load_tokenizer
+from flowfactory.models.tokenizers import OF_BYTES, check_vocabulary, check_vocabulary_files, limit_length, load_tokenizer
 from flowfactory.postponed_imports import settle_imports
 
 LIBRARIES = ("diffusers", "transformers")
@@ -153,7 +153,8 @@ class Pretrained:
         if name == "scheduler":
             check_scheduler(folder / name, self._class_name(index, name)[1], f"{name} of {self.path}")
         if name in (_vocabulary_of(index, part) for part in index if part.startswith("text_encoder")):
-            check_vocabulary_files(folder / name, f"{name} of {self.path}")
+            if self._class_name(index, name)[1] != OF_BYTES:
+                check_vocabulary_files(folder / name, f"{name} of {self.path}")
             check_file(folder / name / "tokenizer_config.json")  # else transformers makes up its length and its padding
         others = variants(folder / name)
         if others and not weight_files(folder / name, self._variant) and not weight_files(folder / name):

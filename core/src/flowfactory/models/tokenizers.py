@@ -26,6 +26,8 @@ FILES = (
     *(MERGED, ("spiece.model",), ("vocab.txt",)),
 )
 """Any of these is a vocabulary; which of them depends on the class."""
+OF_BYTES = "ByT5Tokenizer"
+"""The class whose vocabulary is the bytes themselves, in no file."""
 WORDS = ("cat", "red")
 """Two words of one length, which any vocabulary of a language tells apart."""
 LEAST_SHARE = 0.9
@@ -45,7 +47,8 @@ def load_tokenizer(kind: Any, path: Path | str, source: str, **options: Any) -> 
     if is_local(path):
         check_settings(Path(path))  # its folder may be that of a model whose weights are not read
         named = getattr(kind, "vocab_files_names", {}).values()
-        check_vocabulary_files(Path(path), source, [name for name in named if name != FILES[0][0]])
+        if kind.__name__ != OF_BYTES:
+            check_vocabulary_files(Path(path), source, [name for name in named if name != FILES[0][0]])
     with reading(source):
         tokenizer = kind.from_pretrained(path, trust_remote_code=False, **options)
         ids = [tuple(_text_side(tokenizer)(word)["input_ids"]) for word in WORDS]

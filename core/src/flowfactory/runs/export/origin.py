@@ -40,11 +40,19 @@ class Origin:
     licence: tuple[tuple[str, str], ...] = ()
     index: Mapping[str, Any] = field(default_factory=dict)
 
-    def absent_parts(self) -> list[str]:
-        """The parts that diffusers wants to be told that there are none of, before it opens the pipeline."""
+    def loads_adapters(self) -> bool:
+        """Whether the pipeline loads adapters, rather than its transformers alone."""
+        kind = self._class()
+        return kind is None or hasattr(kind, "load_lora_weights")
+
+    def _class(self) -> Any:
         import diffusers
 
-        kind = getattr(diffusers, str(self.index.get("_class_name")), None)
+        return getattr(diffusers, str(self.index.get("_class_name")), None)
+
+    def absent_parts(self) -> list[str]:
+        """The parts that diffusers wants to be told that there are none of, before it opens the pipeline."""
+        kind = self._class()
         if kind is None:
             return []
         wanted = [name for name, part in inspect.signature(kind).parameters.items() if part.default is part.empty]

@@ -22,7 +22,7 @@ def describe_use(config: RunConfig, origin: Origin, form: str, files: Mapping[st
         return _whole_pipeline(config, origin) if origin.pipeline else _module_alone(origin, files)
     if not origin.pipeline:
         return _adapted_module(origin, list(files))
-    lines = _peft(list(files)) if form == PEFT else _diffusers(files)
+    lines = _peft(list(files)) if form == PEFT else _diffusers(files, origin.loads_adapters())
     libraries = ["from peft import PeftModel"] if form == PEFT else []
     return _prose_of(origin) + _python(_base(config, origin, libraries) + lines)
 
@@ -52,7 +52,9 @@ def _prose_of(origin: Origin) -> str:
     return f"`files` finds the model in the installed package `{origin.package}`.\n\n" if origin.package else ""
 
 
-def _diffusers(files: Mapping[str, Path]) -> list[str]:
+def _diffusers(files: Mapping[str, Path], by_pipeline: bool) -> list[str]:
+    if not by_pipeline:
+        return [f'pipeline.{name}.load_lora_adapter(folder, weight_name="{file.as_posix()}")' for name, file in files.items()]
     # the file by its whole name: with subfolder, diffusers takes one of that name in a local folder itself
     return [
         "pipeline.load_lora_weights(folder)"
