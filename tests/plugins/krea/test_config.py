@@ -10,25 +10,22 @@ from typing import Any
 
 import policy_gradient
 import pytest
-import torch
 from families import LORA, check_sizes, train_two_iterations
+from text_to_image import TextToImage
 
 from flowfactory import UserError
 from flowfactory.config.loading import load, validate
 from flowfactory.models.pretrained import Pretrained
-from flowfactory.testing import bench
 from flowfactory.testing.two_parameter import FILE
 from flowfactory_krea.krea2 import KREA2
 
-BFLOAT = torch.bfloat16
-
 
 @pytest.fixture
-def settings(checkpoint: Any, tmp_path: Path) -> dict[str, Any]:
+def settings(family: TextToImage, tmp_path: Path) -> dict[str, Any]:
     """A config, as a mapping."""
     (tmp_path / "train.txt").write_text("a photo of a red circle\nblue cat\n")
     return {
-        "model": {"name": "krea2", "path": str(checkpoint()), "max_sequence_length": 64, "train": LORA},
+        "model": {"name": "krea2", "path": str(family.checkpoint()), "max_sequence_length": 64, "train": LORA},
         "algorithm": "reinforce",
         "rewards": {"light": "bright"},
         "prompts": {"train": str(tmp_path / "train.txt")},
@@ -88,30 +85,8 @@ def test_a_checkpoint_of_another_pipeline_is_one_line(settings: dict[str, Any], 
         validate(settings)
 
 
-def test_an_encoded_prompt_is_as_large_as_all_its_layers(options: Any, checkpoint: Any) -> None:
-    assert options(checkpoint()).encoded_bytes(2) == 64 * 3 * 32 * 2 + 256  # tokens, layers, width, bytes; and the header
-
-
-@pytest.mark.parametrize("train", ["full", LORA], ids=["full", "lora"])
-def test_bf16_draws_and_replays_what_it_drew(options: Any, checkpoint: Any, tmp_path: Path, train: Any) -> None:
-    config = options(checkpoint(), train=train)
-    prompts = ("a photo of a red circle", "cat")
-    made = bench(config, tmp_path, prompts, (32, 48), guidance=4.0, group_size=2, precision=BFLOAT)
-    drawn = made.draw(4)
-    assert bool(drawn.media.isfinite().all())
-    assert drawn.latents.dtype == torch.float32
-    assert len(drawn.steps) > 0
-    for step in drawn.steps:
-        replayed = made.policy.evaluate(step).log_prob
-        assert replayed is not None
-        assert step.log_prob is not None
-        assert float((torch.exp(replayed - step.log_prob) - 1).abs().max().detach()) < 1e-5
-    assert {weight.dtype for weight in made.policy.parameters.values()} == {torch.float32}
-    stored = {name: w.dtype for name, w in made.policy.modules["transformer"].named_parameters() if "lora" not in name}
-    rounded = {dtype for name, dtype in stored.items() if "norm" not in name}
-    assert rounded == ({torch.float32} if train == "full" else {BFLOAT})
-    assert {dtype for name, dtype in stored.items() if "norm" in name} == {torch.float32}
-    assert {entry["embeds"].dtype for entry in made.conditions.entries} == {BFLOAT}
+def test_an_encoded_prompt_is_as_large_as_all_its_layers(family: TextToImage) -> None:
+    assert family.options().encoded_bytes(2) == 64 * 3 * 32 * 2 + 256  # tokens, layers, width, bytes; and the header
 
 
 def test_the_example_is_valid_as_it_is_and_for_the_distilled_checkpoint() -> None:
