@@ -262,6 +262,7 @@ def keys(section: str, key: str, known: Sequence[str], schema: type[BaseModel]) 
     word = plain(key)
     targets = KEYS.get(word, ())
     here = [t.rpartition(".")[2] for t in targets if t in known or (t.rpartition(".")[0] == section and exists(schema, t))]
+    here = here or [last for t in targets if (last := t.rpartition(".")[2]) in known]
     if here or word in known:
         return list(dict.fromkeys(here)) or [word]
     elsewhere = [target for target in targets if "." in target or not section]
