@@ -50,6 +50,7 @@ def trained(checkpoints: Callable[[str], Path], tmp_path: Path) -> Train:
             "output": {"dir": str(tmp_path / "run")},
             "plugins": [FILE],
             "device": "cpu",
+            "seed": 1,  # whose rounding is below what preflight takes for another model, and above the clip ranges
         }
         said: list[str] = []
         return train(validate(raw), say=said.append).records()[-1], said

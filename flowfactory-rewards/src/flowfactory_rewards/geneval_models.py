@@ -14,7 +14,7 @@ from flowfactory.models import check_vocabulary, load_tokenizer, reading
 from flowfactory_rewards.dual_encoder import DualEncoder, load_clip
 from flowfactory_rewards.geneval_rules import COLORS, Box, Detection
 from flowfactory_rewards.reward_model import to_pil
-from flowfactory_rewards.weights import GREY, from_pretrained, load_config, load_pretrained, refuse_one_answer
+from flowfactory_rewards.weights import from_pretrained, grey, load_config, load_pretrained, refuse_one_answer
 
 CLASS_ALIASES = {
     "airplane": "aeroplane",
@@ -121,7 +121,7 @@ class ColorClassifier:
         self._clip: DualEncoder = load_clip(path, path, device, dtype)
         with torch.inference_mode(), reading(path):
             refuse_one_answer(lambda prompt: self._clip.embed_texts([prompt]), path)
-            self._clip.embed_images(GREY)
+            self._clip.embed_images(grey())
         self._known: dict[str, Tensor] = {}
 
     def __call__(self, picture: Tensor, boxes: Sequence[Box], name: str) -> list[str]:

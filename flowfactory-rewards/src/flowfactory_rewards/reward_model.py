@@ -15,7 +15,7 @@ from flowfactory import CheckpointPath, ComponentConfig, Device, Samples, UserEr
 from flowfactory.models import check_file, check_files, reading
 from flowfactory.rewards import load_shared, to_pixels
 from flowfactory_rewards.frame_sampling import sample_frames
-from flowfactory_rewards.weights import GREY, count_parameters, refuse_one_answer
+from flowfactory_rewards.weights import count_parameters, grey, refuse_one_answer
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -97,9 +97,9 @@ class RewardModel:
         scorer = load_shared(self._load, *self._arguments, *self._config.device_and_dtype(device))
         with torch.inference_mode(), reading(self._config.path):
             if self.reads_prompts:
-                refuse_one_answer(lambda prompt: scorer(GREY, [prompt]), self._config.path)
+                refuse_one_answer(lambda prompt: scorer(grey(), [prompt]), self._config.path)
             else:
-                scorer(GREY, [""])
+                scorer(grey(), [""])
         self._scorer = scorer
 
     @hookimpl

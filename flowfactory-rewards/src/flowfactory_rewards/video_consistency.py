@@ -17,7 +17,7 @@ from flowfactory_rewards.dependencies import missing_module, require
 from flowfactory_rewards.frame_sampling import sample_frames
 from flowfactory_rewards.prompt_checks import check_videos
 from flowfactory_rewards.reward_model import RewardModelConfig, to_pil
-from flowfactory_rewards.weights import BUFFERS, GREY, from_pretrained, load_config, load_pretrained
+from flowfactory_rewards.weights import BUFFERS, from_pretrained, grey, load_config, load_pretrained
 
 if TYPE_CHECKING:
     from flowfactory import RunConfig
@@ -71,7 +71,7 @@ class VideoConsistency:
         """Read the weights. UserError: ``path`` has no vision transformer, or sees no picture."""
         vision = load_shared(VisionEncoder, self._config.path, *self._config.device_and_dtype(device))
         with torch.inference_mode(), reading(self._config.path):
-            vision(GREY)
+            vision(grey())
         self._vision = vision
 
     @hookimpl

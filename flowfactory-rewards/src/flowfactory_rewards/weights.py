@@ -22,8 +22,11 @@ BUFFERS = (r"(.*\.)?position_ids", r"(.*\.)?relative_position_index", r"(.*\.)?n
 """Names that older releases of many models have among their weights, and newer classes work out or never read."""
 TWO_PROMPTS = ("a red cat", "a big dog")
 """Prompts of one length that no model with its vocabulary and its weights takes for the same."""
-GREY = torch.full((1, 3, 64, 64), 0.5)
-"""A picture that every model can look at, through a picture processor that goes with it."""
+
+
+def grey() -> Tensor:
+    """A picture [1, 3, 64, 64] that every model can look at, through a picture processor that goes with it."""
+    return torch.full((1, 3, 64, 64), 0.5)
 
 
 def from_pretrained(part: Any, path: str, **options: Any) -> Any:

@@ -78,5 +78,8 @@ def test_a_pair_of_which_one_is_missing_is_named(tmp_path: Path) -> None:
     raw = settings(tmp_path)
     file = Path(raw["prompts"]["train"])
     file.write_text(file.read_text() + '\n{"prompt": "one alone", "chosen": "0-chosen.png"}')
-    with testing.run_suite.cache_of(raw), pytest.raises(UserError, match="'one alone' brings no 'chosen' and 'rejected'"):
+    with (
+        testing.run_suite.cache_of(raw),
+        pytest.raises(UserError, match="'one alone' brings no 'rejected', which is learned from"),
+    ):
         train(validate(raw), say=lambda _: None)
