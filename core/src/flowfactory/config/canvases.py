@@ -37,6 +37,11 @@ def drawn_from(config: RunConfig, iteration: int) -> Drawn:
     return Drawn(canvas, own, turn + iteration // total * shares[canvas])
 
 
+def drawn_within(config: RunConfig, iterations: int) -> set[Canvas]:
+    """The canvases that have a turn in so many iterations."""
+    return {canvas for canvas, _ in deal(tuple(_shares(config).items()))[:iterations]}
+
+
 def source_canvases(config: RunConfig) -> dict[str, Canvas]:
     """What the prompts of each source are drawn on, by its name, "" where there is one file without."""
     drawn, named = config.sampling.canvas, config.prompts.named

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flowfactory.canvas import Canvas
-from flowfactory.config.canvases import drawn_from, source_canvases
+from flowfactory.config.canvases import drawn_from, drawn_within, source_canvases
 from flowfactory.config.idle_keys import remarks_on_prompts
 from flowfactory.config.schema import RunConfig, reward_weight
 from flowfactory.data import prompts
@@ -97,7 +97,7 @@ def remarks(config: RunConfig, train: Sequence[Prompt], heldout: Sequence[Prompt
 def _remarks_on_turns(config: RunConfig) -> Iterator[str]:
     """Sources whose size no iteration of the run draws at."""
     turns = config.training.iterations
-    drawn = {drawn_from(config, iteration).canvas for iteration in range(min(turns, sum(config.prompts.weights.values())))}
+    drawn = drawn_within(config, turns)
     if left := [name for name, canvas in source_canvases(config).items() if name and canvas not in drawn]:
         yield (
             f"prompts.train: sizes take turns, and of {turns} iteration{'s' if turns > 1 else ''} none is at that of "
