@@ -66,6 +66,19 @@ def draw_one_by_one(made: Bench) -> Trajectory:
     return made.draw(1)
 
 
+def settings_of(name: str, checkpoint: Path, folder: Path, **options: Any) -> dict[str, Any]:
+    """A config, as a mapping: adapters of the model ``name``, two prompts in ``folder``, the algorithm and reward of tests."""
+    (folder / "train.txt").write_text("a photo of a red circle\nblue cat\n")
+    return {
+        "model": {"name": name, "path": str(checkpoint), **options, "train": LORA},
+        "algorithm": "reinforce",
+        "rewards": {"light": "bright"},
+        "prompts": {"train": str(folder / "train.txt")},
+        "sampling": {"size": [32, 32], "guidance": 4, "dynamics": "flow-sde"},
+        "plugins": [FILE, policy_gradient.__file__],
+    }
+
+
 def check_sizes(settings: dict[str, Any], section: str, size: list[int], nearest: list[int]) -> None:
     """A config with ``size`` in ``section`` is refused with the ``nearest`` that can be drawn, and one with that is taken."""
     settings.setdefault(section, {})["size"] = size

@@ -8,30 +8,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import policy_gradient
 import pytest
-from families import LORA, check_sizes, train_two_iterations
+from families import check_sizes, settings_of, train_two_iterations
 from text_to_image import TextToImage
 
 from flowfactory import UserError
 from flowfactory.config.loading import load, validate
 from flowfactory.models.pretrained import Pretrained
-from flowfactory.testing.two_parameter import FILE
 from flowfactory_sana.sana import grid
 
 
 @pytest.fixture
 def settings(family: TextToImage, tmp_path: Path) -> dict[str, Any]:
-    """A config, as a mapping."""
-    (tmp_path / "train.txt").write_text("a photo of a red circle\nblue cat\n")
-    return {
-        "model": {"name": "sana", "path": str(family.checkpoint()), "max_sequence_length": 30, "train": LORA},
-        "algorithm": "reinforce",
-        "rewards": {"light": "bright"},
-        "prompts": {"train": str(tmp_path / "train.txt")},
-        "sampling": {"size": [32, 32], "guidance": 4, "dynamics": "flow-sde"},
-        "plugins": [FILE, policy_gradient.__file__],
-    }
+    return settings_of("sana", family.checkpoint(), tmp_path, max_sequence_length=30)
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import policy_gradient
 import pytest
 import torch
-from families import LORA, check_sizes, train_two_iterations
+from families import LORA, check_sizes, settings_of, train_two_iterations
 
 from flowfactory import UserError
 from flowfactory.config.loading import load, validate
 from flowfactory.models.pretrained import Pretrained
 from flowfactory.testing import bench
-from flowfactory.testing.two_parameter import FILE
 from flowfactory_z_image.z_image import grid
 
 BFLOAT = torch.bfloat16
@@ -25,16 +23,7 @@ BFLOAT = torch.bfloat16
 
 @pytest.fixture
 def settings(checkpoint: Any, tmp_path: Path) -> dict[str, Any]:
-    """A config, as a mapping."""
-    (tmp_path / "train.txt").write_text("a photo of a red circle\nblue cat\n")
-    return {
-        "model": {"name": "z-image", "path": str(checkpoint()), "max_sequence_length": 64, "train": LORA},
-        "algorithm": "reinforce",
-        "rewards": {"light": "bright"},
-        "prompts": {"train": str(tmp_path / "train.txt")},
-        "sampling": {"size": [32, 32], "guidance": 4, "dynamics": "flow-sde"},
-        "plugins": [FILE, policy_gradient.__file__],
-    }
+    return settings_of("z-image", checkpoint(), tmp_path, max_sequence_length=64)
 
 
 @pytest.mark.parametrize(
